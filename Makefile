@@ -1,0 +1,36 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: environment run test lint format protos bench-tiers clean
+
+environment:
+	@$(PYTHON) tools/environment.py
+
+# Starts Valkey, three workers and the router, and serves until interrupted.
+run: environment
+	@$(BIN)/sparsity up
+
+# Everything: style, types, stubs, unit and end-to-end tests.
+test: lint
+	@$(BIN)/python -m pytest
+
+lint: environment
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/buf lint proto
+	@$(BIN)/python tools/protos.py --check
+	@$(BIN)/python -m mypy
+
+format: environment
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+protos: environment
+	@$(BIN)/python tools/protos.py
+
+# Needs `make run` in another terminal.
+bench-tiers: environment
+	@$(BIN)/sparsity bench tiers
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,76 @@
+"""The numbers that steer block selection and sparse decode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+def _require(condition: bool, name: str, remedy: str) -> None:
+    if not condition:
+        raise ValueError(f"{name}: {remedy}")
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillConfig:
+    """Block-sparse prefill.
+
+    Selection follows the max-threshold rule of FlashPrefill (arXiv 2608.19758): a key block is kept when its share of
+    the estimated softmax mass is at least ``threshold`` times the share of the tile's strongest block.
+
+    Attributes:
+        sparse_from: prompts of fewer tokens are attended densely.
+        threshold: share of the strongest block's mass a block needs, in [0, 1]; 0 keeps every block.
+        query_tile: query rows that share one index, tokens.
+        query_stride: every ``query_stride``-th row of a tile is scored.
+        mean_correction: pruned blocks enter the softmax as one (mean key, mean value) column of weight ``log(block)``.
+        sink: tokens at the start of the context that are always kept.
+        window: tokens before the query tile that are always kept.
+        dense_last_tiles: query tiles at the end of the prompt that attend densely.
+
+    Raises:
+        ValueError: naming the argument that is out of range.
+    """
+
+    sparse_from: int = 2048
+    threshold: float = 0.02
+    query_tile: int = 128
+    query_stride: int = 4
+    mean_correction: bool = True
+    sink: int = 64
+    window: int = 256
+    dense_last_tiles: int = 1
+
+    def __post_init__(self) -> None:
+        _require(self.sparse_from >= 0, "sparse_from", "must be 0 or more tokens")
+        _require(0.0 <= self.threshold <= 1.0, "threshold", "must lie in [0, 1]")
+        _require(self.query_tile >= 1, "query_tile", "must be at least 1 row")
+        _require(1 <= self.query_stride <= self.query_tile, "query_stride", "must lie in [1, query_tile]")
+        _require(self.sink >= 0, "sink", "must be 0 or more tokens")
+        _require(self.window >= 0, "window", "must be 0 or more tokens")
+        _require(self.dense_last_tiles >= 0, "dense_last_tiles", "must be 0 or more tiles")
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeConfig:
+    """Sparse paged decode: the best pages by key mean and spread, per KV head (UNIQUE, arXiv 2605.27740).
+
+    Attributes:
+        sparse_from: contexts of fewer tokens are attended densely.
+        budget: tokens attended a step and KV head, sink and recent pages included.
+        sink: tokens at the start of the context that are always kept.
+        recent: latest tokens that are always kept.
+
+    Raises:
+        ValueError: naming the argument that is out of range.
+    """
+
+    sparse_from: int = 2048
+    budget: int = 1024
+    sink: int = 64
+    recent: int = 256
+
+    def __post_init__(self) -> None:
+        _require(self.sparse_from >= 0, "sparse_from", "must be 0 or more tokens")
+        _require(self.sink >= 0, "sink", "must be 0 or more tokens")
+        _require(self.recent >= 1, "recent", "must be at least 1 token")
+        _require(self.budget >= self.sink + self.recent, "budget", "must be at least sink + recent")

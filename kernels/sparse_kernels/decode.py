@@ -1,0 +1,79 @@
+"""Sparse paged decode on the CPU: one query row attends its best pages."""
+
+from __future__ import annotations
+
+import torch
+
+from sparse_kernels.config import DecodeConfig
+from sparse_kernels.paged import PagedSequence
+from sparse_kernels.stats import AttentionStats
+from sparse_kernels.summaries import PageSummaries
+
+
+def select_pages(
+    q: torch.Tensor, sequence: PagedSequence, summaries: PageSummaries, config: DecodeConfig, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pages to attend for one decode step.
+
+    A page scores ``max over the GQA group of (q . mean + 0.5 |q| spread)`` (UNIQUE, arXiv 2605.27740).
+
+    Args:
+        q: ``[Hq, D]``, one row.
+        sequence: the paged KV cache; the newest token is written.
+        summaries: page summaries of the same layer.
+        config: budget, sink and recent tokens.
+        scale: softmax scale.
+
+    Returns:
+        int64 ``[Hkv, n]`` logical pages in ascending order, the partial last page always among them, and float32
+        ``[Hkv]`` the share of the estimated softmax mass that lies on them.
+    """
+    blocks = sequence.table.numel()
+    block = sequence.page
+    grouped = q.view(sequence.kv_heads, -1, q.shape[-1]).float()
+    mean = summaries.mean[sequence.table].permute(1, 2, 0)
+    spread = summaries.spread[sequence.table].T
+    dots = torch.bmm(grouped, mean)
+    score = (dots + 0.5 * grouped.norm(dim=-1, keepdim=True) * spread[:, None, :]).amax(1)
+    forced = torch.zeros(blocks, dtype=torch.bool, device=q.device)
+    forced[: -(-config.sink // block)] = True
+    forced[max(0, sequence.length - config.recent) // block :] = True
+    score.masked_fill_(forced[None, :], float("inf"))
+    capacity = max(int(forced.sum()), min(blocks, config.budget // block))
+    pages = score.topk(capacity, dim=-1).indices.sort(dim=-1).values
+    filled = torch.full((blocks,), block, device=q.device)
+    filled[-1] = sequence.length - (blocks - 1) * block
+    mass = (dots * scale + filled.float().log()).softmax(-1).mean(1)
+    return pages, mass.gather(1, pages).sum(-1)
+
+
+def sparse_paged_decode(
+    q: torch.Tensor, sequence: PagedSequence, summaries: PageSummaries, config: DecodeConfig, scale: float
+) -> tuple[torch.Tensor, AttentionStats]:
+    """Attention of one query row over the selected pages of each KV head.
+
+    Args:
+        q: ``[Hq, D]``, the newest token's query.
+        sequence: the paged KV cache with the newest token written.
+        summaries: page summaries of the same layer.
+        config: budget; when every page fits it, the result equals dense attention.
+        scale: softmax scale.
+
+    Returns:
+        Output ``[Hq, D]`` in q's dtype, and what was attended.
+
+    Raises:
+        ValueError: when heads do not divide.
+    """
+    heads, dim = q.shape
+    group, block, kv_heads = sequence.group(heads), sequence.page, sequence.kv_heads
+    pages, coverage = select_pages(q, sequence, summaries, config, scale)
+    chosen = sequence.table[pages]
+    head = torch.arange(kv_heads, device=q.device)[:, None]
+    # The partial page is the newest, so it is always last: cutting the tail drops exactly the unwritten slots.
+    length = pages.shape[1] * block - (sequence.table.numel() * block - sequence.length)
+    keys = sequence.keys[chosen, :, head].reshape(1, kv_heads, -1, dim)[:, :, :length]
+    values = sequence.values[chosen, :, head].reshape(1, kv_heads, -1, dim)[:, :, :length]
+    out = torch.nn.functional.scaled_dot_product_attention(q.view(1, kv_heads, group, dim), keys, values, scale=scale)
+    stats = AttentionStats(heads * length, heads * sequence.length, float(coverage.mean()), heads)
+    return out.reshape(heads, dim), stats

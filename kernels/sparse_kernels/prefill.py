@@ -1,0 +1,161 @@
+"""Block-sparse prefill on the CPU: every pruned block is work not done."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from sparse_kernels.config import PrefillConfig
+from sparse_kernels.paged import PagedSequence
+from sparse_kernels.selection import BlockSelection, select_blocks
+from sparse_kernels.stats import AttentionStats, causal_pairs
+from sparse_kernels.summaries import PageSummaries
+from sparse_kernels.tiles import TileGrid
+
+# The public SDPA hides the log-sum-exp that merging two partial softmaxes needs.
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+# Small enough that a group's buffers stay in the cache.
+_TILES_AT_ONCE = 8
+
+
+def block_sparse_prefill(
+    q: torch.Tensor,
+    sequence: PagedSequence,
+    summaries: PageSummaries,
+    config: PrefillConfig,
+    scale: float,
+    *,
+    total: int | None = None,
+    selection: BlockSelection | None = None,
+) -> tuple[torch.Tensor, AttentionStats]:
+    """Causal attention of ``q`` over the selected key blocks of a paged sequence.
+
+    A tile attends its own keys and, when ``config.mean_correction`` is on, the means of the pruned blocks in one masked
+    pass over all tiles; its kept blocks in one unmasked pass a tile and KV head; the two are merged by their
+    log-sum-exp (FlashAttention-2, arXiv 2307.08691, section 3.1).
+
+    Args:
+        q: ``[T, Hq, D]``, the last T tokens of ``sequence``, whose keys and summaries are written already.
+        sequence: keys and values, prefix included.
+        summaries: page summaries of the same layer.
+        config: selection and correction.
+        scale: softmax scale.
+        total: tokens of the whole prompt; more than ``sequence.length`` in all but the last chunk.
+        selection: an index to use in place of selecting one.
+
+    Returns:
+        Output ``[T, Hq, D]`` in q's dtype, and what was attended.
+
+    Raises:
+        ValueError: when q holds more rows than the sequence has tokens, or heads or tiles do not divide.
+    """
+    queries, heads, dim = q.shape
+    group = sequence.group(heads)
+    kv_heads, block = sequence.kv_heads, sequence.page
+    prefix = sequence.length - queries
+    if prefix < 0:
+        raise ValueError(f"q: {queries} rows exceed the sequence's {sequence.length} tokens")
+    grid = TileGrid.of(prefix, queries, config.query_tile)
+    laid = grid.split(q)
+    if selection is None:
+        sub_mean, sub_count = summaries.sub_mean[sequence.table], summaries.sub_count[sequence.table]
+        selection = select_blocks(laid, sub_mean, sub_count, grid, total or sequence.length, block, config, scale)
+    keys, values = sequence.gather()
+    tiles = laid.view(grid.tiles, grid.tile, kv_heads, group, dim).permute(2, 0, 3, 1, 4)
+    own = tuple(_own(cache, grid) for cache in (keys, values))
+    means = tuple(mean[sequence.table].transpose(0, 1).to(q.dtype) for mean in (summaries.mean, summaries.value_mean))
+    before = torch.arange(keys.shape[1])[None] < grid.starts[:, None] // block
+    correction = torch.where(before & ~selection.kept, math.log(block), -math.inf).to(q.dtype)
+    out = torch.empty_like(laid)
+    o_tiles = out.view(grid.tiles, grid.tile, kv_heads, group, dim).permute(2, 0, 3, 1, 4)
+    for first in range(0, grid.tiles, _TILES_AT_ONCE):
+        part = slice(first, first + _TILES_AT_ONCE)
+        rows = tiles[:, part].contiguous()
+        seen = means if config.mean_correction else ()
+        near, near_lse = _own_keys_and_means(rows, [o[:, part] for o in own], seen, correction[:, part], scale)
+        far, far_lse = _kept_blocks(rows, keys, values, selection.kept[:, part], scale)
+        weight = (far_lse - torch.logaddexp(far_lse, near_lse)).exp_().unsqueeze(-1)
+        o_tiles[:, part] = far.sub_(near).mul_(weight.to(q.dtype)).add_(near)
+    out = grid.join(out)
+
+    valid = grid.valid.sum(1)
+    kept = int((selection.kept.sum((0, 2)) * valid).sum()) * block * group
+    own = heads * _own_pairs(grid)
+    coverage = float((selection.coverage.mean(0) * valid).sum()) / queries
+    return out, AttentionStats(kept + own, heads * causal_pairs(queries, prefix), coverage, heads * queries)
+
+
+def _own_pairs(grid: TileGrid) -> int:
+    """Causal pairs inside the tiles, for one head."""
+    positions = torch.arange(grid.tiles * grid.tile).view(grid.tiles, grid.tile) % grid.tile + 1
+    return int((positions * grid.valid).sum())
+
+
+def _own(cache: torch.Tensor, grid: TileGrid) -> torch.Tensor:
+    """The tiles' own keys or values, ``[Hkv, tiles, tile, D]``, zero past the end of the sequence."""
+    kv_heads, dim = cache.shape[0], cache.shape[-1]
+    first, length = grid.first * grid.tile, grid.tiles * grid.tile
+    own = cache.new_zeros(kv_heads, length, dim)
+    flat = cache.flatten(1, 2)[:, first : first + length]
+    own[:, : flat.shape[1]] = flat
+    return own.view(kv_heads, grid.tiles, grid.tile, dim)
+
+
+def _own_keys_and_means(
+    tiles: torch.Tensor,
+    own: list[torch.Tensor],
+    means: tuple[torch.Tensor, ...],
+    correction: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each tile over its own keys, causally, and over the means of the blocks it pruned.
+
+    Args:
+        tiles: ``[Hkv, tiles, group, tile, D]``.
+        own: keys and values ``[Hkv, tiles, tile, D]``.
+        means: key and value means ``[Hkv, blocks, D]``; empty without correction.
+        correction: additive mask of the means, ``[Hkv, tiles, blocks]``.
+        scale: softmax scale.
+
+    Returns:
+        ``[Hkv, tiles, group, tile, D]`` and float32 log-sum-exp ``[Hkv, tiles, group, tile]``.
+    """
+    count, group, tile = tiles.shape[1:4]
+    columns = own
+    if means:
+        columns = [torch.cat([o, m[:, None].expand(-1, count, -1, -1)], 2) for o, m in zip(own, means, strict=True)]
+    keys, values = (column.flatten(0, 1)[:, None].expand(-1, group, -1, -1) for column in columns)
+    bias = tiles.new_zeros(*tiles.shape[:2], tile, keys.shape[2])
+    bias[..., :tile].masked_fill_(torch.ones(tile, tile, dtype=torch.bool).triu(1), -math.inf)
+    if means:
+        bias[..., tile:] = correction[:, :, None]
+    out, lse = _flash(tiles.flatten(0, 1), keys, values, 0.0, False, attn_mask=bias.flatten(0, 1)[:, None], scale=scale)
+    return out.view(tiles.shape), lse.view(tiles.shape[:-1])
+
+
+def _kept_blocks(
+    tiles: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, kept: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each tile over the blocks it kept; shapes as in :func:`_own_keys_and_means`."""
+    kv_heads, count, group, tile, dim = tiles.shape
+    blocks = keys.shape[1]
+    flat_keys, flat_values = keys.view(kv_heads * blocks, -1), values.view(kv_heads * blocks, -1)
+    where = kept.nonzero()
+    chosen = torch.split(where[:, 0] * blocks + where[:, 2], kept.sum(-1).flatten().tolist())
+    rows = tiles.view(kv_heads * count, 1, 1, group * tile, dim).unbind()
+    nothing = torch.zeros_like(rows[0]), torch.full((1, 1, group * tile), -math.inf)
+    # A loop of few and cheap calls: at these sizes the interpreter's share is what is left to save.
+    parts = [
+        _flash(
+            row,
+            flat_keys.index_select(0, index).view(1, 1, -1, dim),
+            flat_values.index_select(0, index).view(1, 1, -1, dim),
+            scale=scale,
+        )
+        if index.numel()
+        else nothing
+        for row, index in zip(rows, chosen, strict=True)
+    ]
+    out, lse = (torch.cat(column) for column in zip(*parts, strict=True))
+    return out.view(tiles.shape), lse.view(tiles.shape[:-1])

@@ -1,0 +1,78 @@
+"""Page summaries: key mean, key spread and value mean of each physical KV page.
+
+They are indexed by physical page, so pages shared through a prefix cache keep valid summaries, and a write recomputes
+only the pages it touches.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+class PageSummaries:
+    """Summaries of one layer's paged KV cache.
+
+    Attributes:
+        sub_mean: float32 ``[pages, subs, Hkv, D]``, mean key of each sub-page (rows past the written length are zero).
+        sub_count: int16 ``[pages, subs]``, keys behind each sub-page mean.
+        mean: float32 ``[pages, Hkv, D]``, mean key of the page.
+        value_mean: float32 ``[pages, Hkv, D]``, mean value of the page.
+        spread: float32 ``[pages, Hkv]``, root mean square distance of a key from the page mean, per dimension.
+    """
+
+    def __init__(
+        self,
+        pages: int,
+        page_size: int,
+        kv_heads: int,
+        head_dim: int,
+        sub_page: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if page_size % sub_page:
+            raise ValueError(f"sub_page: {sub_page} must divide the page size {page_size}")
+        self.page_size = page_size
+        self.sub_page = sub_page
+        subs = page_size // sub_page
+        self.sub_mean = torch.zeros(pages, subs, kv_heads, head_dim, device=device)
+        self.sub_count = torch.zeros(pages, subs, dtype=torch.int16, device=device)
+        self.mean = torch.zeros(pages, kv_heads, head_dim, device=device)
+        self.value_mean = torch.zeros(pages, kv_heads, head_dim, device=device)
+        self.spread = torch.zeros(pages, kv_heads, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the summaries."""
+        tensors = (self.sub_mean, self.sub_count, self.mean, self.value_mean, self.spread)
+        return sum(t.element_size() * t.numel() for t in tensors)
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, pages: torch.Tensor, filled: torch.Tensor) -> None:
+        """Recompute the summaries of ``pages``.
+
+        Args:
+            keys: the layer's key cache, ``[all pages, page, Hkv, D]``.
+            values: the layer's value cache, same shape.
+            pages: int64 ``[N]``, physical pages that were written.
+            filled: int64 ``[N]``, valid keys in each, 1 to the page size.
+
+        Raises:
+            ValueError: when ``pages`` and ``filled`` differ in length.
+        """
+        if pages.shape != filled.shape:
+            raise ValueError(f"filled: shape {tuple(filled.shape)} must equal that of pages {tuple(pages.shape)}")
+        subs = self.page_size // self.sub_page
+        k = keys[pages].float()
+        v = values[pages].float()
+        valid = torch.arange(self.page_size, device=k.device)[None, :] < filled[:, None]
+        weight = valid[:, :, None, None]
+        k = torch.where(weight, k, 0.0)
+        count = filled.view(-1, 1, 1).float()
+        sub_count = valid.view(-1, subs, self.sub_page).sum(-1)
+        sub_sum = k.view(k.shape[0], subs, self.sub_page, *k.shape[2:]).sum(2)
+        mean = sub_sum.sum(1) / count
+        variance = (k.square().sum(1) / count - mean.square()).clamp_min(0.0)
+        self.sub_mean[pages] = sub_sum / sub_count.clamp_min(1)[:, :, None, None]
+        self.sub_count[pages] = sub_count.to(torch.int16)
+        self.mean[pages] = mean
+        self.value_mean[pages] = torch.where(weight, v, 0.0).sum(1) / count
+        self.spread[pages] = variance.mean(-1).sqrt()

@@ -1,0 +1,1 @@
+"""Risk policies: model, validation, the decision function, the Redis store."""

@@ -1,0 +1,157 @@
+"""The decision: a pure function of signals and snapshot, shared by the live path, explain, simulate and replay."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sparsity_policies.conditions import context
+from sparsity_policies.model import Band, Decision, Override, Policy, Reason, Scope, Signals, Step, Tier
+from sparsity_policies.snapshot import Compiled, Snapshot
+
+DEFAULT_DOMAIN = "default"
+
+
+class _Verdict(NamedTuple):
+    tier: Tier
+    reason: Reason
+    matched: str
+    explanation: str
+
+
+class _Trail:
+    """The checks of one decision, in order; the last one that changes the verdict wins."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.verdict = _Verdict(Tier.DENSE, Reason.UNKNOWN_DOMAIN, "", "nothing decided")
+
+    def skip(self, check: str, detail: str, tier: Tier) -> None:
+        self.steps.append(Step(check, False, detail, tier))
+
+    def take(self, check: str, tier: Tier, reason: Reason, detail: str) -> None:
+        self.steps.append(Step(check, True, detail, tier))
+        self.verdict = _Verdict(tier, reason, check, detail)
+
+    def cap(self, check: str, tier: Tier, reason: Reason, detail: str) -> None:
+        """Takes ``tier`` only when it is denser than the verdict so far."""
+        if tier < self.verdict.tier:
+            self.take(check, tier, reason, detail)
+        else:
+            self.skip(check, detail, tier)
+
+
+def decide(signals: Signals, snapshot: Snapshot) -> Decision:
+    """Decides one request; in doubt, dense."""
+    compiled = snapshot.policies.get(signals.domain)
+    trail = _Trail()
+    doubt = _doubt(signals, snapshot, compiled)
+    if doubt is not None:
+        trail.take(doubt.matched, doubt.tier, doubt.reason, doubt.explanation)
+    else:
+        assert compiled is not None
+        _by_rules_and_bands(trail, signals, compiled)
+        _by_guards(trail, compiled.policy)
+    for override in snapshot.overrides:
+        if _applies(override, signals):
+            what = f"override {override.id} caps at {override.max_tier.word}: {override.reason or 'no reason given'}"
+            trail.cap(f"overrides[{override.id}]", override.max_tier, Reason.KILL_SWITCH, what)
+    if signals.max_tier is not None:
+        what = f"the caller asks for {signals.max_tier.word} or denser"
+        trail.cap("max_tier", signals.max_tier, Reason.CALLER_REQUESTED, what)
+    verdict = trail.verdict
+    policy = compiled.policy if compiled else None
+    return Decision(
+        tier=verdict.tier,
+        reason=verdict.reason,
+        matched_rule=verdict.matched,
+        policy=policy.domain if policy else DEFAULT_DOMAIN,
+        policy_revision=snapshot.revision,
+        policy_tier=verdict.tier,
+        explanation=verdict.explanation,
+        fallback=fallback_order(verdict.tier, policy),
+        steps=tuple(trail.steps),
+    )
+
+
+def fallback_order(tier: Tier, policy: Policy | None) -> tuple[Tier, ...]:
+    """Tiers to try when ``tier`` has no worker: the policy's order, else every denser tier; never a sparser one."""
+    wanted = policy.fallback if policy and policy.fallback else tuple(reversed(Tier))
+    return tuple(other for other in wanted if other < tier)
+
+
+def _doubt(signals: Signals, snapshot: Snapshot, compiled: Compiled | None) -> _Verdict | None:
+    """The first doubt there is, as a dense verdict."""
+
+    def dense(reason: Reason, check: str, detail: str) -> _Verdict:
+        return _Verdict(Tier.DENSE, reason, check, detail)
+
+    if signals.policy_age > snapshot.ttl:
+        detail = (
+            f"policies were last confirmed {signals.policy_age:.0f} s ago; their time to live is {snapshot.ttl:.0f} s"
+        )
+        return dense(Reason.STALE_POLICY, "policy_age", detail)
+    if signals.classifier_error:
+        return dense(Reason.CLASSIFIER_FAILED, "classifier", signals.classifier_error)
+    if signals.scanned_bytes < signals.prompt_bytes:
+        detail = f"{signals.scanned_bytes} of {signals.prompt_bytes} bytes were scanned"
+        return dense(Reason.SCAN_TRUNCATED, "scan", detail)
+    if signals.flags:
+        return dense(Reason.FLAGGED, "flags", f"flagged {', '.join(sorted(signals.flags))}")
+    if compiled is None:
+        detail = f"domain {signals.domain!r} has no policy" if signals.domain else "no domain was declared or detected"
+        return dense(Reason.UNKNOWN_DOMAIN, "domain", detail)
+    return None
+
+
+def _by_rules_and_bands(trail: _Trail, signals: Signals, compiled: Compiled) -> None:
+    shared = context(signals)
+    for rule, condition in zip(compiled.policy.rules, compiled.conditions, strict=True):
+        check = f"rules[{rule.name}]"
+        try:
+            holds = condition.holds(shared)
+        except ValueError as error:
+            # A rule that cannot be evaluated might have asked for dense.
+            if rule.tier is Tier.DENSE:
+                trail.take(check, Tier.DENSE, Reason.CLASSIFIER_FAILED, f"{rule.when} cannot be evaluated: {error}")
+                return
+            trail.skip(check, f"cannot be evaluated: {error}", rule.tier)
+            continue
+        if holds:
+            trail.take(check, rule.tier, Reason.RULE_MATCH, f"{rule.when} holds")
+            return
+        trail.skip(check, f"{rule.when} does not hold", rule.tier)
+    number, band = densest_band(compiled.policy, signals)
+    tokens = (
+        f"{signals.min_tokens}"
+        if signals.min_tokens == signals.max_tokens
+        else (f"{signals.min_tokens} to {signals.max_tokens}")
+    )
+    task = f" for task {band.task!r}" if band.task else ""
+    detail = f"{tokens} prompt tokens lie in the band from {band.from_tokens}{task}"
+    trail.take(f"bands[{number}]", band.tier, Reason.LENGTH_BAND, detail)
+
+
+def densest_band(policy: Policy, signals: Signals) -> tuple[int, Band]:
+    """The densest band that the token interval touches, with its number."""
+    task = signals.task if any(band.task == signals.task for band in policy.bands) else ""
+    bands = [(number, band) for number, band in enumerate(policy.bands) if band.task == task]
+    ends = [band.from_tokens for _, band in bands[1:]] + [None]
+    touched = [
+        (number, band)
+        for (number, band), end in zip(bands, ends, strict=True)
+        if band.from_tokens <= signals.max_tokens and (end is None or signals.min_tokens < end)
+    ]
+    return min(touched, key=lambda pair: pair[1].tier)
+
+
+def _by_guards(trail: _Trail, policy: Policy) -> None:
+    if policy.guards.max_tier is not None:
+        what = f"guards.max_tier is {policy.guards.max_tier.word}"
+        trail.cap("guards.max_tier", policy.guards.max_tier, Reason.GUARD, what)
+
+
+def _applies(override: Override, signals: Signals) -> bool:
+    if override.expire_time is not None and override.expire_time <= signals.received_at:
+        return False
+    targets = {Scope.GLOBAL: "", Scope.DOMAIN: signals.domain, Scope.TENANT: signals.tenant}
+    return override.target == targets[override.scope]

@@ -1,0 +1,1 @@
+"""Shipped policy documents, one YAML file a domain, and the sets of length bands."""

@@ -1,0 +1,150 @@
+"""Between our values and the messages of `sparsity.v1`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.timestamp_pb2 import Timestamp
+from sparsity.errors import InvalidRequestError
+from sparsity.v1 import inference_pb2, policy_pb2
+
+from sparsity_policies.document import parse_policy, to_document
+from sparsity_policies.model import Decision, Override, Policy, Scope, Signals, StoredPolicy, Tier
+
+_PREFIXES = {"tier": "TIER_", "max_tier": "TIER_", "risk": "RISK_", "fallback": "TIER_"}
+
+
+def policy_from_wire(message: policy_pb2.Policy) -> Policy:
+    """Reads and validates a policy message.
+
+    Raises:
+        InvalidRequestError: with one violation a mistake.
+    """
+    document = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    for name in ("rollout", "shadow"):
+        if name in document and not message.HasField(name):
+            del document[name]
+    plain = _lower(document)
+    for band in plain.get("bands", []):
+        band.setdefault("from_tokens", 0)
+    for part in (plain.get("shadow", {}),):
+        if "tokens_per_minute" in part:
+            part["tokens_per_minute"] = int(part["tokens_per_minute"])
+    return parse_policy(plain)
+
+
+def _lower(value: Any, key: str = "") -> Any:
+    """Enum names as documents spell them."""
+    if isinstance(value, dict):
+        inner = key in ("labels",)
+        return {name: item if inner else _lower(item, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_lower(item, key) for item in value]
+    if isinstance(value, str) and (prefix := _PREFIXES.get(key)):
+        return value.removeprefix(prefix).lower()
+    return value
+
+
+def policy_to_wire(policy: Policy) -> policy_pb2.Policy:
+    """The message of a policy."""
+    message = policy_pb2.Policy()
+    json_format.ParseDict(_upper(to_document(policy)), message)
+    return message
+
+
+def _upper(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {name: item if key == "labels" else _upper(item, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_upper(item, key) for item in value]
+    if isinstance(value, str) and (prefix := _PREFIXES.get(key)):
+        return f"{prefix}{value.upper()}"
+    return value
+
+
+def timestamp(seconds: float) -> Timestamp:
+    """Seconds since the epoch as a message."""
+    message = Timestamp()
+    message.FromNanoseconds(int(seconds * 1e9))
+    return message
+
+
+def stored_to_wire(stored: StoredPolicy) -> policy_pb2.StoredPolicy:
+    """The message of a stored policy."""
+    return policy_pb2.StoredPolicy(
+        policy=policy_to_wire(stored.policy),
+        etag=stored.etag,
+        revision=stored.revision,
+        update_time=timestamp(stored.update_time),
+        actor=stored.actor,
+        reason=stored.reason,
+    )
+
+
+def override_to_wire(override: Override) -> policy_pb2.Override:
+    """The message of an override."""
+    message = policy_pb2.Override(
+        id=override.id,
+        scope=override.scope.value,  # type: ignore[arg-type]
+        target=override.target,
+        max_tier=override.max_tier.value,  # type: ignore[arg-type]
+        reason=override.reason,
+        actor=override.actor,
+    )
+    if override.expire_time is not None:
+        message.expire_time.CopyFrom(timestamp(override.expire_time))
+    return message
+
+
+def override_from_wire(message: policy_pb2.Override, new_id: str) -> Override:
+    """Reads and checks an override; ``new_id`` stands in for an empty id.
+
+    Raises:
+        InvalidRequestError: naming the field.
+    """
+    if int(message.scope) not in list(Scope):
+        raise InvalidRequestError.of("override.scope", "must be GLOBAL, DOMAIN or TENANT")
+    scope = Scope(message.scope)
+    if (scope is Scope.GLOBAL) == bool(message.target):
+        problem = "must be empty for a global override" if scope is Scope.GLOBAL else "is empty; name what to act on"
+        raise InvalidRequestError.of("override.target", problem)
+    tier = Tier(message.max_tier) if message.max_tier else Tier.DENSE
+    expires = message.expire_time.ToNanoseconds() / 1e9 if message.HasField("expire_time") else None
+    if expires is not None and expires <= time.time():
+        raise InvalidRequestError.of("override.expire_time", "lies in the past")
+    return Override(message.id or new_id, scope, message.target, tier, expires, message.reason, message.actor)
+
+
+def decision_to_wire(decision: Decision, decision_id: str) -> inference_pb2.Decision:
+    """The message of a decision."""
+    return inference_pb2.Decision(
+        decision_id=decision_id,
+        tier=decision.tier.value,  # type: ignore[arg-type]
+        reason=decision.reason.value,  # type: ignore[arg-type]
+        matched_rule=decision.matched_rule,
+        policy=decision.policy,
+        policy_revision=decision.policy_revision,
+        policy_tier=decision.policy_tier.value,  # type: ignore[arg-type]
+        explanation=decision.explanation,
+    )
+
+
+def signals_to_wire(signals: Signals) -> inference_pb2.Signals:
+    """The message of signals."""
+    source = inference_pb2.DOMAIN_SOURCE_UNSPECIFIED
+    if signals.domain:
+        source = inference_pb2.DOMAIN_SOURCE_DETECTED if signals.detected else inference_pb2.DOMAIN_SOURCE_DECLARED
+    return inference_pb2.Signals(
+        min_tokens=signals.min_tokens,
+        max_tokens=signals.max_tokens,
+        domain=signals.domain,
+        domain_source=source,
+        flags=sorted(signals.flags),
+        task=signals.task,
+        labels=dict(signals.labels),
+        tenant=signals.tenant,
+        session=signals.session,
+        scanned_bytes=signals.scanned_bytes,
+    )

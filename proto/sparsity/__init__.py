@@ -1,0 +1,1 @@
+"""What every component shares: the wire contract `sparsity.v1`, the exception tree, and telemetry names."""

@@ -1,0 +1,126 @@
+"""Every error that sparsity-router raises on purpose.
+
+SparsityError
+├── ConfigurationError      an option, profile, model or address that cannot be used; names it and the remedy
+│   └── BackendInactiveError  the probe at start did not see the sparse kernels run
+├── InvalidRequestError     a request or document that can never succeed; one violation a field
+├── NotFoundError           no such policy, override or model
+├── ConflictError           somebody else wrote first
+├── OverloadedError         no room now; the same call may succeed later
+├── UnavailableError        nobody can answer now
+│   ├── DrainingError         the process is going away
+│   └── StoreError            the policy store cannot be reached or used
+├── StreamBrokenError       a worker failed after its first token; nothing is replayed
+├── EngineError             the engine failed on this request
+├── DeadlineError           the caller's deadline passed
+├── CancelledError          the caller went away
+└── UnimplementedError      in the contract, not in this version
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import grpc
+
+
+class Violation(NamedTuple):
+    """One mistake: the field's path, and what is wrong with the remedy."""
+
+    field: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}"
+
+
+class SparsityError(Exception):
+    """Base of the tree; ``code`` is the gRPC status it is answered with."""
+
+    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+
+
+class ConfigurationError(SparsityError):
+    """An option, profile, model or address that cannot be used."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class BackendInactiveError(ConfigurationError):
+    """The probe at start did not see the sparse kernels run."""
+
+
+class InvalidRequestError(SparsityError):
+    """A request or document that can never succeed."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+    def __init__(self, *violations: Violation) -> None:
+        super().__init__("; ".join(map(str, violations)))
+        self.violations: Sequence[Violation] = violations
+
+    @classmethod
+    def of(cls, field: str, problem: str) -> InvalidRequestError:
+        """An error of one violation."""
+        return cls(Violation(field, problem))
+
+
+class NotFoundError(SparsityError):
+    """No such policy, override or model."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class ConflictError(SparsityError):
+    """Somebody else wrote first."""
+
+    code = grpc.StatusCode.ABORTED
+
+
+class OverloadedError(SparsityError):
+    """No room now; the same call may succeed later."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class UnavailableError(SparsityError):
+    """Nobody can answer now."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class DrainingError(UnavailableError):
+    """The process is going away."""
+
+
+class StoreError(UnavailableError):
+    """The policy store cannot be reached or used."""
+
+
+class StreamBrokenError(SparsityError):
+    """A worker failed after its first token; nothing is replayed."""
+
+    code = grpc.StatusCode.ABORTED
+
+
+class EngineError(SparsityError):
+    """The engine failed on this request."""
+
+
+class DeadlineError(SparsityError):
+    """The caller's deadline passed."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class CancelledError(SparsityError):
+    """The caller went away."""
+
+    code = grpc.StatusCode.CANCELLED
+
+
+class UnimplementedError(SparsityError):
+    """In the contract, not in this version."""
+
+    code = grpc.StatusCode.UNIMPLEMENTED

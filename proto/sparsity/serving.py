@@ -1,0 +1,120 @@
+"""Puts a servicer on a gRPC server so that every mistake of a caller gets a clear status.
+
+Malformed messages answer INVALID_ARGUMENT (generated code would answer INTERNAL), raised SparsityErrors their own
+status, and methods that the servicer lacks UNIMPLEMENTED.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, NamedTuple
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from sparsity.errors import ConfigurationError, InvalidRequestError, UnimplementedError
+from sparsity.status import answering
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class _Malformed(NamedTuple):
+    message: str
+    problem: str
+
+
+def add_service(server: grpc.aio.Server, service: ServiceDescriptor, servicer: object) -> None:
+    """Registers ``servicer``, whose coroutine or async-generator methods bear the names of the service's methods."""
+    handlers = {method.name: _handler(method, getattr(servicer, method.name, None)) for method in service.methods}
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service.full_name, handlers)])
+
+
+def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> grpc.RpcMethodHandler[Any, Any]:
+    kind = GetMessageClass(method.input_type)
+
+    def parse(data: bytes) -> Any:
+        try:
+            return kind.FromString(data)
+        except DecodeError as error:
+            return _Malformed(method.input_type.name, str(error))
+
+    def checked(request: Any) -> Callable[..., Any]:
+        if isinstance(request, _Malformed):
+            problem = f"{request.problem}; text must be valid UTF-8, and other prompts go into token_ids"
+            raise InvalidRequestError.of(request.message, problem)
+        if function is None:
+            raise UnimplementedError(f"{method.full_name} is not implemented in this version")
+        return function
+
+    async def unary(request: Any, context: Context) -> Any:
+        async with answering(context):
+            return await checked(request)(request, context)
+
+    async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+        async with answering(context), aclosing(checked(request)(request, context)) as responses:
+            async for response in responses:
+                yield response
+
+    def serialize(message: Any) -> bytes:
+        return bytes(message.SerializeToString())
+
+    if method.server_streaming:
+        return grpc.unary_stream_rpc_method_handler(stream, parse, serialize)
+    return grpc.unary_unary_rpc_method_handler(unary, parse, serialize)
+
+
+def require_free(address: str) -> None:
+    """Tells early, before anything slow is started, that ``address`` cannot be listened on.
+
+    Raises:
+        ConfigurationError: naming the address and the remedy.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigurationError(f"--listen: must be host:port, not {address!r}")
+    try:
+        with socket.create_server(
+            (host.strip("[]"), int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        ):
+            return
+    except OSError as error:
+        problem = (
+            f"--listen: cannot listen on {address} ({error.strerror}); choose another port, or port 0 for a free one"
+        )
+        raise ConfigurationError(problem) from error
+
+
+class Endpoint(NamedTuple):
+    """A server that listens, its health service, and its address."""
+
+    server: grpc.aio.Server
+    health: health.aio.HealthServicer
+    port: int
+
+
+def listen(address: str, services: dict[ServiceDescriptor, object], max_message_bytes: int) -> Endpoint:
+    """A server with ``services``, standard health and reflection on ``address``; port 0 takes a free one.
+
+    Raises:
+        ConfigurationError: when the address cannot be listened on.
+    """
+    options = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.so_reuseport", 0)]
+    server = grpc.aio.server(options=options)
+    for descriptor, servicer in services.items():
+        add_service(server, descriptor, servicer)
+    healthy = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    names = [descriptor.full_name for descriptor in services]
+    reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    require_free(address)
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise ConfigurationError(f"--listen: cannot listen on {address}: {error}") from error
+    return Endpoint(server, healthy, port)

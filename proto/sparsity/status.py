@@ -1,0 +1,90 @@
+"""The one place where our errors become gRPC statuses, and statuses our errors."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from sparsity.errors import (
+    CancelledError,
+    ConfigurationError,
+    ConflictError,
+    DeadlineError,
+    EngineError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    SparsityError,
+    UnavailableError,
+    UnimplementedError,
+    Violation,
+)
+
+_ERRORS: dict[grpc.StatusCode, type[SparsityError]] = {
+    kind.code: kind
+    for kind in (
+        CancelledError,
+        ConfigurationError,
+        ConflictError,
+        DeadlineError,
+        NotFoundError,
+        OverloadedError,
+        UnavailableError,
+        UnimplementedError,
+    )
+}
+
+RETRY_DELAY_SECONDS = 1
+
+
+def to_status(error: SparsityError) -> status_pb2.Status:
+    """The rich status of an error: BadRequest for invalid fields, RetryInfo for overload."""
+    status = status_pb2.Status(code=error.code.value[0], message=str(error))
+    if isinstance(error, InvalidRequestError):
+        bad = error_details_pb2.BadRequest()
+        for field, problem in error.violations:
+            bad.field_violations.add(field=field, description=problem)
+        status.details.append(_packed(bad))
+    if isinstance(error, OverloadedError):
+        delay = Duration(seconds=RETRY_DELAY_SECONDS)
+        status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+    return status
+
+
+def to_error(error: grpc.RpcError) -> SparsityError:
+    """The error behind a failed call."""
+    call: Any = error
+    code, details = call.code(), call.details() or "no details"
+    if code is not grpc.StatusCode.INVALID_ARGUMENT:
+        return _ERRORS.get(code, EngineError)(details)
+    violations = []
+    metadata = dict(call.trailing_metadata() or ())
+    status = status_pb2.Status.FromString(metadata.get("grpc-status-details-bin", b""))
+    for packed in status.details:
+        bad = error_details_pb2.BadRequest()
+        if packed.Unpack(bad):
+            violations += [Violation(found.field, found.description) for found in bad.field_violations]
+    return InvalidRequestError(*violations or [Violation("request", details)])
+
+
+def _packed(detail: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    return packed
+
+
+@asynccontextmanager
+async def answering(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
+    """Answers a SparsityError raised inside with its status."""
+    try:
+        yield
+    except SparsityError as error:
+        await context.abort_with_status(rpc_status.to_status(to_status(error)))

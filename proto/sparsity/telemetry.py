@@ -1,0 +1,105 @@
+"""Traces: names, set-up by the standard OpenTelemetry variables, and context across gRPC.
+
+Off by default and then free: without an exporter no SDK is loaded, and the API's spans do nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import grpc
+from opentelemetry import context as otel_context
+from opentelemetry import propagate, trace
+
+from sparsity.errors import ConfigurationError
+
+# OpenTelemetry's GenAI conventions; they still rename, so they are spelled here only.
+GEN_AI_OPERATION: Final = "gen_ai.operation.name"
+GEN_AI_MODEL: Final = "gen_ai.request.model"
+GEN_AI_MAX_TOKENS: Final = "gen_ai.request.max_tokens"
+GEN_AI_TEMPERATURE: Final = "gen_ai.request.temperature"
+GEN_AI_INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
+GEN_AI_OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
+GEN_AI_FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
+# Our own.
+TIER: Final = "sparsity.tier"
+POLICY_TIER: Final = "sparsity.policy.tier"
+REASON: Final = "sparsity.reason"
+DOMAIN: Final = "sparsity.domain"
+DECISION_ID: Final = "sparsity.decision.id"
+MATCHED_RULE: Final = "sparsity.policy.rule"
+POLICY_REVISION: Final = "sparsity.policy.revision"
+PROMPT_TOKENS: Final = "sparsity.prompt.tokens"
+SCANNED_BYTES: Final = "sparsity.prompt.scanned_bytes"
+FLAGS: Final = "sparsity.prompt.flags"
+WORKER_ID: Final = "sparsity.worker.id"
+ATTEMPT: Final = "sparsity.attempt"
+PROFILE: Final = "sparsity.profile"
+REQUEST_ID: Final = "sparsity.request.id"
+CACHED_TOKENS: Final = "sparsity.cached_tokens"
+PREFILL_DENSITY: Final = "sparsity.density.prefill"
+DECODE_DENSITY: Final = "sparsity.density.decode"
+COVERAGE: Final = "sparsity.coverage"
+
+
+def _exporter() -> str:
+    """`otlp`, `console` or `none`, by OTEL_SDK_DISABLED, OTEL_TRACES_EXPORTER and the OTLP endpoint variables."""
+    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return "none"
+    endpoints = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    default = "otlp" if any(os.environ.get(name) for name in endpoints) else "none"
+    return os.environ.get("OTEL_TRACES_EXPORTER") or default
+
+
+def configure(service: str) -> None:
+    """Installs the tracer provider that the environment asks for; does nothing when it asks for none.
+
+    Raises:
+        ConfigurationError: for an exporter other than otlp, console or none.
+    """
+    kind = _exporter()
+    if kind == "none":
+        return
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor
+
+    provider = TracerProvider(resource=Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", service)}))
+    if kind == "otlp":
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    elif kind == "console":
+        provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
+    else:
+        raise ConfigurationError(f"OTEL_TRACES_EXPORTER: must be otlp, console or none, not {kind!r}")
+    trace.set_tracer_provider(provider)
+
+
+def shutdown() -> None:
+    """Sends what is left."""
+    stop = getattr(trace.get_tracer_provider(), "shutdown", None)
+    if stop is not None:
+        stop()
+
+
+def outgoing() -> tuple[tuple[str, str], ...]:
+    """gRPC metadata that carries the present span to the next service."""
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return tuple(carrier.items())
+
+
+@contextmanager
+def server_span(tracer: trace.Tracer, name: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterator[trace.Span]:
+    """Opens a server span under the caller's, from the call's metadata (W3C trace context)."""
+    carrier = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    token = otel_context.attach(propagate.extract(carrier))
+    try:
+        with tracer.start_as_current_span(name, kind=trace.SpanKind.SERVER) as span:
+            yield span
+    finally:
+        otel_context.detach(token)

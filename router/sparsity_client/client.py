@@ -1,0 +1,104 @@
+"""A blocking client of the router."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+
+import grpc
+from opentelemetry import trace
+from sparsity import telemetry
+from sparsity.status import to_error
+from sparsity.v1 import inference_pb2, inference_pb2_grpc
+
+MAX_MESSAGE_BYTES = 64 * 2**20
+_tracer = trace.get_tracer("sparsity.client")
+
+Prompt = str | Sequence[int] | inference_pb2.ChatPrompt
+
+
+def make_request(
+    prompt: Prompt,
+    *,
+    domain: str | None = None,
+    task: str | None = None,
+    flags: Sequence[str] = (),
+    labels: Mapping[str, str] | None = None,
+    tenant: str | None = None,
+    session: str | None = None,
+    max_tier: inference_pb2.Tier.ValueType | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    stop: Sequence[str] = (),
+) -> inference_pb2.GenerateRequest:
+    """A request from plain values; text is sent as it is, a sequence of numbers as token ids."""
+    context = inference_pb2.RequestContext(
+        domain=domain, task=task, flags=flags, labels=labels, tenant=tenant, session=session, max_tier=max_tier
+    )
+    sampling = inference_pb2.SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, stop=stop)
+    request = inference_pb2.GenerateRequest(context=context, sampling=sampling)
+    if isinstance(prompt, str):
+        request.text = prompt
+    elif isinstance(prompt, inference_pb2.ChatPrompt):
+        request.chat.CopyFrom(prompt)
+    else:
+        request.token_ids.ids.extend(prompt)
+    return request
+
+
+class Client:
+    """One channel to a router at ``target``; safe to share between threads."""
+
+    def __init__(self, target: str) -> None:
+        size = [
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ]
+        self.channel = grpc.insecure_channel(target, options=size)
+        self._inference: inference_pb2_grpc.InferenceServiceStub = inference_pb2_grpc.InferenceServiceStub(self.channel)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the channel; calls in flight are cancelled."""
+        self.channel.close()
+
+    def generate(
+        self, request: inference_pb2.GenerateRequest, timeout: float | None = None
+    ) -> Iterator[inference_pb2.GenerateResponse]:
+        """Streams a completion; the last response has `completion` set. Leaving early cancels it.
+
+        Args:
+            request: see :func:`make_request`.
+            timeout: seconds for the whole stream.
+
+        Raises:
+            SparsityError: the kind tells what failed.
+        """
+        with _tracer.start_as_current_span("client.generate", kind=trace.SpanKind.CLIENT):
+            call = self._inference.Generate(request, timeout=timeout, metadata=telemetry.outgoing())
+            try:
+                yield from call
+            except grpc.RpcError as error:
+                raise to_error(error) from error
+            finally:
+                call.cancel()
+
+    def explain(
+        self, request: inference_pb2.GenerateRequest, timeout: float | None = 30.0
+    ) -> inference_pb2.ExplainResponse:
+        """The decision that :meth:`generate` would get now, and how it comes to be.
+
+        Raises:
+            SparsityError: the kind tells what failed.
+        """
+        with _tracer.start_as_current_span("client.explain", kind=trace.SpanKind.CLIENT):
+            explain = inference_pb2.ExplainRequest(request=request)
+            try:
+                return self._inference.Explain(explain, timeout=timeout, metadata=telemetry.outgoing())
+            except grpc.RpcError as error:
+                raise to_error(error) from error

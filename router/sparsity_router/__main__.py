@@ -1,0 +1,52 @@
+"""`python -m sparsity_router`: one router process."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from sparsity.errors import SparsityError
+from sparsity_policies.shipped import band_sets
+
+from sparsity_router.config import RouterConfig
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(prog="python -m sparsity_router", description=__doc__)
+    parser.add_argument("--model", required=True, type=Path, help="folder of the model that the workers serve")
+    parser.add_argument("--worker", action="append", default=[], help="host:port of a worker; repeat for each")
+    parser.add_argument("--redis-url", required=True, help="policy store, redis://host:port/db")
+    parser.add_argument("--listen", default="127.0.0.1:7000", help="host:port; port 0 takes a free one")
+    parser.add_argument("--band-set", default="standard", choices=[*band_sets(), "none"], help="policies to seed")
+    parser.add_argument("--policy-ttl", type=float, default=300.0, help="seconds until policies are stale")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Runs the router; 0 after a clean stop, 2 when it cannot serve."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    options = parse()
+    try:
+        from sparsity_router.server import run
+
+        run(
+            RouterConfig(
+                model_path=options.model,
+                workers=tuple(options.worker),
+                redis_url=options.redis_url,
+                listen=options.listen,
+                band_set=None if options.band_set == "none" else options.band_set,
+                policy_ttl=options.policy_ttl,
+            )
+        )
+    except SparsityError as error:
+        print(f"sparsity-router: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""The result file of a benchmark: a header and rows, as JSON, and the Markdown table made from it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+_PACKAGES = ("sparsity-router", "sglang", "torch", "transformers", "grpcio")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure.
+
+    Attributes:
+        name: what was measured.
+        shape: on what.
+        value: the figure.
+        unit: its unit.
+        baseline: what it is compared with.
+        baseline_value: the baseline's figure in the same unit.
+        ratio: how many times better than the baseline.
+        goal: the bound that the figure, or the ratio where there is one, should keep.
+        met: whether it does; None without a goal.
+    """
+
+    name: str
+    shape: str
+    value: float | None
+    unit: str
+    baseline: str | None = None
+    baseline_value: float | None = None
+    ratio: float | None = None
+    goal: str | None = None
+    met: bool | None = None
+
+
+def header(command: str, extra: Mapping[str, object]) -> dict[str, object]:
+    """Device, versions, date and command of a run."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "device": _processor(),
+        "versions": versions | {"python": platform.python_version()},
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "command": command,
+        **extra,
+    }
+
+
+def _processor() -> str:
+    import os
+
+    names: set[str] = set()
+    flags: set[str] = set()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            names.add(value.strip())
+        elif key.strip() == "flags":
+            flags |= set(value.split())
+    notable = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    return f"{', '.join(sorted(names))}, {os.cpu_count()} cores, {', '.join(notable)}"
+
+
+def write(folder: Path, name: str, head: Mapping[str, object], rows: Sequence[Row]) -> None:
+    """Writes ``name.json`` and, from it, ``name.md``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {"header": dict(head), "rows": [asdict(row) for row in rows]}
+    (folder / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
+    (folder / f"{name}.md").write_text(markdown(name, json.loads((folder / f"{name}.json").read_text())))
+
+
+def markdown(name: str, document: Mapping[str, object]) -> str:
+    """The table of a result file."""
+    head, rows = document["header"], document["rows"]
+    assert isinstance(head, dict)
+    assert isinstance(rows, list)
+    lines = [f"# {name}", ""]
+    lines += [f"- {key}: {_words(value)}" for key, value in head.items()]
+    lines += ["", "| name | shape | value | baseline | ratio | goal | met |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        baseline = f"{row['baseline']}: {_number(row['baseline_value'])} {row['unit']}" if row["baseline"] else ""
+        met = {True: "yes", False: "**no**", None: ""}[row["met"]]
+        cells = (row["name"], row["shape"], f"{_number(row['value'])} {row['unit']}", baseline, _number(row["ratio"]))
+        lines.append(f"| {' | '.join((*cells, row['goal'] or '', met))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _words(value: object) -> str:
+    return ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def judged(goal: str, value: float | None, holds: Callable[[float], bool]) -> dict[str, object]:
+    """The goal fields of a row; a figure that was not had is a miss."""
+    return {"goal": goal, "met": value is not None and holds(value)}

@@ -1,0 +1,1 @@
+"""The `sparsity` command line."""

@@ -1,0 +1,93 @@
+"""Output of the commands: data on stdout, everything else on stderr; errors become exit codes here."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import grpc
+import typer
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from rich.console import Console
+from sparsity.errors import (
+    ConfigurationError,
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    SparsityError,
+    UnavailableError,
+)
+from sparsity.status import to_error
+
+# Piped output is not cut to the width of a terminal that is not there.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+err = Console(stderr=True, highlight=False)
+
+EXIT_CODES: dict[type[SparsityError], int] = {
+    InvalidRequestError: 2,
+    ConfigurationError: 2,
+    NotFoundError: 3,
+    UnavailableError: 4,
+    ConflictError: 5,
+}
+DEFAULT_ROUTER = "127.0.0.1:7000"
+
+Router = Annotated[str, typer.Option("--router", envvar="SPARSITY_ROUTER", help="The router's address, host:port.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+State = Annotated[
+    Path | None, typer.Option("--state", envvar="SPARSITY_STATE", help="The embedded service's state folder.")
+]
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Prints an error as one line a mistake, and exits with its code."""
+    try:
+        yield
+    except SparsityError as error:
+        _fail(error)
+    except grpc.RpcError as error:
+        _fail(to_error(error))
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        os._exit(141)
+
+
+def _fail(error: SparsityError) -> None:
+    lines = (
+        [str(violation) for violation in error.violations] if isinstance(error, InvalidRequestError) else [str(error)]
+    )
+    for line in lines:
+        err.print(f"[red]error:[/red] {_plain(line)}")
+    code = next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+    raise typer.Exit(code) from None
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def to_dict(message: Message) -> dict[str, Any]:
+    """A message with stable keys: field names as in the contract, defaults included."""
+    return json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+
+
+def print_json(value: object) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
+
+
+def tier_word(value: int) -> str:
+    """A tier as people write it."""
+    from sparsity_policies.model import Tier
+
+    return Tier(value).word if value else "-"

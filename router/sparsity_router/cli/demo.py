@@ -1,0 +1,187 @@
+"""`sparsity demo`: requests of every kind through the running service."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from sparsity.errors import SparsityError
+from sparsity.v1 import inference_pb2
+from sparsity_client import Client, make_request
+from sparsity_policies.model import Reason, Tier
+
+from sparsity_router.cli.console import DEFAULT_ROUTER, AsJson, Router, State, err, out, print_json, reported
+from sparsity_router.cli.corpus import excerpt
+from sparsity_router.cli.prompts import user_turn
+from sparsity_router.embedded.folders import state_folder
+from sparsity_router.embedded.state import Running, read_running
+
+_QUESTION = "\n\nQuestion: in one sentence, what is the text above about?"
+_CHARACTERS_PER_TOKEN = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One request, and the tier that the shipped small-context policies give it."""
+
+    name: str
+    tokens: int
+    domain: str | None
+    tier: Tier
+    reason: Reason
+    flags: Sequence[str] = ()
+    planted: str = ""
+    task: str | None = None
+    as_token_ids: bool = False
+    max_tier: Tier | None = None
+    kill: bool = False
+
+
+CASES = (
+    Case("short chat", 0, "support-chat", Tier.DENSE, Reason.LENGTH_BAND),
+    Case("RAG, 6k tokens", 6000, "rag", Tier.AGGRESSIVE, Reason.LENGTH_BAND),
+    Case("the same, medical", 6000, "medical", Tier.DENSE, Reason.LENGTH_BAND),
+    Case("RAG flagged by the caller", 5000, "rag", Tier.DENSE, Reason.FLAGGED, flags=("abuse",)),
+    Case("RAG with a risk phrase inside", 5000, "rag", Tier.DENSE, Reason.FLAGGED, planted=" I want to\ndie. "),
+    Case("unknown domain", 2000, "astrology", Tier.DENSE, Reason.UNKNOWN_DOMAIN),
+    Case("token ids", 2000, "summarization", Tier.MODERATE, Reason.LENGTH_BAND, as_token_ids=True),
+    Case("long code", 5000, "code", Tier.MODERATE, Reason.LENGTH_BAND),
+    Case("code search, by rule", 5000, "code", Tier.AGGRESSIVE, Reason.RULE_MATCH, task="search"),
+    Case("caller asks for dense", 5000, "rag", Tier.DENSE, Reason.CALLER_REQUESTED, max_tier=Tier.DENSE),
+    Case("worker killed mid-way", 7000, "summarization", Tier.MODERATE, Reason.TIER_UNAVAILABLE, kill=True),
+)
+
+
+@dataclass(slots=True)
+class Row:
+    """What a case came to."""
+
+    name: str
+    expected: str
+    tier: str = "-"
+    reason: str = "-"
+    prompt_tokens: int = 0
+    density: float = 0.0
+    coverage: float = 0.0
+    first_token_seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    text: str = ""
+    problem: str = ""
+    ok: bool = field(default=False)
+
+
+def demo(
+    new_tokens: Annotated[int, typer.Option(help="Tokens to generate for each request.")] = 24,
+    kill: Annotated[bool, typer.Option(help="Also kill a worker of the embedded service in the middle.")] = True,
+    router: Router = DEFAULT_ROUTER,
+    state: State = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send requests of every kind; exit 0 only if each gets the tier that the shipped policies say."""
+    with reported(), Client(router) as client:
+        running = read_running(state or state_folder()) if kill else None
+        rows = []
+        for number, case in enumerate(case for case in CASES if kill or not case.kill):
+            err.print(f"[dim]{case.name} ...[/dim]")
+            rows.append(_run(client, case, number, new_tokens, running if case.kill else None))
+    if as_json:
+        print_json([{name: getattr(row, name) for name in Row.__slots__} for row in rows])
+    else:
+        _print(rows)
+    wrong = sum(not row.ok for row in rows)
+    err.print(f"{len(rows) - wrong} of {len(rows)} requests got the tier and reason that policy says")
+    raise typer.Exit(1 if wrong else 0)
+
+
+def _run(client: Client, case: Case, number: int, new_tokens: int, running: Running | None) -> Row:
+    row = Row(case.name, f"{case.tier.word} {case.reason.name}")
+    try:
+        request = _request(client, case, number, new_tokens, running)
+        started, first, produced = time.monotonic(), 0.0, 0
+        stream = client.generate(request, timeout=300.0)
+        if running is not None:
+            _kill_soon(running)
+        for response in stream:
+            if response.token_ids and not first:
+                first = time.monotonic() - started
+            produced += len(response.token_ids)
+            row.text += response.text
+            if response.HasField("completion"):
+                _fill(row, response.completion)
+    except SparsityError as error:
+        row.problem = str(error)
+        return row
+    row.first_token_seconds = first
+    decoding = time.monotonic() - started - first
+    row.tokens_per_second = (produced - 1) / decoding if produced > 1 else 0.0
+    row.ok = f"{row.tier} {row.reason}" == row.expected
+    return row
+
+
+def _fill(row: Row, completion: inference_pb2.Completion) -> None:
+    row.tier = Tier(completion.decision.tier).word
+    row.reason = Reason(completion.decision.reason).name
+    row.prompt_tokens = completion.usage.prompt_tokens
+    row.density = completion.sparsity.prefill_density
+    row.coverage = completion.sparsity.coverage
+
+
+def _request(
+    client: Client, case: Case, number: int, new_tokens: int, running: Running | None
+) -> inference_pb2.GenerateRequest:
+    text = _sized(client, case.tokens, number) if case.tokens else "What is the capital of France?"
+    if case.planted:
+        middle = len(text) // 2
+        text = text[:middle] + case.planted + text[middle:]
+    prompt: str | list[int] | inference_pb2.ChatPrompt = user_turn(text + _QUESTION if case.tokens else text)
+    if case.as_token_ids:
+        prompt = [1000 + 37 * step % 40_000 for step in range(case.tokens)]
+    return make_request(
+        prompt,
+        domain=case.domain,
+        task=case.task,
+        flags=case.flags,
+        max_tier=case.max_tier.value if case.max_tier else None,  # type: ignore[arg-type]
+        max_new_tokens=new_tokens,
+    )
+
+
+def _sized(client: Client, tokens: int, number: int) -> str:
+    """An excerpt of about ``tokens`` tokens, as the router counts them; another one for each case."""
+    start = number * 40_000
+    guess = excerpt(int(tokens * _CHARACTERS_PER_TOKEN), start)
+    counted = client.explain(make_request(guess)).signals.max_tokens
+    return excerpt(int(len(guess) * tokens / counted), start)
+
+
+def _kill_soon(running: Running) -> None:
+    """Kills the aggressive worker while it works on the prompt, before its first token."""
+    import threading
+
+    threading.Timer(1.0, os.kill, (running.workers[Tier.AGGRESSIVE.word].pid, signal.SIGKILL)).start()
+
+
+def _print(rows: list[Row]) -> None:
+    table = Table(box=None)
+    for heading in ("request", "tokens", "tier", "reason", "density", "coverage", "first token s", "tokens/s", ""):
+        table.add_column(heading, justify="left" if heading in ("request", "tier", "reason", "") else "right")
+    for row in rows:
+        verdict = "[green]as policy says[/green]" if row.ok else f"[red]expected {row.expected}[/red] {row.problem}"
+        table.add_row(
+            row.name,
+            str(row.prompt_tokens),
+            row.tier,
+            row.reason,
+            f"{row.density:.3f}",
+            f"{row.coverage:.3f}",
+            f"{row.first_token_seconds:.2f}",
+            f"{row.tokens_per_second:.1f}",
+            verdict,
+        )
+    out.print(table)

@@ -1,0 +1,50 @@
+"""`sparsity explain`: a decision without generating."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from sparsity.v1 import inference_pb2
+from sparsity_client import Client, make_request
+
+from sparsity_router.cli.console import DEFAULT_ROUTER, AsJson, Router, out, print_json, reported, tier_word, to_dict
+from sparsity_router.cli.prompts import Domain, File, Flag, MaxTier, Task, Text, read_prompt, read_tier
+
+
+def explain(
+    text: Text = None,
+    file: File = None,
+    domain: Domain = None,
+    task: Task = None,
+    flag: Flag = None,
+    max_tier: MaxTier = None,
+    router: Router = DEFAULT_ROUTER,
+    as_json: AsJson = False,
+) -> None:
+    """Show the tier a prompt would get, every check behind it, and what would change it."""
+    with reported(), Client(router) as client:
+        request = make_request(
+            read_prompt(text, file), domain=domain, task=task, flags=flag or (), max_tier=read_tier(max_tier)
+        )
+        answer = client.explain(request)
+        if as_json:
+            print_json(to_dict(answer))
+            return
+        signals, decision = answer.signals, answer.decision
+        reason = inference_pb2.Reason.Name(decision.reason).removeprefix("REASON_")
+        out.print(f"[bold]{tier_word(decision.tier)}[/bold]  {reason}  {decision.explanation}", soft_wrap=True)
+        out.print(f"policy {decision.policy} at revision {decision.policy_revision}")
+        flags = ", ".join(signals.flags) or "none"
+        out.print(
+            f"{signals.max_tokens} prompt tokens, {signals.scanned_bytes} bytes scanned, domain"
+            f" {signals.domain or 'none'}, task {signals.task or 'none'}, flags {flags}",
+            soft_wrap=True,
+        )
+        table = Table("check", "matched", "tier", "detail", box=None)
+        for step in answer.steps:
+            check = step.check.replace("[", "\\[")
+            table.add_row(check, "yes" if step.matched else "no", tier_word(step.tier), step.detail.replace("[", "\\["))
+        out.print(table)
+        if answer.alternatives:
+            out.print("Another tier:")
+            for sentence in answer.alternatives:
+                out.print(f"  {sentence}")

@@ -1,0 +1,71 @@
+"""`sparsity generate`: one completion."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from sparsity.v1 import inference_pb2
+from sparsity_client import Client, make_request
+
+from sparsity_router.cli.console import DEFAULT_ROUTER, AsJson, Router, err, print_json, reported, tier_word, to_dict
+from sparsity_router.cli.prompts import Domain, File, Flag, MaxTier, Task, Text, read_prompt, read_tier, user_turn
+
+
+def generate(
+    text: Text = None,
+    file: File = None,
+    domain: Domain = None,
+    task: Task = None,
+    flag: Flag = None,
+    max_tier: MaxTier = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    raw: Annotated[bool, typer.Option(help="Send plain text, not a chat message.")] = False,
+    timeout: Annotated[float | None, typer.Option(help="Deadline, seconds.")] = None,
+    router: Router = DEFAULT_ROUTER,
+    as_json: AsJson = False,
+) -> None:
+    """Generate a completion and say how much attention it got, and why."""
+    with reported():
+        prompt = read_prompt(text, file)
+        request = make_request(
+            prompt if raw or not prompt else user_turn(prompt),
+            domain=domain,
+            task=task,
+            flags=flag or (),
+            max_tier=read_tier(max_tier),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+        )
+        pieces: list[str] = []
+        completion = inference_pb2.Completion()
+        with Client(router) as client:
+            for response in client.generate(request, timeout):
+                pieces.append(response.text)
+                if not as_json:
+                    typer.echo(response.text, nl=False)
+                if response.HasField("completion"):
+                    completion = response.completion
+        if as_json:
+            print_json({"text": "".join(pieces)} | to_dict(completion))
+            return
+        typer.echo()
+        _summary(completion)
+
+
+def _summary(completion: inference_pb2.Completion) -> None:
+    decision, usage, sparsity = completion.decision, completion.usage, completion.sparsity
+    reason = inference_pb2.Reason.Name(decision.reason).removeprefix("REASON_")
+    lines = (
+        f"tier {tier_word(decision.tier)}, {reason} ({decision.matched_rule}): {decision.explanation}",
+        f"policy {decision.policy} at revision {decision.policy_revision}, decision {decision.decision_id}",
+        f"worker {completion.worker_id}, profile {sparsity.profile}, backend {sparsity.backend}:"
+        f" density {sparsity.prefill_density:.3f} prefill, {sparsity.decode_density:.3f} decode;"
+        f" coverage {sparsity.coverage:.3f}, lowest layer {sparsity.min_layer_coverage:.3f}",
+        f"{usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached), {usage.completion_tokens} new;"
+        f" first after {usage.time_to_first_token.ToMilliseconds() / 1000:.2f} s,"
+        f" all after {usage.total_time.ToMilliseconds() / 1000:.2f} s",
+    )
+    for line in lines:
+        err.print(f"[dim]{line.replace('[', chr(92) + '[')}[/dim]", soft_wrap=True)

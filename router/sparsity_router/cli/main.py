@@ -1,0 +1,31 @@
+"""The command tree."""
+
+from __future__ import annotations
+
+import typer
+from sparsity import telemetry
+
+from sparsity_router.cli import bench, demo, explain, generate, policy, status, up
+
+app = typer.Typer(
+    name="sparsity",
+    help="Routes each LLM request to the attention it deserves.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command("up")(up.up)
+app.command("status")(status.status)
+app.command("generate")(generate.generate)
+app.command("explain")(explain.explain)
+app.command("demo")(demo.demo)
+app.add_typer(policy.app, name="policy")
+app.add_typer(bench.app, name="bench")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    telemetry.configure("sparsity-cli")
+    try:
+        app()
+    finally:
+        telemetry.shutdown()

@@ -1,0 +1,58 @@
+"""Prompt options that commands share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from sparsity.errors import InvalidRequestError
+from sparsity.v1 import inference_pb2
+from sparsity_policies.model import Tier
+
+Text = Annotated[str | None, typer.Argument(help="The prompt; `-` reads standard input.")]
+File = Annotated[Path | None, typer.Option("--file", help="Read the prompt from a file.")]
+Domain = Annotated[str | None, typer.Option(help="Risk domain, such as rag or medical.")]
+Task = Annotated[str | None, typer.Option(help="What is asked, such as qa or summarize.")]
+Flag = Annotated[list[str] | None, typer.Option("--flag", help="Flag the request; repeat for more.")]
+MaxTier = Annotated[str | None, typer.Option(help="Accept no tier sparser than dense, moderate or aggressive.")]
+
+
+def read_prompt(text: str | None, file: Path | None) -> str:
+    """The prompt from an argument, a file or standard input.
+
+    Raises:
+        InvalidRequestError: when there is none, two, or it is not UTF-8.
+    """
+    if (text is None) == (file is None):
+        raise InvalidRequestError.of("prompt", "give it as an argument, as - for standard input, or with --file")
+    try:
+        if file is not None:
+            return file.read_bytes().decode("utf-8")
+        return sys.stdin.buffer.read().decode("utf-8") if text == "-" else text or ""
+    except OSError as error:
+        raise InvalidRequestError.of("--file", f"cannot read {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError.of(
+            "prompt", f"is not UTF-8: byte {error.start} is {error.object[error.start]:#x}"
+        ) from error
+
+
+def read_tier(word: str | None) -> inference_pb2.Tier.ValueType | None:
+    """A tier from its word.
+
+    Raises:
+        InvalidRequestError: when there is no such tier.
+    """
+    if word is None:
+        return None
+    for tier in Tier:
+        if tier.word == word:
+            return tier.value  # type: ignore[return-value]
+    raise InvalidRequestError.of("--max-tier", f"must be one of {', '.join(t.word for t in Tier)}, not {word!r}")
+
+
+def user_turn(text: str) -> inference_pb2.ChatPrompt:
+    """A chat of one user message."""
+    return inference_pb2.ChatPrompt(messages=[inference_pb2.ChatMessage(role="user", content=text)])

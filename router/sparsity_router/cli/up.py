@@ -1,0 +1,28 @@
+"""`sparsity up`: the whole service on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsity_router.cli.console import DEFAULT_ROUTER, State, err, reported
+from sparsity_router.embedded.folders import state_folder
+
+
+def up(
+    listen: Annotated[str, typer.Option(help="The router's address, host:port.")] = DEFAULT_ROUTER,
+    model: Annotated[Path | None, typer.Option(help="Model folder; the default model is fetched without it.")] = None,
+    redis_url: Annotated[str | None, typer.Option(help="External policy store; embedded Valkey without it.")] = None,
+    band_set: Annotated[str, typer.Option(help="Shipped policies for an empty store.")] = "small-context",
+    policy_ttl: Annotated[float, typer.Option(help="Seconds until policies are stale.")] = 300.0,
+    state: State = None,
+) -> None:
+    """Start Valkey, three workers and the router, and serve until interrupted."""
+    from sparsity_router.embedded.supervisor import Supervisor, UpConfig
+
+    with reported():
+        folder = state or state_folder()
+        config = UpConfig(folder, listen, model, redis_url, band_set, policy_ttl=policy_ttl)
+        Supervisor(config, lambda line: err.print(f"[dim]sparsity[/dim] {line}", soft_wrap=True)).run()

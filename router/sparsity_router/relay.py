@@ -1,0 +1,148 @@
+"""Sends a decided request to a worker and relays its stream.
+
+Before the first message a failed worker is replaced by a peer, then by a denser tier; after it nothing is replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import grpc
+from opentelemetry import trace
+from sparsity import telemetry
+from sparsity.errors import (
+    OverloadedError,
+    SparsityError,
+    StreamBrokenError,
+    UnavailableError,
+)
+from sparsity.status import to_error
+from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity_policies.model import Decision, Reason, Tier
+
+from sparsity_router.fleet import Fleet, State, Worker
+
+_tracer = trace.get_tracer("sparsity.router")
+_OVERLOAD = grpc.StatusCode.RESOURCE_EXHAUSTED
+# What the same request would meet on every worker.
+_FINAL = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNIMPLEMENTED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """One relayed message, and the decision as it is served by the worker that sent it."""
+
+    response: inference_pb2.GenerateResponse
+    decision: Decision
+
+
+@dataclass(slots=True)
+class _Attempts:
+    """What has been tried for one request."""
+
+    tried: set[str]
+    count: int = 0
+    overloaded: bool = False
+    last_problem: str = ""
+
+
+async def relay(
+    fleet: Fleet,
+    request: worker_pb2.WorkerServiceGenerateRequest,
+    decision: Decision,
+    context: grpc.aio.ServicerContext[Any, Any],
+) -> AsyncGenerator[Relayed]:
+    """Relays the stream of the first worker that answers.
+
+    Raises:
+        OverloadedError: when every worker that may serve the request is full.
+        UnavailableError: when none can be reached.
+        StreamBrokenError: when a worker fails after its first message.
+        InvalidRequestError: when a worker refuses the request as invalid.
+    """
+    attempts = _Attempts(set())
+    for tier in (decision.tier, *decision.fallback):
+        served = _served(decision, tier, fleet)
+        while worker := fleet.pick(tier, attempts.tried):
+            attempts.tried.add(worker.target)
+            attempts.count += 1
+            first = True
+            stream = _stream(worker, request, tier, attempts.count, context)
+            try:
+                async for response in stream:
+                    first = False
+                    yield Relayed(response, served)
+                return
+            except grpc.aio.AioRpcError as error:
+                if not first:
+                    problem = f"worker {worker.name} failed mid-stream: {error.code().name}: {error.details()}"
+                    worker.failed(problem)
+                    raise StreamBrokenError(f"{problem}; what was sent stands, ask again for the rest") from error
+                _judge(error, worker, attempts)
+            finally:
+                await stream.aclose()
+    raise _nobody(fleet, decision, attempts)
+
+
+def _served(decision: Decision, tier: Tier, fleet: Fleet) -> Decision:
+    """The decision as served at ``tier``."""
+    if tier is decision.tier:
+        return decision
+    unproven = any(worker.state is State.UNPROVEN for worker in fleet.of(decision.tier))
+    reason = Reason.MISSING_TELEMETRY if unproven else Reason.TIER_UNAVAILABLE
+    what = "prove what they attend" if unproven else "answer"
+    detail = f"policy gives {decision.tier.word}, whose workers could not {what}; {decision.explanation}"
+    return replace(decision, tier=tier, reason=reason, explanation=detail)
+
+
+async def _stream(
+    worker: Worker,
+    request: worker_pb2.WorkerServiceGenerateRequest,
+    tier: Tier,
+    attempt: int,
+    context: grpc.aio.ServicerContext[Any, Any],
+) -> AsyncGenerator[inference_pb2.GenerateResponse]:
+    own = worker_pb2.WorkerServiceGenerateRequest()
+    own.CopyFrom(request)
+    own.request_id = f"{request.request_id}.{attempt}"
+    own.tier = tier.value  # type: ignore[assignment]
+    tokens = len(own.prompt.ids) + own.sampling.max_new_tokens
+    with _tracer.start_as_current_span("router.dispatch", kind=trace.SpanKind.CLIENT) as span:
+        span.set_attributes({telemetry.WORKER_ID: worker.name, telemetry.TIER: tier.word, telemetry.ATTEMPT: attempt})
+        with worker.dispatched(own.request_id, tokens):
+            call = worker.stub.Generate(own, timeout=context.time_remaining(), metadata=telemetry.outgoing())
+            try:
+                async for message in call:
+                    yield message.response
+            finally:
+                # Ends the worker's engine request when the client is gone.
+                call.cancel()
+
+
+def _judge(error: grpc.aio.AioRpcError, worker: Worker, attempts: _Attempts) -> None:
+    """Decides whether another worker may be tried; raises when none may."""
+    code, details = error.code(), error.details() or ""
+    if code in _FINAL:
+        raise to_error(error) from error
+    if code is _OVERLOAD:
+        attempts.overloaded = True
+    else:
+        worker.failed(f"{code.name}: {details}")
+    attempts.last_problem = f"{worker.name}: {code.name}: {details}"
+
+
+def _nobody(fleet: Fleet, decision: Decision, attempts: _Attempts) -> SparsityError:
+    tiers = (decision.tier, *decision.fallback)
+    states = [worker.state for tier in tiers for worker in fleet.of(tier)]
+    words = " or ".join(tier.word for tier in tiers)
+    last = f"; last: {attempts.last_problem}" if attempts.last_problem else ""
+    if attempts.overloaded or State.FULL in states:
+        return OverloadedError(f"every {words} worker is full; try again{last}")
+    return UnavailableError(f"no {words} worker can be reached{last}")

@@ -1,0 +1,1 @@
+"""A gRPC worker around one SGLang engine that serves one attention tier."""

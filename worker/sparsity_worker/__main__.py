@@ -1,0 +1,53 @@
+"""`python -m sparsity_worker`: one worker process."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from sparsity.errors import SparsityError
+
+from sparsity_worker.config import TIERS, WorkerConfig
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(prog="python -m sparsity_worker", description=__doc__)
+    parser.add_argument("--worker-id", required=True, help="unique in the fleet")
+    parser.add_argument("--tier", required=True, choices=TIERS)
+    parser.add_argument("--model", required=True, type=Path, help="folder of a Hugging Face model")
+    parser.add_argument("--listen", default="127.0.0.1:0", help="host:port; port 0 takes a free one")
+    parser.add_argument("--profile", help="name or .yaml path of the sparsity profile")
+    parser.add_argument("--max-total-tokens", type=int, default=20480, help="KV cache, tokens")
+    parser.add_argument("--max-requests", type=int, default=32, help="requests accepted at once")
+    parser.add_argument("--chunked-prefill-tokens", type=int, default=8192, help="prompt tokens prefilled at once")
+    parser.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
+    parser.add_argument("--threads", type=int, help="compute threads")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Runs the worker; 0 after a clean stop, 2 when it cannot serve."""
+    # Our own handler: SGLang sets the root logger up anew.
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("sparsity")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    options = vars(parse())
+    options["model_path"] = options.pop("model")
+    try:
+        from sparsity_worker.server import run
+
+        run(WorkerConfig(**options))
+    except SparsityError as error:
+        print(f"sparsity-worker: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Options of one worker process."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsity.errors import ConfigurationError
+
+TIERS = ("dense", "moderate", "aggressive")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """What a worker is started with.
+
+    Attributes:
+        worker_id: unique in the fleet.
+        tier: `dense`, `moderate` or `aggressive`.
+        model_path: folder of a Hugging Face model with its tokenizer.json.
+        listen: gRPC address, `host:port`; port 0 takes a free one.
+        profile: name or path of the sparsity profile; unused by the dense tier.
+        max_total_tokens: KV cache, tokens.
+        max_requests: requests accepted at once.
+        chunked_prefill_tokens: prompt tokens prefilled at once.
+        dtype: `auto`, `bfloat16` or `float32`; auto takes bfloat16 where the CPU multiplies it natively.
+        threads: compute threads.
+        mem_fraction: share of the memory that SGLang may plan with; the KV cache is sized by max_total_tokens.
+    """
+
+    worker_id: str
+    tier: str
+    model_path: Path
+    listen: str = "127.0.0.1:0"
+    profile: str | None = None
+    max_total_tokens: int = 20480
+    max_requests: int = 32
+    chunked_prefill_tokens: int = 8192
+    dtype: str = "auto"
+    threads: int | None = None
+    mem_fraction: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.tier not in TIERS:
+            raise ConfigurationError(f"--tier: must be one of {', '.join(TIERS)}, not {self.tier!r}")
+        if self.tier != "dense" and not self.profile:
+            raise ConfigurationError(f"--profile: the {self.tier} tier needs one")
+        if self.dtype not in ("auto", "bfloat16", "float32"):
+            raise ConfigurationError(f"--dtype: must be auto, bfloat16 or float32, not {self.dtype!r}")
+        for name in ("max_total_tokens", "max_requests", "chunked_prefill_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"--{name.replace('_', '-')}: must be at least 1")
+        for name in ("config.json", "tokenizer.json"):
+            if not (self.model_path / name).is_file():
+                raise ConfigurationError(
+                    f"--model: {self.model_path} has no {name}; give the folder of a Hugging Face model"
+                    " (`sparsity up` without --model fetches the default one)"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What requests are checked against.
+
+    Attributes:
+        name: the model folder's name.
+        context_length: prompt plus completion, tokens.
+        vocabulary_size: token ids lie below it.
+    """
+
+    name: str
+    context_length: int
+    vocabulary_size: int
+
+    @classmethod
+    def read(cls, model_path: Path) -> ModelFacts:
+        """Reads the model's config.json.
+
+        Raises:
+            ConfigurationError: when it is not readable or lacks a field.
+        """
+        path = model_path / "config.json"
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            return cls(model_path.name, int(config["max_position_embeddings"]), int(config["vocab_size"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigurationError(f"--model: {path}: {type(error).__name__}: {error}") from error

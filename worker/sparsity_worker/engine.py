@@ -1,0 +1,152 @@
+"""The SGLang engine of this process: tokens in, tokens out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from sparsity.errors import EngineError
+
+from sparsity_worker.config import ModelFacts, WorkerConfig
+from sparsity_worker.plugin import BACKEND, CONFIG_KEY, REPORT_KEY
+from sparsity_worker.profile import Profile
+
+DENSE_BACKEND_CPU = "torch_native"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What the engine produced since the last step.
+
+    Attributes:
+        token_ids: new tokens.
+        finish: SGLang's finish type (`stop`, `length`) in the last step.
+        cached_tokens: prompt tokens that the prefix cache held.
+        account: the packed account of the sparse backend so far; empty on the dense tier.
+    """
+
+    token_ids: list[int]
+    finish: str | None
+    cached_tokens: int
+    account: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One request in the engine's terms."""
+
+    rid: str
+    prompt: list[int]
+    sampling: dict[str, Any]
+    cache_salt: str | None = None
+    trace_header: dict[str, str] = field(default_factory=dict)
+
+
+def prepare_environment(threads: int | None) -> None:
+    """Sets what SGLang reads from the environment; before its first import, since its children inherit it."""
+    os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
+    os.environ["SGLANG_PLUGINS"] = BACKEND
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # A forward pass allocates and frees the same large buffers again and again: keeping them mapped saves the page
+    # faults, a tenth of the time to first token.
+    for name, value in (("MMAP_THRESHOLD", 2**30), ("TRIM_THRESHOLD", 2**30), ("TOP_PAD", 2**26)):
+        os.environ.setdefault(f"MALLOC_{name}_", str(value))
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def pick_dtype(wanted: str) -> str:
+    """`auto` becomes bfloat16 where the CPU multiplies it in hardware, else float32."""
+    import torch
+
+    if wanted != "auto":
+        return wanted
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if native else "float32"
+
+
+class Engine:
+    """An `sgl.Engine` on the CPU with our backend on the sparse tiers.
+
+    Construct it in the main thread: SGLang installs signal handlers and starts its scheduler process.
+    """
+
+    def __init__(self, config: WorkerConfig, facts: ModelFacts, profile: Profile | None) -> None:
+        prepare_environment(config.threads)
+        import sglang
+
+        self.backend = BACKEND if profile else DENSE_BACKEND_CPU
+        self.version: str = sglang.__version__
+        self.dtype = pick_dtype(config.dtype)
+        overrides = {CONFIG_KEY: profile.to_document()} if profile else {}
+        self._engine = sglang.Engine(
+            model_path=str(config.model_path),
+            device="cpu",
+            dtype=self.dtype,
+            attention_backend=self.backend,
+            page_size=profile.block_size if profile else 64,
+            context_length=facts.context_length,
+            max_total_tokens=config.max_total_tokens,
+            max_running_requests=config.max_requests,
+            chunked_prefill_size=config.chunked_prefill_tokens,
+            mem_fraction_static=config.mem_fraction,
+            json_model_override_args=json.dumps(overrides),
+            skip_tokenizer_init=True,
+            disable_overlap_schedule=True,
+            sleep_on_idle=True,
+            incremental_streaming_output=True,
+            grammar_backend="none",
+            sampling_backend="pytorch",
+            log_level="warning",
+        )
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[Step]:
+        """Runs one request; leaving the iterator early aborts it in the engine.
+
+        Raises:
+            EngineError: when the engine refuses or aborts the request on its own.
+        """
+        finished = False
+        try:
+            stream = await self._engine.async_generate(
+                input_ids=request.prompt,
+                sampling_params=request.sampling,
+                rid=request.rid,
+                stream=True,
+                cache_salt=request.cache_salt,
+            )
+            async with aclosing(stream):
+                async for chunk in stream:
+                    meta = chunk["meta_info"]
+                    reason = meta.get("finish_reason") or {}
+                    if reason.get("type") == "abort":
+                        finished = True
+                        raise EngineError(f"engine aborted the request: {reason.get('message', 'no reason given')}")
+                    finished = bool(reason)
+                    accounts = [account for account in meta.get(REPORT_KEY) or [] if account]
+                    yield Step(
+                        token_ids=list(chunk["output_ids"]),
+                        finish=reason.get("type"),
+                        cached_tokens=int(meta.get("cached_tokens", 0)),
+                        account=accounts[-1] if accounts else b"",
+                    )
+        except ValueError as error:
+            finished = True
+            raise EngineError(str(error)) from error
+        finally:
+            if not finished:
+                self._engine.tokenizer_manager.abort_request(rid=request.rid)
+
+    async def used_tokens(self) -> int:
+        """KV slots that live requests hold, prefix cache not counted, tokens."""
+        loads = await self._engine.tokenizer_manager.get_loads()
+        return sum(int(load.num_used_tokens) for load in loads)
+
+    def shutdown(self) -> None:
+        """Ends the engine's processes."""
+        self._engine.shutdown()

@@ -1,0 +1,90 @@
+"""How busy the worker is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from sparsity.errors import DrainingError, OverloadedError
+
+
+@dataclass(slots=True)
+class Load:
+    """Requests in flight, counted at the worker's door.
+
+    Attributes:
+        limit: requests accepted at once.
+    """
+
+    limit: int
+    requests: dict[str, int] = field(default_factory=dict)
+    finished: int = 0
+    aborted: int = 0
+    draining: bool = False
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def outstanding_tokens(self) -> int:
+        """Prompt and still possible new tokens of all requests."""
+        return sum(self.requests.values())
+
+    @contextmanager
+    def admit(self, rid: str, tokens: int) -> Iterator[None]:
+        """Holds a place for a request.
+
+        Raises:
+            DrainingError: while draining.
+            OverloadedError: when full, or the id is in flight already.
+        """
+        if self.draining:
+            raise DrainingError("the worker is draining")
+        if len(self.requests) >= self.limit:
+            raise OverloadedError(f"the worker holds its {self.limit} requests")
+        if rid in self.requests:
+            raise OverloadedError(f"request {rid} is in flight already")
+        self.requests[rid] = tokens
+        self._notify()
+        ended = False
+        try:
+            yield
+            ended = True
+        finally:
+            del self.requests[rid]
+            self.finished += ended
+            self.aborted += not ended
+            self._notify()
+
+    def drain(self) -> None:
+        """Admits no more."""
+        self.draining = True
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def changes(self, interval: float) -> AsyncIterator[None]:
+        """Yields at once, then at every change, and at least every ``interval`` seconds."""
+        while True:
+            changed = self._changed
+            yield
+            try:
+                await asyncio.wait_for(changed.wait(), interval)
+            except TimeoutError:
+                continue
+
+    async def idle(self, timeout: float | None) -> bool:
+        """Waits until nothing is in flight; False when ``timeout`` seconds passed first."""
+
+        async def empty() -> None:
+            async for _ in self.changes(1.0):
+                if not self.requests:
+                    return
+
+        try:
+            await asyncio.wait_for(empty(), timeout)
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,122 @@
+"""`python -m sparsity_worker.parity`: greedy tokens of a worker beside those of Hugging Face transformers.
+
+At the first token where the two differ, the logits of transformers decide: the token of the worker is a tie when its
+logit lies within the rounding of the compute dtype of the largest one. After a tie the two texts rightly part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import grpc
+import torch
+from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
+from tokenizers import Tokenizer
+
+from sparsity_worker.engine import pick_dtype
+
+PROMPTS = (
+    "What is the capital of France?",
+    "Name three primary colours.",
+    "Explain photosynthesis in one sentence.",
+    "Write a haiku about the sea.",
+    "What is 17 plus 25?",
+    "List the planets of the solar system.",
+    "Translate 'good morning' into Spanish.",
+    "Who wrote Romeo and Juliet?",
+    "What does HTTP stand for?",
+    "Give me a recipe for pancakes.",
+    "Why is the sky blue?",
+    "Write a Python function that reverses a string.",
+    "What is the boiling point of water in Celsius?",
+    "Summarize the water cycle.",
+    "What are the benefits of regular exercise?",
+    "Describe a sunset to someone who has never seen one.",
+    "How do airplanes fly?",
+    "What is machine learning?",
+    "Suggest a name for a black cat.",
+    "Tell me a short story about a dragon.",
+)
+# bfloat16 keeps 8 bits of a number: neighbours of a logit near 16 lie 2**-4 apart, and two roundings may meet.
+_ULPS = {"bfloat16": 2.0 * 2.0**-7, "float32": 2.0 * 2.0**-22}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One prompt.
+
+    Attributes:
+        prompt: its text.
+        tokens: tokens compared, up to and including the first difference.
+        equal: whether all are equal.
+        tie: whether the first difference is a tie.
+        gap: how far the worker's logit lies below transformers' largest, at the first difference.
+    """
+
+    prompt: str
+    tokens: int
+    equal: bool
+    tie: bool
+    gap: float
+
+
+def compare(model_path: Path, target: str, new_tokens: int) -> list[Comparison]:
+    """Compares every prompt."""
+    from transformers import AutoModelForCausalLM
+
+    dtype = pick_dtype("auto")
+    tokenizer = Tokenizer.from_file(str(model_path / "tokenizer.json"))
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=getattr(torch, dtype)).eval()
+    found = []
+    with grpc.insecure_channel(target) as channel:
+        stub = worker_pb2_grpc.WorkerServiceStub(channel)
+        for number, prompt in enumerate(PROMPTS):
+            text = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+            ids = tokenizer.encode(text, add_special_tokens=False).ids
+            ours = _worker_tokens(stub, f"parity-{number}", ids, new_tokens)
+            found.append(_compare_one(model, prompt, ids, ours, _ULPS[dtype]))
+    return found
+
+
+def _worker_tokens(stub: worker_pb2_grpc.WorkerServiceStub, rid: str, ids: list[int], new_tokens: int) -> list[int]:
+    request = worker_pb2.WorkerServiceGenerateRequest(
+        request_id=rid,
+        prompt=inference_pb2.TokenIds(ids=ids),
+        sampling=inference_pb2.SamplingParams(max_new_tokens=new_tokens),
+    )
+    return [token for message in stub.Generate(request, timeout=300.0) for token in message.response.token_ids]
+
+
+@torch.no_grad()
+def _compare_one(model: torch.nn.Module, prompt: str, ids: list[int], ours: list[int], ulps: float) -> Comparison:
+    """Transformers' greedy choice at every position of the worker's own text, by one cached step a token."""
+    inputs, cache = torch.tensor([ids]), None
+    for position, token in enumerate(ours):
+        output = model(inputs, past_key_values=cache, use_cache=True)
+        logits, cache = output.logits[0, -1].float(), output.past_key_values
+        best = int(logits.argmax())
+        if best != token:
+            gap = float(logits[best] - logits[token])
+            return Comparison(prompt, position + 1, False, gap <= ulps * float(logits[best].abs()), gap)
+        inputs = torch.tensor([[token]])
+    return Comparison(prompt, len(ours), True, False, 0.0)
+
+
+def main() -> int:
+    """Prints one JSON document; 0 when every difference is a tie."""
+    parser = argparse.ArgumentParser(prog="python -m sparsity_worker.parity", description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--target", required=True, help="host:port of a dense worker")
+    parser.add_argument("--new-tokens", type=int, default=32)
+    options = parser.parse_args()
+    found = compare(options.model, options.target, options.new_tokens)
+    json.dump([asdict(comparison) for comparison in found], sys.stdout)
+    return 0 if all(comparison.equal or comparison.tie for comparison in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

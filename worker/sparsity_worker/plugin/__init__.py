@@ -1,0 +1,10 @@
+"""The SGLang plugin: loaded by SGLang in each of its processes through the entry points in pyproject.toml."""
+
+from typing import Final
+
+BACKEND: Final = "sparsity"
+"""The attention backend's name in SGLang's registry, and the plugin's entry-point name."""
+CONFIG_KEY: Final = "sparsity_profile"
+"""Where the model config carries the profile."""
+REPORT_KEY: Final = "sparsity"
+"""Where `meta_info` carries a request's packed account."""

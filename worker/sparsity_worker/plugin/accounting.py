@@ -1,0 +1,104 @@
+"""Counts what the backend attended for each request, and packs it for the way out of the scheduler."""
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from sparse_kernels.stats import AttentionStats
+
+PREFILL: Final = 0
+DECODE: Final = 1
+_HEADER = struct.Struct("<IQQ")
+# Per layer and phase: attended pairs, causal pairs, coverage summed over rows, rows.
+_FIELDS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What one request attended.
+
+    Attributes:
+        sparse_calls: kernel calls that pruned something.
+        calls: kernel calls in all.
+        table: float64 ``[layers, 2 phases, 4]``: attended pairs, causal pairs, coverage summed over rows, rows.
+    """
+
+    sparse_calls: int
+    calls: int
+    table: NDArray[np.float64]
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Account:
+        """Reads what :meth:`Ledger.pack` wrote.
+
+        Raises:
+            ValueError: when the bytes are not an account.
+        """
+        if len(packed) < _HEADER.size:
+            raise ValueError(f"account: {len(packed)} bytes are too few")
+        layers, sparse_calls, calls = _HEADER.unpack_from(packed)
+        body = np.frombuffer(packed, dtype=np.float64, offset=_HEADER.size)
+        if body.size != layers * 2 * _FIELDS:
+            raise ValueError(f"account: {body.size} values do not make {layers} layers")
+        return cls(sparse_calls, calls, body.reshape(layers, 2, _FIELDS))
+
+    def density(self, phase: int) -> NDArray[np.float64]:
+        """Attended over causal pairs of each layer; 1 where nothing was attended."""
+        attended, causal = self.table[:, phase, 0], self.table[:, phase, 1]
+        return _ratio(attended, causal)
+
+    def coverage(self) -> NDArray[np.float64]:
+        """Estimated share of softmax mass kept by each layer, over all rows; 1 where there was none."""
+        total, rows = self.table[:, :, 2].sum(1), self.table[:, :, 3].sum(1)
+        return _ratio(total, rows)
+
+
+def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    ratio = np.ones_like(whole)
+    np.divide(part, whole, out=ratio, where=whole > 0)
+    return ratio
+
+
+class _Entry:
+    __slots__ = ("calls", "sparse_calls", "table")
+
+    def __init__(self, layers: int) -> None:
+        self.table = np.zeros((layers, 2, _FIELDS))
+        self.sparse_calls = 0
+        self.calls = 0
+
+
+class Ledger:
+    """Accounts of the requests in flight, by request id; bounded, oldest dropped first."""
+
+    def __init__(self, layers: int, capacity: int) -> None:
+        self._layers = layers
+        self._capacity = capacity
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, rid: str, layer: int, phase: int, stats: AttentionStats) -> None:
+        """Books one kernel call."""
+        entry = self._entries.get(rid)
+        if entry is None:
+            entry = self._entries[rid] = _Entry(self._layers)
+            if len(self._entries) > self._capacity:
+                self._entries.popitem(last=False)
+        entry.calls += 1
+        entry.sparse_calls += stats.attended < stats.causal
+        entry.table[layer, phase] += (stats.attended, stats.causal, stats.coverage * stats.rows, stats.rows)
+
+    def pack(self, rid: str) -> bytes:
+        """The request's account so far; empty for an unknown request."""
+        entry = self._entries.get(rid)
+        if entry is None:
+            return b""
+        self._entries.move_to_end(rid)
+        return _HEADER.pack(self._layers, entry.sparse_calls, entry.calls) + entry.table.tobytes()

@@ -1,0 +1,44 @@
+"""Registers the `sparsity` backend and the hooks that carry its accounts out."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from sparsity_worker.plugin import BACKEND, REPORT_KEY
+from sparsity_worker.plugin.backend import SparsityAttnBackend
+
+
+def register() -> None:
+    """Entry point of the plugin group `sglang.srt.plugins`."""
+    from sglang.srt.layers.attention.attention_registry import register_attention_backend
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    register_attention_backend(BACKEND)(SparsityAttnBackend)
+    HookRegistry.register(
+        "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new", _note_prompt_lengths, HookType.AFTER
+    )
+    HookRegistry.register(
+        "sglang.srt.model_executor.model_runner.ModelRunner.forward", _attach_accounts, HookType.AFTER
+    )
+
+
+def _backend(runner: Any) -> SparsityAttnBackend | None:
+    backend = getattr(runner, "attn_backend", None)
+    return backend if isinstance(backend, SparsityAttnBackend) else None
+
+
+def _note_prompt_lengths(result: Any, *args: Any, **_: Any) -> None:
+    """A forward batch knows its chunk only; the last chunk of a prompt is told by the whole prompt's length."""
+    batch, runner = next((pair for pair in pairwise(args) if hasattr(pair[0], "reqs")), (None, None))
+    if (backend := _backend(runner)) is not None and batch is not None:
+        backend.prompt_lengths = {req.rid: len(req.origin_input_ids) for req in batch.reqs}
+
+
+def _attach_accounts(result: Any, runner: Any, forward_batch: Any, *_: Any, **__: Any) -> None:
+    """Puts each request's account into the logits output, whence SGLang takes it to `meta_info`."""
+    output = getattr(result, "logits_output", None)
+    if (backend := _backend(runner)) is not None and output is not None and forward_batch.rids:
+        info = dict(output.customized_info or {})
+        info[REPORT_KEY] = [backend.ledger.pack(rid) for rid in forward_batch.rids]
+        output.customized_info = info

@@ -1,0 +1,1 @@
+"""Sparsity profiles: the numbers behind a tier."""

@@ -1,0 +1,89 @@
+"""Starts the engine, proves it, and serves it until a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import signal
+
+from grpc_health.v1 import health_pb2
+from sparsity import telemetry
+from sparsity.errors import ConfigurationError
+from sparsity.serving import listen, require_free
+from sparsity.v1 import worker_pb2
+from tokenizers import Tokenizer
+
+from sparsity_worker.config import ModelFacts, WorkerConfig
+from sparsity_worker.engine import Engine
+from sparsity_worker.load import Load
+from sparsity_worker.profile import Profile, load_profile
+from sparsity_worker.proof import probe
+from sparsity_worker.service import Identity, WorkerService
+
+SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"]
+MAX_MESSAGE_BYTES = 64 * 2**20
+DRAIN_SECONDS = 30.0
+log = logging.getLogger("sparsity.worker")
+
+
+def run(config: WorkerConfig) -> None:
+    """Runs a worker in this process, which must be on its main thread.
+
+    Raises:
+        SparsityError: when it cannot serve what it was asked to.
+    """
+    facts = ModelFacts.read(config.model_path)
+    profile = load_profile(config.profile) if config.profile and config.tier != "dense" else None
+    if profile and profile.tier != config.tier:
+        raise ConfigurationError(f"--profile: {profile.label} is for the {profile.tier} tier, not {config.tier}")
+    tokenizer_file = config.model_path / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    digest = hashlib.sha256(tokenizer_file.read_bytes()).hexdigest()
+    require_free(config.listen)
+    engine = Engine(config, facts, profile)
+    telemetry.configure("sparsity-worker")
+    try:
+        asyncio.run(_serve(config, facts, engine, tokenizer, digest, profile))
+    finally:
+        engine.shutdown()
+
+
+async def _serve(
+    config: WorkerConfig,
+    facts: ModelFacts,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    digest: str,
+    profile: Profile | None,
+) -> None:
+    proof = await probe(engine, facts, profile)
+    load = Load(config.max_requests)
+    identity = Identity(config, facts, profile.label if profile else "dense", proof, digest)
+    service = WorkerService(engine, tokenizer, identity, load)
+    endpoint = listen(config.listen, {SERVICE: service}, MAX_MESSAGE_BYTES)
+    # SGLang took the signals at the probe; a drain must come before its shutdown.
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await endpoint.server.start()
+    for name in (SERVICE.full_name, ""):
+        await endpoint.health.set(name, health_pb2.HealthCheckResponse.SERVING)
+    host = config.listen.rsplit(":", 1)[0]
+    log.info(
+        "worker %s serves %s on %s:%d: %s, profile %s, backend %s, probe density %.3f",
+        config.worker_id,
+        config.tier,
+        host,
+        endpoint.port,
+        facts.name,
+        identity.profile,
+        engine.backend,
+        proof.density,
+    )
+    await stop.wait()
+    await endpoint.health.enter_graceful_shutdown()
+    load.drain()
+    await load.idle(DRAIN_SECONDS)
+    await endpoint.server.stop(2.0)
+    telemetry.shutdown()

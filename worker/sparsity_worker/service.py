@@ -1,0 +1,182 @@
+"""WorkerService over the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from sparsity.errors import InvalidRequestError
+from sparsity.v1 import inference_pb2, worker_pb2
+from tokenizers import Tokenizer
+
+from sparsity_worker import tracing
+from sparsity_worker.config import ModelFacts, WorkerConfig
+from sparsity_worker.detokenizer import IncrementalDetokenizer
+from sparsity_worker.engine import Engine, EngineRequest
+from sparsity_worker.load import Load
+from sparsity_worker.proof import Proof
+from sparsity_worker.report import sparsity_report
+from sparsity_worker.requests import engine_request
+
+Context = grpc.aio.ServicerContext[worker_pb2.WorkerServiceGenerateRequest, worker_pb2.WorkerServiceGenerateResponse]
+_FINISH = {"stop": inference_pb2.FINISH_REASON_STOP, "length": inference_pb2.FINISH_REASON_LENGTH}
+TIERS = {
+    "dense": inference_pb2.TIER_DENSE,
+    "moderate": inference_pb2.TIER_MODERATE,
+    "aggressive": inference_pb2.TIER_AGGRESSIVE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the worker says of itself.
+
+    Attributes:
+        config: its options.
+        facts: its model.
+        profile: name and version of its profile; `dense` without one.
+        proof: the start-up probe.
+        tokenizer_digest: SHA-256 of tokenizer.json, hexadecimal.
+    """
+
+    config: WorkerConfig
+    facts: ModelFacts
+    profile: str
+    proof: Proof
+    tokenizer_digest: str
+
+    @property
+    def tier(self) -> inference_pb2.Tier.ValueType:
+        """The tier on the wire."""
+        return TIERS[self.config.tier]
+
+
+class WorkerService:
+    """Serves one engine."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, identity: Identity, load: Load) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._identity = identity
+        self._load = load
+
+    async def Generate(
+        self, request: worker_pb2.WorkerServiceGenerateRequest, context: Context
+    ) -> AsyncIterator[worker_pb2.WorkerServiceGenerateResponse]:
+        """Streams one completion; leaving early aborts it in the engine."""
+        if request.tier not in (inference_pb2.TIER_UNSPECIFIED, self._identity.tier):
+            wanted = inference_pb2.Tier.Name(request.tier)
+            raise InvalidRequestError.of("tier", f"this worker serves {self._identity.config.tier}, not {wanted}")
+        inner = engine_request(request, self._identity.facts)
+        tokens = len(inner.prompt) + inner.sampling["max_new_tokens"]
+        with self._load.admit(inner.rid, tokens), tracing.generation(context, inner, self._identity) as trace:
+            async with aclosing(self._run(inner, tuple(request.sampling.stop), trace)) as responses:
+                async for response in responses:
+                    yield worker_pb2.WorkerServiceGenerateResponse(response=response)
+
+    async def _run(
+        self, request: EngineRequest, stops: tuple[str, ...], trace: tracing.Generation
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
+        started = time.monotonic()
+        text = IncrementalDetokenizer(self._tokenizer, stops)
+        first, produced, cached, account, finish = None, 0, 0, b"", "stop"
+        async with aclosing(self._engine.generate(request)) as steps:
+            async for step in steps:
+                if first is None:
+                    first = time.monotonic() - started
+                    trace.first_token()
+                produced += len(step.token_ids)
+                cached, account = step.cached_tokens, step.account or account
+                piece = text.push(step.token_ids)
+                if piece.text or step.token_ids:
+                    yield inference_pb2.GenerateResponse(text=piece.text, token_ids=step.token_ids)
+                if piece.stopped:
+                    break
+                if step.finish:
+                    finish = step.finish
+                    rest = text.finish()
+                    if rest.text:
+                        yield inference_pb2.GenerateResponse(text=rest.text)
+        report = sparsity_report(self._identity.tier, self._identity.profile, self._engine.backend, account)
+        usage = inference_pb2.Usage(
+            prompt_tokens=len(request.prompt),
+            completion_tokens=produced,
+            cached_tokens=cached,
+            time_to_first_token=_duration(first or 0.0),
+            total_time=_duration(time.monotonic() - started),
+        )
+        trace.finished(usage, report, finish)
+        yield inference_pb2.GenerateResponse(
+            completion=inference_pb2.Completion(
+                finish_reason=_FINISH[finish], usage=usage, sparsity=report, worker_id=self._identity.config.worker_id
+            )
+        )
+
+    async def GetCapabilities(
+        self,
+        request: worker_pb2.GetCapabilitiesRequest,
+        context: grpc.aio.ServicerContext[worker_pb2.GetCapabilitiesRequest, worker_pb2.GetCapabilitiesResponse],
+    ) -> worker_pb2.GetCapabilitiesResponse:
+        """What this worker serves."""
+        own, proof = self._identity, self._identity.proof
+        when = Timestamp()
+        when.FromNanoseconds(int(proof.time * 1e9))
+        return worker_pb2.GetCapabilitiesResponse(
+            worker_id=own.config.worker_id,
+            model=own.facts.name,
+            tier=own.tier,
+            profile=own.profile,
+            backend=self._engine.backend,
+            context_length=own.facts.context_length,
+            vocabulary_size=own.facts.vocabulary_size,
+            max_requests=own.config.max_requests,
+            kv_capacity_tokens=own.config.max_total_tokens,
+            engine_version=self._engine.version,
+            proof=worker_pb2.BackendProof(
+                prompt_tokens=proof.prompt_tokens,
+                sparse_kernel_calls=proof.sparse_calls,
+                kernel_calls=proof.calls,
+                density=proof.density,
+                time=when,
+            ),
+            tokenizer_digest=own.tokenizer_digest,
+        )
+
+    async def WatchLoad(
+        self,
+        request: worker_pb2.WatchLoadRequest,
+        context: grpc.aio.ServicerContext[worker_pb2.WatchLoadRequest, worker_pb2.WatchLoadResponse],
+    ) -> AsyncIterator[worker_pb2.WatchLoadResponse]:
+        """The load at once and at every change."""
+        interval = request.interval.ToTimedelta().total_seconds() if request.HasField("interval") else 1.0
+        async for _ in self._load.changes(max(interval, 0.05)):
+            yield worker_pb2.WatchLoadResponse(
+                requests=len(self._load.requests),
+                outstanding_tokens=self._load.outstanding_tokens,
+                draining=self._load.draining,
+                kv_used_tokens=await self._engine.used_tokens(),
+                finished_requests=self._load.finished,
+                aborted_requests=self._load.aborted,
+            )
+
+    async def Drain(
+        self,
+        request: worker_pb2.DrainRequest,
+        context: grpc.aio.ServicerContext[worker_pb2.DrainRequest, worker_pb2.DrainResponse],
+    ) -> worker_pb2.DrainResponse:
+        """Stops admitting and waits for the requests in flight."""
+        self._load.drain()
+        timeout = request.timeout.ToTimedelta().total_seconds() if request.HasField("timeout") else None
+        await self._load.idle(timeout)
+        return worker_pb2.DrainResponse(aborted_requests=len(self._load.requests))
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(int(seconds * 1e9))
+    return duration
