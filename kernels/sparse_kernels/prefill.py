@@ -15,8 +15,8 @@ from sparse_kernels.tiles import TileGrid
 
 # The public SDPA hides the log-sum-exp that merging two partial softmaxes needs.
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-# Small enough that a group's buffers stay in the cache.
-_TILES_AT_ONCE = 8
+# Large enough to fill a call, small enough that its buffers stay in the cache.
+_TILES_AT_ONCE = 16
 
 
 def block_sparse_prefill(
@@ -72,18 +72,20 @@ def block_sparse_prefill(
     for first in range(0, grid.tiles, _TILES_AT_ONCE):
         part = slice(first, first + _TILES_AT_ONCE)
         rows = tiles[:, part].contiguous()
-        seen = means if config.mean_correction else ()
-        near, near_lse = _own_keys_and_means(rows, [o[:, part] for o in own], seen, correction[:, part], scale)
+        # No tile of this part looks further back than the part's last one.
+        seen = (grid.first + min(part.stop, grid.tiles) - 1) * grid.tile // block if config.mean_correction else 0
+        back = [mean[:, :seen] for mean in means]
+        near, near_lse = _own_keys_and_means(rows, [o[:, part] for o in own], back, correction[:, part, :seen], scale)
         far, far_lse = _kept_blocks(rows, keys, values, selection.kept[:, part], scale)
         weight = (far_lse - torch.logaddexp(far_lse, near_lse)).exp_().unsqueeze(-1)
-        o_tiles[:, part] = far.sub_(near).mul_(weight.to(q.dtype)).add_(near)
+        o_tiles[:, part] = torch.lerp(near, far, weight.to(q.dtype))
     out = grid.join(out)
 
     valid = grid.valid.sum(1)
     kept = int((selection.kept.sum((0, 2)) * valid).sum()) * block * group
-    own = heads * _own_pairs(grid)
+    inside = heads * _own_pairs(grid)
     coverage = float((selection.coverage.mean(0) * valid).sum()) / queries
-    return out, AttentionStats(kept + own, heads * causal_pairs(queries, prefix), coverage, heads * queries)
+    return out, AttentionStats(kept + inside, heads * causal_pairs(queries, prefix), coverage, heads * queries)
 
 
 def _own_pairs(grid: TileGrid) -> int:
@@ -97,15 +99,16 @@ def _own(cache: torch.Tensor, grid: TileGrid) -> torch.Tensor:
     kv_heads, dim = cache.shape[0], cache.shape[-1]
     first, length = grid.first * grid.tile, grid.tiles * grid.tile
     own = cache.new_zeros(kv_heads, length, dim)
-    flat = cache.flatten(1, 2)[:, first : first + length]
-    own[:, : flat.shape[1]] = flat
+    # Slots past the end may hold anything, NaN included, which no mask would keep out of the sum of values.
+    written = cache.flatten(1, 2)[:, first : grid.prefix + grid.queries]
+    own[:, : written.shape[1]] = written
     return own.view(kv_heads, grid.tiles, grid.tile, dim)
 
 
 def _own_keys_and_means(
     tiles: torch.Tensor,
     own: list[torch.Tensor],
-    means: tuple[torch.Tensor, ...],
+    means: list[torch.Tensor],
     correction: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,7 +117,7 @@ def _own_keys_and_means(
     Args:
         tiles: ``[Hkv, tiles, group, tile, D]``.
         own: keys and values ``[Hkv, tiles, tile, D]``.
-        means: key and value means ``[Hkv, blocks, D]``; empty without correction.
+        means: key and value means ``[Hkv, blocks, D]``; of no block without correction.
         correction: additive mask of the means, ``[Hkv, tiles, blocks]``.
         scale: softmax scale.
 
@@ -122,14 +125,11 @@ def _own_keys_and_means(
         ``[Hkv, tiles, group, tile, D]`` and float32 log-sum-exp ``[Hkv, tiles, group, tile]``.
     """
     count, group, tile = tiles.shape[1:4]
-    columns = own
-    if means:
-        columns = [torch.cat([o, m[:, None].expand(-1, count, -1, -1)], 2) for o, m in zip(own, means, strict=True)]
+    columns = [torch.cat([o, m[:, None].expand(-1, count, -1, -1)], 2) for o, m in zip(own, means, strict=True)]
     keys, values = (column.flatten(0, 1)[:, None].expand(-1, group, -1, -1) for column in columns)
     bias = tiles.new_zeros(*tiles.shape[:2], tile, keys.shape[2])
     bias[..., :tile].masked_fill_(torch.ones(tile, tile, dtype=torch.bool).triu(1), -math.inf)
-    if means:
-        bias[..., tile:] = correction[:, :, None]
+    bias[..., tile:] = correction[:, :, None]
     out, lse = _flash(tiles.flatten(0, 1), keys, values, 0.0, False, attn_mask=bias.flatten(0, 1)[:, None], scale=scale)
     return out.view(tiles.shape), lse.view(tiles.shape[:-1])
 
@@ -141,21 +141,26 @@ def _kept_blocks(
     kv_heads, count, group, tile, dim = tiles.shape
     blocks = keys.shape[1]
     flat_keys, flat_values = keys.view(kv_heads * blocks, -1), values.view(kv_heads * blocks, -1)
-    where = kept.nonzero()
-    chosen = torch.split(where[:, 0] * blocks + where[:, 2], kept.sum(-1).flatten().tolist())
-    rows = tiles.view(kv_heads * count, 1, 1, group * tile, dim).unbind()
-    nothing = torch.zeros_like(rows[0]), torch.full((1, 1, group * tile), -math.inf)
-    # A loop of few and cheap calls: at these sizes the interpreter's share is what is left to save.
-    parts = [
-        _flash(
-            row,
-            flat_keys.index_select(0, index).view(1, 1, -1, dim),
-            flat_values.index_select(0, index).view(1, 1, -1, dim),
-            scale=scale,
-        )
-        if index.numel()
-        else nothing
-        for row, index in zip(rows, chosen, strict=True)
-    ]
-    out, lse = (torch.cat(column) for column in zip(*parts, strict=True))
-    return out.view(tiles.shape), lse.view(tiles.shape[:-1])
+    counts = kept.sum(-1).flatten()
+    # Tiles that kept equally many blocks share one call: no padding, and few calls.
+    order = counts.argsort(stable=True)
+    where = kept.flatten(0, 1)[order].nonzero()
+    chosen = order[where[:, 0]] // count * blocks + where[:, 1]
+    rows = tiles.view(kv_heads * count, group * tile, dim)[order]
+    out, lse = torch.zeros_like(rows), torch.full(rows.shape[:2], -math.inf)
+    kept_counts, repeats = counts[order].unique_consecutive(return_counts=True)
+    first = used = 0
+    for size, number in zip(kept_counts.tolist(), repeats.tolist(), strict=True):
+        last, taken = first + number, used + number * size
+        if size:
+            index = chosen[used:taken]
+            part, part_lse = _flash(
+                rows[first:last, None],
+                flat_keys.index_select(0, index).view(number, 1, -1, dim),
+                flat_values.index_select(0, index).view(number, 1, -1, dim),
+                scale=scale,
+            )
+            out[first:last], lse[first:last] = part[:, 0], part_lse[:, 0]
+        first, used = last, taken
+    back = order.argsort()
+    return out[back].view(tiles.shape), lse[back].view(tiles.shape[:-1])

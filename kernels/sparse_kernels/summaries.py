@@ -60,19 +60,29 @@ class PageSummaries:
         """
         if pages.shape != filled.shape:
             raise ValueError(f"filled: shape {tuple(filled.shape)} must equal that of pages {tuple(pages.shape)}")
+        whole = filled == self.page_size
+        self._summarize(keys, values, pages[whole], None)
+        if not whole.all():
+            self._summarize(keys, values, pages[~whole], filled[~whole])
+
+    def _summarize(
+        self, keys: torch.Tensor, values: torch.Tensor, pages: torch.Tensor, filled: torch.Tensor | None
+    ) -> None:
+        """Summarizes ``pages``; None for ``filled`` means whole pages, which need no masks and no float32 copies."""
         subs = self.page_size // self.sub_page
-        k = keys[pages].float()
-        v = values[pages].float()
-        valid = torch.arange(self.page_size, device=k.device)[None, :] < filled[:, None]
-        weight = valid[:, :, None, None]
-        k = torch.where(weight, k, 0.0)
-        count = filled.view(-1, 1, 1).float()
+        k, v = keys[pages], values[pages]
+        count = torch.full((pages.numel(),), self.page_size) if filled is None else filled
+        valid = torch.arange(self.page_size, device=k.device)[None, :] < count[:, None]
+        if filled is not None:
+            # What lies past the end is left over from another sequence.
+            k, v = (torch.where(valid[:, :, None, None], cache, 0) for cache in (k, v))
+        tokens = count.view(-1, 1, 1).float()
         sub_count = valid.view(-1, subs, self.sub_page).sum(-1)
-        sub_sum = k.view(k.shape[0], subs, self.sub_page, *k.shape[2:]).sum(2)
-        mean = sub_sum.sum(1) / count
-        variance = (k.square().sum(1) / count - mean.square()).clamp_min(0.0)
+        sub_sum = k.view(k.shape[0], subs, self.sub_page, *k.shape[2:]).sum(2, dtype=torch.float32)
+        mean = sub_sum.sum(1) / tokens
+        square = torch.linalg.vector_norm(k, dim=(1, 3), dtype=torch.float32).square() / (tokens[:, 0] * k.shape[-1])
         self.sub_mean[pages] = sub_sum / sub_count.clamp_min(1)[:, :, None, None]
         self.sub_count[pages] = sub_count.to(torch.int16)
         self.mean[pages] = mean
-        self.value_mean[pages] = torch.where(weight, v, 0.0).sum(1) / count
-        self.spread[pages] = variance.mean(-1).sqrt()
+        self.value_mean[pages] = v.sum(1, dtype=torch.float32) / tokens
+        self.spread[pages] = (square - mean.square().mean(-1)).clamp_min(0.0).sqrt()

@@ -10,6 +10,7 @@ from sparsity.errors import BackendInactiveError
 
 from sparsity_worker.config import ModelFacts
 from sparsity_worker.engine import Engine, EngineRequest
+from sparsity_worker.plugin import PROBE_KEY
 from sparsity_worker.plugin.accounting import PREFILL, Account
 from sparsity_worker.profile import Profile
 
@@ -42,10 +43,12 @@ async def probe(engine: Engine, facts: ModelFacts, profile: Profile | None) -> P
     length = 64
     if profile:
         floor = profile.prefill.sink + profile.prefill.window + 2 * profile.prefill.query_tile
-        length = min(max(profile.prefill.sparse_from, 2 * floor), facts.context_length - 2)
+        length = min(2 * floor, facts.context_length - 2)
     prompt = np.random.default_rng(0).integers(0, facts.vocabulary_size, length).tolist()
     packed = b""
-    request = EngineRequest("start-up-probe", prompt, {"temperature": 0.0, "max_new_tokens": 2, "ignore_eos": True})
+    # Marked as the probe, so that a short prompt proves what a profile would only do to a long one.
+    sampling = {"temperature": 0.0, "max_new_tokens": 2, "ignore_eos": True, "custom_params": {PROBE_KEY: True}}
+    request = EngineRequest("start-up-probe", prompt, sampling)
     async for step in engine.generate(request):
         packed = step.account or packed
     if profile is None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -104,6 +104,6 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def judged(goal: str, value: float | None, holds: Callable[[float], bool]) -> dict[str, object]:
-    """The goal fields of a row; a figure that was not had is a miss."""
-    return {"goal": goal, "met": value is not None and holds(value)}
+def judged(row: Row, goal: str, *, met: bool) -> Row:
+    """The row with its goal."""
+    return replace(row, goal=goal, met=met)

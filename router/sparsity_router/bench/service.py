@@ -20,15 +20,14 @@ PARITY_PROMPTS = 20
 def memory_row(running: Running) -> Row:
     """Resident memory of the whole service."""
     used = float(memory_bytes(running))
-    goal = judged("< 14 GB", used, lambda value: value < MEMORY_GOAL_BYTES)
-    return Row("resident memory (PSS)", "Valkey, router, three workers", used / 1e9, "GB", **goal)  # type: ignore[arg-type]
+    row = Row("resident memory (PSS)", "Valkey, router, three workers", used / 1e9, "GB")
+    return judged(row, "< 14 GB", met=used < MEMORY_GOAL_BYTES)
 
 
 def ready_row(running: Running) -> Row:
     """From the start of `sparsity up` to ready; meaningful when the model was there already."""
-    ready = running.ready_seconds
-    goal = judged("< 120 s", ready, lambda value: value < READY_GOAL_SECONDS)
-    return Row("start to ready, warm cache", "Valkey, router, three workers", ready, "s", **goal)  # type: ignore[arg-type]
+    row = Row("start to ready, warm cache", "Valkey, router, three workers", running.ready_seconds, "s")
+    return judged(row, "< 120 s", met=running.ready_seconds < READY_GOAL_SECONDS)
 
 
 def parity_row(running: Running, new_tokens: int) -> Row:
@@ -47,6 +46,6 @@ def parity_row(running: Running, new_tokens: int) -> Row:
     equal = sum(one["equal"] for one in found)
     ties = sum(one["tie"] for one in found)
     shape = f"{len(found)} prompts, {new_tokens} tokens: {equal} equal, {ties} part at a tie"
-    agree = float(equal + ties)
-    goal = judged("20 of 20", agree, lambda value: value == PARITY_PROMPTS == len(found))
-    return Row("greedy output equals transformers up to ties, dense tier", shape, agree, "prompts", **goal)  # type: ignore[arg-type]
+    agree = equal + ties
+    row = Row("greedy output equals transformers up to ties, dense tier", shape, float(agree), "prompts")
+    return judged(row, "20 of 20", met=agree == len(found) == PARITY_PROMPTS)

@@ -37,9 +37,8 @@ def tiers(
     with reported():
         running = read_running(state or state_folder())
         lengths = _lengths(tokens)
-        say = lambda line: err.print(f"[dim]{line}[/dim]")  # noqa: E731
-        rows = measure(running, lengths, repeats, new_tokens, say)
-        say("greedy parity with transformers ...")
+        rows = measure(running, lengths, repeats, new_tokens, _say)
+        _say("greedy parity with transformers ...")
         rows += [service.memory_row(running), service.ready_row(running), service.parity_row(running, 32)]
         command = " ".join(["sparsity", *sys.argv[1:]])
         head = results.header(
@@ -52,6 +51,10 @@ def tiers(
             print_json(document)
         else:
             typer.echo(results.markdown("tiers", document))
+
+
+def _say(line: str) -> None:
+    err.print(f"[dim]{line}[/dim]")
 
 
 def _lengths(text: str) -> list[int]:

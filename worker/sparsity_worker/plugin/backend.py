@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
 
+class Prompt(NamedTuple):
+    """What a forward batch does not know of a request: its whole prompt's length, and whether it is the probe."""
+
+    length: int
+    probe: bool = False
+
+
 class _Row(NamedTuple):
     """One request of a forward batch: its tokens are rows ``start .. end`` and its context has ``length`` keys."""
 
@@ -30,7 +37,7 @@ class _Row(NamedTuple):
     start: int
     end: int
     length: int
-    prompt: int
+    prompt: Prompt
     table: torch.Tensor
 
 
@@ -63,7 +70,7 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
             for _ in range(pool.layer_num)
         ]
         self.ledger = Ledger(runner.model_config.num_hidden_layers, capacity=4 * self.req_to_token_pool.size)
-        self.prompt_lengths: dict[str, int] = {}
+        self.prompts: dict[str, Prompt] = {}
         self.forward_metadata: _Metadata | None = None
 
     def _refuse_unsupported(self, runner: ModelRunner) -> None:
@@ -91,7 +98,7 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         for rid, slot, length, new in requests:
             slots = self.req_to_token_pool.req_to_token[slot, : length : self._page]
             table = (slots // self._page).to(torch.int64)
-            rows.append(_Row(rid, start, start + new, length, self.prompt_lengths.get(rid, length), table))
+            rows.append(_Row(rid, start, start + new, length, self.prompts.get(rid, Prompt(length)), table))
             first = (length - new) // self._page
             pages.append(table[first:])
             count = torch.full((table.numel() - first,), self._page, dtype=torch.int64)
@@ -173,8 +180,9 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         if phase == DECODE and not dense_layer and row.length >= config.decode.sparse_from:
             out, stats = sparse_paged_decode(q[0], sequence, summaries, config.decode, layer.scaling)
             return out[None], stats
-        if phase == PREFILL and not dense_layer and row.prompt >= config.prefill.sparse_from:
-            return block_sparse_prefill(q, sequence, summaries, config.prefill, layer.scaling, total=row.prompt)
+        long = row.prompt.probe or row.prompt.length >= config.prefill.sparse_from
+        if phase == PREFILL and not dense_layer and long:
+            return block_sparse_prefill(q, sequence, summaries, config.prefill, layer.scaling, total=row.prompt.length)
         return dense_attention(q, sequence, layer.scaling)
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:

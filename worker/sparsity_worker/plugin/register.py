@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from sparsity_worker.plugin import BACKEND, REPORT_KEY
-from sparsity_worker.plugin.backend import SparsityAttnBackend
+from sparsity_worker.plugin import BACKEND, PROBE_KEY, REPORT_KEY
+from sparsity_worker.plugin.backend import Prompt, SparsityAttnBackend
 
 
 def register() -> None:
@@ -16,7 +16,7 @@ def register() -> None:
 
     register_attention_backend(BACKEND)(SparsityAttnBackend)
     HookRegistry.register(
-        "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new", _note_prompt_lengths, HookType.AFTER
+        "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new", _note_prompts, HookType.AFTER
     )
     HookRegistry.register(
         "sglang.srt.model_executor.model_runner.ModelRunner.forward", _attach_accounts, HookType.AFTER
@@ -28,11 +28,16 @@ def _backend(runner: Any) -> SparsityAttnBackend | None:
     return backend if isinstance(backend, SparsityAttnBackend) else None
 
 
-def _note_prompt_lengths(result: Any, *args: Any, **_: Any) -> None:
+def _note_prompts(result: Any, *args: Any, **_: Any) -> None:
     """A forward batch knows its chunk only; the last chunk of a prompt is told by the whole prompt's length."""
     batch, runner = next((pair for pair in pairwise(args) if hasattr(pair[0], "reqs")), (None, None))
     if (backend := _backend(runner)) is not None and batch is not None:
-        backend.prompt_lengths = {req.rid: len(req.origin_input_ids) for req in batch.reqs}
+        backend.prompts = {req.rid: _prompt(req) for req in batch.reqs}
+
+
+def _prompt(req: Any) -> Prompt:
+    probe = PROBE_KEY in (req.sampling_params.custom_params or {})
+    return Prompt(len(req.origin_input_ids), probe)
 
 
 def _attach_accounts(result: Any, runner: Any, forward_batch: Any, *_: Any, **__: Any) -> None:

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+import yaml
+from e2e.conftest import SPARSITY, System
+from sparsity import telemetry
+from sparsity.errors import DeadlineError, InvalidRequestError
+from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
+from sparsity_client import make_request
+from sparsity_router.cli.corpus import excerpt
+from support.otlp import attributes
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+
+
+def load(system: System, tier: str) -> Any:
+    with grpc.insecure_channel(system.worker_address(tier)) as channel:
+        stub = worker_pb2_grpc.WorkerServiceStub(channel)
+        return next(iter(stub.WatchLoad(worker_pb2.WatchLoadRequest(), timeout=30)))
+
+
+def eventually(holds: Any, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.2)
+
+
+def finish(stream: Any) -> tuple[str, Any]:
+    text, completion = "", None
+    for response in stream:
+        text += response.text
+        completion = response.completion if response.HasField("completion") else completion
+    return text, completion
+
+
+def test_a_chat_is_answered_and_explained(system: System) -> None:
+    answer = system.json("generate", "What is the capital of France?", "--domain", "support-chat")
+    assert "Paris" in answer["text"]
+    assert answer["decision"]["tier"] == "TIER_DENSE"
+    assert answer["decision"]["reason"] == "REASON_LENGTH_BAND"
+    assert answer["usage"]["completion_tokens"] > 0
+
+
+def test_one_trace_from_client_to_engine(system: System) -> None:
+    answer = system.json("generate", excerpt(20_000), "--domain", "rag", "--max-new-tokens", "4", "--raw")
+    trace = system.receiver.trace_with("router.generate", telemetry.DECISION_ID, answer["decision"]["decision_id"])
+    parents = {
+        "router.generate": "client.generate",
+        "router.classify": "router.generate",
+        "router.decide": "router.generate",
+        "router.dispatch": "router.generate",
+        "worker.generate": "router.dispatch",
+        "engine.prefill": "worker.generate",
+        "engine.decode": "worker.generate",
+    }
+    for name, parent in parents.items():
+        assert trace[name][1].parent_span_id == trace[parent][1].span_id, name
+    assert {service for service, _ in trace.values()} == {"sparsity-cli", "sparsity-router", "sparsity-worker"}
+    routed = attributes(trace["router.generate"][1])
+    assert routed[telemetry.TIER] == "aggressive"
+    assert routed[telemetry.REASON] == "LENGTH_BAND"
+    assert routed[telemetry.POLICY_REVISION] == int(answer["decision"]["policy_revision"])
+    worked = attributes(trace["worker.generate"][1])
+    assert worked[telemetry.GEN_AI_INPUT_TOKENS] == answer["usage"]["prompt_tokens"]
+    assert 0 < worked[telemetry.PREFILL_DENSITY] < 1
+    assert "Python" not in str(trace), "prompt text does not belong into traces"
+
+
+def test_a_sparse_answer_reports_every_layer_and_a_prefix_hit_repeats_it(system: System) -> None:
+    request = make_request(excerpt(22_000, 50_000), domain="rag", max_new_tokens=8)
+    with system.client() as client:
+        first_text, first = finish(client.generate(request))
+        again_text, again = finish(client.generate(request))
+    report = first.sparsity
+    assert report.backend == "sparsity"
+    assert len(report.layers) == 30
+    assert report.layers[0].prefill_density == 1.0
+    assert 0 < report.layers[5].prefill_density < 1
+    assert 0.5 < report.coverage < 1
+    assert 0 < report.prefill_density < 1
+    assert 0 < report.decode_density < 1
+    assert 0 < report.sparse_kernel_calls < report.kernel_calls
+    assert again.usage.cached_tokens > 0.9 * first.usage.prompt_tokens
+    assert first_text
+    assert again_text
+
+
+@pytest.mark.parametrize("when", ["prefill", "decode"])
+@pytest.mark.parametrize("tier", ["dense", "aggressive"])
+def test_a_cancel_frees_the_slot_in_the_engine(system: System, tier: str, when: str) -> None:
+    before = load(system, tier).aborted_requests
+    start = 90_000 + 10_000 * (tier == "dense") + 20_000 * (when == "decode")
+    domain = "medical" if tier == "dense" else "rag"
+    request = make_request(excerpt(22_000, start), domain=domain, max_new_tokens=2000)
+    with system.client() as client:
+        stream = client.generate(request)
+        if when == "decode":
+            next(stream)
+            assert load(system, tier).kv_used_tokens > 0
+        else:
+            threading.Timer(1.0, client.close).start()
+            with pytest.raises(Exception, match=r"(?i)cancel|closed"):
+                next(stream)
+        stream.close()
+    eventually(lambda: load(system, tier).aborted_requests > before)
+    eventually(lambda: load(system, tier).requests == 0 and load(system, tier).kv_used_tokens == 0)
+
+
+def test_a_deadline_frees_the_slot_in_the_engine(system: System) -> None:
+    request = make_request("Tell me a story.", domain="rag", max_new_tokens=4000)
+    before = load(system, "dense").aborted_requests
+    with system.client() as client, pytest.raises(DeadlineError):
+        finish(client.generate(request, timeout=3.0))
+    eventually(lambda: load(system, "dense").aborted_requests > before)
+    eventually(lambda: load(system, "dense").kv_used_tokens == 0)
+
+
+def test_greedy_output_equals_transformers(system: System) -> None:
+    note = json.loads((system.state / "up.json").read_text())
+    command = [sys.executable, "-m", "sparsity_worker.parity", "--model", note["model_path"]]
+    command += ["--target", system.worker_address("dense"), "--new-tokens", "24"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    found = json.loads(result.stdout)
+    assert len(found) == 20
+    assert result.returncode == 0, [one for one in found if not one["equal"]]
+    assert sum(one["equal"] for one in found) >= 10
+
+
+def test_a_policy_edit_acts_on_the_next_request(system: System, tmp_path: Path) -> None:
+    prompt = excerpt(6000)
+    path = tmp_path / "rag.yaml"
+    original = system.cli("policy", "get", "rag").stdout
+    document = yaml.safe_load(original)
+    assert system.json("explain", prompt, "--domain", "rag")["decision"]["tier"] == "TIER_MODERATE"
+    document["bands"] = [{"from_tokens": 0, "tier": "dense"}]
+    path.write_text(yaml.safe_dump(document))
+    assert "nothing was written" in system.cli("policy", "apply", str(path), "--dry-run").stdout
+    assert system.json("explain", prompt, "--domain", "rag")["decision"]["tier"] == "TIER_MODERATE"
+    system.cli("policy", "apply", str(path), "--reason", "test")
+    assert system.json("explain", prompt, "--domain", "rag")["decision"]["tier"] == "TIER_DENSE"
+    system.cli("policy", "apply", str(path), "--reason", "late", "--etag", "old", check=5)
+    path.write_text(original)
+    system.cli("policy", "apply", str(path), "--reason", "back")
+    assert {row["policy"]["domain"] for row in system.json("policy", "list")["policies"]} >= {"rag", "medical"}
+
+
+def test_bad_input_is_told_and_what_is_in_flight_goes_on(system: System, tmp_path: Path) -> None:
+    with system.client() as client:
+        stream = client.generate(make_request("Count to one hundred.", domain="rag", max_new_tokens=100))
+        next(stream)
+        cases = [
+            (make_request(""), "text"),
+            (make_request("word " * 9000), "prompt"),
+            (make_request("x" * 5_000_000), "text"),
+            (make_request([10**6]), "token_ids.ids"),
+            (make_request("hi", temperature=99.0), "sampling.temperature"),
+            (make_request("hi", max_new_tokens=10**9), "sampling.max_new_tokens"),
+        ]
+        for request, field in cases:
+            with pytest.raises(InvalidRequestError) as caught:
+                finish(client.generate(request))
+            assert [violation.field for violation in caught.value.violations] == [field]
+        _, completion = finish(stream)
+        assert completion.finish_reason in (inference_pb2.FINISH_REASON_LENGTH, inference_pb2.FINISH_REASON_STOP)
+    binary = tmp_path / "p.bin"
+    binary.write_bytes(b"\xff\xfe")
+    assert "not UTF-8" in system.cli("generate", "--file", str(binary), check=2).stderr
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("domain: rag\nrisk: low\nbands:\n- {from_tokens: 0, tier: sparse}\n")
+    assert "bad.yaml:4: bands[0].tier" in system.cli("policy", "apply", str(bad), "--reason", "x", check=2).stderr
+    system.cli("policy", "get", "astrology", check=3)
+    assert "max-tier" in system.cli("generate", "hi", "--max-tier", "huge", check=2).stderr
+    system.cli("generate", "hi", "--router", "127.0.0.1:1", check=4)
+
+
+def test_up_refuses_what_cannot_work_before_it_starts_anything(system: System, tmp_path: Path) -> None:
+    def refusal(*arguments: str) -> str:
+        state = ["--state", str(tmp_path / "other")]
+        result = subprocess.run(
+            [SPARSITY, "up", *state, *arguments], env=system.environment, capture_output=True, text=True, timeout=120
+        )
+        assert result.returncode == 2
+        return result.stderr
+
+    assert "cannot listen" in refusal("--listen", system.router)
+    assert "host:port" in refusal("--listen", "nonsense")
+    assert "--model" in refusal("--listen", "127.0.0.1:0", "--model", str(tmp_path))
+    assert "--redis-url" in refusal("--listen", "127.0.0.1:0", "--redis-url", "redis://127.0.0.1:1/0")
+
+
+def test_workers_prove_their_backend_and_memory_is_bounded(system: System) -> None:
+    status = system.json("status")
+    rows = {row["tier"]: row for row in status["workers"]}
+    assert rows["dense"]["backend"] == "torch_native"
+    for tier in ("moderate", "aggressive"):
+        assert rows[tier]["backend"] == "sparsity"
+        assert 0 < rows[tier]["probe_density"] < 1
+    assert status["memory_bytes"] < 14e9
+
+
+def test_the_demo_gets_every_tier_right_and_the_killed_worker_returns(system: System) -> None:
+    rows = system.json("demo", "--new-tokens", "8")
+    assert len(rows) >= 8
+    assert all(row["ok"] for row in rows), rows
+    killed = next(row for row in rows if "killed" in row["name"])
+    assert killed["reason"] == "TIER_UNAVAILABLE"
+    ready = {"state": "ready"}
+    eventually(lambda: all(ready.items() <= row.items() for row in system.json("status")["workers"]), 300.0)
+    answer = system.json("generate", excerpt(22_000, 200_000), "--domain", "rag", "--raw", "--max-new-tokens", "2")
+    assert answer["decision"]["reason"] == "REASON_LENGTH_BAND"
+
+
+def test_ending_it_leaves_no_process(system: System) -> None:
+    processes = psutil.Process(system.process.pid).children(recursive=True)
+    assert len(processes) > 6
+    system.process.terminate()
+    system.process.wait(90)
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    assert not (system.state / "up.json").exists()

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+from sparsity.errors import ConfigurationError, InvalidRequestError
+from sparsity_policies.document import load_yaml, parse_policy, to_document
+from sparsity_policies.model import Tier
+from sparsity_policies.shipped import band_sets, shipped_policies
+from sparsity_policies.wire import policy_from_wire, policy_to_wire
+
+GOOD = {"domain": "x", "risk": "low", "bands": [{"from_tokens": 0, "tier": "dense"}]}
+AGGRESSIVE = [{"from_tokens": 0, "tier": "aggressive"}]
+
+
+def violations(document: object) -> dict[str, str]:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_policy(document)
+    return dict(caught.value.violations)
+
+
+@pytest.mark.parametrize("band_set", ["standard", "small-context"])
+def test_shipped_policies_are_sound_and_survive_both_schemas(band_set: str) -> None:
+    policies = shipped_policies(band_set)
+    names = {policy.domain for policy in policies}
+    assert names == {
+        *("medical", "legal", "compliance", "safety", "reasoning"),
+        *("support-chat", "rag", "summarization", "code", "default"),
+    }
+    for policy in policies:
+        assert parse_policy(to_document(policy)) == policy
+        assert policy_from_wire(policy_to_wire(policy)) == policy
+        if policy.risk.name == "HIGH":
+            assert policy.guards.max_tier is Tier.DENSE
+            assert all(band.tier is Tier.DENSE for band in policy.bands)
+
+
+def test_band_sets() -> None:
+    assert band_sets() == ["small-context", "standard"]
+    rag = next(policy for policy in shipped_policies("standard") if policy.domain == "rag")
+    assert [(band.from_tokens, band.tier.word) for band in rag.bands] == [
+        (0, "dense"),
+        (8192, "moderate"),
+        (32768, "aggressive"),
+    ]
+    with pytest.raises(ConfigurationError, match="band set: must be one of"):
+        shipped_policies("tiny")
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "words"),
+    [
+        ({"domain": "No Good"}, "domain", "lower-case words"),
+        ({"risk": "huge"}, "risk", "one of low, elevated, high"),
+        ({"bands": [{"from_tokens": 0, "tier": "sparse"}]}, "bands[0].tier", "one of dense, moderate, aggressive"),
+        ({"bands": [{"tier": "dense"}]}, "bands[0].from_tokens", "is missing"),
+        ({"bands": [{"from_tokens": -1, "tier": "dense"}]}, "bands[0].from_tokens", "whole number from 0"),
+        ({"bands": [{"from_tokens": 5, "tier": "dense"}]}, "bands[0].from_tokens", "let the first band begin at 0"),
+        ({"bands": []}, "bands", "need one band"),
+        ({"bands": GOOD["bands"] * 2}, "bands[1].from_tokens", "overlaps bands[0]"),
+        ({"colour": 1}, "colour", "is not a field"),
+        ({"rules": [{"name": "a", "when": "tokens >", "tier": "dense"}]}, "rules[0].when", "not valid CEL"),
+        ({"rules": [{"name": "a", "when": "tokens", "tier": "dense"}]}, "rules[0].when", "not bool"),
+        ({"rules": [{"name": "a", "when": "size > 3", "tier": "dense"}]}, "rules[0].when", "reads unknown size"),
+        ({"detection": {"patterns": ["(a"]}}, "detection.patterns[0]", "not a usable regular expression"),
+        ({"detection": {"literals": ["a"]}}, "detection.literals[0]", "at least 3 characters"),
+        ({"risk": "high", "bands": AGGRESSIVE}, "bands[0].tier", "may not reach aggressive"),
+        ({"guards": {"min_coverage": 2}}, "guards.min_coverage", "from 0 to 1"),
+        ({"rollout": {"steps": [50, 10]}}, "rollout.steps", "ascending percentages"),
+        ({"fallback": ["dense", "moderate"]}, "fallback[1]", "must be denser than dense"),
+        ({"labels": {"a": 1}}, "labels", "text to text"),
+    ],
+)
+def test_mistakes_name_the_field_and_the_remedy(change: dict[str, object], field: str, words: str) -> None:
+    assert words in violations(GOOD | change)[field]
+
+
+def test_all_mistakes_come_at_once() -> None:
+    found = violations({"domain": "A", "risk": "?", "bands": [{"from_tokens": "x", "tier": "y"}], "zz": 1})
+    assert set(found) == {"domain", "risk", "bands[0].from_tokens", "bands[0].tier", "zz"}
+    assert violations(None) == violations([]) | {"policy": "must be a mapping, not None"}
+
+
+def test_yaml_mistakes_carry_their_line() -> None:
+    text = "domain: x\nrisk: low\nbands:\n  - from_tokens: 0\n    tier: sparse\n"
+    with pytest.raises(InvalidRequestError, match=r"p\.yaml:5: bands\[0\]\.tier"):
+        load_yaml(text, "p.yaml")
+    with pytest.raises(InvalidRequestError, match=r"p\.yaml:2: is not valid YAML"):
+        load_yaml("domain: x\nrisk: [", "p.yaml")
+
+
+def test_a_policy_message_is_checked_like_a_document() -> None:
+    message = policy_to_wire(parse_policy(GOOD))
+    message.bands[0].tier = 0
+    with pytest.raises(InvalidRequestError, match=r"bands\[0\]\.tier"):
+        policy_from_wire(message)

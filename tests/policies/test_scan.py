@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sparsity_policies.document import parse_policy
+from sparsity_policies.scan import Scanner
+from support.snapshots import snapshot
+
+SCANNER = snapshot().scanner
+
+
+@pytest.mark.parametrize(
+    ("text", "flag"),
+    [
+        ("I WANT to\n die", "safety"),
+        ("thinking of self-harm", "safety"),
+        ("MRN: 1234567", "medical"),
+        ("Attorney-Client Privilege applies", "legal"),
+    ],
+)
+def test_risk_phrases_raise_their_flag(text: str, flag: str) -> None:
+    assert SCANNER.scan(text).flags == {flag}
+
+
+def test_harmless_text_raises_none() -> None:
+    result = SCANNER.scan("What is the capital of France? ünïcödé 日本")
+    assert result.flags == frozenset()
+    assert result.scanned_bytes == len("What is the capital of France? ünïcödé 日本".encode())
+
+
+@settings(max_examples=60, deadline=None)
+@given(before=st.integers(0, 400_000), after=st.integers(0, 400_000))
+def test_a_phrase_is_found_at_any_offset(before: int, after: int) -> None:
+    result = SCANNER.scan("x " * (before // 2) + "want to die" + " y" * (after // 2))
+    assert result.flags == {"safety"}
+
+
+def test_literals_are_literal() -> None:
+    bands = [{"from_tokens": 0, "tier": "dense"}]
+    detection = {"literals": ["a.c (1+1) [x]"], "flag": "f"}
+    scanner = Scanner([parse_policy({"domain": "x", "risk": "low", "bands": bands, "detection": detection})])
+    assert scanner.scan("see A.C (1+1)  [X]").flags == {"f"}
+    assert not scanner.scan("abc (11) x").flags
+
+
+def test_nothing_to_look_for() -> None:
+    assert Scanner([]).scan("anything") == (frozenset(), frozenset(), 8)

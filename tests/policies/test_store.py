@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+from sparsity.errors import ConfigurationError, ConflictError, NotFoundError, StoreError
+from sparsity_policies.model import Override, Scope, Tier
+from sparsity_policies.shipped import shipped_policies
+from sparsity_policies.store import PolicyStore
+from support.valkey import Valkey
+
+POLICIES = shipped_policies("small-context")
+
+
+@pytest.fixture
+def server() -> Iterator[Valkey]:
+    with Valkey() as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def store(server: Valkey) -> AsyncIterator[PolicyStore]:
+    store = PolicyStore(server.url)
+    yield store
+    await store.close()
+
+
+async def test_seeding_happens_once_and_never_over_an_edit(store: PolicyStore) -> None:
+    assert len(await store.seed(POLICIES)) == len(POLICIES)
+    edited = await store.put(POLICIES[0], etag=None, actor="ann", reason="mine")
+    assert await store.seed(POLICIES) == []
+    contents = await store.read()
+    assert contents.revision == len(POLICIES) + 1
+    assert next(p for p in contents.policies if p.policy.domain == POLICIES[0].domain) == edited
+
+
+async def test_compare_and_set(store: PolicyStore) -> None:
+    first = await store.put(POLICIES[0], etag="", actor="ann", reason="new")
+    with pytest.raises(ConflictError, match="read it and try again"):
+        await store.put(POLICIES[0], etag="", actor="bob", reason="new")
+    second = await store.put(POLICIES[0], etag=first.etag, actor="ann", reason="again")
+    assert second.revision == first.revision + 1
+    assert second.etag != first.etag
+    with pytest.raises(ConflictError):
+        await store.put(POLICIES[0], etag=first.etag, actor="bob", reason="late")
+
+
+async def test_concurrent_puts_make_dense_revisions(store: PolicyStore) -> None:
+    written = await asyncio.gather(
+        *(store.put(POLICIES[n % 10], etag=None, actor=str(n), reason="race") for n in range(100))
+    )
+    assert sorted(stored.revision for stored in written) == list(range(1, 101))
+
+
+async def test_of_two_editors_with_one_etag_one_wins(store: PolicyStore) -> None:
+    base = await store.put(POLICIES[0], etag="", actor="a", reason="r")
+    tries = (store.put(POLICIES[0], etag=base.etag, actor=str(n), reason="r") for n in range(8))
+    results = await asyncio.gather(*tries, return_exceptions=True)
+    assert sum(isinstance(result, ConflictError) for result in results) == 7
+
+
+async def test_garbage_is_told_and_the_rest_is_kept(store: PolicyStore, server: Valkey) -> None:
+    await store.seed(POLICIES)
+    wrong = json.dumps({"etag": "e", "revision": 1, "time": "0", "actor": "", "reason": "", "body": '{"domain": 3}'})
+    raw = server.client()
+    raw.hset("{sparsity}:policies", mapping={"rag": "garbage", "code": wrong, "legal": "[]"})
+    raw.hset("{sparsity}:overrides", "k", "garbage")
+    contents = await store.read()
+    assert set(contents.rejected) == {"rag", "code", "legal", "override k"}
+    assert len(contents.policies) == len(POLICIES) - 3
+    assert contents.overrides[0].max_tier is Tier.DENSE
+    # An unreadable document can be written over.
+    await store.put(next(p for p in POLICIES if p.domain == "rag"), etag=None, actor="a", reason="repair")
+    assert "rag" not in (await store.read()).rejected
+
+
+async def test_garbage_in_the_revision_is_a_store_error(store: PolicyStore, server: Valkey) -> None:
+    server.client().set("{sparsity}:revision", "many")
+    with pytest.raises(StoreError, match="not a number"):
+        await store.read()
+
+
+async def test_overrides(store: PolicyStore) -> None:
+    override = Override("k", Scope.DOMAIN, "rag", Tier.MODERATE, 12.5, "why", "ann")
+    await store.put_override(override)
+    assert (await store.read()).overrides == [override]
+    await store.delete_override("k")
+    assert (await store.read()).overrides == []
+    with pytest.raises(NotFoundError):
+        await store.delete_override("k")
+
+
+async def test_an_absent_server_is_a_store_error() -> None:
+    store = PolicyStore("redis://127.0.0.1:1/0")
+    with pytest.raises(StoreError, match="policy store"):
+        await store.read()
+    with pytest.raises(ConfigurationError, match="redis url"):
+        PolicyStore("http://nowhere")

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from sparsity.serving import listen
+from sparsity.status import to_error
+from sparsity.v1 import inference_pb2, inference_pb2_grpc
+from sparsity_client import make_request
+from sparsity_policies.document import parse_policy
+from sparsity_router.classify import Classifier
+from sparsity_router.fleet import Fleet, State
+from sparsity_router.server import INFERENCE
+from sparsity_router.services.inference import InferenceService
+from sparsity_router.tokens import ModelTokenizer
+from support.fake_worker import FakeWorker, answer, fail, hang
+from support.snapshots import snapshot
+from support.tiny import tiny_model
+
+DENSE, MODERATE, AGGRESSIVE = (
+    inference_pb2.TIER_DENSE,
+    inference_pb2.TIER_MODERATE,
+    inference_pb2.TIER_AGGRESSIVE,
+)
+BANDS = [
+    {"from_tokens": 0, "tier": "dense"},
+    {"from_tokens": 50, "tier": "moderate"},
+    {"from_tokens": 100, "tier": "aggressive"},
+]
+LONG = "y" * 120
+
+
+@dataclass
+class Policies:
+    """A snapshot that never changes."""
+
+    snapshot: Any
+    age: float = 0.0
+
+
+@dataclass
+class Rig:
+    """A router over fake workers."""
+
+    channel: Any
+    stub: Any
+    fleet: Fleet
+    workers: list[FakeWorker]
+    policies: Policies
+
+    async def generate(self, prompt: Any = LONG, timeout: float = 10.0, **options: Any) -> tuple[str, Any]:
+        text, completion = "", None
+        options.setdefault("domain", "low")
+        async for response in self.stub.Generate(make_request(prompt, **options), timeout=timeout):
+            text += response.text
+            completion = response.completion if response.HasField("completion") else completion
+        return text, completion
+
+
+@asynccontextmanager
+async def rig(folder: Path, *workers: FakeWorker) -> AsyncIterator[Rig]:
+    model = tiny_model(folder)
+    policy = parse_policy({"domain": "low", "risk": "low", "bands": BANDS})
+    policies = Policies(snapshot([policy]))
+    for worker in workers:
+        await worker.start()
+    tokenizer = ModelTokenizer(model)
+    fleet = Fleet(tuple(worker.address for worker in workers), tokenizer.digest, 1.0)
+    service = InferenceService(Classifier(tokenizer, 10_000), policies, fleet, "tiny")  # type: ignore[arg-type]
+    endpoint = listen("127.0.0.1:0", {INFERENCE: service}, 2**26)
+    await endpoint.server.start()
+    watching = asyncio.create_task(fleet.watch())
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{endpoint.port}")
+    try:
+        await until(
+            lambda: all(worker.capabilities and worker.state is not State.UNREACHABLE for worker in fleet.workers)
+        )
+        yield Rig(channel, inference_pb2_grpc.InferenceServiceStub(channel), fleet, list(workers), policies)
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await channel.close()
+        await endpoint.server.stop(None)
+        await fleet.close()
+        for worker in workers:
+            await worker.stop()
+
+
+async def until(holds: Any, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return tiny_model(tmp_path)
+
+
+def trio(model: Path, **aggressive: Any) -> tuple[FakeWorker, ...]:
+    return (
+        FakeWorker("d", DENSE, model),
+        FakeWorker("m", MODERATE, model),
+        FakeWorker("a", AGGRESSIVE, model, **aggressive),
+    )
+
+
+async def refusal(call: Any) -> Any:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
+
+
+async def test_each_tier_goes_to_its_worker(model: Path) -> None:
+    async with rig(model, *trio(model)) as r:
+        for prompt, name in (("hi", "d"), ("y" * 60, "m"), (LONG, "a")):
+            text, completion = await r.generate(prompt)
+            assert (text, completion.worker_id) == ("abc", name)
+            assert completion.decision.policy_tier == completion.decision.tier == completion.sparsity.tier
+        assert len(completion.decision.decision_id) == 32
+
+
+async def test_the_least_loaded_worker_is_taken(model: Path) -> None:
+    busy = FakeWorker("busy", DENSE, model, outstanding=5000)
+    idle = FakeWorker("idle", DENSE, model, outstanding=10)
+    async with rig(model, busy, idle) as r:
+        assert {(await r.generate("hi"))[1].worker_id for _ in range(5)} == {"idle"}
+
+
+async def test_a_failed_worker_is_replaced_by_a_peer(model: Path) -> None:
+    broken = FakeWorker("a1", AGGRESSIVE, model, behaviour=fail(grpc.StatusCode.UNAVAILABLE))
+    peer = FakeWorker("a2", AGGRESSIVE, model, outstanding=10**6)
+    async with rig(model, broken, peer, FakeWorker("d", DENSE, model)) as r:
+        _, completion = await r.generate()
+        assert completion.worker_id == "a2"
+        assert completion.decision.reason == inference_pb2.REASON_LENGTH_BAND
+        assert len(broken.received) == 1
+
+
+async def test_then_by_a_denser_tier_and_the_reason_says_so(model: Path) -> None:
+    async with rig(model, *trio(model, behaviour=fail(grpc.StatusCode.INTERNAL))) as r:
+        _, completion = await r.generate()
+        decision = completion.decision
+        assert (completion.worker_id, decision.tier, decision.policy_tier) == ("m", MODERATE, AGGRESSIVE)
+        assert decision.reason == inference_pb2.REASON_TIER_UNAVAILABLE
+
+
+async def test_a_sparse_worker_without_proof_is_not_used(model: Path) -> None:
+    async with rig(model, *trio(model, sparse_calls=0)) as r:
+        _, completion = await r.generate()
+        assert completion.worker_id == "m"
+        assert completion.decision.reason == inference_pb2.REASON_MISSING_TELEMETRY
+
+
+async def test_a_dense_decision_is_never_served_sparse(model: Path) -> None:
+    full = FakeWorker("d", DENSE, model, requests=4)
+    async with rig(model, full, FakeWorker("a", AGGRESSIVE, model)) as r:
+        error = await refusal(r.generate("hi"))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await full.stop()
+        await until(lambda: r.fleet.workers[0].state is State.UNREACHABLE)
+        error = await refusal(r.generate("hi"))
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert r.workers[1].received == []
+        await full.start()
+
+
+async def test_overload_of_a_worker_is_backpressure(model: Path) -> None:
+    busy = fail(grpc.StatusCode.RESOURCE_EXHAUSTED)
+    async with rig(model, FakeWorker("d", DENSE, model, behaviour=busy)) as r:
+        error = await refusal(r.generate("hi"))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert r.fleet.workers[0].state is State.READY
+
+
+async def test_nothing_is_replayed_after_the_first_token(model: Path) -> None:
+    broken = fail(grpc.StatusCode.UNAVAILABLE, after=2)
+    async with rig(model, *trio(model, behaviour=broken)) as r:
+        error = await refusal(r.generate())
+        assert error.code() is grpc.StatusCode.ABORTED
+        assert "mid-stream" in error.details()
+        assert r.workers[1].received == []
+
+
+async def test_draining_and_foreign_workers_are_passed_over(model: Path) -> None:
+    draining = FakeWorker("d1", DENSE, model, draining=True)
+    foreign = FakeWorker("d2", DENSE, model, digest="other")
+    async with rig(model, draining, foreign, FakeWorker("d3", DENSE, model, outstanding=99)) as r:
+        assert (await r.generate("hi"))[1].worker_id == "d3"
+
+
+async def test_a_cancel_reaches_the_worker(model: Path) -> None:
+    worker = FakeWorker("d", DENSE, model, behaviour=hang)
+    async with rig(model, worker) as r:
+        call = r.stub.Generate(make_request("hi", domain="low"))
+        await until(lambda: worker.received)
+        call.cancel()
+        await until(lambda: worker.cancelled)
+        assert r.fleet.workers[0].outstanding_tokens == 0
+
+
+async def test_a_deadline_reaches_the_worker(model: Path) -> None:
+    worker = FakeWorker("d", DENSE, model, behaviour=hang)
+    async with rig(model, worker) as r:
+        error = await refusal(r.generate("hi", timeout=0.5))
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await until(lambda: worker.cancelled)
+        worker.behaviour = answer
+        assert (await r.generate("hi"))[0] == "abc"
+
+
+async def test_a_stale_policy_goes_dense(model: Path) -> None:
+    async with rig(model, *trio(model)) as r:
+        r.policies.age = 1e6
+        _, completion = await r.generate()
+        assert (completion.worker_id, completion.decision.reason) == ("d", inference_pb2.REASON_STALE_POLICY)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "field"),
+    [
+        ("", "text"),
+        ("z" * 10_001, "text"),
+        ("z" * 600, "prompt"),
+        ([], "token_ids.ids"),
+        ([300], "token_ids.ids"),
+        (inference_pb2.ChatPrompt(), "chat.messages"),
+        (
+            inference_pb2.ChatPrompt(messages=[inference_pb2.ChatMessage(role="bot", content="x")]),
+            "chat.messages[0].role",
+        ),
+        (
+            inference_pb2.ChatPrompt(messages=[inference_pb2.ChatMessage(role="assistant", content="x")]),
+            "chat.messages",
+        ),
+    ],
+)
+async def test_bad_prompts_name_the_field(model: Path, prompt: Any, field: str) -> None:
+    async with rig(model, FakeWorker("d", DENSE, model)) as r:
+        error = to_error(await refusal(r.generate(prompt)))
+        assert [violation.field for violation in error.violations] == [field]  # type: ignore[attr-defined]
+        assert r.workers[0].received == []
+
+
+async def test_malformed_messages_are_invalid_not_internal(model: Path) -> None:
+    async with rig(model, FakeWorker("d", DENSE, model)) as r:
+        generate = r.channel.unary_stream("/sparsity.v1.InferenceService/Generate")
+
+        async def send() -> None:
+            # Field 1, the text, of two bytes that are not UTF-8.
+            async for _ in generate(b"\x0a\x02\xff\xfe"):
+                pass
+
+        error = await refusal(send())
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "UTF-8" in error.details()
+
+
+async def test_methods_of_later_versions_answer_unimplemented(model: Path) -> None:
+    async with rig(model, FakeWorker("d", DENSE, model)) as r:
+        error = await refusal(r.stub.Route(inference_pb2.RouteRequest()))
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+        error = await refusal(r.stub.ReportOutcome(inference_pb2.ReportOutcomeRequest()))
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_explain_tells_every_step_and_what_would_change_it(model: Path) -> None:
+    async with rig(model, FakeWorker("d", DENSE, model)) as r:
+        request = make_request(LONG, domain="low", flags=["abuse"])
+        answered = await r.stub.Explain(inference_pb2.ExplainRequest(request=request))
+        assert answered.decision.tier == DENSE
+        assert answered.decision.reason == inference_pb2.REASON_FLAGGED
+        assert answered.signals.max_tokens == answered.signals.scanned_bytes == 120
+        assert list(answered.signals.flags) == ["abuse"]
+        assert any(step.matched for step in answered.steps)
+        assert "without flags: aggressive" in answered.alternatives
+        assert r.workers[0].received == []

@@ -1,0 +1,98 @@
+"""Workers without an engine, for tests of the router."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from sparsity.serving import listen
+from sparsity.v1 import inference_pb2, worker_pb2
+
+SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"]
+Behaviour = Callable[["FakeWorker", Any, Any], AsyncIterator[inference_pb2.GenerateResponse]]
+
+
+async def answer(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    """Three pieces and a completion."""
+    for piece in ("a", "b", "c"):
+        yield inference_pb2.GenerateResponse(text=piece, token_ids=[ord(piece)])
+    completion = inference_pb2.Completion(worker_id=worker.name, finish_reason=inference_pb2.FINISH_REASON_LENGTH)
+    completion.sparsity.tier = worker.tier
+    yield inference_pb2.GenerateResponse(completion=completion)
+
+
+async def hang(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    """Never a first token."""
+    await asyncio.sleep(3600)
+    yield inference_pb2.GenerateResponse()
+
+
+def fail(code: grpc.StatusCode, after: int = 0) -> Behaviour:
+    """Fails with ``code`` after so many messages."""
+
+    async def behave(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        for _ in range(after):
+            yield inference_pb2.GenerateResponse(text="x", token_ids=[1])
+        await context.abort(code, "as told")
+
+    return behave
+
+
+@dataclass
+class FakeWorker:
+    """One fake worker on a port of its own."""
+
+    name: str
+    tier: int
+    model: Path
+    behaviour: Behaviour = answer
+    sparse_calls: int = 5
+    requests: int = 0
+    outstanding: int = 0
+    digest: str | None = None
+    draining: bool = False
+    received: list[Any] = field(default_factory=list)
+    cancelled: int = 0
+    address: str = ""
+    _server: Any = None
+
+    async def start(self) -> FakeWorker:
+        endpoint = listen("127.0.0.1:0", {SERVICE: self}, 2**26)
+        self._server = endpoint.server
+        await endpoint.server.start()
+        self.address = f"127.0.0.1:{endpoint.port}"
+        return self
+
+    async def stop(self) -> None:
+        await self._server.stop(None)
+
+    async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        self.received.append(request)
+        try:
+            async for response in self.behaviour(self, request, context):
+                yield worker_pb2.WorkerServiceGenerateResponse(response=response)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+    async def GetCapabilities(self, request: Any, context: Any) -> worker_pb2.GetCapabilitiesResponse:
+        digest = self.digest or hashlib.sha256((self.model / "tokenizer.json").read_bytes()).hexdigest()
+        return worker_pb2.GetCapabilitiesResponse(
+            worker_id=self.name,
+            tier=self.tier,
+            max_requests=4,
+            tokenizer_digest=digest,
+            proof=worker_pb2.BackendProof(sparse_kernel_calls=self.sparse_calls),
+        )
+
+    async def WatchLoad(self, request: Any, context: Any) -> AsyncIterator[worker_pb2.WatchLoadResponse]:
+        while True:
+            yield worker_pb2.WatchLoadResponse(
+                requests=self.requests, outstanding_tokens=self.outstanding, draining=self.draining
+            )
+            await asyncio.sleep(0.05)

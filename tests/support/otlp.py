@@ -1,0 +1,54 @@
+"""An OTLP trace receiver."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent import futures
+from typing import Any
+
+import grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+
+class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
+    """Collects spans, grouped by trace."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._spans: list[tuple[str, Any]] = []
+        self._server = grpc.server(futures.ThreadPoolExecutor(2))
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self._server.start()
+
+    def Export(self, request: Any, context: Any) -> Any:
+        with self._lock:
+            for resource in request.resource_spans:
+                service = next(a.value.string_value for a in resource.resource.attributes if a.key == "service.name")
+                self._spans += [(service, span) for scope in resource.scope_spans for span in scope.spans]
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+    def trace_with(self, name: str, key: str, value: str, seconds: float = 30.0) -> dict[str, tuple[str, Any]]:
+        """Spans by name of the trace whose span ``name`` has an attribute; waits until the client's span is there too."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            with self._lock:
+                spans = list(self._spans)
+            for _, span in spans:
+                if span.name == name and attributes(span).get(key) == value:
+                    trace = {s.name: (service, s) for service, s in spans if s.trace_id == span.trace_id}
+                    if "client.generate" in trace and "engine.decode" in trace:
+                        return trace
+            time.sleep(0.2)
+        raise AssertionError(
+            f"no complete trace with {name} {key}={value}; got {sorted({s.name for _, s in self._spans})}"
+        )
+
+    def stop(self) -> None:
+        self._server.stop(None)
+
+
+def attributes(span: Any) -> dict[str, Any]:
+    """A span's attributes as plain values."""
+    return {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in span.attributes}

@@ -1,0 +1,39 @@
+"""Paged test sequences."""
+
+from __future__ import annotations
+
+import torch
+from sparse_kernels import PagedSequence, PageSummaries
+
+PAGE, SUB = 16, 4
+
+
+def paged(
+    length: int, kv_heads: int = 2, dim: int = 8, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> tuple[PagedSequence, PageSummaries]:
+    """A sequence on shuffled pages whose unwritten slots are poisoned, and its summaries."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks = -(-length // PAGE)
+    keys, values = (torch.randn(blocks * PAGE, kv_heads, dim, generator=generator) for _ in range(2))
+    keys += 2.0 * torch.randn(blocks, kv_heads, dim, generator=generator).repeat_interleave(PAGE, 0)
+    keys[length:], values[length:] = float("nan"), float("nan")
+    table = torch.randperm(blocks + 3, generator=generator)[:blocks]
+    cache_k, cache_v = (torch.full((blocks + 3, PAGE, kv_heads, dim), float("nan"), dtype=dtype) for _ in range(2))
+    cache_k[table] = keys.view(blocks, PAGE, kv_heads, dim).to(dtype)
+    cache_v[table] = values.view(blocks, PAGE, kv_heads, dim).to(dtype)
+    summaries = PageSummaries(blocks + 3, PAGE, kv_heads, dim, SUB)
+    filled = torch.full((blocks,), PAGE)
+    filled[-1] = length - (blocks - 1) * PAGE
+    summaries.update(cache_k, cache_v, table, filled)
+    return PagedSequence(cache_k, cache_v, table, length), summaries
+
+
+def queries(rows: int, heads: int = 4, dim: int = 8, seed: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Random query rows."""
+    return torch.randn(rows, heads, dim, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def rms_ratio(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Root mean square of the difference over that of the wanted."""
+    difference = (found.double() - wanted.double()).square().mean().sqrt()
+    return float(difference / wanted.double().square().mean().sqrt())

@@ -1,0 +1,34 @@
+"""A tiny model folder: one token a byte, and a chat template."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+CONTEXT, SPECIAL = 512, ("<|end|>",)
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """A byte-level tokenizer without merges."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({symbol: number for number, symbol in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return tokenizer
+
+
+def tiny_model(folder: Path) -> Path:
+    """Writes the files that router and worker read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tiny_tokenizer().save(str(folder / "tokenizer.json"))
+    config = {"max_position_embeddings": CONTEXT, "vocab_size": 257}
+    (folder / "config.json").write_text(json.dumps(config))
+    template = (
+        "{% for m in messages %}{% if m.role == 'assistant' and loop.first %}{{ raise_exception('no user') }}{% endif %}"
+        "[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    (folder / "chat_template.jinja").write_text(template)
+    return folder

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from sparse_kernels import AttentionStats
+from sparsity.errors import ConfigurationError, DrainingError, InvalidRequestError, OverloadedError
+from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity_worker.config import ModelFacts, WorkerConfig
+from sparsity_worker.load import Load
+from sparsity_worker.plugin.accounting import DECODE, PREFILL, Account, Ledger
+from sparsity_worker.profile import load_profile, parse_profile, shipped_profiles
+from sparsity_worker.report import sparsity_report
+from sparsity_worker.requests import engine_request
+from support.tiny import tiny_model
+
+FACTS = ModelFacts("tiny", 512, 257)
+
+
+@pytest.mark.parametrize("name", shipped_profiles())
+def test_shipped_profiles_load_and_survive_the_model_config(name: str) -> None:
+    profile = load_profile(name)
+    assert name.endswith(profile.tier)
+    assert parse_profile(profile.to_document(), "again") == profile
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tier": "dense"}, "tier: must be one of moderate, aggressive"),
+        ({"colour": 1}, "colour: is not a field"),
+        ({"version": "x"}, "version: must be a whole number"),
+        ({"sub_block": 7}, "sub_block: 7 must divide"),
+        ({"dense_layers": [-1]}, "dense_layers: must be a list"),
+        ({"prefill": {"treshold": 1}}, "prefill.treshold: is not a field"),
+        ({"prefill": {"threshold": "x"}}, "prefill.threshold: must be of type float"),
+        ({"prefill": {"threshold": 2.0}}, "prefill.threshold: must lie in"),
+        ({"prefill": {"sink": True}}, "prefill.sink: must be of type int"),
+        ({"decode": {"budget": 1}}, "decode.budget: must be at least sink"),
+        ({"schema": "v0"}, "schema: must be"),
+    ],
+)
+def test_profile_mistakes_name_the_field(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    document = load_profile("smollm2-135m-moderate").to_document() | change
+    path = tmp_path / "p.yaml"
+    path.write_text(yaml.safe_dump(document))
+    with pytest.raises(ConfigurationError, match=words):
+        load_profile(str(path))
+
+
+def test_a_missing_profile_lists_those_there_are() -> None:
+    with pytest.raises(ConfigurationError, match="smollm2-135m-aggressive"):
+        load_profile("nope")
+    with pytest.raises(ConfigurationError, match="cannot read"):
+        load_profile("nope.yaml")
+
+
+def test_worker_options(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"--model: .* has no config\.json"):
+        WorkerConfig("w", "dense", tmp_path)
+    model = tiny_model(tmp_path)
+    good = WorkerConfig("w", "dense", model)
+    for change, option in (
+        ({"tier": "sparse"}, "--tier"),
+        ({"tier": "moderate"}, "--profile"),
+        ({"dtype": "int4"}, "--dtype"),
+        ({"max_requests": 0}, "--max-requests"),
+    ):
+        with pytest.raises(ConfigurationError, match=option):
+            replace(good, **change)
+    assert ModelFacts.read(model) == replace(FACTS, name=model.name)
+    (model / "config.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match="max_position_embeddings"):
+        ModelFacts.read(model)
+
+
+def request(ids: list[int], rid: str = "r", **sampling: Any) -> worker_pb2.WorkerServiceGenerateRequest:
+    return worker_pb2.WorkerServiceGenerateRequest(
+        request_id=rid,
+        prompt=inference_pb2.TokenIds(ids=ids),
+        sampling=inference_pb2.SamplingParams(**sampling),
+    )
+
+
+@pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        (request([1], rid=""), "request_id"),
+        (request([]), "prompt"),
+        (request([257]), "prompt.ids"),
+        (request([1], temperature=-0.1), "sampling.temperature"),
+        (request([1], temperature=float("nan")), "sampling.temperature"),
+        (request([1], top_p=0.0), "sampling.top_p"),
+        (request([1], top_k=0), "sampling.top_k"),
+        (request([1], max_new_tokens=0), "sampling.max_new_tokens"),
+        (request([1], max_new_tokens=512), "sampling.max_new_tokens"),
+        (request([1], frequency_penalty=3.0), "sampling.frequency_penalty"),
+        (request([1], stop=[""]), "sampling.stop"),
+        (request([1], stop=["x"] * 17), "sampling.stop"),
+    ],
+)
+def test_bad_requests_name_the_field(bad: worker_pb2.WorkerServiceGenerateRequest, field: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        engine_request(bad, FACTS)
+    assert [violation.field for violation in caught.value.violations] == [field]
+
+
+def test_good_requests_keep_what_was_set() -> None:
+    made = engine_request(request([1, 2], max_new_tokens=5, temperature=0.5, top_k=3), FACTS)
+    assert made.prompt == [1, 2]
+    assert made.sampling == {"max_new_tokens": 5, "temperature": 0.5, "top_k": 3}
+    assert engine_request(request([1]), FACTS).sampling == {"max_new_tokens": 128, "temperature": 0.0}
+
+
+def test_the_ledger_adds_up_per_request_and_layer() -> None:
+    ledger = Ledger(layers=2, capacity=2)
+    ledger.add("a", 0, PREFILL, AttentionStats(50, 100, 0.8, 10))
+    ledger.add("a", 0, PREFILL, AttentionStats(50, 100, 0.6, 10))
+    ledger.add("a", 1, PREFILL, AttentionStats(200, 200, 1.0, 20))
+    ledger.add("a", 1, DECODE, AttentionStats(1, 4, 0.5, 20))
+    account = Account.unpack(ledger.pack("a"))
+    np.testing.assert_allclose(account.density(PREFILL), [0.5, 1.0])
+    np.testing.assert_allclose(account.density(DECODE), [1.0, 0.25])
+    np.testing.assert_allclose(account.coverage(), [0.7, 0.75])
+    assert (account.sparse_calls, account.calls) == (3, 4)
+    ledger.add("b", 0, PREFILL, AttentionStats(1, 1, 1.0, 1))
+    ledger.add("c", 0, PREFILL, AttentionStats(1, 1, 1.0, 1))
+    assert len(ledger) == 2
+    assert ledger.pack("a") == b""
+    report = sparsity_report(inference_pb2.TIER_MODERATE, "p@1", "sparsity", ledger.pack("b"))
+    assert len(report.layers) == 2
+    for broken in (b"x", b"\x01" * 50):
+        with pytest.raises(ValueError, match="account"):
+            Account.unpack(broken)
+
+
+def test_a_dense_report_says_everything_was_attended() -> None:
+    report = sparsity_report(inference_pb2.TIER_DENSE, "dense", "torch_native", b"")
+    assert (report.prefill_density, report.decode_density, report.coverage, len(report.layers)) == (1, 1, 1, 0)
+
+
+async def test_load_admits_counts_and_drains() -> None:
+    load = Load(limit=2)
+    with load.admit("a", 10):
+        with pytest.raises(OverloadedError, match="in flight already"), load.admit("a", 1):
+            pass
+        with load.admit("b", 5):
+            assert load.outstanding_tokens == 15
+            with pytest.raises(OverloadedError, match="holds its 2 requests"), load.admit("c", 1):
+                pass
+        assert not await load.idle(0.05)
+    with pytest.raises(ZeroDivisionError), load.admit("d", 1):
+        raise ZeroDivisionError
+    assert (load.finished, load.aborted) == (2, 1)
+    waiting = asyncio.create_task(load.idle(None))
+    assert await asyncio.wait_for(waiting, 1.0)
+    load.drain()
+    with pytest.raises(DrainingError), load.admit("e", 1):
+        pass
