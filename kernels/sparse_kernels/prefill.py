@@ -148,7 +148,7 @@ def _kept_blocks(
     chosen = order[where[:, 0]] // count * blocks + where[:, 1]
     rows = tiles.view(kv_heads * count, group * tile, dim)[order]
     out, lse = torch.zeros_like(rows), torch.full(rows.shape[:2], -math.inf)
-    kept_counts, repeats = counts[order].unique_consecutive(return_counts=True)
+    kept_counts, repeats = counts[order].unique_consecutive(return_counts=True)  # type: ignore[no-untyped-call]
     first = used = 0
     for size, number in zip(kept_counts.tolist(), repeats.tolist(), strict=True):
         last, taken = first + number, used + number * size

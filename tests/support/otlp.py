@@ -30,7 +30,7 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
         return trace_service_pb2.ExportTraceServiceResponse()
 
     def trace_with(self, name: str, key: str, value: str, seconds: float = 30.0) -> dict[str, tuple[str, Any]]:
-        """Spans by name of the trace whose span ``name`` has an attribute; waits until the client's span is there too."""
+        """Spans by name of the trace whose span ``name`` has an attribute; waits until its ends are there."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with self._lock:
@@ -41,9 +41,8 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
                     if "client.generate" in trace and "engine.decode" in trace:
                         return trace
             time.sleep(0.2)
-        raise AssertionError(
-            f"no complete trace with {name} {key}={value}; got {sorted({s.name for _, s in self._spans})}"
-        )
+        names = sorted({span.name for _, span in self._spans})
+        raise AssertionError(f"no complete trace with {name} {key}={value}; got {names}")
 
     def stop(self) -> None:
         self._server.stop(None)

@@ -27,8 +27,10 @@ def tiny_model(folder: Path) -> Path:
     config = {"max_position_embeddings": CONTEXT, "vocab_size": 257}
     (folder / "config.json").write_text(json.dumps(config))
     template = (
-        "{% for m in messages %}{% if m.role == 'assistant' and loop.first %}{{ raise_exception('no user') }}{% endif %}"
-        "[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+        "{% for m in messages %}"
+        "{% if m.role == 'assistant' and loop.first %}{{ raise_exception('no user') }}{% endif %}"
+        "[{{ m.role }}]{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     (folder / "chat_template.jinja").write_text(template)
     return folder

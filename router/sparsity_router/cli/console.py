@@ -65,7 +65,7 @@ def _fail(error: SparsityError) -> None:
         [str(violation) for violation in error.violations] if isinstance(error, InvalidRequestError) else [str(error)]
     )
     for line in lines:
-        err.print(f"[red]error:[/red] {_plain(line)}")
+        err.print(f"[red]error:[/red] {_plain(line)}", soft_wrap=True)
     code = next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
     raise typer.Exit(code) from None
 

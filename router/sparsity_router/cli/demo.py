@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -41,20 +42,21 @@ class Case:
     as_token_ids: bool = False
     max_tier: Tier | None = None
     kill: bool = False
+    text: int = 0
 
 
 CASES = (
     Case("short chat", 0, "support-chat", Tier.DENSE, Reason.LENGTH_BAND),
     Case("RAG, 6k tokens", 6000, "rag", Tier.AGGRESSIVE, Reason.LENGTH_BAND),
     Case("the same, medical", 6000, "medical", Tier.DENSE, Reason.LENGTH_BAND),
-    Case("RAG flagged by the caller", 5000, "rag", Tier.DENSE, Reason.FLAGGED, flags=("abuse",)),
-    Case("RAG with a risk phrase inside", 5000, "rag", Tier.DENSE, Reason.FLAGGED, planted=" I want to\ndie. "),
-    Case("unknown domain", 2000, "astrology", Tier.DENSE, Reason.UNKNOWN_DOMAIN),
+    Case("RAG flagged by the caller", 5000, "rag", Tier.DENSE, Reason.FLAGGED, flags=("abuse",), text=1),
+    Case("RAG with a risk phrase inside", 5000, "rag", Tier.DENSE, Reason.FLAGGED, planted=" I want to\ndie. ", text=2),
+    Case("unknown domain", 2000, "astrology", Tier.DENSE, Reason.UNKNOWN_DOMAIN, text=3),
     Case("token ids", 2000, "summarization", Tier.MODERATE, Reason.LENGTH_BAND, as_token_ids=True),
-    Case("long code", 5000, "code", Tier.MODERATE, Reason.LENGTH_BAND),
-    Case("code search, by rule", 5000, "code", Tier.AGGRESSIVE, Reason.RULE_MATCH, task="search"),
-    Case("caller asks for dense", 5000, "rag", Tier.DENSE, Reason.CALLER_REQUESTED, max_tier=Tier.DENSE),
-    Case("worker killed mid-way", 7000, "summarization", Tier.MODERATE, Reason.TIER_UNAVAILABLE, kill=True),
+    Case("long code", 5000, "code", Tier.MODERATE, Reason.LENGTH_BAND, text=4),
+    Case("code search, by rule", 5000, "code", Tier.AGGRESSIVE, Reason.RULE_MATCH, task="search", text=5),
+    Case("caller asks for dense", 5000, "rag", Tier.DENSE, Reason.CALLER_REQUESTED, max_tier=Tier.DENSE, text=6),
+    Case("worker killed mid-way", 7000, "summarization", Tier.MODERATE, Reason.TIER_UNAVAILABLE, kill=True, text=7),
 )
 
 
@@ -87,9 +89,9 @@ def demo(
     with reported(), Client(router) as client:
         running = read_running(state or state_folder()) if kill else None
         rows = []
-        for number, case in enumerate(case for case in CASES if kill or not case.kill):
+        for case in (case for case in CASES if kill or not case.kill):
             err.print(f"[dim]{case.name} ...[/dim]")
-            rows.append(_run(client, case, number, new_tokens, running if case.kill else None))
+            rows.append(_run(client, case, new_tokens, running if case.kill else None))
     if as_json:
         print_json([{name: getattr(row, name) for name in Row.__slots__} for row in rows])
     else:
@@ -99,10 +101,10 @@ def demo(
     raise typer.Exit(1 if wrong else 0)
 
 
-def _run(client: Client, case: Case, number: int, new_tokens: int, running: Running | None) -> Row:
+def _run(client: Client, case: Case, new_tokens: int, running: Running | None) -> Row:
     row = Row(case.name, f"{case.tier.word} {case.reason.name}")
     try:
-        request = _request(client, case, number, new_tokens, running)
+        request = _request(client, case, new_tokens)
         started, first, produced = time.monotonic(), 0.0, 0
         stream = client.generate(request, timeout=300.0)
         if running is not None:
@@ -132,10 +134,8 @@ def _fill(row: Row, completion: inference_pb2.Completion) -> None:
     row.coverage = completion.sparsity.coverage
 
 
-def _request(
-    client: Client, case: Case, number: int, new_tokens: int, running: Running | None
-) -> inference_pb2.GenerateRequest:
-    text = _sized(client, case.tokens, number) if case.tokens else "What is the capital of France?"
+def _request(client: Client, case: Case, new_tokens: int) -> inference_pb2.GenerateRequest:
+    text = _sized(client, case.tokens, case.text) if case.tokens else "What is the capital of France?"
     if case.planted:
         middle = len(text) // 2
         text = text[:middle] + case.planted + text[middle:]
@@ -152,9 +152,9 @@ def _request(
     )
 
 
-def _sized(client: Client, tokens: int, number: int) -> str:
-    """An excerpt of about ``tokens`` tokens, as the router counts them; another one for each case."""
-    start = number * 40_000
+def _sized(client: Client, tokens: int, part: int) -> str:
+    """An excerpt of about ``tokens`` tokens, as the router counts them; another one for each part."""
+    start = part * 40_000
     guess = excerpt(int(tokens * _CHARACTERS_PER_TOKEN), start)
     counted = client.explain(make_request(guess)).signals.max_tokens
     return excerpt(int(len(guess) * tokens / counted), start)
@@ -162,8 +162,6 @@ def _sized(client: Client, tokens: int, number: int) -> str:
 
 def _kill_soon(running: Running) -> None:
     """Kills the aggressive worker while it works on the prompt, before its first token."""
-    import threading
-
     threading.Timer(1.0, os.kill, (running.workers[Tier.AGGRESSIVE.word].pid, signal.SIGKILL)).start()
 
 

@@ -42,9 +42,9 @@ class Account:
         if len(packed) < _HEADER.size:
             raise ValueError(f"account: {len(packed)} bytes are too few")
         layers, sparse_calls, calls = _HEADER.unpack_from(packed)
+        if len(packed) != _HEADER.size + layers * 2 * _FIELDS * 8:
+            raise ValueError(f"account: {len(packed)} bytes do not make {layers} layers")
         body = np.frombuffer(packed, dtype=np.float64, offset=_HEADER.size)
-        if body.size != layers * 2 * _FIELDS:
-            raise ValueError(f"account: {body.size} values do not make {layers} layers")
         return cls(sparse_calls, calls, body.reshape(layers, 2, _FIELDS))
 
     def density(self, phase: int) -> NDArray[np.float64]:

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from sparsity_router.bench.results import Row, header, judged, markdown, write
+from sparsity_router.cli.corpus import excerpt, technical_text
+from sparsity_router.cli.main import app
+from sparsity_router.embedded.state import Process, Running, read_running
+from typer.testing import CliRunner
+
+RUNNER = CliRunner()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["generate", "hi", "--router", "127.0.0.1:1"], 4, "127.0.0.1:1"),
+        (["generate"], 2, "prompt: give it as an argument"),
+        (["generate", "hi", "--file", "x"], 2, "prompt: give it as an argument"),
+        (["generate", "--file", "/nowhere/x"], 2, "--file: cannot read"),
+        (["generate", "hi", "--max-tier", "huge"], 2, "--max-tier: must be one of dense, moderate, aggressive"),
+        (["explain", "hi", "--router", "127.0.0.1:1"], 4, "127.0.0.1:1"),
+        (["policy", "list", "--router", "127.0.0.1:1"], 4, "127.0.0.1:1"),
+        (["policy", "apply", "/nowhere.yaml", "--reason", "x"], 2, "/nowhere.yaml: cannot be read"),
+        (["policy", "apply", "x.yaml"], 2, "--reason: is missing"),
+        (["status", "--state", "/nowhere"], 3, "no embedded service runs here"),
+        (["demo", "--state", "/nowhere"], 3, "no embedded service runs here"),
+        (["bench", "tiers", "--state", "/nowhere"], 3, "no embedded service runs here"),
+        (["up", "--listen", "nonsense"], 2, "--listen: must be host:port"),
+    ],
+)
+def test_failures_say_what_and_exit_with_their_code(arguments: list[str], code: int, words: str) -> None:
+    result = RUNNER.invoke(app, arguments)
+    assert result.exit_code == code, result.output
+    assert words in " ".join(result.stderr.split())
+    assert not result.stdout
+
+
+def test_the_note_of_a_dead_supervisor_is_not_believed(tmp_path: Path) -> None:
+    worker = Process("worker-dense", 1, "127.0.0.1:2", "log")
+    Running(2**22 + 1, "127.0.0.1:1", "redis://x", "m", {"dense": worker}, 1.0).write(tmp_path)
+    result = RUNNER.invoke(app, ["status", "--state", str(tmp_path)])
+    assert result.exit_code == 3
+    assert "has ended" in " ".join(result.stderr.split())
+    (tmp_path / "up.json").write_text("garbage")
+    assert RUNNER.invoke(app, ["status", "--state", str(tmp_path)]).exit_code == 3
+
+
+def test_a_note_survives_its_file(tmp_path: Path) -> None:
+    import os
+
+    running = Running(os.getpid(), "a:1", "redis://x", "m", {"dense": Process("w", 1, "b:2", "l")}, 2.5)
+    running.write(tmp_path)
+    assert read_running(tmp_path) == running
+
+
+def test_excerpts_wrap_around_and_differ() -> None:
+    text = technical_text()
+    assert len(text) > 100_000
+    assert excerpt(50, len(text) - 10).startswith(text[-10:])
+    assert len(excerpt(2 * len(text))) == 2 * len(text)
+    assert excerpt(100, 0) != excerpt(100, 1000)
+
+
+def test_result_files_hold_header_rows_and_misses(tmp_path: Path) -> None:
+    rows = [
+        Row("speed", "1k", 2.0, "s", "dense", 3.0, 1.5),
+        judged(Row("speed", "2k", 2.0, "s", "dense", 2.0, 1.0), "ratio >= 1.3", met=False),
+    ]
+    head = header("sparsity bench x", {"model": "m"})
+    assert {"device", "versions", "date", "command", "model"} <= head.keys()
+    write(tmp_path, "x", head, rows)
+    document = json.loads((tmp_path / "x.json").read_text())
+    assert set(document["rows"][0]) == {
+        *("name", "shape", "value", "unit", "baseline"),
+        *("baseline_value", "ratio", "goal", "met"),
+    }
+    table = (tmp_path / "x.md").read_text()
+    assert table == markdown("x", document)
+    assert "| speed | 2k | 2 s | dense: 2 s | 1 | ratio >= 1.3 | **no** |" in table
