@@ -28,6 +28,7 @@ def select_pages(
         int64 ``[Hkv, n]`` logical pages in ascending order, the partial last page always among them, and float32
         ``[Hkv]`` the share of the estimated softmax mass that lies on them.
     """
+    summaries.refresh(sequence)
     blocks = sequence.table.numel()
     block = sequence.page
     grouped = q.view(sequence.kv_heads, -1, q.shape[-1]).float()

@@ -17,6 +17,8 @@ from sparse_kernels.tiles import TileGrid
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 # Large enough to fill a call, small enough that its buffers stay in the cache.
 _TILES_AT_ONCE = 16
+# torch's CPU flash attention takes half as long when the number of keys is a multiple of this.
+_COLUMNS = 32
 
 
 def block_sparse_prefill(
@@ -36,9 +38,9 @@ def block_sparse_prefill(
     log-sum-exp (FlashAttention-2, arXiv 2307.08691, section 3.1).
 
     Args:
-        q: ``[T, Hq, D]``, the last T tokens of ``sequence``, whose keys and summaries are written already.
+        q: ``[T, Hq, D]``, the last T tokens of ``sequence``, whose keys are written already.
         sequence: keys and values, prefix included.
-        summaries: page summaries of the same layer.
+        summaries: page summaries of the same layer; stale ones are refreshed.
         config: selection and correction.
         scale: softmax scale.
         total: tokens of the whole prompt; more than ``sequence.length`` in all but the last chunk.
@@ -58,15 +60,18 @@ def block_sparse_prefill(
         raise ValueError(f"q: {queries} rows exceed the sequence's {sequence.length} tokens")
     grid = TileGrid.of(prefix, queries, config.query_tile)
     laid = grid.split(q)
+    summaries.refresh(sequence)
     if selection is None:
         sub_mean, sub_count = summaries.sub_mean[sequence.table], summaries.sub_count[sequence.table]
         selection = select_blocks(laid, sub_mean, sub_count, grid, total or sequence.length, block, config, scale)
     keys, values = sequence.gather()
     tiles = laid.view(grid.tiles, grid.tile, kv_heads, group, dim).permute(2, 0, 3, 1, 4)
     own = tuple(_own(cache, grid) for cache in (keys, values))
-    means = tuple(mean[sequence.table].transpose(0, 1).to(q.dtype) for mean in (summaries.mean, summaries.value_mean))
-    before = torch.arange(keys.shape[1])[None] < grid.starts[:, None] // block
-    correction = torch.where(before & ~selection.kept, math.log(block), -math.inf).to(q.dtype)
+    means = [_padded(mean[sequence.table], q.dtype) for mean in (summaries.mean, summaries.value_mean)]
+    blocks = keys.shape[1]
+    before = torch.arange(blocks)[None] < grid.starts[:, None] // block
+    correction = q.new_full((kv_heads, grid.tiles, means[0].shape[1]), -math.inf)
+    correction[..., :blocks].masked_fill_(before & ~selection.kept, math.log(block))
     out = torch.empty_like(laid)
     o_tiles = out.view(grid.tiles, grid.tile, kv_heads, group, dim).permute(2, 0, 3, 1, 4)
     for first in range(0, grid.tiles, _TILES_AT_ONCE):
@@ -74,6 +79,7 @@ def block_sparse_prefill(
         rows = tiles[:, part].contiguous()
         # No tile of this part looks further back than the part's last one.
         seen = (grid.first + min(part.stop, grid.tiles) - 1) * grid.tile // block if config.mean_correction else 0
+        seen = -(-seen // _COLUMNS) * _COLUMNS
         back = [mean[:, :seen] for mean in means]
         near, near_lse = _own_keys_and_means(rows, [o[:, part] for o in own], back, correction[:, part, :seen], scale)
         far, far_lse = _kept_blocks(rows, keys, values, selection.kept[:, part], scale)
@@ -86,6 +92,14 @@ def block_sparse_prefill(
     inside = heads * _own_pairs(grid)
     coverage = float((selection.coverage.mean(0) * valid).sum()) / queries
     return out, AttentionStats(kept + inside, heads * causal_pairs(queries, prefix), coverage, heads * queries)
+
+
+def _padded(mean: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Block means ``[blocks, Hkv, D]`` as ``[Hkv, columns, D]``, with zeros up to a full multiple of columns."""
+    blocks, kv_heads, dim = mean.shape
+    padded = torch.zeros(kv_heads, -(-blocks // _COLUMNS) * _COLUMNS, dim, dtype=dtype)
+    padded[:, :blocks] = mean.transpose(0, 1)
+    return padded
 
 
 def _own_pairs(grid: TileGrid) -> int:

@@ -1,12 +1,14 @@
 """Page summaries: key mean, key spread and value mean of each physical KV page.
 
-They are indexed by physical page, so pages shared through a prefix cache keep valid summaries, and a write recomputes
-only the pages it touches.
+They are indexed by physical page, so pages shared through a prefix cache keep valid summaries. A write only marks the
+pages it touches; the first sparse call that meets a marked page recomputes it, so that dense calls never pay.
 """
 
 from __future__ import annotations
 
 import torch
+
+from sparse_kernels.paged import PagedSequence
 
 
 class PageSummaries:
@@ -18,6 +20,7 @@ class PageSummaries:
         mean: float32 ``[pages, Hkv, D]``, mean key of the page.
         value_mean: float32 ``[pages, Hkv, D]``, mean value of the page.
         spread: float32 ``[pages, Hkv]``, root mean square distance of a key from the page mean, per dimension.
+        stale: bool ``[pages]``, written since it was summarized.
     """
 
     def __init__(
@@ -39,12 +42,24 @@ class PageSummaries:
         self.mean = torch.zeros(pages, kv_heads, head_dim, device=device)
         self.value_mean = torch.zeros(pages, kv_heads, head_dim, device=device)
         self.spread = torch.zeros(pages, kv_heads, device=device)
+        self.stale = torch.ones(pages, dtype=torch.bool, device=device)
 
     @property
     def nbytes(self) -> int:
         """Bytes held by the summaries."""
-        tensors = (self.sub_mean, self.sub_count, self.mean, self.value_mean, self.spread)
+        tensors = (self.sub_mean, self.sub_count, self.mean, self.value_mean, self.spread, self.stale)
         return sum(t.element_size() * t.numel() for t in tensors)
+
+    def mark(self, pages: torch.Tensor) -> None:
+        """Notes that ``pages``, int64, were written."""
+        self.stale[pages] = True
+
+    def refresh(self, sequence: PagedSequence) -> None:
+        """Recomputes what is stale among the pages of ``sequence``."""
+        stale = self.stale[sequence.table].nonzero().squeeze(1)
+        if stale.numel():
+            filled = (sequence.length - stale * self.page_size).clamp_max(self.page_size)
+            self.update(sequence.keys, sequence.values, sequence.table[stale], filled)
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, pages: torch.Tensor, filled: torch.Tensor) -> None:
         """Recompute the summaries of ``pages``.
@@ -60,6 +75,7 @@ class PageSummaries:
         """
         if pages.shape != filled.shape:
             raise ValueError(f"filled: shape {tuple(filled.shape)} must equal that of pages {tuple(pages.shape)}")
+        self.stale[pages] = False
         whole = filled == self.page_size
         self._summarize(keys, values, pages[whole], None)
         if not whole.all():

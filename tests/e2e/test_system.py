@@ -118,6 +118,22 @@ def test_a_cancel_frees_the_slot_in_the_engine(system: System, tier: str, when: 
     eventually(lambda: load(system, tier).requests == 0 and load(system, tier).kv_used_tokens == 0)
 
 
+def test_a_cancel_ends_no_request_whose_id_begins_alike(system: System) -> None:
+    def request(name: str) -> inference_pb2.GenerateRequest:
+        made = make_request("Count to one hundred.", domain="rag", max_new_tokens=60)
+        made.sampling.ignore_eos = True
+        made.request_id = name
+        return made
+
+    with system.client() as client:
+        first, second = client.generate(request("job")), client.generate(request("job.1"))
+        next(first)
+        next(second)
+        first.close()
+        _, completion = finish(second)
+    assert completion.usage.completion_tokens == 60
+
+
 def test_a_deadline_frees_the_slot_in_the_engine(system: System) -> None:
     request = make_request("Tell me a story.", domain="rag", max_new_tokens=4000)
     request.sampling.ignore_eos = True
@@ -196,6 +212,7 @@ def test_up_refuses_what_cannot_work_before_it_starts_anything(system: System, t
         return result.stderr
 
     assert "cannot listen" in refusal("--listen", system.router)
+    assert "another `sparsity up`" in refusal("--listen", "127.0.0.1:0", "--state", str(system.state))
     assert "host:port" in refusal("--listen", "nonsense")
     assert "--model" in refusal("--listen", "127.0.0.1:0", "--model", str(tmp_path))
     assert "--redis-url" in refusal("--listen", "127.0.0.1:0", "--redis-url", "redis://127.0.0.1:1/0")

@@ -33,6 +33,18 @@ def test_an_update_touches_only_its_pages() -> None:
     assert changed == [page]
 
 
+def test_a_write_is_summarized_when_it_is_first_needed() -> None:
+    sequence, summaries = paged(60)
+    before = summaries.mean.clone()
+    sequence.keys[sequence.table[3], :12] += 1.0
+    summaries.refresh(sequence)
+    assert torch.equal(summaries.mean, before)
+    summaries.mark(sequence.table[3:])
+    summaries.refresh(sequence)
+    torch.testing.assert_close(summaries.mean[sequence.table[3]], sequence.keys[sequence.table[3], :12].mean(0))
+    assert torch.equal(summaries.mean[sequence.table[:3]], before[sequence.table[:3]])
+
+
 def test_growing_a_page_token_by_token_ends_where_one_update_does() -> None:
     sequence, once = paged(48)
     grown = PageSummaries(6, PAGE, 2, 8, SUB)

@@ -147,7 +147,7 @@ def test_a_dense_report_says_everything_was_attended() -> None:
 async def test_load_admits_counts_and_drains() -> None:
     load = Load(limit=2)
     with load.admit("a", 10):
-        with pytest.raises(OverloadedError, match="in flight already"), load.admit("a", 1):
+        with pytest.raises(InvalidRequestError, match="in flight already"), load.admit("a", 1):
             pass
         with load.admit("b", 5):
             assert load.outstanding_tokens == 15

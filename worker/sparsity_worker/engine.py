@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -112,11 +113,13 @@ class Engine:
             EngineError: when the engine refuses or aborts the request on its own.
         """
         finished = False
+        # SGLang aborts every request whose id begins with the given one: ids of one length never do so by accident.
+        rid = uuid.uuid4().hex
         try:
             stream = await self._engine.async_generate(
                 input_ids=request.prompt,
                 sampling_params=request.sampling,
-                rid=request.rid,
+                rid=rid,
                 stream=True,
                 cache_salt=request.cache_salt,
             )
@@ -140,7 +143,7 @@ class Engine:
             raise EngineError(str(error)) from error
         finally:
             if not finished:
-                self._engine.tokenizer_manager.abort_request(rid=request.rid)
+                self._engine.tokenizer_manager.abort_request(rid=rid)
 
     async def used_tokens(self) -> int:
         """KV slots that live requests hold, prefix cache not counted, tokens."""

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from sparsity.errors import DrainingError, OverloadedError
+from sparsity.errors import DrainingError, InvalidRequestError, OverloadedError
 
 
 @dataclass(slots=True)
@@ -36,14 +36,17 @@ class Load:
 
         Raises:
             DrainingError: while draining.
-            OverloadedError: when full, or the id is in flight already.
+            OverloadedError: when full.
+            InvalidRequestError: when the id is in flight already.
         """
         if self.draining:
             raise DrainingError("the worker is draining")
         if len(self.requests) >= self.limit:
             raise OverloadedError(f"the worker holds its {self.limit} requests")
         if rid in self.requests:
-            raise OverloadedError(f"request {rid} is in flight already")
+            raise InvalidRequestError.of(
+                "request_id", f"{rid} is in flight already; ids are unique among live requests"
+            )
         self.requests[rid] = tokens
         self._notify()
         ended = False

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +77,22 @@ class Supervisor:
         config = self._config
         require_free(config.listen)
         (config.state / "logs").mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            self._serve(config)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Holds the state folder: two services on one Valkey data folder would destroy it."""
+        with open(self._config.state / "up.lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                folder = self._config.state
+                problem = f"--state: another `sparsity up` uses {folder}; end it, or give this one another folder"
+                raise ConfigurationError(problem) from error
+            yield
+
+    def _serve(self, config: UpConfig) -> None:
         model = config.model or self._fetch_model()
         try:
             url = config.redis_url or self._start_valkey()
@@ -148,8 +167,6 @@ class Supervisor:
         self._stop.wait(1.0)
 
     def _note(self, model: Path, url: str, ready: float) -> None:
-        import os
-
         workers = {
             tier: Process(child.name, child.pid, child.address, str(child.log)) for tier, child in self._workers.items()
         }

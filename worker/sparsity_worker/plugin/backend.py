@@ -42,9 +42,10 @@ class _Row(NamedTuple):
 
 
 class _Metadata(NamedTuple):
+    """The requests of a forward batch, and the pages that their new tokens are written to."""
+
     rows: list[_Row]
     pages: torch.Tensor
-    filled: torch.Tensor
 
 
 class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
@@ -93,19 +94,15 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         added = [1] * len(lengths) if decode else forward_batch.extend_seq_lens.tolist()
         if forward_batch.spec_info is not None:
             raise ConfigurationError("speculative_algorithm: speculative decoding is not supported by this backend")
-        rows, pages, filled, start = [], [], [], 0
+        rows, pages, start = [], [torch.empty(0, dtype=torch.int64)], 0
         requests = zip(forward_batch.rids, forward_batch.req_pool_indices.tolist(), lengths, added, strict=True)
         for rid, slot, length, new in requests:
             slots = self.req_to_token_pool.req_to_token[slot, : length : self._page]
             table = (slots // self._page).to(torch.int64)
             rows.append(_Row(rid, start, start + new, length, self.prompts.get(rid, Prompt(length)), table))
-            first = (length - new) // self._page
-            pages.append(table[first:])
-            count = torch.full((table.numel() - first,), self._page, dtype=torch.int64)
-            count[-1] = length - (table.numel() - 1) * self._page
-            filled.append(count)
+            pages.append(table[(length - new) // self._page :])
             start += new
-        self.forward_metadata = _Metadata(rows, torch.cat(pages), torch.cat(filled)) if rows else _Metadata([], *_NONE)
+        self.forward_metadata = _Metadata(rows, torch.cat(pages))
 
     def forward_extend(
         self,
@@ -155,8 +152,7 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         )
         summaries = self._summaries[index]
         dense_layer = layer.layer_id in self.profile.dense_layers
-        if metadata.rows and not dense_layer:
-            summaries.update(keys, values, metadata.pages, metadata.filled)
+        summaries.mark(metadata.pages)
         rows = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
         out = torch.empty_like(rows)
         for row in metadata.rows:
@@ -192,9 +188,6 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
     def support_triton(self) -> bool:
         """The CPU implementation launches no Triton kernel."""
         return False
-
-
-_NONE = (torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
 
 
 def _refuse_layer(layer: RadixAttention) -> None:
