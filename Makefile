@@ -30,7 +30,7 @@ protos: environment
 
 # Needs `make run` in another terminal.
 bench-tiers: environment
-	@$(BIN)/sparsity bench tiers
+	@$(BIN)/sparsity bench tiers --out docs/benchmarks
 
 clean:
 	rm -rf .venv build *.egg-info
