@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STAMP = "complete"
+PROGRESS_SECONDS = 5.0
 # Programs of the shared environment that `make` calls by path.
 TOOLS = ("buf", "protoc-gen-mypy", "protoc-gen-mypy_grpc", "ruff")
 
@@ -50,10 +51,19 @@ def say(text: str) -> None:
 
 
 def run(command: list[str]) -> None:
-    """Runs a command; a failure ends the build with its name."""
-    result = subprocess.run(command, check=False)
-    if result.returncode:
-        sys.exit(f"[environment] failed ({result.returncode}): {' '.join(command)}")
+    """Runs pip; says every few seconds what it is at, and ends the build with its last words when it fails."""
+    started = said = time.monotonic()
+    last: list[str] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            last = [*last[-19:], line]
+            step = line.split(" (from")[0].strip()[:60]
+            if step.startswith(("Collecting", "Installing")) and time.monotonic() - said > PROGRESS_SECONDS:
+                said = time.monotonic()
+                say(f"{said - started:.0f} s: {step}")
+    if process.returncode:
+        sys.exit(f"{''.join(last)}[environment] failed ({process.returncode}): {' '.join(command)}")
 
 
 def build_dependencies(env: Path) -> None:
@@ -95,7 +105,7 @@ def build_dependencies(env: Path) -> None:
             "--progress-bar",
             "off",
         ]
-        run([*pip, "--quiet", "-c", str(ROOT / "constraints.txt"), *requirements])
+        run([*pip, "-c", str(ROOT / "constraints.txt"), *requirements])
         (env / STAMP).write_text(environment_key())
         say(f"dependencies ready after {time.monotonic() - started:.0f} s")
 
@@ -126,7 +136,6 @@ def build_clone(env: Path) -> None:
             "-m",
             "pip",
             "install",
-            "--quiet",
             "--disable-pip-version-check",
             "--no-deps",
             "--no-build-isolation",

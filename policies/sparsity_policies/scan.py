@@ -56,7 +56,11 @@ def _quoted(literal: str) -> str:
 
 
 class Scanner:
-    """One database over the detection sections of ``policies``."""
+    """One database over the detection sections of ``policies``.
+
+    Raises:
+        ValueError: when it does not compile.
+    """
 
     def __init__(self, policies: Iterable[Policy]) -> None:
         self._owners: list[tuple[str, str]] = []
@@ -66,7 +70,10 @@ class Scanner:
             for expression in (*map(_quoted, detection.literals), *detection.patterns):
                 expressions.append(expression)
                 self._owners.append((policy.domain, detection.flag))
-        self._database = _compile(expressions) if expressions else None
+        try:
+            self._database = _compile(expressions) if expressions else None
+        except hyperscan.error as error:
+            raise ValueError(f"the policies' detection does not compile together: {error}") from error
 
     def scan(self, text: str | bytes) -> ScanResult:
         """Scans all of ``text``.

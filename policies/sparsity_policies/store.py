@@ -98,6 +98,8 @@ class PolicyStore:
             self._redis: Any = redis.Redis.from_url(
                 url,
                 decode_responses=True,
+                # Bytes that are no text become a document that cannot be read, and is told as such.
+                encoding_errors="replace",
                 socket_timeout=timeout,
                 socket_connect_timeout=timeout,
                 retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.2), retries=2),

@@ -47,6 +47,7 @@ class Worker:
         self.load = worker_pb2.WatchLoadResponse()
         self._heard = float("-inf")
         self._dispatched: dict[str, int] = {}
+        self._silent = False
         self.problem = "not reached yet"
 
     @property
@@ -57,7 +58,8 @@ class Worker:
     @property
     def tier(self) -> Tier | None:
         """The tier it serves, once known."""
-        return Tier(self.capabilities.tier) if self.capabilities else None
+        known = self.capabilities is not None and int(self.capabilities.tier) in list(Tier)
+        return Tier(self.capabilities.tier) if self.capabilities and known else None
 
     @property
     def outstanding_tokens(self) -> int:
@@ -71,9 +73,9 @@ class Worker:
             return State.UNREACHABLE
         if self.load.draining:
             return State.DRAINING
-        if self.capabilities.tokenizer_digest != self._digest:
+        if self.tier is None or self.capabilities.tokenizer_digest != self._digest:
             return State.INCOMPATIBLE
-        if self.tier is not Tier.DENSE and not self.capabilities.proof.sparse_kernel_calls:
+        if self.tier is not Tier.DENSE and (self._silent or not self.capabilities.proof.sparse_kernel_calls):
             return State.UNPROVEN
         if max(self.load.requests, len(self._dispatched)) >= self.capabilities.max_requests:
             return State.FULL
@@ -95,6 +97,12 @@ class Worker:
             log.warning("worker %s is not used: %s", self.name, problem)
         self.problem = problem
 
+    def distrust(self, problem: str) -> None:
+        """Takes a sparse worker out until it proves itself anew, because it did not say what it attended."""
+        self._silent = True
+        self.problem = problem
+        log.error("worker %s is not used: %s", self.name, problem)
+
     async def watch(self) -> None:
         """Keeps capabilities and load current, for as long as it runs."""
         while True:
@@ -113,10 +121,14 @@ class Worker:
 
     def _greet(self, found: worker_pb2.GetCapabilitiesResponse) -> None:
         self.capabilities = found
+        self._silent = False
         self.problem = ""
         tier = inference_pb2.Tier.Name(found.tier)
         log.info("worker %s at %s serves %s with %s (%s)", self.name, self.target, tier, found.profile, found.backend)
-        if found.tokenizer_digest != self._digest:
+        if self.tier is None:
+            self.problem = "it names no tier"
+            log.error("worker %s is not used: %s", self.name, self.problem)
+        elif found.tokenizer_digest != self._digest:
             self.problem = "its tokenizer differs from the router's"
             log.error("worker %s is not used: %s", self.name, self.problem)
         elif self.tier is not Tier.DENSE and not found.proof.sparse_kernel_calls:

@@ -73,22 +73,38 @@ async def relay(
         while worker := fleet.pick(tier, attempts.tried):
             attempts.tried.add(worker.target)
             attempts.count += 1
-            first = True
+            first, complete = True, False
             stream = _stream(worker, request, tier, attempts.count, context)
             try:
                 async for response in stream:
                     first = False
+                    if response.HasField("completion"):
+                        complete = True
+                        _check_report(response.completion, worker, tier)
                     yield Relayed(response, served)
-                return
+                if complete:
+                    return
+                problem = "ended its stream without a completion"
             except grpc.aio.AioRpcError as error:
-                if not first:
-                    problem = f"worker {worker.name} failed mid-stream: {error.code().name}: {error.details()}"
-                    worker.failed(problem)
-                    raise StreamBrokenError(f"{problem}; what was sent stands, ask again for the rest") from error
-                _judge(error, worker, attempts)
+                if first:
+                    _judge(error, worker, attempts)
+                problem = f"{error.code().name}: {error.details()}"
             finally:
                 await stream.aclose()
+            if not first:
+                worker.failed(problem)
+                told = (
+                    f"worker {worker.name} failed mid-stream: {problem}; what was sent stands, ask again for the rest"
+                )
+                raise StreamBrokenError(told)
+            attempts.last_problem = f"{worker.name}: {problem}"
     raise _nobody(fleet, decision, attempts)
+
+
+def _check_report(completion: inference_pb2.Completion, worker: Worker, tier: Tier) -> None:
+    """Takes a sparse worker out that does not say what it attended."""
+    if tier is not Tier.DENSE and not (completion.HasField("sparsity") and completion.sparsity.kernel_calls):
+        worker.distrust("an answer of it came without a sparsity report")
 
 
 def _served(decision: Decision, tier: Tier, fleet: Fleet) -> Decision:
@@ -135,7 +151,6 @@ def _judge(error: grpc.aio.AioRpcError, worker: Worker, attempts: _Attempts) -> 
         attempts.overloaded = True
     else:
         worker.failed(f"{code.name}: {details}")
-    attempts.last_problem = f"{worker.name}: {code.name}: {details}"
 
 
 def _nobody(fleet: Fleet, decision: Decision, attempts: _Attempts) -> SparsityError:

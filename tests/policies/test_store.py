@@ -66,7 +66,7 @@ async def test_garbage_is_told_and_the_rest_is_kept(store: PolicyStore, server: 
     await store.seed(POLICIES)
     wrong = json.dumps({"etag": "e", "revision": 1, "time": "0", "actor": "", "reason": "", "body": '{"domain": 3}'})
     raw = server.client()
-    raw.hset("{sparsity}:policies", mapping={"rag": "garbage", "code": wrong, "legal": "[]"})
+    raw.hset("{sparsity}:policies", mapping={"rag": "garbage", "code": wrong, "legal": b"\xff\xfe"})
     raw.hset("{sparsity}:overrides", "k", "garbage")
     contents = await store.read()
     assert set(contents.rejected) == {"rag", "code", "legal", "override k"}

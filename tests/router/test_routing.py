@@ -20,7 +20,7 @@ from sparsity_router.fleet import Fleet, State
 from sparsity_router.server import INFERENCE
 from sparsity_router.services.inference import InferenceService
 from sparsity_router.tokens import ModelTokenizer
-from support.fake_worker import FakeWorker, answer, fail, hang
+from support.fake_worker import FakeWorker, answer, break_off, fail, hang, say_nothing
 from support.snapshots import snapshot
 from support.tiny import tiny_model
 
@@ -188,6 +188,28 @@ async def test_nothing_is_replayed_after_the_first_token(model: Path) -> None:
         assert error.code() is grpc.StatusCode.ABORTED
         assert "mid-stream" in error.details()
         assert r.workers[1].received == []
+
+
+async def test_a_stream_without_a_completion_is_a_failure(model: Path) -> None:
+    async with rig(model, *trio(model, behaviour=break_off)) as r:
+        error = await refusal(r.generate())
+        assert error.code() is grpc.StatusCode.ABORTED
+    async with rig(model, *trio(model, behaviour=say_nothing)) as r:
+        assert (await r.generate())[1].worker_id == "m"
+
+
+async def test_a_sparse_worker_that_stops_reporting_is_passed_over(model: Path) -> None:
+    async with rig(model, *trio(model, reports=False)) as r:
+        assert (await r.generate())[1].worker_id == "a"
+        _, completion = await r.generate()
+        assert completion.worker_id == "m"
+        assert completion.decision.reason == inference_pb2.REASON_MISSING_TELEMETRY
+
+
+async def test_a_worker_that_names_no_tier_is_not_used(model: Path) -> None:
+    async with rig(model, FakeWorker("odd", 0, model), FakeWorker("d", DENSE, model)) as r:
+        assert (await r.generate("hi"))[1].worker_id == "d"
+        assert r.fleet.workers[0].state is State.INCOMPATIBLE
 
 
 async def test_draining_and_foreign_workers_are_passed_over(model: Path) -> None:

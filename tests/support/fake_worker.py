@@ -22,8 +22,21 @@ async def answer(worker: FakeWorker, request: Any, context: Any) -> AsyncIterato
     for piece in ("a", "b", "c"):
         yield inference_pb2.GenerateResponse(text=piece, token_ids=[ord(piece)])
     completion = inference_pb2.Completion(worker_id=worker.name, finish_reason=inference_pb2.FINISH_REASON_LENGTH)
-    completion.sparsity.tier = worker.tier
+    if worker.reports:
+        completion.sparsity.tier = worker.tier
+        completion.sparsity.kernel_calls = 30
     yield inference_pb2.GenerateResponse(completion=completion)
+
+
+async def break_off(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    """Ends well, without a completion."""
+    yield inference_pb2.GenerateResponse(text="x", token_ids=[1])
+
+
+async def say_nothing(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    """Ends well, without a message."""
+    return
+    yield inference_pb2.GenerateResponse()
 
 
 async def hang(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
@@ -56,6 +69,7 @@ class FakeWorker:
     outstanding: int = 0
     digest: str | None = None
     draining: bool = False
+    reports: bool = True
     received: list[Any] = field(default_factory=list)
     cancelled: int = 0
     address: str = ""

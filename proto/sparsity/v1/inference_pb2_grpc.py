@@ -30,7 +30,8 @@ class InferenceServiceStub:
 
     Errors common to all methods: INVALID_ARGUMENT carries google.rpc.BadRequest naming the field; RESOURCE_EXHAUSTED
     means that the tier is full, and may be retried after the google.rpc.RetryInfo delay; UNAVAILABLE means that no worker
-    could answer before the first token; DEADLINE_EXCEEDED and CANCELLED stop the engine and free its slot.
+    could answer before the first token; ABORTED that one failed after it, and nothing is replayed; DEADLINE_EXCEEDED and
+    CANCELLED stop the engine and free its slot.
     """
 
     def __init__(self, channel):
@@ -66,7 +67,8 @@ class InferenceServiceServicer:
 
     Errors common to all methods: INVALID_ARGUMENT carries google.rpc.BadRequest naming the field; RESOURCE_EXHAUSTED
     means that the tier is full, and may be retried after the google.rpc.RetryInfo delay; UNAVAILABLE means that no worker
-    could answer before the first token; DEADLINE_EXCEEDED and CANCELLED stop the engine and free its slot.
+    could answer before the first token; ABORTED that one failed after it, and nothing is replayed; DEADLINE_EXCEEDED and
+    CANCELLED stop the engine and free its slot.
     """
 
     def Generate(self, request, context):
@@ -134,7 +136,8 @@ class InferenceService:
 
     Errors common to all methods: INVALID_ARGUMENT carries google.rpc.BadRequest naming the field; RESOURCE_EXHAUSTED
     means that the tier is full, and may be retried after the google.rpc.RetryInfo delay; UNAVAILABLE means that no worker
-    could answer before the first token; DEADLINE_EXCEEDED and CANCELLED stop the engine and free its slot.
+    could answer before the first token; ABORTED that one failed after it, and nothing is replayed; DEADLINE_EXCEEDED and
+    CANCELLED stop the engine and free its slot.
     """
 
     @staticmethod

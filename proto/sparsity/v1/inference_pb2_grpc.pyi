@@ -31,7 +31,8 @@ class InferenceServiceStub:
 
     Errors common to all methods: INVALID_ARGUMENT carries google.rpc.BadRequest naming the field; RESOURCE_EXHAUSTED
     means that the tier is full, and may be retried after the google.rpc.RetryInfo delay; UNAVAILABLE means that no worker
-    could answer before the first token; DEADLINE_EXCEEDED and CANCELLED stop the engine and free its slot.
+    could answer before the first token; ABORTED that one failed after it, and nothing is replayed; DEADLINE_EXCEEDED and
+    CANCELLED stop the engine and free its slot.
     """
 
     @_typing.overload
@@ -55,7 +56,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
     Errors common to all methods: INVALID_ARGUMENT carries google.rpc.BadRequest naming the field; RESOURCE_EXHAUSTED
     means that the tier is full, and may be retried after the google.rpc.RetryInfo delay; UNAVAILABLE means that no worker
-    could answer before the first token; DEADLINE_EXCEEDED and CANCELLED stop the engine and free its slot.
+    could answer before the first token; ABORTED that one failed after it, and nothing is replayed; DEADLINE_EXCEEDED and
+    CANCELLED stop the engine and free its slot.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -75,7 +77,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Errors common to all methods: INVALID_ARGUMENT carries google.rpc.BadRequest naming the field; RESOURCE_EXHAUSTED
     means that the tier is full, and may be retried after the google.rpc.RetryInfo delay; UNAVAILABLE means that no worker
-    could answer before the first token; DEADLINE_EXCEEDED and CANCELLED stop the engine and free its slot.
+    could answer before the first token; ABORTED that one failed after it, and nothing is replayed; DEADLINE_EXCEEDED and
+    CANCELLED stop the engine and free its slot.
     """
 
     @_abc_1.abstractmethod

@@ -28,6 +28,7 @@ PROFILE = "smollm2-135m"
 _READY_TIMEOUT = 600.0
 _DRAIN_SECONDS = 10.0
 _MAX_BACKOFF = 30.0
+_PROGRESS_SECONDS = 15.0
 Say = Callable[[str], None]
 
 
@@ -154,7 +155,11 @@ class Supervisor:
 
     def _await_ready(self) -> None:
         waiting = {child.name: child for child in self._children()}
+        said = self._started
         while waiting and not self._stop.is_set():
+            if time.monotonic() - said > _PROGRESS_SECONDS:
+                said = time.monotonic()
+                self._say(f"{said - self._started:.0f} s: {', '.join(waiting)} loading")
             for name, child in list(waiting.items()):
                 child.check_alive()
                 if child.serving():
