@@ -58,10 +58,10 @@ def run(command: list[str]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             last = [*last[-19:], line]
-            step = line.split(" (from")[0].strip()[:60]
-            if step.startswith(("Collecting", "Installing")) and time.monotonic() - said > PROGRESS_SECONDS:
+            verb, _, what = line.strip().partition(" ")
+            if verb in ("Collecting", "Downloading", "Installing") and time.monotonic() - said > PROGRESS_SECONDS:
                 said = time.monotonic()
-                say(f"{said - started:.0f} s: {step}")
+                say(f"{said - started:.0f} s: {verb} {what.split(' (')[0].rsplit('/', 1)[-1][:60]}")
     if process.returncode:
         sys.exit(f"{''.join(last)}[environment] failed ({process.returncode}): {' '.join(command)}")
 

@@ -86,7 +86,8 @@ async def relay(
                     return
                 problem = "ended its stream without a completion"
             except grpc.aio.AioRpcError as error:
-                if first:
+                # A deadline or a bad request is no fault of the worker, whenever it shows.
+                if first or error.code() in _FINAL:
                     _judge(error, worker, attempts)
                 problem = f"{error.code().name}: {error.details()}"
             finally:

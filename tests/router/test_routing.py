@@ -190,6 +190,14 @@ async def test_nothing_is_replayed_after_the_first_token(model: Path) -> None:
         assert r.workers[1].received == []
 
 
+async def test_a_deadline_mid_stream_is_not_held_against_the_worker(model: Path) -> None:
+    late = fail(grpc.StatusCode.DEADLINE_EXCEEDED, after=2)
+    async with rig(model, FakeWorker("d", DENSE, model, behaviour=late)) as r:
+        error = await refusal(r.generate("hi"))
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert r.fleet.workers[0].state is State.READY
+
+
 async def test_a_stream_without_a_completion_is_a_failure(model: Path) -> None:
     async with rig(model, *trio(model, behaviour=break_off)) as r:
         error = await refusal(r.generate())
