@@ -8,10 +8,10 @@ from types import TracebackType
 import grpc
 from opentelemetry import trace
 from sparsity import telemetry
+from sparsity.channels import MESSAGE_SIZE
 from sparsity.status import to_error
 from sparsity.v1 import inference_pb2, inference_pb2_grpc
 
-MAX_MESSAGE_BYTES = 64 * 2**20
 _tracer = trace.get_tracer("sparsity.client")
 
 Prompt = str | Sequence[int] | inference_pb2.ChatPrompt
@@ -50,11 +50,7 @@ class Client:
     """One channel to a router at ``target``; safe to share between threads."""
 
     def __init__(self, target: str) -> None:
-        size = [
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ]
-        self.channel = grpc.insecure_channel(target, options=size)
+        self.channel = grpc.insecure_channel(target, options=MESSAGE_SIZE)
         self._inference: inference_pb2_grpc.InferenceServiceStub = inference_pb2_grpc.InferenceServiceStub(self.channel)
 
     def __enter__(self) -> Client:

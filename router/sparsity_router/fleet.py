@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from enum import Enum, auto
 
 import grpc
+from sparsity.channels import MESSAGE_SIZE
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_policies.model import Tier
 
 log = logging.getLogger("sparsity.router.fleet")
 _OPTIONS = [
-    ("grpc.max_send_message_length", 64 * 2**20),
-    ("grpc.max_receive_message_length", 64 * 2**20),
+    *MESSAGE_SIZE,
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]

@@ -9,6 +9,7 @@ import signal
 import uvloop
 from grpc_health.v1 import health_pb2
 from sparsity import telemetry
+from sparsity.channels import MAX_MESSAGE_BYTES
 from sparsity.errors import ConfigurationError, StoreError
 from sparsity.serving import listen
 from sparsity.v1 import inference_pb2, policy_pb2
@@ -26,7 +27,6 @@ from sparsity_router.tokens import ModelTokenizer
 log = logging.getLogger("sparsity.router")
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"]
-MAX_MESSAGE_BYTES = 64 * 2**20
 
 
 def run(config: RouterConfig) -> None:

@@ -7,7 +7,7 @@ import os
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sparsity.errors import EngineError
@@ -44,7 +44,6 @@ class EngineRequest:
     prompt: list[int]
     sampling: dict[str, Any]
     cache_salt: str | None = None
-    trace_header: dict[str, str] = field(default_factory=dict)
 
 
 def prepare_environment(threads: int | None) -> None:

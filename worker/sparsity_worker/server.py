@@ -9,6 +9,7 @@ import signal
 
 from grpc_health.v1 import health_pb2
 from sparsity import telemetry
+from sparsity.channels import MAX_MESSAGE_BYTES
 from sparsity.errors import ConfigurationError
 from sparsity.serving import listen, require_free
 from sparsity.v1 import worker_pb2
@@ -22,7 +23,6 @@ from sparsity_worker.proof import probe
 from sparsity_worker.service import Identity, WorkerService
 
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"]
-MAX_MESSAGE_BYTES = 64 * 2**20
 DRAIN_SECONDS = 30.0
 log = logging.getLogger("sparsity.worker")
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+from sparsity.channels import MESSAGE_SIZE
 from sparsity.errors import EngineError
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 
@@ -59,8 +60,7 @@ def measure(
     samples: dict[tuple[str, int], list[Sample]] = {}
     stubs = {}
     for tier, worker in running.workers.items():
-        size = [("grpc.max_send_message_length", 64 * 2**20)]
-        stubs[tier] = worker_pb2_grpc.WorkerServiceStub(grpc.insecure_channel(worker.address, options=size))
+        stubs[tier] = worker_pb2_grpc.WorkerServiceStub(grpc.insecure_channel(worker.address, options=MESSAGE_SIZE))
     for length in lengths:
         for repeat in range(repeats + 1):
             for tier, stub in stubs.items():
