@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from sparsity_policies.conditions import context
 from sparsity_policies.model import Band, Decision, Override, Policy, Reason, Scope, Signals, Step, Tier
+from sparsity_policies.rollout import lets_through, sticky_key
 from sparsity_policies.snapshot import Compiled, Snapshot
 
 DEFAULT_DOMAIN = "default"
@@ -51,13 +52,14 @@ def decide(signals: Signals, snapshot: Snapshot) -> Decision:
         assert compiled is not None
         _by_rules_and_bands(trail, signals, compiled)
         _by_guards(trail, compiled.policy)
-    for override in snapshot.overrides:
-        if _applies(override, signals):
-            what = f"override {override.id} caps at {override.max_tier.word}: {override.reason or 'no reason given'}"
-            trail.cap(f"overrides[{override.id}]", override.max_tier, Reason.KILL_SWITCH, what)
+        _by_rollout(trail, signals, compiled.policy)
     if signals.max_tier is not None:
         what = f"the caller asks for {signals.max_tier.word} or denser"
         trail.cap("max_tier", signals.max_tier, Reason.CALLER_REQUESTED, what)
+    for override in snapshot.overrides:
+        if _applies(override, signals, trail.verdict.tier):
+            what = f"override {override.id} caps at {override.max_tier.word}: {override.reason or 'no reason given'}"
+            trail.cap(f"overrides[{override.id}]", override.max_tier, Reason.KILL_SWITCH, what)
     verdict = trail.verdict
     policy = compiled.policy if compiled else None
     return Decision(
@@ -68,7 +70,11 @@ def decide(signals: Signals, snapshot: Snapshot) -> Decision:
         policy_revision=snapshot.revision,
         policy_tier=verdict.tier,
         explanation=verdict.explanation,
-        fallback=fallback_order(verdict.tier, policy),
+        fallback=tuple(
+            tier
+            for tier in fallback_order(verdict.tier, policy)
+            if not any(o.scope is Scope.TIER and _applies(o, signals, tier) for o in snapshot.overrides)
+        ),
         steps=tuple(trail.steps),
     )
 
@@ -150,8 +156,26 @@ def _by_guards(trail: _Trail, policy: Policy) -> None:
         trail.cap("guards.max_tier", policy.guards.max_tier, Reason.GUARD, what)
 
 
-def _applies(override: Override, signals: Signals) -> bool:
+def _by_rollout(trail: _Trail, signals: Signals, policy: Policy) -> None:
+    rollout = policy.rollout
+    if rollout is None:
+        return
+    what = f"the rollout is {rollout.state} at {rollout.percent} percent by {rollout.sticky_by.value}"
+    if lets_through(policy, rollout, signals):
+        trail.skip("rollout", f"{what}, which lets this request through", trail.verdict.tier)
+        return
+    if not sticky_key(rollout, signals):
+        what += ", and the request names none"
+    trail.cap("rollout", rollout.held_back, Reason.ROLLOUT_SPLIT, f"{what}; {rollout.held_back.word} until then")
+
+
+def _applies(override: Override, signals: Signals, tier: Tier) -> bool:
     if override.expire_time is not None and override.expire_time <= signals.received_at:
         return False
-    targets = {Scope.GLOBAL: "", Scope.DOMAIN: signals.domain, Scope.TENANT: signals.tenant}
+    targets = {
+        Scope.GLOBAL: "",
+        Scope.DOMAIN: signals.domain,
+        Scope.TENANT: signals.tenant,
+        Scope.TIER: tier.word,
+    }
     return override.target == targets[override.scope]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
 
-import yaml
 from sparsity.errors import InvalidRequestError, Violation
 
 from sparsity_policies import model
@@ -16,7 +16,7 @@ from sparsity_policies.model import Policy, Risk, StickyBy, Tier
 from sparsity_policies.validate import check_policy
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-MAX_BYTES = 1_000_000
+MAX_BYTES = 2 * 2**20
 
 
 class _Reader:
@@ -124,6 +124,10 @@ class _Reader:
             step=self.number(found.get("step", 0), f"{path}.step"),
             sticky_by=self.word(found.get("sticky_by", "session"), f"{path}.sticky_by", StickyBy),
             paused=self.flag(found.get("paused", False), f"{path}.paused"),
+            halted=self.flag(found.get("halted", False), f"{path}.halted"),
+            halt_reason=self.text(found.get("halt_reason", ""), f"{path}.halt_reason"),
+            held_back=self.word(found.get("held_back", "dense"), f"{path}.held_back", Tier),
+            pauses=self.items(found.get("pauses", []), f"{path}.pauses", self.number),
         )
 
     def shadow(self, value: object, path: str) -> model.Shadow:
@@ -188,51 +192,25 @@ def to_document(policy: Policy) -> dict[str, Any]:
     return {key: value for key, value in document.items() if value not in ({}, [], "", None)}
 
 
+def encode(policy: Policy) -> str:
+    """The document as the store keeps it.
+
+    Raises:
+        InvalidRequestError: when it is larger than the store takes.
+    """
+    body = json.dumps(to_document(policy), sort_keys=True, ensure_ascii=False)
+    if (size := len(body.encode())) > MAX_BYTES:
+        raise InvalidRequestError.of("policy", f"is {size} bytes; the store takes {MAX_BYTES}: shorten its detection")
+    return body
+
+
 def _plain(value: object) -> Any:
     if isinstance(value, Enum):
         return value.name.lower()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        pairs = ((field.name, _plain(getattr(value, field.name))) for field in dataclasses.fields(value))
+        told = (field for field in dataclasses.fields(value) if getattr(value, field.name) != field.default)
+        pairs = ((field.name, _plain(getattr(value, field.name))) for field in told)
         return {key: item for key, item in pairs if item not in ({}, [], "", None)}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value
-
-
-def load_yaml(text: str, source: str) -> Policy:
-    """Reads a policy from YAML; violations carry the line they stand in.
-
-    Raises:
-        InvalidRequestError: with fields like ``medical.yaml:12: bands[1].tier``.
-    """
-    if len(text) > MAX_BYTES:
-        raise InvalidRequestError.of(source, f"is {len(text)} characters; a policy holds {MAX_BYTES} at most")
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{source}:{mark.line + 1}" if mark else source
-        raise InvalidRequestError.of(where, f"is not valid YAML: {getattr(error, 'problem', error)}") from error
-    try:
-        return parse_policy(document)
-    except InvalidRequestError as error:
-        located = (Violation(f"{source}:{_line(root, field)}: {field}", problem) for field, problem in error.violations)
-        raise InvalidRequestError(*located) from error
-
-
-def _line(node: yaml.Node | None, path: str) -> int:
-    """Line of the deepest node that ``path`` names and that exists."""
-    line = 1
-    for part in re.findall(r"[^.\[\]]+", path):
-        if isinstance(node, yaml.MappingNode):
-            pair = next(((key, value) for key, value in node.value if key.value == part), None)
-            if pair is None:
-                break
-            line, node = pair[0].start_mark.line + 1, pair[1]
-        elif isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
-            node = node.value[int(part)]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line

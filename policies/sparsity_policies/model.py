@@ -60,6 +60,7 @@ class Scope(IntEnum):
     GLOBAL = 1
     DOMAIN = 2
     TENANT = 3
+    TIER = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +103,30 @@ class Guards:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A rollout by percentage."""
+    """A rollout by percentage; ``pauses`` are the seconds that each step lasts before the next begins by itself."""
 
     steps: tuple[int, ...] = ()
     step: int = 0
     sticky_by: StickyBy = StickyBy.SESSION
     paused: bool = False
+    halted: bool = False
+    halt_reason: str = ""
+    held_back: Tier = Tier.DENSE
+    pauses: tuple[int, ...] = ()
+
+    @property
+    def percent(self) -> int:
+        """Share of the traffic that is let through now."""
+        return 0 if self.halted else self.steps[self.step]
+
+    @property
+    def state(self) -> str:
+        """`halted`, `complete`, `paused` or `active`."""
+        if self.halted:
+            return "halted"
+        if self.step == len(self.steps) - 1:
+            return "complete"
+        return "paused" if self.paused else "active"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +157,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class StoredPolicy:
-    """A policy with what the store knows of it; ``update_time`` in seconds since the epoch."""
+    """A policy with what the store knows of it; ``update_time`` in seconds since the epoch, by the store's clock."""
 
     policy: Policy
     etag: str
@@ -146,6 +165,7 @@ class StoredPolicy:
     update_time: float
     actor: str
     reason: str
+    deleted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +199,7 @@ class Signals:
         scanned_bytes: bytes of the prompt that were scanned.
         prompt_bytes: bytes of the prompt.
         classifier_error: what kept the classifier from an answer; empty when nothing did.
+        request_key: unique to the request; what a rollout by request splits by.
         received_at: when the request came, seconds since the epoch.
         policy_age: since the snapshot was last confirmed to be current, seconds.
     """
@@ -198,6 +219,7 @@ class Signals:
     classifier_error: str = ""
     received_at: float = 0.0
     policy_age: float = 0.0
+    request_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)

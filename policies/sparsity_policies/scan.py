@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import hyperscan
 
-from sparsity_policies.model import Policy
+from sparsity_policies.model import Detection, Policy
 
+# A change of this many expressions is compiled beside the database that is there; a larger one compiles all anew.
+_BESIDE = 256
 _FLAGS = hyperscan.HS_FLAG_CASELESS | hyperscan.HS_FLAG_UTF8 | hyperscan.HS_FLAG_SINGLEMATCH
 
 
@@ -55,25 +57,62 @@ def _quoted(literal: str) -> str:
     return r"\s+".join(words)
 
 
-class Scanner:
-    """One database over the detection sections of ``policies``.
+class _Database:
+    """The compiled detection of some domains."""
 
-    Raises:
-        ValueError: when it does not compile.
-    """
-
-    def __init__(self, policies: Iterable[Policy]) -> None:
-        self._owners: list[tuple[str, str]] = []
+    def __init__(self, detections: Mapping[str, Detection]) -> None:
+        self.detections = dict(detections)
+        self.owners: list[tuple[str, str]] = []
         expressions: list[str] = []
-        for policy in policies:
-            detection = policy.detection
+        for domain, detection in detections.items():
             for expression in (*map(_quoted, detection.literals), *detection.patterns):
                 expressions.append(expression)
-                self._owners.append((policy.domain, detection.flag))
+                self.owners.append((domain, detection.flag))
         try:
             self._database = _compile(expressions) if expressions else None
         except hyperscan.error as error:
             raise ValueError(f"the policies' detection does not compile together: {error}") from error
+
+    def scan(self, data: bytes) -> set[int]:
+        """Numbers of the expressions that ``data`` matches."""
+        hits: set[int] = set()
+        if self._database is not None and data:
+            try:
+                self._database.scan(data, match_event_handler=lambda number, *_: hits.add(number))
+            except hyperscan.error as error:
+                raise ValueError(f"scan failed: {error}") from error
+        return hits
+
+
+class Scanner:
+    """Databases over the detection sections of ``policies``: one, or after a small change to ``previous`` a second one
+    for what changed, because compiling thousands of expressions takes seconds.
+
+    Raises:
+        ValueError: when they do not compile.
+    """
+
+    _base: _Database
+    _beside: _Database
+
+    def __init__(self, policies: Iterable[Policy], previous: Scanner | None = None) -> None:
+        wanted = {
+            policy.domain: policy.detection
+            for policy in policies
+            if policy.detection.literals or policy.detection.patterns
+        }
+        base = previous._base if previous else None
+        if base is not None:
+            kept = {domain for domain, detection in base.detections.items() if wanted.get(domain) == detection}
+            fresh = {domain: detection for domain, detection in wanted.items() if domain not in kept}
+            if sum(len(item.literals) + len(item.patterns) for item in fresh.values()) <= _BESIDE:
+                self._base, self._kept = base, kept
+                assert previous is not None
+                beside = previous._beside
+                self._beside = beside if beside.detections == fresh else _Database(fresh)
+                return
+        self._base, self._kept = _Database(wanted), set(wanted)
+        self._beside = _Database({})
 
     def scan(self, text: str | bytes) -> ScanResult:
         """Scans all of ``text``.
@@ -82,13 +121,9 @@ class Scanner:
             ValueError: when the engine cannot finish; the caller must then go dense.
         """
         data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-        hits: set[int] = set()
-        if self._database is not None and data:
-            try:
-                self._database.scan(data, match_event_handler=lambda number, *_: hits.add(number))
-            except hyperscan.error as error:
-                raise ValueError(f"scan failed: {error}") from error
-        owners = [self._owners[number] for number in hits]
+        owners = [self._base.owners[number] for number in self._base.scan(data)]
+        found = [owner for owner in owners if owner[0] in self._kept]
+        found += [self._beside.owners[number] for number in self._beside.scan(data)]
         return ScanResult(
-            frozenset(flag for _, flag in owners if flag), frozenset(domain for domain, _ in owners), len(data)
+            frozenset(flag for _, flag in found if flag), frozenset(domain for domain, _ in found), len(data)
         )

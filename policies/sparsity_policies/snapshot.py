@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sparsity_policies.conditions import Condition
 from sparsity_policies.document import to_document
-from sparsity_policies.model import Override, Policy, StoredPolicy
+from sparsity_policies.model import Override, Policy, Scope, StoredPolicy, Tier
 from sparsity_policies.scan import Scanner
 
 DEFAULT_TTL_SECONDS = 300.0
@@ -22,6 +22,17 @@ class Compiled:
 
     stored: StoredPolicy
     conditions: tuple[Condition, ...]
+    digest: str
+
+    @classmethod
+    def of(cls, stored: StoredPolicy) -> Compiled:
+        """Compiles one policy.
+
+        Raises:
+            ValueError: when a condition does not compile.
+        """
+        conditions = tuple(Condition(rule.when) for rule in stored.policy.rules)
+        return cls(stored, conditions, _hash(to_document(stored.policy)))
 
     @property
     def policy(self) -> Policy:
@@ -41,6 +52,7 @@ class Snapshot:
         policies_hash: hash of the policies alone.
         rejected: domains whose documents could not be read, held at their last good version or absent.
         ttl: age past which everything goes dense, seconds.
+        drifted: domains that a store beside the policy folder tells otherwise.
     """
 
     revision: int
@@ -50,6 +62,7 @@ class Snapshot:
     policies_hash: str
     rejected: tuple[str, ...] = ()
     ttl: float = DEFAULT_TTL_SECONDS
+    drifted: tuple[str, ...] = ()
 
     @classmethod
     def build(
@@ -59,31 +72,52 @@ class Snapshot:
         overrides: Iterable[Override] = (),
         rejected: Iterable[str] = (),
         ttl: float = DEFAULT_TTL_SECONDS,
+        previous: Snapshot | None = None,
     ) -> Snapshot:
-        """Compiles a snapshot.
+        """Compiles a snapshot; of ``previous`` it reuses what did not change.
 
         Raises:
             ValueError: when a condition or pattern does not compile; validated policies always do.
         """
-        compiled = {
-            stored.policy.domain: Compiled(stored, tuple(Condition(rule.when) for rule in stored.policy.rules))
-            for stored in policies
-        }
-        content = {domain: to_document(item.policy) for domain, item in sorted(compiled.items())}
-        scanner = Scanner(item.policy for item in compiled.values())
-        empty = cls(revision, compiled, (), scanner, _hash(content), tuple(sorted(rejected)), ttl)
+        before = previous.policies if previous else {}
+        compiled = {}
+        for stored in policies:
+            known = before.get(stored.policy.domain)
+            compiled[stored.policy.domain] = known if known and known.stored is stored else Compiled.of(stored)
+        digest = _hash([[domain, compiled[domain].digest] for domain in sorted(compiled)])
+        scanner = Scanner((item.policy for item in compiled.values()), previous.scanner if previous else None)
+        empty = cls(revision, compiled, (), scanner, digest, tuple(sorted(rejected)), ttl)
         return empty.with_overrides(overrides)
+
+    def with_draft(self, draft: Policy) -> Snapshot:
+        """This snapshot as it would be with ``draft`` in the place of its domain's policy.
+
+        Raises:
+            ValueError: as :meth:`build`.
+        """
+        present = self.policies.get(draft.domain)
+        stored = StoredPolicy(draft, "", present.stored.revision if present else 0, 0.0, "", "draft")
+        others = [item.stored for domain, item in self.policies.items() if domain != draft.domain]
+        return Snapshot.build(
+            self.revision, [*others, stored], self.overrides, self.rejected, ttl=self.ttl, previous=self
+        )
 
     def with_overrides(self, overrides: Iterable[Override]) -> Snapshot:
         """The same policies under other overrides; compiles nothing, so that a kill switch acts at once."""
-        ordered = tuple(sorted(overrides, key=lambda override: override.id))
-        return dataclasses.replace(self, overrides=ordered)
+        return dataclasses.replace(self, overrides=tuple(sorted(overrides, key=_order)))
 
     @property
     def content_hash(self) -> str:
         """Equal on replicas that decide alike."""
         overrides = [[o.id, o.scope, o.target, o.max_tier, o.expire_time] for o in self.overrides]
         return _hash([self.policies_hash, overrides])
+
+
+def _order(override: Override) -> tuple[int, str]:
+    """Overrides of a tier come last, the sparsest first, so that one pass meets the tier that another one gave."""
+    sparsest_first = {tier.word: len(Tier) - tier for tier in Tier}
+    place = 1 + sparsest_first.get(override.target, 0) if override.scope is Scope.TIER else 0
+    return place, override.id
 
 
 def _hash(content: object) -> str:

@@ -1,187 +1,210 @@
-"""Policies in Redis: documents, append-only revisions, overrides, and one stream that routers follow.
-
-All keys share the hash tag ``{sparsity}``, so that every script touches one slot of a Cluster.
-"""
+"""Policies in Redis: documents, append-only revisions, overrides, and one stream that routers follow."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
-from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+import uuid
+from collections.abc import Iterable
+from typing import Any
 
-import redis.asyncio as redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import RedisError
-from sparsity.errors import ConfigurationError, ConflictError, InvalidRequestError, NotFoundError, StoreError
+from sparsity.errors import ConflictError, NotFoundError, StoreError
 
-from sparsity_policies.document import parse_policy, to_document
-from sparsity_policies.model import Override, Policy, Scope, StoredPolicy, Tier
+from sparsity_policies import scripts
+from sparsity_policies.connection import close, connect, store_errors
+from sparsity_policies.contents import Contents, Cursor, Delta
+from sparsity_policies.document import encode
+from sparsity_policies.envelope import UNREADABLE, open_overrides, open_policy, seal_override
+from sparsity_policies.model import Override, Policy, StoredPolicy
+from sparsity_policies.scripts import EVENTS, HEAD, OVERRIDES, POLICIES, REVISION, SEEDED
 
-PREFIX: Final = "{sparsity}:"
-_POLICIES, _REVISION, _EVENTS, _OVERRIDES, _SEEDED = (
-    PREFIX + name for name in ("policies", "revision", "events", "overrides", "seeded")
-)
-_EVENTS_KEPT: Final = 100_000
-
-# Compare-and-set in one step. KEYS: policies, revision, events. ARGV: domain, expected etag or "*", body, etag, time,
-# actor, reason. An empty expected etag only creates. Returns {revision} or {-1, present etag}.
-_PUT = """
-local present = redis.call('HGET', KEYS[1], ARGV[1])
-local etag = ''
-if present then
-  local ok, envelope = pcall(cjson.decode, present)
-  etag = ok and type(envelope) == 'table' and type(envelope.etag) == 'string' and envelope.etag or 'unreadable'
-end
-if ARGV[2] ~= '*' and ARGV[2] ~= etag then return {-1, etag} end
-local revision = redis.call('INCR', KEYS[2])
-local envelope = cjson.encode({etag = ARGV[4], revision = revision, time = ARGV[5], actor = ARGV[6], reason = ARGV[7],
-                               body = ARGV[3]})
-redis.call('HSET', KEYS[1], ARGV[1], envelope)
-redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[8], '*', 'domain', ARGV[1], 'revision', revision, 'envelope', envelope)
-return {revision}
-"""
-
-# KEYS: overrides, revision, events. ARGV: id, body or "" to delete, stream length. Returns {revision} or {0} if absent.
-_OVERRIDE = """
-if ARGV[2] == '' then
-  if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return {0} end
-else
-  redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-end
-local revision = redis.call('INCR', KEYS[2])
-redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[3], '*', 'override', ARGV[1], 'revision', revision)
-return {revision}
-"""
-
-
-class Contents(NamedTuple):
-    """Everything in the store at one revision.
-
-    Attributes:
-        revision: the store's revision.
-        policies: the readable ones.
-        overrides: the readable ones.
-        rejected: what could not be read, by domain or override id.
-    """
-
-    revision: int
-    policies: list[StoredPolicy]
-    overrides: list[Override]
-    rejected: dict[str, str]
-
-
-@contextmanager
-def _store_errors() -> Any:
-    try:
-        yield
-    except (RedisError, OSError) as error:
-        raise StoreError(f"policy store: {type(error).__name__}: {error}") from error
-
-
-def make_etag(body: str, revision_hint: float) -> str:
-    """Changes with every write, even of an equal document."""
-    return hashlib.sha256(f"{revision_hint} {body}".encode()).hexdigest()[:16]
+_READ_KEYS = (POLICIES, REVISION, EVENTS, OVERRIDES, HEAD)
+_DELTA_EVENTS = 1000
+_REPLICATION_MS = 1000
+_INLINE_BYTES = 65_536
+# Of the hundred that the library's pool has, before it refuses.
+_CONNECTIONS = 48
 
 
 class PolicyStore:
-    """The store behind one Redis URL (`redis://`, `rediss://` or `unix://`).
+    """The store behind one Redis URL; see :func:`sparsity_policies.connection.connect` for its forms.
 
     Every method raises StoreError when the server cannot be reached or does not answer in time.
+
+    Args:
+        url: the server, the sentinels or the cluster.
+        timeout: of one command, seconds.
+        wait_replicas: replicas that must hold a policy before its write is acknowledged, so that no failover loses it.
     """
 
-    def __init__(self, url: str, timeout: float = 2.0) -> None:
-        try:
-            self._redis: Any = redis.Redis.from_url(
-                url,
-                decode_responses=True,
-                # Bytes that are no text become a document that cannot be read, and is told as such.
-                encoding_errors="replace",
-                socket_timeout=timeout,
-                socket_connect_timeout=timeout,
-                retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.2), retries=2),
-            )
-        except ValueError as error:
-            raise ConfigurationError(f"redis url: {error}") from error
-        self._put = self._redis.register_script(_PUT)
-        self._override = self._redis.register_script(_OVERRIDE)
+    def __init__(self, url: str, timeout: float = 2.0, wait_replicas: int = 0) -> None:
+        self.redis: Any = connect(url, timeout)
+        self._wait_replicas = wait_replicas
+        self._turns = asyncio.Semaphore(_CONNECTIONS)
+        # Documents as last read: what did not change is not parsed again.
+        self._opened: dict[str, tuple[str, StoredPolicy]] = {}
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self._redis.aclose()
+        await close(self.redis)
 
-    async def revision(self) -> int:
-        """The store's revision; 0 when it is empty."""
-        with _store_errors():
-            return int(await self._redis.get(_REVISION) or 0)
+    async def _run(self, script: str, keys: Iterable[str], *arguments: str | int) -> list[Any]:
+        listed = list(keys)
+        async with self._turns:
+            answer: list[Any] = await self.redis.eval(script, len(listed), *listed, *arguments)
+        return answer
 
     async def read(self) -> Contents:
         """Everything at one revision; what cannot be read is told, not raised."""
-        with _store_errors():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.get(_REVISION).hgetall(_POLICIES).hgetall(_OVERRIDES)
-                revision, policies, overrides = await pipe.execute()
-        rejected: dict[str, str] = {}
-        stored, active = [], []
-        for domain, envelope in sorted(policies.items()):
-            try:
-                policy = _open(envelope)
-                if policy.policy.domain != domain:
-                    raise ValueError(f"holds the policy of {policy.policy.domain!r}")
-                stored.append(policy)
-            except (ValueError, TypeError, KeyError, InvalidRequestError) as error:
-                rejected[domain] = f"{type(error).__name__}: {error}"
-        for name, body in sorted(overrides.items()):
-            try:
-                active.append(_open_override(name, body))
-            except (ValueError, TypeError, KeyError) as error:
-                # An override that cannot be read may have been a kill switch.
-                active.append(Override(name, Scope.GLOBAL, reason="unreadable override, held as a global kill switch"))
-                rejected[f"override {name}"] = f"{type(error).__name__}: {error}"
-        try:
-            number = int(revision or 0)
-        except ValueError as error:
-            raise StoreError(f"policy store: {_REVISION} holds {revision!r}, not a number") from error
-        return Contents(number, stored, active, rejected)
+        with store_errors():
+            revision, head, event, clock, overrides, policies = await self._run(scripts.READ, _READ_KEYS)
+        offset = float(clock) - time.time()
+        cursor = Cursor(_number(revision), head, event)
+        # Thousands of documents take a while; requests go on meanwhile.
+        envelopes = _pairs(policies)
+        stored, rejected = await asyncio.to_thread(self._open_all, envelopes)
+        self._opened = {domain: known for domain, known in self._opened.items() if domain in envelopes}
+        active, broken = open_overrides(_pairs(overrides))
+        return Contents(cursor, stored, active, rejected | broken, offset)
 
-    async def put(self, policy: Policy, *, etag: str | None, actor: str, reason: str) -> StoredPolicy:
+    async def revision_number(self) -> int:
+        """The store's revision; 0 when it is empty."""
+        with store_errors():
+            return _number(await self.redis.get(REVISION) or 0)
+
+    async def head(self) -> str:
+        """Changes with every write."""
+        with store_errors():
+            return str(await self.redis.get(HEAD) or "")
+
+    async def delta(self, cursor: Cursor) -> Delta | None:
+        """What changed since ``cursor``; None when only a whole read can tell."""
+        with store_errors():
+            answer = await self._run(scripts.DELTA, _READ_KEYS, cursor.event, _DELTA_EVENTS + 1)
+        revision, head, event, clock, overrides, events, changed = answer
+        offset = float(clock) - time.time()
+        fresh = Cursor(_number(revision), head, event)
+        # Every write raises the revision and adds one event. Anything else was trimmed, lost or done by hand.
+        if fresh.revision - cursor.revision != events or events > _DELTA_EVENTS or (not events and head != cursor.head):
+            return None
+        envelopes = dict(zip(changed[::2], changed[1::2], strict=True))
+        there = {domain: envelope for domain, envelope in envelopes.items() if envelope}
+        large = sum(map(len, there.values())) > _INLINE_BYTES
+        stored, rejected = await asyncio.to_thread(self._open_all, there) if large else self._open_all(there)
+        policies: dict[str, StoredPolicy | None] = dict.fromkeys(envelopes.keys() - there.keys())
+        policies |= {found.policy.domain: found for found in stored}
+        active, broken = open_overrides(_pairs(overrides))
+        return Delta(fresh, policies, active, rejected | broken, offset)
+
+    async def wait(self, cursor: Cursor, seconds: float) -> None:
+        """Returns at a change after ``cursor``, or after ``seconds``."""
+        with store_errors():
+            await self.redis.xread({EVENTS: cursor.event}, count=1, block=max(int(seconds * 1000), 1))
+
+    def _open_all(self, envelopes: dict[str, str]) -> tuple[list[StoredPolicy], dict[str, str]]:
+        stored, rejected = [], {}
+        for domain, envelope in sorted(envelopes.items()):
+            try:
+                stored.append(self._open(domain, envelope))
+            except UNREADABLE as error:
+                rejected[domain] = f"{type(error).__name__}: {error}"
+        return stored, rejected
+
+    def _open(self, domain: str, envelope: str) -> StoredPolicy:
+        known = self._opened.get(domain)
+        if known is None or known[0] != envelope:
+            known = self._opened[domain] = envelope, open_policy(envelope, domain)
+        return known[1]
+
+    async def put(
+        self, policy: Policy, *, etag: str | None, actor: str, reason: str, seeding: bool = False
+    ) -> StoredPolicy:
         """Writes a policy when ``etag`` matches; None writes whatever is there, an empty one only creates.
 
         Raises:
-            ConflictError: when another etag is there.
+            ConflictError: when another etag is there, or, when ``seeding``, the domain was seeded before.
+            InvalidRequestError: when the document is too large.
         """
-        body = json.dumps(to_document(policy), sort_keys=True)
-        now = time.time()
-        fresh = make_etag(body, now)
-        arguments: list[str | int] = [
-            policy.domain,
-            "*" if etag is None else etag,
-            body,
-            fresh,
-            repr(now),
-            actor,
-            reason,
-            _EVENTS_KEPT,
-        ]
-        with _store_errors():
-            answer = await self._put(keys=[_POLICIES, _REVISION, _EVENTS], args=arguments)
-        if int(answer[0]) < 0:
+        return await self._write(policy.domain, policy, etag, actor, reason, seeding)
+
+    async def delete(self, domain: str, *, etag: str | None, actor: str, reason: str) -> StoredPolicy:
+        """Deletes a policy when ``etag`` matches, and returns the revision that says so.
+
+        Raises:
+            ConflictError: when another etag is there.
+            NotFoundError: when there is no such policy.
+        """
+        return await self._write(domain, None, etag, actor, reason, False)
+
+    async def _write(
+        self, domain: str, policy: Policy | None, etag: str | None, actor: str, reason: str, seeding: bool
+    ) -> StoredPolicy:
+        fresh = uuid.uuid4().hex[:16]
+        keys = (POLICIES, REVISION, EVENTS, scripts.history(domain), HEAD, SEEDED)
+        arguments = (domain, "*" if etag is None else etag, encode(policy) if policy else "", fresh, actor, reason)
+        limits = (scripts.EVENTS_KEPT, scripts.HISTORY_KEPT, int(seeding))
+        answer = await self._acknowledged(scripts.PUT, keys, *arguments, *limits)
+        outcome = int(answer[0])
+        if outcome < 0:
             there = f"etag {answer[1]!r}" if answer[1] else "no such policy"
-            raise ConflictError(f"policy {policy.domain}: {there} is in the store, not {etag!r}; read it and try again")
-        return StoredPolicy(policy, fresh, int(answer[0]), now, actor, reason)
+            raise ConflictError(f"policy {domain}: {there} is in the store, not {etag!r}; read it and try again")
+        if outcome == 0 and policy:
+            raise ConflictError(f"policy {domain}: was seeded before")
+        if outcome == 0:
+            raise NotFoundError(f"policy {domain!r} does not exist")
+        found = policy or (await self.revision(domain, outcome)).policy
+        return StoredPolicy(found, fresh, outcome, float(answer[1]), actor, reason, deleted=policy is None)
+
+    async def _acknowledged(self, script: str, keys: tuple[str, ...], *arguments: str | int) -> list[Any]:
+        """Runs a writing script, and waits for replicas where that is asked for."""
+        with store_errors():
+            if not self._wait_replicas:
+                return await self._run(script, keys, *arguments)
+            # Both commands take one connection: WAIT speaks of the writes of its own.
+            async with self._turns, self.redis.pipeline(transaction=False) as pipe:
+                pipe.eval(script, len(keys), *keys, *arguments)
+                pipe.execute_command("WAIT", self._wait_replicas, _REPLICATION_MS)
+                answer, replicas = await pipe.execute()
+        if int(answer[0]) > 0 and int(replicas) < self._wait_replicas:
+            held = f"{replicas} of {self._wait_replicas} replicas hold the write"
+            raise StoreError(f"policy store: {held}; a failover may lose it: read it again")
+        return list(answer)
+
+    async def history(self, domain: str, below: int | None = None, count: int = 100) -> list[StoredPolicy]:
+        """Revisions of a policy, newest first, of those ``below`` a revision; unreadable ones are left out."""
+        newest = "+" if below is None else f"({below}-0"
+        with store_errors():
+            entries = await self.redis.xrevrange(scripts.history(domain), newest, "-", count=count)
+        found = []
+        for _, fields in entries:
+            try:
+                found.append(open_policy(fields["envelope"], domain))
+            except UNREADABLE:
+                continue
+        return found
+
+    async def revision(self, domain: str, revision: int) -> StoredPolicy:
+        """One revision of a policy.
+
+        Raises:
+            NotFoundError: when there is none, or it cannot be read any more.
+        """
+        place = f"{revision}-0"
+        with store_errors():
+            entries = await self.redis.xrange(scripts.history(domain), place, place)
+        if not entries:
+            raise NotFoundError(f"policy {domain!r} has no revision {revision}")
+        try:
+            return open_policy(entries[0][1]["envelope"], domain)
+        except UNREADABLE as error:
+            raise NotFoundError(f"revision {revision} of policy {domain!r} cannot be read: {error}") from error
 
     async def seed(self, policies: Iterable[Policy]) -> list[str]:
         """Creates the policies that were never seeded before; what an operator changed or deleted stays so."""
         added = []
         for policy in policies:
-            with _store_errors():
-                if not await self._redis.sadd(_SEEDED, policy.domain):
-                    continue
             try:
-                await self.put(policy, etag="", actor="sparsity-router", reason="shipped policy")
+                await self.put(policy, etag="", actor="sparsity-router", reason="shipped policy", seeding=True)
                 added.append(policy.domain)
             except ConflictError:
                 continue
@@ -189,19 +212,7 @@ class PolicyStore:
 
     async def put_override(self, override: Override) -> int:
         """Sets an override and returns the store's new revision."""
-        body = json.dumps(
-            {
-                "scope": override.scope.value,
-                "target": override.target,
-                "max_tier": override.max_tier.value,
-                "expire_time": override.expire_time,
-                "reason": override.reason,
-                "actor": override.actor,
-            }
-        )
-        with _store_errors():
-            answer = await self._override(keys=[_OVERRIDES, _REVISION, _EVENTS], args=[override.id, body, _EVENTS_KEPT])
-        return int(answer[0])
+        return await self._override(override.id, seal_override(override))
 
     async def delete_override(self, override_id: str) -> int:
         """Ends an override and returns the store's new revision.
@@ -209,40 +220,28 @@ class PolicyStore:
         Raises:
             NotFoundError: when there is none.
         """
-        with _store_errors():
-            answer = await self._override(keys=[_OVERRIDES, _REVISION, _EVENTS], args=[override_id, "", _EVENTS_KEPT])
-        if not int(answer[0]):
+        revision = await self._override(override_id, "")
+        if not revision:
             raise NotFoundError(f"override {override_id!r} does not exist")
+        return revision
+
+    async def _override(self, override_id: str, body: str) -> int:
+        keys = (OVERRIDES, REVISION, EVENTS, HEAD)
+        with store_errors():
+            answer = await self._run(
+                scripts.OVERRIDE, keys, override_id, body, scripts.EVENTS_KEPT, uuid.uuid4().hex[:16]
+            )
         return int(answer[0])
 
-    async def changes(self, wait: float = 1.0) -> AsyncIterator[None]:
-        """Yields at every change, and at least every ``wait`` seconds, while the server answers."""
-        last = "$"
-        while True:
-            with _store_errors():
-                answer = await self._redis.xread({_EVENTS: last}, count=1000, block=int(wait * 1000))
-            if answer:
-                entries = answer[0][1] if isinstance(answer, list) else next(iter(answer.values()))[0]
-                last = entries[-1][0]
-            yield
+
+def _pairs(flat: Any) -> dict[str, str]:
+    if isinstance(flat, dict):
+        return flat
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
-def _open(envelope: str) -> StoredPolicy:
-    outer = json.loads(envelope)
-    policy = parse_policy(json.loads(outer["body"]))
-    revision, updated = int(outer["revision"]), float(outer["time"])
-    return StoredPolicy(policy, str(outer["etag"]), revision, updated, str(outer["actor"]), str(outer["reason"]))
-
-
-def _open_override(name: str, body: str) -> Override:
-    fields = json.loads(body)
-    expires = fields["expire_time"]
-    return Override(
-        id=name,
-        scope=Scope(fields["scope"]),
-        target=str(fields["target"]),
-        max_tier=Tier(fields["max_tier"]),
-        expire_time=None if expires is None else float(expires),
-        reason=str(fields["reason"]),
-        actor=str(fields["actor"]),
-    )
+def _number(text: Any) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise StoreError(f"policy store: {REVISION} holds {text!r}, not a number") from error

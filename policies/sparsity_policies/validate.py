@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from sparsity.errors import Violation
 
-from sparsity_policies.conditions import SAMPLE, Condition, context
+from sparsity_policies.conditions import Condition
 from sparsity_policies.model import Band, Policy, Risk, Tier
+from sparsity_policies.reachability import unreachable
 from sparsity_policies.scan import pattern_problem
 
 
 def check_policy(policy: Policy) -> list[Violation]:
     """Every mistake, none when the policy is sound."""
-    return [*_bands(policy), *_rules(policy), *_detection(policy), *_rollout(policy), *_fallback(policy)]
+    return [
+        *_bands(policy),
+        *_rules(policy),
+        *unreachable(policy),
+        *_detection(policy),
+        *_rollout(policy),
+        *_fallback(policy),
+    ]
+
+
+def check_exemplars(policy: Policy, others: Iterable[Policy]) -> list[Violation]:
+    """Exemplars that another domain claims too, which would make the same prompt belong to both."""
+    wanted = {_normal(text): number for number, text in enumerate(policy.detection.exemplars)}
+    if not wanted:
+        return []
+    return [
+        Violation(
+            f"detection.exemplars[{wanted[text]}]",
+            f"is an exemplar of {other.domain} too: remove it from one of them",
+        )
+        for other in others
+        if other.domain != policy.domain
+        for text in sorted({_normal(text) for text in other.detection.exemplars} & wanted.keys())
+    ]
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.split()).casefold()
 
 
 def _bands(policy: Policy) -> Iterator[Violation]:
@@ -59,7 +87,6 @@ def _tiers(policy: Policy) -> Iterator[tuple[str, Tier]]:
 
 def _rules(policy: Policy) -> Iterator[Violation]:
     names = Counter(rule.name for rule in policy.rules)
-    shared = context(SAMPLE)
     for number, rule in enumerate(policy.rules):
         if not rule.name:
             yield Violation(f"rules[{number}].name", "is empty")
@@ -72,18 +99,20 @@ def _rules(policy: Policy) -> Iterator[Violation]:
         except ValueError as error:
             yield Violation(f"rules[{number}].when", str(error))
             continue
-        try:
-            condition.holds(shared)
-        except ValueError as error:
-            # A missing label is an ordinary miss at run time; a wrong type never comes right.
-            if "not bool" in str(error) or "overload" in str(error).lower() or "type" in str(error).lower():
-                yield Violation(f"rules[{number}].when", str(error))
+        if problem := condition.type_error():
+            yield Violation(f"rules[{number}].when", problem)
 
 
 def _detection(policy: Policy) -> Iterator[Violation]:
     for number, literal in enumerate(policy.detection.literals):
         if len(literal.strip()) < 3:
             yield Violation(f"detection.literals[{number}]", "must have at least 3 characters")
+    seen: dict[str, int] = {}
+    for number, exemplar in enumerate(policy.detection.exemplars):
+        if not exemplar.strip():
+            yield Violation(f"detection.exemplars[{number}]", "is empty")
+        if (first := seen.setdefault(_normal(exemplar), number)) != number:
+            yield Violation(f"detection.exemplars[{number}]", f"repeats detection.exemplars[{first}]")
     for number, pattern in enumerate(policy.detection.patterns):
         if problem := pattern_problem(pattern):
             yield Violation(f"detection.patterns[{number}]", problem)
@@ -92,11 +121,17 @@ def _detection(policy: Policy) -> Iterator[Violation]:
 def _rollout(policy: Policy) -> Iterator[Violation]:
     if policy.rollout is None:
         return
-    steps = policy.rollout.steps
-    if not steps or list(steps) != sorted(set(steps)) or steps[-1] != 100:
-        yield Violation("rollout.steps", "must be ascending percentages, the last of them 100")
-    elif policy.rollout.step >= len(steps):
+    rollout, steps = policy.rollout, policy.rollout.steps
+    if not steps or list(steps) != sorted(set(steps)) or steps[-1] != 100 or steps[0] == 0:
+        yield Violation("rollout.steps", "must be ascending percentages from 1, the last of them 100")
+    elif rollout.step >= len(steps):
         yield Violation("rollout.step", f"must be below {len(steps)}, the number of steps")
+    if len(rollout.pauses) >= max(len(steps), 1):
+        yield Violation("rollout.pauses", f"must have fewer entries than steps; the last of {len(steps)} has no next")
+    sparsest = max((tier for _, tier in _tiers(policy)), default=Tier.DENSE)
+    if rollout.held_back >= sparsest > Tier.DENSE:
+        problem = f"must be denser than {sparsest.word}, the sparsest tier of this policy; else nothing is rolled out"
+        yield Violation("rollout.held_back", problem)
 
 
 def _fallback(policy: Policy) -> Iterator[Violation]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf import json_format
@@ -12,8 +12,9 @@ from sparsity.v1 import inference_pb2, policy_pb2
 
 from sparsity_policies.document import parse_policy, to_document
 from sparsity_policies.model import Decision, Override, Policy, Scope, Signals, StoredPolicy, Tier
+from sparsity_policies.simulate import SimulatedRequest, Summary
 
-_PREFIXES = {"tier": "TIER_", "max_tier": "TIER_", "risk": "RISK_", "fallback": "TIER_"}
+_PREFIXES = {"tier": "TIER_", "max_tier": "TIER_", "held_back": "TIER_", "risk": "RISK_", "fallback": "TIER_"}
 
 
 def policy_from_wire(message: policy_pb2.Policy) -> Policy:
@@ -80,6 +81,7 @@ def stored_to_wire(stored: StoredPolicy) -> policy_pb2.StoredPolicy:
         update_time=timestamp(stored.update_time),
         actor=stored.actor,
         reason=stored.reason,
+        deleted=stored.deleted,
     )
 
 
@@ -98,21 +100,27 @@ def override_to_wire(override: Override) -> policy_pb2.Override:
     return message
 
 
-def override_from_wire(message: policy_pb2.Override, new_id: str) -> Override:
-    """Reads and checks an override; ``new_id`` stands in for an empty id.
+def override_from_wire(message: policy_pb2.Override, new_id: str, now: float) -> Override:
+    """Reads and checks an override; ``new_id`` stands in for an empty id, ``now`` in seconds since the epoch.
 
     Raises:
         InvalidRequestError: naming the field.
     """
     if int(message.scope) not in list(Scope):
-        raise InvalidRequestError.of("override.scope", "must be GLOBAL, DOMAIN or TENANT")
+        raise InvalidRequestError.of("override.scope", "must be GLOBAL, DOMAIN, TENANT or TIER")
     scope = Scope(message.scope)
     if (scope is Scope.GLOBAL) == bool(message.target):
         problem = "must be empty for a global override" if scope is Scope.GLOBAL else "is empty; name what to act on"
         raise InvalidRequestError.of("override.target", problem)
     tier = Tier(message.max_tier) if message.max_tier else Tier.DENSE
     expires = message.expire_time.ToNanoseconds() / 1e9 if message.HasField("expire_time") else None
-    if expires is not None and expires <= time.time():
+    if scope is Scope.TIER:
+        sparse = [other.word for other in Tier if other is not Tier.DENSE]
+        if message.target not in sparse:
+            raise InvalidRequestError.of("override.target", f"must be {' or '.join(sparse)}, not {message.target!r}")
+        if tier >= Tier[message.target.upper()]:
+            raise InvalidRequestError.of("override.max_tier", f"must be denser than {message.target}")
+    if expires is not None and expires <= now:
         raise InvalidRequestError.of("override.expire_time", "lies in the past")
     return Override(message.id or new_id, scope, message.target, tier, expires, message.reason, message.actor)
 
@@ -147,4 +155,61 @@ def signals_to_wire(signals: Signals) -> inference_pb2.Signals:
         tenant=signals.tenant,
         session=signals.session,
         scanned_bytes=signals.scanned_bytes,
+        prompt_bytes=signals.prompt_bytes,
+        max_tier=signals.max_tier.value if signals.max_tier else None,  # type: ignore[arg-type]
+        classifier_error=signals.classifier_error,
+        request_key=signals.request_key,
     )
+
+
+def signals_from_wire(message: inference_pb2.Signals, path: str, now: float) -> Signals:
+    """Reads and checks signals that a caller made up.
+
+    Raises:
+        InvalidRequestError: naming the field below ``path``.
+    """
+    if message.max_tokens < message.min_tokens:
+        problem = f"is {message.max_tokens}, below min_tokens {message.min_tokens}"
+        raise InvalidRequestError.of(f"{path}.max_tokens", problem)
+    if message.max_tier and int(message.max_tier) not in list(Tier):
+        raise InvalidRequestError.of(f"{path}.max_tier", f"{message.max_tier} is not a tier")
+    return Signals(
+        min_tokens=message.min_tokens,
+        max_tokens=message.max_tokens,
+        domain=message.domain,
+        detected=message.domain_source == inference_pb2.DOMAIN_SOURCE_DETECTED,
+        flags=frozenset(message.flags),
+        task=message.task,
+        labels=tuple(sorted(message.labels.items())),
+        tenant=message.tenant,
+        session=message.session,
+        max_tier=Tier(message.max_tier) if message.max_tier else None,
+        scanned_bytes=message.scanned_bytes,
+        prompt_bytes=message.prompt_bytes,
+        classifier_error=message.classifier_error,
+        received_at=now,
+        request_key=message.request_key,
+    )
+
+
+def summary_to_wire(summary: Summary, requests: Iterable[SimulatedRequest] = ()) -> policy_pb2.SimulatePolicyResponse:
+    """The message of a simulation; ``requests`` are told one by one."""
+    response = policy_pb2.SimulatePolicyResponse()
+    for request in requests:
+        response.decisions.add(
+            before=decision_to_wire(request.before, ""),
+            after=decision_to_wire(request.after, ""),
+        )
+    found = response.summary
+    found.requests = summary.requests
+    for (before, after), count in sorted(summary.changes.items()):
+        found.changes.add(before=before.value, after=after.value, requests=count)
+    found.high_risk_changed = summary.high_risk_changed
+    found.high_risk_sparser = summary.high_risk_sparser
+    for cost, message in ((summary.before, found.before), (summary.after, found.after)):
+        if cost is not None:
+            message.flops, message.kv_bytes = cost.flops, cost.kv_bytes
+    used = {tier for pair in summary.changes for tier in pair}
+    for tier, density in sorted((tier, density) for tier, density in summary.densities.items() if tier in used):
+        found.densities.add(tier=tier.value, prefill=density.prefill, decode=density.decode, requests=density.requests)
+    return response

@@ -4,6 +4,8 @@ SparsityError
 ├── ConfigurationError      an option, profile, model or address that cannot be used; names it and the remedy
 │   └── BackendInactiveError  the probe at start did not see the sparse kernels run
 ├── InvalidRequestError     a request or document that can never succeed; one violation a field
+├── UnauthenticatedError    the call carries no key, or one that is not known
+├── PermissionDeniedError   the caller lacks the role; names it
 ├── NotFoundError           no such policy, override or model
 ├── ConflictError           somebody else wrote first
 ├── OverloadedError         no room now; the same call may succeed later
@@ -64,6 +66,18 @@ class InvalidRequestError(SparsityError):
     def of(cls, field: str, problem: str) -> InvalidRequestError:
         """An error of one violation."""
         return cls(Violation(field, problem))
+
+
+class UnauthenticatedError(SparsityError):
+    """The call carries no key, or one that is not known."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDeniedError(SparsityError):
+    """The caller lacks the role."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
 
 
 class NotFoundError(SparsityError):

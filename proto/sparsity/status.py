@@ -22,7 +22,9 @@ from sparsity.errors import (
     InvalidRequestError,
     NotFoundError,
     OverloadedError,
+    PermissionDeniedError,
     SparsityError,
+    UnauthenticatedError,
     UnavailableError,
     UnimplementedError,
     Violation,
@@ -37,6 +39,8 @@ _ERRORS: dict[grpc.StatusCode, type[SparsityError]] = {
         DeadlineError,
         NotFoundError,
         OverloadedError,
+        PermissionDeniedError,
+        UnauthenticatedError,
         UnavailableError,
         UnimplementedError,
     )

@@ -1,4 +1,4 @@
-"""Traces: names, set-up by the standard OpenTelemetry variables, and context across gRPC.
+"""Traces and metrics: names, set-up by the standard OpenTelemetry variables, and context across gRPC.
 
 Off by default and then free: without an exporter no SDK is loaded, and the API's spans do nothing.
 """
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import grpc
 from opentelemetry import context as otel_context
-from opentelemetry import propagate, trace
+from opentelemetry import metrics, propagate, trace
 
 from sparsity.errors import ConfigurationError
 
@@ -45,9 +45,20 @@ DECODE_DENSITY: Final = "sparsity.density.decode"
 COVERAGE: Final = "sparsity.coverage"
 
 
+POLICY_AGE: Final = "sparsity.policy.age"
+POLICY_LAG: Final = "sparsity.policy.lag"
+POLICY_REJECTED: Final = "sparsity.policy.rejected"
+POLICY_DRIFTED: Final = "sparsity.policy.drifted"
+RECORDS_DROPPED: Final = "sparsity.decision_log.dropped"
+
+
+def _disabled() -> bool:
+    return os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+
+
 def _exporter() -> str:
     """`otlp`, `console` or `none`, by OTEL_SDK_DISABLED, OTEL_TRACES_EXPORTER and the OTLP endpoint variables."""
-    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    if _disabled():
         return "none"
     endpoints = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
     default = "otlp" if any(os.environ.get(name) for name in endpoints) else "none"
@@ -55,11 +66,40 @@ def _exporter() -> str:
 
 
 def configure(service: str) -> None:
-    """Installs the tracer provider that the environment asks for; does nothing when it asks for none.
+    """Installs the tracer and meter providers that the environment asks for; does nothing when it asks for none.
 
     Raises:
         ConfigurationError: for an exporter other than otlp, console or none.
     """
+    name = os.environ.get("OTEL_SERVICE_NAME", service)
+    _configure_traces(name)
+    _configure_metrics(name)
+
+
+def _configure_metrics(name: str) -> None:
+    """Metrics go out only where OTEL_METRICS_EXPORTER asks for them: not every trace receiver takes them."""
+    kind = "none" if _disabled() else os.environ.get("OTEL_METRICS_EXPORTER") or "none"
+    if kind == "none":
+        return
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, MetricExporter, PeriodicExportingMetricReader
+    from opentelemetry.sdk.resources import Resource
+
+    exporter: MetricExporter
+    if kind == "otlp":
+        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+
+        exporter = OTLPMetricExporter()
+    elif kind == "console":
+        exporter = ConsoleMetricExporter()
+    else:
+        raise ConfigurationError(f"OTEL_METRICS_EXPORTER: must be otlp, console or none, not {kind!r}")
+    reader = PeriodicExportingMetricReader(exporter)
+    resource = Resource.create({"service.name": name})
+    metrics.set_meter_provider(MeterProvider(metric_readers=[reader], resource=resource))
+
+
+def _configure_traces(name: str) -> None:
     kind = _exporter()
     if kind == "none":
         return
@@ -67,7 +107,7 @@ def configure(service: str) -> None:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor
 
-    provider = TracerProvider(resource=Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", service)}))
+    provider = TracerProvider(resource=Resource.create({"service.name": name}))
     if kind == "otlp":
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
@@ -81,9 +121,10 @@ def configure(service: str) -> None:
 
 def shutdown() -> None:
     """Sends what is left."""
-    stop = getattr(trace.get_tracer_provider(), "shutdown", None)
-    if stop is not None:
-        stop()
+    for provider in (trace.get_tracer_provider(), metrics.get_meter_provider()):
+        stop = getattr(provider, "shutdown", None)
+        if stop is not None:
+            stop()
 
 
 def outgoing() -> tuple[tuple[str, str], ...]:

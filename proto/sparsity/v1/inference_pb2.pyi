@@ -781,6 +781,10 @@ class Signals(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     SCANNED_BYTES_FIELD_NUMBER: _builtins.int
+    PROMPT_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_TIER_FIELD_NUMBER: _builtins.int
+    CLASSIFIER_ERROR_FIELD_NUMBER: _builtins.int
+    REQUEST_KEY_FIELD_NUMBER: _builtins.int
     min_tokens: _builtins.int
     """Prompt tokens, at least."""
     max_tokens: _builtins.int
@@ -797,6 +801,14 @@ class Signals(_message.Message):
     """The declared session."""
     scanned_bytes: _builtins.int
     """Bytes of the prompt that were scanned for risk; the whole prompt unless a reason says otherwise."""
+    prompt_bytes: _builtins.int
+    """Bytes of the prompt."""
+    max_tier: Global___Tier.ValueType
+    """The sparsest tier that the caller accepts; unset accepts any."""
+    classifier_error: _builtins.str
+    """What kept the classifier from an answer; empty when nothing did."""
+    request_key: _builtins.str
+    """The request's decision id, which keeps its side of a rollout that is sticky by request."""
     @_builtins.property
     def flags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Flags raised by the caller and by the scan of the prompt."""
@@ -818,10 +830,14 @@ class Signals(_message.Message):
         tenant: _builtins.str = ...,
         session: _builtins.str = ...,
         scanned_bytes: _builtins.int = ...,
+        prompt_bytes: _builtins.int = ...,
+        max_tier: Global___Tier.ValueType = ...,
+        classifier_error: _builtins.str = ...,
+        request_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "domain_source", b"domain_source", "flags", b"flags", "labels", b"labels", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "scanned_bytes", b"scanned_bytes", "session", b"session", "task", b"task", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classifier_error", b"classifier_error", "domain", b"domain", "domain_source", b"domain_source", "flags", b"flags", "labels", b"labels", "max_tier", b"max_tier", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "prompt_bytes", b"prompt_bytes", "request_key", b"request_key", "scanned_bytes", b"scanned_bytes", "session", b"session", "task", b"task", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1015,7 +1031,7 @@ Global___DecisionStep: _TypeAlias = DecisionStep  # noqa: Y015
 
 @_typing.final
 class ReportOutcomeRequest(_message.Message):
-    """A quality report."""
+    """A quality report. It fails with NOT_FOUND when the decision was not sampled into the decision log, or is a day old."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -61,6 +61,8 @@ class _OverrideScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Overrid
     """One domain."""
     OVERRIDE_SCOPE_TENANT: _OverrideScope.ValueType  # 3
     """One tenant."""
+    OVERRIDE_SCOPE_TIER: _OverrideScope.ValueType  # 4
+    """Requests that policy gives one tier."""
 
 class OverrideScope(_OverrideScope, metaclass=_OverrideScopeEnumTypeWrapper):
     """What an override acts on."""
@@ -72,6 +74,8 @@ OVERRIDE_SCOPE_DOMAIN: OverrideScope.ValueType  # 2
 """One domain."""
 OVERRIDE_SCOPE_TENANT: OverrideScope.ValueType  # 3
 """One tenant."""
+OVERRIDE_SCOPE_TIER: OverrideScope.ValueType  # 4
+"""Requests that policy gives one tier."""
 Global___OverrideScope: _TypeAlias = OverrideScope  # noqa: Y015
 
 class _RolloutAction:
@@ -89,6 +93,8 @@ class _RolloutActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rollout
     """Stay."""
     ROLLOUT_ACTION_ABORT: _RolloutAction.ValueType  # 4
     """Back to zero percent."""
+    ROLLOUT_ACTION_RESUME: _RolloutAction.ValueType  # 5
+    """Go on after a pause, or at the step where it was halted."""
 
 class RolloutAction(_RolloutAction, metaclass=_RolloutActionEnumTypeWrapper):
     """What to do with a rollout."""
@@ -102,6 +108,8 @@ ROLLOUT_ACTION_PAUSE: RolloutAction.ValueType  # 3
 """Stay."""
 ROLLOUT_ACTION_ABORT: RolloutAction.ValueType  # 4
 """Back to zero percent."""
+ROLLOUT_ACTION_RESUME: RolloutAction.ValueType  # 5
+"""Go on after a pause, or at the step where it was halted."""
 Global___RolloutAction: _TypeAlias = RolloutAction  # noqa: Y015
 
 @_typing.final
@@ -367,15 +375,29 @@ class Rollout(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     STICKY_BY_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
+    HALTED_FIELD_NUMBER: _builtins.int
+    HALT_REASON_FIELD_NUMBER: _builtins.int
+    HELD_BACK_FIELD_NUMBER: _builtins.int
+    PAUSES_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Index of the present step."""
     sticky_by: _builtins.str
-    """What keeps its side: `session`, `tenant` or `request`."""
+    """What keeps its side: `session`, `tenant` or `request`. A request without one is held back until 100 percent."""
     paused: _builtins.bool
     """Held at the present step."""
+    halted: _builtins.bool
+    """At zero percent: not started, aborted, or halted by a guard."""
+    halt_reason: _builtins.str
+    """Why it was halted."""
+    held_back: _inference_pb2.Tier.ValueType
+    """No tier sparser than this for requests that are held back; dense when unset."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Percent of traffic a step, ascending, the last 100."""
+
+    @_builtins.property
+    def pauses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Seconds that each step lasts before the next one begins by itself; 0 or no entry waits for an operator."""
 
     def __init__(
         self,
@@ -384,12 +406,18 @@ class Rollout(_message.Message):
         step: _builtins.int = ...,
         sticky_by: _builtins.str = ...,
         paused: _builtins.bool = ...,
+        halted: _builtins.bool = ...,
+        halt_reason: _builtins.str = ...,
+        held_back: _inference_pb2.Tier.ValueType | None = ...,
+        pauses: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_held_back", b"_held_back", "held_back", b"held_back"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["paused", b"paused", "step", b"step", "steps", b"steps", "sticky_by", b"sticky_by"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_back", b"_held_back", "halt_reason", b"halt_reason", "halted", b"halted", "held_back", b"held_back", "paused", b"paused", "pauses", b"pauses", "step", b"step", "steps", b"steps", "sticky_by", b"sticky_by"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__held_back: _TypeAlias = _typing.Literal["held_back"]  # noqa: Y015
+    _WhichOneofArgType__held_back: _TypeAlias = _typing.Literal["_held_back", b"_held_back"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_back) -> _WhichOneofReturnType__held_back | None: ...
 
 Global___Rollout: _TypeAlias = Rollout  # noqa: Y015
 
@@ -431,6 +459,7 @@ class StoredPolicy(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
     """Changes with every write."""
     revision: _builtins.int
@@ -439,6 +468,8 @@ class StoredPolicy(_message.Message):
     """Who wrote it."""
     reason: _builtins.str
     """Why."""
+    deleted: _builtins.bool
+    """Whether this revision deleted the policy; the policy is then the one that was deleted."""
     @_builtins.property
     def policy(self) -> Global___Policy:
         """The policy."""
@@ -456,10 +487,11 @@ class StoredPolicy(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         actor: _builtins.str = ...,
         reason: _builtins.str = ...,
+        deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "etag", b"etag", "policy", b"policy", "reason", b"reason", "revision", b"revision", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "deleted", b"deleted", "etag", b"etag", "policy", b"policy", "reason", b"reason", "revision", b"revision", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -681,6 +713,108 @@ class DeletePolicyResponse(_message.Message):
 Global___DeletePolicyResponse: _TypeAlias = DeletePolicyResponse  # noqa: Y015
 
 @_typing.final
+class ListAuditEventsRequest(_message.Message):
+    """A request for audit events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many; 0 for 100."""
+    page_token: _builtins.str
+    """From the last response."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuditEventsRequest: _TypeAlias = ListAuditEventsRequest  # noqa: Y015
+
+@_typing.final
+class ListAuditEventsResponse(_message.Message):
+    """Audit events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty at the end."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditEvent]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___AuditEvent] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuditEventsResponse: _TypeAlias = ListAuditEventsResponse  # noqa: Y015
+
+@_typing.final
+class AuditEvent(_message.Message):
+    """One call of PolicyService."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    actor: _builtins.str
+    """Who called."""
+    peer: _builtins.str
+    """From where, as gRPC tells it."""
+    method: _builtins.str
+    """The method, such as `PutPolicy`."""
+    target: _builtins.str
+    """The domain or override id it was about; empty when about none."""
+    reason: _builtins.str
+    """The reason that was given."""
+    status: _builtins.str
+    """The gRPC status it was answered with, such as `OK` or `PERMISSION_DENIED`."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        actor: _builtins.str = ...,
+        peer: _builtins.str = ...,
+        method: _builtins.str = ...,
+        target: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        status: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "method", b"method", "peer", b"peer", "reason", b"reason", "status", b"status", "target", b"target", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditEvent: _TypeAlias = AuditEvent  # noqa: Y015
+
+@_typing.final
 class ListPolicyRevisionsRequest(_message.Message):
     """A request for revisions."""
 
@@ -820,6 +954,7 @@ class WatchPoliciesResponse(_message.Message):
     CHANGED_DOMAINS_FIELD_NUMBER: _builtins.int
     REJECTED_DOMAINS_FIELD_NUMBER: _builtins.int
     LOAD_TIME_FIELD_NUMBER: _builtins.int
+    DRIFTED_DOMAINS_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Revision of the store."""
     content_hash: _builtins.str
@@ -836,6 +971,10 @@ class WatchPoliciesResponse(_message.Message):
     def load_time(self) -> _timestamp_pb2.Timestamp:
         """When this router took it up."""
 
+    @_builtins.property
+    def drifted_domains(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Domains whose document in the store differs from the policy folder that this router serves from."""
+
     def __init__(
         self,
         *,
@@ -844,10 +983,11 @@ class WatchPoliciesResponse(_message.Message):
         changed_domains: _abc.Iterable[_builtins.str] | None = ...,
         rejected_domains: _abc.Iterable[_builtins.str] | None = ...,
         load_time: _timestamp_pb2.Timestamp | None = ...,
+        drifted_domains: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load_time", b"load_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_domains", b"changed_domains", "content_hash", b"content_hash", "load_time", b"load_time", "rejected_domains", b"rejected_domains", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_domains", b"changed_domains", "content_hash", b"content_hash", "drifted_domains", b"drifted_domains", "load_time", b"load_time", "rejected_domains", b"rejected_domains", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -896,22 +1036,188 @@ class SimulatePolicyResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DECISIONS_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SimulatedDecision]:
-        """One entry for each given signals."""
+        """One entry for each given signals; empty for a replay."""
+
+    @_builtins.property
+    def summary(self) -> Global___SimulationSummary:
+        """All of it in figures."""
 
     def __init__(
         self,
         *,
         decisions: _abc.Iterable[Global___SimulatedDecision] | None = ...,
+        summary: Global___SimulationSummary | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SimulatePolicyResponse: _TypeAlias = SimulatePolicyResponse  # noqa: Y015
+
+@_typing.final
+class SimulationSummary(_message.Message):
+    """Decisions by the present policies beside those by a draft."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    HIGH_RISK_CHANGED_FIELD_NUMBER: _builtins.int
+    HIGH_RISK_SPARSER_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    DENSITIES_FIELD_NUMBER: _builtins.int
+    UNREADABLE_ENTRIES_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    requests: _builtins.int
+    """Requests decided."""
+    high_risk_changed: _builtins.int
+    """Requests of a high-risk domain, or flagged, whose tier changes."""
+    high_risk_sparser: _builtins.int
+    """Those of them that get a sparser tier."""
+    unreadable_entries: _builtins.int
+    """Entries of the decision log that could not be read, and are not counted."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierChange]:
+        """How many went from which tier to which; pairs that did not occur are left out."""
+
+    @_builtins.property
+    def before(self) -> Global___AttentionCost:
+        """Cost by the present policies."""
+
+    @_builtins.property
+    def after(self) -> Global___AttentionCost:
+        """Cost by the draft."""
+
+    @_builtins.property
+    def densities(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierDensity]:
+        """The densities that the costs were computed with, of the tiers that occurred."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """First of the replayed decisions."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Last of the replayed decisions."""
+
+    def __init__(
+        self,
+        *,
+        requests: _builtins.int = ...,
+        changes: _abc.Iterable[Global___TierChange] | None = ...,
+        high_risk_changed: _builtins.int = ...,
+        high_risk_sparser: _builtins.int = ...,
+        before: Global___AttentionCost | None = ...,
+        after: Global___AttentionCost | None = ...,
+        densities: _abc.Iterable[Global___TierDensity] | None = ...,
+        unreadable_entries: _builtins.int = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "changes", b"changes", "densities", b"densities", "end_time", b"end_time", "high_risk_changed", b"high_risk_changed", "high_risk_sparser", b"high_risk_sparser", "requests", b"requests", "start_time", b"start_time", "unreadable_entries", b"unreadable_entries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SimulationSummary: _TypeAlias = SimulationSummary  # noqa: Y015
+
+@_typing.final
+class TierChange(_message.Message):
+    """How many requests went from one tier to another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    before: _inference_pb2.Tier.ValueType
+    """By the present policies."""
+    after: _inference_pb2.Tier.ValueType
+    """By the draft."""
+    requests: _builtins.int
+    """Requests."""
+    def __init__(
+        self,
+        *,
+        before: _inference_pb2.Tier.ValueType = ...,
+        after: _inference_pb2.Tier.ValueType = ...,
+        requests: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TierChange: _TypeAlias = TierChange  # noqa: Y015
+
+@_typing.final
+class AttentionCost(_message.Message):
+    """What attention costs over a set of requests, from their lengths, the model's shape and the tiers' densities."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLOPS_FIELD_NUMBER: _builtins.int
+    KV_BYTES_FIELD_NUMBER: _builtins.int
+    flops: _builtins.float
+    """Floating-point operations of the score and value products of prefill and decode."""
+    kv_bytes: _builtins.float
+    """Bytes of keys and values that decoding reads."""
+    def __init__(
+        self,
+        *,
+        flops: _builtins.float = ...,
+        kv_bytes: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flops", b"flops", "kv_bytes", b"kv_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttentionCost: _TypeAlias = AttentionCost  # noqa: Y015
+
+@_typing.final
+class TierDensity(_message.Message):
+    """The density that a tier is reckoned with: as workers reported it at the same lengths, else assumed; a mean over the pairs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: _builtins.int
+    PREFILL_FIELD_NUMBER: _builtins.int
+    DECODE_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    tier: _inference_pb2.Tier.ValueType
+    """The tier."""
+    prefill: _builtins.float
+    """Attended over causal pairs of the prompt."""
+    decode: _builtins.float
+    """Attended over causal pairs of generated tokens."""
+    requests: _builtins.int
+    """Requests it was measured on; 0 when it is assumed."""
+    def __init__(
+        self,
+        *,
+        tier: _inference_pb2.Tier.ValueType = ...,
+        prefill: _builtins.float = ...,
+        decode: _builtins.float = ...,
+        requests: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "prefill", b"prefill", "requests", b"requests", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TierDensity: _TypeAlias = TierDensity  # noqa: Y015
 
 @_typing.final
 class SimulatedDecision(_message.Message):
@@ -961,9 +1267,9 @@ class Override(_message.Message):
     scope: Global___OverrideScope.ValueType
     """What it acts on."""
     target: _builtins.str
-    """The domain or tenant; empty for a global override."""
+    """The domain or tenant, or the tier's word such as `aggressive`; empty for a global override."""
     max_tier: _inference_pb2.Tier.ValueType
-    """No tier sparser than this; dense when unset."""
+    """No tier sparser than this; dense when unset. An override of a tier gives a denser one."""
     reason: _builtins.str
     """Why."""
     actor: _builtins.str
@@ -1134,24 +1440,36 @@ class UpdateRolloutRequest(_message.Message):
     DOMAIN_FIELD_NUMBER: _builtins.int
     ACTION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     domain: _builtins.str
     """The policy's domain."""
     action: Global___RolloutAction.ValueType
     """What to do."""
     reason: _builtins.str
     """Why, for the revision log."""
+    etag: _builtins.str
+    """The etag that was read; unset acts on whatever is there."""
+    @_builtins.property
+    def rollout(self) -> Global___Rollout:
+        """For START: the rollout to begin; unset begins the policy's own."""
+
     def __init__(
         self,
         *,
         domain: _builtins.str = ...,
         action: Global___RolloutAction.ValueType = ...,
         reason: _builtins.str = ...,
+        rollout: Global___Rollout | None = ...,
+        etag: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "rollout", b"rollout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "domain", b"domain", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "action", b"action", "domain", b"domain", "etag", b"etag", "reason", b"reason", "rollout", b"rollout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
 
 Global___UpdateRolloutRequest: _TypeAlias = UpdateRolloutRequest  # noqa: Y015
 

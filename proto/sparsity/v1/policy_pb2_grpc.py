@@ -28,6 +28,9 @@ if _version_not_supported:
 class PolicyServiceStub:
     """Reads and edits policies.
 
+    Where the router has an access file, every call carries `authorization: Bearer KEY` metadata: without a known key it fails
+    with UNAUTHENTICATED, without the role it needs with PERMISSION_DENIED. Every call is audited.
+
     Writes follow AIP-154: an etag that does not match fails with ABORTED. They follow AIP-163: validate_only runs every check
     and changes nothing. An invalid policy fails with INVALID_ARGUMENT and one google.rpc.BadRequest violation a mistake.
     """
@@ -98,10 +101,18 @@ class PolicyServiceStub:
                 request_serializer=sparsity_dot_v1_dot_policy__pb2.UpdateRolloutRequest.SerializeToString,
                 response_deserializer=sparsity_dot_v1_dot_policy__pb2.UpdateRolloutResponse.FromString,
                 _registered_method=True)
+        self.ListAuditEvents = channel.unary_unary(
+                '/sparsity.v1.PolicyService/ListAuditEvents',
+                request_serializer=sparsity_dot_v1_dot_policy__pb2.ListAuditEventsRequest.SerializeToString,
+                response_deserializer=sparsity_dot_v1_dot_policy__pb2.ListAuditEventsResponse.FromString,
+                _registered_method=True)
 
 
 class PolicyServiceServicer:
     """Reads and edits policies.
+
+    Where the router has an access file, every call carries `authorization: Bearer KEY` metadata: without a known key it fails
+    with UNAUTHENTICATED, without the role it needs with PERMISSION_DENIED. Every call is audited.
 
     Writes follow AIP-154: an etag that does not match fails with ABORTED. They follow AIP-163: validate_only runs every check
     and changes nothing. An invalid policy fails with INVALID_ARGUMENT and one google.rpc.BadRequest violation a mistake.
@@ -185,7 +196,14 @@ class PolicyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateRollout(self, request, context):
-        """Starts, promotes, pauses or aborts a rollout.
+        """Starts, promotes, pauses, resumes or aborts a rollout.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAuditEvents(self, request, context):
+        """The calls of this service that were made, newest first, whether or not they were allowed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -254,6 +272,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     request_deserializer=sparsity_dot_v1_dot_policy__pb2.UpdateRolloutRequest.FromString,
                     response_serializer=sparsity_dot_v1_dot_policy__pb2.UpdateRolloutResponse.SerializeToString,
             ),
+            'ListAuditEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditEvents,
+                    request_deserializer=sparsity_dot_v1_dot_policy__pb2.ListAuditEventsRequest.FromString,
+                    response_serializer=sparsity_dot_v1_dot_policy__pb2.ListAuditEventsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'sparsity.v1.PolicyService', rpc_method_handlers)
@@ -264,6 +287,9 @@ def add_PolicyServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class PolicyService:
     """Reads and edits policies.
+
+    Where the router has an access file, every call carries `authorization: Bearer KEY` metadata: without a known key it fails
+    with UNAUTHENTICATED, without the role it needs with PERMISSION_DENIED. Every call is audited.
 
     Writes follow AIP-154: an etag that does not match fails with ABORTED. They follow AIP-163: validate_only runs every check
     and changes nothing. An invalid policy fails with INVALID_ARGUMENT and one google.rpc.BadRequest violation a mistake.
@@ -583,6 +609,33 @@ class PolicyService:
             '/sparsity.v1.PolicyService/UpdateRollout',
             sparsity_dot_v1_dot_policy__pb2.UpdateRolloutRequest.SerializeToString,
             sparsity_dot_v1_dot_policy__pb2.UpdateRolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sparsity.v1.PolicyService/ListAuditEvents',
+            sparsity_dot_v1_dot_policy__pb2.ListAuditEventsRequest.SerializeToString,
+            sparsity_dot_v1_dot_policy__pb2.ListAuditEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

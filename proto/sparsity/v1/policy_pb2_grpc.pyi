@@ -29,6 +29,9 @@ GRPC_VERSION: str
 class PolicyServiceStub:
     """Reads and edits policies.
 
+    Where the router has an access file, every call carries `authorization: Bearer KEY` metadata: without a known key it fails
+    with UNAUTHENTICATED, without the role it needs with PERMISSION_DENIED. Every call is audited.
+
     Writes follow AIP-154: an etag that does not match fails with ABORTED. They follow AIP-163: validate_only runs every check
     and changes nothing. An invalid policy fails with INVALID_ARGUMENT and one google.rpc.BadRequest violation a mistake.
     """
@@ -60,11 +63,16 @@ class PolicyServiceStub:
     DeleteOverride: _grpc.UnaryUnaryMultiCallable[_policy_pb2.DeleteOverrideRequest, _policy_pb2.DeleteOverrideResponse]
     """Ends an override."""
     UpdateRollout: _grpc.UnaryUnaryMultiCallable[_policy_pb2.UpdateRolloutRequest, _policy_pb2.UpdateRolloutResponse]
-    """Starts, promotes, pauses or aborts a rollout."""
+    """Starts, promotes, pauses, resumes or aborts a rollout."""
+    ListAuditEvents: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListAuditEventsRequest, _policy_pb2.ListAuditEventsResponse]
+    """The calls of this service that were made, newest first, whether or not they were allowed."""
 
 @_typing.type_check_only
 class PolicyServiceAsyncStub(PolicyServiceStub):
     """Reads and edits policies.
+
+    Where the router has an access file, every call carries `authorization: Bearer KEY` metadata: without a known key it fails
+    with UNAUTHENTICATED, without the role it needs with PERMISSION_DENIED. Every call is audited.
 
     Writes follow AIP-154: an etag that does not match fails with ABORTED. They follow AIP-163: validate_only runs every check
     and changes nothing. An invalid policy fails with INVALID_ARGUMENT and one google.rpc.BadRequest violation a mistake.
@@ -94,10 +102,15 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     DeleteOverride: _aio.UnaryUnaryMultiCallable[_policy_pb2.DeleteOverrideRequest, _policy_pb2.DeleteOverrideResponse]  # type: ignore[assignment]
     """Ends an override."""
     UpdateRollout: _aio.UnaryUnaryMultiCallable[_policy_pb2.UpdateRolloutRequest, _policy_pb2.UpdateRolloutResponse]  # type: ignore[assignment]
-    """Starts, promotes, pauses or aborts a rollout."""
+    """Starts, promotes, pauses, resumes or aborts a rollout."""
+    ListAuditEvents: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListAuditEventsRequest, _policy_pb2.ListAuditEventsResponse]  # type: ignore[assignment]
+    """The calls of this service that were made, newest first, whether or not they were allowed."""
 
 class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     """Reads and edits policies.
+
+    Where the router has an access file, every call carries `authorization: Bearer KEY` metadata: without a known key it fails
+    with UNAUTHENTICATED, without the role it needs with PERMISSION_DENIED. Every call is audited.
 
     Writes follow AIP-154: an etag that does not match fails with ABORTED. They follow AIP-163: validate_only runs every check
     and changes nothing. An invalid policy fails with INVALID_ARGUMENT and one google.rpc.BadRequest violation a mistake.
@@ -197,6 +210,14 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.UpdateRolloutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.UpdateRolloutResponse, _abc.Awaitable[_policy_pb2.UpdateRolloutResponse]]:
-        """Starts, promotes, pauses or aborts a rollout."""
+        """Starts, promotes, pauses, resumes or aborts a rollout."""
+
+    @_abc_1.abstractmethod
+    def ListAuditEvents(
+        self,
+        request: _policy_pb2.ListAuditEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.ListAuditEventsResponse, _abc.Awaitable[_policy_pb2.ListAuditEventsResponse]]:
+        """The calls of this service that were made, newest first, whether or not they were allowed."""
 
 def add_PolicyServiceServicer_to_server(servicer: PolicyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

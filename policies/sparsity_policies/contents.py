@@ -1,0 +1,77 @@
+"""What a source of policies holds, whole or as a change; a router follows any source alike."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from sparsity_policies.model import Override, StoredPolicy
+
+
+class Cursor(NamedTuple):
+    """One state of a source.
+
+    Attributes:
+        revision: raised by every write.
+        head: changes with every write, even where a failover gave the same revision to another write.
+        event: where to go on following.
+    """
+
+    revision: int
+    head: str
+    event: str
+
+
+class Contents(NamedTuple):
+    """Everything at one revision.
+
+    Attributes:
+        cursor: of this state.
+        policies: the readable ones.
+        overrides: the readable ones.
+        rejected: what could not be read, by domain or override id.
+        clock_offset: what the source's clock is ahead of this machine's, seconds.
+        drifted: domains that say something else in a store beside the source.
+    """
+
+    cursor: Cursor
+    policies: list[StoredPolicy]
+    overrides: list[Override]
+    rejected: dict[str, str]
+    clock_offset: float
+    drifted: tuple[str, ...] = ()
+
+    @property
+    def revision(self) -> int:
+        """The source's revision."""
+        return self.cursor.revision
+
+
+class Delta(NamedTuple):
+    """What changed since a cursor.
+
+    Attributes:
+        cursor: of the state after the change.
+        policies: what is there now by changed domain; None where it was deleted.
+        overrides: all of them.
+        rejected: changed documents and overrides that could not be read.
+        clock_offset: what the source's clock is ahead of this machine's, seconds.
+    """
+
+    cursor: Cursor
+    policies: dict[str, StoredPolicy | None]
+    overrides: list[Override]
+    rejected: dict[str, str]
+    clock_offset: float
+
+
+class PolicySource(Protocol):
+    """Where a router's policies come from. Every method raises StoreError when the source cannot be read."""
+
+    async def read(self) -> Contents:
+        """Everything; what cannot be read is told, not raised."""
+
+    async def delta(self, cursor: Cursor) -> Delta | None:
+        """What changed since ``cursor``; None when only a whole read can tell."""
+
+    async def wait(self, cursor: Cursor, seconds: float) -> None:
+        """Returns at a change after ``cursor``, or after ``seconds``."""

@@ -1,0 +1,100 @@
+"""What attention costs: floating-point operations and bytes of keys and values, from lengths, shape and density.
+
+A causal pair of one query head takes 4 d operations (score and value product, a multiplication and an addition each); a
+prompt of T tokens has T (T + 1) / 2 pairs (FlashAttention, arXiv 2205.14135, counts alike). Decoding reads the keys and
+values of every attended position once a KV head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sparsity_policies.model import Tier
+
+_CACHE_BYTES = 2
+
+
+class Cost(NamedTuple):
+    """What attention costs.
+
+    Attributes:
+        flops: floating-point operations of prefill and decode.
+        kv_bytes: bytes of keys and values that decoding reads.
+    """
+
+    flops: float
+    kv_bytes: float
+
+    def plus(self, other: Cost) -> Cost:
+        """The sum."""
+        return Cost(self.flops + other.flops, self.kv_bytes + other.kv_bytes)
+
+
+class Pairs(NamedTuple):
+    """Causal (query, key) pairs of one query head, of prompt tokens and of generated ones."""
+
+    prompt: float = 0.0
+    new: float = 0.0
+
+    @classmethod
+    def of(cls, prompt_tokens: int, new_tokens: int) -> Pairs:
+        """The pairs of one request."""
+        new = new_tokens * prompt_tokens + new_tokens * (new_tokens + 1) / 2
+        return cls(prompt_tokens * (prompt_tokens + 1) / 2, new)
+
+    def plus(self, other: Pairs) -> Pairs:
+        """The sum."""
+        return Pairs(self.prompt + other.prompt, self.new + other.new)
+
+
+class Density(NamedTuple):
+    """Attended over causal pairs at one tier; ``requests`` is how many it was measured on, 0 when it is assumed."""
+
+    prefill: float
+    decode: float
+    requests: int = 0
+
+
+DENSE = Density(1.0, 1.0)
+# Measured on the embedded model at 7,500 tokens (docs/benchmarks/tiers.md); its profiles leave shorter prompts dense.
+_ASSUMED = {Tier.DENSE: DENSE, Tier.MODERATE: Density(0.25, 0.3), Tier.AGGRESSIVE: Density(0.19, 0.22)}
+_SPARSE_FROM = 4096
+
+
+def assumed_density(tier: Tier, prompt_tokens: int) -> Density:
+    """What a tier is reckoned with at a length where no traffic tells better."""
+    return _ASSUMED[tier] if prompt_tokens >= _SPARSE_FROM else DENSE
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The numbers of a model that its attention's cost depends on."""
+
+    layers: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> ModelShape | None:
+        """The shape that a Hugging Face config.json tells, or None when it does not."""
+        inner = config.get("text_config", config)
+        try:
+            heads = int(inner["num_attention_heads"])
+            return cls(
+                layers=int(inner["num_hidden_layers"]),
+                query_heads=heads,
+                kv_heads=int(inner.get("num_key_value_heads") or heads),
+                head_dim=int(inner.get("head_dim") or inner["hidden_size"] // heads),
+            )
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def cost(self, pairs: Pairs, density: Density) -> Cost:
+        """Cost of attending ``density`` of ``pairs``."""
+        prompt, new = pairs.prompt * density.prefill, pairs.new * density.decode
+        flops = 4 * self.layers * self.query_heads * self.head_dim * (prompt + new)
+        read = new * 2 * self.kv_heads * self.head_dim * _CACHE_BYTES * self.layers
+        return Cost(flops, read)

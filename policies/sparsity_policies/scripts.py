@@ -1,0 +1,127 @@
+"""The keys of the policy store, and the scripts that change and read them in one step each.
+
+All keys share the hash tag ``{sparsity}``, so that every script touches one slot of a Cluster. Times are the server's,
+so that writers with skewed clocks cannot reorder anything.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+PREFIX: Final = "{sparsity}:"
+POLICIES, REVISION, EVENTS, OVERRIDES, SEEDED, HEAD, DECISIONS, OUTCOMES, AUDIT = (
+    PREFIX + name
+    for name in ("policies", "revision", "events", "overrides", "seeded", "head", "decisions", "outcomes", "audit")
+)
+EVENTS_KEPT: Final = 100_000
+HISTORY_KEPT: Final = 10_000
+
+
+def history(domain: str) -> str:
+    """The stream of a domain's revisions, whose entry ids are `revision-0`."""
+    return f"{PREFIX}history:{domain}"
+
+
+def decision(decision_id: str) -> str:
+    """What an outcome is joined by."""
+    return f"{PREFIX}decision:{decision_id}"
+
+
+_CLOCK: Final = """
+local now = redis.call('TIME')
+local clock = now[1] .. '.' .. string.format('%06d', now[2])
+"""
+
+# Compare-and-set. KEYS: policies, revision, events, history, head, seeded. ARGV: domain, expected etag or "*", body or
+# "" to delete, fresh etag, actor, reason, events kept, history kept, "1" to seed. An empty expected etag only creates.
+# Returns {revision, time}, {0} when there is nothing to delete or the domain was seeded before, or {-1, present etag}.
+PUT: Final = (
+    _CLOCK
+    + """
+local last = redis.call('XREVRANGE', KEYS[4], '+', '-', 'COUNT', 1)[1]
+if last then
+  local ok, envelope = pcall(cjson.decode, last[2][2])
+  -- A client that lost its connection sends the write again; it was carried out.
+  if ok and type(envelope) == 'table' and envelope.etag == ARGV[4] then return {envelope.revision, envelope.time} end
+end
+if ARGV[9] == '1' and redis.call('SADD', KEYS[6], ARGV[1]) == 0 then return {0} end
+local present = redis.call('HGET', KEYS[1], ARGV[1])
+local etag = ''
+local old = nil
+if present then
+  local ok, envelope = pcall(cjson.decode, present)
+  old = ok and type(envelope) == 'table' and envelope or nil
+  etag = old and type(old.etag) == 'string' and old.etag or 'unreadable'
+end
+if ARGV[2] ~= '*' and ARGV[2] ~= etag then return {-1, etag} end
+if ARGV[3] == '' and not present then return {0} end
+if old and not last and type(old.revision) == 'number' then
+  redis.call('XADD', KEYS[4], string.format('%d-0', old.revision), 'envelope', present)
+end
+local revision = redis.call('INCR', KEYS[2])
+local newest = last and tonumber(string.match(last[1], '^%d+')) or 0
+if newest >= revision then
+  -- Somebody set the counter back by hand; revisions never are.
+  revision = newest + 1
+  redis.call('SET', KEYS[2], string.format('%d', revision))
+end
+local deleted = ARGV[3] == ''
+local body = deleted and old and old.body or ARGV[3]
+local envelope = cjson.encode({etag = ARGV[4], revision = revision, time = clock, actor = ARGV[5], reason = ARGV[6],
+                               body = body, deleted = deleted})
+if deleted then
+  redis.call('HDEL', KEYS[1], ARGV[1])
+else
+  redis.call('HSET', KEYS[1], ARGV[1], envelope)
+end
+redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[8], string.format('%d-0', revision), 'envelope', envelope)
+redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[7], '*', 'domain', ARGV[1], 'revision', revision)
+redis.call('SET', KEYS[5], ARGV[4])
+return {revision, clock}
+"""
+)
+
+# KEYS: overrides, revision, events, head. ARGV: id, body or "" to delete, stream length, a token of the write.
+# Returns {revision} or {0} if absent.
+OVERRIDE: Final = """
+if ARGV[2] == '' then
+  if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return {0} end
+else
+  redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+end
+local revision = redis.call('INCR', KEYS[2])
+redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[3], '*', 'override', ARGV[1], 'revision', revision)
+redis.call('SET', KEYS[4], ARGV[4])
+return {revision}
+"""
+
+# KEYS: policies, revision, events, overrides, head. Returns {revision, head, last event, time, overrides, policies}.
+READ: Final = (
+    _CLOCK
+    + """
+local last = redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 1)[1]
+return {redis.call('GET', KEYS[2]) or '0', redis.call('GET', KEYS[5]) or '', last and last[1] or '0-0', clock,
+        redis.call('HGETALL', KEYS[4]), redis.call('HGETALL', KEYS[1])}
+"""
+)
+
+# What changed after one event. KEYS as READ. ARGV: the event, events at most.
+# Returns {revision, head, last event, time, overrides, number of events, {domain, envelope or false, ...}}.
+DELTA: Final = (
+    _CLOCK
+    + """
+local events = redis.call('XRANGE', KEYS[3], '(' .. ARGV[1], '+', 'COUNT', ARGV[2])
+local last, seen, changed = ARGV[1], {}, {}
+for _, event in ipairs(events) do
+  last = event[1]
+  local domain = event[2][1] == 'domain' and event[2][2]
+  if domain and not seen[domain] then
+    seen[domain] = true
+    changed[#changed + 1] = domain
+    changed[#changed + 1] = redis.call('HGET', KEYS[1], domain)
+  end
+end
+return {redis.call('GET', KEYS[2]) or '0', redis.call('GET', KEYS[5]) or '', last, clock,
+        redis.call('HGETALL', KEYS[4]), #events, changed}
+"""
+)
