@@ -84,6 +84,32 @@ class Client:
             finally:
                 call.cancel()
 
+    def report_outcome(
+        self,
+        decision_id: str,
+        score: float,
+        metric: str,
+        labels: Mapping[str, str] | None = None,
+        timeout: float | None = 5.0,
+    ) -> None:
+        """Reports how good an answer was.
+
+        Args:
+            decision_id: of the completion's decision.
+            score: in [0, 1], by a measure of your own.
+            metric: the measure, such as `exact_match`.
+            labels: free.
+            timeout: seconds.
+
+        Raises:
+            SparsityError: the kind tells what failed; NotFoundError when the decision was not sampled, or is a day old.
+        """
+        request = inference_pb2.ReportOutcomeRequest(decision_id=decision_id, score=score, metric=metric, labels=labels)
+        try:
+            self._inference.ReportOutcome(request, timeout=timeout, metadata=telemetry.outgoing())
+        except grpc.RpcError as error:
+            raise to_error(error) from error
+
     def explain(
         self, request: inference_pb2.GenerateRequest, timeout: float | None = 30.0
     ) -> inference_pb2.ExplainResponse:

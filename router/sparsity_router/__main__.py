@@ -18,10 +18,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sparsity_router", description=__doc__)
     parser.add_argument("--model", required=True, type=Path, help="folder of the model that the workers serve")
     parser.add_argument("--worker", action="append", default=[], help="host:port of a worker; repeat for each")
-    parser.add_argument("--redis-url", required=True, help="policy store, redis://host:port/db")
+    forms = "redis://host:port/db, redis+sentinel://host:port,host:port/master, redis+cluster://host:port,host:port"
+    parser.add_argument("--redis-url", help=f"policy store: {forms}")
     parser.add_argument("--listen", default="127.0.0.1:7000", help="host:port; port 0 takes a free one")
     parser.add_argument("--band-set", default="standard", choices=[*band_sets(), "none"], help="policies to seed")
     parser.add_argument("--policy-ttl", type=float, default=300.0, help="seconds until policies are stale")
+    parser.add_argument(
+        "--policy-dir", type=Path, help="folder of policy files, the source of truth in a store's place"
+    )
+    parser.add_argument("--max-policy-lag", type=float, default=10.0, help="seconds a known change may wait")
+    parser.add_argument("--access", type=Path, help="YAML file of who may call PolicyService; everybody without it")
+    parser.add_argument("--decision-sample", type=float, default=1.0, help="share of decisions to log, 0 to 1")
+    parser.add_argument("--redis-wait-replicas", type=int, default=0, help="replicas that must hold a policy write")
     return parser.parse_args(arguments)
 
 
@@ -40,6 +48,11 @@ def main() -> int:
                 listen=options.listen,
                 band_set=None if options.band_set == "none" else options.band_set,
                 policy_ttl=options.policy_ttl,
+                policy_dir=options.policy_dir,
+                max_policy_lag=options.max_policy_lag,
+                access=options.access,
+                decision_sample=options.decision_sample,
+                redis_wait_replicas=options.redis_wait_replicas,
             )
         )
     except SparsityError as error:

@@ -9,9 +9,12 @@ from sparsity_policies.decide import decide
 from sparsity_policies.model import Decision, Signals
 from sparsity_policies.snapshot import Snapshot
 
+# Each takes a decision, and a service may have thousands of domains.
+_DOMAINS_TRIED = 50
+
 
 def alternatives(signals: Signals, snapshot: Snapshot, decision: Decision) -> list[str]:
-    """One sentence for each single change that gives another tier."""
+    """One sentence for each single change that gives another tier; of many domains only the first are tried."""
     found = []
     for change, other in _changes(signals, snapshot):
         tier = decide(other, snapshot).tier
@@ -29,7 +32,7 @@ def _changes(signals: Signals, snapshot: Snapshot) -> Iterator[tuple[str, Signal
         yield "without flags", replace(signals, flags=frozenset())
     if signals.max_tier is not None:
         yield "without the caller's max_tier", replace(signals, max_tier=None)
-    for domain in sorted(snapshot.policies):
+    for domain in sorted(snapshot.policies)[:_DOMAINS_TRIED]:
         if domain != signals.domain:
             yield f"in domain {domain}", replace(signals, domain=domain)
     if signals.domain:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import NamedTuple
 
 from sparsity.errors import InvalidRequestError
@@ -39,14 +38,26 @@ class Classifier:
         self._max_prompt_bytes = max_prompt_bytes
 
     async def classify(
-        self, request: inference_pb2.GenerateRequest, snapshot: Snapshot, policy_age: float
+        self,
+        request: inference_pb2.GenerateRequest,
+        snapshot: Snapshot,
+        *,
+        received: float = 0.0,
+        policy_age: float = 0.0,
+        request_key: str = "",
     ) -> Classified:
         """Classifies one request; long prompts are worked on off the event loop.
+
+        Args:
+            request: as the caller sent it.
+            snapshot: whose detection the prompt is scanned for.
+            received: when it came, seconds since the epoch by the policy source's clock.
+            policy_age: since the snapshot was last confirmed, seconds.
+            request_key: unique to the request.
 
         Raises:
             InvalidRequestError: naming the field.
         """
-        received = time.time()
         context = request.context
         _check_context(context)
         size = self._check_prompt(request)
@@ -75,6 +86,7 @@ class Classifier:
             classifier_error=problem,
             received_at=received,
             policy_age=policy_age,
+            request_key=request_key,
         )
         return Classified(signals, ids)
 

@@ -15,10 +15,15 @@ class RouterConfig:
     Attributes:
         model_path: folder with the served model's tokenizer.json and config.json.
         workers: gRPC targets of the workers.
-        redis_url: the policy store.
+        redis_url: the policy store; None with a policy folder, when nothing is stored.
         listen: gRPC address, `host:port`; port 0 takes a free one.
         band_set: the set of shipped policies that an empty store is seeded with; None seeds nothing.
         policy_ttl: age past which policies are stale and everything goes dense, seconds.
+        policy_dir: folder of policy files that is the source of truth in the place of the store.
+        max_policy_lag: time that a known change may wait before this router tells it is not ready, seconds.
+        access: file of the principals that may call PolicyService; None lets everybody do everything.
+        decision_sample: share of the decisions that is logged, in [0, 1].
+        redis_wait_replicas: replicas that must hold a policy before its write is acknowledged.
         max_prompt_bytes: longer prompts are refused before they are tokenized.
         worker_timeout: silence after which a worker counts as gone, seconds.
         drain_seconds: time that streams in flight get at shutdown.
@@ -26,10 +31,15 @@ class RouterConfig:
 
     model_path: Path
     workers: tuple[str, ...]
-    redis_url: str
+    redis_url: str | None
     listen: str = "127.0.0.1:7000"
     band_set: str | None = "standard"
     policy_ttl: float = 300.0
+    policy_dir: Path | None = None
+    max_policy_lag: float = 10.0
+    access: Path | None = None
+    decision_sample: float = 1.0
+    redis_wait_replicas: int = 0
     max_prompt_bytes: int = 4 * 2**20
     worker_timeout: float = 3.0
     drain_seconds: float = 30.0
@@ -45,3 +55,14 @@ class RouterConfig:
                 raise ConfigurationError(problem)
         if self.policy_ttl <= 0:
             raise ConfigurationError("--policy-ttl: must be more than 0 seconds")
+        if self.max_policy_lag <= 0:
+            raise ConfigurationError("--max-policy-lag: must be more than 0 seconds")
+        if not 0 <= self.decision_sample <= 1:
+            raise ConfigurationError("--decision-sample: must be from 0 to 1")
+        if self.redis_url is None and self.policy_dir is None:
+            raise ConfigurationError("--redis-url: give a policy store, or a folder of policies with --policy-dir")
+        if self.redis_wait_replicas < 0:
+            raise ConfigurationError("--redis-wait-replicas: must be from 0")
+        if self.redis_wait_replicas and (self.redis_url or "").startswith("redis+cluster"):
+            problem = "WAIT is not to be had through a cluster client; set min-replicas-to-write on its servers"
+            raise ConfigurationError(f"--redis-wait-replicas: {problem}")

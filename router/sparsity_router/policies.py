@@ -1,38 +1,57 @@
-"""Follows the policy store and holds the snapshot that the router decides from."""
+"""Follows a source of policies and holds the snapshot that the router decides from."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import AsyncIterator
+from typing import NamedTuple
 
 from sparsity.errors import StoreError
-from sparsity_policies.model import Override, Scope, StoredPolicy
+from sparsity_policies.contents import Cursor, PolicySource
+from sparsity_policies.model import StoredPolicy
 from sparsity_policies.snapshot import Snapshot
-from sparsity_policies.store import Contents, PolicyStore
+
+from sparsity_router.overrides import Overrides
 
 log = logging.getLogger("sparsity.router.policies")
-KILL_SWITCH_ID = "signal"
+_WAIT_SECONDS = 1.0
 _RETRY_SECONDS = 0.5
+_CLOCK_TOLERANCE = 0.5
+# No source is ever there, so the first look reads everything.
+_NOWHERE = Cursor(-1, "", "0-0")
+
+
+class _Wanted(NamedTuple):
+    """What the source holds, as far as it was read: what the snapshot is to become."""
+
+    cursor: Cursor
+    policies: dict[str, StoredPolicy]
+    rejected: frozenset[str]
+    drifted: tuple[str, ...]
 
 
 class PolicyFollower:
-    """The newest good snapshot, kept while the store is away.
+    """The newest good snapshot, kept while the source is away.
 
-    Overrides set on this router act at once and hold whether or not the store can be reached.
+    Overrides set on this router act at once and hold whether or not the source can be reached.
     """
 
-    def __init__(self, store: PolicyStore, ttl: float) -> None:
-        self._store = store
+    def __init__(self, source: PolicySource, ttl: float) -> None:
+        self._source = source
         self._ttl = ttl
         self._snapshot: Snapshot | None = None
-        self._stored_overrides: tuple[Override, ...] = ()
-        self._local: dict[str, Override] = {}
-        self._ended: set[str] = set()
+        self._wanted = _Wanted(_NOWHERE, {}, frozenset(), ())
+        self._cursor = _NOWHERE
+        self.overrides = Overrides(self._publish_overrides)
         self._confirmed = 0.0
+        self._behind_since: float | None = None
         self._loaded_at = 0.0
+        self._clock_offset = 0.0
         self._changed = asyncio.Event()
+        self._building = asyncio.Lock()
 
     @property
     def snapshot(self) -> Snapshot:
@@ -46,87 +65,132 @@ class PolicyFollower:
         return time.monotonic() - self._confirmed
 
     @property
+    def lag(self) -> float:
+        """Seconds since this router has known of a change that it has not taken up; 0 when there is none."""
+        return 0.0 if self._behind_since is None else time.monotonic() - self._behind_since
+
+    @property
     def loaded_at(self) -> float:
         """When the snapshot was taken up, seconds since the epoch."""
         return self._loaded_at
+
+    def now(self) -> float:
+        """Seconds since the epoch by the source's clock, so that replicas with skewed clocks expire overrides alike."""
+        return time.time() + self._clock_offset
 
     async def start(self) -> None:
         """Loads the first snapshot.
 
         Raises:
-            StoreError: when the store cannot be read.
+            StoreError: when the source cannot be read.
         """
-        self._take(await self._store.read())
+        self._wanted = _Wanted(_NOWHERE, {}, frozenset(), ())
+        await self.refresh()
 
     async def follow(self) -> None:
-        """Takes up every change, for as long as it runs; a failing store is asked again and again."""
+        """Takes up every change, for as long as it runs; a failing source is asked again and again.
+
+        Overrides act as soon as they are read: compiling policies goes on beside it, however long it takes.
+        """
+        building: asyncio.Task[None] | None = None
         while True:
             try:
-                async for _ in self._store.changes():
-                    if await self._store.revision() != self.snapshot.revision:
-                        self._take(await self._store.read())
-                    self._confirmed = time.monotonic()
+                await self._source.wait(self._wanted.cursor, _WAIT_SECONDS)
+                await self._look()
+                if building is None or building.done():
+                    building = asyncio.create_task(self._keep_building())
+                continue
             except StoreError as error:
                 log.warning("%s; serving revision %d, %.0f s old", error, self.snapshot.revision, self.age)
-            except ValueError:
-                log.exception("a change could not be taken up; serving revision %d", self.snapshot.revision)
             await asyncio.sleep(_RETRY_SECONDS)
 
-    def _take(self, contents: Contents) -> None:
-        held: list[StoredPolicy] = []
-        for domain, problem in contents.rejected.items():
-            before = self._snapshot.policies.get(domain) if self._snapshot else None
-            held += [before.stored] if before else []
-            fate = "its last good version is kept" if before else "it is served dense"
+    async def refresh(self) -> None:
+        """Takes up what changed.
+
+        Raises:
+            StoreError: when the source cannot be read.
+            ValueError: when a change does not compile.
+        """
+        await self._look()
+        await self._build()
+
+    async def _keep_building(self) -> None:
+        try:
+            while self._wanted.cursor != self._cursor:
+                await self._build()
+        except ValueError:
+            log.exception("a change could not be taken up; serving revision %d", self.snapshot.revision)
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _look(self) -> None:
+        """Reads what changed, and lets overrides act."""
+        wanted = self._wanted
+        delta = await self._source.delta(wanted.cursor)
+        if delta is None:
+            contents = await self._source.read()
+            self._tell_rejected(contents.rejected)
+            held = [wanted.policies[domain] for domain in contents.rejected if domain in wanted.policies]
+            policies = {stored.policy.domain: stored for stored in (*contents.policies, *held)}
+            rejected = frozenset(contents.rejected)
+            self._wanted = _Wanted(contents.cursor, policies, rejected, contents.drifted)
+            overrides, offset = contents.overrides, contents.clock_offset
+        else:
+            if delta.cursor != wanted.cursor:
+                self._tell_rejected(delta.rejected)
+                gone = {domain for domain, stored in delta.policies.items() if stored is None}
+                policies = {domain: stored for domain, stored in wanted.policies.items() if domain not in gone}
+                policies |= {domain: stored for domain, stored in delta.policies.items() if stored}
+                told = {name for name in wanted.rejected if not name.startswith("override ")} - delta.policies.keys()
+                rejected = frozenset(told | delta.rejected.keys())
+                self._wanted = _Wanted(delta.cursor, policies, rejected, wanted.drifted)
+            overrides, offset = delta.overrides, delta.clock_offset
+        self.overrides.stored(overrides)
+        self._set_clock(offset)
+        if self._wanted.cursor == self._cursor:
+            self._confirmed = time.monotonic()
+        else:
+            self._behind_since = self._behind_since or time.monotonic()
+
+    async def _build(self) -> None:
+        """Compiles what is wanted now, off the event loop, and decides from it."""
+        async with self._building:
+            wanted = self._wanted
+            if wanted.cursor == self._cursor and self._snapshot is not None:
+                return
+            fresh = await asyncio.to_thread(
+                Snapshot.build,
+                wanted.cursor.revision,
+                list(wanted.policies.values()),
+                (),
+                wanted.rejected,
+                ttl=self._ttl,
+                previous=self._snapshot,
+            )
+            self._cursor = wanted.cursor
+            self._publish(dataclasses.replace(fresh, drifted=wanted.drifted))
+            if wanted is self._wanted:
+                self._confirmed = time.monotonic()
+                self._behind_since = None
+
+    def _set_clock(self, offset: float) -> None:
+        if abs(offset - self._clock_offset) > _CLOCK_TOLERANCE:
+            log.warning("this machine's clock differs from the policy source's by %.1f s; theirs is used", -offset)
+        self._clock_offset = offset
+
+    def _tell_rejected(self, rejected: dict[str, str]) -> None:
+        for domain, problem in rejected.items():
+            fate = "its last good version is kept" if domain in self._wanted.policies else "it is served dense"
             log.error("policy store: %s cannot be read (%s); %s", domain, problem, fate)
-        fresh = Snapshot.build(
-            contents.revision, [*contents.policies, *held], rejected=contents.rejected, ttl=self._ttl
-        )
-        self._stored_overrides = tuple(contents.overrides)
-        self._ended &= {override.id for override in contents.overrides}
-        self._publish(fresh)
-        self._confirmed = time.monotonic()
+
+    def _publish_overrides(self) -> None:
+        if self._snapshot is not None:
+            self._publish(self._snapshot)
 
     def _publish(self, snapshot: Snapshot) -> None:
-        active = {o.id: o for o in self._stored_overrides if o.id not in self._ended} | self._local
-        self._snapshot = snapshot.with_overrides(active.values())
+        self._snapshot = snapshot.with_overrides(self.overrides.active())
         self._loaded_at = time.time()
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
-
-    def set_override(self, override: Override, *, local: bool) -> None:
-        """Makes an override act on this router at once; a ``local`` one stays until it is ended here."""
-        if local:
-            self._local[override.id] = override
-        else:
-            others = (other for other in self._stored_overrides if other.id != override.id)
-            self._stored_overrides = (*others, override)
-        self._ended.discard(override.id)
-        self._publish(self.snapshot)
-
-    def hand_over(self, override: Override) -> None:
-        """Leaves a local override to the store, which has it now."""
-        self.set_override(override, local=False)
-        self._local.pop(override.id, None)
-
-    def end_override(self, override_id: str) -> bool:
-        """Ends an override on this router at once; False when it was not active."""
-        known = any(override.id == override_id for override in self.snapshot.overrides)
-        self._local.pop(override_id, None)
-        self._ended.add(override_id)
-        self._publish(self.snapshot)
-        return known
-
-    def kill(self) -> None:
-        """The kill switch that needs no store: everything dense, until :meth:`unkill`."""
-        log.warning("kill switch on: every request is served dense")
-        override = Override(KILL_SWITCH_ID, Scope.GLOBAL, reason="kill switch by signal", actor="signal")
-        self.set_override(override, local=True)
-
-    def unkill(self) -> None:
-        """Ends :meth:`kill`."""
-        log.warning("kill switch off")
-        self.end_override(KILL_SWITCH_ID)
 
     async def snapshots(self) -> AsyncIterator[Snapshot]:
         """The present snapshot, then each that follows."""

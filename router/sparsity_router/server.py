@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
+from collections.abc import Coroutine
+from typing import Any
 
 import uvloop
 from grpc_health.v1 import health_pb2
 from sparsity import telemetry
 from sparsity.channels import MAX_MESSAGE_BYTES
 from sparsity.errors import ConfigurationError, StoreError
-from sparsity.serving import listen
+from sparsity.serving import Endpoint, listen
 from sparsity.v1 import inference_pb2, policy_pb2
+from sparsity_policies.costs import ModelShape
+from sparsity_policies.decisionlog import DecisionLog
+from sparsity_policies.folder import PolicyFolder
 from sparsity_policies.shipped import shipped_policies
 from sparsity_policies.store import PolicyStore
 
+from sparsity_router.access import Access
 from sparsity_router.classify import Classifier
 from sparsity_router.config import RouterConfig
 from sparsity_router.fleet import Fleet
+from sparsity_router.guards import GuardMonitor
+from sparsity_router.observer import Observer
 from sparsity_router.policies import PolicyFollower
+from sparsity_router.policy_metrics import observe_policies
+from sparsity_router.recorder import Recorder
+from sparsity_router.rollouts import keep_moving
 from sparsity_router.services.inference import InferenceService
-from sparsity_router.services.policy import PolicyService
+from sparsity_router.services.policy import policy_service
+from sparsity_router.services.policy_state import PolicyState
 from sparsity_router.tokens import ModelTokenizer
 
 log = logging.getLogger("sparsity.router")
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"]
+_READINESS_SECONDS = 0.5
 
 
 def run(config: RouterConfig) -> None:
@@ -43,35 +57,37 @@ def run(config: RouterConfig) -> None:
 async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None) -> None:
     """Serves until SIGTERM or SIGINT; ``started`` gets the port."""
     tokenizer = ModelTokenizer(config.model_path)
-    store = PolicyStore(config.redis_url)
-    policies = PolicyFollower(store, config.policy_ttl)
-    try:
-        if config.band_set:
-            added = await store.seed(shipped_policies(config.band_set))
-            log.info("policies: %d shipped ones added", len(added))
-        await policies.start()
-    except StoreError as error:
-        problem = (
-            f"--redis-url: {config.redis_url}: {error}; start the server, or run `sparsity up` for an embedded one"
-        )
-        raise ConfigurationError(problem) from error
+    access = Access.load(config.access)
+    store = PolicyStore(config.redis_url, wait_replicas=config.redis_wait_replicas) if config.redis_url else None
+    decisions = DecisionLog(store.redis) if store else None
+    policies = await _load(config, store)
+    recorder = Recorder(decisions, config.decision_sample)
+    observe_policies(policies, recorder)
+    guards = GuardMonitor(policies, store)
     fleet = Fleet(config.workers, tokenizer.digest, config.worker_timeout)
     classifier = Classifier(tokenizer, config.max_prompt_bytes)
+    observer = Observer(policies, recorder, guards)
+    shape = ModelShape.of(tokenizer.config)
+    state = PolicyState(policies, store, decisions, recorder, access, config.policy_dir, shape)
     services = {
-        INFERENCE: InferenceService(classifier, policies, fleet, tokenizer.name),
-        POLICY: PolicyService(policies, store),
+        INFERENCE: InferenceService(classifier, policies, fleet, tokenizer.name, observer, decisions),
+        POLICY: policy_service(state),
     }
     endpoint = listen(config.listen, services, MAX_MESSAGE_BYTES)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGUSR1, policies.kill)
-    loop.add_signal_handler(signal.SIGUSR2, policies.unkill)
-    background = [asyncio.create_task(policies.follow()), asyncio.create_task(fleet.watch())]
+    loop.add_signal_handler(signal.SIGUSR1, policies.overrides.kill)
+    loop.add_signal_handler(signal.SIGUSR2, policies.overrides.unkill)
+    work: list[Coroutine[Any, Any, None]] = [policies.follow(), fleet.watch(), recorder.run()]
+    if store is not None and decisions is not None:
+        work += [policies.overrides.deliver(store), guards.follow_outcomes(decisions)]
+        if config.policy_dir is None:
+            work.append(keep_moving(policies, store))
     await endpoint.server.start()
-    for name in (INFERENCE.full_name, POLICY.full_name, ""):
-        await endpoint.health.set(name, health_pb2.HealthCheckResponse.SERVING)
+    work.append(_tell_readiness(endpoint, policies, config.max_policy_lag))
+    background = [asyncio.create_task(job) for job in work]
     host = config.listen.rsplit(":", 1)[0]
     snapshot = policies.snapshot
     log.info("router on %s:%d, policy revision %d (%s)", host, endpoint.port, snapshot.revision, snapshot.content_hash)
@@ -85,8 +101,47 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     for task in (waiting, *background):
         task.cancel()
     results = await asyncio.gather(waiting, *background, return_exceptions=True)
+    with contextlib.suppress(StoreError):
+        await recorder.flush()
     await fleet.close()
-    await store.close()
+    if store is not None:
+        await store.close()
     for result in results:
         if isinstance(result, Exception):
             raise result
+
+
+async def _load(config: RouterConfig, store: PolicyStore | None) -> PolicyFollower:
+    """The follower with its first snapshot."""
+    source = PolicyFolder(config.policy_dir, store) if config.policy_dir else store
+    assert source is not None, "the configuration has a store or a folder"
+    policies = PolicyFollower(source, config.policy_ttl)
+    try:
+        if config.band_set and store is not None and config.policy_dir is None:
+            added = await store.seed(shipped_policies(config.band_set))
+            log.info("policies: %d shipped ones added", len(added))
+        await policies.start()
+    except StoreError as error:
+        problem = (
+            f"--redis-url: {config.redis_url}: {error}; start the server, or run `sparsity up` for an embedded one"
+        )
+        raise ConfigurationError(problem) from error
+    return policies
+
+
+async def _tell_readiness(endpoint: Endpoint, policies: PolicyFollower, max_lag: float) -> None:
+    """Keeps the health service true: a router that cannot take up a change it knows of is not ready.
+
+    One whose store is away stays ready: it serves from its last snapshot, and past its time to live all goes dense.
+    """
+    ready: bool | None = None
+    while True:
+        now = policies.lag <= max_lag
+        if now is not ready:
+            status = health_pb2.HealthCheckResponse.SERVING if now else health_pb2.HealthCheckResponse.NOT_SERVING
+            for name in (INFERENCE.full_name, POLICY.full_name, ""):
+                await endpoint.health.set(name, status)
+            if not now:
+                log.error("not ready: a policy change has waited %.0f s to be taken up", policies.lag)
+            ready = now
+        await asyncio.sleep(_READINESS_SECONDS)

@@ -36,6 +36,7 @@ class ModelTokenizer:
         except Exception as error:  # the Rust tokenizer raises bare Exception
             raise ConfigurationError(f"--model: {model_path / 'tokenizer.json'}: {error}") from error
         self.name = model_path.name
+        self.config: dict[str, Any] = config
         self.digest = hashlib.sha256(data).hexdigest()
         self._template, self._special = _load_template(model_path)
 

@@ -173,6 +173,40 @@ def test_a_policy_edit_acts_on_the_next_request(system: System, tmp_path: Path) 
     assert {row["policy"]["domain"] for row in system.json("policy", "list")["policies"]} >= {"rag", "medical"}
 
 
+def test_a_guard_halts_a_rollout_by_what_real_engines_report(system: System, tmp_path: Path) -> None:
+    original = system.cli("policy", "get", "code").stdout
+    document = yaml.safe_load(original)
+    # No sparse answer keeps all of the softmax mass, so this guard must break.
+    document["guards"] = {"min_coverage": 0.99999}
+    document["rollout"] = {"steps": [100]}
+    path = tmp_path / "code.yaml"
+    path.write_text(yaml.safe_dump(document))
+    system.cli("policy", "apply", str(path), "--reason", "test")
+    prompt = excerpt(26_000)
+    with system.client() as client:
+        for _ in range(20):
+            # After the first one the prefix cache holds the prompt, and decoding alone is sparse.
+            _, completion = finish(client.generate(make_request(prompt, domain="code", max_new_tokens=3)))
+            assert completion.decision.tier == inference_pb2.TIER_MODERATE
+        deadline = time.monotonic() + 10
+        while not system.json("policy", "get", "code")["policy"]["rollout"].get("halted"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        _, completion = finish(client.generate(make_request(prompt, domain="code", max_new_tokens=3)))
+        assert completion.decision.tier == inference_pb2.TIER_DENSE
+        assert completion.decision.reason == inference_pb2.REASON_ROLLOUT_SPLIT
+        client.report_outcome(completion.decision.decision_id, 0.5, "exact_match")
+    newest = system.json("policy", "history", "code", "--limit", "1")[0]
+    assert newest["actor"] == "guard"
+    assert "is below the guard" in newest["reason"]
+    path.write_text(original)
+    found = system.json("policy", "replay", str(path), "--since", "10m")["summary"]
+    assert {(c["before"], c["after"]) for c in found["changes"]} >= {("TIER_DENSE", "TIER_MODERATE")}
+    measured = {density["tier"]: int(density["requests"]) for density in found["densities"]}
+    assert measured["TIER_MODERATE"] >= 20
+    system.cli("policy", "apply", str(path), "--reason", "back")
+
+
 def test_bad_input_is_told_and_what_is_in_flight_goes_on(system: System, tmp_path: Path) -> None:
     with system.client() as client:
         stream = client.generate(make_request("Count to one hundred.", domain="rag", max_new_tokens=100))

@@ -25,6 +25,9 @@ async def answer(worker: FakeWorker, request: Any, context: Any) -> AsyncIterato
     if worker.reports:
         completion.sparsity.tier = worker.tier
         completion.sparsity.kernel_calls = 30
+        completion.sparsity.sparse_kernel_calls = 28
+        completion.sparsity.prefill_density = 0.2
+        completion.sparsity.coverage = worker.coverage
     yield inference_pb2.GenerateResponse(completion=completion)
 
 
@@ -70,6 +73,7 @@ class FakeWorker:
     digest: str | None = None
     draining: bool = False
     reports: bool = True
+    coverage: float = 0.95
     received: list[Any] = field(default_factory=list)
     cancelled: int = 0
     address: str = ""

@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 CONTEXT, SPECIAL = 512, ("<|end|>",)
+SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}
 
 
 def tiny_tokenizer() -> Tokenizer:
@@ -24,7 +25,7 @@ def tiny_model(folder: Path) -> Path:
     """Writes the files that router and worker read."""
     folder.mkdir(parents=True, exist_ok=True)
     tiny_tokenizer().save(str(folder / "tokenizer.json"))
-    config = {"max_position_embeddings": CONTEXT, "vocab_size": 257}
+    config = {"max_position_embeddings": CONTEXT, "vocab_size": 257} | SHAPE
     (folder / "config.json").write_text(json.dumps(config))
     template = (
         "{% for m in messages %}"

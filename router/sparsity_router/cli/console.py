@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,13 +15,16 @@ import grpc
 import typer
 from google.protobuf import json_format
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from sparsity.errors import (
     ConfigurationError,
     ConflictError,
     InvalidRequestError,
     NotFoundError,
+    PermissionDeniedError,
     SparsityError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from sparsity.status import to_error
@@ -35,6 +39,8 @@ EXIT_CODES: dict[type[SparsityError], int] = {
     NotFoundError: 3,
     UnavailableError: 4,
     ConflictError: 5,
+    UnauthenticatedError: 6,
+    PermissionDeniedError: 6,
 }
 DEFAULT_ROUTER = "127.0.0.1:7000"
 
@@ -65,13 +71,19 @@ def _fail(error: SparsityError) -> None:
         [str(violation) for violation in error.violations] if isinstance(error, InvalidRequestError) else [str(error)]
     )
     for line in lines:
-        err.print(f"[red]error:[/red] {_plain(line)}", soft_wrap=True)
+        err.print(f"[red]error:[/red] {escaped(line)}", soft_wrap=True)
     code = next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
     raise typer.Exit(code) from None
 
 
-def _plain(text: str) -> str:
+def escaped(text: str) -> str:
+    """Text that is printed as it is, brackets included."""
     return text.replace("[", "\\[")
+
+
+def clock(time: Timestamp) -> str:
+    """A time as people read it, in their zone."""
+    return f"{datetime.fromtimestamp(time.seconds):%Y-%m-%d %H:%M:%S}"
 
 
 def to_dict(message: Message) -> dict[str, Any]:

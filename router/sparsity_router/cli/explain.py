@@ -7,7 +7,7 @@ from sparsity.v1 import inference_pb2
 from sparsity_client import Client, make_request
 
 from sparsity_router.cli.console import DEFAULT_ROUTER, AsJson, Router, out, print_json, reported, tier_word, to_dict
-from sparsity_router.cli.prompts import Domain, File, Flag, MaxTier, Task, Text, read_prompt, read_tier
+from sparsity_router.cli.prompts import Domain, File, Flag, MaxTier, Session, Task, Tenant, Text, read_prompt, read_tier
 
 
 def explain(
@@ -17,13 +17,21 @@ def explain(
     task: Task = None,
     flag: Flag = None,
     max_tier: MaxTier = None,
+    tenant: Tenant = None,
+    session: Session = None,
     router: Router = DEFAULT_ROUTER,
     as_json: AsJson = False,
 ) -> None:
     """Show the tier a prompt would get, every check behind it, and what would change it."""
     with reported(), Client(router) as client:
         request = make_request(
-            read_prompt(text, file), domain=domain, task=task, flags=flag or (), max_tier=read_tier(max_tier)
+            read_prompt(text, file),
+            domain=domain,
+            task=task,
+            flags=flag or (),
+            max_tier=read_tier(max_tier),
+            tenant=tenant,
+            session=session,
         )
         answer = client.explain(request)
         if as_json:

@@ -9,7 +9,19 @@ from sparsity.v1 import inference_pb2
 from sparsity_client import Client, make_request
 
 from sparsity_router.cli.console import DEFAULT_ROUTER, AsJson, Router, err, print_json, reported, tier_word, to_dict
-from sparsity_router.cli.prompts import Domain, File, Flag, MaxTier, Task, Text, read_prompt, read_tier, user_turn
+from sparsity_router.cli.prompts import (
+    Domain,
+    File,
+    Flag,
+    MaxTier,
+    Session,
+    Task,
+    Tenant,
+    Text,
+    read_prompt,
+    read_tier,
+    user_turn,
+)
 
 
 def generate(
@@ -19,6 +31,8 @@ def generate(
     task: Task = None,
     flag: Flag = None,
     max_tier: MaxTier = None,
+    tenant: Tenant = None,
+    session: Session = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     raw: Annotated[bool, typer.Option(help="Send plain text, not a chat message.")] = False,
@@ -35,6 +49,8 @@ def generate(
             task=task,
             flags=flag or (),
             max_tier=read_tier(max_tier),
+            tenant=tenant,
+            session=session,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
         )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import typer
 from sparsity import telemetry
+from sparsity.errors import ConfigurationError
 
-from sparsity_router.cli import bench, demo, explain, generate, policy, status, up
+from sparsity_router.cli import bench, demo, explain, generate, outcome, policies, status, up
 
 app = typer.Typer(
     name="sparsity",
@@ -18,13 +21,17 @@ app.command("status")(status.status)
 app.command("generate")(generate.generate)
 app.command("explain")(explain.explain)
 app.command("demo")(demo.demo)
-app.add_typer(policy.app, name="policy")
+app.command("outcome")(outcome.outcome)
+app.add_typer(policies.app, name="policy")
 app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:
     """Entry point of the console script."""
-    telemetry.configure("sparsity-cli")
+    try:
+        telemetry.configure("sparsity-cli")
+    except ConfigurationError as error:
+        sys.exit(f"error: {error}")
     try:
         app()
     finally:

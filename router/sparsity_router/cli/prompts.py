@@ -16,6 +16,8 @@ File = Annotated[Path | None, typer.Option("--file", help="Read the prompt from 
 Domain = Annotated[str | None, typer.Option(help="Risk domain, such as rag or medical.")]
 Task = Annotated[str | None, typer.Option(help="What is asked, such as qa or summarize.")]
 Flag = Annotated[list[str] | None, typer.Option("--flag", help="Flag the request; repeat for more.")]
+Tenant = Annotated[str | None, typer.Option(help="The tenant, for rules, overrides and rollouts.")]
+Session = Annotated[str | None, typer.Option(help="The session, which keeps its side of a rollout.")]
 MaxTier = Annotated[str | None, typer.Option(help="Accept no tier sparser than dense, moderate or aggressive.")]
 
 
@@ -39,7 +41,7 @@ def read_prompt(text: str | None, file: Path | None) -> str:
         ) from error
 
 
-def read_tier(word: str | None) -> inference_pb2.Tier.ValueType | None:
+def read_tier(word: str | None, option: str = "--max-tier") -> inference_pb2.Tier.ValueType | None:
     """A tier from its word.
 
     Raises:
@@ -50,7 +52,7 @@ def read_tier(word: str | None) -> inference_pb2.Tier.ValueType | None:
     for tier in Tier:
         if tier.word == word:
             return tier.value  # type: ignore[return-value]
-    raise InvalidRequestError.of("--max-tier", f"must be one of {', '.join(t.word for t in Tier)}, not {word!r}")
+    raise InvalidRequestError.of(option, f"must be one of {', '.join(t.word for t in Tier)}, not {word!r}")
 
 
 def user_turn(text: str) -> inference_pb2.ChatPrompt:

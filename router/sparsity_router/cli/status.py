@@ -8,6 +8,7 @@ from rich.table import Table
 from sparsity.v1 import policy_pb2, policy_pb2_grpc, worker_pb2, worker_pb2_grpc
 
 from sparsity_router.cli.console import AsJson, State, out, print_json, reported, tier_word
+from sparsity_router.cli.policies.service import call_metadata
 from sparsity_router.embedded.folders import state_folder
 from sparsity_router.embedded.state import Process, Running, read_running
 
@@ -53,11 +54,13 @@ def _policies(router: str) -> str:
     with grpc.insecure_channel(router) as channel:
         stub = policy_pb2_grpc.PolicyServiceStub(channel)
         try:
-            answer = next(iter(stub.WatchPolicies(policy_pb2.WatchPoliciesRequest(), timeout=2.0)))
+            request = policy_pb2.WatchPoliciesRequest()
+            answer = next(iter(stub.WatchPolicies(request, timeout=2.0, metadata=call_metadata())))
         except grpc.RpcError as error:
             return f"unreachable ({error.code().name})"
     rejected = f", rejected: {', '.join(answer.rejected_domains)}" if answer.rejected_domains else ""
-    return f"policy revision {answer.revision}, content {answer.content_hash}{rejected}"
+    drifted = f", drifted: {', '.join(answer.drifted_domains)}" if answer.drifted_domains else ""
+    return f"policy revision {answer.revision}, content {answer.content_hash}{rejected}{drifted}"
 
 
 def _worker_row(process: Process) -> dict[str, object]:

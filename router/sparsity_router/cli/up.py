@@ -17,6 +17,7 @@ def up(
     redis_url: Annotated[str | None, typer.Option(help="External policy store; embedded Valkey without it.")] = None,
     band_set: Annotated[str, typer.Option(help="Shipped policies for an empty store.")] = "small-context",
     policy_ttl: Annotated[float, typer.Option(help="Seconds until policies are stale.")] = 300.0,
+    access: Annotated[Path | None, typer.Option(help="YAML file of who may call PolicyService.")] = None,
     state: State = None,
 ) -> None:
     """Start Valkey, three workers and the router, and serve until interrupted."""
@@ -24,5 +25,5 @@ def up(
 
     with reported():
         folder = state or state_folder()
-        config = UpConfig(folder, listen, model, redis_url, band_set, policy_ttl=policy_ttl)
+        config = UpConfig(folder, listen, model, redis_url, band_set, policy_ttl=policy_ttl, access=access)
         Supervisor(config, lambda line: err.print(f"[dim]sparsity[/dim] {line}", soft_wrap=True)).run()

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sparsity.errors import ConfigurationError
 
 _PR_SET_PDEATHSIG = 1
+
+
+def free_port() -> int:
+    """A port of the loopback that nothing listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _die_with_parent() -> None:

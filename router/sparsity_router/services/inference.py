@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -9,39 +10,64 @@ from contextlib import aclosing
 import grpc
 from opentelemetry import trace
 from sparsity import telemetry
+from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.decide import decide
+from sparsity_policies.decisionlog import DecisionLog
 from sparsity_policies.model import Decision, Signals
 from sparsity_policies.wire import decision_to_wire, signals_to_wire
 
 from sparsity_router.alternatives import alternatives
-from sparsity_router.classify import Classified, Classifier
+from sparsity_router.classify import MAX_NAME, Classified, Classifier
 from sparsity_router.fleet import Fleet
+from sparsity_router.observer import Observer
 from sparsity_router.policies import PolicyFollower
 from sparsity_router.relay import relay
 
 GenerateContext = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
+OutcomeContext = grpc.aio.ServicerContext[inference_pb2.ReportOutcomeRequest, inference_pb2.ReportOutcomeResponse]
 ExplainContext = grpc.aio.ServicerContext[inference_pb2.ExplainRequest, inference_pb2.ExplainResponse]
 _tracer = trace.get_tracer("sparsity.router")
 MAX_PRIORITY = 9
+# Seconds between tries to join an outcome to a decision; 0 is the last.
+_OUTCOME_PATIENCE = (0.2, 0.4, 0.0)
 
 
 class InferenceService:
-    """Generate and Explain; Route and ReportOutcome are in the contract only."""
+    """Generate, Explain and ReportOutcome; Route is in the contract only.
 
-    def __init__(self, classifier: Classifier, policies: PolicyFollower, fleet: Fleet, model: str) -> None:
+    Args:
+        classifier: finds out what a request is.
+        policies: what to decide from.
+        fleet: the workers.
+        model: the served model's name.
+        observer: told of every decision that was relayed.
+        decisions: joins outcomes to decisions; None without a store.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        policies: PolicyFollower,
+        fleet: Fleet,
+        model: str,
+        observer: Observer | None = None,
+        decisions: DecisionLog | None = None,
+    ) -> None:
         self._classifier = classifier
         self._policies = policies
         self._fleet = fleet
         self._model = model
+        self._observer = observer
+        self._decisions = decisions
 
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: GenerateContext
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         """Streams a completion from a worker of the decided tier."""
         with telemetry.server_span(_tracer, "router.generate", context) as span:
-            classified, decision = await self._decide(request)
             decision_id = uuid.uuid4().hex
+            classified, decision = await self._decide(request, decision_id)
             _describe(span, classified.signals, decision, decision_id, self._model)
             metadata = (("sparsity-decision-id", decision_id), ("sparsity-tier", decision.tier.word))
             await context.send_initial_metadata(metadata)
@@ -53,20 +79,41 @@ class InferenceService:
             )
             if request.context.tenant:
                 inner.cache_salt = request.context.tenant
-            async with aclosing(relay(self._fleet, inner, decision, context)) as messages:
-                async for relayed in messages:
-                    response = relayed.response
-                    if response.HasField("completion"):
-                        response.completion.decision.CopyFrom(decision_to_wire(relayed.decision, decision_id))
-                        _conclude(span, relayed.decision, response.completion)
-                    yield response
+            told = False
+            served: Decision | None = None
+            try:
+                async with aclosing(relay(self._fleet, inner, decision, context)) as messages:
+                    async for relayed in messages:
+                        response, served = relayed.response, relayed.decision
+                        if response.HasField("completion"):
+                            completion = response.completion
+                            completion.decision.CopyFrom(decision_to_wire(served, decision_id))
+                            _conclude(span, served, completion)
+                            # Before the caller has it, who may report an outcome at once.
+                            told = True
+                            self._tell(decision_id, classified.signals, decision, served, completion)
+                        yield response
+            finally:
+                if not told:
+                    self._tell(decision_id, classified.signals, decision, served, None)
+
+    def _tell(
+        self,
+        decision_id: str,
+        signals: Signals,
+        decision: Decision,
+        served: Decision | None,
+        completion: inference_pb2.Completion | None,
+    ) -> None:
+        if self._observer is not None:
+            self._observer.relayed(decision_id, signals, decision, served, completion)
 
     async def Explain(
         self, request: inference_pb2.ExplainRequest, context: ExplainContext
     ) -> inference_pb2.ExplainResponse:
         """The decision that Generate would make now, with every step."""
         with telemetry.server_span(_tracer, "router.explain", context):
-            classified, decision = await self._decide(request.request)
+            classified, decision = await self._decide(request.request, "")
             response = inference_pb2.ExplainResponse(
                 signals=signals_to_wire(classified.signals),
                 decision=decision_to_wire(decision, ""),
@@ -81,10 +128,36 @@ class InferenceService:
                 )
             return response
 
-    async def _decide(self, request: inference_pb2.GenerateRequest) -> tuple[Classified, Decision]:
-        snapshot, age = self._policies.snapshot, self._policies.age
+    async def ReportOutcome(
+        self, request: inference_pb2.ReportOutcomeRequest, context: OutcomeContext
+    ) -> inference_pb2.ReportOutcomeResponse:
+        """Joins a caller's measure of quality to the decision it is of."""
+        if self._decisions is None:
+            raise ConfigurationError("this router keeps no decision log: it was started without --redis-url")
+        if not request.decision_id:
+            raise InvalidRequestError.of("decision_id", "is empty; it comes with the last message of Generate")
+        if not request.HasField("score") or not 0.0 <= request.score <= 1.0:
+            raise InvalidRequestError.of("score", "must be a number from 0 to 1")
+        if not request.metric or len(request.metric) > MAX_NAME:
+            raise InvalidRequestError.of("metric", f"must have 1 to {MAX_NAME} characters, such as exact_match")
+        labels = tuple(sorted(request.labels.items()))
+        for patience in _OUTCOME_PATIENCE:
+            try:
+                await self._decisions.report(request.decision_id, request.metric, request.score, labels)
+                break
+            except NotFoundError:
+                # The router that relayed the answer writes its log in batches.
+                if not patience:
+                    raise
+                await asyncio.sleep(patience)
+        return inference_pb2.ReportOutcomeResponse()
+
+    async def _decide(self, request: inference_pb2.GenerateRequest, key: str) -> tuple[Classified, Decision]:
+        policies = self._policies
         with _tracer.start_as_current_span("router.classify"):
-            classified = await self._classifier.classify(request, snapshot, age)
+            classified = await self._classifier.classify(
+                request, policies.snapshot, received=policies.now(), policy_age=policies.age, request_key=key
+            )
         with _tracer.start_as_current_span("router.decide"):
             # A change that came while a long prompt was read counts: a kill switch must not wait for it.
             return classified, decide(classified.signals, self._policies.snapshot)

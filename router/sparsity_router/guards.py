@@ -1,0 +1,160 @@
+"""Watches the guards of policies on live traffic, and steps in when one is broken.
+
+Coverage comes from the sparsity report of every completion this router relays; quality from outcomes that callers
+report, the rolled-out side of a rollout against the side that is held back. A broken guard halts the domain's rollout,
+or, where none is under way, caps the domain one tier denser for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any
+
+from sparsity.errors import ConflictError, StoreError
+from sparsity_policies.decisionlog import DecisionLog
+from sparsity_policies.journal import Outcome
+from sparsity_policies.model import Override, Policy, Rollout, Scope, Tier
+from sparsity_policies.rollout import HELD_BACK, ROLLED_OUT, halt
+from sparsity_policies.store import PolicyStore
+
+from sparsity_router.policies import PolicyFollower
+
+log = logging.getLogger("sparsity.router.guards")
+ACTOR = "guard"
+MIN_SAMPLES = 20
+_WINDOW_SAMPLES = 200
+_WINDOW_SECONDS = 600.0
+_DEMOTION_SECONDS = 3600.0
+_OUTCOME_WAIT_SECONDS = 1.0
+
+
+class Window:
+    """The latest values, of the last ten minutes."""
+
+    def __init__(self) -> None:
+        self._values: deque[tuple[float, float]] = deque(maxlen=_WINDOW_SAMPLES)
+
+    def add(self, value: float) -> None:
+        """Takes up a value."""
+        self._values.append((time.monotonic(), value))
+
+    def mean(self) -> float | None:
+        """The mean, once there are enough values."""
+        while self._values and time.monotonic() - self._values[0][0] > _WINDOW_SECONDS:
+            self._values.popleft()
+        if len(self._values) < MIN_SAMPLES:
+            return None
+        return sum(value for _, value in self._values) / len(self._values)
+
+
+class GuardMonitor:
+    """The guards of all domains on one router.
+
+    Args:
+        policies: what to guard.
+        store: where to halt rollouts and set caps; None caps on this router only.
+    """
+
+    def __init__(self, policies: PolicyFollower, store: PolicyStore | None) -> None:
+        self._policies = policies
+        self._store = store
+        self._coverage: dict[tuple[str, Tier], Window] = {}
+        self._scores: dict[tuple[str, str, str], Window] = {}
+        self._acting: dict[str, asyncio.Task[None]] = {}
+
+    def coverage(self, domain: str, tier: Tier, value: float) -> None:
+        """Takes up the coverage of one sparse answer."""
+        policy = self._policy(domain)
+        if policy is None or policy.guards.min_coverage is None or tier is Tier.DENSE:
+            return
+        window = self._coverage.setdefault((domain, tier), Window())
+        window.add(value)
+        mean = window.mean()
+        if mean is not None and mean < policy.guards.min_coverage:
+            what = f"coverage {mean:.3f} of {tier.word} is below the guard {policy.guards.min_coverage:g}"
+            self._act(domain, self._step_in(domain, tier, what))
+
+    def outcome(self, outcome: Outcome) -> None:
+        """Takes up the quality of one answer."""
+        policy = self._policy(outcome.domain)
+        if policy is None or policy.guards.max_quality_dip is None or not outcome.arm:
+            return
+        key = (outcome.domain, outcome.metric)
+        self._scores.setdefault((*key, outcome.arm), Window()).add(outcome.score)
+        means = {arm: self._scores[*key, arm].mean() for arm in (ROLLED_OUT, HELD_BACK) if (*key, arm) in self._scores}
+        rolled, held = means.get(ROLLED_OUT), means.get(HELD_BACK)
+        if rolled is None or held is None or held - rolled <= policy.guards.max_quality_dip:
+            return
+        dip = f"{outcome.metric} {rolled:.3f} rolled out against {held:.3f} held back"
+        what = f"{dip} is a dip above the guard {policy.guards.max_quality_dip:g}"
+        self._act(outcome.domain, self._step_in(outcome.domain, outcome.tier, what))
+
+    async def follow_outcomes(self, decisions: DecisionLog) -> None:
+        """Takes up outcomes that any router was told of, for as long as it runs."""
+        place = "$"
+        while True:
+            try:
+                place, found = await decisions.outcomes(place, _OUTCOME_WAIT_SECONDS)
+                for outcome in found:
+                    self.outcome(outcome)
+            except StoreError:
+                # The policy follower tells of an absent store.
+                await asyncio.sleep(_OUTCOME_WAIT_SECONDS)
+
+    def _policy(self, domain: str) -> Policy | None:
+        compiled = self._policies.snapshot.policies.get(domain)
+        return compiled.policy if compiled else None
+
+    def _act(self, domain: str, action: Coroutine[Any, Any, None]) -> None:
+        running = self._acting.get(domain)
+        if running is not None and not running.done():
+            action.close()
+            return
+        self._acting[domain] = asyncio.get_running_loop().create_task(action)
+
+    def _forget(self, domain: str) -> None:
+        self._coverage = {key: window for key, window in self._coverage.items() if key[0] != domain}
+        self._scores = {key: window for key, window in self._scores.items() if key[0] != domain}
+
+    async def _step_in(self, domain: str, tier: Tier, what: str) -> None:
+        self._forget(domain)
+        policy = self._policy(domain)
+        if policy is None:
+            return
+        rollout = policy.rollout
+        if self._store and rollout and not rollout.halted and await self._halt(policy, rollout, what):
+            return
+        cap = Tier(max(tier - 1, Tier.DENSE))
+        if any(o.id == f"guard-{domain}" and o.max_tier <= cap for o in self._policies.overrides.active()):
+            return
+        expires = self._policies.now() + _DEMOTION_SECONDS
+        override = Override(f"guard-{domain}", Scope.DOMAIN, domain, cap, expires, what, ACTOR)
+        log.error("guard of %s: %s; capped at %s for %.0f s", domain, what, cap.word, _DEMOTION_SECONDS)
+        self._policies.overrides.put(override)
+        if self._store is None:
+            return
+        try:
+            await self._store.put_override(override)
+        except StoreError:
+            # It acts here, and is delivered once the store is back.
+            return
+        self._policies.overrides.hand_over(override)
+
+    async def _halt(self, policy: Policy, rollout: Rollout, what: str) -> bool:
+        """Halts a rollout; False when the store cannot be told."""
+        assert self._store is not None
+        stored = self._policies.snapshot.policies[policy.domain].stored
+        reason = f"halted at {rollout.percent} percent: {what}"
+        try:
+            await self._store.put(halt(policy, what), etag=stored.etag, actor=ACTOR, reason=reason)
+        except ConflictError:
+            # Somebody else wrote, perhaps another router's guard; what is there now is judged anew.
+            return True
+        except StoreError:
+            return False
+        log.error("guard of %s: %s; its rollout is halted", policy.domain, what)
+        return True

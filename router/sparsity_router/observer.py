@@ -1,0 +1,55 @@
+"""What becomes of each relayed request: an entry of the decision log, and a sample for the guards."""
+
+from __future__ import annotations
+
+import time
+
+from sparsity.v1 import inference_pb2
+from sparsity_policies.journal import Entry
+from sparsity_policies.model import Decision, Signals
+from sparsity_policies.rollout import arm
+
+from sparsity_router.guards import GuardMonitor
+from sparsity_router.policies import PolicyFollower
+from sparsity_router.recorder import Recorder
+
+
+class Observer:
+    """Told of every request once, when its stream has ended, however it ended."""
+
+    def __init__(self, policies: PolicyFollower, recorder: Recorder, guards: GuardMonitor) -> None:
+        self._policies = policies
+        self._recorder = recorder
+        self._guards = guards
+
+    def relayed(
+        self,
+        decision_id: str,
+        signals: Signals,
+        decision: Decision,
+        served: Decision | None,
+        completion: inference_pb2.Completion | None,
+    ) -> None:
+        """Takes up a request: what was decided, what served it if anything did, and its completion if it had one."""
+        compiled = self._policies.snapshot.policies.get(decision.policy)
+        report = completion.sparsity if completion is not None and completion.HasField("sparsity") else None
+        entry = Entry(
+            time=time.time(),
+            decision_id=decision_id,
+            signals=signals,
+            policy=decision.policy,
+            policy_revision=decision.policy_revision,
+            policy_tier=decision.policy_tier,
+            reason=decision.reason,
+            matched_rule=decision.matched_rule,
+            served_tier=served.tier if served else None,
+            prefill_density=report.prefill_density if report else 0.0,
+            decode_density=report.decode_density if report else 0.0,
+            coverage=report.coverage if report else 0.0,
+            new_tokens=completion.usage.completion_tokens if completion is not None else 0,
+            arm=arm(compiled.policy if compiled else None, decision),
+        )
+        self._recorder.decision(entry)
+        # A request too short for the sparse kernels was attended whole, and says nothing about them.
+        if report and served and report.sparse_kernel_calls:
+            self._guards.coverage(decision.policy, served.tier, report.coverage)

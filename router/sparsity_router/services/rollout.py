@@ -1,0 +1,42 @@
+"""Starts, promotes, pauses, resumes and aborts rollouts."""
+
+from __future__ import annotations
+
+from sparsity.errors import InvalidRequestError
+from sparsity.v1 import policy_pb2
+from sparsity_policies.document import parse_policy, to_document
+from sparsity_policies.rollout import Action, move
+from sparsity_policies.wire import policy_from_wire, stored_to_wire
+
+from sparsity_router.services.guarded import caller
+from sparsity_router.services.policy_state import Context, Part
+
+
+class Rollouts(Part):
+    """A rollout is part of its policy's document, so every step is a revision."""
+
+    async def UpdateRollout(
+        self, request: policy_pb2.UpdateRolloutRequest, context: Context
+    ) -> policy_pb2.UpdateRolloutResponse:
+        """Moves a rollout, over the etag that was read when one is given."""
+        store = self._state.writable()
+        if int(request.action) not in list(Action):
+            raise InvalidRequestError.of("action", "must be START, PROMOTE, PAUSE, ABORT or RESUME")
+        action = Action(request.action)
+        stored = self._state.find(request.domain)
+        fresh = None
+        if request.HasField("rollout"):
+            draft = policy_pb2.Policy(domain=request.domain, rollout=request.rollout)
+            draft.risk = policy_pb2.RISK_LOW
+            draft.bands.add(tier=1)
+            fresh = policy_from_wire(draft).rollout
+        # Checked whole, because a rollout can be at odds with the rest of its policy.
+        moved = parse_policy(to_document(move(stored.policy, action, fresh)))
+        percent = moved.rollout.percent if moved.rollout else 0
+        reason = f"rollout {action.name.lower()} at {percent} percent" + (
+            f": {request.reason}" if request.reason else ""
+        )
+        etag = request.etag if request.HasField("etag") else stored.etag
+        written = await store.put(moved, etag=etag, actor=caller(), reason=reason)
+        await self._state.seen(written.revision)
+        return policy_pb2.UpdateRolloutResponse(policy=stored_to_wire(written))

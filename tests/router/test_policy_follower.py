@@ -1,0 +1,343 @@
+"""Following a source: increments, readiness, clocks, outages, a folder as the source."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from sparsity.errors import ConfigurationError
+from sparsity.v1 import policy_pb2, policy_pb2_grpc
+from sparsity_policies.contents import Contents, Cursor, Delta
+from sparsity_policies.document import parse_policy
+from sparsity_policies.folder import PolicyFolder
+from sparsity_policies.model import Override, Policy, Scope, Tier
+from sparsity_policies.shipped import shipped_policies
+from sparsity_policies.snapshot import Snapshot
+from sparsity_policies.store import PolicyStore
+from sparsity_policies.yamlfile import dump_yaml
+from sparsity_router.config import RouterConfig
+from sparsity_router.policies import PolicyFollower
+from sparsity_router.policy_metrics import observe_policies
+from sparsity_router.recorder import Recorder
+from support.redis_server import RedisServer
+from support.router import failure, running, until
+from support.router_process import RouterProcess
+from support.tiny import tiny_model
+from support.valkey import Valkey
+
+POLICIES = {policy.domain: policy for policy in shipped_policies("small-context")}
+WORKERS = ("127.0.0.1:1",)
+
+
+def random_policy(chance: random.Random, domain: str) -> Policy:
+    detection = {"flag": f"flag-{domain}", "literals": [f"secret {domain} {chance.randrange(5)}"]}
+    bands = [{"from_tokens": 0, "tier": chance.choice(("dense", "moderate"))}]
+    return parse_policy({"domain": domain, "risk": "low", "bands": bands, "detection": detection})
+
+
+async def test_increments_give_what_a_whole_read_gives() -> None:
+    chance = random.Random(11)
+    with Valkey() as server:
+        store = PolicyStore(server.url)
+        await store.seed(POLICIES.values())
+        follower = PolicyFollower(store, ttl=300)
+        await follower.start()
+        names = [f"d{number}" for number in range(8)]
+        for _ in range(60):
+            for _ in range(chance.randrange(1, 4)):
+                domain = chance.choice(names)
+                there = {stored.policy.domain for stored in (await store.read()).policies}
+                if domain in there and chance.random() < 0.3:
+                    await store.delete(domain, etag=None, actor="a", reason="r")
+                elif chance.random() < 0.2:
+                    await store.put_override(Override(f"o{chance.randrange(3)}", Scope.DOMAIN, domain))
+                else:
+                    await store.put(random_policy(chance, domain), etag=None, actor="a", reason="r")
+            await follower.refresh()
+            contents = await store.read()
+            whole = Snapshot.build(contents.revision, contents.policies, contents.overrides)
+            assert follower.snapshot.revision == whole.revision
+            assert follower.snapshot.content_hash == whole.content_hash
+            for domain in names:
+                for number in range(5):
+                    text = f"see Secret  {domain} {number} here"
+                    assert follower.snapshot.scanner.scan(text) == whole.scanner.scan(text)
+        await store.close()
+
+
+async def test_garbage_is_held_at_its_last_good_version_until_it_is_mended() -> None:
+    with Valkey() as server:
+        store = PolicyStore(server.url)
+        await store.seed(POLICIES.values())
+        follower = PolicyFollower(store, ttl=300)
+        await follower.start()
+        raw = store.redis
+        for garbage in (
+            "garbage",
+            '{"body": "{}"}',
+            '{"etag": 1, "body": "{\\"domain\\": \\"rag\\", \\"schema\\": 0}"}',
+        ):
+            await raw.hset("{sparsity}:policies", "rag", garbage)
+            await raw.incr("{sparsity}:revision")
+            await raw.xadd("{sparsity}:events", {"domain": "rag", "revision": "0"})
+            await follower.refresh()
+            assert follower.snapshot.rejected == ("rag",)
+            assert follower.snapshot.policies["rag"].policy == POLICIES["rag"]
+            # An edit of another domain leaves it told.
+            await store.put(replace(POLICIES["code"], owner=garbage), etag=None, actor="a", reason="r")
+            await follower.refresh()
+            assert follower.snapshot.rejected == ("rag",)
+        await store.put(POLICIES["rag"], etag=None, actor="a", reason="mended")
+        await follower.refresh()
+        assert follower.snapshot.rejected == ()
+        await store.close()
+
+
+async def test_gauges_tell_what_an_alert_needs() -> None:
+    reader = InMemoryMetricReader()
+    source = Source()
+    follower = PolicyFollower(source, ttl=300)
+    await follower.start()
+    follower._snapshot = replace(follower.snapshot, rejected=("rag",), drifted=("a", "b"))
+    recorder = Recorder(None)
+    recorder.dropped = 7
+    observe_policies(follower, recorder, MeterProvider(metric_readers=[reader]).get_meter("test"))
+    data = reader.get_metrics_data()
+    assert data is not None
+    found = {
+        metric.name: metric.data.data_points[0].value  # type: ignore[union-attr]
+        for metric in data.resource_metrics[0].scope_metrics[0].metrics
+    }
+    assert found.pop("sparsity.policy.age") >= 0
+    assert found == {
+        "sparsity.policy.revision": 1,
+        "sparsity.policy.lag": 0,
+        "sparsity.policy.rejected": 1,
+        "sparsity.policy.drifted": 2,
+        "sparsity.decision_log.dropped": 7,
+    }
+
+
+class Source:
+    """A source with a clock and a revision of the test's choosing."""
+
+    def __init__(self) -> None:
+        self.revision = 1
+        self.clock_offset = 0.0
+
+    async def read(self) -> Contents:
+        return Contents(Cursor(self.revision, f"{self.revision}", ""), [], [], {}, self.clock_offset)
+
+    async def delta(self, cursor: Cursor) -> Delta | None:
+        same = cursor.revision == self.revision
+        return Delta(cursor, {}, [], {}, self.clock_offset) if same else None
+
+    async def wait(self, cursor: Cursor, seconds: float) -> None:
+        await asyncio.sleep(0.01)
+
+
+async def test_the_sources_clock_is_used() -> None:
+    source = Source()
+    source.clock_offset = 3600.0
+    follower = PolicyFollower(source, ttl=300)
+    await follower.start()
+    assert follower.now() - time.time() == pytest.approx(3600, abs=1)
+    source.clock_offset = -7200.0
+    await follower.refresh()
+    assert follower.now() - time.time() == pytest.approx(-7200, abs=1)
+
+
+async def test_a_change_that_cannot_be_taken_up_makes_a_lag(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source()
+    follower = PolicyFollower(source, ttl=300)
+    await follower.start()
+    monkeypatch.setattr(Snapshot, "build", lambda *_, **__: (_ for _ in ()).throw(ValueError("does not compile")))
+    source.revision = 2
+    for _ in range(2):
+        with pytest.raises(ValueError, match="does not compile"):
+            await follower.refresh()
+        assert follower.snapshot.revision == 1
+    before = follower.lag
+    await asyncio.sleep(0.02)
+    assert follower.lag > before > 0
+    monkeypatch.undo()
+    await follower.refresh()
+    assert (follower.snapshot.revision, follower.lag) == (2, 0.0)
+
+
+async def test_a_kill_switch_does_not_wait_for_a_slow_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Valkey() as server:
+        store = PolicyStore(server.url)
+        await store.seed(POLICIES.values())
+        follower = PolicyFollower(store, ttl=300)
+        await follower.start()
+        following = asyncio.create_task(follower.follow())
+        build, release = Snapshot.build, threading.Event()
+
+        def slow(*arguments: Any, **options: Any) -> Snapshot:
+            release.wait(10)
+            return build(*arguments, **options)
+
+        monkeypatch.setattr(Snapshot, "build", slow)
+        written = await store.put(random_policy(random.Random(1), "new"), etag=None, actor="a", reason="r")
+        await asyncio.sleep(0.1)
+        await store.put_override(Override("k", Scope.GLOBAL, reason="r"))
+
+        async def killed() -> bool:
+            return [o.id for o in follower.snapshot.overrides] == ["k"]
+
+        await until(killed)
+        assert follower.snapshot.revision < written.revision
+        assert follower.lag > 0
+        release.set()
+        assert await follower.reached(written.revision + 1, 5.0)
+        assert [o.id for o in follower.snapshot.overrides] == ["k"]
+        assert follower.lag == 0
+        following.cancel()
+        await store.close()
+
+
+async def test_a_lagging_router_is_not_ready_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Valkey() as server:
+        config = RouterConfig(
+            tiny_model(tmp_path), WORKERS, server.url, "127.0.0.1:0", drain_seconds=0.1, max_policy_lag=0.3
+        )
+        async with running(config) as router:
+            assert await router.health() == "SERVING"
+            build = Snapshot.build
+            monkeypatch.setattr(Snapshot, "build", lambda *_, **__: (_ for _ in ()).throw(ValueError("no")))
+            await router.edit()
+
+            async def unready() -> bool:
+                return await router.health() == "NOT_SERVING"
+
+            await until(unready)
+            monkeypatch.setattr(Snapshot, "build", build)
+
+            async def ready() -> bool:
+                return await router.health() == "SERVING"
+
+            await until(ready)
+
+
+async def test_an_override_set_while_the_store_was_away_reaches_it_later(tmp_path: Path) -> None:
+    with RedisServer(tmp_path / "redis") as server:
+        config = RouterConfig(tiny_model(tmp_path), WORKERS, server.url, "127.0.0.1:0", drain_seconds=0.1)
+        async with running(config) as router:
+            server.kill()
+            override = policy_pb2.Override(id="k", scope=1, reason="incident")
+            put = await router.policy.PutOverride(policy_pb2.PutOverrideRequest(override=override))
+            assert not put.stored
+            assert (await router.health()) == "SERVING"
+            await asyncio.to_thread(server.start)
+            store = PolicyStore(server.url)
+
+            async def there() -> bool:
+                return [o.id for o in (await store.read()).overrides] == ["k"]
+
+            await until(there)
+            await store.close()
+
+
+async def test_past_the_time_to_live_everything_is_dense(tmp_path: Path) -> None:
+    with Valkey() as server:
+        config = RouterConfig(
+            tiny_model(tmp_path), WORKERS, server.url, "127.0.0.1:0", drain_seconds=0.1, policy_ttl=2.0
+        )
+        async with running(config) as router:
+            await router.edit(bands=[(0, 2)])
+            assert await router.tier() == ("TIER_MODERATE", "REASON_LENGTH_BAND")
+            server.stop()
+            await router.becomes("TIER_DENSE")
+            assert await router.tier() == ("TIER_DENSE", "REASON_STALE_POLICY")
+
+
+def write(folder: Path, *policies: Policy) -> None:
+    folder.mkdir(exist_ok=True)
+    for policy in policies:
+        (folder / f"{policy.domain}.yaml").write_text(dump_yaml(policy))
+
+
+async def test_a_folder_is_followed_and_broken_files_are_held(tmp_path: Path) -> None:
+    write(tmp_path, POLICIES["rag"], POLICIES["code"])
+    folder = PolicyFolder(tmp_path)
+    follower = PolicyFollower(folder, ttl=300)
+    await follower.start()
+    assert follower.snapshot.policies.keys() == {"rag", "code"}
+    first = follower.snapshot.content_hash
+    await follower.refresh()
+    assert follower.snapshot.revision == 1
+    (tmp_path / "rag.yaml").write_text("domain: rag\nrisk: huge\n")
+    await follower.refresh()
+    assert (follower.snapshot.rejected, follower.snapshot.content_hash) == (("rag",), first)
+    # The same domain in two files is nobody's.
+    write(tmp_path, POLICIES["rag"])
+    (tmp_path / "again.yaml").write_text(dump_yaml(replace(POLICIES["rag"], owner="other")))
+    await follower.refresh()
+    assert (follower.snapshot.rejected, follower.snapshot.content_hash) == (("rag",), first)
+    (tmp_path / "again.yaml").unlink()
+    (tmp_path / "code.yaml").unlink()
+    await follower.refresh()
+    assert (follower.snapshot.rejected, follower.snapshot.policies.keys()) == ((), {"rag"})
+    with pytest.raises(ConfigurationError, match="--policy-dir"):
+        PolicyFolder(tmp_path / "none")
+
+
+async def test_a_router_over_a_folder(tmp_path: Path) -> None:
+    write(tmp_path / "policies", replace(POLICIES["rag"], owner="git"))
+    config: dict[str, Any] = {"listen": "127.0.0.1:0", "drain_seconds": 0.1, "policy_dir": tmp_path / "policies"}
+    async with running(RouterConfig(tiny_model(tmp_path), WORKERS, None, **config)) as router:
+        assert (await router.get()).policy.owner == "git"
+        error = await failure(router.edit())
+        assert "policies come from the folder" in error.details()
+        override = policy_pb2.Override(scope=1, reason="incident")
+        assert not (await router.policy.PutOverride(policy_pb2.PutOverrideRequest(override=override))).stored
+        assert (await router.tier())[1] != "REASON_UNKNOWN_DOMAIN"
+        for call in (
+            router.policy.ListAuditEvents(policy_pb2.ListAuditEventsRequest()),
+            router.policy.ListPolicyRevisions(policy_pb2.ListPolicyRevisionsRequest(domain="rag")),
+        ):
+            assert "without --redis-url" in (await failure(call)).details()
+
+
+async def test_drift_between_folder_and_store_is_shown(tmp_path: Path) -> None:
+    write(tmp_path / "policies", *POLICIES.values())
+    with Valkey() as server:
+        store = PolicyStore(server.url)
+        await store.seed(POLICIES.values())
+        await store.put(replace(POLICIES["code"], owner="by hand"), etag=None, actor="a", reason="r")
+        await store.put_override(Override("k", Scope.DOMAIN, "rag", Tier.DENSE, reason="r"))
+        config: dict[str, Any] = {"listen": "127.0.0.1:0", "drain_seconds": 0.1, "policy_dir": tmp_path / "policies"}
+        async with running(RouterConfig(tiny_model(tmp_path), WORKERS, server.url, **config)) as router:
+            call = router.policy.WatchPolicies(policy_pb2.WatchPoliciesRequest())
+            assert list((await call.read()).drifted_domains) == ["code"]
+            assert (await router.get("code")).policy.owner == POLICIES["code"].owner
+            assert len((await router.policy.ListOverrides(policy_pb2.ListOverridesRequest())).overrides) == 1
+            await store.delete_override("k")
+            await store.put(POLICIES["code"], etag=None, actor="a", reason="r")
+            while list((await call.read()).drifted_domains):
+                pass
+            call.cancel()
+        await store.close()
+
+
+def test_watchers_that_leave_do_no_harm(tmp_path: Path) -> None:
+    """In a process of its own: what a call that has ended is asked can crash it."""
+    with Valkey() as server, RouterProcess(tmp_path, "--redis-url", server.url) as router:
+        with grpc.insecure_channel(router.address) as channel:
+            stub = policy_pb2_grpc.PolicyServiceStub(channel)
+            for _ in range(30):
+                call = stub.WatchPolicies(policy_pb2.WatchPoliciesRequest())
+                next(iter(call))
+                call.cancel()
+            assert len(stub.ListPolicies(policy_pb2.ListPoliciesRequest(), timeout=5.0).policies) == 10
+        assert router.alive()

@@ -1,0 +1,55 @@
+"""A router in a process of its own, for tests that are not asynchronous."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from support.tiny import tiny_model
+
+
+class RouterProcess:
+    """`python -m sparsity_router` over a tiny model; ready on entry, ended on exit."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        command = [sys.executable, "-m", "sparsity_router", "--model", str(tiny_model(folder / "model"))]
+        self._command = [*command, "--worker", "127.0.0.1:1", "--listen", self.address, *arguments]
+        self.log = folder / f"router-{self.address.rpartition(':')[2]}.log"
+
+    def __enter__(self) -> RouterProcess:
+        with open(self.log, "ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        deadline = time.monotonic() + 60
+        while not self._serving():
+            assert self._process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._process.terminate()
+        self._process.wait(60)
+
+    def _serving(self) -> bool:
+        with grpc.insecure_channel(self.address) as channel:
+            try:
+                answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1.0)
+            except grpc.RpcError:
+                return False
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self._process.pid, number)
