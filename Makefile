@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: environment run test lint format protos bench-tiers clean
+.PHONY: environment run test lint format protos bench-tiers bench-policies clean
 
 environment:
 	@$(PYTHON) tools/environment.py
@@ -31,6 +31,10 @@ protos: environment
 # Needs `make run` in another terminal.
 bench-tiers: environment
 	@$(BIN)/sparsity bench tiers --out docs/benchmarks
+
+# Starts what it needs; takes about six minutes.
+bench-policies: environment
+	@$(BIN)/sparsity bench policies --out docs/benchmarks
 
 clean:
 	rm -rf .venv build *.egg-info

