@@ -6,7 +6,7 @@ import json
 
 from sparsity.errors import InvalidRequestError
 
-from sparsity_policies.document import parse_policy
+from sparsity_policies.document import encode, parse_policy
 from sparsity_policies.model import Override, Scope, StoredPolicy, Tier
 
 UNREADABLE = (ValueError, TypeError, KeyError, InvalidRequestError)
@@ -30,6 +30,21 @@ def open_policy(envelope: str, domain: str) -> StoredPolicy:
         str(outer["actor"]),
         str(outer["reason"]),
         bool(outer.get("deleted", False)),
+    )
+
+
+def seal_policy(stored: StoredPolicy) -> str:
+    """What :func:`open_policy` reads; the store's script makes the same of a write."""
+    return json.dumps(
+        {
+            "etag": stored.etag,
+            "revision": stored.revision,
+            "time": repr(stored.update_time),
+            "actor": stored.actor,
+            "reason": stored.reason,
+            "body": encode(stored.policy),
+            "deleted": stored.deleted,
+        }
     )
 
 

@@ -6,6 +6,7 @@ SparsityError
 ├── InvalidRequestError     a request or document that can never succeed; one violation a field
 ├── UnauthenticatedError    the call carries no key, or one that is not known
 ├── PermissionDeniedError   the caller lacks the role; names it
+│   └── LeaseError            a lease that is forged, expired, used before, or for something else
 ├── NotFoundError           no such policy, override or model
 ├── ConflictError           somebody else wrote first
 ├── OverloadedError         no room now; the same call may succeed later
@@ -78,6 +79,10 @@ class PermissionDeniedError(SparsityError):
     """The caller lacks the role."""
 
     code = grpc.StatusCode.PERMISSION_DENIED
+
+
+class LeaseError(PermissionDeniedError):
+    """A lease that is forged, expired, used before, or for something else."""
 
 
 class NotFoundError(SparsityError):

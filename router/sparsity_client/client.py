@@ -1,49 +1,23 @@
-"""A blocking client of the router."""
+"""The blocking client."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 
 import grpc
 from opentelemetry import trace
 from sparsity import telemetry
 from sparsity.channels import MESSAGE_SIZE
+from sparsity.errors import SparsityError
 from sparsity.status import to_error
-from sparsity.v1 import inference_pb2, inference_pb2_grpc
+from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2_grpc
+
+from sparsity_client.direct import broken, falls_back, remaining, with_decision, worker_request
 
 _tracer = trace.get_tracer("sparsity.client")
-
-Prompt = str | Sequence[int] | inference_pb2.ChatPrompt
-
-
-def make_request(
-    prompt: Prompt,
-    *,
-    domain: str | None = None,
-    task: str | None = None,
-    flags: Sequence[str] = (),
-    labels: Mapping[str, str] | None = None,
-    tenant: str | None = None,
-    session: str | None = None,
-    max_tier: inference_pb2.Tier.ValueType | None = None,
-    max_new_tokens: int | None = None,
-    temperature: float | None = None,
-    stop: Sequence[str] = (),
-) -> inference_pb2.GenerateRequest:
-    """A request from plain values; text is sent as it is, a sequence of numbers as token ids."""
-    context = inference_pb2.RequestContext(
-        domain=domain, task=task, flags=flags, labels=labels, tenant=tenant, session=session, max_tier=max_tier
-    )
-    sampling = inference_pb2.SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, stop=stop)
-    request = inference_pb2.GenerateRequest(context=context, sampling=sampling)
-    if isinstance(prompt, str):
-        request.text = prompt
-    elif isinstance(prompt, inference_pb2.ChatPrompt):
-        request.chat.CopyFrom(prompt)
-    else:
-        request.token_ids.ids.extend(prompt)
-    return request
 
 
 class Client:
@@ -51,6 +25,8 @@ class Client:
 
     def __init__(self, target: str) -> None:
         self.channel = grpc.insecure_channel(target, options=MESSAGE_SIZE)
+        self._workers: dict[str, grpc.Channel] = {}
+        self._lock = threading.Lock()
         self._inference: inference_pb2_grpc.InferenceServiceStub = inference_pb2_grpc.InferenceServiceStub(self.channel)
 
     def __enter__(self) -> Client:
@@ -60,29 +36,71 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the channel; calls in flight are cancelled."""
-        self.channel.close()
+        """Closes the channels; calls in flight are cancelled."""
+        for channel in (self.channel, *self._workers.values()):
+            channel.close()
 
     def generate(
-        self, request: inference_pb2.GenerateRequest, timeout: float | None = None
+        self, request: inference_pb2.GenerateRequest, timeout: float | None = None, *, direct: bool = False
     ) -> Iterator[inference_pb2.GenerateResponse]:
         """Streams a completion; the last response has `completion` set. Leaving early cancels it.
 
         Args:
             request: see :func:`make_request`.
             timeout: seconds for the whole stream.
+            direct: streams from the worker that the router names, and by way of the router where that fails before
+                the first message. The client must reach the workers.
 
         Raises:
             SparsityError: the kind tells what failed.
         """
+        deadline = None if timeout is None else time.monotonic() + timeout
         with _tracer.start_as_current_span("client.generate", kind=trace.SpanKind.CLIENT):
-            call = self._inference.Generate(request, timeout=timeout, metadata=telemetry.outgoing())
+            begun = False
+            if direct:
+                try:
+                    for response in self._direct(request, deadline):
+                        begun = True
+                        yield response
+                    return
+                except SparsityError as error:
+                    if begun or not falls_back(error):
+                        raise broken(error) if begun else error from None
+            yield from self._relayed(request, deadline)
+
+    def _relayed(
+        self, request: inference_pb2.GenerateRequest, deadline: float | None
+    ) -> Iterator[inference_pb2.GenerateResponse]:
+        call = self._inference.Generate(request, timeout=remaining(deadline), metadata=telemetry.outgoing())
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise to_error(error) from error
+        finally:
+            call.cancel()
+
+    def _direct(
+        self, request: inference_pb2.GenerateRequest, deadline: float | None
+    ) -> Iterator[inference_pb2.GenerateResponse]:
+        metadata = telemetry.outgoing()
+        asked = inference_pb2.RouteRequest(request=request)
+        try:
+            route = self._inference.Route(asked, timeout=remaining(deadline), metadata=metadata)
+            worker: worker_pb2_grpc.WorkerServiceStub = worker_pb2_grpc.WorkerServiceStub(self._worker(route.endpoint))
+            call = worker.Generate(worker_request(route), timeout=remaining(deadline), metadata=metadata)
             try:
-                yield from call
-            except grpc.RpcError as error:
-                raise to_error(error) from error
+                for message in call:
+                    yield with_decision(message.response, route)
             finally:
                 call.cancel()
+        except grpc.RpcError as error:
+            raise to_error(error) from error
+
+    def _worker(self, endpoint: str) -> grpc.Channel:
+        with self._lock:
+            if endpoint not in self._workers:
+                self._workers[endpoint] = grpc.insecure_channel(endpoint, options=MESSAGE_SIZE)
+            return self._workers[endpoint]
 
     def report_outcome(
         self,

@@ -30,6 +30,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--access", type=Path, help="YAML file of who may call PolicyService; everybody without it")
     parser.add_argument("--decision-sample", type=float, default=1.0, help="share of decisions to log, 0 to 1")
     parser.add_argument("--redis-wait-replicas", type=int, default=0, help="replicas that must hold a policy write")
+    parser.add_argument("--queue-seconds", type=float, default=10.0, help="how long a request may wait for room")
+    parser.add_argument("--queue-limit", type=int, default=256, help="requests that may wait at a tier")
+    parser.add_argument(
+        "--dense-reserve", type=float, default=0.25, help="share of dense workers for policy-dense traffic"
+    )
+    parser.add_argument("--snapshot-file", type=Path, help="keeps the last policies, for a start without the store")
+    parser.add_argument("--lease-key-file", type=Path, help="key that workers check leases with, 16 bytes or more")
     return parser.parse_args(arguments)
 
 
@@ -53,6 +60,11 @@ def main() -> int:
                 access=options.access,
                 decision_sample=options.decision_sample,
                 redis_wait_replicas=options.redis_wait_replicas,
+                lease_key_file=options.lease_key_file,
+                snapshot_file=options.snapshot_file,
+                queue_seconds=options.queue_seconds,
+                queue_limit=options.queue_limit,
+                dense_reserve=options.dense_reserve,
             )
         )
     except SparsityError as error:

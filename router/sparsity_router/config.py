@@ -23,9 +23,14 @@ class RouterConfig:
         max_policy_lag: time that a known change may wait before this router tells it is not ready, seconds.
         access: file of the principals that may call PolicyService; None lets everybody do everything.
         decision_sample: share of the decisions that is logged, in [0, 1].
+        snapshot_file: where the last policies are kept, for a start while the store is away.
+        lease_key_file: the key that workers check leases with; None takes SPARSITY_LEASE_KEY, else gives no leases.
         redis_wait_replicas: replicas that must hold a policy before its write is acknowledged.
         max_prompt_bytes: longer prompts are refused before they are tokenized.
         worker_timeout: silence after which a worker counts as gone, seconds.
+        queue_seconds: how long a request may wait for room at a full tier; 0 refuses at once.
+        queue_limit: requests that may wait at a tier.
+        dense_reserve: share of each dense worker kept for requests that policy holds dense, in [0, 1).
         drain_seconds: time that streams in flight get at shutdown.
     """
 
@@ -40,8 +45,13 @@ class RouterConfig:
     access: Path | None = None
     decision_sample: float = 1.0
     redis_wait_replicas: int = 0
+    lease_key_file: Path | None = None
+    snapshot_file: Path | None = None
     max_prompt_bytes: int = 4 * 2**20
     worker_timeout: float = 3.0
+    queue_seconds: float = 10.0
+    queue_limit: int = 256
+    dense_reserve: float = 0.25
     drain_seconds: float = 30.0
 
     def __post_init__(self) -> None:
@@ -57,6 +67,10 @@ class RouterConfig:
             raise ConfigurationError("--policy-ttl: must be more than 0 seconds")
         if self.max_policy_lag <= 0:
             raise ConfigurationError("--max-policy-lag: must be more than 0 seconds")
+        if self.queue_seconds < 0 or self.queue_limit < 0:
+            raise ConfigurationError("--queue-seconds and --queue-limit: must be from 0")
+        if not 0 <= self.dense_reserve < 1:
+            raise ConfigurationError("--dense-reserve: must be from 0 to below 1")
         if not 0 <= self.decision_sample <= 1:
             raise ConfigurationError("--decision-sample: must be from 0 to 1")
         if self.redis_url is None and self.policy_dir is None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum, auto
 
 import grpc
 from sparsity.channels import MESSAGE_SIZE
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_policies.model import Tier
+
+from sparsity_router.line import Line
 
 log = logging.getLogger("sparsity.router.fleet")
 _OPTIONS = [
@@ -21,6 +25,8 @@ _OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 _RETRY_SECONDS = 0.5
+_EXPECTED_SECONDS = 2.0
+_REFUSED_SECONDS = 0.25
 
 
 class State(Enum):
@@ -37,10 +43,11 @@ class State(Enum):
 class Worker:
     """One worker as this router sees it."""
 
-    def __init__(self, target: str, tokenizer_digest: str, timeout: float) -> None:
+    def __init__(self, target: str, tokenizer_digest: str, timeout: float, room: Callable[[], None]) -> None:
         self.target = target
         self._digest = tokenizer_digest
         self._timeout = timeout
+        self._room = room
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
         self.stub: worker_pb2_grpc.WorkerServiceAsyncStub = worker_pb2_grpc.WorkerServiceStub(self._channel)
         self.capabilities: worker_pb2.GetCapabilitiesResponse | None = None
@@ -48,6 +55,7 @@ class Worker:
         self._heard = float("-inf")
         self._dispatched: dict[str, int] = {}
         self._silent = False
+        self._full_until = float("-inf")
         self.problem = "not reached yet"
 
     @property
@@ -77,9 +85,14 @@ class Worker:
             return State.INCOMPATIBLE
         if self.tier is not Tier.DENSE and (self._silent or not self.capabilities.proof.sparse_kernel_calls):
             return State.UNPROVEN
-        if max(self.load.requests, len(self._dispatched)) >= self.capabilities.max_requests:
-            return State.FULL
-        return State.READY
+        return State.READY if self.has_room(1.0) else State.FULL
+
+    def has_room(self, share: float) -> bool:
+        """Whether less than ``share`` of the requests that it takes are there."""
+        most = self.capabilities.max_requests if self.capabilities else 0
+        if time.monotonic() < self._full_until:
+            return False
+        return max(self.load.requests, len(self._dispatched)) < most * share
 
     @contextmanager
     def dispatched(self, rid: str, tokens: int) -> Iterator[None]:
@@ -89,6 +102,17 @@ class Worker:
             yield
         finally:
             del self._dispatched[rid]
+            self._room()
+
+    def expect(self, rid: str, tokens: int) -> None:
+        """Counts a request that a client brings itself, until the worker's own report can be expected to have it."""
+        self._dispatched[rid] = tokens
+        asyncio.get_running_loop().call_later(_EXPECTED_SECONDS, self._dispatched.pop, rid, None)
+
+    def refused(self) -> None:
+        """Leaves the worker alone for a moment, because it said that it is full, whatever its load report says."""
+        self._full_until = time.monotonic() + _REFUSED_SECONDS
+        asyncio.get_running_loop().call_later(_REFUSED_SECONDS, self._room)
 
     def failed(self, problem: str) -> None:
         """Takes the worker out until it is heard again."""
@@ -114,6 +138,7 @@ class Worker:
                 request.interval.FromMilliseconds(int(self._timeout * 1000 / 3))
                 async for load in self.stub.WatchLoad(request):
                     self.load, self._heard = load, time.monotonic()
+                    self._room()
                 self.failed("ended its load stream")
             except grpc.aio.AioRpcError as error:
                 self.failed(f"{error.code().name}: {error.details()}")
@@ -140,11 +165,36 @@ class Worker:
         await self._channel.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """How requests are let in.
+
+    Attributes:
+        queue_seconds: how long a request may wait for room; 0 refuses at once.
+        queue_limit: requests that may wait at a tier.
+        dense_reserve: share of each dense worker that only requests which policy holds dense may use.
+    """
+
+    queue_seconds: float = 0.0
+    queue_limit: int = 256
+    dense_reserve: float = 0.25
+
+
 class Fleet:
     """All workers of this router."""
 
-    def __init__(self, targets: tuple[str, ...], tokenizer_digest: str, timeout: float) -> None:
-        self.workers = [Worker(target, tokenizer_digest, timeout) for target in targets]
+    def __init__(
+        self,
+        targets: tuple[str, ...],
+        tokenizer_digest: str,
+        timeout: float,
+        lease_key: bytes | None = None,
+        admission: Admission | None = None,
+    ) -> None:
+        self.lease_key = lease_key
+        self.admission = admission or Admission()
+        self.lines = {tier: Line(self.admission.queue_limit) for tier in Tier}
+        self.workers = [Worker(target, tokenizer_digest, timeout, self._room) for target in targets]
 
     async def watch(self) -> None:
         """Watches every worker, for as long as it runs."""
@@ -152,13 +202,26 @@ class Fleet:
             for worker in self.workers:
                 group.create_task(worker.watch())
 
+    def _room(self) -> None:
+        # The densest first: what policy holds dense has nowhere else to go.
+        for tier in Tier:
+            self.lines[tier].wake()
+
     def of(self, tier: Tier) -> list[Worker]:
         """The workers of a tier."""
         return [worker for worker in self.workers if worker.tier is tier]
 
-    def pick(self, tier: Tier, tried: set[str]) -> Worker | None:
-        """The ready worker of ``tier`` with the least outstanding tokens, of those whose target was not tried."""
-        ready = [w for w in self.of(tier) if w.state is State.READY and w.target not in tried]
+    def pick(self, tier: Tier, tried: set[str], *, spilled: bool = False) -> Worker | None:
+        """The less busy of two ready workers of ``tier`` taken at random, of those whose target was not tried.
+
+        Two at random in the place of the least busy of all keeps routers that see the same load from all choosing the
+        same worker (Mitzenmacher, IEEE TPDS 2001). A ``spilled`` request, which policy gave a sparser tier, leaves the
+        reserve of dense workers alone.
+        """
+        share = 1.0 - self.admission.dense_reserve if spilled and tier is Tier.DENSE else 1.0
+        ready = [w for w in self.of(tier) if w.state is State.READY and w.target not in tried and w.has_room(share)]
+        if len(ready) > 2:
+            ready = random.sample(ready, 2)
         return min(ready, key=lambda worker: (worker.outstanding_tokens, worker.name), default=None)
 
     async def close(self) -> None:

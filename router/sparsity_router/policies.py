@@ -15,6 +15,7 @@ from sparsity_policies.model import StoredPolicy
 from sparsity_policies.snapshot import Snapshot
 
 from sparsity_router.overrides import Overrides
+from sparsity_router.snapshot_file import SnapshotFile
 
 log = logging.getLogger("sparsity.router.policies")
 _WAIT_SECONDS = 1.0
@@ -39,8 +40,10 @@ class PolicyFollower:
     Overrides set on this router act at once and hold whether or not the source can be reached.
     """
 
-    def __init__(self, source: PolicySource, ttl: float) -> None:
+    def __init__(self, source: PolicySource, ttl: float, disk: SnapshotFile | None = None) -> None:
         self._source = source
+        self._disk = disk
+        self._unsaved = True
         self._ttl = ttl
         self._snapshot: Snapshot | None = None
         self._wanted = _Wanted(_NOWHERE, {}, frozenset(), ())
@@ -79,13 +82,23 @@ class PolicyFollower:
         return time.time() + self._clock_offset
 
     async def start(self) -> None:
-        """Loads the first snapshot.
+        """Loads the first snapshot; from disk, where there is one, while the source is away.
 
         Raises:
-            StoreError: when the source cannot be read.
+            StoreError: when neither can be read.
         """
-        self._wanted = _Wanted(_NOWHERE, {}, frozenset(), ())
-        await self.refresh()
+        try:
+            await self.refresh()
+        except StoreError as error:
+            if self._disk is None:
+                raise
+            contents, age = await asyncio.to_thread(self._disk.load)
+            policies = {stored.policy.domain: stored for stored in contents.policies}
+            self._wanted = _Wanted(contents.cursor, policies, frozenset(contents.rejected), ())
+            self.overrides.stored(contents.overrides)
+            await self._build()
+            self._confirmed = time.monotonic() - age
+            log.warning("%s; serving revision %d from disk, %.0f s old", error, self.snapshot.revision, age)
 
     async def follow(self) -> None:
         """Takes up every change, for as long as it runs; a failing source is asked again and again.
@@ -99,10 +112,26 @@ class PolicyFollower:
                 await self._look()
                 if building is None or building.done():
                     building = asyncio.create_task(self._keep_building())
+                await self._save()
                 continue
             except StoreError as error:
                 log.warning("%s; serving revision %d, %.0f s old", error, self.snapshot.revision, self.age)
             await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _save(self) -> None:
+        """Brings the file up to date, when the snapshot is."""
+        if self._disk is None or self._wanted.cursor != self._cursor:
+            return
+        try:
+            if self._unsaved:
+                self._unsaved = False
+                stored = [item.stored for item in self.snapshot.policies.values()]
+                await asyncio.to_thread(self._disk.save, self.snapshot.revision, stored, self.overrides.active())
+            else:
+                self._disk.confirm()
+        except OSError as error:
+            self._unsaved = True
+            log.error("--snapshot-file: %s; a restart without the store would find none", error)
 
     async def refresh(self) -> None:
         """Takes up what changed.
@@ -189,6 +218,7 @@ class PolicyFollower:
     def _publish(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot.with_overrides(self.overrides.active())
         self._loaded_at = time.time()
+        self._unsaved = True
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 

@@ -5,7 +5,9 @@ Before the first message a failed worker is replaced by a peer, then by a denser
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +20,7 @@ from sparsity.errors import (
     StreamBrokenError,
     UnavailableError,
 )
+from sparsity.leases import sign
 from sparsity.status import to_error
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.model import Decision, Reason, Tier
@@ -50,6 +53,7 @@ class _Attempts:
     tried: set[str]
     count: int = 0
     overloaded: bool = False
+    complete: bool = False
     last_problem: str = ""
 
 
@@ -58,6 +62,7 @@ async def relay(
     request: worker_pb2.WorkerServiceGenerateRequest,
     decision: Decision,
     context: grpc.aio.ServicerContext[Any, Any],
+    decision_id: str = "",
 ) -> AsyncGenerator[Relayed]:
     """Relays the stream of the first worker that answers.
 
@@ -68,21 +73,60 @@ async def relay(
         InvalidRequestError: when a worker refuses the request as invalid.
     """
     attempts = _Attempts(set())
+    until = time.monotonic() + _patience(fleet, context)
+    line = fleet.lines[decision.tier]
+    # Who comes while others wait joins them: room goes to the first in line.
+    if not line or fleet.admission.queue_seconds <= 0:
+        async with aclosing(_try_all(fleet, request, decision, context, attempts, decision_id)) as relayed:
+            async for item in relayed:
+                yield item
+        if attempts.complete:
+            return
+        if not _is_full(fleet, decision, attempts) or until <= time.monotonic():
+            raise _nobody(fleet, decision, attempts)
+    with line.ticket(request.priority) as ticket:
+        while not attempts.complete:
+            await line.turn(ticket, until - time.monotonic())
+            attempts.tried.clear()
+            attempts.overloaded = False
+            async with aclosing(_try_all(fleet, request, decision, context, attempts, decision_id)) as relayed:
+                async for item in relayed:
+                    line.leave(ticket)
+                    yield item
+            if not attempts.complete and not _is_full(fleet, decision, attempts):
+                raise _nobody(fleet, decision, attempts)
+
+
+def _patience(fleet: Fleet, context: grpc.aio.ServicerContext[Any, Any]) -> float:
+    """Seconds that a request may wait in line: short of the caller's deadline, so that he is told why."""
+    left = context.time_remaining()
+    return fleet.admission.queue_seconds if left is None else min(fleet.admission.queue_seconds, 0.9 * left)
+
+
+async def _try_all(
+    fleet: Fleet,
+    request: worker_pb2.WorkerServiceGenerateRequest,
+    decision: Decision,
+    context: grpc.aio.ServicerContext[Any, Any],
+    attempts: _Attempts,
+    decision_id: str,
+) -> AsyncGenerator[Relayed]:
+    """Tries every worker that may serve the request, the decided tier's first; ends without a message when none did."""
     for tier in (decision.tier, *decision.fallback):
         served = _served(decision, tier, fleet)
-        while worker := fleet.pick(tier, attempts.tried):
+        while worker := fleet.pick(tier, attempts.tried, spilled=tier is not decision.tier):
             attempts.tried.add(worker.target)
             attempts.count += 1
-            first, complete = True, False
-            stream = _stream(worker, request, tier, attempts.count, context)
+            first = True
+            stream = _stream(worker, request, tier, attempts.count, context, (fleet.lease_key, decision_id))
             try:
                 async for response in stream:
                     first = False
                     if response.HasField("completion"):
-                        complete = True
+                        attempts.complete = True
                         _check_report(response.completion, worker, tier)
                     yield Relayed(response, served)
-                if complete:
+                if attempts.complete:
                     return
                 problem = "ended its stream without a completion"
             except grpc.aio.AioRpcError as error:
@@ -99,7 +143,28 @@ async def relay(
                 )
                 raise StreamBrokenError(told)
             attempts.last_problem = f"{worker.name}: {problem}"
-    raise _nobody(fleet, decision, attempts)
+
+
+def _is_full(fleet: Fleet, decision: Decision, attempts: _Attempts) -> bool:
+    """Whether waiting may help: some worker that may serve the request has no room now."""
+    tiers = (decision.tier, *decision.fallback)
+    states = [worker.state for tier in tiers for worker in fleet.of(tier)]
+    reserved = any(worker.state is State.READY and worker.target not in attempts.tried
+                   for tier in decision.fallback for worker in fleet.of(tier))  # fmt: skip
+    return attempts.overloaded or reserved or State.FULL in states
+
+
+def place(fleet: Fleet, decision: Decision) -> tuple[Worker, Decision]:
+    """The worker that a request would be sent to now, and the decision as served by it.
+
+    Raises:
+        OverloadedError: when every worker that may serve the request is full.
+        UnavailableError: when none can be reached.
+    """
+    for tier in (decision.tier, *decision.fallback):
+        if worker := fleet.pick(tier, set(), spilled=tier is not decision.tier):
+            return worker, _served(decision, tier, fleet)
+    raise _nobody(fleet, decision, _Attempts(set()))
 
 
 def _check_report(completion: inference_pb2.Completion, worker: Worker, tier: Tier) -> None:
@@ -125,11 +190,15 @@ async def _stream(
     tier: Tier,
     attempt: int,
     context: grpc.aio.ServicerContext[Any, Any],
+    lease: tuple[bytes | None, str],
 ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
     own = worker_pb2.WorkerServiceGenerateRequest()
     own.CopyFrom(request)
     own.request_id = f"{request.request_id}.{attempt}"
     own.tier = tier.value  # type: ignore[assignment]
+    key, decision_id = lease
+    if key is not None:
+        own.lease.CopyFrom(sign(key, own, worker.name, decision_id))
     tokens = len(own.prompt.ids) + own.sampling.max_new_tokens
     with _tracer.start_as_current_span("router.dispatch", kind=trace.SpanKind.CLIENT) as span:
         span.set_attributes({telemetry.WORKER_ID: worker.name, telemetry.TIER: tier.word, telemetry.ATTEMPT: attempt})
@@ -150,15 +219,14 @@ def _judge(error: grpc.aio.AioRpcError, worker: Worker, attempts: _Attempts) -> 
         raise to_error(error) from error
     if code is _OVERLOAD:
         attempts.overloaded = True
+        worker.refused()
     else:
         worker.failed(f"{code.name}: {details}")
 
 
 def _nobody(fleet: Fleet, decision: Decision, attempts: _Attempts) -> SparsityError:
-    tiers = (decision.tier, *decision.fallback)
-    states = [worker.state for tier in tiers for worker in fleet.of(tier)]
-    words = " or ".join(tier.word for tier in tiers)
+    words = " or ".join(tier.word for tier in (decision.tier, *decision.fallback))
     last = f"; last: {attempts.last_problem}" if attempts.last_problem else ""
-    if attempts.overloaded or State.FULL in states:
+    if _is_full(fleet, decision, attempts):
         return OverloadedError(f"every {words} worker is full; try again{last}")
     return UnavailableError(f"no {words} worker can be reached{last}")

@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2
 from sparsity import telemetry
 from sparsity.channels import MAX_MESSAGE_BYTES
 from sparsity.errors import ConfigurationError, StoreError
+from sparsity.leases import read_key
 from sparsity.serving import Endpoint, listen
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_policies.costs import ModelShape
@@ -25,7 +26,7 @@ from sparsity_policies.store import PolicyStore
 from sparsity_router.access import Access
 from sparsity_router.classify import Classifier
 from sparsity_router.config import RouterConfig
-from sparsity_router.fleet import Fleet
+from sparsity_router.fleet import Admission, Fleet
 from sparsity_router.guards import GuardMonitor
 from sparsity_router.observer import Observer
 from sparsity_router.policies import PolicyFollower
@@ -35,12 +36,14 @@ from sparsity_router.rollouts import keep_moving
 from sparsity_router.services.inference import InferenceService
 from sparsity_router.services.policy import policy_service
 from sparsity_router.services.policy_state import PolicyState
+from sparsity_router.snapshot_file import SnapshotFile
 from sparsity_router.tokens import ModelTokenizer
 
 log = logging.getLogger("sparsity.router")
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"]
 _READINESS_SECONDS = 0.5
+_SEED_SECONDS = 5.0
 
 
 def run(config: RouterConfig) -> None:
@@ -58,19 +61,21 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     """Serves until SIGTERM or SIGINT; ``started`` gets the port."""
     tokenizer = ModelTokenizer(config.model_path)
     access = Access.load(config.access)
+    lease_key = read_key(config.lease_key_file)
     store = PolicyStore(config.redis_url, wait_replicas=config.redis_wait_replicas) if config.redis_url else None
     decisions = DecisionLog(store.redis) if store else None
     policies = await _load(config, store)
     recorder = Recorder(decisions, config.decision_sample)
     observe_policies(policies, recorder)
     guards = GuardMonitor(policies, store)
-    fleet = Fleet(config.workers, tokenizer.digest, config.worker_timeout)
+    admission = Admission(config.queue_seconds, config.queue_limit, config.dense_reserve)
+    fleet = Fleet(config.workers, tokenizer.digest, config.worker_timeout, lease_key, admission)
     classifier = Classifier(tokenizer, config.max_prompt_bytes)
     observer = Observer(policies, recorder, guards)
     shape = ModelShape.of(tokenizer.config)
     state = PolicyState(policies, store, decisions, recorder, access, config.policy_dir, shape)
     services = {
-        INFERENCE: InferenceService(classifier, policies, fleet, tokenizer.name, observer, decisions),
+        INFERENCE: InferenceService(classifier, policies, fleet, tokenizer.name, observer, decisions, lease_key),
         POLICY: policy_service(state),
     }
     endpoint = listen(config.listen, services, MAX_MESSAGE_BYTES)
@@ -82,7 +87,7 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     loop.add_signal_handler(signal.SIGUSR2, policies.overrides.unkill)
     work: list[Coroutine[Any, Any, None]] = [policies.follow(), fleet.watch(), recorder.run()]
     if store is not None and decisions is not None:
-        work += [policies.overrides.deliver(store), guards.follow_outcomes(decisions)]
+        work += [policies.overrides.deliver(store), guards.follow_outcomes(decisions), _keep_seeding(config, store)]
         if config.policy_dir is None:
             work.append(keep_moving(policies, store))
     await endpoint.server.start()
@@ -115,11 +120,11 @@ async def _load(config: RouterConfig, store: PolicyStore | None) -> PolicyFollow
     """The follower with its first snapshot."""
     source = PolicyFolder(config.policy_dir, store) if config.policy_dir else store
     assert source is not None, "the configuration has a store or a folder"
-    policies = PolicyFollower(source, config.policy_ttl)
+    disk = SnapshotFile(config.snapshot_file) if config.snapshot_file else None
+    policies = PolicyFollower(source, config.policy_ttl, disk)
     try:
-        if config.band_set and store is not None and config.policy_dir is None:
-            added = await store.seed(shipped_policies(config.band_set))
-            log.info("policies: %d shipped ones added", len(added))
+        with contextlib.suppress(StoreError):
+            await _seed(config, store)
         await policies.start()
     except StoreError as error:
         problem = (
@@ -127,6 +132,24 @@ async def _load(config: RouterConfig, store: PolicyStore | None) -> PolicyFollow
         )
         raise ConfigurationError(problem) from error
     return policies
+
+
+async def _seed(config: RouterConfig, store: PolicyStore | None) -> None:
+    """Writes the shipped policies that the store never had; a folder is never written to."""
+    if config.band_set and store is not None and config.policy_dir is None:
+        added = await store.seed(shipped_policies(config.band_set))
+        log.info("policies: %d shipped ones added", len(added))
+
+
+async def _keep_seeding(config: RouterConfig, store: PolicyStore) -> None:
+    """Seeds again until the store took it, which may have been away at the start."""
+    while True:
+        try:
+            await _seed(config, store)
+            break
+        except StoreError:
+            await asyncio.sleep(_SEED_SECONDS)
+    await asyncio.Event().wait()
 
 
 async def _tell_readiness(endpoint: Endpoint, policies: PolicyFollower, max_lag: float) -> None:

@@ -15,8 +15,9 @@ import yaml
 from e2e.conftest import SPARSITY, System
 from sparsity import telemetry
 from sparsity.errors import DeadlineError, InvalidRequestError
-from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
+from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
 from sparsity_client import make_request
+from sparsity_client.direct import worker_request
 from sparsity_router.cli.corpus import excerpt
 from support.otlp import attributes
 
@@ -171,6 +172,24 @@ def test_a_policy_edit_acts_on_the_next_request(system: System, tmp_path: Path) 
     path.write_text(original)
     system.cli("policy", "apply", str(path), "--reason", "back")
     assert {row["policy"]["domain"] for row in system.json("policy", "list")["policies"]} >= {"rag", "medical"}
+
+
+def test_the_direct_path_streams_from_the_real_worker_by_a_lease(system: System) -> None:
+    made = make_request("What is the capital of France?", domain="support-chat", max_new_tokens=8)
+    with system.client() as client:
+        relayed, _ = finish(client.generate(made))
+        text, completion = finish(client.generate(made, direct=True))
+        assert text == relayed
+        assert completion.decision.decision_id
+        # A worker refuses a lease that was used, whoever brings it.
+        route = inference_pb2_grpc.InferenceServiceStub(client.channel).Route(inference_pb2.RouteRequest(request=made))
+        with grpc.insecure_channel(route.endpoint) as channel:
+            stub = worker_pb2_grpc.WorkerServiceStub(channel)
+            assert list(stub.Generate(worker_request(route)))
+            with pytest.raises(grpc.RpcError) as caught:
+                list(stub.Generate(worker_request(route)))
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert "France" in system.cli("generate", "What is the capital of France?", "--direct").stdout
 
 
 def test_a_guard_halts_a_rollout_by_what_real_engines_report(system: System, tmp_path: Path) -> None:

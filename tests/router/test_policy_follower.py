@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import threading
 import time
@@ -246,6 +247,49 @@ async def test_an_override_set_while_the_store_was_away_reaches_it_later(tmp_pat
 
             await until(there)
             await store.close()
+
+
+async def test_a_router_starts_from_disk_while_the_store_is_away(tmp_path: Path) -> None:
+    file = tmp_path / "policies.json"
+    options: dict[str, Any] = {"listen": "127.0.0.1:0", "drain_seconds": 0.1, "snapshot_file": file, "policy_ttl": 60.0}
+    with RedisServer(tmp_path / "redis", "--appendonly", "yes") as server:
+        config = RouterConfig(tiny_model(tmp_path), WORKERS, server.url, **options)
+        async with running(config) as router:
+            await router.edit(bands=[(0, 2)])
+            override = policy_pb2.Override(id="k", scope=2, target="code", reason="incident")
+            await router.policy.PutOverride(policy_pb2.PutOverrideRequest(override=override))
+
+            async def saved() -> bool:
+                return file.exists() and '"k"' in file.read_text()
+
+            await until(saved)
+        server.kill()
+        async with running(config) as router:
+            assert await router.tier() == ("TIER_MODERATE", "REASON_LENGTH_BAND")
+            assert [o.id for o in (await router.policy.ListOverrides(policy_pb2.ListOverridesRequest())).overrides] == [
+                "k"
+            ]
+            # Once the store is back, it is followed.
+            await asyncio.to_thread(server.start)
+
+            async def edited() -> bool:
+                try:
+                    await router.edit(bands=[(0, 1)])
+                except grpc.aio.AioRpcError:
+                    return False
+                return True
+
+            await until(edited)
+            await router.becomes("TIER_DENSE")
+        # Its age counts on across restarts: what is too old is dense.
+        server.kill()
+        os.utime(file, (time.time() - 120, time.time() - 120))
+        async with running(config) as router:
+            assert await router.tier() == ("TIER_DENSE", "REASON_STALE_POLICY")
+        file.write_text("garbage")
+        with pytest.raises(ConfigurationError, match="--snapshot-file"):
+            async with running(config):
+                pass
 
 
 async def test_past_the_time_to_live_everything_is_dense(tmp_path: Path) -> None:

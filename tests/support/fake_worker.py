@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from sparsity.leases import LeaseChecker
 from sparsity.serving import listen
 from sparsity.v1 import inference_pb2, worker_pb2
 
@@ -74,6 +75,7 @@ class FakeWorker:
     draining: bool = False
     reports: bool = True
     coverage: float = 0.95
+    leases: LeaseChecker | None = None
     received: list[Any] = field(default_factory=list)
     cancelled: int = 0
     address: str = ""
@@ -90,6 +92,8 @@ class FakeWorker:
         await self._server.stop(None)
 
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        if self.leases:
+            self.leases.take(request)
         self.received.append(request)
         try:
             async for response in self.behaviour(self, request, context):

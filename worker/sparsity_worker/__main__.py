@@ -25,6 +25,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--chunked-prefill-tokens", type=int, default=8192, help="prompt tokens prefilled at once")
     parser.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
     parser.add_argument("--threads", type=int, help="compute threads")
+    parser.add_argument("--lease-key-file", type=Path, help="key that routers sign leases with")
+    parser.add_argument("--require-lease", action="store_true", help="refuse requests without a router's lease")
     return parser.parse_args(arguments)
 
 

@@ -26,6 +26,8 @@ class WorkerConfig:
         chunked_prefill_tokens: prompt tokens prefilled at once.
         dtype: `auto`, `bfloat16` or `float32`; auto takes bfloat16 where the CPU multiplies it natively.
         threads: compute threads.
+        lease_key_file: the key that routers sign leases with; None takes SPARSITY_LEASE_KEY.
+        require_lease: whether a request without a router's lease is refused.
         mem_fraction: share of the memory that SGLang may plan with; the KV cache is sized by max_total_tokens.
     """
 
@@ -40,6 +42,8 @@ class WorkerConfig:
     dtype: str = "auto"
     threads: int | None = None
     mem_fraction: float = 0.3
+    lease_key_file: Path | None = None
+    require_lease: bool = False
 
     def __post_init__(self) -> None:
         if self.tier not in TIERS:

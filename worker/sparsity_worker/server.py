@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2
 from sparsity import telemetry
 from sparsity.channels import MAX_MESSAGE_BYTES
 from sparsity.errors import ConfigurationError
+from sparsity.leases import LeaseChecker, read_key
 from sparsity.serving import listen, require_free
 from sparsity.v1 import worker_pb2
 from tokenizers import Tokenizer
@@ -41,12 +42,19 @@ def run(config: WorkerConfig) -> None:
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     digest = hashlib.sha256(tokenizer_file.read_bytes()).hexdigest()
     require_free(config.listen)
+    if config.require_lease and read_key(config.lease_key_file) is None:
+        raise ConfigurationError("--require-lease: give the key with --lease-key-file or SPARSITY_LEASE_KEY")
     engine = Engine(config, facts, profile)
     telemetry.configure("sparsity-worker")
     try:
         asyncio.run(_serve(config, facts, engine, tokenizer, digest, profile))
     finally:
         engine.shutdown()
+
+
+def _leases(config: WorkerConfig, identity: Identity) -> LeaseChecker | None:
+    key = read_key(config.lease_key_file)
+    return LeaseChecker(key, config.worker_id, identity.tier) if key else None
 
 
 async def _serve(
@@ -60,7 +68,7 @@ async def _serve(
     proof = await probe(engine, facts, profile)
     load = Load(config.max_requests)
     identity = Identity(config, facts, profile.label if profile else "dense", proof, digest)
-    service = WorkerService(engine, tokenizer, identity, load)
+    service = WorkerService(engine, tokenizer, identity, load, _leases(config, identity))
     endpoint = listen(config.listen, {SERVICE: service}, MAX_MESSAGE_BYTES)
     # SGLang took the signals at the probe; a drain must come before its shutdown.
     stop = asyncio.Event()

@@ -11,6 +11,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from sparsity.errors import InvalidRequestError
+from sparsity.leases import LeaseChecker
 from sparsity.v1 import inference_pb2, worker_pb2
 from tokenizers import Tokenizer
 
@@ -59,11 +60,14 @@ class Identity:
 class WorkerService:
     """Serves one engine."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, identity: Identity, load: Load) -> None:
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, identity: Identity, load: Load, leases: LeaseChecker | None = None
+    ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._identity = identity
         self._load = load
+        self._leases = leases
 
     async def Generate(
         self, request: worker_pb2.WorkerServiceGenerateRequest, context: Context
@@ -72,6 +76,8 @@ class WorkerService:
         if request.tier not in (inference_pb2.TIER_UNSPECIFIED, self._identity.tier):
             wanted = inference_pb2.Tier.Name(request.tier)
             raise InvalidRequestError.of("tier", f"this worker serves {self._identity.config.tier}, not {wanted}")
+        if self._leases and (request.HasField("lease") or self._identity.config.require_lease):
+            self._leases.take(request)
         inner = engine_request(request, self._identity.facts)
         tokens = len(inner.prompt) + inner.sampling["max_new_tokens"]
         with self._load.admit(inner.rid, tokens), tracing.generation(context, inner, self._identity) as trace:

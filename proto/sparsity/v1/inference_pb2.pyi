@@ -876,15 +876,18 @@ class RouteResponse(_message.Message):
     DECISION_FIELD_NUMBER: _builtins.int
     ENDPOINT_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
+    WORKER_REQUEST_FIELD_NUMBER: _builtins.int
     endpoint: _builtins.str
     """The worker's gRPC target."""
+    worker_request: _builtins.bytes
+    """A serialized sparsity.v1.WorkerServiceGenerateRequest: the only request that the lease is good for."""
     @_builtins.property
     def decision(self) -> Global___Decision:
         """The decision."""
 
     @_builtins.property
     def lease(self) -> Global___WorkerLease:
-        """The request to send to WorkerService.Generate, lease included."""
+        """What the worker takes the request by, once; it goes into the worker request's `lease`."""
 
     def __init__(
         self,
@@ -892,10 +895,11 @@ class RouteResponse(_message.Message):
         decision: Global___Decision | None = ...,
         endpoint: _builtins.str = ...,
         lease: Global___WorkerLease | None = ...,
+        worker_request: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "lease", b"lease"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "endpoint", b"endpoint", "lease", b"lease"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "endpoint", b"endpoint", "lease", b"lease", "worker_request", b"worker_request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -928,6 +932,50 @@ class WorkerLease(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerLease: _TypeAlias = WorkerLease  # noqa: Y015
+
+@_typing.final
+class LeaseClaims(_message.Message):
+    """What a router signs; only routers and workers read it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    DECISION_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_HASH_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    """The worker that may serve the request."""
+    tier: Global___Tier.ValueType
+    """Its tier."""
+    decision_id: _builtins.str
+    """The decision behind it."""
+    request_hash: _builtins.bytes
+    """SHA-256 of the serialized worker request without its lease."""
+    nonce: _builtins.bytes
+    """Random; a worker takes each once."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """After this the worker refuses it."""
+
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        tier: Global___Tier.ValueType = ...,
+        decision_id: _builtins.str = ...,
+        request_hash: _builtins.bytes = ...,
+        nonce: _builtins.bytes = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "expire_time", b"expire_time", "nonce", b"nonce", "request_hash", b"request_hash", "tier", b"tier", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseClaims: _TypeAlias = LeaseClaims  # noqa: Y015
 
 @_typing.final
 class ExplainRequest(_message.Message):

@@ -80,7 +80,8 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Route(self, request, context):
-        """Decides and picks a worker, for a client that then streams from the worker itself with the returned lease.
+        """Decides and picks a worker, for a client that then streams from the worker itself with the returned lease. Such answers
+        are not seen by the router: they reach the decision log without density, and no guard.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

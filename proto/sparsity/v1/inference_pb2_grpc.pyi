@@ -44,7 +44,9 @@ class InferenceServiceStub:
     sparsity report. Initial metadata carries `sparsity-decision-id` and `sparsity-tier`.
     """
     Route: _grpc.UnaryUnaryMultiCallable[_inference_pb2.RouteRequest, _inference_pb2.RouteResponse]
-    """Decides and picks a worker, for a client that then streams from the worker itself with the returned lease."""
+    """Decides and picks a worker, for a client that then streams from the worker itself with the returned lease. Such answers
+    are not seen by the router: they reach the decision log without density, and no guard.
+    """
     Explain: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ExplainRequest, _inference_pb2.ExplainResponse]
     """Decides without generating: the signals, the decision and every alternative that was considered."""
     ReportOutcome: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ReportOutcomeRequest, _inference_pb2.ReportOutcomeResponse]
@@ -66,7 +68,9 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     sparsity report. Initial metadata carries `sparsity-decision-id` and `sparsity-tier`.
     """
     Route: _aio.UnaryUnaryMultiCallable[_inference_pb2.RouteRequest, _inference_pb2.RouteResponse]  # type: ignore[assignment]
-    """Decides and picks a worker, for a client that then streams from the worker itself with the returned lease."""
+    """Decides and picks a worker, for a client that then streams from the worker itself with the returned lease. Such answers
+    are not seen by the router: they reach the decision log without density, and no guard.
+    """
     Explain: _aio.UnaryUnaryMultiCallable[_inference_pb2.ExplainRequest, _inference_pb2.ExplainResponse]  # type: ignore[assignment]
     """Decides without generating: the signals, the decision and every alternative that was considered."""
     ReportOutcome: _aio.UnaryUnaryMultiCallable[_inference_pb2.ReportOutcomeRequest, _inference_pb2.ReportOutcomeResponse]  # type: ignore[assignment]
@@ -97,7 +101,9 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.RouteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.RouteResponse, _abc.Awaitable[_inference_pb2.RouteResponse]]:
-        """Decides and picks a worker, for a client that then streams from the worker itself with the returned lease."""
+        """Decides and picks a worker, for a client that then streams from the worker itself with the returned lease. Such answers
+        are not seen by the router: they reach the decision log without density, and no guard.
+        """
 
     @_abc_1.abstractmethod
     def Explain(

@@ -36,6 +36,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     raw: Annotated[bool, typer.Option(help="Send plain text, not a chat message.")] = False,
+    direct: Annotated[bool, typer.Option(help="Stream from the worker itself, by a lease of the router.")] = False,
     timeout: Annotated[float | None, typer.Option(help="Deadline, seconds.")] = None,
     router: Router = DEFAULT_ROUTER,
     as_json: AsJson = False,
@@ -57,7 +58,7 @@ def generate(
         pieces: list[str] = []
         completion = inference_pb2.Completion()
         with Client(router) as client:
-            for response in client.generate(request, timeout):
+            for response in client.generate(request, timeout, direct=direct):
                 pieces.append(response.text)
                 if not as_json:
                     typer.echo(response.text, nl=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import signal
 import threading
 import time
@@ -119,17 +120,18 @@ class Supervisor:
         return f"redis://127.0.0.1:{self._valkey.port}/0"
 
     def _start_children(self, model: Path, url: str) -> None:
-        logs = self._config.state / "logs"
+        logs, key = self._config.state / "logs", self._lease_key()
         for tier in TIERS:
             address = f"127.0.0.1:{free_port()}"
             arguments = ["-m", "sparsity_worker", "--worker-id", f"worker-{tier}", "--tier", tier]
-            arguments += ["--model", str(model), "--listen", address]
+            arguments += ["--model", str(model), "--listen", address, "--lease-key-file", str(key)]
             if tier != "dense":
                 arguments += ["--profile", f"{self._config.profile}-{tier}"]
             self._workers[tier] = Child(f"worker-{tier}", arguments, address, logs / f"worker-{tier}.log")
         arguments = ["-m", "sparsity_router", "--model", str(model), "--redis-url", url]
         arguments += ["--listen", self._config.listen, "--band-set", self._config.band_set]
-        arguments += ["--policy-ttl", str(self._config.policy_ttl)]
+        arguments += ["--policy-ttl", str(self._config.policy_ttl), "--lease-key-file", str(key)]
+        arguments += ["--snapshot-file", str(self._config.state / "policies.json")]
         if self._config.access:
             arguments += ["--access", str(self._config.access)]
         for child in self._workers.values():
@@ -139,6 +141,14 @@ class Supervisor:
             child.log.write_bytes(b"")
             child.start()
             self._say(f"{child.name} starts, pid {child.pid}, log {child.log}")
+
+    def _lease_key(self) -> Path:
+        """The file with the key that router and workers share."""
+        path = self._config.state / "lease.key"
+        if not path.exists():
+            path.touch(mode=0o600)
+            path.write_text(secrets.token_urlsafe(32))
+        return path
 
     def _children(self) -> list[Child]:
         return [*self._workers.values(), *([self._router] if self._router else [])]

@@ -11,6 +11,7 @@ import grpc
 from opentelemetry import trace
 from sparsity import telemetry
 from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError
+from sparsity.leases import sign
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.decide import decide
 from sparsity_policies.decisionlog import DecisionLog
@@ -22,10 +23,11 @@ from sparsity_router.classify import MAX_NAME, Classified, Classifier
 from sparsity_router.fleet import Fleet
 from sparsity_router.observer import Observer
 from sparsity_router.policies import PolicyFollower
-from sparsity_router.relay import relay
+from sparsity_router.relay import place, relay
 
 GenerateContext = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
 OutcomeContext = grpc.aio.ServicerContext[inference_pb2.ReportOutcomeRequest, inference_pb2.ReportOutcomeResponse]
+RouteContext = grpc.aio.ServicerContext[inference_pb2.RouteRequest, inference_pb2.RouteResponse]
 ExplainContext = grpc.aio.ServicerContext[inference_pb2.ExplainRequest, inference_pb2.ExplainResponse]
 _tracer = trace.get_tracer("sparsity.router")
 MAX_PRIORITY = 9
@@ -34,7 +36,7 @@ _OUTCOME_PATIENCE = (0.2, 0.4, 0.0)
 
 
 class InferenceService:
-    """Generate, Explain and ReportOutcome; Route is in the contract only.
+    """Generate, Route, Explain and ReportOutcome.
 
     Args:
         classifier: finds out what a request is.
@@ -43,6 +45,7 @@ class InferenceService:
         model: the served model's name.
         observer: told of every decision that was relayed.
         decisions: joins outcomes to decisions; None without a store.
+        lease_key: what leases are signed with; None gives none.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class InferenceService:
         model: str,
         observer: Observer | None = None,
         decisions: DecisionLog | None = None,
+        lease_key: bytes | None = None,
     ) -> None:
         self._classifier = classifier
         self._policies = policies
@@ -60,6 +64,7 @@ class InferenceService:
         self._model = model
         self._observer = observer
         self._decisions = decisions
+        self._lease_key = lease_key
 
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: GenerateContext
@@ -71,18 +76,11 @@ class InferenceService:
             _describe(span, classified.signals, decision, decision_id, self._model)
             metadata = (("sparsity-decision-id", decision_id), ("sparsity-tier", decision.tier.word))
             await context.send_initial_metadata(metadata)
-            inner = worker_pb2.WorkerServiceGenerateRequest(
-                request_id=request.request_id or decision_id,
-                prompt=inference_pb2.TokenIds(ids=classified.token_ids),
-                sampling=request.sampling,
-                priority=min(request.priority, MAX_PRIORITY),
-            )
-            if request.context.tenant:
-                inner.cache_salt = request.context.tenant
+            inner = _worker_request(request, classified, decision_id)
             told = False
             served: Decision | None = None
             try:
-                async with aclosing(relay(self._fleet, inner, decision, context)) as messages:
+                async with aclosing(relay(self._fleet, inner, decision, context, decision_id)) as messages:
                     async for relayed in messages:
                         response, served = relayed.response, relayed.decision
                         if response.HasField("completion"):
@@ -96,6 +94,26 @@ class InferenceService:
             finally:
                 if not told:
                     self._tell(decision_id, classified.signals, decision, served, None)
+
+    async def Route(self, request: inference_pb2.RouteRequest, context: RouteContext) -> inference_pb2.RouteResponse:
+        """The decision, a worker, and the lease that it takes exactly this request by."""
+        if self._lease_key is None:
+            raise ConfigurationError("this router signs no leases: it was started without --lease-key-file")
+        with telemetry.server_span(_tracer, "router.route", context) as span:
+            decision_id = uuid.uuid4().hex
+            classified, decision = await self._decide(request.request, decision_id)
+            _describe(span, classified.signals, decision, decision_id, self._model)
+            worker, served = place(self._fleet, decision)
+            inner = _worker_request(request.request, classified, decision_id)
+            inner.tier = served.tier.value  # type: ignore[assignment]
+            worker.expect(inner.request_id, len(inner.prompt.ids) + inner.sampling.max_new_tokens)
+            self._tell(decision_id, classified.signals, decision, served, None)
+            return inference_pb2.RouteResponse(
+                decision=decision_to_wire(served, decision_id),
+                endpoint=worker.target,
+                lease=sign(self._lease_key, inner, worker.name, decision_id),
+                worker_request=inner.SerializeToString(),
+            )
 
     def _tell(
         self,
@@ -161,6 +179,21 @@ class InferenceService:
         with _tracer.start_as_current_span("router.decide"):
             # A change that came while a long prompt was read counts: a kill switch must not wait for it.
             return classified, decide(classified.signals, self._policies.snapshot)
+
+
+def _worker_request(
+    request: inference_pb2.GenerateRequest, classified: Classified, decision_id: str
+) -> worker_pb2.WorkerServiceGenerateRequest:
+    """The request in the worker's terms; tier and lease come with the worker."""
+    inner = worker_pb2.WorkerServiceGenerateRequest(
+        request_id=request.request_id or decision_id,
+        prompt=inference_pb2.TokenIds(ids=classified.token_ids),
+        sampling=request.sampling,
+        priority=min(request.priority, MAX_PRIORITY),
+    )
+    if request.context.tenant:
+        inner.cache_salt = request.context.tenant
+    return inner
 
 
 def _describe(span: trace.Span, signals: Signals, decision: Decision, decision_id: str, model: str) -> None:

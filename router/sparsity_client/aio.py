@@ -1,0 +1,138 @@
+"""The asynchronous client, for `asyncio` services."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from types import TracebackType
+
+import grpc
+from opentelemetry import trace
+from sparsity import telemetry
+from sparsity.channels import MESSAGE_SIZE
+from sparsity.errors import SparsityError
+from sparsity.status import to_error
+from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2_grpc
+
+from sparsity_client.direct import broken, falls_back, remaining, with_decision, worker_request
+
+_tracer = trace.get_tracer("sparsity.client")
+
+
+class AsyncClient:
+    """One channel to a router at ``target``, for one event loop; the methods are those of `Client`."""
+
+    def __init__(self, target: str) -> None:
+        self.channel = grpc.aio.insecure_channel(target, options=MESSAGE_SIZE)
+        self._workers: dict[str, grpc.aio.Channel] = {}
+        self._inference: inference_pb2_grpc.InferenceServiceAsyncStub = inference_pb2_grpc.InferenceServiceStub(
+            self.channel
+        )
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the channels; calls in flight are cancelled."""
+        for channel in (self.channel, *self._workers.values()):
+            await channel.close()
+
+    async def generate(
+        self, request: inference_pb2.GenerateRequest, timeout: float | None = None, *, direct: bool = False
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
+        """Streams a completion; see `Client.generate`. Close it (`contextlib.aclosing`) to leave early.
+
+        Raises:
+            SparsityError: the kind tells what failed.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with _tracer.start_as_current_span("client.generate", kind=trace.SpanKind.CLIENT):
+            begun = False
+            if direct:
+                try:
+                    async with aclosing(self._direct(request, deadline)) as responses:
+                        async for response in responses:
+                            begun = True
+                            yield response
+                    return
+                except SparsityError as error:
+                    if begun or not falls_back(error):
+                        raise broken(error) if begun else error from None
+            async with aclosing(self._relayed(request, deadline)) as responses:
+                async for response in responses:
+                    yield response
+
+    async def _relayed(
+        self, request: inference_pb2.GenerateRequest, deadline: float | None
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
+        call = self._inference.Generate(request, timeout=remaining(deadline), metadata=telemetry.outgoing())
+        try:
+            async for response in call:
+                yield response
+        except grpc.RpcError as error:
+            raise to_error(error) from error
+        finally:
+            call.cancel()
+
+    async def _direct(
+        self, request: inference_pb2.GenerateRequest, deadline: float | None
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
+        metadata = telemetry.outgoing()
+        asked = inference_pb2.RouteRequest(request=request)
+        try:
+            route = await self._inference.Route(asked, timeout=remaining(deadline), metadata=metadata)
+            worker: worker_pb2_grpc.WorkerServiceAsyncStub = worker_pb2_grpc.WorkerServiceStub(
+                self._worker(route.endpoint)
+            )
+            call = worker.Generate(worker_request(route), timeout=remaining(deadline), metadata=metadata)
+            try:
+                async for message in call:
+                    yield with_decision(message.response, route)
+            finally:
+                call.cancel()
+        except grpc.RpcError as error:
+            raise to_error(error) from error
+
+    def _worker(self, endpoint: str) -> grpc.aio.Channel:
+        if endpoint not in self._workers:
+            self._workers[endpoint] = grpc.aio.insecure_channel(endpoint, options=MESSAGE_SIZE)
+        return self._workers[endpoint]
+
+    async def explain(
+        self, request: inference_pb2.GenerateRequest, timeout: float | None = 30.0
+    ) -> inference_pb2.ExplainResponse:
+        """The decision that :meth:`generate` would get now, and how it comes to be.
+
+        Raises:
+            SparsityError: the kind tells what failed.
+        """
+        explain = inference_pb2.ExplainRequest(request=request)
+        try:
+            return await self._inference.Explain(explain, timeout=timeout, metadata=telemetry.outgoing())
+        except grpc.RpcError as error:
+            raise to_error(error) from error
+
+    async def report_outcome(
+        self,
+        decision_id: str,
+        score: float,
+        metric: str,
+        labels: Mapping[str, str] | None = None,
+        timeout: float | None = 5.0,
+    ) -> None:
+        """Reports how good an answer was; see `Client.report_outcome`.
+
+        Raises:
+            SparsityError: the kind tells what failed.
+        """
+        report = inference_pb2.ReportOutcomeRequest(decision_id=decision_id, score=score, metric=metric, labels=labels)
+        try:
+            await self._inference.ReportOutcome(report, timeout=timeout, metadata=telemetry.outgoing())
+        except grpc.RpcError as error:
+            raise to_error(error) from error

@@ -1,0 +1,67 @@
+"""The last policies on disk, so that a router can start while the store is away.
+
+The file's modification time is when its contents were last known to be current: the time to live of policies goes on
+across a restart.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from sparsity.errors import StoreError
+from sparsity_policies.contents import Contents, Cursor
+from sparsity_policies.envelope import UNREADABLE, open_overrides, open_policy, seal_override, seal_policy
+from sparsity_policies.model import Override, StoredPolicy
+
+_TOUCH_SECONDS = 5.0
+
+
+class SnapshotFile:
+    """One file, replaced in one step."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._touched = 0.0
+
+    def save(self, revision: int, policies: Iterable[StoredPolicy], overrides: Iterable[Override]) -> None:
+        """Writes what is decided from now.
+
+        Raises:
+            OSError: when it cannot be written.
+        """
+        document = {
+            "revision": revision,
+            "policies": {stored.policy.domain: seal_policy(stored) for stored in policies},
+            "overrides": {override.id: seal_override(override) for override in overrides},
+        }
+        scratch = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        scratch.write_text(json.dumps(document), encoding="utf-8")
+        os.replace(scratch, self._path)
+        self._touched = time.monotonic()
+
+    def confirm(self) -> None:
+        """Notes that the file is current, every few seconds."""
+        if time.monotonic() - self._touched > _TOUCH_SECONDS and self._path.exists():
+            os.utime(self._path)
+            self._touched = time.monotonic()
+
+    def load(self) -> tuple[Contents, float]:
+        """What was saved, and how many seconds ago it was last known to be current.
+
+        Raises:
+            StoreError: when there is no file, or it cannot be read.
+        """
+        try:
+            age = max(time.time() - self._path.stat().st_mtime, 0.0)
+            document = json.loads(self._path.read_text(encoding="utf-8"))
+            policies = [open_policy(envelope, domain) for domain, envelope in document["policies"].items()]
+            overrides, rejected = open_overrides(document["overrides"])
+            # No store has this head: the first look at one reads everything.
+            cursor = Cursor(int(document["revision"]), "on disk", "0-0")
+        except (OSError, *UNREADABLE, AttributeError) as error:
+            raise StoreError(f"--snapshot-file: {self._path}: {type(error).__name__}: {error}") from error
+        return Contents(cursor, policies, overrides, rejected, 0.0), age

@@ -1,0 +1,215 @@
+"""Leases, and the direct path that they open, over fake workers that check them as real ones do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from sparsity import leases
+from sparsity.errors import (
+    ConfigurationError,
+    InvalidRequestError,
+    LeaseError,
+    OverloadedError,
+    SparsityError,
+    StreamBrokenError,
+)
+from sparsity.leases import LeaseChecker, read_key, sign
+from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity_client import AsyncClient, Client, make_request
+from sparsity_policies.model import Tier
+from sparsity_router.config import RouterConfig
+from support.fake_worker import FakeWorker, fail
+from support.router import Router, failure, running
+from support.tiny import tiny_model
+from support.valkey import Valkey
+
+KEY = b"a key of sixteen bytes or more"
+DENSE, MODERATE = inference_pb2.TIER_DENSE, inference_pb2.TIER_MODERATE
+
+
+def request(**fields: Any) -> worker_pb2.WorkerServiceGenerateRequest:
+    fields.setdefault("request_id", "r")
+    prompt = inference_pb2.TokenIds(ids=[1, 2, 3])
+    made = worker_pb2.WorkerServiceGenerateRequest(prompt=prompt, tier=DENSE, **fields)
+    made.lease.CopyFrom(sign(KEY, made, "w", "d"))
+    return made
+
+
+def checker(worker_id: str = "w", tier: Any = DENSE) -> LeaseChecker:
+    return LeaseChecker(KEY, worker_id, tier)
+
+
+def test_a_lease_is_good_once() -> None:
+    worker, made = checker(), request()
+    assert worker.take(made).decision_id == "d"
+    with pytest.raises(LeaseError, match="used before"):
+        worker.take(made)
+    worker.take(request())
+
+
+def test_a_lease_is_good_for_one_worker_tier_and_request() -> None:
+    with pytest.raises(LeaseError, match="is for worker w, not other"):
+        checker("other").take(request())
+    with pytest.raises(LeaseError, match="is for TIER_DENSE"):
+        checker(tier=MODERATE).take(request())
+    for change in ("request_id", "cache_salt"):
+        made = request()
+        setattr(made, change, "changed")
+        with pytest.raises(LeaseError, match="is not the one that the lease was signed for"):
+            checker().take(made)
+    made = request()
+    made.prompt.ids.append(4)
+    with pytest.raises(LeaseError, match="is not the one"):
+        checker().take(made)
+
+
+def test_forged_leases_are_refused() -> None:
+    for place in (0, -1):
+        made = request()
+        token = bytearray(made.lease.token)
+        token[place] ^= 1
+        made.lease.token = bytes(token)
+        with pytest.raises(LeaseError, match="was not signed by a router"):
+            checker().take(made)
+    for token in (b"x", b"x" * 100):
+        made = request()
+        made.lease.token = token
+        with pytest.raises(LeaseError, match="was not signed"):
+            checker().take(made)
+    made = request()
+    made.lease.CopyFrom(sign(b"another key of the right length", made, "w", "d"))
+    with pytest.raises(LeaseError, match="was not signed"):
+        checker().take(made)
+    made.ClearField("lease")
+    with pytest.raises(LeaseError, match="demands a router's lease"):
+        checker().take(made)
+
+
+def test_expired_leases_are_refused_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, made = checker(), request()
+    worker.take(made)
+    now = time.time()
+    monkeypatch.setattr(leases.time, "time", lambda: now + 60)
+    with pytest.raises(LeaseError, match=r"expired 3\d s ago"):
+        worker.take(made)
+    worker.take(request())
+    assert len(worker._taken) == 1
+
+
+def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPARSITY_LEASE_KEY", raising=False)
+    assert read_key(None) is None
+    (tmp_path / "key").write_bytes(KEY + b"\n")
+    assert read_key(tmp_path / "key") == KEY
+    (tmp_path / "key").write_bytes(b"short")
+    with pytest.raises(ConfigurationError, match="16 are the least"):
+        read_key(tmp_path / "key")
+    with pytest.raises(ConfigurationError, match="--lease-key-file"):
+        read_key(tmp_path / "none")
+    monkeypatch.setenv("SPARSITY_LEASE_KEY", KEY.decode())
+    assert read_key(None) == KEY
+
+
+@asynccontextmanager
+async def rig(
+    folder: Path, key: bytes | None = KEY, worker_key: bytes = KEY, **worker: Any
+) -> AsyncIterator[tuple[Router, FakeWorker]]:
+    """A router and a dense worker that demands leases."""
+    model = tiny_model(folder / "model")
+    fake = FakeWorker("w", DENSE, model, leases=LeaseChecker(worker_key, "w", DENSE), **worker)
+    await fake.start()
+    file = None
+    if key:
+        file = folder / "key"
+        file.write_bytes(key)
+    with Valkey() as server:
+        options: dict[str, Any] = {"drain_seconds": 0.1, "queue_seconds": 0.0, "lease_key_file": file}
+        config = RouterConfig(model, (fake.address,), server.url, "127.0.0.1:0", **options)
+        async with running(config) as router:
+            await asyncio.sleep(0.2)
+            yield router, fake
+    await fake.stop()
+
+
+async def collect(client: AsyncClient, **options: Any) -> tuple[str, Any]:
+    text, completion = "", None
+    async with aclosing(client.generate(make_request("hello", domain="rag"), 10.0, **options)) as responses:
+        async for response in responses:
+            text += response.text
+            if response.HasField("completion"):
+                completion = response.completion
+    return text, completion
+
+
+async def test_the_direct_path_gives_what_the_relay_gives(tmp_path: Path) -> None:
+    async with rig(tmp_path) as (router, worker), AsyncClient(router.address) as client:
+        relayed_text, relayed = await collect(client)
+        text, completion = await collect(client, direct=True)
+        assert (text, completion.worker_id) == (relayed_text, relayed.worker_id) == ("abc", "w")
+        assert completion.decision.reason == relayed.decision.reason == inference_pb2.REASON_LENGTH_BAND
+        assert completion.decision.decision_id != relayed.decision.decision_id
+        first, second = worker.received
+        # The relay numbers its attempts; the direct request bears the decision's id.
+        assert first.request_id == f"{relayed.decision.decision_id}.1"
+        assert second.request_id == completion.decision.decision_id
+
+        def blocking() -> str:
+            with Client(router.address) as other:
+                made = make_request("hello", domain="rag")
+                return "".join(response.text for response in other.generate(made, 10.0, direct=True))
+
+        assert await asyncio.to_thread(blocking) == "abc"
+        assert len(worker.received) == 3
+
+
+async def test_a_worker_that_refuses_the_lease_is_reached_by_nobody(tmp_path: Path) -> None:
+    async with rig(tmp_path, worker_key=b"a key that is not the router's") as (router, worker):
+        async with AsyncClient(router.address) as client:
+            with pytest.raises(SparsityError):
+                await collect(client, direct=True)
+        assert not worker.received
+
+
+async def test_a_router_without_a_key_gives_no_leases_and_the_client_falls_back(tmp_path: Path) -> None:
+    async with rig(tmp_path, key=None) as (router, worker):
+        route = inference_pb2.RouteRequest(request=make_request("hello", domain="rag"))
+        assert "--lease-key-file" in (await failure(router.inference.Route(route))).details()
+        worker.leases = None
+        async with AsyncClient(router.address) as client:
+            assert (await collect(client, direct=True))[0] == "abc"
+
+
+async def test_before_the_first_message_the_relay_takes_over_and_after_it_nothing_is_replayed(tmp_path: Path) -> None:
+    async with rig(tmp_path) as (router, worker), AsyncClient(router.address) as client:
+        worker.behaviour = fail(grpc.StatusCode.RESOURCE_EXHAUSTED)
+        with pytest.raises(OverloadedError):
+            await collect(client, direct=True)
+        # Once directly, once by the relay.
+        assert len(worker.received) == 2
+        worker.behaviour = fail(grpc.StatusCode.UNAVAILABLE, after=1)
+        await asyncio.sleep(0.3)
+        with pytest.raises(StreamBrokenError, match="what was sent stands"):
+            await collect(client, direct=True)
+        assert len(worker.received) == 3
+
+
+async def test_route_checks_and_decides_like_generate(tmp_path: Path) -> None:
+    async with rig(tmp_path) as (router, worker):
+        async with AsyncClient(router.address) as client:
+            with pytest.raises(InvalidRequestError, match="text"):
+                async for _ in client.generate(make_request(""), direct=True):
+                    pass
+        route = await router.inference.Route(inference_pb2.RouteRequest(request=make_request("hi", domain="medical")))
+        assert route.decision.tier == Tier.DENSE.value
+        assert route.endpoint == worker.address
+        worker.draining = True
+        await asyncio.sleep(0.2)
+        error = await failure(router.inference.Route(inference_pb2.RouteRequest(request=make_request("hi"))))
+        assert "no dense worker can be reached" in error.details()

@@ -1,0 +1,216 @@
+"""Waiting for room: order, bounds, deadlines, and whom dense workers are kept for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from sparsity.errors import ConfigurationError, OverloadedError
+from sparsity.v1 import inference_pb2
+from sparsity_client import AsyncClient, make_request
+from sparsity_router.config import RouterConfig
+from sparsity_router.line import Line
+from support.fake_worker import FakeWorker, answer, fail
+from support.router import Router, running, until
+from support.tiny import tiny_model
+from support.valkey import Valkey
+
+DENSE, MODERATE = inference_pb2.TIER_DENSE, inference_pb2.TIER_MODERATE
+
+
+async def served(line: Line, names: list[tuple[str, int]], seconds: float = 5.0) -> list[str]:
+    """Names in the order in which they got their turn, when each makes room for the next."""
+    order: list[str] = []
+
+    async def one(name: str, priority: int) -> None:
+        with line.ticket(priority) as ticket:
+            await line.turn(ticket, seconds)
+            order.append(name)
+
+    tasks = [asyncio.create_task(one(name, priority)) for name, priority in names]
+    await asyncio.sleep(0)
+    line.wake()
+    await asyncio.gather(*tasks)
+    return order
+
+
+async def test_the_urgent_come_first_then_the_early() -> None:
+    assert await served(Line(9), [("a", 0), ("b", 5), ("c", 0), ("d", 9), ("e", 5)]) == ["d", "b", "e", "a", "c"]
+
+
+async def test_a_full_line_refuses_or_gives_up_its_last() -> None:
+    line = Line(2)
+    refused: list[str] = []
+
+    async def one(name: str, priority: int) -> None:
+        try:
+            with line.ticket(priority) as ticket:
+                await line.turn(ticket, 0.5)
+        except OverloadedError as error:
+            refused.append(f"{name}: {error}")
+
+    tasks = []
+    for name, priority in (("a", 3), ("b", 1), ("late", 1), ("urgent", 9)):
+        tasks.append(asyncio.create_task(one(name, priority)))
+        await asyncio.sleep(0.01)
+    assert refused == ["late: the line holds its 2 requests; try again",
+                       "b: a more urgent request took the place in line; try again"]  # fmt: skip
+    await asyncio.gather(*tasks)
+    # Its leaving gave the other one a turn.
+    assert refused[2:] == ["a: there was no room in time; try again"]
+    assert not len(line)
+
+
+async def test_who_leaves_lets_the_next_try() -> None:
+    line = Line(4)
+    gone = asyncio.create_task(served(line, [("gone", 9)], 5.0))
+    await asyncio.sleep(0.05)
+    gone.cancel()
+    assert await served(line, [("a", 0), ("b", 0)]) == ["a", "b"]
+    assert not len(line)
+
+
+async def hold(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+    """Answers once the test lets it."""
+    await worker.release.wait()  # type: ignore[attr-defined]
+    async for response in answer(worker, request, context):
+        yield response
+
+
+@asynccontextmanager
+async def rig(folder: Path, **config: Any) -> AsyncIterator[tuple[Router, FakeWorker, FakeWorker]]:
+    """A dense and a moderate worker that answer when they are let, four requests each."""
+    model = tiny_model(folder / "model")
+    workers = [
+        FakeWorker("dense", DENSE, model, behaviour=hold),
+        FakeWorker("moderate", MODERATE, model, behaviour=hold),
+    ]
+    for worker in workers:
+        worker.release = asyncio.Event()  # type: ignore[attr-defined]
+        await worker.start()
+    with Valkey() as server:
+        targets = tuple(worker.address for worker in workers)
+        options: dict[str, Any] = {"listen": "127.0.0.1:0", "drain_seconds": 0.1} | config
+        async with running(RouterConfig(model, targets, server.url, **options)) as router:
+            await router.edit("rag", bands=[(0, MODERATE)])
+            await asyncio.sleep(0.3)
+            yield router, workers[0], workers[1]
+    for worker in workers:
+        await worker.stop()
+
+
+def ask(client: AsyncClient, domain: str, priority: int = 0, timeout: float = 10.0) -> asyncio.Task[int]:
+    async def run() -> int:
+        request = make_request("hello", domain=domain)
+        request.priority = priority
+        tier = 0
+        async for response in client.generate(request, timeout):
+            tier = response.completion.decision.tier if response.HasField("completion") else tier
+        return tier
+
+    return asyncio.create_task(run())
+
+
+async def received(worker: FakeWorker, count: int) -> None:
+    async def there() -> bool:
+        return len(worker.received) >= count
+
+    await until(there)
+
+
+async def test_a_dense_request_waits_for_a_dense_worker(tmp_path: Path) -> None:
+    async with rig(tmp_path) as (router, dense, moderate), AsyncClient(router.address) as client:
+        first = [ask(client, "medical") for _ in range(4)]
+        await received(dense, 4)
+        waiting = [ask(client, "medical") for _ in range(3)]
+        await asyncio.sleep(0.3)
+        assert len(dense.received) == 4
+        dense.release.set()  # type: ignore[attr-defined]
+        assert await asyncio.gather(*first, *waiting) == [DENSE] * 7
+        # Nobody was sent elsewhere meanwhile.
+        assert not moderate.received
+
+
+async def test_urgent_requests_overtake(tmp_path: Path) -> None:
+    async with rig(tmp_path) as (router, dense, _), AsyncClient(router.address) as client:
+        first = [ask(client, "medical") for _ in range(4)]
+        await received(dense, 4)
+        late = [ask(client, "medical", priority) for priority in (0, 0, 9)]
+        await asyncio.sleep(0.2)
+        dense.release.set()  # type: ignore[attr-defined]
+        await asyncio.gather(*first, *late)
+        assert dense.received[4].priority == 9
+
+
+async def test_who_waits_in_vain_is_told_to_come_back(tmp_path: Path) -> None:
+    async with rig(tmp_path, queue_seconds=0.3) as (router, dense, _), AsyncClient(router.address) as client:
+        first = [ask(client, "medical") for _ in range(4)]
+        await received(dense, 4)
+        with pytest.raises(OverloadedError, match="no room in time"):
+            await ask(client, "medical")
+        dense.release.set()  # type: ignore[attr-defined]
+        await asyncio.gather(*first)
+
+
+async def test_a_worker_that_says_it_is_full_is_not_pestered(tmp_path: Path) -> None:
+    async with rig(tmp_path, queue_seconds=1.0) as (router, dense, _), AsyncClient(router.address) as client:
+        dense.behaviour = fail(grpc.StatusCode.RESOURCE_EXHAUSTED)
+        with pytest.raises(OverloadedError):
+            await ask(client, "medical")
+        assert 2 <= len(dense.received) <= 6
+
+
+async def test_a_client_that_leaves_leaves_the_line(tmp_path: Path) -> None:
+    async with rig(tmp_path) as (router, dense, _), AsyncClient(router.address) as client:
+        first = [ask(client, "medical") for _ in range(4)]
+        await received(dense, 4)
+        gone, stays = ask(client, "medical", 9), ask(client, "medical")
+        await asyncio.sleep(0.2)
+        gone.cancel()
+        await asyncio.sleep(0.2)
+        dense.release.set()  # type: ignore[attr-defined]
+        assert await asyncio.gather(*first, stays) == [DENSE] * 5
+        assert len(dense.received) == 5
+
+
+async def test_spilled_requests_leave_the_reserve_to_what_policy_holds_dense(tmp_path: Path) -> None:
+    async with (
+        rig(tmp_path, dense_reserve=0.5, queue_seconds=0.5) as (router, dense, moderate),
+        AsyncClient(router.address) as client,
+    ):
+        sparse = [ask(client, "rag") for _ in range(4)]
+        await received(moderate, 4)
+        spilled = [ask(client, "rag") for _ in range(4)]
+        await received(dense, 2)
+        # Two of the dense worker's four places are kept; two spilled requests wait in vain.
+        held = [ask(client, "medical") for _ in range(2)]
+        await received(dense, 4)
+        await asyncio.sleep(0.6)
+        dense.release.set()  # type: ignore[attr-defined]
+        moderate.release.set()  # type: ignore[attr-defined]
+        results = await asyncio.gather(*sparse, *spilled, *held, return_exceptions=True)
+        assert results[:4] == [MODERATE] * 4
+        assert [kind for kind in results[4:8] if kind == DENSE] == [DENSE] * 2
+        assert sum(isinstance(kind, OverloadedError) for kind in results[4:8]) == 2
+        assert results[8:] == [DENSE] * 2
+
+
+async def test_an_unreachable_tier_is_told_at_once(tmp_path: Path) -> None:
+    async with rig(tmp_path) as (router, dense, _), AsyncClient(router.address) as client:
+        dense.draining = True
+        await asyncio.sleep(0.2)
+        started = asyncio.get_running_loop().time()
+        with pytest.raises(Exception, match="no dense worker can be reached"):
+            await ask(client, "medical")
+        assert asyncio.get_running_loop().time() - started < 5
+
+
+def test_bad_bounds_are_refused(tmp_path: Path) -> None:
+    for wrong in ({"queue_seconds": -1.0}, {"dense_reserve": 1.0}, {"queue_limit": -1}):
+        with pytest.raises(ConfigurationError, match=r"--queue|--dense-reserve"):
+            RouterConfig(tiny_model(tmp_path), ("a:1",), "redis://x", **wrong)  # type: ignore[arg-type]
