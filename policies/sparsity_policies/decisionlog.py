@@ -16,7 +16,7 @@ from sparsity_policies.model import Tier
 from sparsity_policies.scripts import AUDIT, DECISIONS, OUTCOMES
 
 _PAGE = 1000
-_JOIN_SECONDS = 86_400
+_JOIN_SECONDS = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class DecisionLog:
         with store_errors():
             join = await self._redis.get(scripts.decision(decision_id))
         if join is None:
-            problem = f"decision {decision_id!r} is not in the decision log: it was not sampled, or is over a day old"
+            problem = f"decision {decision_id!r} is not in the decision log: it was not sampled, or is over an hour old"
             raise NotFoundError(problem)
         domain, tier, arm = json.loads(join)
         outcome = Outcome(decision_id, domain, Tier(tier), arm, metric, score, labels)

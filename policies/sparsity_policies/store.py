@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from sparsity.errors import ConflictError, NotFoundError, StoreError
 
@@ -24,6 +24,13 @@ _REPLICATION_MS = 1000
 _INLINE_BYTES = 65_536
 # Of the hundred that the library's pool has, before it refuses.
 _CONNECTIONS = 48
+
+
+class History(NamedTuple):
+    """A page of revisions, newest first, and where the next one goes on ``below``; None at the end."""
+
+    revisions: list[StoredPolicy]
+    below: int | None
 
 
 class PolicyStore:
@@ -125,35 +132,37 @@ class PolicyStore:
             ConflictError: when another etag is there, or, when ``seeding``, the domain was seeded before.
             InvalidRequestError: when the document is too large.
         """
-        return await self._write(policy.domain, policy, etag, actor, reason, seeding)
+        revision, fresh, time_ = await self._write(policy.domain, encode(policy), etag, actor, reason, seeding)
+        return StoredPolicy(policy, fresh, revision, time_, actor, reason)
 
-    async def delete(self, domain: str, *, etag: str | None, actor: str, reason: str) -> StoredPolicy:
+    async def delete(self, domain: str, *, etag: str | None, actor: str, reason: str) -> int:
         """Deletes a policy when ``etag`` matches, and returns the revision that says so.
 
         Raises:
             ConflictError: when another etag is there.
             NotFoundError: when there is no such policy.
         """
-        return await self._write(domain, None, etag, actor, reason, False)
+        revision, _, _ = await self._write(domain, "", etag, actor, reason, False)
+        return revision
 
     async def _write(
-        self, domain: str, policy: Policy | None, etag: str | None, actor: str, reason: str, seeding: bool
-    ) -> StoredPolicy:
+        self, domain: str, body: str, etag: str | None, actor: str, reason: str, seeding: bool
+    ) -> tuple[int, str, float]:
+        """Revision, etag and time of a write; an empty ``body`` deletes."""
         fresh = uuid.uuid4().hex[:16]
         keys = (POLICIES, REVISION, EVENTS, scripts.history(domain), HEAD, SEEDED)
-        arguments = (domain, "*" if etag is None else etag, encode(policy) if policy else "", fresh, actor, reason)
+        arguments = (domain, "*" if etag is None else etag, body, fresh, actor, reason)
         limits = (scripts.EVENTS_KEPT, scripts.HISTORY_KEPT, int(seeding))
         answer = await self._acknowledged(scripts.PUT, keys, *arguments, *limits)
         outcome = int(answer[0])
         if outcome < 0:
             there = f"etag {answer[1]!r}" if answer[1] else "no such policy"
             raise ConflictError(f"policy {domain}: {there} is in the store, not {etag!r}; read it and try again")
-        if outcome == 0 and policy:
+        if outcome == 0 and body:
             raise ConflictError(f"policy {domain}: was seeded before")
         if outcome == 0:
             raise NotFoundError(f"policy {domain!r} does not exist")
-        found = policy or (await self.revision(domain, outcome)).policy
-        return StoredPolicy(found, fresh, outcome, float(answer[1]), actor, reason, deleted=policy is None)
+        return outcome, fresh, float(answer[1])
 
     async def _acknowledged(self, script: str, keys: tuple[str, ...], *arguments: str | int) -> list[Any]:
         """Runs a writing script, and waits for replicas where that is asked for."""
@@ -170,7 +179,7 @@ class PolicyStore:
             raise StoreError(f"policy store: {held}; a failover may lose it: read it again")
         return list(answer)
 
-    async def history(self, domain: str, below: int | None = None, count: int = 100) -> list[StoredPolicy]:
+    async def history(self, domain: str, below: int | None = None, count: int = 100) -> History:
         """Revisions of a policy, newest first, of those ``below`` a revision; unreadable ones are left out."""
         newest = "+" if below is None else f"({below}-0"
         with store_errors():
@@ -181,7 +190,7 @@ class PolicyStore:
                 found.append(open_policy(fields["envelope"], domain))
             except UNREADABLE:
                 continue
-        return found
+        return History(found, int(entries[-1][0].partition("-")[0]) if len(entries) == count else None)
 
     async def revision(self, domain: str, revision: int) -> StoredPolicy:
         """One revision of a policy.

@@ -120,7 +120,7 @@ class Client:
             timeout: seconds.
 
         Raises:
-            SparsityError: the kind tells what failed; NotFoundError when the decision was not sampled, or is a day old.
+            SparsityError: the kind tells what failed; NotFoundError when the decision is not in the log.
         """
         request = inference_pb2.ReportOutcomeRequest(decision_id=decision_id, score=score, metric=metric, labels=labels)
         try:

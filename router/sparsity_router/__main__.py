@@ -29,6 +29,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-policy-lag", type=float, default=10.0, help="seconds a known change may wait")
     parser.add_argument("--access", type=Path, help="YAML file of who may call PolicyService; everybody without it")
     parser.add_argument("--decision-sample", type=float, default=1.0, help="share of decisions to log, 0 to 1")
+    parser.add_argument("--decision-rate", type=float, default=10.0, help="decisions to log a second at most")
     parser.add_argument("--redis-wait-replicas", type=int, default=0, help="replicas that must hold a policy write")
     parser.add_argument("--queue-seconds", type=float, default=10.0, help="how long a request may wait for room")
     parser.add_argument("--queue-limit", type=int, default=256, help="requests that may wait at a tier")
@@ -59,6 +60,7 @@ def main() -> int:
                 max_policy_lag=options.max_policy_lag,
                 access=options.access,
                 decision_sample=options.decision_sample,
+                decision_rate=options.decision_rate,
                 redis_wait_replicas=options.redis_wait_replicas,
                 lease_key_file=options.lease_key_file,
                 snapshot_file=options.snapshot_file,

@@ -23,6 +23,7 @@ class RouterConfig:
         max_policy_lag: time that a known change may wait before this router tells it is not ready, seconds.
         access: file of the principals that may call PolicyService; None lets everybody do everything.
         decision_sample: share of the decisions that is logged, in [0, 1].
+        decision_rate: decisions that are logged a second at most, over a minute's mean.
         snapshot_file: where the last policies are kept, for a start while the store is away.
         lease_key_file: the key that workers check leases with; None takes SPARSITY_LEASE_KEY, else gives no leases.
         redis_wait_replicas: replicas that must hold a policy before its write is acknowledged.
@@ -44,6 +45,7 @@ class RouterConfig:
     max_policy_lag: float = 10.0
     access: Path | None = None
     decision_sample: float = 1.0
+    decision_rate: float = 10.0
     redis_wait_replicas: int = 0
     lease_key_file: Path | None = None
     snapshot_file: Path | None = None
@@ -73,6 +75,8 @@ class RouterConfig:
             raise ConfigurationError("--dense-reserve: must be from 0 to below 1")
         if not 0 <= self.decision_sample <= 1:
             raise ConfigurationError("--decision-sample: must be from 0 to 1")
+        if self.decision_rate <= 0:
+            raise ConfigurationError("--decision-rate: must be more than 0 a second")
         if self.redis_url is None and self.policy_dir is None:
             raise ConfigurationError("--redis-url: give a policy store, or a folder of policies with --policy-dir")
         if self.redis_wait_replicas < 0:

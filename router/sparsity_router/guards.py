@@ -30,6 +30,8 @@ _WINDOW_SAMPLES = 200
 _WINDOW_SECONDS = 600.0
 _DEMOTION_SECONDS = 3600.0
 _OUTCOME_WAIT_SECONDS = 1.0
+# Callers name their metrics; a domain has few.
+_METRICS_KEPT = 16
 
 
 class Window:
@@ -84,6 +86,9 @@ class GuardMonitor:
         if policy is None or policy.guards.max_quality_dip is None or not outcome.arm:
             return
         key = (outcome.domain, outcome.metric)
+        known = {metric for domain, metric, _ in self._scores if domain == outcome.domain}
+        if outcome.metric not in known and len(known) >= _METRICS_KEPT:
+            return
         self._scores.setdefault((*key, outcome.arm), Window()).add(outcome.score)
         means = {arm: self._scores[*key, arm].mean() for arm in (ROLLED_OUT, HELD_BACK) if (*key, arm) in self._scores}
         rolled, held = means.get(ROLLED_OUT), means.get(HELD_BACK)

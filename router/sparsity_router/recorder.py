@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ audit_log = logging.getLogger("sparsity.audit")
 _FLUSH_SECONDS = 0.2
 _BATCH = 500
 _HELD = 20_000
+_BURST_SECONDS = 60.0
 _T = TypeVar("_T")
 
 
@@ -25,20 +27,34 @@ class Recorder:
     Args:
         log: where to write; None keeps nothing.
         rate: share of the decisions that is written, in [0, 1].
+        per_second: decisions that are written at most, over a minute's mean; the store must hold them for an hour.
     """
 
-    def __init__(self, log: DecisionLog | None, rate: float = 1.0) -> None:
+    def __init__(self, log: DecisionLog | None, rate: float = 1.0, per_second: float = 10.0) -> None:
         self._log = log
         self._rate = rate
+        self._per_second = per_second
+        self._room = _BURST_SECONDS * per_second
+        self._filled = time.monotonic()
         self._entries: deque[Entry] = deque(maxlen=_HELD)
         self._events: deque[AuditEvent] = deque(maxlen=_HELD)
         self.dropped = 0
 
     def decision(self, entry: Entry) -> None:
         """Takes up a decision, when it is sampled."""
-        if self._log is not None and is_sampled(entry.decision_id, self._rate):
+        if self._log is not None and is_sampled(entry.decision_id, self._rate) and self._take():
             self.dropped += len(self._entries) == _HELD
             self._entries.append(entry)
+
+    def _take(self) -> bool:
+        """Takes a token of the bucket that bounds the log's rate."""
+        now = time.monotonic()
+        self._room = min(self._room + (now - self._filled) * self._per_second, _BURST_SECONDS * self._per_second)
+        self._filled = now
+        if self._room < 1:
+            return False
+        self._room -= 1
+        return True
 
     def audit(self, event: AuditEvent) -> None:
         """Takes up an audit event; it goes to this process's log too, whatever becomes of the store."""

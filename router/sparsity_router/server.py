@@ -65,7 +65,7 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     store = PolicyStore(config.redis_url, wait_replicas=config.redis_wait_replicas) if config.redis_url else None
     decisions = DecisionLog(store.redis) if store else None
     policies = await _load(config, store)
-    recorder = Recorder(decisions, config.decision_sample)
+    recorder = Recorder(decisions, config.decision_sample, config.decision_rate)
     observe_policies(policies, recorder)
     guards = GuardMonitor(policies, store)
     admission = Admission(config.queue_seconds, config.queue_limit, config.dense_reserve)

@@ -99,3 +99,19 @@ async def test_an_absent_server_is_a_store_error() -> None:
         await store.read()
     with pytest.raises(ConfigurationError, match="redis url"):
         PolicyStore("http://nowhere")
+
+
+async def test_what_cannot_be_read_can_be_deleted_and_hides_no_older_revision(
+    store: PolicyStore, server: Valkey
+) -> None:
+    rag = next(policy for policy in POLICIES if policy.domain == "rag")
+    first = await store.put(rag, etag="", actor="a", reason="r")
+    with server.client() as raw:
+        raw.hset("{sparsity}:policies", "rag", "garbage")
+        raw.xadd("{sparsity}:history:rag", {"envelope": "garbage"}, id="2-0")
+        raw.set("{sparsity}:revision", 2)
+    assert await store.delete("rag", etag=None, actor="a", reason="r") == 3
+    page = await store.history("rag", count=2)
+    # Two entries were looked at, and neither can be shown; the next page is there all the same.
+    assert (page.revisions, page.below) == ([], 2)
+    assert (await store.history("rag", page.below, count=2)).revisions == [first]

@@ -288,6 +288,17 @@ async def test_bad_overrides_are_refused(router: Router) -> None:
         message = policy_pb2.Override(reason="r", **override)
         error = await failure(router.policy.PutOverride(policy_pb2.PutOverrideRequest(override=message)))
         assert words in error.details()
+    request = policy_pb2.PutOverrideRequest(override=policy_pb2.Override(scope=1, reason="r"))
+    request.ttl.FromSeconds(0)
+    assert "ttl: must be more than 0" in (await failure(router.policy.PutOverride(request))).details()
+
+
+async def test_an_override_with_a_time_to_live_ends_by_itself(router: Router) -> None:
+    request = policy_pb2.PutOverrideRequest(override=policy_pb2.Override(scope=1, reason="r"))
+    request.ttl.FromMilliseconds(600)
+    await router.policy.PutOverride(request)
+    assert (await router.tier())[0] == "TIER_DENSE"
+    assert await router.becomes("TIER_AGGRESSIVE") > 0.2
 
 
 async def test_exemplars_of_two_domains_contradict(router: Router) -> None:

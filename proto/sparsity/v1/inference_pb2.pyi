@@ -1079,7 +1079,7 @@ Global___DecisionStep: _TypeAlias = DecisionStep  # noqa: Y015
 
 @_typing.final
 class ReportOutcomeRequest(_message.Message):
-    """A quality report. It fails with NOT_FOUND when the decision was not sampled into the decision log, or is a day old."""
+    """A quality report. It fails with NOT_FOUND when the decision was not sampled into the decision log, or is an hour old."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -1347,20 +1347,28 @@ class PutOverrideRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     OVERRIDE_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def override(self) -> Global___Override:
         """The override; the server makes an id when it is empty."""
+
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """Ends by itself after this, in the place of override.expire_time: no clock but the policy source's is asked."""
 
     def __init__(
         self,
         *,
         override: Global___Override | None = ...,
+        ttl: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["override", b"override"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ttl", b"_ttl", "override", b"override", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["override", b"override"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ttl", b"_ttl", "override", b"override", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__ttl: _TypeAlias = _typing.Literal["ttl"]  # noqa: Y015
+    _WhichOneofArgType__ttl: _TypeAlias = _typing.Literal["_ttl", b"_ttl"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl) -> _WhichOneofReturnType__ttl | None: ...
 
 Global___PutOverrideRequest: _TypeAlias = PutOverrideRequest  # noqa: Y015
 

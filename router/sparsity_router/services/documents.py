@@ -67,8 +67,8 @@ class Documents(Part):
         """Deletes a policy; its revisions stay, and a rollback brings it back."""
         store = self._state.writable()
         etag = request.etag if request.HasField("etag") else None
-        deleted = await store.delete(request.domain, etag=etag, actor=caller(), reason=request.reason)
-        await self._state.seen(deleted.revision)
+        revision = await store.delete(request.domain, etag=etag, actor=caller(), reason=request.reason)
+        await self._state.seen(revision)
         return policy_pb2.DeletePolicyResponse()
 
     async def WatchPolicies(

@@ -31,8 +31,14 @@ class KillSwitch(Part):
         """Sets an override: here at once, and in the store when it can be reached, or as soon as it can."""
         if not request.override.reason:
             raise InvalidRequestError.of("override.reason", "is empty; say why, for those who find the switch thrown")
-        fresh = override_from_wire(request.override, uuid.uuid4().hex[:8], self._state.policies.now())
+        now = self._state.policies.now()
+        fresh = override_from_wire(request.override, uuid.uuid4().hex[:8], now)
         override = dataclasses.replace(fresh, actor=caller())
+        if request.HasField("ttl"):
+            seconds = request.ttl.ToNanoseconds() / 1e9
+            if seconds <= 0 or request.override.HasField("expire_time"):
+                raise InvalidRequestError.of("ttl", "must be more than 0 seconds, without override.expire_time")
+            override = dataclasses.replace(override, expire_time=now + seconds)
         overrides = self._state.policies.overrides
         overrides.put(override)
         stored = False

@@ -23,13 +23,13 @@ class Revisions(Part):
             raise InvalidRequestError.of("page_token", f"is not one of this service: {request.page_token!r}")
         size = request.page_size if 0 < request.page_size <= _PAGE else _PAGE
         below = int(request.page_token) if request.page_token else None
-        found = await self._state.need_store().history(request.domain, below, size)
-        if not found and below is None:
+        page = await self._state.need_store().history(request.domain, below, size)
+        if not page.revisions and below is None:
             # Tells a domain that never was from one without history, such as one of a policy folder.
             self._state.find(request.domain)
         return policy_pb2.ListPolicyRevisionsResponse(
-            revisions=[stored_to_wire(stored) for stored in found],
-            next_page_token=str(found[-1].revision) if len(found) == size else "",
+            revisions=[stored_to_wire(stored) for stored in page.revisions],
+            next_page_token=str(page.below) if page.below else "",
         )
 
     async def RollbackPolicy(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
-from sparsity.errors import NotFoundError
+from sparsity.errors import NotFoundError, SparsityError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.wire import policy_from_wire, policy_to_wire
 from sparsity_policies.yamlfile import dump_yaml
@@ -81,13 +81,25 @@ def apply(
         # The router knows what no file tells, such as other domains' exemplars: all are checked before one is written.
         results = [api.call("PutPolicy", _checking(request)).policy for request in requests]
         if not dry_run:
-            results = [api.call("PutPolicy", request).policy for request in requests]
+            results = _write_all(api, requests)
         if as_json:
             print_json([to_dict(stored) for stored in results])
             return
         for stored in results:
             done = "is valid, nothing was written" if dry_run else f"written at revision {stored.revision}"
             out.print(f"{stored.policy.domain}: {done}")
+
+
+def _write_all(api: Service, requests: list[policy_pb2.PutPolicyRequest]) -> list[policy_pb2.StoredPolicy]:
+    written: list[policy_pb2.StoredPolicy] = []
+    try:
+        for request in requests:
+            written.append(api.call("PutPolicy", request).policy)
+    except SparsityError:
+        for stored in written:
+            err.print(f"{stored.policy.domain}: was written at revision {stored.revision} before the failure")
+        raise
+    return written
 
 
 def _checking(request: policy_pb2.PutPolicyRequest) -> policy_pb2.PutPolicyRequest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 import typer
@@ -10,7 +9,6 @@ from rich.table import Table
 from sparsity.errors import InvalidRequestError, NotFoundError
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_policies.model import Scope
-from sparsity_policies.wire import timestamp
 
 from sparsity_router.cli.console import (
     DEFAULT_ROUTER,
@@ -58,9 +56,10 @@ def kill(
             override = _override(domain, tenant, tier)
             override.id, override.reason = override_id, reason
             override.max_tier = read_tier(max_tier) or inference_pb2.TIER_DENSE
+            request = policy_pb2.PutOverrideRequest(override=override)
             if for_:
-                override.expire_time.CopyFrom(timestamp(time.time() + seconds(for_, "--for")))
-            answer = api.call("PutOverride", policy_pb2.PutOverrideRequest(override=override))
+                request.ttl.FromMilliseconds(int(seconds(for_, "--for") * 1000))
+            answer = api.call("PutOverride", request)
             results.append(answer)
             override_id = answer.override.id
             if not as_json:
