@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: environment run test lint format protos bench-tiers bench-policies clean
+.PHONY: environment run test lint format protos bench-tiers bench-policies bench-router clean
 
 environment:
 	@$(PYTHON) tools/environment.py
@@ -35,6 +35,10 @@ bench-tiers: environment
 # Starts what it needs; takes about six minutes.
 bench-policies: environment
 	@$(BIN)/sparsity bench policies --out docs/benchmarks
+
+# Starts what it needs; takes about a minute.
+bench-router: environment
+	@$(BIN)/sparsity bench router --out docs/benchmarks
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -16,6 +16,7 @@ from sparsity.channels import MESSAGE_SIZE
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_policies.model import Tier
 
+from sparsity_router.breaker import Breaker, RetryBudget
 from sparsity_router.line import Line
 
 log = logging.getLogger("sparsity.router.fleet")
@@ -36,6 +37,7 @@ class State(Enum):
     UNREACHABLE = auto()
     DRAINING = auto()
     FULL = auto()
+    BROKEN = auto()
     UNPROVEN = auto()
     INCOMPATIBLE = auto()
 
@@ -56,6 +58,7 @@ class Worker:
         self._dispatched: dict[str, int] = {}
         self._silent = False
         self._full_until = float("-inf")
+        self.breaker = Breaker()
         self.problem = "not reached yet"
 
     @property
@@ -85,6 +88,8 @@ class Worker:
             return State.INCOMPATIBLE
         if self.tier is not Tier.DENSE and (self._silent or not self.capabilities.proof.sparse_kernel_calls):
             return State.UNPROVEN
+        if not self.breaker.allows():
+            return State.BROKEN
         return State.READY if self.has_room(1.0) else State.FULL
 
     def has_room(self, share: float) -> bool:
@@ -99,7 +104,8 @@ class Worker:
         """Counts a request that this router sent."""
         self._dispatched[rid] = tokens
         try:
-            yield
+            with self.breaker.attempt():
+                yield
         finally:
             del self._dispatched[rid]
             self._room()
@@ -134,6 +140,7 @@ class Worker:
                 found = await self.stub.GetCapabilities(worker_pb2.GetCapabilitiesRequest(), timeout=self._timeout)
                 if found != self.capabilities:
                     self._greet(found)
+                self.breaker.reset()
                 request = worker_pb2.WatchLoadRequest()
                 request.interval.FromMilliseconds(int(self._timeout * 1000 / 3))
                 async for load in self.stub.WatchLoad(request):
@@ -193,6 +200,7 @@ class Fleet:
     ) -> None:
         self.lease_key = lease_key
         self.admission = admission or Admission()
+        self.retries = RetryBudget()
         self.lines = {tier: Line(self.admission.queue_limit) for tier in Tier}
         self.workers = [Worker(target, tokenizer_digest, timeout, self._room) for target in targets]
 

@@ -53,6 +53,8 @@ class _Attempts:
     tried: set[str]
     count: int = 0
     overloaded: bool = False
+    refused: bool = False
+    failed: bool = False
     complete: bool = False
     last_problem: str = ""
 
@@ -73,6 +75,7 @@ async def relay(
         InvalidRequestError: when a worker refuses the request as invalid.
     """
     attempts = _Attempts(set())
+    fleet.retries.earn()
     until = time.monotonic() + _patience(fleet, context)
     line = fleet.lines[decision.tier]
     # Who comes while others wait joins them: room goes to the first in line.
@@ -115,15 +118,20 @@ async def _try_all(
     for tier in (decision.tier, *decision.fallback):
         served = _served(decision, tier, fleet)
         while worker := fleet.pick(tier, attempts.tried, spilled=tier is not decision.tier):
+            # Waiting for room is no retry; asking another worker after a failure is.
+            if attempts.failed and not fleet.retries.spend():
+                problem = f"the retry budget is used up; last: {attempts.last_problem}"
+                raise UnavailableError(problem)
             attempts.tried.add(worker.target)
             attempts.count += 1
-            first = True
+            first, attempts.refused = True, False
             stream = _stream(worker, request, tier, attempts.count, context, (fleet.lease_key, decision_id))
             try:
                 async for response in stream:
                     first = False
                     if response.HasField("completion"):
                         attempts.complete = True
+                        worker.breaker.success()
                         _check_report(response.completion, worker, tier)
                     yield Relayed(response, served)
                 if attempts.complete:
@@ -136,6 +144,9 @@ async def _try_all(
                 problem = f"{error.code().name}: {error.details()}"
             finally:
                 await stream.aclose()
+            if not attempts.refused:
+                worker.breaker.failure()
+                attempts.failed = True
             if not first:
                 worker.failed(problem)
                 told = (
@@ -215,6 +226,7 @@ async def _stream(
 def _judge(error: grpc.aio.AioRpcError, worker: Worker, attempts: _Attempts) -> None:
     """Decides whether another worker may be tried; raises when none may."""
     code, details = error.code(), error.details() or ""
+    attempts.refused = code is _OVERLOAD
     if code in _FINAL:
         raise to_error(error) from error
     if code is _OVERLOAD:

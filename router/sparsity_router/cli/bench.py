@@ -14,6 +14,7 @@ from sparsity.errors import InvalidRequestError
 from sparsity_router.bench import results, service
 from sparsity_router.bench.policies import Counts
 from sparsity_router.bench.policies import measure as measure_policies
+from sparsity_router.bench.router import measure as measure_router
 from sparsity_router.bench.tiers import measure
 from sparsity_router.cli.console import AsJson, State, err, print_json, reported
 from sparsity_router.embedded.default_model import default_model
@@ -56,6 +57,20 @@ def policies(
         folder = model or default_model(_say)
         rows = asyncio.run(measure_policies(folder, Counts(edits=edits, puts=puts, kills=kills), _say))
         _publish("policies", rows, folder, out, as_json)
+
+
+@app.command("router")
+def router(
+    requests: Annotated[int, typer.Option(min=40, help="Requests of each kind.")] = 2000,
+    model: Annotated[Path | None, typer.Option(help="Model folder; the default model without it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write router.json and router.md to.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a router adds to a call: relayed and by Route, against direct calls of a mock worker."""
+    with reported():
+        folder = model or default_model(_say)
+        rows = asyncio.run(measure_router(folder, requests, _say))
+        _publish("router", rows, folder, out, as_json)
 
 
 def _publish(name: str, rows: list[results.Row], model: Path, out: Path | None, as_json: bool) -> None:

@@ -1,0 +1,100 @@
+"""A circuit breaker of one worker, and the budget of retries over all of them.
+
+A worker that answers its load stream but fails requests would be tried again and again: after a few failures in a row
+it is left alone for a while, then tried by one request at a time. Only faults of the worker count; a caller's mistake,
+deadline or cancel does not, and a full worker is backpressure.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+FAILURES_TO_OPEN = 5
+SUCCESSES_TO_CLOSE = 2
+OPEN_SECONDS = 30.0
+_JITTER = 0.2
+
+
+class Breaker:
+    """Closed, open, or half open: the last lets one request through at a time, and two good ones close it."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._successes = 0
+        self._open_until: float | None = None
+        self._trials = 0
+
+    @property
+    def word(self) -> str:
+        """`closed`, `open` or `half_open`."""
+        if self._open_until is None:
+            return "closed"
+        return "open" if time.monotonic() < self._open_until else "half_open"
+
+    def allows(self) -> bool:
+        """Whether a request may be sent now."""
+        word = self.word
+        return word == "closed" or (word == "half_open" and self._trials == 0)
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Counts a request while it runs; however it ends, a half-open breaker can be tried again."""
+        self._trials += 1
+        try:
+            yield
+        finally:
+            self._trials -= 1
+
+    def success(self) -> None:
+        """A request was answered whole."""
+        self._failures = 0
+        if self._open_until is not None:
+            self._successes += 1
+            if self._successes >= SUCCESSES_TO_CLOSE:
+                self.reset()
+
+    def failure(self) -> None:
+        """The worker failed a request."""
+        self._failures += 1
+        self._successes = 0
+        if self.word == "half_open" or self._failures >= FAILURES_TO_OPEN:
+            # Spread, so that routers do not all try a worker at the same moment.
+            self._open_until = time.monotonic() + OPEN_SECONDS * random.uniform(1 - _JITTER, 1 + _JITTER)
+
+    def reset(self) -> None:
+        """The worker is a new one, or well again."""
+        self._failures = self._successes = 0
+        self._open_until = None
+
+
+class RetryBudget:
+    """Retries as a share of the requests, so that a fleet in trouble is not asked several times as much.
+
+    Args:
+        share: retries a request earns.
+        per_second: retries that are allowed besides, for a router with little traffic.
+    """
+
+    def __init__(self, share: float = 0.2, per_second: float = 5.0) -> None:
+        self._share = share
+        self._per_second = per_second
+        self._most = 10 * per_second
+        self._left = self._most
+        self._filled = time.monotonic()
+
+    def earn(self) -> None:
+        """A request came."""
+        self._left = min(self._left + self._share, self._most)
+
+    def spend(self) -> bool:
+        """Whether one retry may be made now."""
+        now = time.monotonic()
+        self._left = min(self._left + (now - self._filled) * self._per_second, self._most)
+        self._filled = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True

@@ -1,0 +1,110 @@
+"""A router over fake workers, in the test's process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from sparsity.serving import listen
+from sparsity.v1 import inference_pb2, inference_pb2_grpc
+from sparsity_client import make_request
+from sparsity_policies.document import parse_policy
+from sparsity_router.classify import Classifier
+from sparsity_router.fleet import Fleet, State
+from sparsity_router.server import INFERENCE
+from sparsity_router.services.inference import InferenceService
+from sparsity_router.tokens import ModelTokenizer
+from support.fake_worker import FakeWorker
+from support.snapshots import snapshot
+from support.tiny import tiny_model
+
+DENSE, MODERATE, AGGRESSIVE = (
+    inference_pb2.TIER_DENSE,
+    inference_pb2.TIER_MODERATE,
+    inference_pb2.TIER_AGGRESSIVE,
+)
+BANDS = [
+    {"from_tokens": 0, "tier": "dense"},
+    {"from_tokens": 50, "tier": "moderate"},
+    {"from_tokens": 100, "tier": "aggressive"},
+]
+LONG = "y" * 120
+
+
+@dataclass
+class Policies:
+    """A snapshot that never changes."""
+
+    snapshot: Any
+    age: float = 0.0
+
+    def now(self) -> float:
+        return time.time()
+
+
+@dataclass
+class Rig:
+    """A router over fake workers."""
+
+    channel: Any
+    stub: Any
+    fleet: Fleet
+    workers: list[FakeWorker]
+    policies: Policies
+
+    async def generate(self, prompt: Any = LONG, timeout: float = 10.0, **options: Any) -> tuple[str, Any]:
+        text, completion = "", None
+        options.setdefault("domain", "low")
+        async for response in self.stub.Generate(make_request(prompt, **options), timeout=timeout):
+            text += response.text
+            completion = response.completion if response.HasField("completion") else completion
+        return text, completion
+
+
+@asynccontextmanager
+async def rig(folder: Path, *workers: FakeWorker) -> AsyncIterator[Rig]:
+    model = tiny_model(folder)
+    policy = parse_policy({"domain": "low", "risk": "low", "bands": BANDS})
+    policies = Policies(snapshot([policy]))
+    for worker in workers:
+        await worker.start()
+    tokenizer = ModelTokenizer(model)
+    fleet = Fleet(tuple(worker.address for worker in workers), tokenizer.digest, 1.0)
+    service = InferenceService(Classifier(tokenizer, 10_000), policies, fleet, "tiny")  # type: ignore[arg-type]
+    endpoint = listen("127.0.0.1:0", {INFERENCE: service}, 2**26)
+    await endpoint.server.start()
+    watching = asyncio.create_task(fleet.watch())
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{endpoint.port}")
+    try:
+        await until(
+            lambda: all(worker.capabilities and worker.state is not State.UNREACHABLE for worker in fleet.workers)
+        )
+        yield Rig(channel, inference_pb2_grpc.InferenceServiceStub(channel), fleet, list(workers), policies)
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await channel.close()
+        await endpoint.server.stop(None)
+        await fleet.close()
+        for worker in workers:
+            await worker.stop()
+
+
+async def until(holds: Any, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.02)
+
+
+async def refusal(call: Any) -> Any:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
