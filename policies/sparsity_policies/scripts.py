@@ -32,11 +32,20 @@ local now = redis.call('TIME')
 local clock = now[1] .. '.' .. string.format('%06d', now[2])
 """
 
+# A revision is set, never incremented: a torn append-only file can make Redis 6.2 replay a part of a script twice.
+_NEXT: Final = """
+local function next_revision(key)
+  local present = redis.call('GET', key) or '0'
+  return assert(tonumber(present), key .. ' holds ' .. present .. ', not a number') + 1
+end
+"""
+
 # Compare-and-set. KEYS: policies, revision, events, history, head, seeded. ARGV: domain, expected etag or "*", body or
 # "" to delete, fresh etag, actor, reason, events kept, history kept, "1" to seed. An empty expected etag only creates.
 # Returns {revision, time}, {0} when there is nothing to delete or the domain was seeded before, or {-1, present etag}.
 PUT: Final = (
     _CLOCK
+    + _NEXT
     + """
 local last = redis.call('XREVRANGE', KEYS[4], '+', '-', 'COUNT', 1)[1]
 if last then
@@ -58,13 +67,10 @@ if ARGV[3] == '' and not present then return {0} end
 if old and not last and type(old.revision) == 'number' then
   redis.call('XADD', KEYS[4], string.format('%d-0', old.revision), 'envelope', present)
 end
-local revision = redis.call('INCR', KEYS[2])
+-- Somebody may have set the counter back by hand; revisions never are.
 local newest = last and tonumber(string.match(last[1], '^%d+')) or 0
-if newest >= revision then
-  -- Somebody set the counter back by hand; revisions never are.
-  revision = newest + 1
-  redis.call('SET', KEYS[2], string.format('%d', revision))
-end
+local revision = math.max(next_revision(KEYS[2]), newest + 1)
+redis.call('SET', KEYS[2], string.format('%d', revision))
 local deleted = ARGV[3] == ''
 local body = deleted and old and old.body or ARGV[3]
 local envelope = cjson.encode({etag = ARGV[4], revision = revision, time = clock, actor = ARGV[5], reason = ARGV[6],
@@ -83,17 +89,21 @@ return {revision, clock}
 
 # KEYS: overrides, revision, events, head. ARGV: id, body or "" to delete, stream length, a token of the write.
 # Returns {revision} or {0} if absent.
-OVERRIDE: Final = """
+OVERRIDE: Final = (
+    _NEXT
+    + """
+local revision = next_revision(KEYS[2])
 if ARGV[2] == '' then
   if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return {0} end
 else
   redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 end
-local revision = redis.call('INCR', KEYS[2])
+redis.call('SET', KEYS[2], string.format('%d', revision))
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[3], '*', 'override', ARGV[1], 'revision', revision)
 redis.call('SET', KEYS[4], ARGV[4])
 return {revision}
 """
+)
 
 # KEYS: policies, revision, events, overrides, head. Returns {revision, head, last event, time, overrides, policies}.
 READ: Final = (

@@ -19,7 +19,8 @@ from google.protobuf.message import DecodeError
 from sparsity.errors import ConfigurationError, LeaseError
 from sparsity.v1 import inference_pb2, worker_pb2
 
-LEASE_SECONDS = 30.0
+# A kill switch does not recall a lease: it must not outlive the switch by much.
+LEASE_SECONDS = 5.0
 _KEY_BYTES = 16
 _MAC_BYTES = 32
 # Clocks of routers and workers may differ by this much.

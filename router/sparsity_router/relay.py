@@ -6,7 +6,7 @@ Before the first message a failed worker is replaced by a peer, then by a denser
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,8 +65,17 @@ async def relay(
     decision: Decision,
     context: grpc.aio.ServicerContext[Any, Any],
     decision_id: str = "",
+    review: Callable[[], Decision] | None = None,
 ) -> AsyncGenerator[Relayed]:
     """Relays the stream of the first worker that answers.
+
+    Args:
+        fleet: the workers.
+        request: in their terms.
+        decision: what policy gave.
+        context: of the client's call.
+        decision_id: goes into the leases.
+        review: decides anew, after a wait in line.
 
     Raises:
         OverloadedError: when every worker that may serve the request is full.
@@ -90,6 +99,9 @@ async def relay(
     with line.ticket(request.priority) as ticket:
         while not attempts.complete:
             await line.turn(ticket, until - time.monotonic())
+            if review is not None and (now := review()).tier < decision.tier:
+                # A kill switch that was thrown meanwhile counts; what policy has loosened does not.
+                decision = now
             attempts.tried.clear()
             attempts.overloaded = False
             async with aclosing(_try_all(fleet, request, decision, context, attempts, decision_id)) as relayed:

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from sparsity.errors import ConfigurationError, OverloadedError
-from sparsity.v1 import inference_pb2
+from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_client import AsyncClient, make_request
 from sparsity_router.config import RouterConfig
 from sparsity_router.line import Line
@@ -198,6 +198,25 @@ async def test_spilled_requests_leave_the_reserve_to_what_policy_holds_dense(tmp
         assert [kind for kind in results[4:8] if kind == DENSE] == [DENSE] * 2
         assert sum(isinstance(kind, OverloadedError) for kind in results[4:8]) == 2
         assert results[8:] == [DENSE] * 2
+
+
+async def test_a_kill_switch_counts_for_those_who_wait(tmp_path: Path) -> None:
+    async with rig(tmp_path, dense_reserve=0.5) as (router, dense, moderate), AsyncClient(router.address) as client:
+        sparse = [ask(client, "rag") for _ in range(4)]
+        await received(moderate, 4)
+        spilled = [ask(client, "rag") for _ in range(2)]
+        await received(dense, 2)
+        waiting = ask(client, "rag")
+        await asyncio.sleep(0.2)
+        override = policy_pb2.Override(scope=policy_pb2.OVERRIDE_SCOPE_GLOBAL, reason="incident")
+        await router.policy.PutOverride(policy_pb2.PutOverrideRequest(override=override))
+        moderate.release.set()  # type: ignore[attr-defined]
+        await asyncio.gather(*sparse)
+        dense.release.set()  # type: ignore[attr-defined]
+        # There was room at the moderate worker first; policy holds the request dense by now.
+        assert await waiting == DENSE
+        assert len(moderate.received) == 4
+        await asyncio.gather(*spilled)
 
 
 async def test_an_unreachable_tier_is_told_at_once(tmp_path: Path) -> None:

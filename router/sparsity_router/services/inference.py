@@ -80,7 +80,11 @@ class InferenceService:
             told = False
             served: Decision | None = None
             try:
-                async with aclosing(relay(self._fleet, inner, decision, context, decision_id)) as messages:
+
+                def review() -> Decision:
+                    return decide(classified.signals, self._policies.snapshot)
+
+                async with aclosing(relay(self._fleet, inner, decision, context, decision_id, review)) as messages:
                     async for relayed in messages:
                         response, served = relayed.response, relayed.decision
                         if response.HasField("completion"):

@@ -1,0 +1,169 @@
+"""Policy edits, rollouts, kill switches and worker faults in any order: nothing held dense by policy is placed sparse.
+
+The oracle says independently of the decision function what must be dense, and how sparse a request may be at most.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from sparsity.errors import InvalidRequestError, OverloadedError, UnavailableError
+from sparsity_policies.decide import decide
+from sparsity_policies.document import parse_policy
+from sparsity_policies.model import Guards, Override, Policy, Rollout, Scope, Signals, Tier
+from sparsity_policies.rollout import Action, bucket, move
+from sparsity_policies.snapshot import Snapshot
+from sparsity_router.fleet import Admission, Fleet, State
+from sparsity_router.relay import place
+from support.snapshots import stored
+
+DOMAINS = ("chat", "clinic")
+TIERS = st.sampled_from(Tier)
+SIGNALS = st.builds(
+    Signals,
+    min_tokens=st.just(0),
+    max_tokens=st.integers(1, 400),
+    domain=st.sampled_from((*DOMAINS * 3, "unknown", "")),
+    flags=st.sampled_from((frozenset(), frozenset(), frozenset({"safety"}))),
+    tenant=st.sampled_from(("", "acme")),
+    session=st.sampled_from(("", "s1", "s2", "s3", "s4")),
+    max_tier=st.sampled_from((None, None, None, *Tier)),
+    scanned_bytes=st.just(9),
+    prompt_bytes=st.sampled_from((9, 9, 9, 10)),
+    classifier_error=st.sampled_from(("", "", "", "timed out")),
+    policy_age=st.sampled_from((0.0, 0.0, 0.0, 1e6)),
+    received_at=st.just(100.0),
+).flatmap(
+    # Most lengths are exact, some are an interval.
+    lambda made: st.sampled_from((made.max_tokens, made.max_tokens, made.max_tokens // 2)).map(
+        lambda least: replace(made, min_tokens=least)
+    )
+)
+
+
+def policy(domain: str, low: Tier, high: Tier) -> Policy:
+    bands = [{"from_tokens": 0, "tier": low.word}, {"from_tokens": 200, "tier": high.word}]
+    return parse_policy({"domain": domain, "risk": "low", "bands": bands})
+
+
+class Machine(RuleBasedStateMachine):
+    @initialize()
+    def begin(self) -> None:
+        self.policies = {domain: policy(domain, Tier.DENSE, Tier.AGGRESSIVE) for domain in DOMAINS}
+        self.overrides: dict[str, Override] = {}
+        self.fleet = Fleet((), "", 1.0, admission=Admission(dense_reserve=0.5))
+        self.workers: dict[str, Any] = {}
+        for tier in Tier:
+            for number in range(2):
+                name = f"{tier.word}{number}"
+                self.workers[name] = SimpleNamespace(
+                    name=name, target=name, tier=tier, state=State.READY, outstanding_tokens=0, has_room=lambda _: True
+                )
+        self.fleet.workers = list(self.workers.values())
+        self.checked = 0
+
+    @rule(domain=st.sampled_from(DOMAINS), low=TIERS, high=TIERS, cap=st.none() | TIERS)
+    def edit(self, domain: str, low: Tier, high: Tier, cap: Tier | None) -> None:
+        self.policies[domain] = replace(policy(domain, low, high), guards=Guards(max_tier=cap))
+
+    @rule(domain=st.sampled_from(DOMAINS), held=st.sampled_from((Tier.DENSE, Tier.MODERATE)), first=st.integers(1, 99))
+    def roll_out(self, domain: str, held: Tier, first: int) -> None:
+        self.policies[domain] = move(self.policies[domain], Action.START, Rollout((first, 100), held_back=held))
+
+    @rule(domain=st.sampled_from(DOMAINS), action=st.sampled_from([a for a in Action if a is not Action.START]))
+    def move_on(self, domain: str, action: Action) -> None:
+        try:
+            self.policies[domain] = move(self.policies[domain], action)
+        except InvalidRequestError:
+            return
+
+    @rule(
+        name=st.sampled_from("abc"),
+        scope=st.sampled_from(Scope),
+        cap=st.sampled_from((Tier.DENSE, Tier.MODERATE)),
+        ends=st.sampled_from((None, 50.0, 200.0)),
+        killed=st.sampled_from((Tier.MODERATE, Tier.AGGRESSIVE)),
+    )
+    def kill(self, name: str, scope: Scope, cap: Tier, ends: float | None, killed: Tier) -> None:
+        targets = {Scope.GLOBAL: "", Scope.DOMAIN: "chat", Scope.TENANT: "acme", Scope.TIER: killed.word}
+        cap = min(cap, Tier(killed - 1)) if scope is Scope.TIER else cap
+        self.overrides[name] = Override(name, scope, targets[scope], cap, ends)
+
+    @rule(name=st.sampled_from("abc"))
+    def unkill(self, name: str) -> None:
+        self.overrides.pop(name, None)
+
+    @rule(tier=TIERS, states=st.tuples(*2 * [st.sampled_from((State.READY, *State))]))
+    def fault(self, tier: Tier, states: tuple[State, State]) -> None:
+        for number, state in enumerate(states):
+            self.workers[f"{tier.word}{number}"].state = state
+
+    @rule(asked=st.lists(SIGNALS, min_size=1, max_size=8))
+    def ask(self, asked: list[Signals]) -> None:
+        for signals in asked:
+            self.ask_one(signals)
+
+    def ask_one(self, signals: Signals) -> None:
+        snapshot = Snapshot.build(
+            1, [stored(item) for item in self.policies.values()], self.overrides.values(), ttl=300.0
+        )
+        decision = decide(signals, snapshot)
+        limit = self.limit(signals)
+        assert decision.tier <= limit, (decision, limit)
+        try:
+            worker, served = place(self.fleet, decision)
+        except (OverloadedError, UnavailableError):
+            # Refused, never answered with less attention: a dense request has no other worker.
+            usable = [w for w in self.workers.values() if w.tier is Tier.DENSE and w.state is State.READY]
+            assert decision.tier is not Tier.DENSE or not usable
+            return
+        assert worker.tier is served.tier
+        assert worker.tier <= decision.tier
+        assert worker.tier <= limit
+        killed = {o.target for o in self.overrides.values() if o.scope is Scope.TIER and self.acts(o)}
+        assert worker.tier.word not in killed
+        self.checked += 1
+
+    def acts(self, override: Override) -> bool:
+        return override.expire_time is None or override.expire_time > 100.0
+
+    def limit(self, signals: Signals) -> Tier:
+        """How sparse the request may be at most, in words of policy."""
+        doubts = (
+            signals.flags,
+            signals.domain not in DOMAINS,
+            signals.scanned_bytes < signals.prompt_bytes,
+            signals.classifier_error,
+            signals.policy_age > 300,
+        )
+        if any(doubts):
+            return Tier.DENSE
+        found = self.policies[signals.domain]
+        limits = [max(band.tier for band in found.bands), signals.max_tier or Tier.AGGRESSIVE]
+        if signals.min_tokens < 200:
+            limits.append(found.bands[0].tier)
+        if found.guards.max_tier:
+            limits.append(found.guards.max_tier)
+        rollout = found.rollout
+        if rollout and rollout.percent < 100:
+            inside = signals.session and bucket(signals.domain, signals.session) < rollout.percent
+            if not inside:
+                limits.append(rollout.held_back)
+        for override in self.overrides.values():
+            targets = {"", signals.domain if override.scope is Scope.DOMAIN else signals.tenant}
+            if override.scope is not Scope.TIER and self.acts(override) and override.target in targets:
+                limits.append(override.max_tier)
+        return min(limits)
+
+    @invariant()
+    def workers_keep_their_tier(self) -> None:
+        assert all(name.startswith(worker.tier.word) for name, worker in getattr(self, "workers", {}).items())
+
+
+Machine.TestCase.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
+TestNeverSparser = Machine.TestCase
