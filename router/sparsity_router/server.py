@@ -64,7 +64,7 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     lease_key = read_key(config.lease_key_file)
     store = PolicyStore(config.redis_url, wait_replicas=config.redis_wait_replicas) if config.redis_url else None
     decisions = DecisionLog(store.redis) if store else None
-    policies = await _load(config, store)
+    policies, seeded = await _load(config, store)
     recorder = Recorder(decisions, config.decision_sample, config.decision_rate)
     observe_policies(policies, recorder)
     guards = GuardMonitor(policies, store)
@@ -87,7 +87,9 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     loop.add_signal_handler(signal.SIGUSR2, policies.overrides.unkill)
     work: list[Coroutine[Any, Any, None]] = [policies.follow(), fleet.watch(), recorder.run()]
     if store is not None and decisions is not None:
-        work += [policies.overrides.deliver(store), guards.follow_outcomes(decisions), _keep_seeding(config, store)]
+        work += [policies.overrides.deliver(store), guards.follow_outcomes(decisions)]
+        if not seeded:
+            work.append(_keep_seeding(config, store))
         if config.policy_dir is None:
             work.append(keep_moving(policies, store))
     await endpoint.server.start()
@@ -116,22 +118,24 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
             raise result
 
 
-async def _load(config: RouterConfig, store: PolicyStore | None) -> PolicyFollower:
-    """The follower with its first snapshot."""
+async def _load(config: RouterConfig, store: PolicyStore | None) -> tuple[PolicyFollower, bool]:
+    """The follower with its first snapshot, and whether the store took the shipped policies."""
     source = PolicyFolder(config.policy_dir, store) if config.policy_dir else store
     assert source is not None, "the configuration has a store or a folder"
     disk = SnapshotFile(config.snapshot_file) if config.snapshot_file else None
     policies = PolicyFollower(source, config.policy_ttl, disk)
+    seeded = False
     try:
         with contextlib.suppress(StoreError):
             await _seed(config, store)
+            seeded = True
         await policies.start()
     except StoreError as error:
         problem = (
             f"--redis-url: {config.redis_url}: {error}; start the server, or run `sparsity up` for an embedded one"
         )
         raise ConfigurationError(problem) from error
-    return policies
+    return policies, seeded
 
 
 async def _seed(config: RouterConfig, store: PolicyStore | None) -> None:
