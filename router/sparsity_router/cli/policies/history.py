@@ -19,19 +19,13 @@ def history(
 ) -> None:
     """List the revisions of a policy, newest first."""
     with service(router) as api:
-        found: list[policy_pb2.StoredPolicy] = []
-        request = policy_pb2.ListPolicyRevisionsRequest(domain=domain, page_size=min(limit, 100))
-        while len(found) < limit:
-            page = api.call("ListPolicyRevisions", request)
-            found += page.revisions
-            if not page.next_page_token:
-                break
-            request.page_token = page.next_page_token
+        request = policy_pb2.ListPolicyRevisionsRequest(domain=domain)
+        found: list[policy_pb2.StoredPolicy] = api.newest("ListPolicyRevisions", request, "revisions", limit)
         if as_json:
-            print_json([to_dict(stored) for stored in found[:limit]])
+            print_json([to_dict(stored) for stored in found])
             return
         table = Table("revision", "time", "actor", "reason", box=None)
-        for stored in found[:limit]:
+        for stored in found:
             reason = f"deleted: {stored.reason}" if stored.deleted else stored.reason
             table.add_row(str(stored.revision), clock(stored.update_time), escaped(stored.actor), escaped(reason))
         out.print(table)
@@ -58,20 +52,14 @@ def rollback(
 def audit(limit: Limit = 20, router: Router = DEFAULT_ROUTER, as_json: AsJson = False) -> None:
     """List the calls that were made to the policy API, newest first, refused ones too."""
     with service(router) as api:
-        found: list[policy_pb2.AuditEvent] = []
-        request = policy_pb2.ListAuditEventsRequest(page_size=min(limit, 100))
-        while len(found) < limit:
-            page = api.call("ListAuditEvents", request)
-            found += page.events
-            if not page.next_page_token:
-                break
-            request.page_token = page.next_page_token
+        request = policy_pb2.ListAuditEventsRequest()
+        found: list[policy_pb2.AuditEvent] = api.newest("ListAuditEvents", request, "events", limit)
         if as_json:
-            print_json([to_dict(event) for event in found[:limit]])
+            print_json([to_dict(event) for event in found])
             return
         table = Table("time", "actor", "method", "target", "status", "reason", box=None)
-        for event in found[:limit]:
+        for event in found:
             cells = (event.actor, event.method, event.target, event.status, event.reason)
             table.add_row(clock(event.time), *(escaped(cell) for cell in cells))
         out.print(table)
-        err.print(f"[dim]{min(len(found), limit)} calls[/dim]")
+        err.print(f"[dim]{len(found)} calls[/dim]")

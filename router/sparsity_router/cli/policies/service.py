@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import itertools
 import os
 import re
 import sys
@@ -20,6 +21,7 @@ from sparsity.v1 import policy_pb2, policy_pb2_grpc
 from sparsity_router.cli.console import DEFAULT_ROUTER, reported
 
 TIMEOUT_SECONDS = 10.0
+_PAGE = 100
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -71,14 +73,23 @@ class Service:
 
     def list(self) -> tuple[int, list[policy_pb2.StoredPolicy]]:
         """The store's revision and all policies."""
-        found: list[policy_pb2.StoredPolicy] = []
-        request = policy_pb2.ListPoliciesRequest()
+        pages = [*self.pages("ListPolicies", policy_pb2.ListPoliciesRequest())]
+        return pages[-1].revision, [stored for page in pages for stored in page.policies]
+
+    def pages(self, method: str, request: Any) -> Iterator[Any]:
+        """The pages of a listing, each fetched when it is asked for."""
         while True:
-            page = self.call("ListPolicies", request)
-            found += page.policies
+            page = self.call(method, request)
+            yield page
             if not page.next_page_token:
-                return page.revision, found
+                return
             request.page_token = page.next_page_token
+
+    def newest(self, method: str, request: Any, field: str, limit: int) -> Any:
+        """The first ``limit`` entries of a listing, out of ``field`` of its pages."""
+        request.page_size = min(limit, _PAGE)
+        entries = (entry for page in self.pages(method, request) for entry in getattr(page, field))
+        return [*itertools.islice(entries, limit)]
 
 
 @contextmanager
