@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import uvloop
@@ -44,6 +44,7 @@ INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"]
 _READINESS_SECONDS = 0.5
 _SEED_SECONDS = 5.0
+_CANCEL_SECONDS = 0.5
 
 
 def run(config: RouterConfig) -> None:
@@ -105,9 +106,7 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     log.info("draining for up to %.0f s", config.drain_seconds)
     await endpoint.health.enter_graceful_shutdown()
     await endpoint.server.stop(config.drain_seconds)
-    for task in (waiting, *background):
-        task.cancel()
-    results = await asyncio.gather(waiting, *background, return_exceptions=True)
+    results = await _end((waiting, *background))
     with contextlib.suppress(StoreError):
         await recorder.flush()
     await fleet.close()
@@ -116,6 +115,19 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     for result in results:
         if isinstance(result, Exception):
             raise result
+
+
+async def _end(tasks: Sequence[asyncio.Task[Any]]) -> list[Any]:
+    """Cancels tasks until all have ended, and returns what each ended with.
+
+    Once is not enough: the Redis client can swallow a cancel that comes while it connects.
+    """
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_CANCEL_SECONDS)
+    return await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _load(config: RouterConfig, store: PolicyStore | None) -> tuple[PolicyFollower, bool]:
