@@ -6,8 +6,8 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncIterator
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, NamedTuple
 
 from sparsity.errors import StoreError
 from sparsity_policies.contents import Cursor, PolicySource
@@ -50,6 +50,7 @@ class PolicyFollower:
         self._cursor = _NOWHERE
         self.overrides = Overrides(self._publish_overrides)
         self._confirmed = 0.0
+        self._looked = 0.0
         self._behind_since: float | None = None
         self._loaded_at = 0.0
         self._clock_offset = 0.0
@@ -103,20 +104,24 @@ class PolicyFollower:
     async def follow(self) -> None:
         """Takes up every change, for as long as it runs; a failing source is asked again and again.
 
-        Overrides act as soon as they are read: compiling policies goes on beside it, however long it takes.
+        Overrides act as soon as they are read: compiling and saving policies go on beside it, however long they take.
         """
-        building: asyncio.Task[None] | None = None
-        while True:
-            try:
-                await self._source.wait(self._wanted.cursor, _WAIT_SECONDS)
-                await self._look()
-                if building is None or building.done():
-                    building = asyncio.create_task(self._keep_building())
-                await self._save()
-                continue
-            except StoreError as error:
-                log.warning("%s; serving revision %d, %.0f s old", error, self.snapshot.revision, self.age)
-            await asyncio.sleep(_RETRY_SECONDS)
+        jobs: dict[Callable[[], Coroutine[Any, Any, None]], asyncio.Task[None]] = {}
+        try:
+            while True:
+                try:
+                    await self._source.wait(self._wanted.cursor, _WAIT_SECONDS)
+                    await self._look()
+                    for job in (self._keep_building, self._save):
+                        if job not in jobs or jobs[job].done():
+                            jobs[job] = asyncio.create_task(job())
+                    continue
+                except StoreError as error:
+                    log.warning("%s; serving revision %d, %.0f s old", error, self.snapshot.revision, self.age)
+                await asyncio.sleep(_RETRY_SECONDS)
+        finally:
+            for task in jobs.values():
+                task.cancel()
 
     async def _save(self) -> None:
         """Brings the file up to date, when the snapshot is."""
@@ -154,6 +159,7 @@ class PolicyFollower:
     async def _look(self) -> None:
         """Reads what changed, and lets overrides act."""
         wanted = self._wanted
+        looked = time.monotonic()
         delta = await self._source.delta(wanted.cursor)
         if delta is None:
             contents = await self._source.read()
@@ -175,8 +181,14 @@ class PolicyFollower:
             overrides, offset = delta.overrides, delta.clock_offset
         self.overrides.stored(overrides)
         self._set_clock(offset)
+        self._looked = looked
+        self._confirm()
+
+    def _confirm(self) -> None:
+        """Notes whether what is decided from is what the source holds."""
         if self._wanted.cursor == self._cursor:
-            self._confirmed = time.monotonic()
+            self._confirmed = self._looked
+            self._behind_since = None
         else:
             self._behind_since = self._behind_since or time.monotonic()
 
@@ -197,9 +209,7 @@ class PolicyFollower:
             )
             self._cursor = wanted.cursor
             self._publish(dataclasses.replace(fresh, drifted=wanted.drifted))
-            if wanted is self._wanted:
-                self._confirmed = time.monotonic()
-                self._behind_since = None
+            self._confirm()
 
     def _set_clock(self, offset: float) -> None:
         if abs(offset - self._clock_offset) > _CLOCK_TOLERANCE:

@@ -29,6 +29,7 @@ from sparsity_router.config import RouterConfig
 from sparsity_router.policies import PolicyFollower
 from sparsity_router.policy_metrics import observe_policies
 from sparsity_router.recorder import Recorder
+from sparsity_router.snapshot_file import SnapshotFile
 from support.redis_server import RedisServer
 from support.router import failure, running, until
 from support.router_process import RouterProcess
@@ -170,6 +171,10 @@ async def test_a_change_that_cannot_be_taken_up_makes_a_lag(monkeypatch: pytest.
     before = follower.lag
     await asyncio.sleep(0.02)
     assert follower.lag > before > 0
+    source.revision = 1
+    await follower.refresh()
+    assert follower.lag == 0, "the change was taken back"
+    source.revision = 2
     monkeypatch.undo()
     await follower.refresh()
     assert (follower.snapshot.revision, follower.lag) == (2, 0.0)
@@ -205,6 +210,32 @@ async def test_a_kill_switch_does_not_wait_for_a_slow_compilation(monkeypatch: p
         assert follower.lag == 0
         following.cancel()
         await store.close()
+
+
+async def test_nothing_waits_for_a_slow_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, started, release = Source(), threading.Event(), threading.Event()
+    save = SnapshotFile.save
+
+    def slow(*arguments: Any) -> None:
+        started.set()
+        release.wait(10)
+        save(*arguments)
+
+    monkeypatch.setattr(SnapshotFile, "save", slow)
+    follower = PolicyFollower(source, ttl=300, disk=SnapshotFile(tmp_path / "snapshot.json"))
+    await follower.start()
+    following = asyncio.create_task(follower.follow())
+    assert await asyncio.to_thread(started.wait, 5)
+    source.revision = 2
+    assert await follower.reached(2, 5.0)
+    release.set()
+
+    async def saved() -> bool:
+        path = tmp_path / "snapshot.json"
+        return path.exists() and SnapshotFile(path).load()[0].cursor.revision == 2
+
+    await until(saved)
+    following.cancel()
 
 
 async def test_a_lagging_router_is_not_ready_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
