@@ -40,7 +40,7 @@ class Condition:
         ValueError: when it is not CEL, or reads a variable that does not exist.
     """
 
-    __slots__ = ("_program", "_source")
+    __slots__ = ("_program", "_source", "reads_tokens")
 
     def __init__(self, source: str) -> None:
         self._source = source
@@ -51,6 +51,7 @@ class Condition:
         unknown = sorted(set(self._program.variables()) - set(VARIABLES) - _comprehension_names(source))
         if unknown:
             raise ValueError(f"reads unknown {', '.join(unknown)}; known are {', '.join(VARIABLES)}")
+        self.reads_tokens = "tokens" in self._program.variables()
 
     @property
     def constant(self) -> bool | None:

@@ -109,10 +109,32 @@ def _doubt(signals: Signals, snapshot: Snapshot, compiled: Compiled | None) -> _
     return None
 
 
+def hangs_on_length(signals: Signals, snapshot: Snapshot) -> bool:
+    """Whether token counts within the signals' interval give different tiers, so that the exact one must be known."""
+    compiled = snapshot.policies.get(signals.domain)
+    if _exact(signals) or compiled is None or _doubt(signals, snapshot, compiled) is not None:
+        return False
+    if any(condition.reads_tokens for condition in compiled.conditions):
+        return True
+    return len({band.tier for _, band in _touched(compiled.policy, signals)}) > 1
+
+
+def _exact(signals: Signals) -> bool:
+    return signals.min_tokens == signals.max_tokens
+
+
+def _length(signals: Signals) -> str:
+    return f"{signals.min_tokens}" if _exact(signals) else f"{signals.min_tokens} to {signals.max_tokens}"
+
+
 def _by_rules_and_bands(trail: _Trail, signals: Signals, compiled: Compiled) -> None:
     shared = context(signals)
     for rule, condition in zip(compiled.policy.rules, compiled.conditions, strict=True):
         check = f"rules[{rule.name}]"
+        if condition.reads_tokens and not _exact(signals):
+            what = f"{rule.when} reads tokens, of which there are {_length(signals)}"
+            trail.take(check, Tier.DENSE, Reason.LOW_CONFIDENCE, what)
+            return
         try:
             holds = condition.holds(shared)
         except ValueError as error:
@@ -127,27 +149,25 @@ def _by_rules_and_bands(trail: _Trail, signals: Signals, compiled: Compiled) -> 
             return
         trail.skip(check, f"{rule.when} does not hold", rule.tier)
     number, band = densest_band(compiled.policy, signals)
-    tokens = (
-        f"{signals.min_tokens}"
-        if signals.min_tokens == signals.max_tokens
-        else (f"{signals.min_tokens} to {signals.max_tokens}")
-    )
     task = f" for task {band.task!r}" if band.task else ""
-    detail = f"{tokens} prompt tokens lie in the band from {band.from_tokens}{task}"
+    detail = f"{_length(signals)} prompt tokens lie in the band from {band.from_tokens}{task}"
     trail.take(f"bands[{number}]", band.tier, Reason.LENGTH_BAND, detail)
 
 
 def densest_band(policy: Policy, signals: Signals) -> tuple[int, Band]:
     """The densest band that the token interval touches, with its number."""
+    return min(_touched(policy, signals), key=lambda pair: pair[1].tier)
+
+
+def _touched(policy: Policy, signals: Signals) -> list[tuple[int, Band]]:
     task = signals.task if any(band.task == signals.task for band in policy.bands) else ""
     bands = [(number, band) for number, band in enumerate(policy.bands) if band.task == task]
     ends = [band.from_tokens for _, band in bands[1:]] + [None]
-    touched = [
+    return [
         (number, band)
         for (number, band), end in zip(bands, ends, strict=True)
         if band.from_tokens <= signals.max_tokens and (end is None or signals.min_tokens < end)
     ]
-    return min(touched, key=lambda pair: pair[1].tier)
 
 
 def _by_guards(trail: _Trail, policy: Policy) -> None:

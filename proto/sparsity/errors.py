@@ -14,6 +14,7 @@ SparsityError
 │   ├── DrainingError         the process is going away
 │   └── StoreError            the policy store cannot be reached or used
 ├── StreamBrokenError       a worker failed after its first token; nothing is replayed
+├── TokenCountError         a prompt's tokens lie outside the interval that its decision was made for
 ├── EngineError             the engine failed on this request
 ├── DeadlineError           the caller's deadline passed
 ├── CancelledError          the caller went away
@@ -121,6 +122,12 @@ class StreamBrokenError(SparsityError):
     """A worker failed after its first token; nothing is replayed."""
 
     code = grpc.StatusCode.ABORTED
+
+
+class TokenCountError(SparsityError):
+    """A prompt's tokens lie outside the interval that its decision was made for; it must be decided anew."""
+
+    code = grpc.StatusCode.OUT_OF_RANGE
 
 
 class EngineError(SparsityError):

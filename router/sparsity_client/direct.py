@@ -11,13 +11,21 @@ from sparsity.errors import (
     PermissionDeniedError,
     SparsityError,
     StreamBrokenError,
+    TokenCountError,
     UnavailableError,
     UnimplementedError,
 )
 from sparsity.v1 import inference_pb2, worker_pb2
 
 # Before the first message: the relay may know another worker, or the router has no leases to give.
-_FALL_BACK = (UnavailableError, OverloadedError, PermissionDeniedError, ConfigurationError, UnimplementedError)
+_FALL_BACK = (
+    UnavailableError,
+    OverloadedError,
+    PermissionDeniedError,
+    ConfigurationError,
+    TokenCountError,
+    UnimplementedError,
+)
 
 
 def worker_request(route: inference_pb2.RouteResponse) -> worker_pb2.WorkerServiceGenerateRequest:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import NamedTuple
 
 from sparsity.errors import InvalidRequestError
 from sparsity.v1 import inference_pb2
+from sparsity_policies.decide import hangs_on_length
 from sparsity_policies.model import Signals, Tier
 from sparsity_policies.scan import ScanResult
 from sparsity_policies.snapshot import Snapshot
 
+from sparsity_router.lengths import SAMPLED_CHARACTERS, Interval, LengthModel
 from sparsity_router.tokens import ModelTokenizer
 
 # Below this a thread costs more than the work.
@@ -18,23 +21,40 @@ _INLINE_BYTES = 16_384
 MAX_NAME = 256
 
 
+class Prompt(NamedTuple):
+    """A prompt as a worker takes it: in token ids, or as text where they were not needed to decide.
+
+    Attributes:
+        interval: tokens, at least and at most.
+        ids: token ids; empty where they were not counted.
+        text: what is to be tokenized.
+        special: whether the model puts something around it.
+    """
+
+    interval: Interval
+    ids: list[int]
+    text: str = ""
+    special: bool = False
+
+
 class Classified(NamedTuple):
     """A request, understood.
 
     Attributes:
         signals: what policy decides from.
-        token_ids: the prompt in the model's tokens.
+        prompt: for the worker.
     """
 
     signals: Signals
-    token_ids: list[int]
+    prompt: Prompt
 
 
 class Classifier:
-    """Counts tokens exactly and scans the whole prompt."""
+    """Finds out a prompt's length, as closely as the decision needs it, and scans all of it."""
 
     def __init__(self, tokenizer: ModelTokenizer, max_prompt_bytes: int) -> None:
         self._tokenizer = tokenizer
+        self._lengths = LengthModel(tokenizer)
         self._max_prompt_bytes = max_prompt_bytes
 
     async def classify(
@@ -45,6 +65,7 @@ class Classifier:
         received: float = 0.0,
         policy_age: float = 0.0,
         request_key: str = "",
+        exact: bool = False,
     ) -> Classified:
         """Classifies one request; long prompts are worked on off the event loop.
 
@@ -54,6 +75,7 @@ class Classifier:
             received: when it came, seconds since the epoch by the policy source's clock.
             policy_age: since the snapshot was last confirmed, seconds.
             request_key: unique to the request.
+            exact: whether to count the tokens even where the decision does not hang on them.
 
         Raises:
             InvalidRequestError: naming the field.
@@ -61,34 +83,63 @@ class Classifier:
         context = request.context
         _check_context(context)
         size = self._check_prompt(request)
-        if size > _INLINE_BYTES:
-            ids, scan, problem = await asyncio.to_thread(self._read_prompt, request, snapshot)
-        else:
-            ids, scan, problem = self._read_prompt(request, snapshot)
-        if not ids:
-            raise InvalidRequestError.of("prompt", "is empty once tokenized")
-        if len(ids) >= self._tokenizer.context_length:
-            limit = self._tokenizer.context_length
-            problem = f"has {len(ids)} tokens; the model takes {limit}, its answer included: shorten the prompt"
-            raise InvalidRequestError.of("prompt", problem)
         signals = Signals(
-            min_tokens=len(ids),
-            max_tokens=len(ids),
+            min_tokens=0,
+            max_tokens=0,
             domain=context.domain,
-            flags=frozenset(context.flags) | scan.flags,
+            flags=frozenset(context.flags),
             task=context.task,
             labels=tuple(sorted(context.labels.items())),
             tenant=context.tenant,
             session=context.session,
             max_tier=Tier(context.max_tier) if context.max_tier else None,
-            scanned_bytes=scan.scanned_bytes,
-            prompt_bytes=scan.scanned_bytes,
-            classifier_error=problem,
             received_at=received,
             policy_age=policy_age,
             request_key=request_key,
         )
-        return Classified(signals, ids)
+        arguments = (request, snapshot, signals, exact)
+        if size > _INLINE_BYTES:
+            return await asyncio.to_thread(self._read, *arguments)
+        return self._read(*arguments)
+
+    def _read(
+        self, request: inference_pb2.GenerateRequest, snapshot: Snapshot, signals: Signals, exact: bool
+    ) -> Classified:
+        """Scans the whole text, then counts tokens as closely as the decision needs it."""
+        prompt, text = self._open(request)
+        scan, problem = _scan(snapshot, text)
+        signals = replace(
+            signals,
+            flags=signals.flags | scan.flags,
+            scanned_bytes=scan.scanned_bytes,
+            prompt_bytes=scan.scanned_bytes,
+            classifier_error=problem,
+        )
+        if prompt.ids:
+            return self._counted(prompt, signals)
+        estimates = [] if exact else [self._lengths.bound]
+        if len(prompt.text) >= SAMPLED_CHARACTERS and not exact:
+            estimates.append(self._lengths.sample)
+        size = len(prompt.text.encode("utf-8", "surrogatepass"))
+        for estimate in estimates:
+            interval = estimate(prompt.text, size)
+            closer = replace(signals, min_tokens=interval.low, max_tokens=interval.high)
+            if interval.high < self._tokenizer.context_length and not hangs_on_length(closer, snapshot):
+                return Classified(closer, prompt._replace(interval=interval))
+        ids = self._tokenizer.encode(prompt.text, special=prompt.special)
+        return self._counted(Prompt(Interval(0, 0), ids), signals)
+
+    def _counted(self, prompt: Prompt, signals: Signals) -> Classified:
+        """The request with its exact token count."""
+        count = len(prompt.ids)
+        if not count:
+            raise InvalidRequestError.of("prompt", "is empty once tokenized")
+        if count >= self._tokenizer.context_length:
+            limit = self._tokenizer.context_length
+            problem = f"has {count} tokens; the model takes {limit}, its answer included: shorten the prompt"
+            raise InvalidRequestError.of("prompt", problem)
+        interval = Interval(count, count)
+        return Classified(replace(signals, min_tokens=count, max_tokens=count), prompt._replace(interval=interval))
 
     def _check_prompt(self, request: inference_pb2.GenerateRequest) -> int:
         """Bytes of the prompt, once it is known to be sane."""
@@ -116,24 +167,25 @@ class Classifier:
             raise InvalidRequestError.of(field, problem)
         return size
 
-    def _read_prompt(
-        self, request: inference_pb2.GenerateRequest, snapshot: Snapshot
-    ) -> tuple[list[int], ScanResult, str]:
-        """Token ids, the scan of the whole text, and what kept the scan from an answer."""
+    def _open(self, request: inference_pb2.GenerateRequest) -> tuple[Prompt, str]:
+        """The prompt as far as it is known without counting, and the text that is scanned."""
         kind = request.WhichOneof("prompt")
+        unknown = Interval(0, 0)
         if kind == "token_ids":
             ids = list(request.token_ids.ids)
-            text = self._tokenizer.decode(ids)
-        elif kind == "text":
-            text = request.text
-            ids = self._tokenizer.encode(text, special=True)
-        else:
-            text = "\n".join(message.content for message in request.chat.messages)
-            ids = self._tokenizer.encode(self._tokenizer.render(request.chat), special=False)
-        try:
-            return ids, snapshot.scanner.scan(text), ""
-        except ValueError as error:
-            return ids, ScanResult(frozenset(), frozenset(), 0), str(error)
+            return Prompt(unknown, ids), self._tokenizer.decode(ids)
+        if kind == "text":
+            return Prompt(unknown, [], request.text, special=True), request.text
+        text = "\n".join(message.content for message in request.chat.messages)
+        return Prompt(unknown, [], self._tokenizer.render(request.chat)), text
+
+
+def _scan(snapshot: Snapshot, text: str) -> tuple[ScanResult, str]:
+    """What the scan found, and what kept it from an answer."""
+    try:
+        return snapshot.scanner.scan(text), ""
+    except ValueError as error:
+        return ScanResult(frozenset(), frozenset(), 0), str(error)
 
 
 def _check_context(context: inference_pb2.RequestContext) -> None:

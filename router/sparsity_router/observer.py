@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from sparsity.v1 import inference_pb2
 from sparsity_policies.journal import Entry
@@ -32,6 +33,9 @@ class Observer:
     ) -> None:
         """Takes up a request: what was decided, what served it if anything did, and its completion if it had one."""
         compiled = self._policies.snapshot.policies.get(decision.policy)
+        if completion is not None and (tokens := completion.usage.prompt_tokens):
+            # The worker has counted what the router may only have estimated.
+            signals = replace(signals, min_tokens=tokens, max_tokens=tokens)
         report = completion.sparsity if completion is not None and completion.HasField("sparsity") else None
         entry = Entry(
             time=time.time(),

@@ -35,6 +35,7 @@ _FINAL = {
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.OUT_OF_RANGE,
 }
 
 
@@ -82,6 +83,7 @@ async def relay(
         UnavailableError: when none can be reached.
         StreamBrokenError: when a worker fails after its first message.
         InvalidRequestError: when a worker refuses the request as invalid.
+        TokenCountError: when the prompt's tokens lie outside the interval that it was decided for.
     """
     attempts = _Attempts(set())
     fleet.retries.earn()
@@ -177,6 +179,11 @@ def _is_full(fleet: Fleet, decision: Decision, attempts: _Attempts) -> bool:
     return attempts.overloaded or reserved or State.FULL in states
 
 
+def outstanding_tokens(request: worker_pb2.WorkerServiceGenerateRequest) -> int:
+    """Tokens that a worker has to work on for a request, at most."""
+    return len(request.prompt.ids) + request.text.max_tokens + request.sampling.max_new_tokens
+
+
 def place(fleet: Fleet, decision: Decision) -> tuple[Worker, Decision]:
     """The worker that a request would be sent to now, and the decision as served by it.
 
@@ -222,10 +229,9 @@ async def _stream(
     key, decision_id = lease
     if key is not None:
         own.lease.CopyFrom(sign(key, own, worker.name, decision_id))
-    tokens = len(own.prompt.ids) + own.sampling.max_new_tokens
     with _tracer.start_as_current_span("router.dispatch", kind=trace.SpanKind.CLIENT) as span:
         span.set_attributes({telemetry.WORKER_ID: worker.name, telemetry.TIER: tier.word, telemetry.ATTEMPT: attempt})
-        with worker.dispatched(own.request_id, tokens):
+        with worker.dispatched(own.request_id, outstanding_tokens(own)):
             call = worker.stub.Generate(own, timeout=context.time_remaining(), metadata=telemetry.outgoing())
             try:
                 async for message in call:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from sparsity.errors import TokenCountError
 from sparsity.leases import LeaseChecker
 from sparsity.serving import listen
 from sparsity.v1 import inference_pb2, worker_pb2
+from support.tiny import tiny_tokenizer
 
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"]
 Behaviour = Callable[["FakeWorker", Any, Any], AsyncIterator[inference_pb2.GenerateResponse]]
@@ -94,6 +96,10 @@ class FakeWorker:
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
         if self.leases:
             self.leases.take(request)
+        text = request.text
+        count = len(tiny_tokenizer().encode(text.text, add_special_tokens=text.add_special_tokens).ids)
+        if request.HasField("text") and not text.min_tokens <= count <= text.max_tokens:
+            raise TokenCountError(f"{count} tokens are not in [{text.min_tokens}, {text.max_tokens}]")
         self.received.append(request)
         try:
             async for response in self.behaviour(self, request, context):

@@ -9,15 +9,21 @@ import numpy as np
 import pytest
 import yaml
 from sparse_kernels import AttentionStats
-from sparsity.errors import ConfigurationError, DrainingError, InvalidRequestError, OverloadedError
+from sparsity.errors import (
+    ConfigurationError,
+    DrainingError,
+    InvalidRequestError,
+    OverloadedError,
+    TokenCountError,
+)
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.load import Load
 from sparsity_worker.plugin.accounting import DECODE, PREFILL, Account, Ledger
 from sparsity_worker.profile import load_profile, parse_profile, shipped_profiles
 from sparsity_worker.report import sparsity_report
-from sparsity_worker.requests import engine_request
-from support.tiny import tiny_model
+from sparsity_worker.requests import engine_request, read_prompt
+from support.tiny import tiny_model, tiny_tokenizer
 
 FACTS = ModelFacts("tiny", 512, 257)
 
@@ -106,15 +112,30 @@ def request(ids: list[int], rid: str = "r", **sampling: Any) -> worker_pb2.Worke
 )
 def test_bad_requests_name_the_field(bad: worker_pb2.WorkerServiceGenerateRequest, field: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        engine_request(bad, FACTS)
+        engine_request(bad, list(bad.prompt.ids), FACTS)
     assert [violation.field for violation in caught.value.violations] == [field]
 
 
+def test_a_text_is_tokenized_within_what_the_router_decided_for() -> None:
+    tokenizer = tiny_tokenizer()
+    assert read_prompt(request([1, 2]), tokenizer) == [1, 2]
+    text = worker_pb2.TextPrompt(text="abc", min_tokens=3, max_tokens=3)
+    made = worker_pb2.WorkerServiceGenerateRequest(text=text)
+    assert read_prompt(made, tokenizer) == tokenizer.encode("abc").ids
+    for low, high in ((4, 9), (0, 2), (0, 0)):
+        made.text.min_tokens, made.text.max_tokens = low, high
+        with pytest.raises(TokenCountError, match=rf"3 tokens are not in \[{low}, {high}\]"):
+            read_prompt(made, tokenizer)
+    made.prompt.ids.append(1)
+    with pytest.raises(InvalidRequestError, match="stands beside `prompt`"):
+        read_prompt(made, tokenizer)
+
+
 def test_good_requests_keep_what_was_set() -> None:
-    made = engine_request(request([1, 2], max_new_tokens=5, temperature=0.5, top_k=3), FACTS)
+    made = engine_request(request([], max_new_tokens=5, temperature=0.5, top_k=3), [1, 2], FACTS)
     assert made.prompt == [1, 2]
     assert made.sampling == {"max_new_tokens": 5, "temperature": 0.5, "top_k": 3}
-    assert engine_request(request([1]), FACTS).sampling == {"max_new_tokens": 128, "temperature": 0.0}
+    assert engine_request(request([]), [1], FACTS).sampling == {"max_new_tokens": 128, "temperature": 0.0}
 
 
 def test_the_ledger_adds_up_per_request_and_layer() -> None:

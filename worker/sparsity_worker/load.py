@@ -30,6 +30,18 @@ class Load:
         """Prompt and still possible new tokens of all requests."""
         return sum(self.requests.values())
 
+    def require_room(self) -> None:
+        """Checks that one more request would be admitted now.
+
+        Raises:
+            DrainingError: while draining.
+            OverloadedError: when full.
+        """
+        if self.draining:
+            raise DrainingError("the worker is draining")
+        if len(self.requests) >= self.limit:
+            raise OverloadedError(f"the worker holds its {self.limit} requests")
+
     @contextmanager
     def admit(self, rid: str, tokens: int) -> Iterator[None]:
         """Holds a place for a request.
@@ -39,10 +51,7 @@ class Load:
             OverloadedError: when full.
             InvalidRequestError: when the id is in flight already.
         """
-        if self.draining:
-            raise DrainingError("the worker is draining")
-        if len(self.requests) >= self.limit:
-            raise OverloadedError(f"the worker holds its {self.limit} requests")
+        self.require_room()
         if rid in self.requests:
             raise InvalidRequestError.of(
                 "request_id", f"{rid} is in flight already; ids are unique among live requests"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from sparsity.errors import InvalidRequestError
+from sparsity.errors import InvalidRequestError, TokenCountError
 from sparsity.v1 import inference_pb2, worker_pb2
+from tokenizers import Tokenizer
 
 from sparsity_worker.config import ModelFacts
 from sparsity_worker.engine import EngineRequest
@@ -15,13 +16,33 @@ DEFAULT_MAX_NEW_TOKENS = 128
 MAX_STOPS = 16
 
 
-def engine_request(request: worker_pb2.WorkerServiceGenerateRequest, facts: ModelFacts) -> EngineRequest:
+def read_prompt(request: worker_pb2.WorkerServiceGenerateRequest, tokenizer: Tokenizer) -> list[int]:
+    """The prompt's token ids.
+
+    Raises:
+        InvalidRequestError: when it has both forms.
+        TokenCountError: when the router decided for another length.
+    """
+    if not request.HasField("text"):
+        return list(request.prompt.ids)
+    text = request.text
+    if request.prompt.ids:
+        raise InvalidRequestError.of("text", "stands beside `prompt`; set one of them")
+    ids: list[int] = tokenizer.encode(text.text, add_special_tokens=text.add_special_tokens).ids
+    if not text.min_tokens <= len(ids) <= text.max_tokens:
+        problem = f"{len(ids)} tokens are not in [{text.min_tokens}, {text.max_tokens}], which the router decided for"
+        raise TokenCountError(f"the prompt's {problem}")
+    return ids
+
+
+def engine_request(
+    request: worker_pb2.WorkerServiceGenerateRequest, prompt: list[int], facts: ModelFacts
+) -> EngineRequest:
     """The request as the engine takes it.
 
     Raises:
         InvalidRequestError: naming the field.
     """
-    prompt = list(request.prompt.ids)
     if not request.request_id:
         raise InvalidRequestError.of("request_id", "is empty")
     if not prompt:

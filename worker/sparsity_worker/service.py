@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -22,10 +23,12 @@ from sparsity_worker.engine import Engine, EngineRequest
 from sparsity_worker.load import Load
 from sparsity_worker.proof import Proof
 from sparsity_worker.report import sparsity_report
-from sparsity_worker.requests import engine_request
+from sparsity_worker.requests import engine_request, read_prompt
 
 Context = grpc.aio.ServicerContext[worker_pb2.WorkerServiceGenerateRequest, worker_pb2.WorkerServiceGenerateResponse]
 _FINISH = {"stop": inference_pb2.FINISH_REASON_STOP, "length": inference_pb2.FINISH_REASON_LENGTH}
+# A longer text is tokenized in a thread.
+_INLINE_CHARACTERS = 16_384
 TIERS = {
     "dense": inference_pb2.TIER_DENSE,
     "moderate": inference_pb2.TIER_MODERATE,
@@ -78,7 +81,12 @@ class WorkerService:
             raise InvalidRequestError.of("tier", f"this worker serves {self._identity.config.tier}, not {wanted}")
         if self._leases and (request.HasField("lease") or self._identity.config.require_lease):
             self._leases.take(request)
-        inner = engine_request(request, self._identity.facts)
+        self._load.require_room()
+        if len(request.text.text) > _INLINE_CHARACTERS:
+            prompt = await asyncio.to_thread(read_prompt, request, self._tokenizer)
+        else:
+            prompt = read_prompt(request, self._tokenizer)
+        inner = engine_request(request, prompt, self._identity.facts)
         tokens = len(inner.prompt) + inner.sampling["max_new_tokens"]
         with self._load.admit(inner.rid, tokens), tracing.generation(context, inner, self._identity) as trace:
             async with aclosing(self._run(inner, tuple(request.sampling.stop), trace)) as responses:

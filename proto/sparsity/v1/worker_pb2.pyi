@@ -21,7 +21,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class WorkerServiceGenerateRequest(_message.Message):
-    """A completion request in the model's own tokens."""
+    """A completion request."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -32,6 +32,7 @@ class WorkerServiceGenerateRequest(_message.Message):
     TIER_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique among live requests of the worker."""
     priority: _builtins.int
@@ -42,7 +43,7 @@ class WorkerServiceGenerateRequest(_message.Message):
     """Isolates this request's prefix cache, such as by tenant."""
     @_builtins.property
     def prompt(self) -> _inference_pb2.TokenIds:
-        """The prompt."""
+        """The prompt in token ids; empty where `text` is set."""
 
     @_builtins.property
     def sampling(self) -> _inference_pb2.SamplingParams:
@@ -51,6 +52,10 @@ class WorkerServiceGenerateRequest(_message.Message):
     @_builtins.property
     def lease(self) -> _inference_pb2.WorkerLease:
         """The router's permission, where the worker demands one."""
+
+    @_builtins.property
+    def text(self) -> Global___TextPrompt:
+        """The prompt as text, in the place of token ids."""
 
     def __init__(
         self,
@@ -62,10 +67,11 @@ class WorkerServiceGenerateRequest(_message.Message):
         tier: _inference_pb2.Tier.ValueType = ...,
         lease: _inference_pb2.WorkerLease | None = ...,
         cache_salt: _builtins.str | None = ...,
+        text: Global___TextPrompt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_lease", b"_lease", "_priority", b"_priority", "cache_salt", b"cache_salt", "lease", b"lease", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_lease", b"_lease", "_priority", b"_priority", "_text", b"_text", "cache_salt", b"cache_salt", "lease", b"lease", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_lease", b"_lease", "_priority", b"_priority", "cache_salt", b"cache_salt", "lease", b"lease", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_lease", b"_lease", "_priority", b"_priority", "_text", b"_text", "cache_salt", b"cache_salt", "lease", b"lease", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cache_salt: _TypeAlias = _typing.Literal["cache_salt"]  # noqa: Y015
     _WhichOneofArgType__cache_salt: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt"]  # noqa: Y015
@@ -73,14 +79,52 @@ class WorkerServiceGenerateRequest(_message.Message):
     _WhichOneofArgType__lease: _TypeAlias = _typing.Literal["_lease", b"_lease"]  # noqa: Y015
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    _WhichOneofReturnType__text: _TypeAlias = _typing.Literal["text"]  # noqa: Y015
+    _WhichOneofArgType__text: _TypeAlias = _typing.Literal["_text", b"_text"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_salt) -> _WhichOneofReturnType__cache_salt | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lease) -> _WhichOneofReturnType__lease | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__text) -> _WhichOneofReturnType__text | None: ...
 
 Global___WorkerServiceGenerateRequest: _TypeAlias = WorkerServiceGenerateRequest  # noqa: Y015
+
+@_typing.final
+class TextPrompt(_message.Message):
+    """A prompt that the worker tokenizes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    ADD_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    MIN_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """The text; a chat is rendered already."""
+    add_special_tokens: _builtins.bool
+    """Adds what the model puts around plain text."""
+    min_tokens: _builtins.int
+    """The decision holds from this many tokens; the worker refuses fewer with OUT_OF_RANGE."""
+    max_tokens: _builtins.int
+    """The decision holds to this many tokens; the worker refuses more with OUT_OF_RANGE."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        add_special_tokens: _builtins.bool = ...,
+        min_tokens: _builtins.int = ...,
+        max_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_special_tokens", b"add_special_tokens", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TextPrompt: _TypeAlias = TextPrompt  # noqa: Y015
 
 @_typing.final
 class WorkerServiceGenerateResponse(_message.Message):

@@ -36,7 +36,9 @@ class MockWorker:
         completion = inference_pb2.Completion(
             worker_id="mock",
             finish_reason=inference_pb2.FINISH_REASON_LENGTH,
-            usage=inference_pb2.Usage(prompt_tokens=len(request.prompt.ids), completion_tokens=8),
+            usage=inference_pb2.Usage(
+                prompt_tokens=len(request.prompt.ids) or request.text.max_tokens, completion_tokens=8
+            ),
         )
         yield worker_pb2.WorkerServiceGenerateResponse(response=inference_pb2.GenerateResponse(completion=completion))
 

