@@ -128,13 +128,14 @@ def _length(signals: Signals) -> str:
 
 
 def _by_rules_and_bands(trail: _Trail, signals: Signals, compiled: Compiled) -> None:
-    shared = context(signals)
+    shared = context(signals) if compiled.conditions else None
     for rule, condition in zip(compiled.policy.rules, compiled.conditions, strict=True):
         check = f"rules[{rule.name}]"
         if condition.reads_tokens and not _exact(signals):
             what = f"{rule.when} reads tokens, of which there are {_length(signals)}"
             trail.take(check, Tier.DENSE, Reason.LOW_CONFIDENCE, what)
             return
+        assert shared is not None
         try:
             holds = condition.holds(shared)
         except ValueError as error:

@@ -52,7 +52,7 @@ class AsyncClient:
             SparsityError: the kind tells what failed.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        with _tracer.start_as_current_span("client.generate", kind=trace.SpanKind.CLIENT):
+        with telemetry.span(_tracer, "client.generate", trace.SpanKind.CLIENT):
             begun = False
             if direct:
                 try:

@@ -55,7 +55,7 @@ class Client:
             SparsityError: the kind tells what failed.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        with _tracer.start_as_current_span("client.generate", kind=trace.SpanKind.CLIENT):
+        with telemetry.span(_tracer, "client.generate", trace.SpanKind.CLIENT):
             begun = False
             if direct:
                 try:
@@ -136,7 +136,7 @@ class Client:
         Raises:
             SparsityError: the kind tells what failed.
         """
-        with _tracer.start_as_current_span("client.explain", kind=trace.SpanKind.CLIENT):
+        with telemetry.span(_tracer, "client.explain", trace.SpanKind.CLIENT):
             explain = inference_pb2.ExplainRequest(request=request)
             try:
                 return self._inference.Explain(explain, timeout=timeout, metadata=telemetry.outgoing())

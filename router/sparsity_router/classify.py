@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 from sparsity.errors import InvalidRequestError
 from sparsity.v1 import inference_pb2
@@ -83,38 +84,18 @@ class Classifier:
         context = request.context
         _check_context(context)
         size = self._check_prompt(request)
-        signals = Signals(
-            min_tokens=0,
-            max_tokens=0,
-            domain=context.domain,
-            flags=frozenset(context.flags),
-            task=context.task,
-            labels=tuple(sorted(context.labels.items())),
-            tenant=context.tenant,
-            session=context.session,
-            max_tier=Tier(context.max_tier) if context.max_tier else None,
-            received_at=received,
-            policy_age=policy_age,
-            request_key=request_key,
-        )
-        arguments = (request, snapshot, signals, exact)
+        known: dict[str, Any] = {"received_at": received, "policy_age": policy_age, "request_key": request_key}
         if size > _INLINE_BYTES:
-            return await asyncio.to_thread(self._read, *arguments)
-        return self._read(*arguments)
+            return await asyncio.to_thread(self._read, request, snapshot, known, exact)
+        return self._read(request, snapshot, known, exact)
 
     def _read(
-        self, request: inference_pb2.GenerateRequest, snapshot: Snapshot, signals: Signals, exact: bool
+        self, request: inference_pb2.GenerateRequest, snapshot: Snapshot, known: dict[str, Any], exact: bool
     ) -> Classified:
         """Scans the whole text, then counts tokens as closely as the decision needs it."""
         prompt, text = self._open(request)
         scan, problem = _scan(snapshot, text)
-        signals = replace(
-            signals,
-            flags=signals.flags | scan.flags,
-            scanned_bytes=scan.scanned_bytes,
-            prompt_bytes=scan.scanned_bytes,
-            classifier_error=problem,
-        )
+        signals = _signals(request.context, scan, problem, known)
         if prompt.ids:
             return self._counted(prompt, signals)
         estimates = [] if exact else [self._lengths.bound]
@@ -123,13 +104,13 @@ class Classifier:
         size = len(prompt.text.encode("utf-8", "surrogatepass"))
         for estimate in estimates:
             interval = estimate(prompt.text, size)
-            closer = replace(signals, min_tokens=interval.low, max_tokens=interval.high)
+            closer = signals(min_tokens=interval.low, max_tokens=interval.high)
             if interval.high < self._tokenizer.context_length and not hangs_on_length(closer, snapshot):
                 return Classified(closer, prompt._replace(interval=interval))
         ids = self._tokenizer.encode(prompt.text, special=prompt.special)
         return self._counted(Prompt(Interval(0, 0), ids), signals)
 
-    def _counted(self, prompt: Prompt, signals: Signals) -> Classified:
+    def _counted(self, prompt: Prompt, signals: Callable[..., Signals]) -> Classified:
         """The request with its exact token count."""
         count = len(prompt.ids)
         if not count:
@@ -138,8 +119,7 @@ class Classifier:
             limit = self._tokenizer.context_length
             problem = f"has {count} tokens; the model takes {limit}, its answer included: shorten the prompt"
             raise InvalidRequestError.of("prompt", problem)
-        interval = Interval(count, count)
-        return Classified(replace(signals, min_tokens=count, max_tokens=count), prompt._replace(interval=interval))
+        return Classified(signals(min_tokens=count, max_tokens=count), prompt._replace(interval=Interval(count, count)))
 
     def _check_prompt(self, request: inference_pb2.GenerateRequest) -> int:
         """Bytes of the prompt, once it is known to be sane."""
@@ -186,6 +166,26 @@ def _scan(snapshot: Snapshot, text: str) -> tuple[ScanResult, str]:
         return snapshot.scanner.scan(text), ""
     except ValueError as error:
         return ScanResult(frozenset(), frozenset(), 0), str(error)
+
+
+def _signals(
+    context: inference_pb2.RequestContext, scan: ScanResult, problem: str, known: dict[str, Any]
+) -> Callable[..., Signals]:
+    """The signals of a request, but for its length."""
+    return partial(
+        Signals,
+        domain=context.domain,
+        flags=scan.flags.union(context.flags),
+        task=context.task,
+        labels=tuple(sorted(context.labels.items())),
+        tenant=context.tenant,
+        session=context.session,
+        max_tier=Tier(context.max_tier) if context.max_tier else None,
+        scanned_bytes=scan.scanned_bytes,
+        prompt_bytes=scan.scanned_bytes,
+        classifier_error=problem,
+        **known,
+    )
 
 
 def _check_context(context: inference_pb2.RequestContext) -> None:

@@ -229,7 +229,7 @@ async def _stream(
     key, decision_id = lease
     if key is not None:
         own.lease.CopyFrom(sign(key, own, worker.name, decision_id))
-    with _tracer.start_as_current_span("router.dispatch", kind=trace.SpanKind.CLIENT) as span:
+    with telemetry.span(_tracer, "router.dispatch", trace.SpanKind.CLIENT) as span:
         span.set_attributes({telemetry.WORKER_ID: worker.name, telemetry.TIER: tier.word, telemetry.ATTEMPT: attempt})
         with worker.dispatched(own.request_id, outstanding_tokens(own)):
             call = worker.stub.Generate(own, timeout=context.time_remaining(), metadata=telemetry.outgoing())

@@ -188,7 +188,7 @@ class InferenceService:
         self, request: inference_pb2.GenerateRequest, key: str, *, exact: bool = False
     ) -> tuple[Classified, Decision]:
         policies = self._policies
-        with _tracer.start_as_current_span("router.classify"):
+        with telemetry.span(_tracer, "router.classify"):
             classified = await self._classifier.classify(
                 request,
                 policies.snapshot,
@@ -197,7 +197,7 @@ class InferenceService:
                 request_key=key,
                 exact=exact,
             )
-        with _tracer.start_as_current_span("router.decide"):
+        with telemetry.span(_tracer, "router.decide"):
             # A change that came while a long prompt was read counts: a kill switch must not wait for it.
             return classified, decide(classified.signals, self._policies.snapshot)
 
