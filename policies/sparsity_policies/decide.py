@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from sparsity_policies.conditions import context
@@ -10,6 +11,8 @@ from sparsity_policies.rollout import lets_through, sticky_key
 from sparsity_policies.snapshot import Compiled, Snapshot
 
 DEFAULT_DOMAIN = "default"
+# A detected domain that is less certain is none.
+MIN_CONFIDENCE = 0.4
 
 
 class _Verdict(NamedTuple):
@@ -50,9 +53,9 @@ def decide(signals: Signals, snapshot: Snapshot) -> Decision:
         trail.take(doubt.matched, doubt.tier, doubt.reason, doubt.explanation)
     else:
         assert compiled is not None
-        _by_rules_and_bands(trail, signals, compiled)
-        _by_guards(trail, compiled.policy)
-        _by_rollout(trail, signals, compiled.policy)
+        _by_policy(trail, signals, compiled)
+        _by_declared(trail, signals, snapshot)
+        _by_session(trail, signals)
     if signals.max_tier is not None:
         what = f"the caller asks for {signals.max_tier.word} or denser"
         trail.cap("max_tier", signals.max_tier, Reason.CALLER_REQUESTED, what)
@@ -106,6 +109,11 @@ def _doubt(signals: Signals, snapshot: Snapshot, compiled: Compiled | None) -> _
     if compiled is None:
         detail = f"domain {signals.domain!r} has no policy" if signals.domain else "no domain was declared or detected"
         return dense(Reason.UNKNOWN_DOMAIN, "domain", detail)
+    if signals.detected and signals.confidence < MIN_CONFIDENCE:
+        detail = (
+            f"domain {signals.domain} was detected with confidence {signals.confidence:.2f}, below {MIN_CONFIDENCE}"
+        )
+        return dense(Reason.LOW_CONFIDENCE, "domain", detail)
     return None
 
 
@@ -114,9 +122,13 @@ def hangs_on_length(signals: Signals, snapshot: Snapshot) -> bool:
     compiled = snapshot.policies.get(signals.domain)
     if _exact(signals) or compiled is None or _doubt(signals, snapshot, compiled) is not None:
         return False
-    if any(condition.reads_tokens for condition in compiled.conditions):
-        return True
-    return len({band.tier for _, band in _touched(compiled.policy, signals)}) > 1
+    declared = snapshot.policies.get(signals.declared)
+    for item in (compiled, declared) if declared else (compiled,):
+        if any(condition.reads_tokens for condition in item.conditions):
+            return True
+        if len({band.tier for _, band in _touched(item.policy, signals)}) > 1:
+            return True
+    return False
 
 
 def _exact(signals: Signals) -> bool:
@@ -125,6 +137,28 @@ def _exact(signals: Signals) -> bool:
 
 def _length(signals: Signals) -> str:
     return f"{signals.min_tokens}" if _exact(signals) else f"{signals.min_tokens} to {signals.max_tokens}"
+
+
+def _by_policy(trail: _Trail, signals: Signals, compiled: Compiled) -> None:
+    _by_rules_and_bands(trail, signals, compiled)
+    _by_guards(trail, compiled.policy)
+    _by_rollout(trail, signals, compiled.policy)
+
+
+def _by_declared(trail: _Trail, signals: Signals, snapshot: Snapshot) -> None:
+    """A riskier domain in the declared one's place takes attention away from nobody."""
+    declared = snapshot.policies.get(signals.declared)
+    if declared is not None:
+        own = _Trail()
+        _by_policy(own, replace(signals, domain=signals.declared, declared=""), declared)
+        found = own.verdict
+        trail.cap(f"declared[{signals.declared}]", found.tier, found.reason, f"declared: {found.explanation}")
+
+
+def _by_session(trail: _Trail, signals: Signals) -> None:
+    if signals.session_tier is not None:
+        what = f"the session's earlier requests were served {signals.session_tier.word}"
+        trail.cap("session", signals.session_tier, Reason.SESSION, what)
 
 
 def _by_rules_and_bands(trail: _Trail, signals: Signals, compiled: Compiled) -> None:
@@ -193,10 +227,7 @@ def _by_rollout(trail: _Trail, signals: Signals, policy: Policy) -> None:
 def _applies(override: Override, signals: Signals, tier: Tier) -> bool:
     if override.expire_time is not None and override.expire_time <= signals.received_at:
         return False
-    targets = {
-        Scope.GLOBAL: "",
-        Scope.DOMAIN: signals.domain,
-        Scope.TENANT: signals.tenant,
-        Scope.TIER: tier.word,
-    }
+    if override.scope is Scope.DOMAIN:
+        return override.target in (signals.domain, signals.declared)
+    targets = {Scope.GLOBAL: "", Scope.TENANT: signals.tenant, Scope.TIER: tier.word}
     return override.target == targets[override.scope]

@@ -72,6 +72,7 @@ class Entry:
                     "flags": frozenset(known["flags"]),
                     "labels": tuple(sorted(known["labels"].items())),
                     "max_tier": Tier(known["max_tier"]) if known["max_tier"] else None,
+                    "session_tier": Tier(known["session_tier"]) if known.get("session_tier") else None,
                 }
             )
             served = plain["served_tier"]

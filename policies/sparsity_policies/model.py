@@ -44,6 +44,7 @@ class Reason(IntEnum):
     MISSING_TELEMETRY = 12
     CALLER_REQUESTED = 13
     GUARD = 14
+    SESSION = 15
 
 
 class StickyBy(StrEnum):
@@ -202,6 +203,9 @@ class Signals:
         request_key: unique to the request; what a rollout by request splits by.
         received_at: when the request came, seconds since the epoch.
         policy_age: since the snapshot was last confirmed to be current, seconds.
+        declared: the declared domain, where a riskier one was detected and took its place; else empty.
+        confidence: in a detected domain, in [0, 1].
+        session_tier: the tier that the session's earlier requests got; None without any.
     """
 
     min_tokens: int
@@ -220,6 +224,9 @@ class Signals:
     received_at: float = 0.0
     policy_age: float = 0.0
     request_key: str = ""
+    declared: str = ""
+    confidence: float = 1.0
+    session_tier: Tier | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,6 +159,9 @@ def signals_to_wire(signals: Signals) -> inference_pb2.Signals:
         max_tier=signals.max_tier.value if signals.max_tier else None,  # type: ignore[arg-type]
         classifier_error=signals.classifier_error,
         request_key=signals.request_key,
+        declared_domain=signals.declared,
+        confidence=signals.confidence if signals.confidence < 1 else None,
+        session_tier=signals.session_tier.value if signals.session_tier else None,  # type: ignore[arg-type]
     )
 
 
@@ -173,6 +176,8 @@ def signals_from_wire(message: inference_pb2.Signals, path: str, now: float) -> 
         raise InvalidRequestError.of(f"{path}.max_tokens", problem)
     if message.max_tier and int(message.max_tier) not in list(Tier):
         raise InvalidRequestError.of(f"{path}.max_tier", f"{message.max_tier} is not a tier")
+    if message.session_tier and int(message.session_tier) not in list(Tier):
+        raise InvalidRequestError.of(f"{path}.session_tier", f"{message.session_tier} is not a tier")
     return Signals(
         min_tokens=message.min_tokens,
         max_tokens=message.max_tokens,
@@ -189,6 +194,9 @@ def signals_from_wire(message: inference_pb2.Signals, path: str, now: float) -> 
         classifier_error=message.classifier_error,
         received_at=now,
         request_key=message.request_key,
+        declared=message.declared_domain,
+        confidence=message.confidence if message.HasField("confidence") else 1.0,
+        session_tier=Tier(message.session_tier) if message.session_tier else None,
     )
 
 

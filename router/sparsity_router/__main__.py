@@ -10,7 +10,7 @@ from pathlib import Path
 from sparsity.errors import SparsityError
 from sparsity_policies.shipped import band_sets
 
-from sparsity_router.config import RouterConfig
+from sparsity_router.config import DETECT, SESSIONS, RouterConfig
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -38,6 +38,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--snapshot-file", type=Path, help="keeps the last policies, for a start without the store")
     parser.add_argument("--lease-key-file", type=Path, help="key that workers check leases with, 16 bytes or more")
+    parser.add_argument("--detect", default="undeclared", choices=DETECT, help="whose domain is detected by meaning")
+    parser.add_argument("--detect-seconds", type=float, default=1.0, help="time for it, past which a request is dense")
+    parser.add_argument("--detect-model", type=Path, help="folder with model.onnx and tokenizer.json for it")
+    parser.add_argument("--sessions", default="keep", choices=SESSIONS, help="keep a conversation from getting sparser")
     return parser.parse_args(arguments)
 
 
@@ -67,6 +71,10 @@ def main() -> int:
                 queue_seconds=options.queue_seconds,
                 queue_limit=options.queue_limit,
                 dense_reserve=options.dense_reserve,
+                detect=options.detect,
+                detect_seconds=options.detect_seconds,
+                detect_model=options.detect_model,
+                sessions=options.sessions,
             )
         )
     except SparsityError as error:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 from sparsity.errors import InvalidRequestError
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decide import hangs_on_length
-from sparsity_policies.model import Signals, Tier
+from sparsity_policies.model import Risk, Signals, Tier
 from sparsity_policies.scan import ScanResult
 from sparsity_policies.snapshot import Snapshot
 
+from sparsity_router.domains import Found, Score, resolve
 from sparsity_router.lengths import SAMPLED_CHARACTERS, Interval, LengthModel
+from sparsity_router.semantic import DetectionError, Detector
 from sparsity_router.tokens import ModelTokenizer
 
 # Below this a thread costs more than the work.
 _INLINE_BYTES = 16_384
 MAX_NAME = 256
+_NO_SCORES: Mapping[str, Score] = {}
 
 
 class Prompt(NamedTuple):
@@ -51,10 +54,26 @@ class Classified(NamedTuple):
 
 
 class Classifier:
-    """Finds out a prompt's length, as closely as the decision needs it, and scans all of it."""
+    """Finds out a prompt's domain and its length, as closely as the decision needs it, and scans all of it.
 
-    def __init__(self, tokenizer: ModelTokenizer, max_prompt_bytes: int) -> None:
+    Args:
+        tokenizer: of the served model.
+        max_prompt_bytes: a longer prompt is refused.
+        detector: finds the domain of a prompt that declares none; None leaves it unknown.
+        doubts_declared: whether the detector is asked about declared domains of less than high risk too.
+    """
+
+    def __init__(
+        self,
+        tokenizer: ModelTokenizer,
+        max_prompt_bytes: int,
+        detector: Detector | None = None,
+        *,
+        doubts_declared: bool = False,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._detector = detector
+        self._doubts_declared = doubts_declared
         self._lengths = LengthModel(tokenizer)
         self._max_prompt_bytes = max_prompt_bytes
 
@@ -66,6 +85,7 @@ class Classifier:
         received: float = 0.0,
         policy_age: float = 0.0,
         request_key: str = "",
+        session_tier: Tier | None = None,
         exact: bool = False,
     ) -> Classified:
         """Classifies one request; long prompts are worked on off the event loop.
@@ -76,6 +96,7 @@ class Classifier:
             received: when it came, seconds since the epoch by the policy source's clock.
             policy_age: since the snapshot was last confirmed, seconds.
             request_key: unique to the request.
+            session_tier: what the session's earlier requests got.
             exact: whether to count the tokens even where the decision does not hang on them.
 
         Raises:
@@ -84,18 +105,51 @@ class Classifier:
         context = request.context
         _check_context(context)
         size = self._check_prompt(request)
-        known: dict[str, Any] = {"received_at": received, "policy_age": policy_age, "request_key": request_key}
-        if size > _INLINE_BYTES:
-            return await asyncio.to_thread(self._read, request, snapshot, known, exact)
-        return self._read(request, snapshot, known, exact)
+        known: dict[str, Any] = {
+            "received_at": received,
+            "policy_age": policy_age,
+            "request_key": request_key,
+            "session_tier": session_tier,
+        }
+        if self._detector is None or not self._is_in_question(request.context, snapshot):
+            if size > _INLINE_BYTES:
+                return await asyncio.to_thread(self._read, request, snapshot, known, exact)
+            return self._read(request, snapshot, known, exact)
+        text = _scanned_text(request, self._tokenizer)
+        try:
+            scores, problem = await self._detector.detect(text, snapshot), ""
+        except DetectionError as error:
+            scores, problem = {}, str(error)
+        if problem and context.domain:
+            # What was declared holds, when nothing speaks against it.
+            problem = ""
+        return await asyncio.to_thread(self._read, request, snapshot, known, exact, scores, problem)
+
+    def _is_in_question(self, context: inference_pb2.RequestContext, snapshot: Snapshot) -> bool:
+        """Whether semantic detection could change the request's domain."""
+        if context.flags:
+            return False
+        if not context.domain:
+            return True
+        declared = snapshot.policies.get(context.domain)
+        return self._doubts_declared and declared is not None and declared.policy.risk is not Risk.HIGH
 
     def _read(
-        self, request: inference_pb2.GenerateRequest, snapshot: Snapshot, known: dict[str, Any], exact: bool
+        self,
+        request: inference_pb2.GenerateRequest,
+        snapshot: Snapshot,
+        known: dict[str, Any],
+        exact: bool,
+        scores: Mapping[str, Score] = _NO_SCORES,
+        problem: str = "",
     ) -> Classified:
         """Scans the whole text, then counts tokens as closely as the decision needs it."""
         prompt, text = self._open(request)
-        scan, problem = _scan(snapshot, text)
-        signals = _signals(request.context, scan, problem, known)
+        scan, failed = _scan(snapshot, text)
+        found = resolve(request.context.domain, scan.domains, scores, snapshot)
+        # A domain that the scan is certain of needs no classifier.
+        problem = failed or ("" if found.domain else problem)
+        signals = _signals(request.context, scan, found, problem, known)
         if prompt.ids:
             return self._counted(prompt, signals)
         estimates = [] if exact else [self._lengths.bound]
@@ -149,15 +203,23 @@ class Classifier:
 
     def _open(self, request: inference_pb2.GenerateRequest) -> tuple[Prompt, str]:
         """The prompt as far as it is known without counting, and the text that is scanned."""
-        kind = request.WhichOneof("prompt")
+        kind, text = request.WhichOneof("prompt"), _scanned_text(request, self._tokenizer)
         unknown = Interval(0, 0)
         if kind == "token_ids":
-            ids = list(request.token_ids.ids)
-            return Prompt(unknown, ids), self._tokenizer.decode(ids)
+            return Prompt(unknown, list(request.token_ids.ids)), text
         if kind == "text":
-            return Prompt(unknown, [], request.text, special=True), request.text
-        text = "\n".join(message.content for message in request.chat.messages)
+            return Prompt(unknown, [], text, special=True), text
         return Prompt(unknown, [], self._tokenizer.render(request.chat)), text
+
+
+def _scanned_text(request: inference_pb2.GenerateRequest, tokenizer: ModelTokenizer) -> str:
+    """What the caller wrote, in one piece."""
+    kind = request.WhichOneof("prompt")
+    if kind == "token_ids":
+        return tokenizer.decode(request.token_ids.ids)
+    if kind == "text":
+        return request.text
+    return "\n".join(message.content for message in request.chat.messages)
 
 
 def _scan(snapshot: Snapshot, text: str) -> tuple[ScanResult, str]:
@@ -169,12 +231,15 @@ def _scan(snapshot: Snapshot, text: str) -> tuple[ScanResult, str]:
 
 
 def _signals(
-    context: inference_pb2.RequestContext, scan: ScanResult, problem: str, known: dict[str, Any]
+    context: inference_pb2.RequestContext, scan: ScanResult, found: Found, problem: str, known: dict[str, Any]
 ) -> Callable[..., Signals]:
     """The signals of a request, but for its length."""
     return partial(
         Signals,
-        domain=context.domain,
+        domain=found.domain,
+        declared=found.declared,
+        detected=found.detected,
+        confidence=found.confidence,
         flags=scan.flags.union(context.flags),
         task=context.task,
         labels=tuple(sorted(context.labels.items())),

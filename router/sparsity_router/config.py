@@ -7,6 +7,9 @@ from pathlib import Path
 
 from sparsity.errors import ConfigurationError
 
+DETECT = ("undeclared", "declared", "off")
+SESSIONS = ("keep", "freely")
+
 
 @dataclass(frozen=True, slots=True)
 class RouterConfig:
@@ -32,6 +35,10 @@ class RouterConfig:
         queue_seconds: how long a request may wait for room at a full tier; 0 refuses at once.
         queue_limit: requests that may wait at a tier.
         dense_reserve: share of each dense worker kept for requests that policy holds dense, in [0, 1).
+        detect: which requests the semantic classifier is asked about: `undeclared`, also `declared` ones, or `off`.
+        detect_seconds: the time budget of its answer.
+        detect_model: folder with model.onnx and tokenizer.json; None takes the installed model.
+        sessions: `keep` a conversation at its tier or denser, or let it move `freely`.
         drain_seconds: time that streams in flight get at shutdown.
     """
 
@@ -54,6 +61,10 @@ class RouterConfig:
     queue_seconds: float = 10.0
     queue_limit: int = 256
     dense_reserve: float = 0.25
+    detect: str = "undeclared"
+    detect_seconds: float = 1.0
+    detect_model: Path | None = None
+    sessions: str = "keep"
     drain_seconds: float = 30.0
 
     def __post_init__(self) -> None:
@@ -65,6 +76,11 @@ class RouterConfig:
                     f"--model: {self.model_path} has no {name}; give the folder of the model that the workers serve"
                 )
                 raise ConfigurationError(problem)
+        for option, value, known in (("detect", self.detect, DETECT), ("sessions", self.sessions, SESSIONS)):
+            if value not in known:
+                raise ConfigurationError(f"--{option}: must be one of {', '.join(known)}, not {value!r}")
+        if self.detect_seconds <= 0:
+            raise ConfigurationError("--detect-seconds: must be more than 0")
         if self.policy_ttl <= 0:
             raise ConfigurationError("--policy-ttl: must be more than 0 seconds")
         if self.max_policy_lag <= 0:

@@ -33,9 +33,11 @@ from sparsity_router.policies import PolicyFollower
 from sparsity_router.policy_metrics import observe_policies
 from sparsity_router.recorder import Recorder
 from sparsity_router.rollouts import keep_moving
+from sparsity_router.semantic import Detector
 from sparsity_router.services.inference import InferenceService
 from sparsity_router.services.policy import policy_service
 from sparsity_router.services.policy_state import PolicyState
+from sparsity_router.sessions import Sessions
 from sparsity_router.snapshot_file import SnapshotFile
 from sparsity_router.tokens import ModelTokenizer
 
@@ -71,12 +73,16 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     guards = GuardMonitor(policies, store)
     admission = Admission(config.queue_seconds, config.queue_limit, config.dense_reserve)
     fleet = Fleet(config.workers, tokenizer.digest, config.worker_timeout, lease_key, admission)
-    classifier = Classifier(tokenizer, config.max_prompt_bytes)
+    detector = Detector(config.detect_model, config.detect_seconds) if config.detect != "off" else None
+    doubts = config.detect == "declared"
+    classifier = Classifier(tokenizer, config.max_prompt_bytes, detector, doubts_declared=doubts)
+    sessions = Sessions(store.redis if store else None) if config.sessions == "keep" else None
     observer = Observer(policies, recorder, guards)
     shape = ModelShape.of(tokenizer.config)
     state = PolicyState(policies, store, decisions, recorder, access, config.policy_dir, shape)
+    inference = InferenceService(classifier, policies, fleet, tokenizer.name, observer, decisions, lease_key, sessions)
     services = {
-        INFERENCE: InferenceService(classifier, policies, fleet, tokenizer.name, observer, decisions, lease_key),
+        INFERENCE: inference,
         POLICY: policy_service(state),
     }
     endpoint = listen(config.listen, services, MAX_MESSAGE_BYTES)
@@ -87,6 +93,10 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     loop.add_signal_handler(signal.SIGUSR1, policies.overrides.kill)
     loop.add_signal_handler(signal.SIGUSR2, policies.overrides.unkill)
     work: list[Coroutine[Any, Any, None]] = [policies.follow(), fleet.watch(), recorder.run()]
+    if detector is not None:
+        work.append(detector.run(policies))
+    if sessions is not None and store is not None:
+        work.append(sessions.run())
     if store is not None and decisions is not None:
         work += [policies.overrides.deliver(store), guards.follow_outcomes(decisions)]
         if not seeded:

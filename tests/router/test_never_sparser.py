@@ -38,6 +38,10 @@ SIGNALS = st.builds(
     classifier_error=st.sampled_from(("", "", "", "timed out")),
     policy_age=st.sampled_from((0.0, 0.0, 0.0, 1e6)),
     received_at=st.just(100.0),
+    detected=st.booleans(),
+    confidence=st.sampled_from((1.0, 1.0, 0.5, 0.1)),
+    declared=st.sampled_from(("", "", *DOMAINS)),
+    session_tier=st.sampled_from((None, None, *Tier)),
 ).flatmap(
     # Most lengths are exact, some are an interval.
     lambda made: st.sampled_from((made.max_tokens, made.max_tokens, made.max_tokens // 2)).map(
@@ -140,25 +144,35 @@ class Machine(RuleBasedStateMachine):
             signals.scanned_bytes < signals.prompt_bytes,
             signals.classifier_error,
             signals.policy_age > 300,
+            signals.detected and signals.confidence < 0.4,
         )
         if any(doubts):
             return Tier.DENSE
-        found = self.policies[signals.domain]
-        limits = [max(band.tier for band in found.bands), signals.max_tier or Tier.AGGRESSIVE]
+        limits = [signals.max_tier or Tier.AGGRESSIVE, signals.session_tier or Tier.AGGRESSIVE]
+        for domain in {signals.domain, signals.declared} - {""}:
+            limits += self.limits_of(domain, signals)
+        for override in self.overrides.values():
+            targets = {"", signals.tenant}
+            if override.scope is Scope.DOMAIN:
+                targets = {"", signals.domain, signals.declared}
+            if override.scope is not Scope.TIER and self.acts(override) and override.target in targets:
+                limits.append(override.max_tier)
+        return min(limits)
+
+    def limits_of(self, domain: str, signals: Signals) -> list[Tier]:
+        """What one domain's policy allows."""
+        found = self.policies[domain]
+        limits = [max(band.tier for band in found.bands)]
         if signals.min_tokens < 200:
             limits.append(found.bands[0].tier)
         if found.guards.max_tier:
             limits.append(found.guards.max_tier)
         rollout = found.rollout
         if rollout and rollout.percent < 100:
-            inside = signals.session and bucket(signals.domain, signals.session) < rollout.percent
+            inside = signals.session and bucket(domain, signals.session) < rollout.percent
             if not inside:
                 limits.append(rollout.held_back)
-        for override in self.overrides.values():
-            targets = {"", signals.domain if override.scope is Scope.DOMAIN else signals.tenant}
-            if override.scope is not Scope.TIER and self.acts(override) and override.target in targets:
-                limits.append(override.max_tier)
-        return min(limits)
+        return limits
 
     @invariant()
     def workers_keep_their_tier(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -20,6 +20,7 @@ from sparsity_router.classify import Classifier
 from sparsity_router.fleet import Fleet, State
 from sparsity_router.server import INFERENCE
 from sparsity_router.services.inference import InferenceService
+from sparsity_router.sessions import Sessions
 from sparsity_router.tokens import ModelTokenizer
 from support.fake_worker import FakeWorker
 from support.snapshots import snapshot
@@ -69,7 +70,7 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(folder: Path, *workers: FakeWorker) -> AsyncIterator[Rig]:
+async def rig(folder: Path, *workers: FakeWorker, sessions: Sessions | None = None) -> AsyncIterator[Rig]:
     model = tiny_model(folder)
     policy = parse_policy({"domain": "low", "risk": "low", "bands": BANDS})
     policies = Policies(snapshot([policy]))
@@ -77,7 +78,8 @@ async def rig(folder: Path, *workers: FakeWorker) -> AsyncIterator[Rig]:
         await worker.start()
     tokenizer = ModelTokenizer(model)
     fleet = Fleet(tuple(worker.address for worker in workers), tokenizer.digest, 1.0)
-    service = InferenceService(Classifier(tokenizer, 10_000), policies, fleet, "tiny")  # type: ignore[arg-type]
+    classifier, known = Classifier(tokenizer, 10_000), cast(Any, policies)
+    service = InferenceService(classifier, known, fleet, "tiny", sessions=sessions)
     endpoint = listen("127.0.0.1:0", {INFERENCE: service}, 2**26)
     await endpoint.server.start()
     watching = asyncio.create_task(fleet.watch())

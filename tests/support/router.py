@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -71,10 +72,10 @@ class Router:
 
 
 @asynccontextmanager
-async def running(config: RouterConfig, key: str = "") -> AsyncIterator[Router]:
-    """Serves ``config`` until the end of the block."""
+async def running(config: RouterConfig, key: str = "", detect: str = "off") -> AsyncIterator[Router]:
+    """Serves ``config`` until the end of the block, without a classifier unless asked: it takes a second to start."""
     started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    task = asyncio.create_task(serve(config, started))
+    task = asyncio.create_task(serve(replace(config, detect=detect), started))
     done, _ = await asyncio.wait([task, started], return_when=asyncio.FIRST_COMPLETED)
     if started not in done:
         task.result()

@@ -23,7 +23,7 @@ class RouterProcess:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
         command = [sys.executable, "-m", "sparsity_router", "--model", str(tiny_model(folder / "model"))]
-        self._command = [*command, "--worker", "127.0.0.1:1", "--listen", self.address, *arguments]
+        self._command = [*command, "--worker", "127.0.0.1:1", "--listen", self.address, "--detect", "off", *arguments]
         self.log = folder / f"router-{self.address.rpartition(':')[2]}.log"
 
     def __enter__(self) -> RouterProcess:

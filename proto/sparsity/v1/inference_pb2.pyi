@@ -71,7 +71,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_CLASSIFIER_FAILED: _Reason.ValueType  # 8
     """Classification failed or ran out of time."""
     REASON_LOW_CONFIDENCE: _Reason.ValueType  # 9
-    """Classification was not confident enough."""
+    """Classification was not confident enough, or did not count tokens that a rule reads."""
     REASON_SCAN_TRUNCATED: _Reason.ValueType  # 10
     """Part of the prompt could not be scanned."""
     REASON_TIER_UNAVAILABLE: _Reason.ValueType  # 11
@@ -82,6 +82,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The caller asked for more attention than policy gives."""
     REASON_GUARD: _Reason.ValueType  # 14
     """The policy's guard caps the tier."""
+    REASON_SESSION: _Reason.ValueType  # 15
+    """The conversation was served denser before, and stays there."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a request got its tier. Stable: values are added, never renumbered."""
@@ -104,7 +106,7 @@ REASON_STALE_POLICY: Reason.ValueType  # 7
 REASON_CLASSIFIER_FAILED: Reason.ValueType  # 8
 """Classification failed or ran out of time."""
 REASON_LOW_CONFIDENCE: Reason.ValueType  # 9
-"""Classification was not confident enough."""
+"""Classification was not confident enough, or did not count tokens that a rule reads."""
 REASON_SCAN_TRUNCATED: Reason.ValueType  # 10
 """Part of the prompt could not be scanned."""
 REASON_TIER_UNAVAILABLE: Reason.ValueType  # 11
@@ -115,6 +117,8 @@ REASON_CALLER_REQUESTED: Reason.ValueType  # 13
 """The caller asked for more attention than policy gives."""
 REASON_GUARD: Reason.ValueType  # 14
 """The policy's guard caps the tier."""
+REASON_SESSION: Reason.ValueType  # 15
+"""The conversation was served denser before, and stays there."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 class _FinishReason:
@@ -785,6 +789,9 @@ class Signals(_message.Message):
     MAX_TIER_FIELD_NUMBER: _builtins.int
     CLASSIFIER_ERROR_FIELD_NUMBER: _builtins.int
     REQUEST_KEY_FIELD_NUMBER: _builtins.int
+    DECLARED_DOMAIN_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    SESSION_TIER_FIELD_NUMBER: _builtins.int
     min_tokens: _builtins.int
     """Prompt tokens, at least."""
     max_tokens: _builtins.int
@@ -809,6 +816,12 @@ class Signals(_message.Message):
     """What kept the classifier from an answer; empty when nothing did."""
     request_key: _builtins.str
     """The request's decision id, which keeps its side of a rollout that is sticky by request."""
+    declared_domain: _builtins.str
+    """The domain that the caller declared, where a riskier one was detected and took its place."""
+    confidence: _builtins.float
+    """Confidence in a detected domain, in [0, 1]; unset means certain."""
+    session_tier: Global___Tier.ValueType
+    """The tier that the session's earlier requests got; unset without any."""
     @_builtins.property
     def flags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Flags raised by the caller and by the scan of the prompt."""
@@ -834,12 +847,17 @@ class Signals(_message.Message):
         max_tier: Global___Tier.ValueType = ...,
         classifier_error: _builtins.str = ...,
         request_key: _builtins.str = ...,
+        declared_domain: _builtins.str = ...,
+        confidence: _builtins.float | None = ...,
+        session_tier: Global___Tier.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "confidence", b"confidence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classifier_error", b"classifier_error", "domain", b"domain", "domain_source", b"domain_source", "flags", b"flags", "labels", b"labels", "max_tier", b"max_tier", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "prompt_bytes", b"prompt_bytes", "request_key", b"request_key", "scanned_bytes", b"scanned_bytes", "session", b"session", "task", b"task", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "classifier_error", b"classifier_error", "confidence", b"confidence", "declared_domain", b"declared_domain", "domain", b"domain", "domain_source", b"domain_source", "flags", b"flags", "labels", b"labels", "max_tier", b"max_tier", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "prompt_bytes", b"prompt_bytes", "request_key", b"request_key", "scanned_bytes", b"scanned_bytes", "session", b"session", "session_tier", b"session_tier", "task", b"task", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__confidence: _TypeAlias = _typing.Literal["confidence"]  # noqa: Y015
+    _WhichOneofArgType__confidence: _TypeAlias = _typing.Literal["_confidence", b"_confidence"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__confidence) -> _WhichOneofReturnType__confidence | None: ...
 
 Global___Signals: _TypeAlias = Signals  # noqa: Y015
 

@@ -118,7 +118,8 @@ async def group(model: Path, folder: Path) -> AsyncIterator[Group]:
         for number in range(REPLICAS):
             address = f"127.0.0.1:{free_port()}"
             arguments = ["-m", "sparsity_router", "--model", str(model), "--worker", "127.0.0.1:1"]
-            arguments += ["--redis-url", f"redis://127.0.0.1:{server.port}/0", "--listen", address]
+            # The classifiers' processes would take the cores while they learn what the benchmark writes.
+            arguments += ["--redis-url", f"redis://127.0.0.1:{server.port}/0", "--listen", address, "--detect", "off"]
             children.append(Child(f"router-{number}", arguments, address, folder / f"router-{number}.log"))
         replicas = []
         try:

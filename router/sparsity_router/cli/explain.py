@@ -42,9 +42,14 @@ def explain(
         out.print(f"[bold]{tier_word(decision.tier)}[/bold]  {reason}  {decision.explanation}", soft_wrap=True)
         out.print(f"policy {decision.policy} at revision {decision.policy_revision}")
         flags = ", ".join(signals.flags) or "none"
+        domain = signals.domain or "none"
+        if signals.domain_source == inference_pb2.DOMAIN_SOURCE_DETECTED:
+            certainty = f" with confidence {signals.confidence:.2f}" if signals.HasField("confidence") else ""
+            instead = f" in the place of {signals.declared_domain}" if signals.declared_domain else ""
+            domain += f" (detected{certainty}{instead})"
         out.print(
             f"{signals.max_tokens} prompt tokens, {signals.scanned_bytes} bytes scanned, domain"
-            f" {signals.domain or 'none'}, task {signals.task or 'none'}, flags {flags}",
+            f" {domain}, task {signals.task or 'none'}, flags {flags}",
             soft_wrap=True,
         )
         table = Table("check", "matched", "tier", "detail", box=None)

@@ -24,6 +24,7 @@ from sparsity_router.fleet import Fleet
 from sparsity_router.observer import Observer
 from sparsity_router.policies import PolicyFollower
 from sparsity_router.relay import outstanding_tokens, place, relay
+from sparsity_router.sessions import Sessions
 
 GenerateContext = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
 OutcomeContext = grpc.aio.ServicerContext[inference_pb2.ReportOutcomeRequest, inference_pb2.ReportOutcomeResponse]
@@ -46,6 +47,7 @@ class InferenceService:
         observer: told of every decision that was relayed.
         decisions: joins outcomes to decisions; None without a store.
         lease_key: what leases are signed with; None gives none.
+        sessions: keeps conversations at their tier; None lets them move freely.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class InferenceService:
         observer: Observer | None = None,
         decisions: DecisionLog | None = None,
         lease_key: bytes | None = None,
+        sessions: Sessions | None = None,
     ) -> None:
         self._classifier = classifier
         self._policies = policies
@@ -65,6 +68,7 @@ class InferenceService:
         self._observer = observer
         self._decisions = decisions
         self._lease_key = lease_key
+        self._sessions = sessions
 
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: GenerateContext
@@ -188,6 +192,8 @@ class InferenceService:
         self, request: inference_pb2.GenerateRequest, key: str, *, exact: bool = False
     ) -> tuple[Classified, Decision]:
         policies = self._policies
+        context = request.context
+        session_tier = await self._sessions.tier(context.tenant, context.session) if self._sessions else None
         with telemetry.span(_tracer, "router.classify"):
             classified = await self._classifier.classify(
                 request,
@@ -195,11 +201,15 @@ class InferenceService:
                 received=policies.now(),
                 policy_age=policies.age,
                 request_key=key,
+                session_tier=session_tier,
                 exact=exact,
             )
         with telemetry.span(_tracer, "router.decide"):
             # A change that came while a long prompt was read counts: a kill switch must not wait for it.
-            return classified, decide(classified.signals, self._policies.snapshot)
+            decision = decide(classified.signals, self._policies.snapshot)
+        if self._sessions and key:
+            self._sessions.served(context.tenant, context.session, decision)
+        return classified, decision
 
 
 def _worker_request(
