@@ -10,6 +10,7 @@ SparsityError
 ├── NotFoundError           no such policy, override or model
 ├── ConflictError           somebody else wrote first
 ├── OverloadedError         no room now; the same call may succeed later
+│   └── RateLimitError        the tenant has used up its rate
 ├── UnavailableError        nobody can answer now
 │   ├── DrainingError         the process is going away
 │   └── StoreError            the policy store cannot be reached or used
@@ -102,6 +103,14 @@ class OverloadedError(SparsityError):
     """No room now; the same call may succeed later."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class RateLimitError(OverloadedError):
+    """The tenant has used up its rate; ``retry_after`` seconds tell when there is some again."""
+
+    def __init__(self, problem: str, retry_after: float = 1.0) -> None:
+        super().__init__(problem)
+        self.retry_after = retry_after
 
 
 class UnavailableError(SparsityError):

@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 
 from sparsity.errors import ConfigurationError, InvalidRequestError, UnimplementedError
 from sparsity.status import answering
+from sparsity.tls import ServerTls
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -98,11 +99,16 @@ class Endpoint(NamedTuple):
     port: int
 
 
-def listen(address: str, services: dict[ServiceDescriptor, object], max_message_bytes: int) -> Endpoint:
+def listen(
+    address: str,
+    services: dict[ServiceDescriptor, object],
+    max_message_bytes: int,
+    tls: ServerTls | None = None,
+) -> Endpoint:
     """A server with ``services``, standard health and reflection on ``address``; port 0 takes a free one.
 
     Raises:
-        ConfigurationError: when the address cannot be listened on.
+        ConfigurationError: when the address cannot be listened on, or a TLS file cannot be read.
     """
     options = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.so_reuseport", 0)]
     server = grpc.aio.server(options=options)
@@ -114,7 +120,8 @@ def listen(address: str, services: dict[ServiceDescriptor, object], max_message_
     reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     require_free(address)
     try:
-        port = server.add_insecure_port(address)
+        secure = tls.credentials() if tls else None
+        port = server.add_secure_port(address, secure) if secure else server.add_insecure_port(address)
     except RuntimeError as error:
         raise ConfigurationError(f"--listen: cannot listen on {address}: {error}") from error
     return Endpoint(server, healthy, port)

@@ -23,6 +23,7 @@ from sparsity.errors import (
     NotFoundError,
     OverloadedError,
     PermissionDeniedError,
+    RateLimitError,
     SparsityError,
     TokenCountError,
     UnauthenticatedError,
@@ -60,7 +61,9 @@ def to_status(error: SparsityError) -> status_pb2.Status:
             bad.field_violations.add(field=field, description=problem)
         status.details.append(_packed(bad))
     if isinstance(error, OverloadedError):
-        delay = Duration(seconds=RETRY_DELAY_SECONDS)
+        delay = Duration()
+        seconds = error.retry_after if isinstance(error, RateLimitError) else RETRY_DELAY_SECONDS
+        delay.FromNanoseconds(int(seconds * 1e9))
         status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
     return status
 

@@ -10,9 +10,9 @@ from types import TracebackType
 import grpc
 from opentelemetry import trace
 from sparsity import telemetry
-from sparsity.channels import MESSAGE_SIZE
 from sparsity.errors import SparsityError
 from sparsity.status import to_error
+from sparsity.tls import ClientTls, open_aio_channel
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2_grpc
 
 from sparsity_client.direct import broken, falls_back, remaining, with_decision, worker_request
@@ -21,10 +21,12 @@ _tracer = trace.get_tracer("sparsity.client")
 
 
 class AsyncClient:
-    """One channel to a router at ``target``, for one event loop; the methods are those of `Client`."""
+    """One channel to a router at ``target``, for one event loop; arguments and methods are those of `Client`."""
 
-    def __init__(self, target: str) -> None:
-        self.channel = grpc.aio.insecure_channel(target, options=MESSAGE_SIZE)
+    def __init__(self, target: str, *, tls: ClientTls | None = None, key: str | None = None) -> None:
+        self._tls = tls
+        self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
+        self.channel = open_aio_channel(target, self._tls)
         self._workers: dict[str, grpc.aio.Channel] = {}
         self._inference: inference_pb2_grpc.InferenceServiceAsyncStub = inference_pb2_grpc.InferenceServiceStub(
             self.channel
@@ -71,7 +73,7 @@ class AsyncClient:
     async def _relayed(
         self, request: inference_pb2.GenerateRequest, deadline: float | None
     ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
-        call = self._inference.Generate(request, timeout=remaining(deadline), metadata=telemetry.outgoing())
+        call = self._inference.Generate(request, timeout=remaining(deadline), metadata=self._outgoing())
         try:
             async for response in call:
                 yield response
@@ -83,14 +85,15 @@ class AsyncClient:
     async def _direct(
         self, request: inference_pb2.GenerateRequest, deadline: float | None
     ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
-        metadata = telemetry.outgoing()
         asked = inference_pb2.RouteRequest(request=request)
         try:
-            route = await self._inference.Route(asked, timeout=remaining(deadline), metadata=metadata)
+            route = await self._inference.Route(asked, timeout=remaining(deadline), metadata=self._outgoing())
             worker: worker_pb2_grpc.WorkerServiceAsyncStub = worker_pb2_grpc.WorkerServiceStub(
                 self._worker(route.endpoint)
             )
-            call = worker.Generate(worker_request(route), timeout=remaining(deadline), metadata=metadata)
+            # The lease is what a worker takes; the key is for routers.
+            context = telemetry.outgoing()
+            call = worker.Generate(worker_request(route), timeout=remaining(deadline), metadata=context)
             try:
                 async for message in call:
                     yield with_decision(message.response, route)
@@ -99,9 +102,12 @@ class AsyncClient:
         except grpc.RpcError as error:
             raise to_error(error) from error
 
+    def _outgoing(self) -> tuple[tuple[str, str], ...]:
+        return (*self._metadata, *telemetry.outgoing())
+
     def _worker(self, endpoint: str) -> grpc.aio.Channel:
         if endpoint not in self._workers:
-            self._workers[endpoint] = grpc.aio.insecure_channel(endpoint, options=MESSAGE_SIZE)
+            self._workers[endpoint] = open_aio_channel(endpoint, self._tls)
         return self._workers[endpoint]
 
     async def explain(
@@ -114,7 +120,7 @@ class AsyncClient:
         """
         explain = inference_pb2.ExplainRequest(request=request)
         try:
-            return await self._inference.Explain(explain, timeout=timeout, metadata=telemetry.outgoing())
+            return await self._inference.Explain(explain, timeout=timeout, metadata=self._outgoing())
         except grpc.RpcError as error:
             raise to_error(error) from error
 
@@ -133,6 +139,6 @@ class AsyncClient:
         """
         report = inference_pb2.ReportOutcomeRequest(decision_id=decision_id, score=score, metric=metric, labels=labels)
         try:
-            await self._inference.ReportOutcome(report, timeout=timeout, metadata=telemetry.outgoing())
+            await self._inference.ReportOutcome(report, timeout=timeout, metadata=self._outgoing())
         except grpc.RpcError as error:
             raise to_error(error) from error

@@ -10,9 +10,9 @@ from types import TracebackType
 import grpc
 from opentelemetry import trace
 from sparsity import telemetry
-from sparsity.channels import MESSAGE_SIZE
 from sparsity.errors import SparsityError
 from sparsity.status import to_error
+from sparsity.tls import ClientTls, open_channel
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2_grpc
 
 from sparsity_client.direct import broken, falls_back, remaining, with_decision, worker_request
@@ -21,10 +21,18 @@ _tracer = trace.get_tracer("sparsity.client")
 
 
 class Client:
-    """One channel to a router at ``target``; safe to share between threads."""
+    """One channel to a router at ``target``; safe to share between threads.
 
-    def __init__(self, target: str) -> None:
-        self.channel = grpc.insecure_channel(target, options=MESSAGE_SIZE)
+    Args:
+        target: `host:port`, or any gRPC target.
+        tls: what to trust, for routers and workers alike; None is plain text.
+        key: sent to the router as `authorization: Bearer KEY`, an API key or a JWT.
+    """
+
+    def __init__(self, target: str, *, tls: ClientTls | None = None, key: str | None = None) -> None:
+        self._tls = tls
+        self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
+        self.channel = open_channel(target, self._tls)
         self._workers: dict[str, grpc.Channel] = {}
         self._lock = threading.Lock()
         self._inference: inference_pb2_grpc.InferenceServiceStub = inference_pb2_grpc.InferenceServiceStub(self.channel)
@@ -71,7 +79,7 @@ class Client:
     def _relayed(
         self, request: inference_pb2.GenerateRequest, deadline: float | None
     ) -> Iterator[inference_pb2.GenerateResponse]:
-        call = self._inference.Generate(request, timeout=remaining(deadline), metadata=telemetry.outgoing())
+        call = self._inference.Generate(request, timeout=remaining(deadline), metadata=self._outgoing())
         try:
             yield from call
         except grpc.RpcError as error:
@@ -82,12 +90,13 @@ class Client:
     def _direct(
         self, request: inference_pb2.GenerateRequest, deadline: float | None
     ) -> Iterator[inference_pb2.GenerateResponse]:
-        metadata = telemetry.outgoing()
         asked = inference_pb2.RouteRequest(request=request)
         try:
-            route = self._inference.Route(asked, timeout=remaining(deadline), metadata=metadata)
+            route = self._inference.Route(asked, timeout=remaining(deadline), metadata=self._outgoing())
             worker: worker_pb2_grpc.WorkerServiceStub = worker_pb2_grpc.WorkerServiceStub(self._worker(route.endpoint))
-            call = worker.Generate(worker_request(route), timeout=remaining(deadline), metadata=metadata)
+            # The lease is what a worker takes; the key is for routers.
+            context = telemetry.outgoing()
+            call = worker.Generate(worker_request(route), timeout=remaining(deadline), metadata=context)
             try:
                 for message in call:
                     yield with_decision(message.response, route)
@@ -96,10 +105,13 @@ class Client:
         except grpc.RpcError as error:
             raise to_error(error) from error
 
+    def _outgoing(self) -> tuple[tuple[str, str], ...]:
+        return (*self._metadata, *telemetry.outgoing())
+
     def _worker(self, endpoint: str) -> grpc.Channel:
         with self._lock:
             if endpoint not in self._workers:
-                self._workers[endpoint] = grpc.insecure_channel(endpoint, options=MESSAGE_SIZE)
+                self._workers[endpoint] = open_channel(endpoint, self._tls)
             return self._workers[endpoint]
 
     def report_outcome(
@@ -124,7 +136,7 @@ class Client:
         """
         request = inference_pb2.ReportOutcomeRequest(decision_id=decision_id, score=score, metric=metric, labels=labels)
         try:
-            self._inference.ReportOutcome(request, timeout=timeout, metadata=telemetry.outgoing())
+            self._inference.ReportOutcome(request, timeout=timeout, metadata=self._outgoing())
         except grpc.RpcError as error:
             raise to_error(error) from error
 
@@ -139,6 +151,6 @@ class Client:
         with telemetry.span(_tracer, "client.explain", trace.SpanKind.CLIENT):
             explain = inference_pb2.ExplainRequest(request=request)
             try:
-                return self._inference.Explain(explain, timeout=timeout, metadata=telemetry.outgoing())
+                return self._inference.Explain(explain, timeout=timeout, metadata=self._outgoing())
             except grpc.RpcError as error:
                 raise to_error(error) from error

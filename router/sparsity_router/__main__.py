@@ -7,7 +7,8 @@ import logging
 import sys
 from pathlib import Path
 
-from sparsity.errors import SparsityError
+from sparsity.errors import ConfigurationError, SparsityError
+from sparsity.tls import ClientTls, ServerTls
 from sparsity_policies.shipped import band_sets
 
 from sparsity_router.config import DETECT, SESSIONS, RouterConfig
@@ -42,7 +43,23 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--detect-seconds", type=float, default=1.0, help="time for it, past which a request is dense")
     parser.add_argument("--detect-model", type=Path, help="folder with model.onnx and tokenizer.json for it")
     parser.add_argument("--sessions", default="keep", choices=SESSIONS, help="keep a conversation from getting sparser")
+    parser.add_argument("--max-prompt-bytes", type=int, default=4 * 2**20, help="longer prompts are refused")
+    parser.add_argument("--tenant-limits", type=Path, help="YAML file of tenants' request and token rates")
+    parser.add_argument("--tls-cert", type=Path, help="PEM certificate chain; renewed files are taken up")
+    parser.add_argument("--tls-key", type=Path, help="its PEM key")
+    parser.add_argument("--tls-client-ca", type=Path, help="PEM authorities of clients; demands their certificates")
+    parser.add_argument("--worker-ca", type=Path, help="PEM authorities of workers; reaches them by TLS")
+    parser.add_argument("--worker-cert", type=Path, help="PEM certificate that is shown to workers")
+    parser.add_argument("--worker-key", type=Path, help="its PEM key")
     return parser.parse_args(arguments)
+
+
+def _worker_tls(options: argparse.Namespace) -> ClientTls | None:
+    if options.worker_ca is None:
+        if options.worker_cert or options.worker_key:
+            raise ConfigurationError("--worker-ca: give it with --worker-cert")
+        return None
+    return ClientTls(options.worker_ca, options.worker_cert, options.worker_key)
 
 
 def main() -> int:
@@ -75,6 +92,10 @@ def main() -> int:
                 detect_seconds=options.detect_seconds,
                 detect_model=options.detect_model,
                 sessions=options.sessions,
+                max_prompt_bytes=options.max_prompt_bytes,
+                tenant_limits=options.tenant_limits,
+                tls=ServerTls.of(options.tls_cert, options.tls_key, options.tls_client_ca),
+                worker_tls=_worker_tls(options),
             )
         )
     except SparsityError as error:

@@ -1,70 +1,51 @@
-"""Who may do what with policies: keys and roles from a YAML file.
+"""Who may call, and do what with policies: keys, tokens and roles from a YAML file.
 
+    inference: required                      # or open, the default: anybody may call InferenceService
     principals:
       - name: ann
         key_sha256: 5e88...                  # of the key that `sparsity policy new-key` prints
         roles: [viewer, editor, breaker]
         domains: [rag, "support-*"]          # what an editor may edit; all when left out
+      - {name: search, key_sha256: 9f86..., roles: [caller], tenant: acme}
+    jwt: {issuer: "https://id.example", audience: sparsity, keys: /etc/sparsity/jwks.json}
 
-A viewer reads; an editor also writes policies and moves rollouts; a breaker also sets and ends overrides, the kill
-switch.
+A caller calls InferenceService; a viewer reads policies; an editor also writes them and moves rollouts; a breaker also
+sets and ends overrides, the kill switch. A principal with a tenant sends that tenant's requests only.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
-import hmac
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import grpc
 import yaml
-from sparsity.errors import ConfigurationError, PermissionDeniedError, UnauthenticatedError
+from sparsity.errors import ConfigurationError, UnauthenticatedError
+
+from sparsity_router.jwt import JwtConfig, JwtVerifier
+from sparsity_router.principals import Principal, Role
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-class Role(StrEnum):
-    """What a principal may do."""
-
-    VIEWER = "viewer"
-    EDITOR = "editor"
-    BREAKER = "breaker"
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """A caller; ``domains`` are patterns of what an editor may edit."""
-
-    name: str
-    roles: frozenset[Role]
-    domains: tuple[str, ...] = ("*",)
-
-    def require(self, role: Role, domain: str = "") -> None:
-        """Checks that the principal has ``role``, for an editor also over ``domain``.
-
-        Raises:
-            PermissionDeniedError: when it has not.
-        """
-        allowed = bool(self.roles) if role is Role.VIEWER else role in self.roles
-        if not allowed:
-            held = ", ".join(sorted(self.roles)) or "none"
-            raise PermissionDeniedError(f"{self.name} lacks the role {role.value}; it has {held}")
-        if role is Role.EDITOR and not any(fnmatch.fnmatchcase(domain, pattern) for pattern in self.domains):
-            raise PermissionDeniedError(f"{self.name} may edit {', '.join(self.domains)}, not {domain!r}")
-
-
 class Access:
-    """The principals by the hash of their keys; without any, every caller may do everything."""
+    """The principals by the hash of their keys, and the verifier of tokens; without any, all may do everything."""
 
-    def __init__(self, principals: Mapping[str, Principal] | None) -> None:
+    def __init__(
+        self,
+        principals: Mapping[str, Principal] | None,
+        tokens: JwtVerifier | None = None,
+        *,
+        guards_inference: bool = False,
+    ) -> None:
         self._principals = principals
+        self.tokens = tokens
+        self.guards_inference = guards_inference
 
     @classmethod
     def load(cls, path: Path | None) -> Access:
@@ -79,9 +60,14 @@ class Access:
             document = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigurationError(f"--access: {path}: cannot be read: {error}") from error
-        entries = document.get("principals") if isinstance(document, dict) else None
-        if not isinstance(entries, list) or not entries:
-            raise ConfigurationError(f"--access: {path}: must have a list `principals`")
+        if not isinstance(document, dict) or not document.keys() <= {"principals", "jwt", "inference"}:
+            raise ConfigurationError(f"--access: {path}: must have principals, jwt and inference, and no other field")
+        entries = document.get("principals", [] if "jwt" in document else None)
+        if not isinstance(entries, list) or (not entries and "jwt" not in document):
+            raise ConfigurationError(f"--access: {path}: must have a list `principals`, or `jwt`")
+        inference = document.get("inference", "open")
+        if inference not in ("open", "required"):
+            raise ConfigurationError(f"--access: {path}: inference: must be open or required, not {inference!r}")
         principals: dict[str, Principal] = {}
         for number, entry in enumerate(entries):
             where = f"--access: {path}: principals[{number}]"
@@ -89,7 +75,8 @@ class Access:
             if digest in principals or any(known.name == principal.name for known in principals.values()):
                 raise ConfigurationError(f"{where}: name and key must be its own")
             principals[digest] = principal
-        return cls(principals)
+        tokens = _tokens(document["jwt"], f"--access: {path}: jwt") if "jwt" in document else None
+        return cls(principals, tokens, guards_inference=inference == "required")
 
     def authenticate(self, context: Context) -> Principal:
         """Who calls.
@@ -105,10 +92,11 @@ class Access:
         scheme, _, key = str(metadata.get("authorization", "")).partition(" ")
         if scheme.lower() != "bearer" or not key:
             raise UnauthenticatedError("the call carries no `authorization: Bearer KEY`; with the CLI set SPARSITY_KEY")
-        digest = key_digest(key)
-        for known, principal in self._principals.items():
-            if hmac.compare_digest(known, digest):
-                return principal
+        # What is looked up is a digest: the time it takes tells nothing of a key.
+        if (principal := self._principals.get(key_digest(key))) is not None:
+            return principal
+        if self.tokens is not None and key.count(".") == 2:
+            return self.tokens.verify(key)
         raise UnauthenticatedError("the key is not known here")
 
 
@@ -118,9 +106,11 @@ def key_digest(key: str) -> str:
 
 
 def _principal(entry: object, where: str) -> tuple[str, Principal]:
-    known = {"name", "key_sha256", "roles", "domains"}
+    known = {"name", "key_sha256", "roles", "domains", "tenant"}
     if not isinstance(entry, dict) or not {"name", "key_sha256", "roles"} <= entry.keys() <= known:
-        raise ConfigurationError(f"{where}: must have name, key_sha256, roles and perhaps domains, and no other field")
+        raise ConfigurationError(
+            f"{where}: must have name, key_sha256 and roles, may have domains and tenant, no other"
+        )
     digest, roles, domains = entry["key_sha256"], entry["roles"], entry.get("domains", ["*"])
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
         raise ConfigurationError(f"{where}.key_sha256: must be 64 lower-case hexadecimal digits")
@@ -129,4 +119,20 @@ def _principal(entry: object, where: str) -> tuple[str, Principal]:
         raise ConfigurationError(f"{where}.roles: must be a list of {', '.join(words)}, not {roles!r}")
     if not isinstance(domains, list) or not all(isinstance(pattern, str) for pattern in domains):
         raise ConfigurationError(f"{where}.domains: must be a list of domain patterns, not {domains!r}")
-    return digest, Principal(str(entry["name"]), frozenset(map(Role, roles)), tuple(domains))
+    tenant = entry.get("tenant", "")
+    if not isinstance(tenant, str):
+        raise ConfigurationError(f"{where}.tenant: must be text, not {tenant!r}")
+    return digest, Principal(str(entry["name"]), frozenset(map(Role, roles)), tuple(domains), tenant)
+
+
+def _tokens(entry: object, where: str) -> JwtVerifier:
+    needed, known = {"issuer", "audience", "keys"}, {field.name for field in fields(JwtConfig)}
+    if not isinstance(entry, dict) or not needed <= entry.keys() <= known:
+        names = ", ".join(sorted(known))
+        raise ConfigurationError(f"{where}: must have issuer, audience and keys, of {names}")
+    if not all(isinstance(value, str) for value in entry.values()):
+        raise ConfigurationError(f"{where}: every field must be text")
+    try:
+        return JwtVerifier(JwtConfig(**entry))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from error

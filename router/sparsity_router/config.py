@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsity.errors import ConfigurationError
+from sparsity.tls import ClientTls, ServerTls
 
 DETECT = ("undeclared", "declared", "off")
 SESSIONS = ("keep", "freely")
@@ -39,6 +40,9 @@ class RouterConfig:
         detect_seconds: the time budget of its answer.
         detect_model: folder with model.onnx and tokenizer.json; None takes the installed model.
         sessions: `keep` a conversation at its tier or denser, or let it move `freely`.
+        tenant_limits: file of tenants' request and token rates; None limits nobody.
+        tls: what the router proves itself with; None is plain text.
+        worker_tls: what is trusted of workers, and shown to them; None is plain text.
         drain_seconds: time that streams in flight get at shutdown.
     """
 
@@ -65,6 +69,9 @@ class RouterConfig:
     detect_seconds: float = 1.0
     detect_model: Path | None = None
     sessions: str = "keep"
+    tenant_limits: Path | None = None
+    tls: ServerTls | None = None
+    worker_tls: ClientTls | None = None
     drain_seconds: float = 30.0
 
     def __post_init__(self) -> None:
@@ -81,6 +88,8 @@ class RouterConfig:
                 raise ConfigurationError(f"--{option}: must be one of {', '.join(known)}, not {value!r}")
         if self.detect_seconds <= 0:
             raise ConfigurationError("--detect-seconds: must be more than 0")
+        if self.max_prompt_bytes < 1:
+            raise ConfigurationError("--max-prompt-bytes: must be at least 1")
         if self.policy_ttl <= 0:
             raise ConfigurationError("--policy-ttl: must be more than 0 seconds")
         if self.max_policy_lag <= 0:

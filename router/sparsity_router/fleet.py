@@ -13,6 +13,7 @@ from enum import Enum, auto
 
 import grpc
 from sparsity.channels import MESSAGE_SIZE
+from sparsity.tls import ClientTls, open_aio_channel
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_policies.model import Tier
 
@@ -45,12 +46,19 @@ class State(Enum):
 class Worker:
     """One worker as this router sees it."""
 
-    def __init__(self, target: str, tokenizer_digest: str, timeout: float, room: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        target: str,
+        tokenizer_digest: str,
+        timeout: float,
+        room: Callable[[], None],
+        tls: ClientTls | None = None,
+    ) -> None:
         self.target = target
         self._digest = tokenizer_digest
         self._timeout = timeout
         self._room = room
-        self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+        self._channel = open_aio_channel(target, tls, _OPTIONS)
         self.stub: worker_pb2_grpc.WorkerServiceAsyncStub = worker_pb2_grpc.WorkerServiceStub(self._channel)
         self.capabilities: worker_pb2.GetCapabilitiesResponse | None = None
         self.load = worker_pb2.WatchLoadResponse()
@@ -197,12 +205,13 @@ class Fleet:
         timeout: float,
         lease_key: bytes | None = None,
         admission: Admission | None = None,
+        tls: ClientTls | None = None,
     ) -> None:
         self.lease_key = lease_key
         self.admission = admission or Admission()
         self.retries = RetryBudget()
         self.lines = {tier: Line(self.admission.queue_limit) for tier in Tier}
-        self.workers = [Worker(target, tokenizer_digest, timeout, self._room) for target in targets]
+        self.workers = [Worker(target, tokenizer_digest, timeout, self._room, tls) for target in targets]
 
     async def watch(self) -> None:
         """Watches every worker, for as long as it runs."""

@@ -24,10 +24,12 @@ from sparsity_policies.shipped import shipped_policies
 from sparsity_policies.store import PolicyStore
 
 from sparsity_router.access import Access
+from sparsity_router.callers import Callers
 from sparsity_router.classify import Classifier
 from sparsity_router.config import RouterConfig
 from sparsity_router.fleet import Admission, Fleet
 from sparsity_router.guards import GuardMonitor
+from sparsity_router.limits import TenantLimits
 from sparsity_router.observer import Observer
 from sparsity_router.policies import PolicyFollower
 from sparsity_router.policy_metrics import observe_policies
@@ -72,7 +74,7 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     observe_policies(policies, recorder)
     guards = GuardMonitor(policies, store)
     admission = Admission(config.queue_seconds, config.queue_limit, config.dense_reserve)
-    fleet = Fleet(config.workers, tokenizer.digest, config.worker_timeout, lease_key, admission)
+    fleet = Fleet(config.workers, tokenizer.digest, config.worker_timeout, lease_key, admission, config.worker_tls)
     detector = Detector(config.detect_model, config.detect_seconds) if config.detect != "off" else None
     doubts = config.detect == "declared"
     classifier = Classifier(tokenizer, config.max_prompt_bytes, detector, doubts_declared=doubts)
@@ -80,12 +82,16 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     observer = Observer(policies, recorder, guards)
     shape = ModelShape.of(tokenizer.config)
     state = PolicyState(policies, store, decisions, recorder, access, config.policy_dir, shape)
-    inference = InferenceService(classifier, policies, fleet, tokenizer.name, observer, decisions, lease_key, sessions)
+    limits = TenantLimits.load(config.tenant_limits, config.redis_url)
+    callers = Callers(access, limits)
+    inference = InferenceService(
+        classifier, policies, fleet, tokenizer.name, observer, decisions, lease_key, sessions, callers
+    )
     services = {
         INFERENCE: inference,
         POLICY: policy_service(state),
     }
-    endpoint = listen(config.listen, services, MAX_MESSAGE_BYTES)
+    endpoint = listen(config.listen, services, MAX_MESSAGE_BYTES, config.tls)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -93,6 +99,8 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     loop.add_signal_handler(signal.SIGUSR1, policies.overrides.kill)
     loop.add_signal_handler(signal.SIGUSR2, policies.overrides.unkill)
     work: list[Coroutine[Any, Any, None]] = [policies.follow(), fleet.watch(), recorder.run()]
+    if access.tokens is not None:
+        work.append(access.tokens.run())
     if detector is not None:
         work.append(detector.run(policies))
     if sessions is not None and store is not None:
@@ -120,6 +128,8 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     with contextlib.suppress(StoreError):
         await recorder.flush()
     await fleet.close()
+    if limits is not None:
+        await limits.close()
     if store is not None:
         await store.close()
     for result in results:

@@ -367,10 +367,10 @@ def test_every_method_of_the_service_names_its_role() -> None:
     ("text", "words"),
     [
         ("[", "cannot be read"),
-        ("a: 1", "must have a list `principals`"),
+        ("a: 1", "must have principals, jwt and inference"),
         ("principals: [{name: a}]", "principals[0]: must have name"),
         ("principals: [{name: a, key_sha256: x, roles: [viewer]}]", "key_sha256: must be 64"),
-        (f"principals: [{{name: a, key_sha256: {'a' * 64}, roles: [king]}}]", "roles: must be a list of viewer"),
+        (f"principals: [{{name: a, key_sha256: {'a' * 64}, roles: [king]}}]", "roles: must be a list of caller"),
         (f"principals: [{{name: a, key_sha256: {'a' * 64}, roles: [viewer], domains: x}}]", "domains: must be a list"),
         (
             f"principals: [{{name: a, key_sha256: {'a' * 64}, roles: [viewer]}},"

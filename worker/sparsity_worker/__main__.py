@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from sparsity.errors import SparsityError
+from sparsity.tls import ServerTls
 
 from sparsity_worker.config import TIERS, WorkerConfig
 
@@ -27,6 +28,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="compute threads")
     parser.add_argument("--lease-key-file", type=Path, help="key that routers sign leases with")
     parser.add_argument("--require-lease", action="store_true", help="refuse requests without a router's lease")
+    parser.add_argument("--tls-cert", type=Path, help="PEM certificate chain; renewed files are taken up")
+    parser.add_argument("--tls-key", type=Path, help="its PEM key")
+    parser.add_argument("--tls-client-ca", type=Path, help="PEM authorities of routers; demands their certificates")
     return parser.parse_args(arguments)
 
 
@@ -41,10 +45,11 @@ def main() -> int:
     logger.propagate = False
     options = vars(parse())
     options["model_path"] = options.pop("model")
+    files = [options.pop(f"tls_{name}") for name in ("cert", "key", "client_ca")]
     try:
         from sparsity_worker.server import run
 
-        run(WorkerConfig(**options))
+        run(WorkerConfig(tls=ServerTls.of(*files), **options))
     except SparsityError as error:
         print(f"sparsity-worker: {error}", file=sys.stderr)
         return 2

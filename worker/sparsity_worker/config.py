@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsity.errors import ConfigurationError
+from sparsity.tls import ServerTls
 
 TIERS = ("dense", "moderate", "aggressive")
 
@@ -28,6 +29,7 @@ class WorkerConfig:
         threads: compute threads.
         lease_key_file: the key that routers sign leases with; None takes SPARSITY_LEASE_KEY.
         require_lease: whether a request without a router's lease is refused.
+        tls: what the worker proves itself with; None is plain text.
         mem_fraction: share of the memory that SGLang may plan with; the KV cache is sized by max_total_tokens.
     """
 
@@ -44,6 +46,7 @@ class WorkerConfig:
     mem_fraction: float = 0.3
     lease_key_file: Path | None = None
     require_lease: bool = False
+    tls: ServerTls | None = None
 
     def __post_init__(self) -> None:
         if self.tier not in TIERS:

@@ -69,7 +69,7 @@ async def _serve(
     load = Load(config.max_requests)
     identity = Identity(config, facts, profile.label if profile else "dense", proof, digest)
     service = WorkerService(engine, tokenizer, identity, load, _leases(config, identity))
-    endpoint = listen(config.listen, {SERVICE: service}, MAX_MESSAGE_BYTES)
+    endpoint = listen(config.listen, {SERVICE: service}, MAX_MESSAGE_BYTES, config.tls)
     # SGLang took the signals at the probe; a drain must come before its shutdown.
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -17,6 +17,7 @@ from sparsity.v1 import inference_pb2
 from sparsity_client import Client, make_request
 from sparsity_policies.model import Reason, Tier
 
+from sparsity_router.cli.connection import client_of
 from sparsity_router.cli.console import DEFAULT_ROUTER, AsJson, Router, State, err, out, print_json, reported
 from sparsity_router.cli.prompts import user_turn
 from sparsity_router.corpus import excerpt
@@ -86,7 +87,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Send requests of every kind; exit 0 only if each gets the tier that the shipped policies say."""
-    with reported(), Client(router) as client:
+    with reported(), client_of(router) as client:
         running = read_running(state or state_folder()) if kill else None
         rows = []
         for case in (case for case in CASES if kill or not case.kill):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from rich.table import Table
 from sparsity.v1 import inference_pb2
-from sparsity_client import Client, make_request
+from sparsity_client import make_request
 
+from sparsity_router.cli.connection import client_of
 from sparsity_router.cli.console import DEFAULT_ROUTER, AsJson, Router, out, print_json, reported, tier_word, to_dict
 from sparsity_router.cli.prompts import Domain, File, Flag, MaxTier, Session, Task, Tenant, Text, read_prompt, read_tier
 
@@ -23,7 +24,7 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Show the tier a prompt would get, every check behind it, and what would change it."""
-    with reported(), Client(router) as client:
+    with reported(), client_of(router) as client:
         request = make_request(
             read_prompt(text, file),
             domain=domain,

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 from sparsity.v1 import inference_pb2
-from sparsity_client import Client, make_request
+from sparsity_client import make_request
 
+from sparsity_router.cli.connection import client_of
 from sparsity_router.cli.console import DEFAULT_ROUTER, AsJson, Router, err, print_json, reported, tier_word, to_dict
 from sparsity_router.cli.prompts import (
     Domain,
@@ -57,7 +58,7 @@ def generate(
         )
         pieces: list[str] = []
         completion = inference_pb2.Completion()
-        with Client(router) as client:
+        with client_of(router) as client:
             for response in client.generate(request, timeout, direct=direct):
                 pieces.append(response.text)
                 if not as_json:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from sparsity_client import Client
 
+from sparsity_router.cli.connection import client_of
 from sparsity_router.cli.console import DEFAULT_ROUTER, AsJson, Router, out, print_json, reported
 
 
@@ -18,7 +18,7 @@ def outcome(
     as_json: AsJson = False,
 ) -> None:
     """Report how good an answer was; guards on quality dips judge rollouts by it."""
-    with reported(), Client(router) as client:
+    with reported(), client_of(router) as client:
         client.report_outcome(decision_id, score, metric)
         if as_json:
             print_json({"decision_id": decision_id, "score": score, "metric": metric})

@@ -7,8 +7,8 @@ import psutil
 from rich.table import Table
 from sparsity.v1 import policy_pb2, policy_pb2_grpc, worker_pb2, worker_pb2_grpc
 
+from sparsity_router.cli.connection import call_metadata
 from sparsity_router.cli.console import AsJson, State, out, print_json, reported, tier_word
-from sparsity_router.cli.policies.service import call_metadata
 from sparsity_router.embedded.folders import state_folder
 from sparsity_router.embedded.state import Process, Running, read_running
 

@@ -14,7 +14,8 @@ from sparsity.errors import SparsityError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.decisionlog import AuditEvent
 
-from sparsity_router.access import Access, Principal, Role
+from sparsity_router.access import Access
+from sparsity_router.principals import Principal, Role
 from sparsity_router.recorder import Recorder
 
 Context = grpc.aio.ServicerContext[Any, Any]

@@ -19,6 +19,7 @@ from sparsity_policies.model import Decision, Signals
 from sparsity_policies.wire import decision_to_wire, signals_to_wire
 
 from sparsity_router.alternatives import alternatives
+from sparsity_router.callers import Callers
 from sparsity_router.classify import MAX_NAME, Classified, Classifier
 from sparsity_router.fleet import Fleet
 from sparsity_router.observer import Observer
@@ -48,6 +49,7 @@ class InferenceService:
         decisions: joins outcomes to decisions; None without a store.
         lease_key: what leases are signed with; None gives none.
         sessions: keeps conversations at their tier; None lets them move freely.
+        callers: lets calls in; None lets everybody in.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class InferenceService:
         decisions: DecisionLog | None = None,
         lease_key: bytes | None = None,
         sessions: Sessions | None = None,
+        callers: Callers | None = None,
     ) -> None:
         self._classifier = classifier
         self._policies = policies
@@ -69,14 +72,17 @@ class InferenceService:
         self._decisions = decisions
         self._lease_key = lease_key
         self._sessions = sessions
+        self._callers = callers or Callers()
 
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: GenerateContext
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         """Streams a completion from a worker of the decided tier."""
         with telemetry.server_span(_tracer, "router.generate", context) as span:
+            await self._callers.admit(context, request)
             decision_id = uuid.uuid4().hex
             classified, decision = await self._decide(request, decision_id)
+            await self._callers.spend(request, classified.signals)
             metadata = (("sparsity-decision-id", decision_id), ("sparsity-tier", decision.tier.word))
             await context.send_initial_metadata(metadata)
             told = False
@@ -114,11 +120,13 @@ class InferenceService:
 
     async def Route(self, request: inference_pb2.RouteRequest, context: RouteContext) -> inference_pb2.RouteResponse:
         """The decision, a worker, and the lease that it takes exactly this request by."""
-        if self._lease_key is None:
-            raise ConfigurationError("this router signs no leases: it was started without --lease-key-file")
         with telemetry.server_span(_tracer, "router.route", context) as span:
+            await self._callers.admit(context, request.request)
+            if self._lease_key is None:
+                raise ConfigurationError("this router signs no leases: it was started without --lease-key-file")
             decision_id = uuid.uuid4().hex
             classified, decision = await self._decide(request.request, decision_id)
+            await self._callers.spend(request.request, classified.signals)
             _describe(span, classified.signals, decision, decision_id, self._model)
             worker, served = place(self._fleet, decision)
             inner = _worker_request(request.request, classified, decision_id)
@@ -148,6 +156,7 @@ class InferenceService:
     ) -> inference_pb2.ExplainResponse:
         """The decision that Generate would make now, with every step."""
         with telemetry.server_span(_tracer, "router.explain", context):
+            self._callers.check(context, request.request)
             # Counted, where Generate would not: what would change the tier hangs on it.
             classified, decision = await self._decide(request.request, "", exact=True)
             response = inference_pb2.ExplainResponse(
@@ -168,6 +177,7 @@ class InferenceService:
         self, request: inference_pb2.ReportOutcomeRequest, context: OutcomeContext
     ) -> inference_pb2.ReportOutcomeResponse:
         """Joins a caller's measure of quality to the decision it is of."""
+        self._callers.check(context, None)
         if self._decisions is None:
             raise ConfigurationError("this router keeps no decision log: it was started without --redis-url")
         if not request.decision_id:

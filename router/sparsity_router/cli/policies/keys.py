@@ -9,8 +9,9 @@ import typer
 import yaml
 from sparsity.errors import InvalidRequestError
 
-from sparsity_router.access import Role, key_digest
+from sparsity_router.access import key_digest
 from sparsity_router.cli.console import AsJson, err, print_json, reported
+from sparsity_router.principals import Role
 
 
 def new_key(

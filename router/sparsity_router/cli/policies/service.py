@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import itertools
 import os
 import re
@@ -13,11 +12,11 @@ from typing import Annotated, Any
 
 import grpc
 import typer
-from sparsity.channels import MESSAGE_SIZE
 from sparsity.errors import InvalidRequestError
 from sparsity.status import to_error
 from sparsity.v1 import policy_pb2, policy_pb2_grpc
 
+from sparsity_router.cli.connection import call_metadata, channel_to
 from sparsity_router.cli.console import DEFAULT_ROUTER, reported
 
 TIMEOUT_SECONDS = 10.0
@@ -29,7 +28,7 @@ def _domains(incomplete: str) -> list[str]:
     """Domains that begin so, for the shell's completion; none when no router answers."""
     router = os.environ.get("SPARSITY_ROUTER", DEFAULT_ROUTER)
     try:
-        with grpc.insecure_channel(router) as channel:
+        with channel_to(router) as channel:
             stub = policy_pb2_grpc.PolicyServiceStub(channel)
             page = stub.ListPolicies(policy_pb2.ListPoliciesRequest(), timeout=1.0, metadata=call_metadata())
     except grpc.RpcError:
@@ -40,13 +39,6 @@ def _domains(incomplete: str) -> list[str]:
 DomainArgument = Annotated[str, typer.Argument(help="The policy's domain.", autocompletion=_domains)]
 Reason = Annotated[str, typer.Option(help="Why, for the revision log.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
-
-
-def call_metadata() -> tuple[tuple[str, str], ...]:
-    """Who calls, and the key of SPARSITY_KEY."""
-    actor = (("sparsity-actor", getpass.getuser()),)
-    key = os.environ.get("SPARSITY_KEY")
-    return (*actor, ("authorization", f"Bearer {key}")) if key else actor
 
 
 class Service:
@@ -95,7 +87,7 @@ class Service:
 @contextmanager
 def service(router: str) -> Iterator[Service]:
     """The service at ``router``; errors inside end the command with their code."""
-    with reported(), grpc.insecure_channel(router, options=MESSAGE_SIZE) as channel:
+    with reported(), channel_to(router) as channel:
         yield Service(channel)
 
 

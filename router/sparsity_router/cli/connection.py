@@ -1,0 +1,27 @@
+"""How the commands reach a router: TLS and key by the environment."""
+
+from __future__ import annotations
+
+import getpass
+import os
+
+import grpc
+from sparsity.tls import ClientTls, open_channel
+from sparsity_client import Client
+
+
+def call_metadata() -> tuple[tuple[str, str], ...]:
+    """Who calls, and the key of SPARSITY_KEY."""
+    actor = (("sparsity-actor", getpass.getuser()),)
+    key = os.environ.get("SPARSITY_KEY")
+    return (*actor, ("authorization", f"Bearer {key}")) if key else actor
+
+
+def channel_to(router: str) -> grpc.Channel:
+    """A channel to ``router``."""
+    return open_channel(router, ClientTls.from_environment())
+
+
+def client_of(router: str) -> Client:
+    """A client of ``router``."""
+    return Client(router, tls=ClientTls.from_environment(), key=os.environ.get("SPARSITY_KEY"))
