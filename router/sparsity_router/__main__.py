@@ -18,7 +18,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m sparsity_router", description=__doc__)
     parser.add_argument("--model", required=True, type=Path, help="folder of the model that the workers serve")
-    parser.add_argument("--worker", action="append", default=[], help="host:port of a worker; repeat for each")
+    parser.add_argument(
+        "--worker", action="append", default=[], help="host:port, dns:///name:port or k8s:///ns/service:port; repeat"
+    )
     forms = "redis://host:port/db, redis+sentinel://host:port,host:port/master, redis+cluster://host:port,host:port"
     parser.add_argument("--redis-url", help=f"policy store: {forms}")
     parser.add_argument("--listen", default="127.0.0.1:7000", help="host:port; port 0 takes a free one")

@@ -1,183 +1,23 @@
-"""The workers: what they serve, how busy they are, and which one takes the next request."""
+"""All workers of a router: who they are, and which one takes the next request."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
-from enum import Enum, auto
 
-import grpc
-from sparsity.channels import MESSAGE_SIZE
-from sparsity.tls import ClientTls, open_aio_channel
-from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
+from sparsity.tls import ClientTls
 from sparsity_policies.model import Tier
 
-from sparsity_router.breaker import Breaker, RetryBudget
+from sparsity_router.breaker import RetryBudget
+from sparsity_router.discovery import Discovery, discover
 from sparsity_router.line import Line
+from sparsity_router.picking import Picker, Want
+from sparsity_router.workers import State, Worker
 
 log = logging.getLogger("sparsity.router.fleet")
-_OPTIONS = [
-    *MESSAGE_SIZE,
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-]
-_RETRY_SECONDS = 0.5
-_EXPECTED_SECONDS = 2.0
-_REFUSED_SECONDS = 0.25
-
-
-class State(Enum):
-    """Whether a worker can be used, and if not, why."""
-
-    READY = auto()
-    UNREACHABLE = auto()
-    DRAINING = auto()
-    FULL = auto()
-    BROKEN = auto()
-    UNPROVEN = auto()
-    INCOMPATIBLE = auto()
-
-
-class Worker:
-    """One worker as this router sees it."""
-
-    def __init__(
-        self,
-        target: str,
-        tokenizer_digest: str,
-        timeout: float,
-        room: Callable[[], None],
-        tls: ClientTls | None = None,
-    ) -> None:
-        self.target = target
-        self._digest = tokenizer_digest
-        self._timeout = timeout
-        self._room = room
-        self._channel = open_aio_channel(target, tls, _OPTIONS)
-        self.stub: worker_pb2_grpc.WorkerServiceAsyncStub = worker_pb2_grpc.WorkerServiceStub(self._channel)
-        self.capabilities: worker_pb2.GetCapabilitiesResponse | None = None
-        self.load = worker_pb2.WatchLoadResponse()
-        self._heard = float("-inf")
-        self._dispatched: dict[str, int] = {}
-        self._silent = False
-        self._full_until = float("-inf")
-        self.breaker = Breaker()
-        self.problem = "not reached yet"
-
-    @property
-    def name(self) -> str:
-        """The worker's id, or its address before it is known."""
-        return self.capabilities.worker_id if self.capabilities else self.target
-
-    @property
-    def tier(self) -> Tier | None:
-        """The tier it serves, once known."""
-        known = self.capabilities is not None and int(self.capabilities.tier) in list(Tier)
-        return Tier(self.capabilities.tier) if self.capabilities and known else None
-
-    @property
-    def outstanding_tokens(self) -> int:
-        """Tokens it has to work on: what it reports, or what this router sent it when that is more."""
-        return max(self.load.outstanding_tokens, sum(self._dispatched.values()))
-
-    @property
-    def state(self) -> State:
-        """Whether it can take a request now."""
-        if self.capabilities is None or time.monotonic() - self._heard > self._timeout:
-            return State.UNREACHABLE
-        if self.load.draining:
-            return State.DRAINING
-        if self.tier is None or self.capabilities.tokenizer_digest != self._digest:
-            return State.INCOMPATIBLE
-        if self.tier is not Tier.DENSE and (self._silent or not self.capabilities.proof.sparse_kernel_calls):
-            return State.UNPROVEN
-        if not self.breaker.allows():
-            return State.BROKEN
-        return State.READY if self.has_room(1.0) else State.FULL
-
-    def has_room(self, share: float) -> bool:
-        """Whether less than ``share`` of the requests that it takes are there."""
-        most = self.capabilities.max_requests if self.capabilities else 0
-        if time.monotonic() < self._full_until:
-            return False
-        return max(self.load.requests, len(self._dispatched)) < most * share
-
-    @contextmanager
-    def dispatched(self, rid: str, tokens: int) -> Iterator[None]:
-        """Counts a request that this router sent."""
-        self._dispatched[rid] = tokens
-        try:
-            with self.breaker.attempt():
-                yield
-        finally:
-            del self._dispatched[rid]
-            self._room()
-
-    def expect(self, rid: str, tokens: int) -> None:
-        """Counts a request that a client brings itself, until the worker's own report can be expected to have it."""
-        self._dispatched[rid] = tokens
-        asyncio.get_running_loop().call_later(_EXPECTED_SECONDS, self._dispatched.pop, rid, None)
-
-    def refused(self) -> None:
-        """Leaves the worker alone for a moment, because it said that it is full, whatever its load report says."""
-        self._full_until = time.monotonic() + _REFUSED_SECONDS
-        asyncio.get_running_loop().call_later(_REFUSED_SECONDS, self._room)
-
-    def failed(self, problem: str) -> None:
-        """Takes the worker out until it is heard again."""
-        self._heard = float("-inf")
-        if problem != self.problem:
-            log.warning("worker %s is not used: %s", self.name, problem)
-        self.problem = problem
-
-    def distrust(self, problem: str) -> None:
-        """Takes a sparse worker out until it proves itself anew, because it did not say what it attended."""
-        self._silent = True
-        self.problem = problem
-        log.error("worker %s is not used: %s", self.name, problem)
-
-    async def watch(self) -> None:
-        """Keeps capabilities and load current, for as long as it runs."""
-        while True:
-            try:
-                found = await self.stub.GetCapabilities(worker_pb2.GetCapabilitiesRequest(), timeout=self._timeout)
-                if found != self.capabilities:
-                    self._greet(found)
-                self.breaker.reset()
-                request = worker_pb2.WatchLoadRequest()
-                request.interval.FromMilliseconds(int(self._timeout * 1000 / 3))
-                async for load in self.stub.WatchLoad(request):
-                    self.load, self._heard = load, time.monotonic()
-                    self._room()
-                self.failed("ended its load stream")
-            except grpc.aio.AioRpcError as error:
-                self.failed(f"{error.code().name}: {error.details()}")
-            await asyncio.sleep(_RETRY_SECONDS)
-
-    def _greet(self, found: worker_pb2.GetCapabilitiesResponse) -> None:
-        self.capabilities = found
-        self._silent = False
-        self.problem = ""
-        tier = inference_pb2.Tier.Name(found.tier)
-        log.info("worker %s at %s serves %s with %s (%s)", self.name, self.target, tier, found.profile, found.backend)
-        if self.tier is None:
-            self.problem = "it names no tier"
-            log.error("worker %s is not used: %s", self.name, self.problem)
-        elif found.tokenizer_digest != self._digest:
-            self.problem = "its tokenizer differs from the router's"
-            log.error("worker %s is not used: %s", self.name, self.problem)
-        elif self.tier is not Tier.DENSE and not found.proof.sparse_kernel_calls:
-            self.problem = "its start-up proof shows no sparse kernel call"
-            log.error("worker %s is not used: %s", self.name, self.problem)
-
-    async def close(self) -> None:
-        """Closes the channel."""
-        await self._channel.close()
+_LEAVING_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +36,20 @@ class Admission:
 
 
 class Fleet:
-    """All workers of this router."""
+    """The workers that discovery names, watched.
+
+    Args:
+        places: where workers are, see :mod:`sparsity_router.discovery`.
+        tokenizer_digest: a worker of another tokenizer is not used.
+        timeout: silence after which a worker counts as gone, seconds.
+        lease_key: what requests to workers are signed with.
+        admission: how requests are let in.
+        tls: what is trusted of workers, and shown to them.
+    """
 
     def __init__(
         self,
-        targets: tuple[str, ...],
+        places: tuple[str, ...],
         tokenizer_digest: str,
         timeout: float,
         lease_key: bytes | None = None,
@@ -211,13 +60,50 @@ class Fleet:
         self.admission = admission or Admission()
         self.retries = RetryBudget()
         self.lines = {tier: Line(self.admission.queue_limit) for tier in Tier}
-        self.workers = [Worker(target, tokenizer_digest, timeout, self._room, tls) for target in targets]
+        self.workers: list[Worker] = []
+        self._about = (tokenizer_digest, timeout, self._room, tls)
+        self._sources: list[Discovery] = discover(places)
+        self._found: dict[Discovery, Collection[str]] = {source: source.known for source in self._sources}
+        self._watching: dict[Worker, asyncio.Task[None]] = {}
+        self._picker = Picker()
+        self._change()
 
     async def watch(self) -> None:
-        """Watches every worker, for as long as it runs."""
-        async with asyncio.TaskGroup() as group:
-            for worker in self.workers:
-                group.create_task(worker.watch())
+        """Follows discovery and watches every worker, for as long as it runs."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for source in self._sources:
+                    group.create_task(self._follow(source))
+                while True:
+                    for worker in self.workers:
+                        if worker not in self._watching:
+                            self._watching[worker] = group.create_task(worker.watch())
+                    await self._let_go()
+                    await asyncio.sleep(_LEAVING_SECONDS)
+        finally:
+            self._watching.clear()
+
+    async def _follow(self, source: Discovery) -> None:
+        async for found in source.follow():
+            self._found[source] = found
+            self._change()
+
+    def _change(self) -> None:
+        """Takes up who was found, and keeps of those who were not found the ones with streams, unused."""
+        wanted = dict.fromkeys(target for found in self._found.values() for target in found)
+        known = {worker.target for worker in self.workers}
+        self.workers += [Worker(target, *self._about) for target in wanted if target not in known]
+        for worker in self.workers:
+            worker.leaving = worker.target not in wanted
+        if gone := sorted(known - wanted.keys()):
+            log.info("workers that are no longer found: %s", ", ".join(gone))
+
+    async def _let_go(self) -> None:
+        for worker in [worker for worker in self.workers if worker.leaving and not worker.in_flight]:
+            self.workers.remove(worker)
+            if task := self._watching.pop(worker, None):
+                task.cancel()
+            await worker.close()
 
     def _room(self) -> None:
         # The densest first: what policy holds dense has nowhere else to go.
@@ -228,18 +114,14 @@ class Fleet:
         """The workers of a tier."""
         return [worker for worker in self.workers if worker.tier is tier]
 
-    def pick(self, tier: Tier, tried: set[str], *, spilled: bool = False) -> Worker | None:
-        """The less busy of two ready workers of ``tier`` taken at random, of those whose target was not tried.
+    def pick(self, tier: Tier, tried: set[str], *, spilled: bool = False, want: Want | None = None) -> Worker | None:
+        """The worker of ``tier`` that takes the request, of those whose target was not tried; None when all are busy.
 
-        Two at random in the place of the least busy of all keeps routers that see the same load from all choosing the
-        same worker (Mitzenmacher, IEEE TPDS 2001). A ``spilled`` request, which policy gave a sparser tier, leaves the
-        reserve of dense workers alone.
+        A ``spilled`` request, which policy gave a sparser tier, leaves the reserve of dense workers alone.
         """
         share = 1.0 - self.admission.dense_reserve if spilled and tier is Tier.DENSE else 1.0
         ready = [w for w in self.of(tier) if w.state is State.READY and w.target not in tried and w.has_room(share)]
-        if len(ready) > 2:
-            ready = random.sample(ready, 2)
-        return min(ready, key=lambda worker: (worker.outstanding_tokens, worker.name), default=None)
+        return self._picker.pick(ready, want)
 
     async def close(self) -> None:
         """Closes all channels."""

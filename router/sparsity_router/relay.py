@@ -25,7 +25,9 @@ from sparsity.status import to_error
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.model import Decision, Reason, Tier
 
-from sparsity_router.fleet import Fleet, State, Worker
+from sparsity_router.fleet import Fleet
+from sparsity_router.picking import Want
+from sparsity_router.workers import State, Worker
 
 _tracer = trace.get_tracer("sparsity.router")
 _OVERLOAD = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -67,6 +69,7 @@ async def relay(
     context: grpc.aio.ServicerContext[Any, Any],
     decision_id: str = "",
     review: Callable[[], Decision] | None = None,
+    want: Want | None = None,
 ) -> AsyncGenerator[Relayed]:
     """Relays the stream of the first worker that answers.
 
@@ -77,6 +80,7 @@ async def relay(
         context: of the client's call.
         decision_id: goes into the leases.
         review: decides anew, after a wait in line.
+        want: what picking looks at.
 
     Raises:
         OverloadedError: when every worker that may serve the request is full.
@@ -91,7 +95,7 @@ async def relay(
     line = fleet.lines[decision.tier]
     # Who comes while others wait joins them: room goes to the first in line.
     if not line or fleet.admission.queue_seconds <= 0:
-        async with aclosing(_try_all(fleet, request, decision, context, attempts, decision_id)) as relayed:
+        async with aclosing(_try_all(fleet, request, decision, context, attempts, decision_id, want)) as relayed:
             async for item in relayed:
                 yield item
         if attempts.complete:
@@ -106,7 +110,7 @@ async def relay(
                 decision = now
             attempts.tried.clear()
             attempts.overloaded = False
-            async with aclosing(_try_all(fleet, request, decision, context, attempts, decision_id)) as relayed:
+            async with aclosing(_try_all(fleet, request, decision, context, attempts, decision_id, want)) as relayed:
                 async for item in relayed:
                     line.leave(ticket)
                     yield item
@@ -127,11 +131,12 @@ async def _try_all(
     context: grpc.aio.ServicerContext[Any, Any],
     attempts: _Attempts,
     decision_id: str,
+    want: Want | None,
 ) -> AsyncGenerator[Relayed]:
     """Tries every worker that may serve the request, the decided tier's first; ends without a message when none did."""
     for tier in (decision.tier, *decision.fallback):
         served = _served(decision, tier, fleet)
-        while worker := fleet.pick(tier, attempts.tried, spilled=tier is not decision.tier):
+        while worker := fleet.pick(tier, attempts.tried, spilled=tier is not decision.tier, want=want):
             # Waiting for room is no retry; asking another worker after a failure is.
             if attempts.failed and not fleet.retries.spend():
                 problem = f"the retry budget is used up; last: {attempts.last_problem}"
@@ -184,7 +189,7 @@ def outstanding_tokens(request: worker_pb2.WorkerServiceGenerateRequest) -> int:
     return len(request.prompt.ids) + request.text.max_tokens + request.sampling.max_new_tokens
 
 
-def place(fleet: Fleet, decision: Decision) -> tuple[Worker, Decision]:
+def place(fleet: Fleet, decision: Decision, want: Want | None = None) -> tuple[Worker, Decision]:
     """The worker that a request would be sent to now, and the decision as served by it.
 
     Raises:
@@ -192,7 +197,7 @@ def place(fleet: Fleet, decision: Decision) -> tuple[Worker, Decision]:
         UnavailableError: when none can be reached.
     """
     for tier in (decision.tier, *decision.fallback):
-        if worker := fleet.pick(tier, set(), spilled=tier is not decision.tier):
+        if worker := fleet.pick(tier, set(), spilled=tier is not decision.tier, want=want):
             return worker, _served(decision, tier, fleet)
     raise _nobody(fleet, decision, _Attempts(set()))
 

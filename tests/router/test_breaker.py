@@ -7,7 +7,7 @@ import grpc
 import pytest
 from sparsity_router import breaker as module
 from sparsity_router.breaker import Breaker, RetryBudget
-from sparsity_router.fleet import State
+from sparsity_router.workers import State
 from support.fake_worker import FakeWorker, answer, fail
 from support.rig import DENSE, refusal, rig, until
 from support.tiny import tiny_model

@@ -18,8 +18,9 @@ from sparsity_policies.document import parse_policy
 from sparsity_policies.model import Guards, Override, Policy, Rollout, Scope, Signals, Tier
 from sparsity_policies.rollout import Action, bucket, move
 from sparsity_policies.snapshot import Snapshot
-from sparsity_router.fleet import Admission, Fleet, State
+from sparsity_router.fleet import Admission, Fleet
 from sparsity_router.relay import place
+from sparsity_router.workers import State
 from support.snapshots import stored
 
 DOMAINS = ("chat", "clinic")
@@ -65,9 +66,8 @@ class Machine(RuleBasedStateMachine):
         for tier in Tier:
             for number in range(2):
                 name = f"{tier.word}{number}"
-                self.workers[name] = SimpleNamespace(
-                    name=name, target=name, tier=tier, state=State.READY, outstanding_tokens=0, has_room=lambda _: True
-                )
+                busy = {"outstanding_tokens": 0, "warmth": 1.0, "kv_use": 0.0, "has_room": lambda _: True}
+                self.workers[name] = SimpleNamespace(name=name, target=name, tier=tier, state=State.READY, **busy)
         self.fleet.workers = list(self.workers.values())
         self.checked = 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from array import array
 from collections.abc import AsyncIterator
 from functools import partial
 
@@ -23,6 +24,7 @@ from sparsity_router.callers import Callers
 from sparsity_router.classify import MAX_NAME, Classified, Classifier
 from sparsity_router.fleet import Fleet
 from sparsity_router.observer import Observer
+from sparsity_router.picking import Want
 from sparsity_router.policies import PolicyFollower
 from sparsity_router.relay import outstanding_tokens, place, relay
 from sparsity_router.sessions import Sessions
@@ -92,7 +94,8 @@ class InferenceService:
                     _describe(span, classified.signals, decision, decision_id, self._model)
                     inner = _worker_request(request, classified, decision_id)
                     review = partial(self._review, classified.signals)
-                    messages = relay(self._fleet, inner, decision, context, decision_id, review)
+                    want = _want(inner, request)
+                    messages = relay(self._fleet, inner, decision, context, decision_id, review, want)
                     try:
                         async for relayed in messages:
                             response, served = relayed.response, relayed.decision
@@ -128,8 +131,8 @@ class InferenceService:
             classified, decision = await self._decide(request.request, decision_id)
             await self._callers.spend(request.request, classified.signals)
             _describe(span, classified.signals, decision, decision_id, self._model)
-            worker, served = place(self._fleet, decision)
             inner = _worker_request(request.request, classified, decision_id)
+            worker, served = place(self._fleet, decision, _want(inner, request.request))
             inner.tier = served.tier.value  # type: ignore[assignment]
             worker.expect(inner.request_id, outstanding_tokens(inner))
             self._tell(decision_id, classified.signals, decision, served, None)
@@ -241,6 +244,12 @@ def _worker_request(
     if request.context.tenant:
         inner.cache_salt = request.context.tenant
     return inner
+
+
+def _want(inner: worker_pb2.WorkerServiceGenerateRequest, request: inference_pb2.GenerateRequest) -> Want:
+    """What picking looks at: the prompt as the worker gets it, for its prefix."""
+    prompt = inner.text.text.encode() if inner.HasField("text") else array("I", inner.prompt.ids).tobytes()
+    return Want(prompt, inner.cache_salt, request.context.session)
 
 
 def _describe(span: trace.Span, signals: Signals, decision: Decision, decision_id: str, model: str) -> None:
