@@ -16,7 +16,7 @@ from sparsity.channels import MAX_MESSAGE_BYTES
 from sparsity.errors import ConfigurationError, StoreError
 from sparsity.leases import read_key
 from sparsity.serving import Endpoint, listen
-from sparsity.v1 import inference_pb2, policy_pb2
+from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2
 from sparsity_policies.costs import ModelShape
 from sparsity_policies.decisionlog import DecisionLog
 from sparsity_policies.folder import PolicyFolder
@@ -34,8 +34,10 @@ from sparsity_router.observer import Observer
 from sparsity_router.policies import PolicyFollower
 from sparsity_router.policy_metrics import observe_policies
 from sparsity_router.recorder import Recorder
+from sparsity_router.replicas import Replicas
 from sparsity_router.rollouts import keep_moving
 from sparsity_router.semantic import Detector
+from sparsity_router.services.fleet import FleetService
 from sparsity_router.services.inference import InferenceService
 from sparsity_router.services.policy import policy_service
 from sparsity_router.services.policy_state import PolicyState
@@ -45,6 +47,7 @@ from sparsity_router.tokens import ModelTokenizer
 
 log = logging.getLogger("sparsity.router")
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
+FLEET = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"]
 POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"]
 _READINESS_SECONDS = 0.5
 _SEED_SECONDS = 5.0
@@ -87,7 +90,9 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     inference = InferenceService(
         classifier, policies, fleet, tokenizer.name, observer, decisions, lease_key, sessions, callers
     )
+    replicas = Replicas(policies, store.redis if store else None)
     services = {
+        FLEET: FleetService(fleet, replicas, access),
         INFERENCE: inference,
         POLICY: policy_service(state),
     }
@@ -103,6 +108,8 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
         work.append(access.tokens.run())
     if detector is not None:
         work.append(detector.run(policies))
+    if store is not None:
+        work.append(replicas.run())
     if sessions is not None and store is not None:
         work.append(sessions.run())
     if store is not None and decisions is not None:
@@ -115,6 +122,7 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     work.append(_tell_readiness(endpoint, policies, config.max_policy_lag))
     background = [asyncio.create_task(job) for job in work]
     host = config.listen.rsplit(":", 1)[0]
+    replicas.address = f"{host}:{endpoint.port}"
     snapshot = policies.snapshot
     log.info("router on %s:%d, policy revision %d (%s)", host, endpoint.port, snapshot.revision, snapshot.content_hash)
     if started is not None:

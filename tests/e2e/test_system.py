@@ -274,8 +274,8 @@ def test_up_refuses_what_cannot_work_before_it_starts_anything(system: System, t
 def test_workers_prove_their_backend_and_memory_is_bounded(system: System) -> None:
     status = system.json("status")
     rows = {row["tier"]: row for row in status["workers"]}
-    assert rows["dense"]["backend"] == "torch_native"
-    for tier in ("moderate", "aggressive"):
+    assert rows["TIER_DENSE"]["backend"] == "torch_native"
+    for tier in ("TIER_MODERATE", "TIER_AGGRESSIVE"):
         assert rows[tier]["backend"] == "sparsity"
         assert 0 < rows[tier]["probe_density"] < 1
     assert status["memory_bytes"] < 14e9
@@ -287,7 +287,7 @@ def test_the_demo_gets_every_tier_right_and_the_killed_worker_returns(system: Sy
     assert all(row["ok"] for row in rows), rows
     killed = next(row for row in rows if "killed" in row["name"])
     assert killed["reason"] == "TIER_UNAVAILABLE"
-    ready = {"state": "ready"}
+    ready = {"state": "WORKER_STATE_READY"}
     eventually(lambda: all(ready.items() <= row.items() for row in system.json("status")["workers"]), 300.0)
 
     def reason() -> str:

@@ -1,0 +1,79 @@
+"""FleetService: what this router sees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from sparsity.v1 import fleet_pb2
+from sparsity_policies.model import Tier
+
+from sparsity_router.access import Access
+from sparsity_router.fleet import Fleet
+from sparsity_router.principals import Role
+from sparsity_router.replicas import Replica, Replicas
+from sparsity_router.workers import State, Worker
+
+Context = grpc.aio.ServicerContext[fleet_pb2.GetFleetRequest, fleet_pb2.GetFleetResponse]
+
+
+class FleetService:
+    """Tells workers, lines and routers.
+
+    Args:
+        fleet: the workers.
+        replicas: the routers.
+        access: who may ask.
+    """
+
+    def __init__(self, fleet: Fleet, replicas: Replicas, access: Access) -> None:
+        self._fleet = fleet
+        self._replicas = replicas
+        self._access = access
+
+    async def GetFleet(self, request: fleet_pb2.GetFleetRequest, context: Context) -> fleet_pb2.GetFleetResponse:
+        """The state now."""
+        self._access.authenticate(context).require(Role.VIEWER)
+        response = fleet_pb2.GetFleetResponse(router_id=self._replicas.router_id)
+        response.workers.extend(_worker(worker) for worker in self._fleet.workers)
+        for tier in Tier:
+            own = self._fleet.of(tier)
+            ready = sum(worker.state is State.READY for worker in own)
+            waiting = len(self._fleet.lines[tier])
+            response.tiers.add(tier=tier.value, workers=len(own), ready_workers=ready, waiting_requests=waiting)
+        response.routers.extend(_router(replica) for replica in await self._replicas.all())
+        return response
+
+
+def _worker(worker: Worker) -> fleet_pb2.WorkerStatus:
+    told: Any = worker.capabilities
+    status = fleet_pb2.WorkerStatus(
+        endpoint=worker.target,
+        tier=worker.tier.value if worker.tier else None,  # type: ignore[arg-type]
+        state=fleet_pb2.WorkerState.Value(f"WORKER_STATE_{worker.state.name}"),
+        problem=worker.problem,
+        breaker=fleet_pb2.BreakerState.Value(f"BREAKER_STATE_{worker.breaker.word.upper()}"),
+        requests=worker.load.requests,
+        sent_requests=worker.in_flight,
+        outstanding_tokens=worker.outstanding_tokens,
+        kv_used_tokens=worker.load.kv_used_tokens,
+        warmth=max(worker.warmth, 0.0) if told else 0.0,
+    )
+    if told:
+        status.worker_id, status.profile, status.model = told.worker_id, told.profile, told.model
+        status.backend, status.probe_density = told.backend, told.proof.density
+        status.max_requests, status.kv_capacity_tokens = told.max_requests, told.kv_capacity_tokens
+    return status
+
+
+def _router(replica: Replica) -> fleet_pb2.RouterStatus:
+    status = fleet_pb2.RouterStatus(
+        router_id=replica.router_id,
+        address=replica.address,
+        policy_revision=replica.revision,
+        content_hash=replica.content_hash,
+    )
+    status.policy_age.FromNanoseconds(int(replica.policy_age * 1e9))
+    status.policy_lag.FromNanoseconds(int(replica.policy_lag * 1e9))
+    status.heard_time.FromNanoseconds(int(replica.heard * 1e9))
+    return status
