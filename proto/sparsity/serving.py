@@ -104,13 +104,17 @@ def listen(
     services: dict[ServiceDescriptor, object],
     max_message_bytes: int,
     tls: ServerTls | None = None,
+    *,
+    shared: bool = False,
 ) -> Endpoint:
     """A server with ``services``, standard health and reflection on ``address``; port 0 takes a free one.
+
+    A ``shared`` address may be listened on by other processes too, and the kernel spreads connections over them.
 
     Raises:
         ConfigurationError: when the address cannot be listened on, or a TLS file cannot be read.
     """
-    options = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.so_reuseport", 0)]
+    options = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.so_reuseport", int(shared))]
     server = grpc.aio.server(options=options)
     for descriptor, servicer in services.items():
         add_service(server, descriptor, servicer)
@@ -118,7 +122,8 @@ def listen(
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     names = [descriptor.full_name for descriptor in services]
     reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    require_free(address)
+    if not shared:
+        require_free(address)
     try:
         secure = tls.credentials() if tls else None
         port = server.add_secure_port(address, secure) if secure else server.add_insecure_port(address)

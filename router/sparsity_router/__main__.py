@@ -11,6 +11,7 @@ from sparsity.errors import ConfigurationError, SparsityError
 from sparsity.tls import ClientTls, ServerTls
 from sparsity_policies.shipped import band_sets
 
+from sparsity_router import processes
 from sparsity_router.config import DETECT, SESSIONS, RouterConfig
 
 
@@ -53,6 +54,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--worker-ca", type=Path, help="PEM authorities of workers; reaches them by TLS")
     parser.add_argument("--worker-cert", type=Path, help="PEM certificate that is shown to workers")
     parser.add_argument("--worker-key", type=Path, help="its PEM key")
+    parser.add_argument("--processes", type=int, default=1, help="router processes that share the port")
+    parser.add_argument("--siblings", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
@@ -69,6 +72,10 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     options = parse()
     try:
+        if options.processes < 1:
+            raise ConfigurationError("--processes: must be at least 1")
+        if options.processes > 1:
+            return processes.run(sys.argv[1:], options.listen, options.processes)
         from sparsity_router.server import run
 
         run(
@@ -94,6 +101,7 @@ def main() -> int:
                 detect_seconds=options.detect_seconds,
                 detect_model=options.detect_model,
                 sessions=options.sessions,
+                siblings=options.siblings,
                 max_prompt_bytes=options.max_prompt_bytes,
                 tenant_limits=options.tenant_limits,
                 tls=ServerTls.of(options.tls_cert, options.tls_key, options.tls_client_ca),

@@ -43,6 +43,7 @@ class RouterConfig:
         tenant_limits: file of tenants' request and token rates; None limits nobody.
         tls: what the router proves itself with; None is plain text.
         worker_tls: what is trusted of workers, and shown to them; None is plain text.
+        siblings: folder that the router processes of this port share; None for a port of its own.
         drain_seconds: time that streams in flight get at shutdown.
     """
 
@@ -72,6 +73,7 @@ class RouterConfig:
     tenant_limits: Path | None = None
     tls: ServerTls | None = None
     worker_tls: ClientTls | None = None
+    siblings: Path | None = None
     drain_seconds: float = 30.0
 
     def __post_init__(self) -> None:

@@ -24,6 +24,8 @@ class Overrides:
         self._stored: dict[str, Override] = {}
         self._local: dict[str, Override] = {}
         self._ended: set[str] = set()
+        self.tell: Callable[[str, Override | str], None] = lambda event, override: None
+        """Told of every `put`, `end` and `stored` at this process."""
 
     def active(self) -> list[Override]:
         """What acts now; expiry is looked at by the decision."""
@@ -40,8 +42,18 @@ class Overrides:
 
     def put(self, override: Override) -> None:
         """Makes an override act at once; it stays until it is ended here or handed over."""
-        self._local[override.id] = override
-        self._ended.discard(override.id)
+        self.tell("put", override)
+        self.take("put", override)
+
+    def take(self, event: str, override: Override | str) -> None:
+        """Takes up what happened, here or at another process of this machine: `put`, `end` or `stored`."""
+        if isinstance(override, Override):
+            self._local[override.id] = override
+            self._ended.discard(override.id)
+        else:
+            self._local.pop(override, None)
+            if event == "end":
+                self._ended.add(override)
         self._publish()
 
     def hand_over(self, override: Override) -> None:
@@ -49,14 +61,14 @@ class Overrides:
         self._stored[override.id] = override
         if self._local.get(override.id) == override:
             del self._local[override.id]
+            self.tell("stored", override.id)
         self._publish()
 
     def end(self, override_id: str) -> bool:
         """Ends an override at once; False when it was not active."""
         known = any(override.id == override_id for override in self.active())
-        self._local.pop(override_id, None)
-        self._ended.add(override_id)
-        self._publish()
+        self.tell("end", override_id)
+        self.take("end", override_id)
         return known
 
     def kill(self) -> None:

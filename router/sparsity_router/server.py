@@ -42,6 +42,7 @@ from sparsity_router.services.inference import InferenceService
 from sparsity_router.services.policy import policy_service
 from sparsity_router.services.policy_state import PolicyState
 from sparsity_router.sessions import Sessions
+from sparsity_router.siblings import Siblings
 from sparsity_router.snapshot_file import SnapshotFile
 from sparsity_router.tokens import ModelTokenizer
 
@@ -96,7 +97,7 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
         INFERENCE: inference,
         POLICY: policy_service(state),
     }
-    endpoint = listen(config.listen, services, MAX_MESSAGE_BYTES, config.tls)
+    endpoint = listen(config.listen, services, MAX_MESSAGE_BYTES, config.tls, shared=config.siblings is not None)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -108,6 +109,10 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
         work.append(access.tokens.run())
     if detector is not None:
         work.append(detector.run(policies))
+    if config.siblings is not None:
+        siblings = Siblings(config.siblings, policies.overrides)
+        siblings.look()
+        work.append(siblings.run())
     if store is not None:
         work.append(replicas.run())
     if sessions is not None and store is not None:

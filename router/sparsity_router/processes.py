@@ -1,0 +1,86 @@
+"""Several router processes on one port: the kernel spreads connections over them (SO_REUSEPORT, Linux 3.9).
+
+They share nothing but the port and a folder for overrides. The parent restarts what ends, passes signals on, and holds
+the port so that no stranger takes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+
+from sparsity.errors import ConfigurationError
+
+log = logging.getLogger("sparsity.router.processes")
+_POLL_SECONDS = 0.1
+_RESTART_SECONDS = 1.0
+# A configuration that cannot be used ends a router with this.
+_UNUSABLE = 2
+_PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
+
+
+def run(arguments: Sequence[str], listen: str, count: int) -> int:
+    """Runs ``count`` routers with the command line ``arguments`` until SIGTERM or SIGINT, and returns the exit code.
+
+    Raises:
+        ConfigurationError: when ``listen`` cannot be listened on.
+    """
+    stopping = threading.Event()
+    children: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, _: object) -> None:
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                child.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    for number in _PASSED_ON:
+        signal.signal(number, pass_on)
+    host = listen.rsplit(":", 1)[0]
+    with _held(listen) as holder, tempfile.TemporaryDirectory(prefix="sparsity-router-") as folder:
+        address = f"{host}:{holder.getsockname()[1]}"
+        command = [sys.executable, "-m", "sparsity_router", *arguments, "--processes", "1"]
+        command += ["--listen", address, "--siblings", folder]
+        log.info("%d router processes on %s", count, address)
+        children += [subprocess.Popen(command) for _ in range(count)]
+        unproven = set(children)
+        code = 0
+        while not stopping.wait(_POLL_SECONDS):
+            for place, child in enumerate(children):
+                if child.poll() is None:
+                    continue
+                if child.returncode == _UNUSABLE and child in unproven:
+                    code = _UNUSABLE
+                    stopping.set()
+                    break
+                log.error("router process %d ended with %d; it is started again", child.pid, child.returncode)
+                if not stopping.wait(_RESTART_SECONDS):
+                    children[place] = subprocess.Popen(command)
+        for child in children:
+            child.terminate()
+        for child in children:
+            child.wait()
+    # One that was ended before it served did not fail.
+    ended = {0, -signal.SIGTERM}
+    return code or int(any(child.returncode not in ended for child in children))
+
+
+def _held(listen: str) -> socket.socket:
+    """A socket that is bound to the address and does not listen: connections go to the children."""
+    host, _, port = listen.rpartition(":")
+    holder = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind((host.strip("[]"), int(port)))
+    except (OSError, ValueError) as error:
+        holder.close()
+        raise ConfigurationError(f"--listen: cannot listen on {listen}: {error}") from error
+    return holder

@@ -1,0 +1,105 @@
+"""Several router processes on one port, which act as one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+from sparsity.errors import ConfigurationError
+from sparsity.v1 import inference_pb2, inference_pb2_grpc, policy_pb2, policy_pb2_grpc
+from sparsity_client import make_request
+from sparsity_policies.model import Override, Scope
+from sparsity_router import processes
+from sparsity_router.overrides import Overrides
+from sparsity_router.siblings import Siblings
+from support.router_process import RouterProcess
+from support.valkey import Valkey
+
+_FRESH = [("grpc.use_local_subchannel_pool", 1)]
+
+
+def eventually(holds: Callable[[], Any], seconds: float = 20.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (value := holds()):
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.05)
+    return value
+
+
+def tiers(address: str, connections: int = 12) -> set[int]:
+    """The tiers that many connections, which the kernel spreads, get."""
+    found = set()
+    for _ in range(connections):
+        with grpc.insecure_channel(address, options=_FRESH) as channel:
+            stub: Any = inference_pb2_grpc.InferenceServiceStub(channel)
+            request = inference_pb2.ExplainRequest(request=make_request("y" * 120, domain="lax"))
+            found.add(stub.Explain(request, wait_for_ready=True, timeout=10.0).decision.tier)
+    return found
+
+
+def children(router: RouterProcess) -> list[int]:
+    return sorted(child.pid for child in psutil.Process(router._process.pid).children() if child.status() != "zombie")
+
+
+def test_processes_share_a_port_and_a_kill_switch_without_the_store(tmp_path: Path) -> None:
+    with Valkey() as server, RouterProcess(tmp_path, "--redis-url", server.url, "--processes", "3") as router:
+        assert len(children(router)) == 3
+        with grpc.insecure_channel(router.address) as channel:
+            policy: Any = policy_pb2_grpc.PolicyServiceStub(channel)
+            bands = [policy_pb2.LengthBand(from_tokens=0, tier=inference_pb2.TIER_AGGRESSIVE)]
+            lax = policy_pb2.Policy(domain="lax", risk=policy_pb2.RISK_LOW, bands=bands)
+            policy.PutPolicy(policy_pb2.PutPolicyRequest(policy=lax, reason="test"))
+            eventually(lambda: tiers(router.address) == {inference_pb2.TIER_AGGRESSIVE})
+            server.stop()
+            scope = policy_pb2.OVERRIDE_SCOPE_GLOBAL
+            override = policy_pb2.Override(scope=scope, max_tier=inference_pb2.TIER_DENSE, reason="incident")
+            made = policy.PutOverride(policy_pb2.PutOverrideRequest(override=override), timeout=10.0).override
+            eventually(lambda: tiers(router.address) == {inference_pb2.TIER_DENSE})
+            victim = children(router)[0]
+            os.kill(victim, signal.SIGKILL)
+            with grpc.insecure_channel(router.address, options=_FRESH) as again:
+                stub: Any = policy_pb2_grpc.PolicyServiceStub(again)
+                stub.DeleteOverride(policy_pb2.DeleteOverrideRequest(id=made.id), timeout=10.0, wait_for_ready=True)
+            eventually(lambda: tiers(router.address) == {inference_pb2.TIER_AGGRESSIVE})
+        router.signal(signal.SIGUSR1)
+        eventually(lambda: tiers(router.address) == {inference_pb2.TIER_DENSE})
+        router.signal(signal.SIGUSR2)
+        eventually(lambda: tiers(router.address) == {inference_pb2.TIER_AGGRESSIVE})
+
+
+def test_a_process_that_ends_is_started_again(tmp_path: Path) -> None:
+    with Valkey() as server, RouterProcess(tmp_path, "--redis-url", server.url, "--processes", "2") as router:
+        before = children(router)
+        os.kill(before[0], signal.SIGKILL)
+        eventually(lambda: len(children(router)) == 2 and children(router) != before)
+        assert tiers(router.address) == {inference_pb2.TIER_DENSE}
+    assert router._process.returncode == 0
+
+
+def test_what_cannot_be_used_ends_all(tmp_path: Path) -> None:
+    router = RouterProcess(tmp_path, "--redis-url", "redis://127.0.0.1:1/0", "--processes", "2")
+    with pytest.raises(AssertionError, match="--redis-url"), router:
+        pass
+    assert router._process.wait(30) == 2
+    with pytest.raises(ConfigurationError, match="--listen: cannot listen on nowhere"):
+        processes.run([], "nowhere", 2)
+
+
+def test_events_reach_who_starts_late_and_broken_ones_are_told(tmp_path: Path, caplog: Any) -> None:
+    first, late = Overrides(lambda: None), Overrides(lambda: None)
+    Siblings(tmp_path, first)
+    for name in ("kept", "ended", "delivered"):
+        first.put(Override(name, Scope.GLOBAL, reason="r"))
+    first.end("ended")
+    first.hand_over(next(override for override in first.active() if override.id == "delivered"))
+    (tmp_path / "9-9-9.json").write_text("{")
+    Siblings(tmp_path, late).look()
+    assert [override.id for override in late.active()] == ["kept"]
+    assert "cannot be read" in caplog.text
