@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: environment run test lint format protos bench-tiers bench-policies bench-router clean
+.PHONY: environment run test lint format protos bench-tiers bench-policies bench-router chaos clean
 
 environment:
 	@$(PYTHON) tools/environment.py
@@ -39,6 +39,10 @@ bench-policies: environment
 # Starts what it needs; takes about a minute.
 bench-router: environment
 	@$(BIN)/sparsity bench router --out docs/benchmarks
+
+# Faults of every kind, a line each, and a soak of 100,000 requests.
+chaos: environment
+	@$(BIN)/python -m pytest -v -s -m "" tests/chaos tests/router/test_never_sparser.py tests/router/test_leases.py
 
 clean:
 	rm -rf .venv build *.egg-info

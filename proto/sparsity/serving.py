@@ -114,7 +114,13 @@ def listen(
     Raises:
         ConfigurationError: when the address cannot be listened on, or a TLS file cannot be read.
     """
-    options = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.so_reuseport", int(shared))]
+    options = [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.so_reuseport", int(shared)),
+        # Routers and clients may find out by ping whether their peer is still there.
+        ("grpc.http2.min_ping_interval_without_data_ms", 2000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
     server = grpc.aio.server(options=options)
     for descriptor, servicer in services.items():
         add_service(server, descriptor, servicer)

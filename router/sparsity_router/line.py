@@ -22,6 +22,7 @@ class Ticket:
     place: tuple[int, int]
     woken: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
     evicted: bool = field(default=False, compare=False)
+    tried: bool = field(default=False, compare=False)
 
 
 class Line:
@@ -60,8 +61,14 @@ class Line:
         finally:
             self.leave(ticket)
 
+    def rejoin(self, ticket: Ticket) -> None:
+        """Takes the old place again, when what there was room at would not have the request after all."""
+        ticket.tried = True
+        if ticket not in self._waiting:
+            bisect.insort(self._waiting, ticket)
+
     def leave(self, ticket: Ticket) -> None:
-        """Gives the place up, once served or gone; where there was room for one there may be room for the next."""
+        """Gives the place up, once sent or gone; where there was room for one there may be room for the next."""
         if ticket in self._waiting:
             self._waiting.remove(ticket)
             self.wake()
@@ -79,7 +86,8 @@ class Line:
             raise OverloadedError("there was no room in time; try again") from error
         if ticket.evicted:
             raise OverloadedError("a more urgent request took the place in line; try again")
-        await asyncio.sleep(_BREATH_SECONDS)
+        if ticket.tried:
+            await asyncio.sleep(_BREATH_SECONDS)
 
     def wake(self) -> None:
         """Lets the first in line try again."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import grpc
@@ -110,12 +111,16 @@ async def relay(
                 decision = now
             attempts.tried.clear()
             attempts.overloaded = False
-            async with aclosing(_try_all(fleet, request, decision, context, attempts, decision_id, want)) as relayed:
+            # The next in line need not wait for this one's first token.
+            sent = partial(line.leave, ticket)
+            trying = _try_all(fleet, request, decision, context, attempts, decision_id, want, sent)
+            async with aclosing(trying) as relayed:
                 async for item in relayed:
-                    line.leave(ticket)
                     yield item
-            if not attempts.complete and not _is_full(fleet, decision, attempts):
-                raise _nobody(fleet, decision, attempts)
+            if not attempts.complete:
+                if not _is_full(fleet, decision, attempts):
+                    raise _nobody(fleet, decision, attempts)
+                line.rejoin(ticket)
 
 
 def _patience(fleet: Fleet, context: grpc.aio.ServicerContext[Any, Any]) -> float:
@@ -132,6 +137,7 @@ async def _try_all(
     attempts: _Attempts,
     decision_id: str,
     want: Want | None,
+    sent: Callable[[], None] = lambda: None,
 ) -> AsyncGenerator[Relayed]:
     """Tries every worker that may serve the request, the decided tier's first; ends without a message when none did."""
     for tier in (decision.tier, *decision.fallback):
@@ -143,6 +149,7 @@ async def _try_all(
                 raise UnavailableError(problem)
             attempts.tried.add(worker.target)
             attempts.count += 1
+            sent()
             first, attempts.refused = True, False
             stream = _stream(worker, request, tier, attempts.count, context, (fleet.lease_key, decision_id))
             try:

@@ -16,6 +16,7 @@ from sparsity.serving import listen
 from sparsity.v1 import inference_pb2, worker_pb2
 from support.tiny import tiny_tokenizer
 
+_TOKENIZER = tiny_tokenizer()
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"]
 Behaviour = Callable[["FakeWorker", Any, Any], AsyncIterator[inference_pb2.GenerateResponse]]
 
@@ -72,6 +73,7 @@ class FakeWorker:
     behaviour: Behaviour = answer
     sparse_calls: int = 5
     requests: int = 0
+    places: int = 4
     outstanding: int = 0
     digest: str | None = None
     draining: bool = False
@@ -97,7 +99,7 @@ class FakeWorker:
         if self.leases:
             self.leases.take(request)
         text = request.text
-        count = len(tiny_tokenizer().encode(text.text, add_special_tokens=text.add_special_tokens).ids)
+        count = len(_TOKENIZER.encode(text.text, add_special_tokens=text.add_special_tokens).ids)
         if request.HasField("text") and not text.min_tokens <= count <= text.max_tokens:
             raise TokenCountError(f"{count} tokens are not in [{text.min_tokens}, {text.max_tokens}]")
         self.received.append(request)
@@ -113,7 +115,7 @@ class FakeWorker:
         return worker_pb2.GetCapabilitiesResponse(
             worker_id=self.name,
             tier=self.tier,
-            max_requests=4,
+            max_requests=self.places,
             tokenizer_digest=digest,
             proof=worker_pb2.BackendProof(sparse_kernel_calls=self.sparse_calls),
         )
