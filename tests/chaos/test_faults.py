@@ -26,6 +26,9 @@ from support.router_process import RouterProcess
 from support.tiny import tiny_model
 from support.valkey import Valkey
 
+# In real time, on a machine that may be busy with other tests.
+pytestmark = pytest.mark.chaos
+
 
 @asynccontextmanager
 async def router_over(

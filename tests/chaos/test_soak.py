@@ -19,7 +19,7 @@ from support.valkey import Valkey
 REQUESTS, WARM_UP, AT_ONCE = 100_000, 20_000, 32
 
 
-@pytest.mark.soak
+@pytest.mark.chaos
 @pytest.mark.timeout(1500)
 async def test_memory_stays_within_five_percent(tmp_path: Path) -> None:
     chance, left, cancelled = random.Random(7), REQUESTS, 0
