@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import yaml
 from sparsity.errors import ConfigurationError, UnauthenticatedError
 
 from sparsity_router.jwt import JwtConfig, JwtVerifier
+from sparsity_router.options_file import read_options_file
 from sparsity_router.principals import Principal, Role
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -56,10 +56,7 @@ class Access:
         """
         if path is None:
             return cls(None)
-        try:
-            document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigurationError(f"--access: {path}: cannot be read: {error}") from error
+        document = read_options_file("--access", path)
         if not isinstance(document, dict) or not document.keys() <= {"principals", "jwt", "inference"}:
             raise ConfigurationError(f"--access: {path}: must have principals, jwt and inference, and no other field")
         entries = document.get("principals", [] if "jwt" in document else None)

@@ -41,6 +41,15 @@ class Prompt(NamedTuple):
     special: bool = False
 
 
+class _Opened(NamedTuple):
+    """A prompt, what its caller wrote, what the scan of that found, and what kept the scan from an answer."""
+
+    prompt: Prompt
+    text: str
+    scan: ScanResult
+    problem: str
+
+
 class Classified(NamedTuple):
     """A request, understood.
 
@@ -115,15 +124,15 @@ class Classifier:
             if size > _INLINE_BYTES:
                 return await asyncio.to_thread(self._read, request, snapshot, known, exact)
             return self._read(request, snapshot, known, exact)
-        text = _scanned_text(request, self._tokenizer)
-        try:
-            scores, problem = await self._detector.detect(text, snapshot), ""
-        except DetectionError as error:
-            scores, problem = {}, str(error)
-        if problem and context.domain:
-            # What was declared holds, when nothing speaks against it.
-            problem = ""
-        return await asyncio.to_thread(self._read, request, snapshot, known, exact, scores, problem)
+        opened = await asyncio.to_thread(self._open, request, snapshot)
+        scores, problem = _NO_SCORES, ""
+        # An undeclared domain that the scan is certain of needs no classifier.
+        if context.domain or not opened.scan.domains:
+            try:
+                scores = await self._detector.detect(opened.text, snapshot)
+            except DetectionError as error:
+                problem = str(error)
+        return await asyncio.to_thread(self._measure, opened, context, snapshot, known, exact, scores, problem)
 
     def _is_in_question(self, context: inference_pb2.RequestContext, snapshot: Snapshot) -> bool:
         """Whether semantic detection could change the request's domain."""
@@ -135,21 +144,26 @@ class Classifier:
         return self._doubts_declared and declared is not None and declared.policy.risk is not Risk.HIGH
 
     def _read(
+        self, request: inference_pb2.GenerateRequest, snapshot: Snapshot, known: dict[str, Any], exact: bool
+    ) -> Classified:
+        return self._measure(self._open(request, snapshot), request.context, snapshot, known, exact)
+
+    def _measure(
         self,
-        request: inference_pb2.GenerateRequest,
+        opened: _Opened,
+        context: inference_pb2.RequestContext,
         snapshot: Snapshot,
         known: dict[str, Any],
         exact: bool,
         scores: Mapping[str, Score] = _NO_SCORES,
         problem: str = "",
     ) -> Classified:
-        """Scans the whole text, then counts tokens as closely as the decision needs it."""
-        prompt, text = self._open(request)
-        scan, failed = _scan(snapshot, text)
-        found = resolve(request.context.domain, scan.domains, scores, snapshot)
-        # A domain that the scan is certain of needs no classifier.
-        problem = failed or ("" if found.domain else problem)
-        signals = _signals(request.context, scan, found, problem, known)
+        """Settles the domain, then counts tokens as closely as the decision needs it."""
+        prompt, scan = opened.prompt, opened.scan
+        found = resolve(context.domain, scan.domains, scores, snapshot)
+        # What was declared holds, when nothing speaks against it.
+        problem = opened.problem or ("" if found.domain else problem)
+        signals = _signals(context, scan, found, problem, known)
         if prompt.ids:
             return self._counted(prompt, signals)
         estimates = [] if exact else [self._lengths.bound]
@@ -201,33 +215,22 @@ class Classifier:
             raise InvalidRequestError.of(field, problem)
         return size
 
-    def _open(self, request: inference_pb2.GenerateRequest) -> tuple[Prompt, str]:
-        """The prompt as far as it is known without counting, and the text that is scanned."""
-        kind, text = request.WhichOneof("prompt"), _scanned_text(request, self._tokenizer)
-        unknown = Interval(0, 0)
+    def _open(self, request: inference_pb2.GenerateRequest, snapshot: Snapshot) -> _Opened:
+        """The prompt as far as it is known without counting, and the scan of all that the caller wrote."""
+        kind, unknown = request.WhichOneof("prompt"), Interval(0, 0)
         if kind == "token_ids":
-            return Prompt(unknown, list(request.token_ids.ids)), text
-        if kind == "text":
-            return Prompt(unknown, [], text, special=True), text
-        return Prompt(unknown, [], self._tokenizer.render(request.chat)), text
-
-
-def _scanned_text(request: inference_pb2.GenerateRequest, tokenizer: ModelTokenizer) -> str:
-    """What the caller wrote, in one piece."""
-    kind = request.WhichOneof("prompt")
-    if kind == "token_ids":
-        return tokenizer.decode(request.token_ids.ids)
-    if kind == "text":
-        return request.text
-    return "\n".join(message.content for message in request.chat.messages)
-
-
-def _scan(snapshot: Snapshot, text: str) -> tuple[ScanResult, str]:
-    """What the scan found, and what kept it from an answer."""
-    try:
-        return snapshot.scanner.scan(text), ""
-    except ValueError as error:
-        return ScanResult(frozenset(), frozenset(), 0), str(error)
+            prompt = Prompt(unknown, list(request.token_ids.ids))
+            text = self._tokenizer.decode(prompt.ids)
+        elif kind == "text":
+            text = request.text
+            prompt = Prompt(unknown, [], text, special=True)
+        else:
+            text = "\n".join(message.content for message in request.chat.messages)
+            prompt = Prompt(unknown, [], self._tokenizer.render(request.chat))
+        try:
+            return _Opened(prompt, text, snapshot.scanner.scan(text), "")
+        except ValueError as error:
+            return _Opened(prompt, text, ScanResult(frozenset(), frozenset(), 0), str(error))
 
 
 def _signals(

@@ -6,17 +6,15 @@ module is imported by both sides, so it loads nothing heavy.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsity_router.lifeline import end_with_parent
+
 if TYPE_CHECKING:
     from sparsity_router.embedding import Classifier
-
-_PR_SET_PDEATHSIG = 1
 
 
 def default_files() -> tuple[Path, Path]:
@@ -45,8 +43,7 @@ def start(model: Path, tokenizer: Path) -> None:
     """Makes this process a classifier; it ends with the router, however that ends."""
     global _classifier
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     from sparsity_router.embedding import Classifier, Embedder
 
     _classifier = Classifier(Embedder(model, tokenizer))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from sparsity.tls import ClientTls
@@ -114,14 +114,17 @@ class Fleet:
         """The workers of a tier."""
         return [worker for worker in self.workers if worker.tier is tier]
 
-    def pick(self, tier: Tier, tried: set[str], *, spilled: bool = False, want: Want | None = None) -> Worker | None:
+    def pick(
+        self, tier: Tier, tried: set[str], *, spilled: bool = False, want: Callable[[], Want] | None = None
+    ) -> Worker | None:
         """The worker of ``tier`` that takes the request, of those whose target was not tried; None when all are busy.
 
         A ``spilled`` request, which policy gave a sparser tier, leaves the reserve of dense workers alone.
         """
         share = 1.0 - self.admission.dense_reserve if spilled and tier is Tier.DENSE else 1.0
         ready = [w for w in self.of(tier) if w.state is State.READY and w.target not in tried and w.has_room(share)]
-        return self._picker.pick(ready, want)
+        # A prompt is copied and hashed only where there is a choice.
+        return self._picker.pick(ready, want() if want and len(ready) > 1 else None)
 
     async def close(self) -> None:
         """Closes all channels."""

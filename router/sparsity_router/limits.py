@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from limits import RateLimitItem, parse
 from limits.aio.storage import MemoryStorage, Storage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
@@ -26,6 +25,8 @@ from limits.errors import StorageError
 from limits.storage import storage_from_string
 from sparsity.errors import ConfigurationError, RateLimitError
 from sparsity_policies.connection import close
+
+from sparsity_router.options_file import read_options_file
 
 log = logging.getLogger("sparsity.router.limits")
 _ANSWER_SECONDS = 0.05
@@ -66,10 +67,7 @@ class TenantLimits:
         """
         if path is None:
             return None
-        try:
-            document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigurationError(f"--tenant-limits: {path}: cannot be read: {error}") from error
+        document = read_options_file("--tenant-limits", path)
         if not isinstance(document, dict) or not document.keys() <= {"default", "tenants"}:
             raise ConfigurationError(f"--tenant-limits: {path}: must have `default` and `tenants`, and no other field")
         default = _rates(document.get("default", {}), Rates(), f"--tenant-limits: {path}: default")

@@ -70,7 +70,7 @@ async def relay(
     context: grpc.aio.ServicerContext[Any, Any],
     decision_id: str = "",
     review: Callable[[], Decision] | None = None,
-    want: Want | None = None,
+    want: Callable[[], Want] | None = None,
 ) -> AsyncGenerator[Relayed]:
     """Relays the stream of the first worker that answers.
 
@@ -136,7 +136,7 @@ async def _try_all(
     context: grpc.aio.ServicerContext[Any, Any],
     attempts: _Attempts,
     decision_id: str,
-    want: Want | None,
+    want: Callable[[], Want] | None,
     sent: Callable[[], None] = lambda: None,
 ) -> AsyncGenerator[Relayed]:
     """Tries every worker that may serve the request, the decided tier's first; ends without a message when none did."""
@@ -196,7 +196,7 @@ def outstanding_tokens(request: worker_pb2.WorkerServiceGenerateRequest) -> int:
     return len(request.prompt.ids) + request.text.max_tokens + request.sampling.max_new_tokens
 
 
-def place(fleet: Fleet, decision: Decision, want: Want | None = None) -> tuple[Worker, Decision]:
+def place(fleet: Fleet, decision: Decision, want: Callable[[], Want] | None = None) -> tuple[Worker, Decision]:
     """The worker that a request would be sent to now, and the decision as served by it.
 
     Raises:

@@ -81,12 +81,15 @@ class Sessions:
 
     def served(self, tenant: str, session: str, decision: Decision) -> None:
         """Takes note of what policy gave."""
-        known = self._known.get(_key(tenant, session)) if session else None
-        if known is None or decision.reason in _TRANSIENT:
+        if not session or decision.reason in _TRANSIENT:
+            return
+        key = _key(tenant, session)
+        known = self._known.get(key)
+        if known is None:
             return
         known.tier = _denser(known.tier, decision.policy_tier)
         if self._redis is not None and known.tier is not None:
-            self._unsaved[_key(tenant, session)] = known.tier
+            self._unsaved[key] = known.tier
 
     async def _read(self, key: str) -> Tier | None:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -11,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sparsity.errors import ConfigurationError
 
-_PR_SET_PDEATHSIG = 1
+from sparsity_router.lifeline import end_with_parent
 
 
 def free_port() -> int:
@@ -26,11 +26,6 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
-
-
-def _die_with_parent() -> None:
-    """A child must not outlive a supervisor that was killed."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @dataclass(slots=True)
@@ -54,7 +49,7 @@ class Child:
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 env=os.environ | self.environment,
-                preexec_fn=_die_with_parent,
+                preexec_fn=partial(end_with_parent, signal.SIGTERM),
                 start_new_session=True,
             )
 

@@ -94,7 +94,7 @@ class InferenceService:
                     _describe(span, classified.signals, decision, decision_id, self._model)
                     inner = _worker_request(request, classified, decision_id)
                     review = partial(self._review, classified.signals)
-                    want = _want(inner, request)
+                    want = partial(_want, inner, request)
                     messages = relay(self._fleet, inner, decision, context, decision_id, review, want)
                     try:
                         async for relayed in messages:
@@ -132,7 +132,7 @@ class InferenceService:
             await self._callers.spend(request.request, classified.signals)
             _describe(span, classified.signals, decision, decision_id, self._model)
             inner = _worker_request(request.request, classified, decision_id)
-            worker, served = place(self._fleet, decision, _want(inner, request.request))
+            worker, served = place(self._fleet, decision, partial(_want, inner, request.request))
             inner.tier = served.tier.value  # type: ignore[assignment]
             worker.expect(inner.request_id, outstanding_tokens(inner))
             self._tell(decision_id, classified.signals, decision, served, None)
