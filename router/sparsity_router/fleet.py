@@ -92,7 +92,11 @@ class Fleet:
         """Takes up who was found, and keeps of those who were not found the ones with streams, unused."""
         wanted = dict.fromkeys(target for found in self._found.values() for target in found)
         known = {worker.target for worker in self.workers}
-        self.workers += [Worker(target, *self._about) for target in wanted if target not in known]
+        fresh = [Worker(target, *self._about) for target in wanted if target not in known]
+        for worker in fresh:
+            # Who is there from the beginning is no colder than its peers.
+            worker.late = bool(known)
+        self.workers += fresh
         for worker in self.workers:
             worker.leaving = worker.target not in wanted
         if gone := sorted(known - wanted.keys()):

@@ -109,10 +109,10 @@ class Picker:
         candidates = random.sample(list(ready), 2)
         candidates += [worker for worker in ready if worker.target in shares and worker not in candidates]
 
-        def score(worker: Worker) -> tuple[float, str]:
+        def rank(worker: Worker) -> tuple[float, str]:
             own = sum(weight * scorer(worker) for weight, scorer in self._scorers)
-            return own + shares.get(worker.target, 0.0), worker.name
+            return -own - shares.get(worker.target, 0.0), worker.name
 
-        chosen = max(candidates, key=score)
+        chosen = min(candidates, key=rank)
         self._index.sent(keys, chosen.target)
         return chosen

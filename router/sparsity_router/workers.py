@@ -71,6 +71,7 @@ class Worker:
         self.breaker = Breaker()
         self.problem = "not reached yet"
         self.leaving = False
+        self.late = False
         self._met_at = float("-inf")
 
     @property
@@ -91,7 +92,7 @@ class Worker:
 
     @property
     def warmth(self) -> float:
-        """From 0 for a worker that has just come to 1: its caches are cold, and every router finds it idle."""
+        """From 0 for a worker that has just joined others, or come back, to 1: every router finds it idle and cold."""
         return min((time.monotonic() - self._met_at) / _WARM_UP_SECONDS, 1.0)
 
     @property
@@ -180,7 +181,8 @@ class Worker:
             await asyncio.sleep(_RETRY_SECONDS)
 
     def _greet(self, found: worker_pb2.GetCapabilitiesResponse) -> None:
-        self._met_at = time.monotonic()
+        if self.late or self.capabilities is not None:
+            self._met_at = time.monotonic()
         self.capabilities = found
         self._silent = False
         self.problem = ""
