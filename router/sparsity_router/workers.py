@@ -24,7 +24,9 @@ _OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1000),
     # A worker whose machine is gone closes nothing: its streams end when a ping stays unanswered.
     ("grpc.keepalive_time_ms", 5000),
+    # The ping has a timeout of its own, a minute by default, and the keepalive's alone does not end anything.
     ("grpc.keepalive_timeout_ms", 3000),
+    ("grpc.http2.ping_timeout_ms", 3000),
     ("grpc.http2.max_pings_without_data", 0),
 ]
 _RETRY_SECONDS = 0.5
