@@ -1,4 +1,8 @@
-"""Requests that wait for room at a tier: by priority, then by arrival, for a bounded time and in bounded number."""
+"""Requests that wait for room at a tier: by priority, then by their tenant's turn, for a bounded time and number.
+
+Turns are start-time fair queueing over tokens (Goyal, Vin, Cheng, SIGCOMM 1996; tokens as the cost as in Sheng et al.,
+"Fairness in Serving Large Language Models", OSDI 2024): a tenant that sends much waits behind one that sends little.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +21,20 @@ _BREATH_SECONDS = 0.02
 
 @dataclass(order=True, slots=True)
 class Ticket:
-    """A place in line; an earlier one sorts first."""
+    """A place in line; an earlier one sorts first.
 
-    place: tuple[int, int]
+    Attributes:
+        place: negated priority, start tag in tokens, number of arrival.
+        tenant: whose it is.
+        tokens: what its turn costs.
+        woken: set when it may be its turn.
+        evicted: whether it has lost its place.
+        tried: whether it had a turn, and there was no room after all.
+    """
+
+    place: tuple[int, int, int]
+    tenant: str = field(compare=False)
+    tokens: int = field(compare=False)
     woken: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
     evicted: bool = field(default=False, compare=False)
     tried: bool = field(default=False, compare=False)
@@ -36,30 +51,42 @@ class Line:
         self._limit = limit
         self._waiting: list[Ticket] = []
         self._numbers = itertools.count()
+        # Tokens: the start tag of what was sent last, and where each tenant's next request may start.
+        self._now = 0
+        self._next: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     @contextmanager
-    def ticket(self, priority: int) -> Iterator[Ticket]:
-        """Holds a place; a larger ``priority`` comes first.
+    def ticket(self, priority: int, tenant: str = "", tokens: int = 1) -> Iterator[Ticket]:
+        """Holds a place; a larger ``priority`` comes first, then the tenant that has had the least.
+
+        Args:
+            priority: of the request.
+            tenant: whose it is; requests without one share a turn.
+            tokens: what it may cost.
 
         Raises:
-            OverloadedError: when the line is full of requests that are at least as urgent.
+            OverloadedError: when the line is full of requests that come before it.
         """
-        ticket = Ticket((-priority, next(self._numbers)))
+        start = max(self._now, self._next.get(tenant, 0))
+        ticket = Ticket((-priority, start, next(self._numbers)), tenant, tokens)
         if len(self._waiting) >= self._limit:
             last = self._waiting[-1] if self._waiting else None
-            if last is None or last.place[0] <= ticket.place[0]:
+            if last is None or last < ticket:
                 raise OverloadedError(f"the line holds its {self._limit} requests; try again")
-            self._waiting.remove(last)
+            self._give_up(last)
             last.evicted = True
             last.woken.set()
+        self._next[tenant] = start + tokens
         bisect.insort(self._waiting, ticket)
         try:
             yield ticket
         finally:
-            self.leave(ticket)
+            if ticket in self._waiting:
+                self._give_up(ticket)
+                self.wake()
 
     def rejoin(self, ticket: Ticket) -> None:
         """Takes the old place again, when what there was room at would not have the request after all."""
@@ -68,10 +95,17 @@ class Line:
             bisect.insort(self._waiting, ticket)
 
     def leave(self, ticket: Ticket) -> None:
-        """Gives the place up, once sent or gone; where there was room for one there may be room for the next."""
+        """Gives the place up, once sent; where there was room for one there may be room for the next."""
         if ticket in self._waiting:
             self._waiting.remove(ticket)
+            self._now = max(self._now, ticket.place[1])
+            self._next = {tenant: start for tenant, start in self._next.items() if start > self._now}
             self.wake()
+
+    def _give_up(self, ticket: Ticket) -> None:
+        """Takes a request out that was not sent, and gives its tenant the turn back."""
+        self._waiting.remove(ticket)
+        self._next[ticket.tenant] = max(self._next.get(ticket.tenant, 0) - ticket.tokens, self._now)
 
     async def turn(self, ticket: Ticket, seconds: float) -> None:
         """Waits until this request is first in line and there may be room.
@@ -85,7 +119,7 @@ class Line:
         except TimeoutError as error:
             raise OverloadedError("there was no room in time; try again") from error
         if ticket.evicted:
-            raise OverloadedError("a more urgent request took the place in line; try again")
+            raise OverloadedError("a request that comes first took the place in line; try again")
         if ticket.tried:
             await asyncio.sleep(_BREATH_SECONDS)
 

@@ -103,7 +103,7 @@ async def relay(
             return
         if not _is_full(fleet, decision, attempts) or until <= time.monotonic():
             raise _nobody(fleet, decision, attempts)
-    with line.ticket(request.priority) as ticket:
+    with line.ticket(request.priority, request.cache_salt, outstanding_tokens(request)) as ticket:
         while not attempts.complete:
             await line.turn(ticket, until - time.monotonic())
             if review is not None and (now := review()).tier < decision.tier:

@@ -59,7 +59,7 @@ async def test_a_full_line_refuses_or_gives_up_its_last() -> None:
         tasks.append(asyncio.create_task(one(name, priority)))
         await asyncio.sleep(0.01)
     assert refused == ["late: the line holds its 2 requests; try again",
-                       "b: a more urgent request took the place in line; try again"]  # fmt: skip
+                       "b: a request that comes first took the place in line; try again"]  # fmt: skip
     await asyncio.gather(*tasks)
     # Its leaving gave the other one a turn.
     assert refused[2:] == ["a: there was no room in time; try again"]
@@ -73,6 +73,47 @@ async def test_who_leaves_lets_the_next_try() -> None:
     gone.cancel()
     assert await served(line, [("a", 0), ("b", 0)]) == ["a", "b"]
     assert not len(line)
+
+
+async def test_tenants_take_turns_by_tokens_within_a_priority() -> None:
+    line, order, left = Line(99), [], asyncio.Semaphore(0)
+
+    async def one(name: str, priority: int, tokens: int) -> None:
+        with line.ticket(priority, name[0], tokens) as ticket:
+            await line.turn(ticket, 5.0)
+            order.append(name)
+            line.leave(ticket)
+            left.release()
+
+    flood = [("f1", 0, 100), ("f2", 0, 100), ("f3", 0, 100), ("f4", 0, 100)]
+    others = [("a1", 0, 250), ("a2", 0, 10), ("b1", 0, 10), ("b2", 0, 10), ("f9", 5, 10)]
+    tasks = [asyncio.create_task(one(*ticket)) for ticket in flood + others]
+    await asyncio.sleep(0)
+    line.wake()
+    await asyncio.gather(*tasks)
+    # Start tags: f 0 100 200 300, a 0 250, b 0 10; the urgent first, whoever sends it.
+    assert order == ["f9", "f1", "a1", "b1", "b2", "f2", "f3", "a2", "f4"]
+
+
+async def test_a_flooded_line_gives_up_its_flooders_last() -> None:
+    line, lost = Line(3), []
+
+    async def one(name: str) -> None:
+        try:
+            with line.ticket(0, name[0], 10) as ticket:
+                await line.turn(ticket, 0.2)
+        except OverloadedError as error:
+            lost.append(f"{name}: {error}")
+
+    tasks = []
+    for name in ("f1", "f2", "f3", "f4", "a1", "b1"):
+        tasks.append(asyncio.create_task(one(name)))
+        await asyncio.sleep(0.01)
+    assert [words.partition(":")[0] for words in lost] == ["f4", "f3", "f2"]
+    await asyncio.gather(*tasks)
+    # What was given up is not held against its tenant.
+    with line.ticket(0, "f", 10) as ticket:
+        assert ticket.place[1] == 0
 
 
 async def hold(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from sparsity.errors import SparsityError
 from sparsity.tls import ServerTls
 
+from sparsity_worker.coalescing import Coalescing
 from sparsity_worker.config import TIERS, WorkerConfig
 
 
@@ -28,6 +29,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="compute threads")
     parser.add_argument("--lease-key-file", type=Path, help="key that routers sign leases with")
     parser.add_argument("--require-lease", action="store_true", help="refuse requests without a router's lease")
+    parser.add_argument("--coalesce-tokens", type=int, default=8, help="a fast stream's tokens that a message gathers")
+    parser.add_argument("--coalesce-seconds", type=float, default=0.025, help="that they are held at most")
     parser.add_argument("--tls-cert", type=Path, help="PEM certificate chain; renewed files are taken up")
     parser.add_argument("--tls-key", type=Path, help="its PEM key")
     parser.add_argument("--tls-client-ca", type=Path, help="PEM authorities of routers; demands their certificates")
@@ -46,10 +49,11 @@ def main() -> int:
     options = vars(parse())
     options["model_path"] = options.pop("model")
     files = [options.pop(f"tls_{name}") for name in ("cert", "key", "client_ca")]
+    coalescing = [options.pop(f"coalesce_{name}") for name in ("tokens", "seconds")]
     try:
         from sparsity_worker.server import run
 
-        run(WorkerConfig(tls=ServerTls.of(*files), **options))
+        run(WorkerConfig(coalescing=Coalescing(*coalescing), tls=ServerTls.of(*files), **options))
     except SparsityError as error:
         print(f"sparsity-worker: {error}", file=sys.stderr)
         return 2

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparsity.errors import ConfigurationError
 from sparsity.tls import ServerTls
+
+from sparsity_worker.coalescing import Coalescing
 
 TIERS = ("dense", "moderate", "aggressive")
 
@@ -29,6 +31,7 @@ class WorkerConfig:
         threads: compute threads.
         lease_key_file: the key that routers sign leases with; None takes SPARSITY_LEASE_KEY.
         require_lease: whether a request without a router's lease is refused.
+        coalescing: when the messages of a fast stream are joined.
         tls: what the worker proves itself with; None is plain text.
         mem_fraction: share of the memory that SGLang may plan with; the KV cache is sized by max_total_tokens.
     """
@@ -46,6 +49,7 @@ class WorkerConfig:
     mem_fraction: float = 0.3
     lease_key_file: Path | None = None
     require_lease: bool = False
+    coalescing: Coalescing = field(default_factory=Coalescing)
     tls: ServerTls | None = None
 
     def __post_init__(self) -> None:

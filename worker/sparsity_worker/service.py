@@ -17,6 +17,7 @@ from sparsity.v1 import inference_pb2, worker_pb2
 from tokenizers import Tokenizer
 
 from sparsity_worker import tracing
+from sparsity_worker.coalescing import coalesced
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.detokenizer import IncrementalDetokenizer
 from sparsity_worker.engine import Engine, EngineRequest
@@ -89,7 +90,8 @@ class WorkerService:
         inner = engine_request(request, prompt, self._identity.facts)
         tokens = len(inner.prompt) + inner.sampling["max_new_tokens"]
         with self._load.admit(inner.rid, tokens), tracing.generation(context, inner, self._identity) as trace:
-            async with aclosing(self._run(inner, tuple(request.sampling.stop), trace)) as responses:
+            steps = self._run(inner, tuple(request.sampling.stop), trace)
+            async with aclosing(coalesced(steps, self._identity.config.coalescing)) as responses:
                 async for response in responses:
                     yield worker_pb2.WorkerServiceGenerateResponse(response=response)
 
