@@ -2,29 +2,66 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 from sparsity.errors import EngineError
-from sparsity_router.bench import router
+from sparsity_router.bench import paths, peers, pressure, processes, router, timing
+from sparsity_router.tokens import ModelTokenizer
 from support.tiny import tiny_model
 
+SMALL = router.Plan(requests=40, soak=1000, overload_seconds=1.0, cancels=3, changes=2, peers=())
 
-async def test_every_way_is_measured_beside_its_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The tiny model has a token a byte and room for 512.
-    monkeypatch.setattr(router, "PROMPT_BYTES", 200)
+
+async def test_every_goal_is_measured_beside_its_baseline(tmp_path: Path) -> None:
     said: list[str] = []
-    rows = await router.measure(tiny_model(tmp_path), 40, said.append)
+    rows = await router.measure(tiny_model(tmp_path), SMALL, said.append)
     goals = [row.name for row in rows if row.goal]
     assert goals == [
+        *("decision in process, p50", "decision in process, p99") * 2,
         *("relay adds, p50", "relay, CPU a request", "relay, CPU a request, 32 at once", "Route, p50"),
-        *("Route, CPU a request", "Route, CPU a request, 32 at once", "stream relay, CPU a message"),
-        "resident memory of a router",
+        *("Route, CPU a request", "Route, CPU a request, 32 at once", "Route, rate, 32 at once"),
+        *("stream relay, CPU a message", "stream relay, CPU a token", "resident memory of a router"),
+        *("edit to effect, p99", "kill switch, p99", "goodput under overload", "p99 of the urgent under overload"),
+        *("cancel to abort at the worker, p99", "memory after a soak"),
     ]
-    assert all(row.baseline for row in rows if row.goal and row.unit == "us")
+    assert all(row.baseline for row in rows if row.goal and row.unit in ("us", "s"))
     assert said
+
+
+async def test_a_peer_is_measured_by_its_own_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A server like the backend itself stands for a router: what is tested is the harness.
+    peer = peers.Peer("http-double", "1", "-m sparsity_router.bench.http_backend --port {port}")
+    monkeypatch.setattr(peers.Peer, "program", property(lambda _: Path(sys.executable)))
+    own = timing.Path(added=2.0, cpu=2.0, chunk=2.0, large=2.0)
+    rows = await peers.measure(own, "some text", tmp_path, 20, lambda _: None, [peer])
+    assert [row.baseline for row in rows] == ["http-double 1"] * 4
+    assert [row.value for row in rows] == [2.0] * 4
+    assert all(row.ratio == pytest.approx(row.baseline_value / 2) for row in rows if row.baseline_value is not None)
+
+
+def test_a_peer_that_cannot_be_installed_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    said: list[str] = []
+    assert not peers.install(peers.Peer("no-such-router", "1", ""), said.append)
+    assert "no-such-router 1 cannot be installed and is left out" in said[-1]
+
+
+async def test_overload_that_breaks_a_request_gives_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = processes.mock_worker
+
+    def unfit(folder: Path, digest: str, **options: float) -> object:
+        return worker(folder, "another tokenizer", places=1)
+
+    monkeypatch.setattr(processes, "mock_worker", unfit)
+    model = tiny_model(tmp_path)
+    assert ModelTokenizer(model).digest != "another tokenizer"
+    with pytest.raises(EngineError, match="UNAVAILABLE"):
+        await pressure.overload(model, tmp_path, 0.5)
 
 
 def test_a_broken_answer_gives_no_figure() -> None:
     with pytest.raises(EngineError, match="3 messages came, not 4"):
-        router._check(4, 3)
+        paths.check(4, 3)

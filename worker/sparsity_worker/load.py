@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 from sparsity.errors import DrainingError, InvalidRequestError, OverloadedError
 
+# Changes that follow each other within it are told at once.
+_SETTLE_SECONDS = 0.005
+
 
 @dataclass(slots=True)
 class Load:
@@ -78,12 +81,14 @@ class Load:
         self._changed = asyncio.Event()
 
     async def changes(self, interval: float) -> AsyncIterator[None]:
-        """Yields at once, then at every change, and at least every ``interval`` seconds."""
+        """Yields at once, then soon after every change, and at least every ``interval`` seconds."""
         while True:
             changed = self._changed
             yield
             try:
                 await asyncio.wait_for(changed.wait(), interval)
+                # Under load, one report tells of many changes.
+                await asyncio.sleep(_SETTLE_SECONDS)
             except TimeoutError:
                 continue
 

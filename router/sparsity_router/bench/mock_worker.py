@@ -1,6 +1,7 @@
 """`python -m sparsity_router.bench.mock_worker`: a worker without an engine, for load on a router.
 
-It answers every request with a fixed number of messages at once, so that what is measured is the way there and back.
+It answers every request with a fixed number of messages, at once or after a fixed time, so that what is measured is
+the way there and back.
 """
 
 from __future__ import annotations
@@ -13,51 +14,85 @@ from typing import Any
 import uvloop
 from grpc_health.v1 import health_pb2
 from sparsity.channels import MAX_MESSAGE_BYTES
+from sparsity.errors import OverloadedError
 from sparsity.serving import listen
 from sparsity.v1 import inference_pb2, worker_pb2
 
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"]
+TOKENS_A_MESSAGE = 8
 _WORDS = "the answer comes in pieces of eight tokens each, as a worker would "
+_REPORT_SECONDS = 0.5
 
 
 class MockWorker:
-    """One worker of the dense tier; `sampling.max_new_tokens` says how many messages it sends."""
+    """One worker of the dense tier; `sampling.max_new_tokens` says how many messages it sends.
 
-    def __init__(self, digest: str) -> None:
+    Args:
+        digest: of the router's tokenizer.
+        places: requests at once; more are refused.
+        seconds: that each takes.
+    """
+
+    def __init__(self, digest: str, places: int, seconds: float) -> None:
         self._digest = digest
+        self._places = places
+        self._seconds = seconds
+        self._requests = self._finished = self._aborted = 0
+        self._changed = asyncio.Event()
 
     async def Generate(
         self, request: worker_pb2.WorkerServiceGenerateRequest, context: Any
     ) -> AsyncIterator[worker_pb2.WorkerServiceGenerateResponse]:
         """Messages of eight tokens, then a completion."""
-        piece = inference_pb2.GenerateResponse(text=_WORDS, token_ids=range(1000, 1008))
-        for _ in range(request.sampling.max_new_tokens - 1):
-            yield worker_pb2.WorkerServiceGenerateResponse(response=piece)
-        completion = inference_pb2.Completion(
-            worker_id="mock",
-            finish_reason=inference_pb2.FINISH_REASON_LENGTH,
-            usage=inference_pb2.Usage(
-                prompt_tokens=len(request.prompt.ids) or request.text.max_tokens, completion_tokens=8
-            ),
-        )
-        yield worker_pb2.WorkerServiceGenerateResponse(response=inference_pb2.GenerateResponse(completion=completion))
+        if self._requests >= self._places:
+            raise OverloadedError("the mock worker is full")
+        self._requests += 1
+        self._changed.set()
+        whole = False
+        try:
+            if self._seconds:
+                await asyncio.sleep(self._seconds)
+            piece = inference_pb2.GenerateResponse(text=_WORDS, token_ids=range(1000, 1000 + TOKENS_A_MESSAGE))
+            for _ in range(request.sampling.max_new_tokens - 1):
+                yield worker_pb2.WorkerServiceGenerateResponse(response=piece)
+            tokens = len(request.prompt.ids) or request.text.max_tokens
+            completion = inference_pb2.Completion(
+                worker_id="mock",
+                finish_reason=inference_pb2.FINISH_REASON_LENGTH,
+                usage=inference_pb2.Usage(prompt_tokens=tokens, completion_tokens=TOKENS_A_MESSAGE),
+            )
+            response = inference_pb2.GenerateResponse(completion=completion)
+            yield worker_pb2.WorkerServiceGenerateResponse(response=response)
+            whole = True
+        finally:
+            self._requests -= 1
+            self._finished += whole
+            self._aborted += not whole
+            self._changed.set()
 
     async def GetCapabilities(self, request: Any, context: Any) -> worker_pb2.GetCapabilitiesResponse:
         """A dense worker of the router's own tokenizer."""
         return worker_pb2.GetCapabilitiesResponse(
-            worker_id="mock", tier=inference_pb2.TIER_DENSE, max_requests=10_000, tokenizer_digest=self._digest
+            worker_id="mock", tier=inference_pb2.TIER_DENSE, max_requests=self._places, tokenizer_digest=self._digest
         )
 
     async def WatchLoad(self, request: Any, context: Any) -> AsyncIterator[worker_pb2.WatchLoadResponse]:
-        """Never busy."""
+        """The load at every change, and twice a second; no more often than every few milliseconds."""
         while True:
-            yield worker_pb2.WatchLoadResponse()
-            await asyncio.sleep(0.5)
+            yield worker_pb2.WatchLoadResponse(
+                requests=self._requests, finished_requests=self._finished, aborted_requests=self._aborted
+            )
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), _REPORT_SECONDS)
+                await asyncio.sleep(0.005)
+            except TimeoutError:
+                continue
 
 
-async def serve(address: str, digest: str) -> None:
+async def serve(address: str, worker: MockWorker) -> None:
     """Serves until it is ended."""
-    endpoint = listen(address, {SERVICE: MockWorker(digest)}, MAX_MESSAGE_BYTES)
+    endpoint = listen(address, {SERVICE: worker}, MAX_MESSAGE_BYTES)
     await endpoint.server.start()
     await endpoint.health.set("", health_pb2.HealthCheckResponse.SERVING)
     await endpoint.server.wait_for_termination()
@@ -67,5 +102,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--listen", required=True)
     parser.add_argument("--digest", required=True)
+    parser.add_argument("--places", type=int, default=10_000)
+    parser.add_argument("--seconds", type=float, default=0.0)
     options = parser.parse_args()
-    uvloop.run(serve(options.listen, options.digest))
+    uvloop.run(serve(options.listen, MockWorker(options.digest, options.places, options.seconds)))

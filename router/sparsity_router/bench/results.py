@@ -135,3 +135,11 @@ def spread(
 def judged(row: Row, goal: str, *, met: bool) -> Row:
     """The row with its goal."""
     return replace(row, goal=goal, met=met)
+
+
+def against(row: Row, baseline: str, value: float, goal: float | None = None) -> Row:
+    """The row beside a baseline in the same unit, of which less is better, and its goal."""
+    assert row.value is not None
+    met = goal is not None and row.value <= goal
+    row = replace(row, baseline=baseline, baseline_value=value, ratio=value / row.value)
+    return row if goal is None else judged(row, f"<= {goal:g} {row.unit}", met=met)

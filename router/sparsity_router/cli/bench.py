@@ -14,6 +14,7 @@ from sparsity.errors import InvalidRequestError
 from sparsity_router.bench import results, service
 from sparsity_router.bench.policies import Counts
 from sparsity_router.bench.policies import measure as measure_policies
+from sparsity_router.bench.router import Plan
 from sparsity_router.bench.router import measure as measure_router
 from sparsity_router.bench.tiers import measure
 from sparsity_router.cli.console import AsJson, State, err, print_json, reported
@@ -62,14 +63,17 @@ def policies(
 @app.command("router")
 def router(
     requests: Annotated[int, typer.Option(min=40, help="Requests of each kind.")] = 2000,
+    soak: Annotated[int, typer.Option(min=1000, help="Requests of the soak.")] = 100_000,
+    peers: Annotated[bool, typer.Option(help="Install other routers from their packages and measure them too.")] = True,
     model: Annotated[Path | None, typer.Option(help="Model folder; the default model without it.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write router.json and router.md to.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What a router adds to a call: relayed and by Route, against direct calls of a mock worker."""
+    """What a router adds to a call, beside a bare relay and other routers; overload, cancels, edits, a soak."""
     with reported():
         folder = model or default_model(_say)
-        rows = asyncio.run(measure_router(folder, requests, _say))
+        plan = Plan(requests, soak) if peers else Plan(requests, soak, peers=())
+        rows = asyncio.run(measure_router(folder, plan, _say))
         _publish("router", rows, folder, out, as_json)
 
 

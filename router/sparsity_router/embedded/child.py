@@ -44,7 +44,7 @@ class Child:
         """Starts the process; its output is appended to the log."""
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, *self.arguments],
+                self.command(),
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -52,6 +52,10 @@ class Child:
                 preexec_fn=partial(end_with_parent, signal.SIGTERM),
                 start_new_session=True,
             )
+
+    def command(self) -> list[str]:
+        """What is started: a module of ours."""
+        return [sys.executable, *self.arguments]
 
     @property
     def pid(self) -> int:
