@@ -40,6 +40,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dense-reserve", type=float, default=0.25, help="share of dense workers for policy-dense traffic"
     )
+    parser.add_argument("--hedge-seconds", type=float, default=0.0, help="until a second worker is asked too; 0: never")
     parser.add_argument("--snapshot-file", type=Path, help="keeps the last policies, for a start without the store")
     parser.add_argument("--lease-key-file", type=Path, help="key that workers check leases with, 16 bytes or more")
     parser.add_argument("--detect", default="undeclared", choices=DETECT, help="whose domain is detected by meaning")
@@ -97,6 +98,7 @@ def main() -> int:
                 queue_seconds=options.queue_seconds,
                 queue_limit=options.queue_limit,
                 dense_reserve=options.dense_reserve,
+                hedge_seconds=options.hedge_seconds,
                 detect=options.detect,
                 detect_seconds=options.detect_seconds,
                 detect_model=options.detect_model,

@@ -35,6 +35,7 @@ class RouterConfig:
         worker_timeout: silence after which a worker counts as gone, seconds.
         queue_seconds: how long a request may wait for room at a full tier; 0 refuses at once.
         queue_limit: requests that may wait at a tier.
+        hedge_seconds: after which a second worker is asked too, while the first has not spoken; 0 never does.
         dense_reserve: share of each dense worker kept for requests that policy holds dense, in [0, 1).
         detect: which requests the semantic classifier is asked about: `undeclared`, also `declared` ones, or `off`.
         detect_seconds: the time budget of its answer.
@@ -66,6 +67,7 @@ class RouterConfig:
     queue_seconds: float = 10.0
     queue_limit: int = 256
     dense_reserve: float = 0.25
+    hedge_seconds: float = 0.0
     detect: str = "undeclared"
     detect_seconds: float = 1.0
     detect_model: Path | None = None
@@ -98,6 +100,8 @@ class RouterConfig:
             raise ConfigurationError("--max-policy-lag: must be more than 0 seconds")
         if self.queue_seconds < 0 or self.queue_limit < 0:
             raise ConfigurationError("--queue-seconds and --queue-limit: must be from 0")
+        if self.hedge_seconds < 0:
+            raise ConfigurationError("--hedge-seconds: must be from 0")
         if not 0 <= self.dense_reserve < 1:
             raise ConfigurationError("--dense-reserve: must be from 0 to below 1")
         if not 0 <= self.decision_sample <= 1:

@@ -28,11 +28,13 @@ class Admission:
         queue_seconds: how long a request may wait for room; 0 refuses at once.
         queue_limit: requests that may wait at a tier.
         dense_reserve: share of each dense worker that only requests which policy holds dense may use.
+        hedge_seconds: after which a second worker is asked too, while the first has not spoken; 0 never does.
     """
 
     queue_seconds: float = 0.0
     queue_limit: int = 256
     dense_reserve: float = 0.25
+    hedge_seconds: float = 0.0
 
 
 class Fleet:

@@ -14,19 +14,19 @@ from typing import Any
 
 import grpc
 from opentelemetry import trace
-from sparsity import telemetry
 from sparsity.errors import (
     OverloadedError,
     SparsityError,
     StreamBrokenError,
     UnavailableError,
 )
-from sparsity.leases import sign
 from sparsity.status import to_error
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.model import Decision, Reason, Tier
 
+from sparsity_router.dispatch import dispatch, outstanding_tokens
 from sparsity_router.fleet import Fleet
+from sparsity_router.hedging import Leg, Race
 from sparsity_router.picking import Want
 from sparsity_router.workers import State, Worker
 
@@ -57,10 +57,104 @@ class _Attempts:
     tried: set[str]
     count: int = 0
     overloaded: bool = False
-    refused: bool = False
     failed: bool = False
     complete: bool = False
     last_problem: str = ""
+
+
+@dataclass(slots=True)
+class _Relay:
+    """One request on its way."""
+
+    fleet: Fleet
+    request: worker_pb2.WorkerServiceGenerateRequest
+    context: grpc.aio.ServicerContext[Any, Any]
+    decision_id: str
+    want: Callable[[], Want] | None
+    attempts: _Attempts
+
+    async def try_all(self, decision: Decision, sent: Callable[[], None] = lambda: None) -> AsyncGenerator[Relayed]:
+        """Tries every worker that may serve it, the decided tier's first; ends without a message when none did."""
+        attempts = self.attempts
+        for tier in (decision.tier, *decision.fallback):
+            served = _served(decision, tier, self.fleet)
+            while worker := self._pick(tier, decision):
+                # Waiting for room is no retry; asking another worker after a failure is.
+                if attempts.failed and not self.fleet.retries.spend():
+                    problem = f"the retry budget is used up; last: {attempts.last_problem}"
+                    raise UnavailableError(problem)
+                sent()
+                first = True
+                race = self._race(worker, tier, decision)
+                stream = race.responses() if race else self._open(worker, tier).stream
+                try:
+                    async for response in stream:
+                        worker = race.leg.worker if race else worker
+                        first = False
+                        if response.HasField("completion"):
+                            attempts.complete = True
+                            worker.breaker.success()
+                            _check_report(response.completion, worker, tier)
+                        yield Relayed(response, served)
+                    if attempts.complete:
+                        return
+                    error: Exception = StopAsyncIteration()
+                except grpc.aio.AioRpcError as failure:
+                    error = failure
+                finally:
+                    await stream.aclose()
+                self._fell(race.leg.worker if race else worker, error, first=first)
+
+    def _pick(self, tier: Tier, decision: Decision) -> Worker | None:
+        return self.fleet.pick(tier, self.attempts.tried, spilled=tier is not decision.tier, want=self.want)
+
+    def _open(self, worker: Worker, tier: Tier) -> Leg:
+        self.attempts.tried.add(worker.target)
+        self.attempts.count += 1
+        lease = (self.fleet.lease_key, self.decision_id)
+        return Leg(worker, dispatch(worker, self.request, tier, self.attempts.count, self.context, lease))
+
+    def _race(self, worker: Worker, tier: Tier, decision: Decision) -> Race | None:
+        """A hedged stream, where hedging is on."""
+        seconds = self.fleet.admission.hedge_seconds
+        if not seconds:
+            return None
+
+        def spare() -> Leg | None:
+            other = self._pick(tier, decision)
+            return self._open(other, tier) if other and self.fleet.retries.spend() else None
+
+        return Race(self._open(worker, tier), spare, seconds, partial(self._fell, first=True))
+
+    def _fell(self, worker: Worker, error: Exception, *, first: bool) -> None:
+        """Takes note of a stream that failed; raises where nobody else may be tried.
+
+        Args:
+            worker: whose stream it was.
+            error: how it failed; StopAsyncIteration where it ended without a completion.
+            first: whether no message had come.
+        """
+        attempts, refused = self.attempts, False
+        problem = "ended its stream without a completion"
+        if isinstance(error, grpc.aio.AioRpcError):
+            problem = f"{error.code().name}: {error.details()}"
+            # A deadline or a bad request is no fault of the worker, whenever it shows.
+            if error.code() in _FINAL:
+                raise to_error(error) from error
+            refused = first and error.code() is _OVERLOAD
+            if refused:
+                attempts.overloaded = True
+                worker.refused()
+            elif first:
+                worker.failed(problem)
+        if not refused:
+            worker.breaker.failure()
+            attempts.failed = True
+        if not first:
+            worker.failed(problem)
+            told = f"worker {worker.name} failed mid-stream: {problem}; what was sent stands, ask again for the rest"
+            raise StreamBrokenError(told)
+        attempts.last_problem = f"{worker.name}: {problem}"
 
 
 async def relay(
@@ -91,12 +185,13 @@ async def relay(
         TokenCountError: when the prompt's tokens lie outside the interval that it was decided for.
     """
     attempts = _Attempts(set())
+    one = _Relay(fleet, request, context, decision_id, want, attempts)
     fleet.retries.earn()
     until = time.monotonic() + _patience(fleet, context)
     line = fleet.lines[decision.tier]
     # Who comes while others wait joins them: room goes to the first in line.
     if not line or fleet.admission.queue_seconds <= 0:
-        async with aclosing(_try_all(fleet, request, decision, context, attempts, decision_id, want)) as relayed:
+        async with aclosing(one.try_all(decision)) as relayed:
             async for item in relayed:
                 yield item
         if attempts.complete:
@@ -112,9 +207,7 @@ async def relay(
             attempts.tried.clear()
             attempts.overloaded = False
             # The next in line need not wait for this one's first token.
-            sent = partial(line.leave, ticket)
-            trying = _try_all(fleet, request, decision, context, attempts, decision_id, want, sent)
-            async with aclosing(trying) as relayed:
+            async with aclosing(one.try_all(decision, sent=partial(line.leave, ticket))) as relayed:
                 async for item in relayed:
                     yield item
             if not attempts.complete:
@@ -129,59 +222,6 @@ def _patience(fleet: Fleet, context: grpc.aio.ServicerContext[Any, Any]) -> floa
     return fleet.admission.queue_seconds if left is None else min(fleet.admission.queue_seconds, 0.9 * left)
 
 
-async def _try_all(
-    fleet: Fleet,
-    request: worker_pb2.WorkerServiceGenerateRequest,
-    decision: Decision,
-    context: grpc.aio.ServicerContext[Any, Any],
-    attempts: _Attempts,
-    decision_id: str,
-    want: Callable[[], Want] | None,
-    sent: Callable[[], None] = lambda: None,
-) -> AsyncGenerator[Relayed]:
-    """Tries every worker that may serve the request, the decided tier's first; ends without a message when none did."""
-    for tier in (decision.tier, *decision.fallback):
-        served = _served(decision, tier, fleet)
-        while worker := fleet.pick(tier, attempts.tried, spilled=tier is not decision.tier, want=want):
-            # Waiting for room is no retry; asking another worker after a failure is.
-            if attempts.failed and not fleet.retries.spend():
-                problem = f"the retry budget is used up; last: {attempts.last_problem}"
-                raise UnavailableError(problem)
-            attempts.tried.add(worker.target)
-            attempts.count += 1
-            sent()
-            first, attempts.refused = True, False
-            stream = _stream(worker, request, tier, attempts.count, context, (fleet.lease_key, decision_id))
-            try:
-                async for response in stream:
-                    first = False
-                    if response.HasField("completion"):
-                        attempts.complete = True
-                        worker.breaker.success()
-                        _check_report(response.completion, worker, tier)
-                    yield Relayed(response, served)
-                if attempts.complete:
-                    return
-                problem = "ended its stream without a completion"
-            except grpc.aio.AioRpcError as error:
-                # A deadline or a bad request is no fault of the worker, whenever it shows.
-                if first or error.code() in _FINAL:
-                    _judge(error, worker, attempts)
-                problem = f"{error.code().name}: {error.details()}"
-            finally:
-                await stream.aclose()
-            if not attempts.refused:
-                worker.breaker.failure()
-                attempts.failed = True
-            if not first:
-                worker.failed(problem)
-                told = (
-                    f"worker {worker.name} failed mid-stream: {problem}; what was sent stands, ask again for the rest"
-                )
-                raise StreamBrokenError(told)
-            attempts.last_problem = f"{worker.name}: {problem}"
-
-
 def _is_full(fleet: Fleet, decision: Decision, attempts: _Attempts) -> bool:
     """Whether waiting may help: some worker that may serve the request has no room now."""
     tiers = (decision.tier, *decision.fallback)
@@ -189,11 +229,6 @@ def _is_full(fleet: Fleet, decision: Decision, attempts: _Attempts) -> bool:
     reserved = any(worker.state is State.READY and worker.target not in attempts.tried
                    for tier in decision.fallback for worker in fleet.of(tier))  # fmt: skip
     return attempts.overloaded or reserved or State.FULL in states
-
-
-def outstanding_tokens(request: worker_pb2.WorkerServiceGenerateRequest) -> int:
-    """Tokens that a worker has to work on for a request, at most."""
-    return len(request.prompt.ids) + request.text.max_tokens + request.sampling.max_new_tokens
 
 
 def place(fleet: Fleet, decision: Decision, want: Callable[[], Want] | None = None) -> tuple[Worker, Decision]:
@@ -224,46 +259,6 @@ def _served(decision: Decision, tier: Tier, fleet: Fleet) -> Decision:
     what = "prove what they attend" if unproven else "answer"
     detail = f"policy gives {decision.tier.word}, whose workers could not {what}; {decision.explanation}"
     return replace(decision, tier=tier, reason=reason, explanation=detail)
-
-
-async def _stream(
-    worker: Worker,
-    request: worker_pb2.WorkerServiceGenerateRequest,
-    tier: Tier,
-    attempt: int,
-    context: grpc.aio.ServicerContext[Any, Any],
-    lease: tuple[bytes | None, str],
-) -> AsyncGenerator[inference_pb2.GenerateResponse]:
-    own = worker_pb2.WorkerServiceGenerateRequest()
-    own.CopyFrom(request)
-    own.request_id = f"{request.request_id}.{attempt}"
-    own.tier = tier.value  # type: ignore[assignment]
-    key, decision_id = lease
-    if key is not None:
-        own.lease.CopyFrom(sign(key, own, worker.name, decision_id))
-    with telemetry.span(_tracer, "router.dispatch", trace.SpanKind.CLIENT) as span:
-        span.set_attributes({telemetry.WORKER_ID: worker.name, telemetry.TIER: tier.word, telemetry.ATTEMPT: attempt})
-        with worker.dispatched(own.request_id, outstanding_tokens(own)):
-            call = worker.stub.Generate(own, timeout=context.time_remaining(), metadata=telemetry.outgoing())
-            try:
-                async for message in call:
-                    yield message.response
-            finally:
-                # Ends the worker's engine request when the client is gone.
-                call.cancel()
-
-
-def _judge(error: grpc.aio.AioRpcError, worker: Worker, attempts: _Attempts) -> None:
-    """Decides whether another worker may be tried; raises when none may."""
-    code, details = error.code(), error.details() or ""
-    attempts.refused = code is _OVERLOAD
-    if code in _FINAL:
-        raise to_error(error) from error
-    if code is _OVERLOAD:
-        attempts.overloaded = True
-        worker.refused()
-    else:
-        worker.failed(f"{code.name}: {details}")
 
 
 def _nobody(fleet: Fleet, decision: Decision, attempts: _Attempts) -> SparsityError:

@@ -271,6 +271,6 @@ async def test_an_unreachable_tier_is_told_at_once(tmp_path: Path) -> None:
 
 
 def test_bad_bounds_are_refused(tmp_path: Path) -> None:
-    for wrong in ({"queue_seconds": -1.0}, {"dense_reserve": 1.0}, {"queue_limit": -1}):
-        with pytest.raises(ConfigurationError, match=r"--queue|--dense-reserve"):
+    for wrong in ({"queue_seconds": -1.0}, {"dense_reserve": 1.0}, {"queue_limit": -1}, {"hedge_seconds": -1.0}):
+        with pytest.raises(ConfigurationError, match=r"--queue|--dense-reserve|--hedge"):
             RouterConfig(tiny_model(tmp_path), ("a:1",), "redis://x", **wrong)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from sparsity.v1 import inference_pb2, inference_pb2_grpc
 from sparsity_client import make_request
 from sparsity_policies.document import parse_policy
 from sparsity_router.classify import Classifier
-from sparsity_router.fleet import Fleet
+from sparsity_router.fleet import Admission, Fleet
 from sparsity_router.server import INFERENCE
 from sparsity_router.services.inference import InferenceService
 from sparsity_router.sessions import Sessions
@@ -72,7 +72,11 @@ class Rig:
 
 @asynccontextmanager
 async def rig(
-    folder: Path, *workers: FakeWorker, sessions: Sessions | None = None, places: tuple[str, ...] = ()
+    folder: Path,
+    *workers: FakeWorker,
+    sessions: Sessions | None = None,
+    places: tuple[str, ...] = (),
+    admission: Admission | None = None,
 ) -> AsyncIterator[Rig]:
     model = tiny_model(folder)
     policy = parse_policy({"domain": "low", "risk": "low", "bands": BANDS})
@@ -80,7 +84,7 @@ async def rig(
     for worker in workers:
         await worker.start()
     tokenizer = ModelTokenizer(model)
-    fleet = Fleet(tuple(worker.address for worker in workers) + places, tokenizer.digest, 1.0)
+    fleet = Fleet(tuple(worker.address for worker in workers) + places, tokenizer.digest, 1.0, None, admission)
     classifier, known = Classifier(tokenizer, 10_000), cast(Any, policies)
     service = InferenceService(classifier, known, fleet, "tiny", sessions=sessions)
     endpoint = listen("127.0.0.1:0", {INFERENCE: service}, 2**26)

@@ -22,11 +22,12 @@ from sparsity_policies.wire import decision_to_wire, signals_to_wire
 from sparsity_router.alternatives import alternatives
 from sparsity_router.callers import Callers
 from sparsity_router.classify import MAX_NAME, Classified, Classifier
+from sparsity_router.dispatch import outstanding_tokens
 from sparsity_router.fleet import Fleet
 from sparsity_router.observer import Observer
 from sparsity_router.picking import Want
 from sparsity_router.policies import PolicyFollower
-from sparsity_router.relay import outstanding_tokens, place, relay
+from sparsity_router.relay import place, relay
 from sparsity_router.sessions import Sessions
 
 GenerateContext = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]

@@ -1,0 +1,62 @@
+"""Sends one request to one worker, with the lease that it takes it by, and gives its stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import grpc
+from opentelemetry import trace
+from sparsity import telemetry
+from sparsity.leases import sign
+from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity_policies.model import Tier
+
+from sparsity_router.workers import Worker
+
+_tracer = trace.get_tracer("sparsity.router")
+
+
+def outstanding_tokens(request: worker_pb2.WorkerServiceGenerateRequest) -> int:
+    """Tokens that a worker has to work on for a request, at most."""
+    return len(request.prompt.ids) + request.text.max_tokens + request.sampling.max_new_tokens
+
+
+async def dispatch(
+    worker: Worker,
+    request: worker_pb2.WorkerServiceGenerateRequest,
+    tier: Tier,
+    attempt: int,
+    context: grpc.aio.ServicerContext[Any, Any],
+    lease: tuple[bytes | None, str],
+) -> AsyncGenerator[inference_pb2.GenerateResponse]:
+    """Streams the worker's messages; closing the generator cancels the worker's request.
+
+    Args:
+        worker: that is asked.
+        request: in its terms.
+        tier: that it serves the request at.
+        attempt: number of this try, which makes its id unique.
+        context: of the client's call, whose deadline holds.
+        lease: the key to sign with, or None, and the decision's id.
+
+    Raises:
+        grpc.aio.AioRpcError: as the worker answers.
+    """
+    own = worker_pb2.WorkerServiceGenerateRequest()
+    own.CopyFrom(request)
+    own.request_id = f"{request.request_id}.{attempt}"
+    own.tier = tier.value  # type: ignore[assignment]
+    key, decision_id = lease
+    if key is not None:
+        own.lease.CopyFrom(sign(key, own, worker.name, decision_id))
+    with telemetry.span(_tracer, "router.dispatch", trace.SpanKind.CLIENT) as span:
+        span.set_attributes({telemetry.WORKER_ID: worker.name, telemetry.TIER: tier.word, telemetry.ATTEMPT: attempt})
+        with worker.dispatched(own.request_id, outstanding_tokens(own)):
+            call = worker.stub.Generate(own, timeout=context.time_remaining(), metadata=telemetry.outgoing())
+            try:
+                async for message in call:
+                    yield message.response
+            finally:
+                # Ends the worker's engine request when the client is gone.
+                call.cancel()
