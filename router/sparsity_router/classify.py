@@ -18,10 +18,10 @@ from sparsity_router.domains import Found, Score, resolve
 from sparsity_router.lengths import SAMPLED_CHARACTERS, Interval, LengthModel
 from sparsity_router.semantic import DetectionError, Detector
 from sparsity_router.tokens import ModelTokenizer
+from sparsity_router.written import Written, check_context, read_written
 
-# Below this a thread costs more than the work.
-_INLINE_BYTES = 16_384
-MAX_NAME = 256
+# Below these a thread costs more than the work: of tokenizing, and of reading and scanning alone.
+_INLINE_BYTES, _INLINE_SCAN_BYTES = 16_384, 262_144
 _NO_SCORES: Mapping[str, Score] = {}
 
 
@@ -42,9 +42,10 @@ class Prompt(NamedTuple):
 
 
 class _Opened(NamedTuple):
-    """A prompt, what its caller wrote, what the scan of that found, and what kept the scan from an answer."""
+    """A prompt, its size in bytes, what its caller wrote, the scan of that, and what kept it from an answer."""
 
     prompt: Prompt
+    size: int
     text: str
     scan: ScanResult
     problem: str
@@ -112,8 +113,8 @@ class Classifier:
             InvalidRequestError: naming the field.
         """
         context = request.context
-        _check_context(context)
-        size = self._check_prompt(request)
+        check_context(context)
+        written = read_written(request, self._tokenizer.vocabulary_size, self._max_prompt_bytes)
         known: dict[str, Any] = {
             "received_at": received,
             "policy_age": policy_age,
@@ -121,10 +122,17 @@ class Classifier:
             "session_tier": session_tier,
         }
         if self._detector is None or not self._is_in_question(request.context, snapshot):
-            if size > _INLINE_BYTES:
-                return await asyncio.to_thread(self._read, request, snapshot, known, exact)
-            return self._read(request, snapshot, known, exact)
-        opened = await asyncio.to_thread(self._open, request, snapshot)
+            heavy = exact or written.kind == "token_ids"
+            if written.size > (_INLINE_BYTES if heavy else _INLINE_SCAN_BYTES):
+                return await asyncio.to_thread(self._read, written, request, snapshot, known, exact)
+            opened = self._open(written, request, snapshot)
+            signals = self._settle(opened, context, snapshot, known)
+            if (bounded := self._bound(opened, signals, snapshot, exact)) is not None:
+                return bounded
+            if written.size > _INLINE_BYTES:
+                return await asyncio.to_thread(self._count, opened, signals, snapshot, exact)
+            return self._count(opened, signals, snapshot, exact)
+        opened = await asyncio.to_thread(self._open, written, request, snapshot)
         scores, problem = _NO_SCORES, ""
         # An undeclared domain that the scan is certain of needs no classifier.
         if context.domain or not opened.scan.domains:
@@ -144,9 +152,14 @@ class Classifier:
         return self._doubts_declared and declared is not None and declared.policy.risk is not Risk.HIGH
 
     def _read(
-        self, request: inference_pb2.GenerateRequest, snapshot: Snapshot, known: dict[str, Any], exact: bool
+        self,
+        written: Written,
+        request: inference_pb2.GenerateRequest,
+        snapshot: Snapshot,
+        known: dict[str, Any],
+        exact: bool,
     ) -> Classified:
-        return self._measure(self._open(request, snapshot), request.context, snapshot, known, exact)
+        return self._measure(self._open(written, request, snapshot), request.context, snapshot, known, exact)
 
     def _measure(
         self,
@@ -159,24 +172,52 @@ class Classifier:
         problem: str = "",
     ) -> Classified:
         """Settles the domain, then counts tokens as closely as the decision needs it."""
-        prompt, scan = opened.prompt, opened.scan
-        found = resolve(context.domain, scan.domains, scores, snapshot)
+        signals = self._settle(opened, context, snapshot, known, scores, problem)
+        return self._bound(opened, signals, snapshot, exact) or self._count(opened, signals, snapshot, exact)
+
+    def _settle(
+        self,
+        opened: _Opened,
+        context: inference_pb2.RequestContext,
+        snapshot: Snapshot,
+        known: dict[str, Any],
+        scores: Mapping[str, Score] = _NO_SCORES,
+        problem: str = "",
+    ) -> Callable[..., Signals]:
+        """The signals, but for the length."""
+        found = resolve(context.domain, opened.scan.domains, scores, snapshot)
         # What was declared holds, when nothing speaks against it.
         problem = opened.problem or ("" if found.domain else problem)
-        signals = _signals(context, scan, found, problem, known)
-        if prompt.ids:
-            return self._counted(prompt, signals)
-        estimates = [] if exact else [self._lengths.bound]
+        return _signals(context, opened.scan, found, problem, known)
+
+    def _bound(
+        self, opened: _Opened, signals: Callable[..., Signals], snapshot: Snapshot, exact: bool
+    ) -> Classified | None:
+        """The request where its size alone, or the caller, tells its length closely enough."""
+        if opened.prompt.ids:
+            return self._counted(opened.prompt, signals)
+        if exact:
+            return None
+        return self._within(self._lengths.bound(opened.prompt.text, opened.size), opened.prompt, signals, snapshot)
+
+    def _count(self, opened: _Opened, signals: Callable[..., Signals], snapshot: Snapshot, exact: bool) -> Classified:
+        """The request with a length from a sample of it where that will do, else counted."""
+        prompt = opened.prompt
         if len(prompt.text) >= SAMPLED_CHARACTERS and not exact:
-            estimates.append(self._lengths.sample)
-        size = len(prompt.text.encode("utf-8", "surrogatepass"))
-        for estimate in estimates:
-            interval = estimate(prompt.text, size)
-            closer = signals(min_tokens=interval.low, max_tokens=interval.high)
-            if interval.high < self._tokenizer.context_length and not hangs_on_length(closer, snapshot):
-                return Classified(closer, prompt._replace(interval=interval))
+            interval = self._lengths.sample(prompt.text, opened.size)
+            if (sampled := self._within(interval, prompt, signals, snapshot)) is not None:
+                return sampled
         ids = self._tokenizer.encode(prompt.text, special=prompt.special)
         return self._counted(Prompt(Interval(0, 0), ids), signals)
+
+    def _within(
+        self, interval: Interval, prompt: Prompt, signals: Callable[..., Signals], snapshot: Snapshot
+    ) -> Classified | None:
+        """The request with an interval for a length, where the decision is the same all over it."""
+        closer = signals(min_tokens=interval.low, max_tokens=interval.high)
+        if interval.high < self._tokenizer.context_length and not hangs_on_length(closer, snapshot):
+            return Classified(closer, prompt._replace(interval=interval))
+        return None
 
     def _counted(self, prompt: Prompt, signals: Callable[..., Signals]) -> Classified:
         """The request with its exact token count."""
@@ -189,48 +230,21 @@ class Classifier:
             raise InvalidRequestError.of("prompt", problem)
         return Classified(signals(min_tokens=count, max_tokens=count), prompt._replace(interval=Interval(count, count)))
 
-    def _check_prompt(self, request: inference_pb2.GenerateRequest) -> int:
-        """Bytes of the prompt, once it is known to be sane."""
-        kind = request.WhichOneof("prompt")
-        if kind is None:
-            raise InvalidRequestError.of("prompt", "is missing; set text, chat or token_ids")
-        if kind == "token_ids":
-            ids = request.token_ids.ids
-            if not ids:
-                raise InvalidRequestError.of("token_ids.ids", "is empty")
-            if (highest := max(ids)) >= self._tokenizer.vocabulary_size:
-                size = self._tokenizer.vocabulary_size
-                raise InvalidRequestError.of("token_ids.ids", f"{highest} is not below the vocabulary size {size}")
-            return 4 * len(ids)
-        if kind == "text":
-            size = len(request.text.encode())
-            field, empty = "text", not request.text
-        else:
-            size = sum(len(message.content.encode()) for message in request.chat.messages)
-            field, empty = "chat.messages", not any(message.content for message in request.chat.messages)
-        if empty:
-            raise InvalidRequestError.of(field, "is empty")
-        if size > self._max_prompt_bytes:
-            problem = f"is {size} bytes long; this router takes {self._max_prompt_bytes}: shorten the prompt"
-            raise InvalidRequestError.of(field, problem)
-        return size
-
-    def _open(self, request: inference_pb2.GenerateRequest, snapshot: Snapshot) -> _Opened:
+    def _open(self, written: Written, request: inference_pb2.GenerateRequest, snapshot: Snapshot) -> _Opened:
         """The prompt as far as it is known without counting, and the scan of all that the caller wrote."""
-        kind, unknown = request.WhichOneof("prompt"), Interval(0, 0)
+        unknown, (kind, text, data, size) = Interval(0, 0), written
         if kind == "token_ids":
             prompt = Prompt(unknown, list(request.token_ids.ids))
             text = self._tokenizer.decode(prompt.ids)
         elif kind == "text":
-            text = request.text
             prompt = Prompt(unknown, [], text, special=True)
         else:
-            text = "\n".join(message.content for message in request.chat.messages)
             prompt = Prompt(unknown, [], self._tokenizer.render(request.chat))
+            size = len(prompt.text.encode())
         try:
-            return _Opened(prompt, text, snapshot.scanner.scan(text), "")
+            return _Opened(prompt, size, text, snapshot.scanner.scan(data or text), "")
         except ValueError as error:
-            return _Opened(prompt, text, ScanResult(frozenset(), frozenset(), 0), str(error))
+            return _Opened(prompt, size, text, ScanResult(frozenset(), frozenset(), 0), str(error))
 
 
 def _signals(
@@ -254,11 +268,3 @@ def _signals(
         classifier_error=problem,
         **known,
     )
-
-
-def _check_context(context: inference_pb2.RequestContext) -> None:
-    for name in ("domain", "task", "tenant", "session"):
-        if len(getattr(context, name)) > MAX_NAME:
-            raise InvalidRequestError.of(f"context.{name}", f"must have {MAX_NAME} characters at most")
-    if context.max_tier and int(context.max_tier) not in list(Tier):
-        raise InvalidRequestError.of("context.max_tier", f"{context.max_tier} is not a tier")

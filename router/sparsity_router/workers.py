@@ -67,6 +67,8 @@ class Worker:
         self.capabilities: worker_pb2.GetCapabilitiesResponse | None = None
         self.load = worker_pb2.WatchLoadResponse()
         self._heard = float("-inf")
+        # Of this router's own, when the load was reported: the rest of it is other routers'.
+        self._own_then = 0
         self._dispatched: dict[str, int] = {}
         self._silent = False
         self._full_until = float("-inf")
@@ -128,7 +130,7 @@ class Worker:
         most = self.capabilities.max_requests if self.capabilities else 0
         if time.monotonic() < self._full_until:
             return False
-        return max(self.load.requests, len(self._dispatched)) < most * share
+        return max(self.load.requests - self._own_then, 0) + len(self._dispatched) < most * share
 
     @contextmanager
     def dispatched(self, rid: str, tokens: int) -> Iterator[None]:
@@ -175,7 +177,7 @@ class Worker:
                 request = worker_pb2.WatchLoadRequest()
                 request.interval.FromMilliseconds(int(self._timeout * 1000 / 3))
                 async for load in self.stub.WatchLoad(request):
-                    self.load, self._heard = load, time.monotonic()
+                    self.load, self._heard, self._own_then = load, time.monotonic(), len(self._dispatched)
                     self._room()
                 self.failed("ended its load stream")
             except grpc.aio.AioRpcError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -30,13 +31,14 @@ class MockWorker:
     Args:
         digest: of the router's tokenizer.
         places: requests at once; more are refused.
-        seconds: that each takes.
+        seconds: that each takes on average, by half more or less: places that free up in step would be no load at all.
     """
 
     def __init__(self, digest: str, places: int, seconds: float) -> None:
         self._digest = digest
         self._places = places
         self._seconds = seconds
+        self._chance = random.Random(3)
         self._requests = self._finished = self._aborted = 0
         self._changed = asyncio.Event()
 
@@ -51,7 +53,7 @@ class MockWorker:
         whole = False
         try:
             if self._seconds:
-                await asyncio.sleep(self._seconds)
+                await asyncio.sleep(self._seconds * self._chance.uniform(0.5, 1.5))
             piece = inference_pb2.GenerateResponse(text=_WORDS, token_ids=range(1000, 1000 + TOKENS_A_MESSAGE))
             for _ in range(request.sampling.max_new_tokens - 1):
                 yield worker_pb2.WorkerServiceGenerateResponse(response=piece)

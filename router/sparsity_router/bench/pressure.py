@@ -70,7 +70,7 @@ async def _offer(stub: Any, rate: float, seconds: float, chance: random.Random) 
     until = begun + RAMP_SECONDS + seconds
 
     async def one(priority: int) -> None:
-        request = make_request("hi", domain="rag", tenant=f"t{chance.randrange(8)}", max_new_tokens=1)
+        request = make_request("hi", domain="medical", tenant=f"t{chance.randrange(8)}", max_new_tokens=1)
         request.priority = priority
         started = time.perf_counter()
         try:
@@ -111,7 +111,9 @@ async def overload(model: Path, folder: Path, seconds: float) -> list[Row]:
         calm = await _offer(stub, _CALM * capacity, seconds, chance)
         full = await _offer(stub, capacity, seconds, chance)
         pressed = await _offer(stub, OVERLOAD * capacity, seconds, chance)
-    shape = f"{PLACES} places of {WORK_SECONDS} s, Poisson arrivals of {OVERLOAD * capacity:.0f} requests/s"
+    shape = (
+        f"{PLACES} places of {WORK_SECONDS} s more or less, Poisson arrivals of {OVERLOAD * capacity:.0f} requests/s"
+    )
     goodput = Row("goodput under overload", shape, pressed.done, "requests/s", "offered what it can do",
                   full.done, pressed.done / full.done)  # fmt: skip
     calm_tail, tail = percentile(calm.urgent, 0.99), percentile(pressed.urgent, 0.99)
@@ -132,7 +134,7 @@ async def cancels(model: Path, folder: Path, count: int = CANCELS) -> Row:
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(worker.address))
         reports: Any = worker_pb2_grpc.WorkerServiceStub(channel).WatchLoad(worker_pb2.WatchLoadRequest())
         for number in range(count):
-            call = stub.Generate(make_request("hi", domain="rag", max_new_tokens=1))
+            call = stub.Generate(make_request("hi", domain="medical", max_new_tokens=1))
             async for report in reports:
                 if report.requests == 1:
                     break
@@ -169,7 +171,7 @@ async def soak(model: Path, folder: Path, requests: int, say: Callable[[str], No
                 number = chance.randrange(SESSIONS)
                 session, tenant = f"s{number}" if left % 2 else None, f"t{number % 20}"
                 text = "y" * chance.randrange(1, 300)
-                call = stub.Generate(make_request(text, domain="rag", tenant=tenant, session=session), timeout=30.0)
+                call = stub.Generate(make_request(text, domain="medical", tenant=tenant, session=session), timeout=30.0)
                 if chance.random() < CANCELLED_SHARE:
                     await asyncio.sleep(chance.random() * 0.004)
                     call.cancel()

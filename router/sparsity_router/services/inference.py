@@ -21,7 +21,7 @@ from sparsity_policies.wire import decision_to_wire, signals_to_wire
 
 from sparsity_router.alternatives import alternatives
 from sparsity_router.callers import Callers
-from sparsity_router.classify import MAX_NAME, Classified, Classifier
+from sparsity_router.classify import Classified, Classifier
 from sparsity_router.dispatch import outstanding_tokens
 from sparsity_router.fleet import Fleet
 from sparsity_router.observer import Observer
@@ -29,6 +29,7 @@ from sparsity_router.picking import Want
 from sparsity_router.policies import PolicyFollower
 from sparsity_router.relay import place, relay
 from sparsity_router.sessions import Sessions
+from sparsity_router.written import MAX_NAME
 
 GenerateContext = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
 OutcomeContext = grpc.aio.ServicerContext[inference_pb2.ReportOutcomeRequest, inference_pb2.ReportOutcomeResponse]
