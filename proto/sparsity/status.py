@@ -96,4 +96,7 @@ async def answering(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterato
     try:
         yield
     except SparsityError as error:
-        await context.abort_with_status(rpc_status.to_status(to_status(error)))
+        status = rpc_status.to_status(to_status(error))
+        # What the handler has told so far holds for a call that failed, too.
+        told = tuple(context.trailing_metadata() or ())
+        await context.abort(status.code, status.details, told + tuple(status.trailing_metadata))

@@ -5,6 +5,7 @@ Off by default and then free: without an exporter no SDK is loaded, and the API'
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -74,6 +75,7 @@ def configure(service: str) -> None:
     name = os.environ.get("OTEL_SERVICE_NAME", service)
     _configure_traces(name)
     _configure_metrics(name)
+    _off.cache_clear()
 
 
 def _configure_metrics(name: str) -> None:
@@ -129,11 +131,14 @@ def shutdown() -> None:
 
 def outgoing() -> tuple[tuple[str, str], ...]:
     """gRPC metadata that carries the present span to the next service."""
+    if not otel_context.get_current():
+        return ()
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return tuple(carrier.items())
 
 
+@functools.cache
 def _off() -> bool:
     """Whether no tracer provider is installed, so that every span is lost."""
     return isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)

@@ -32,12 +32,29 @@ class Observer:
         completion: inference_pb2.Completion | None,
     ) -> None:
         """Takes up a request: what was decided, what served it if anything did, and its completion if it had one."""
+        report = completion.sparsity if completion is not None and completion.HasField("sparsity") else None
+        # Most requests of a busy router are not logged: an entry is made only for those that are.
+        self._recorder.decision(
+            decision_id, lambda: self._entry(decision_id, signals, decision, served, completion, report)
+        )
+        # A request too short for the sparse kernels was attended whole, and says nothing about them.
+        if report and served and report.sparse_kernel_calls:
+            self._guards.coverage(decision.policy, served.tier, report.coverage)
+
+    def _entry(
+        self,
+        decision_id: str,
+        signals: Signals,
+        decision: Decision,
+        served: Decision | None,
+        completion: inference_pb2.Completion | None,
+        report: inference_pb2.SparsityReport | None,
+    ) -> Entry:
         compiled = self._policies.snapshot.policies.get(decision.policy)
         if completion is not None and (tokens := completion.usage.prompt_tokens):
             # The worker has counted what the router may only have estimated.
             signals = replace(signals, min_tokens=tokens, max_tokens=tokens)
-        report = completion.sparsity if completion is not None and completion.HasField("sparsity") else None
-        entry = Entry(
+        return Entry(
             time=time.time(),
             decision_id=decision_id,
             signals=signals,
@@ -53,7 +70,3 @@ class Observer:
             new_tokens=completion.usage.completion_tokens if completion is not None else 0,
             arm=arm(compiled.policy if compiled else None, decision),
         )
-        self._recorder.decision(entry)
-        # A request too short for the sparse kernels was attended whole, and says nothing about them.
-        if report and served and report.sparse_kernel_calls:
-            self._guards.coverage(decision.policy, served.tier, report.coverage)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TypeVar
 
 from sparsity.errors import StoreError
@@ -40,11 +41,11 @@ class Recorder:
         self._events: deque[AuditEvent] = deque(maxlen=_HELD)
         self.dropped = 0
 
-    def decision(self, entry: Entry) -> None:
-        """Takes up a decision, when it is sampled."""
-        if self._log is not None and is_sampled(entry.decision_id, self._rate) and self._take():
+    def decision(self, decision_id: str, entry: Callable[[], Entry]) -> None:
+        """Takes up a decision, when it is sampled; ``entry`` is called only then."""
+        if self._log is not None and is_sampled(decision_id, self._rate) and self._take():
             self.dropped += len(self._entries) == _HELD
-            self._entries.append(entry)
+            self._entries.append(entry())
 
     def _take(self) -> bool:
         """Takes a token of the bucket that bounds the log's rate."""

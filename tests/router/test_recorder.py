@@ -30,6 +30,10 @@ def entry(number: int) -> Entry:
     return Entry(0.0, f"{number}", Signals(1, 1), "rag", 1, Tier.DENSE, Reason.LENGTH_BAND)
 
 
+def record(recorder: Recorder, made: Entry) -> None:
+    recorder.decision(made.decision_id, lambda: made)
+
+
 def event(number: int) -> AuditEvent:
     return AuditEvent("ann", "peer", "PutPolicy", f"{number}", "", "OK")
 
@@ -42,12 +46,12 @@ async def test_what_the_store_cannot_take_waits_in_order_and_the_oldest_is_dropp
     recorder = Recorder(log)  # type: ignore[arg-type]
     log.down = True
     for number in range(6):
-        recorder.decision(entry(number))
+        record(recorder, entry(number))
         recorder.audit(event(number))
     with pytest.raises(StoreError):
         await recorder.flush()
     for number in range(6, 12):
-        recorder.decision(entry(number))
+        record(recorder, entry(number))
     log.down = False
     await recorder.flush()
     assert len(log.entries) <= 12
@@ -63,19 +67,19 @@ async def test_the_rate_of_the_log_is_bounded(monkeypatch: pytest.MonkeyPatch) -
     log = Log()
     recorder = Recorder(log, per_second=2.0)  # type: ignore[arg-type]
     for number in range(500):
-        recorder.decision(entry(number))
+        record(recorder, entry(number))
     await recorder.flush()
     assert len(log.entries) == 120
     clock[0] += 5.0
     for number in range(500):
-        recorder.decision(entry(number))
+        record(recorder, entry(number))
     await recorder.flush()
     assert len(log.entries) == 130
 
 
 async def test_without_a_log_nothing_is_kept() -> None:
     recorder = Recorder(None)
-    recorder.decision(entry(1))
+    record(recorder, entry(1))
     recorder.audit(event(1))
     await recorder.flush()
     assert recorder.dropped == 0

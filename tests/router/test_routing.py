@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,19 @@ async def test_nothing_is_replayed_after_the_first_token(model: Path) -> None:
         assert error.code() is grpc.StatusCode.ABORTED
         assert "mid-stream" in error.details()
         assert r.workers[1].received == []
+
+
+async def test_trailers_carry_the_decision_however_the_stream_ends(model: Path) -> None:
+    for behaviour, code in ((answer, "OK"), (fail(grpc.StatusCode.UNAVAILABLE, after=1), "ABORTED")):
+        async with rig(model, *trio(model, behaviour=behaviour)) as r:
+            call = r.stub.Generate(make_request(LONG, domain="low"), timeout=10.0)
+            with suppress(grpc.aio.AioRpcError):
+                async for _ in call:
+                    pass
+            assert (await call.code()).name == code
+            told = dict(await call.trailing_metadata())
+            assert len(told["sparsity-decision-id"]) == 32
+            assert told["sparsity-tier"] == "aggressive"
 
 
 async def test_a_deadline_mid_stream_is_not_held_against_the_worker(model: Path) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from sparsity.errors import DrainingError, InvalidRequestError, OverloadedError
 
-# Changes that follow each other within it are told at once.
-_SETTLE_SECONDS = 0.005
+# Reports are no closer: every router pays for each, and under load one tells of many changes.
+_SPACING_SECONDS = 0.02
 
 
 @dataclass(slots=True)
@@ -81,16 +82,13 @@ class Load:
         self._changed = asyncio.Event()
 
     async def changes(self, interval: float) -> AsyncIterator[None]:
-        """Yields at once, then soon after every change, and at least every ``interval`` seconds."""
+        """Yields at once, then at changes, but not too often, and at least every ``interval`` seconds."""
         while True:
-            changed = self._changed
+            changed, next_at = self._changed, time.monotonic() + _SPACING_SECONDS
             yield
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), interval)
-                # Under load, one report tells of many changes.
-                await asyncio.sleep(_SETTLE_SECONDS)
-            except TimeoutError:
-                continue
+            await asyncio.sleep(max(next_at - time.monotonic(), 0.0))
 
     async def idle(self, timeout: float | None) -> bool:
         """Waits until nothing is in flight; False when ``timeout`` seconds passed first."""

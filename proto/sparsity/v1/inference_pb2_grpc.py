@@ -73,7 +73,7 @@ class InferenceServiceServicer:
 
     def Generate(self, request, context):
         """Generates a completion. The router relays the worker's stream. The last message carries usage, the decision and the
-        sparsity report. Initial metadata carries `sparsity-decision-id` and `sparsity-tier`.
+        sparsity report. Trailing metadata carries `sparsity-decision-id` and `sparsity-tier`, however the stream ends.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

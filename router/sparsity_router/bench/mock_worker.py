@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import random
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -22,7 +24,8 @@ from sparsity.v1 import inference_pb2, worker_pb2
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"]
 TOKENS_A_MESSAGE = 8
 _WORDS = "the answer comes in pieces of eight tokens each, as a worker would "
-_REPORT_SECONDS = 0.5
+# Between two load reports, at most and at least, as of a real worker.
+_REPORT_SECONDS, _SPACING_SECONDS = 0.5, 0.02
 
 
 class MockWorker:
@@ -79,17 +82,16 @@ class MockWorker:
         )
 
     async def WatchLoad(self, request: Any, context: Any) -> AsyncIterator[worker_pb2.WatchLoadResponse]:
-        """The load at every change, and twice a second; no more often than every few milliseconds."""
+        """The load at every change, not too often, and twice a second."""
         while True:
             yield worker_pb2.WatchLoadResponse(
                 requests=self._requests, finished_requests=self._finished, aborted_requests=self._aborted
             )
             self._changed.clear()
-            try:
+            next_at = time.monotonic() + _SPACING_SECONDS
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), _REPORT_SECONDS)
-                await asyncio.sleep(0.005)
-            except TimeoutError:
-                continue
+            await asyncio.sleep(max(next_at - time.monotonic(), 0.0))
 
 
 async def serve(address: str, worker: MockWorker) -> None:

@@ -87,8 +87,10 @@ class InferenceService:
             decision_id = uuid.uuid4().hex
             classified, decision = await self._decide(request, decision_id)
             await self._callers.spend(request, classified.signals)
-            metadata = (("sparsity-decision-id", decision_id), ("sparsity-tier", decision.tier.word))
-            await context.send_initial_metadata(metadata)
+            # In the trailers, which come anyway: initial metadata would be one more write a request.
+            context.set_trailing_metadata(
+                (("sparsity-decision-id", decision_id), ("sparsity-tier", decision.tier.word))
+            )
             told = False
             served: Decision | None = None
             try:
