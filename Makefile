@@ -36,7 +36,7 @@ bench-tiers: environment
 bench-policies: environment
 	@$(BIN)/sparsity bench policies --out docs/benchmarks
 
-# Starts what it needs; takes about a minute.
+# Starts what it needs, other routers too, which it installs first; takes about seven minutes.
 bench-router: environment
 	@$(BIN)/sparsity bench router --out docs/benchmarks
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
+from sparsity.sampling import new_tokens
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Signals
 
@@ -57,4 +58,4 @@ class Callers:
             RateLimitError: when its tenant has used up its tokens.
         """
         if self._limits is not None:
-            await self._limits.tokens(signals.tenant, signals.max_tokens + request.sampling.max_new_tokens)
+            await self._limits.tokens(signals.tenant, signals.max_tokens + new_tokens(request.sampling))

@@ -9,6 +9,7 @@ import grpc
 from opentelemetry import trace
 from sparsity import telemetry
 from sparsity.leases import sign
+from sparsity.sampling import new_tokens
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.model import Tier
 
@@ -19,7 +20,7 @@ _tracer = trace.get_tracer("sparsity.router")
 
 def outstanding_tokens(request: worker_pb2.WorkerServiceGenerateRequest) -> int:
     """Tokens that a worker has to work on for a request, at most."""
-    return len(request.prompt.ids) + request.text.max_tokens + request.sampling.max_new_tokens
+    return len(request.prompt.ids) + request.text.max_tokens + new_tokens(request.sampling)
 
 
 async def dispatch(

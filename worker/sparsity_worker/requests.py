@@ -6,13 +6,13 @@ import math
 from typing import Any
 
 from sparsity.errors import InvalidRequestError, TokenCountError
+from sparsity.sampling import DEFAULT_MAX_NEW_TOKENS
 from sparsity.v1 import inference_pb2, worker_pb2
 from tokenizers import Tokenizer
 
 from sparsity_worker.config import ModelFacts
 from sparsity_worker.engine import EngineRequest
 
-DEFAULT_MAX_NEW_TOKENS = 128
 MAX_STOPS = 16
 
 
