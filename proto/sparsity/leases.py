@@ -46,10 +46,11 @@ def read_key(path: Path | None) -> bytes | None:
 
 def request_hash(request: worker_pb2.WorkerServiceGenerateRequest) -> bytes:
     """SHA-256 over all of a request but its lease."""
-    bare = worker_pb2.WorkerServiceGenerateRequest()
-    bare.CopyFrom(request)
-    bare.ClearField("lease")
-    return hashlib.sha256(bare.SerializeToString(deterministic=True)).digest()
+    if request.HasField("lease"):
+        signed, request = request, worker_pb2.WorkerServiceGenerateRequest()
+        request.CopyFrom(signed)
+        request.ClearField("lease")
+    return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
 
 
 def sign(

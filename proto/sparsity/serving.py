@@ -18,8 +18,8 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from sparsity.errors import ConfigurationError, InvalidRequestError, UnimplementedError
-from sparsity.status import answering
+from sparsity.errors import ConfigurationError, InvalidRequestError, SparsityError, UnimplementedError
+from sparsity.status import answer
 from sparsity.tls import ServerTls
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -54,13 +54,18 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
         return function
 
     async def unary(request: Any, context: Context) -> Any:
-        async with answering(context):
+        try:
             return await checked(request)(request, context)
+        except SparsityError as error:
+            await answer(context, error)
 
     async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-        async with answering(context), aclosing(checked(request)(request, context)) as responses:
-            async for response in responses:
-                yield response
+        try:
+            async with aclosing(checked(request)(request, context)) as responses:
+                async for response in responses:
+                    yield response
+        except SparsityError as error:
+            await answer(context, error)
 
     def serialize(message: Any) -> bytes:
         return bytes(message.SerializeToString())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf import any_pb2
@@ -90,13 +88,9 @@ def _packed(detail: Message) -> any_pb2.Any:
     return packed
 
 
-@asynccontextmanager
-async def answering(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
-    """Answers a SparsityError raised inside with its status."""
-    try:
-        yield
-    except SparsityError as error:
-        status = rpc_status.to_status(to_status(error))
-        # What the handler has told so far holds for a call that failed, too.
-        told = tuple(context.trailing_metadata() or ())
-        await context.abort(status.code, status.details, told + tuple(status.trailing_metadata))
+async def answer(context: grpc.aio.ServicerContext[Any, Any], error: SparsityError) -> NoReturn:
+    """Ends the call with the status of ``error``."""
+    status = rpc_status.to_status(to_status(error))
+    # What the handler has told so far holds for a call that failed, too.
+    told = tuple(context.trailing_metadata() or ())
+    await context.abort(status.code, status.details, told + tuple(status.trailing_metadata))
