@@ -1,4 +1,6 @@
 PYTHON ?= python3
+# gRPC's own chatter about forks and closed connections would stand between the lines of results.
+export GRPC_VERBOSITY ?= ERROR
 BIN := .venv/bin
 
 .PHONY: environment run test lint format protos bench-tiers bench-policies bench-router chaos clean
