@@ -8,15 +8,18 @@ from sparse_kernels.decode import select_pages, sparse_paged_decode
 from sparse_kernels.dense import dense_attention
 from sparse_kernels.paged import PagedSequence
 from sparse_kernels.prefill import block_sparse_prefill
+from sparse_kernels.scores import SCORES, Keys
 from sparse_kernels.selection import BlockSelection, select_blocks
 from sparse_kernels.stats import AttentionStats, causal_pairs
 from sparse_kernels.summaries import PageSummaries
 from sparse_kernels.tiles import TileGrid
 
 __all__ = [
+    "SCORES",
     "AttentionStats",
     "BlockSelection",
     "DecodeConfig",
+    "Keys",
     "PageSummaries",
     "PagedSequence",
     "PrefillConfig",

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Named here too, so that a profile can be checked without torch.
+SCORE_NAMES = ("sampled_rows", "sub_means", "block_means", "second_order")
+RULE_NAMES = ("max_threshold", "top_p")
+
 
 def _require(condition: bool, name: str, remedy: str) -> None:
     if not condition:
@@ -14,13 +18,17 @@ def _require(condition: bool, name: str, remedy: str) -> None:
 class PrefillConfig:
     """Block-sparse prefill.
 
-    Selection follows the max-threshold rule of FlashPrefill (arXiv 2608.19758): a key block is kept when its share of
-    the estimated softmax mass is at least ``threshold`` times the share of the tile's strongest block.
+    A score estimates each key block's share of a query tile's softmax mass, and a rule keeps blocks by these shares.
 
     Attributes:
         sparse_from: prompts of fewer tokens are attended densely.
-        threshold: share of the strongest block's mass a block needs, in [0, 1]; 0 keeps every block.
+        score: what estimates a block's share, a name of :data:`sparse_kernels.scores.SCORES`.
+        rule: what becomes of the shares, a name of :data:`sparse_kernels.selection.RULES`.
+        threshold: in [0, 1]. For ``max_threshold`` the share of the strongest block's mass that a block needs, 0 for
+            all blocks; for ``top_p`` the mass to keep of a tile, 1 for all blocks.
         query_tile: query rows that share one index, tokens.
+        peak: exponent of the power mean over rows, at least 1: 1 goes by what a tile's rows attend on average, larger
+            ones by what single rows attend strongly.
         query_stride: every ``query_stride``-th row of a tile is scored.
         mean_correction: pruned blocks enter the softmax as one (mean key, mean value) column of weight ``log(block)``.
         sink: tokens at the start of the context that are always kept.
@@ -32,9 +40,12 @@ class PrefillConfig:
     """
 
     sparse_from: int = 2048
+    score: str = "sub_means"
+    rule: str = "max_threshold"
     threshold: float = 0.02
     query_tile: int = 128
     query_stride: int = 4
+    peak: float = 1.0
     mean_correction: bool = True
     sink: int = 64
     window: int = 256
@@ -42,9 +53,12 @@ class PrefillConfig:
 
     def __post_init__(self) -> None:
         _require(self.sparse_from >= 0, "sparse_from", "must be 0 or more tokens")
+        _require(self.score in SCORE_NAMES, "score", f"must be one of {', '.join(SCORE_NAMES)}, not {self.score!r}")
+        _require(self.rule in RULE_NAMES, "rule", f"must be one of {', '.join(RULE_NAMES)}, not {self.rule!r}")
         _require(0.0 <= self.threshold <= 1.0, "threshold", "must lie in [0, 1]")
         _require(self.query_tile >= 1, "query_tile", "must be at least 1 row")
         _require(1 <= self.query_stride <= self.query_tile, "query_stride", "must lie in [1, query_tile]")
+        _require(self.peak >= 1.0, "peak", "must be at least 1")
         _require(self.sink >= 0, "sink", "must be 0 or more tokens")
         _require(self.window >= 0, "window", "must be 0 or more tokens")
         _require(self.dense_last_tiles >= 0, "dense_last_tiles", "must be 0 or more tiles")

@@ -8,6 +8,7 @@ import torch
 
 from sparse_kernels.config import PrefillConfig
 from sparse_kernels.paged import PagedSequence
+from sparse_kernels.scores import Keys
 from sparse_kernels.selection import BlockSelection, select_blocks
 from sparse_kernels.stats import AttentionStats, causal_pairs
 from sparse_kernels.summaries import PageSummaries
@@ -61,10 +62,13 @@ def block_sparse_prefill(
     grid = TileGrid.of(prefix, queries, config.query_tile)
     laid = grid.split(q)
     summaries.refresh(sequence)
-    if selection is None:
-        sub_mean, sub_count = summaries.sub_mean[sequence.table], summaries.sub_count[sequence.table]
-        selection = select_blocks(laid, sub_mean, sub_count, grid, total or sequence.length, block, config, scale)
     keys, values = sequence.gather()
+    # Slots past the end may hold anything, NaN included, which no mask would keep out of a sum.
+    for cache in (keys, values):
+        cache.flatten(1, 2)[:, sequence.length :] = 0
+    if selection is None:
+        at = Keys(keys, summaries.sub_mean[sequence.table], summaries.sub_count[sequence.table])
+        selection = select_blocks(laid, at, grid, total or sequence.length, config, scale)
     tiles = laid.view(grid.tiles, grid.tile, kv_heads, group, dim).permute(2, 0, 3, 1, 4)
     own = tuple(_own(cache, grid) for cache in (keys, values))
     means = [_padded(mean[sequence.table], q.dtype) for mean in (summaries.mean, summaries.value_mean)]
@@ -113,7 +117,6 @@ def _own(cache: torch.Tensor, grid: TileGrid) -> torch.Tensor:
     kv_heads, dim = cache.shape[0], cache.shape[-1]
     first, length = grid.first * grid.tile, grid.tiles * grid.tile
     own = cache.new_zeros(kv_heads, length, dim)
-    # Slots past the end may hold anything, NaN included, which no mask would keep out of the sum of values.
     written = cache.flatten(1, 2)[:, first : grid.prefix + grid.queries]
     own[:, : written.shape[1]] = written
     return own.view(kv_heads, grid.tiles, grid.tile, dim)

@@ -14,7 +14,7 @@ from sparsity.errors import ConfigurationError
 
 SCHEMA = "sparsity.profile/v1"
 TIERS = ("moderate", "aggressive")
-_KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
+_KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
 
 
 @dataclass(frozen=True, slots=True)
