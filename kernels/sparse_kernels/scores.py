@@ -16,7 +16,8 @@ import torch
 from sparse_kernels.config import PrefillConfig
 from sparse_kernels.tiles import TileGrid
 
-_TILES_AT_ONCE = 8
+# As many scores as stay in the cache: larger buffers cost more to map than to fill.
+_SCORES_AT_ONCE = 2**21
 _FLOOR, _TINY = torch.finfo(torch.float32).min, torch.finfo(torch.float32).tiny
 
 
@@ -124,8 +125,9 @@ def block_energy(q: torch.Tensor, at: Keys, grid: TileGrid, config: PrefillConfi
     weight = valid / (valid.sum(1, keepdim=True) * group)
     mass, need = torch.zeros(2, kv_heads, grid.tiles, blocks)
     sink = -(-config.sink // block)
-    for first in range(0, grid.tiles, _TILES_AT_ONCE):
-        tiles = slice(first, min(first + _TILES_AT_ONCE, grid.tiles))
+    at_once = max(1, _SCORES_AT_ONCE // (q.shape[2] * rows.shape[1] * keys.shape[2]))
+    for first in range(0, grid.tiles, at_once):
+        tiles = slice(first, min(first + at_once, grid.tiles))
         near = min(blocks, math.ceil((grid.first + tiles.stop) * grid.tile / block))
         seen = near * each
         scores = torch.bmm(picked[:, tiles].reshape(kv_heads, -1, picked.shape[-1]), keys[:, :, :seen]).float()
