@@ -7,9 +7,11 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
+# Loaded early: between fork and exec nothing should have to be.
+_libc = ctypes.CDLL(None)
 
 
 def end_with_parent(number: signal.Signals) -> None:
     """Has the kernel send ``number`` to this process when its parent ends (prctl(2), Linux only)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+        _libc.prctl(_PR_SET_PDEATHSIG, number)

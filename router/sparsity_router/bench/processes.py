@@ -51,14 +51,16 @@ def roomy(model: Path, folder: Path, tokens: int) -> Path:
 
 @asynccontextmanager
 async def running(*children: Child) -> AsyncIterator[None]:
-    """Starts the processes in order, each once the one before serves, and ends them.
+    """Starts the processes, waits until they serve, and ends them.
 
     Raises:
         ConfigurationError: when one ends before it serves.
     """
     try:
+        # All before the first health check: a process that talks gRPC should not fork.
         for child in children:
             child.start()
+        for child in children:
             while not await asyncio.to_thread(child.serving):
                 child.check_alive()
                 await asyncio.sleep(0.05)
