@@ -129,7 +129,8 @@ def main() -> None:
         "versions": ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
         + f", python {platform.python_version()}",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "command": f"python -m sparse_kernels.selection_report {' '.join(sys.argv[1:])}",
+        "command": f"python -m sparse_kernels.selection_report --model {options.model.name} --texts {options.texts}"
+        f" --tokens {' '.join(map(str, options.tokens))}",
         "model": options.model.name,
     }
     document = {"header": header, "rows": rows}
