@@ -119,6 +119,11 @@ async def test_a_wrong_estimate_costs_a_retry_and_no_attention(model: Path, monk
         text, completion = await r.generate("y" * 60)
         assert (text, completion.worker_id) == ("abc", "m")
         assert completion.decision.tier == MODERATE
+        call = r.stub.Generate(make_request("y" * 60, domain="low"), timeout=10.0)
+        assert [1 async for _ in call]
+        assert dict(await call.trailing_metadata())["sparsity-tier"] == "moderate", (
+            "the trailers tell the last decision"
+        )
         sparse = r.fleet.of(Tier.AGGRESSIVE)[0]
         assert sparse.breaker.word == "closed"
         assert (await r.generate("y" * 120))[1].worker_id == "a"

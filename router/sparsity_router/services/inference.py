@@ -87,14 +87,14 @@ class InferenceService:
             decision_id = uuid.uuid4().hex
             classified, decision = await self._decide(request, decision_id)
             await self._callers.spend(request, classified.signals)
-            # In the trailers, which come anyway: initial metadata would be one more write a request.
-            context.set_trailing_metadata(
-                (("sparsity-decision-id", decision_id), ("sparsity-tier", decision.tier.word))
-            )
             told = False
             served: Decision | None = None
             try:
                 while True:
+                    # In the trailers, which come anyway: initial metadata would be one more write a request.
+                    context.set_trailing_metadata(
+                        (("sparsity-decision-id", decision_id), ("sparsity-tier", decision.tier.word))
+                    )
                     _describe(span, classified.signals, decision, decision_id, self._model)
                     inner = _worker_request(request, classified, decision_id)
                     review = partial(self._review, classified.signals)
