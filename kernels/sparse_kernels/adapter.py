@@ -73,8 +73,8 @@ class Attended:
     """What a model attended since the last reset.
 
     Attributes:
-        prefill: counters of each call with more than one row, by layer.
-        decode: counters of each call with one row, by layer.
+        prefill: counters of each sequence of a call with more than one row of it, by layer.
+        decode: counters of each sequence of a call with one row of it, by layer.
     """
 
     def __init__(self) -> None:
@@ -170,7 +170,7 @@ def attend(
         keys, values = (part[number].transpose(0, 1)[valid] for part in (key, value))
         found, stats = _one(settings.profile, layer, q, keys, values, scale)
         out[number, asked] = found
-        (settings.attended.prefill if rows > 1 else settings.attended.decode)[layer].append(stats)
+        (settings.attended.prefill if q.shape[0] > 1 else settings.attended.decode)[layer].append(stats)
     return out, None
 
 

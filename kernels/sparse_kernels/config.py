@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Named here too, so that a profile can be checked without torch.
+# The modules that define them import this one; a test holds both lists together.
 SCORE_NAMES = ("sampled_rows", "sub_means", "block_means", "second_order")
 RULE_NAMES = ("max_threshold", "top_p")
 
@@ -25,7 +25,7 @@ class PrefillConfig:
         score: what estimates a block's share, a name of :data:`sparse_kernels.scores.SCORES`.
         rule: what becomes of the shares, a name of :data:`sparse_kernels.selection.RULES`.
         threshold: in [0, 1]. For ``max_threshold`` the share of the strongest block's mass that a block needs, 0 for
-            all blocks; for ``top_p`` the mass to keep of a tile, 1 for all blocks.
+            all blocks; for ``top_p`` the share to keep of what a tile needs, 1 for every block that is needed at all.
         query_tile: query rows that share one index, tokens.
         peak: exponent of the power mean over rows, at least 1: 1 goes by what a tile's rows attend on average, larger
             ones by what single rows attend strongly.

@@ -7,7 +7,6 @@ alike, keys of a block do not. The others look at summaries of keys, and so need
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -128,7 +127,7 @@ def block_energy(q: torch.Tensor, at: Keys, grid: TileGrid, config: PrefillConfi
     at_once = max(1, _SCORES_AT_ONCE // (q.shape[2] * rows.shape[1] * keys.shape[2]))
     for first in range(0, grid.tiles, at_once):
         tiles = slice(first, min(first + at_once, grid.tiles))
-        near = min(blocks, math.ceil((grid.first + tiles.stop) * grid.tile / block))
+        near = min(blocks, (grid.first + tiles.stop) * grid.tile // block)
         seen = near * each
         scores = torch.bmm(picked[:, tiles].reshape(kv_heads, -1, picked.shape[-1]), keys[:, :, :seen]).float()
         scores = scores.view(kv_heads, tiles.stop - first, -1, group, seen)

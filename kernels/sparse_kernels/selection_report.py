@@ -31,9 +31,7 @@ _BASE = PrefillConfig(sparse_from=0, query_stride=8, sink=64, window=256, dense_
 _ROWS = replace(_BASE, score="sampled_rows", rule="top_p")
 _NEEDS = replace(_ROWS, peak=8.0)
 SELECTIONS: dict[str, PrefillConfig] = {
-    "oracle of mean mass, top-p 0.95": replace(
-        _BASE, score="sampled_rows", query_stride=1, rule="top_p", threshold=0.95
-    ),
+    "oracle of mean mass, top-p 0.95": replace(_ROWS, query_stride=1, threshold=0.95),
     "oracle of rows' needs, top-p 0.7": replace(_NEEDS, query_stride=1, threshold=0.7),
     "FlashPrefill: block means, 0.05 of the strongest": replace(_BASE, score="block_means", threshold=0.05),
     "sub-block means, 0.05 of the strongest": replace(_BASE, threshold=0.05),
@@ -76,10 +74,8 @@ def loss(model: Any, ids: torch.Tensor) -> float:
 def measure(model: Any, prompts: Sequence[torch.Tensor], dense_layers: frozenset[int]) -> list[dict[str, object]]:
     """Rows of a result file: each selection's perplexity over dense, by prompt length."""
     rows: list[dict[str, object]] = []
-    base = []
-    for ids in prompts:
-        use_sparsity(model, SparseAttention(_DENSE))
-        base.append(loss(model, ids))
+    use_sparsity(model, SparseAttention(_DENSE))
+    base = [loss(model, ids) for ids in prompts]
     length = prompts[0].shape[1]
     sparse = frozenset(range(model.config.num_hidden_layers)) - dense_layers
     for name, prefill in SELECTIONS.items():

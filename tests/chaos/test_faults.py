@@ -83,7 +83,7 @@ async def killable(folder: Path) -> AsyncIterator[tuple[Router, Any, list[str]]]
     """A router over a slow worker that is preferred, and a quick one; what the client got lies in the list."""
     model = tiny_model(folder / "model")
     quick = await FakeWorker("quick", DENSE, model, outstanding=10**6).start()
-    with worker_process(model, "victim", slow=True) as victim:
+    with worker_process(model, "victim") as victim:
         async with router_over(folder, victim.address, quick.address) as router:
             yield router, victim, []
     await quick.stop()
@@ -255,7 +255,7 @@ async def test_malformed_entries_in_the_store_leave_the_rest_in_force(tmp_path: 
 
 async def test_routers_restart_one_by_one_under_load_and_nobody_notices(tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model")
-    with Valkey() as server, worker_process(model, "w", slow=True) as worker:
+    with Valkey() as server, worker_process(model, "w") as worker:
         arguments = ("--redis-url", server.url, "--worker", worker.address)
         first, second = (RouterProcess(tmp_path / name, *arguments) for name in ("one", "two"))
         failed, answered, stop = [], 0, asyncio.Event()

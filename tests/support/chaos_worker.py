@@ -27,18 +27,16 @@ async def slow(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[
 
 
 async def _serve(options: argparse.Namespace) -> None:
-    tier = inference_pb2.Tier.Value(f"TIER_{options.tier.upper()}")
-    behaviour = slow if options.slow else answer
-    worker = await FakeWorker(options.name, tier, options.model, behaviour=behaviour, places=options.places).start()
+    dense = inference_pb2.TIER_DENSE
+    worker = await FakeWorker(options.name, dense, options.model, behaviour=slow, places=1000).start()
     print(worker.address, flush=True)
     await asyncio.Event().wait()
 
 
 @contextmanager
-def worker_process(model: Path, name: str, tier: str = "dense", *, slow: bool = False, places: int = 1000) -> Any:
+def worker_process(model: Path, name: str) -> Any:
     """The process, with its ``address``."""
-    command = [sys.executable, "-m", "support.chaos_worker", "--name", name, "--tier", tier, "--model", str(model)]
-    command += ["--places", str(places), *(["--slow"] if slow else [])]
+    command = [sys.executable, "-m", "support.chaos_worker", "--name", name, "--model", str(model)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -52,8 +50,5 @@ def worker_process(model: Path, name: str, tier: str = "dense", *, slow: bool = 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--name", required=True)
-    parser.add_argument("--tier", required=True)
     parser.add_argument("--model", required=True, type=Path)
-    parser.add_argument("--places", type=int, default=1000)
-    parser.add_argument("--slow", action="store_true")
     asyncio.run(_serve(parser.parse_args()))

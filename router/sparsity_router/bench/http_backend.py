@@ -12,8 +12,9 @@ from typing import Any
 import uvloop
 from aiohttp import web
 
+from sparsity_router.bench.mock_worker import WORDS
+
 MODEL = "mock"
-WORDS = "the answer comes in pieces of eight tokens each, as a worker would "
 _BASE = {"id": "cmpl-1", "created": 1, "model": MODEL}
 _LARGEST = 64 * 2**20
 

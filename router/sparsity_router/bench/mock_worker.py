@@ -23,7 +23,7 @@ from sparsity.v1 import inference_pb2, worker_pb2
 
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"]
 TOKENS_A_MESSAGE = 8
-_WORDS = "the answer comes in pieces of eight tokens each, as a worker would "
+WORDS = "the answer comes in pieces of eight tokens each, as a worker would "
 # Between two load reports, at most and at least, as of a real worker.
 _REPORT_SECONDS, _SPACING_SECONDS = 0.5, 0.02
 
@@ -57,7 +57,7 @@ class MockWorker:
         try:
             if self._seconds:
                 await asyncio.sleep(self._seconds * self._chance.uniform(0.5, 1.5))
-            piece = inference_pb2.GenerateResponse(text=_WORDS, token_ids=range(1000, 1000 + TOKENS_A_MESSAGE))
+            piece = inference_pb2.GenerateResponse(text=WORDS, token_ids=range(1000, 1000 + TOKENS_A_MESSAGE))
             for _ in range(request.sampling.max_new_tokens - 1):
                 yield worker_pb2.WorkerServiceGenerateResponse(response=piece)
             tokens = len(request.prompt.ids) or request.text.max_tokens
