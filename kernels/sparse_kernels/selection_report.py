@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
 
 from sparse_kernels.adapter import NAME, SparseAttention, use_sparsity
 from sparse_kernels.config import PrefillConfig
@@ -111,11 +112,15 @@ def main() -> None:
     parser.add_argument("--dense-layers", type=int, nargs="*", default=[0, 1], help="layers that stay dense")
     parser.add_argument("--out", type=Path, help="folder to write selection.json and selection.md to")
     options = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    # Not by transformers: it would load sentencepiece, whose pinned release can crash as the process ends.
+    tokenizer_file = options.model / "tokenizer.json"
+    if not tokenizer_file.is_file():
+        parser.error(f"--model: {options.model} has no tokenizer.json; give the folder of a Hugging Face model")
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, attn_implementation=NAME).eval()
     rows: list[dict[str, object]] = []
     for length in options.tokens:
-        encoded = [tokenizer(text).input_ids[:length] for text in list(texts())[: options.texts]]
+        encoded = [tokenizer.encode(text).ids[:length] for text in list(texts())[: options.texts]]
         if short := [len(ids) for ids in encoded if len(ids) < length]:
             parser.error(f"--tokens: {length} is more than the shortest text has, {min(short)}")
         prompts = [torch.tensor([ids]) for ids in encoded]

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from sparse_kernels import selection_report
@@ -31,3 +34,10 @@ def test_every_selection_is_a_row_beside_dense(monkeypatch: pytest.MonkeyPatch) 
 
 def test_its_texts_are_long_enough() -> None:
     assert all(len(text) > 40_000 for text in selection_report.texts())
+
+
+def test_it_loads_nothing_that_crashes_at_exit() -> None:
+    # sentencepiece 0.2.1, which SGLang pins, frees its types in an order that can end the process by SIGSEGV.
+    told = "import sys; import sparse_kernels.selection_report; print('sentencepiece' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "False"
