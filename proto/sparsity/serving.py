@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -17,12 +17,17 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from opentelemetry import metrics
 
 from sparsity.errors import ConfigurationError, InvalidRequestError, SparsityError, UnimplementedError
+from sparsity.metering import ERRORS
 from sparsity.status import answer
 from sparsity.tls import ServerTls
 
 Context = grpc.aio.ServicerContext[Any, Any]
+_errors = metrics.get_meter("sparsity.rpc").create_counter(
+    ERRORS, "{request}", "Refused or failed, by method and status."
+)
 
 
 class _Malformed(NamedTuple):
@@ -53,11 +58,15 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
             raise UnimplementedError(f"{method.full_name} is not implemented in this version")
         return function
 
+    async def refuse(context: Context, error: SparsityError) -> NoReturn:
+        _errors.add(1, {"rpc.method": method.full_name, "rpc.grpc.status_code": error.code.name})
+        await answer(context, error)
+
     async def unary(request: Any, context: Context) -> Any:
         try:
             return await checked(request)(request, context)
         except SparsityError as error:
-            await answer(context, error)
+            await refuse(context, error)
 
     async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
@@ -65,7 +74,7 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
                 async for response in responses:
                     yield response
         except SparsityError as error:
-            await answer(context, error)
+            await refuse(context, error)
 
     def serialize(message: Any) -> bytes:
         return bytes(message.SerializeToString())
@@ -75,15 +84,15 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
     return grpc.unary_unary_rpc_method_handler(unary, parse, serialize)
 
 
-def require_free(address: str) -> None:
-    """Tells early, before anything slow is started, that ``address`` cannot be listened on.
+def require_free(address: str, option: str = "--listen") -> None:
+    """Tells early, before anything slow is started, that ``address``, given by ``option``, cannot be listened on.
 
     Raises:
         ConfigurationError: naming the address and the remedy.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigurationError(f"--listen: must be host:port, not {address!r}")
+        raise ConfigurationError(f"{option}: must be host:port, not {address!r}")
     try:
         with socket.create_server(
             (host.strip("[]"), int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -91,7 +100,7 @@ def require_free(address: str) -> None:
             return
     except OSError as error:
         problem = (
-            f"--listen: cannot listen on {address} ({error.strerror}); choose another port, or port 0 for a free one"
+            f"{option}: cannot listen on {address} ({error.strerror}); choose another port, or port 0 for a free one"
         )
         raise ConfigurationError(problem) from error
 

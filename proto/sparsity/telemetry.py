@@ -1,4 +1,4 @@
-"""Traces and metrics: names, set-up by the standard OpenTelemetry variables, and context across gRPC.
+"""Traces: names, set-up by the standard OpenTelemetry variables, and context across gRPC.
 
 Off by default and then free: without an exporter no SDK is loaded, and the API's spans do nothing.
 """
@@ -16,6 +16,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import metrics, propagate, trace
 
 from sparsity.errors import ConfigurationError
+from sparsity.metering import configure_metrics
 
 # OpenTelemetry's GenAI conventions; they still rename, so they are spelled here only.
 GEN_AI_OPERATION: Final = "gen_ai.operation.name"
@@ -46,13 +47,6 @@ DECODE_DENSITY: Final = "sparsity.density.decode"
 COVERAGE: Final = "sparsity.coverage"
 
 
-POLICY_AGE: Final = "sparsity.policy.age"
-POLICY_LAG: Final = "sparsity.policy.lag"
-POLICY_REJECTED: Final = "sparsity.policy.rejected"
-POLICY_DRIFTED: Final = "sparsity.policy.drifted"
-RECORDS_DROPPED: Final = "sparsity.decision_log.dropped"
-
-
 def _disabled() -> bool:
     return os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
 
@@ -66,39 +60,20 @@ def _exporter() -> str:
     return os.environ.get("OTEL_TRACES_EXPORTER") or default
 
 
-def configure(service: str) -> None:
-    """Installs the tracer and meter providers that the environment asks for; does nothing when it asks for none.
+def configure(service: str, metrics_listen: str | None = None) -> None:
+    """Installs the tracer and meter providers that are asked for; does nothing when none is.
+
+    Args:
+        service: our name, where OTEL_SERVICE_NAME gives no other.
+        metrics_listen: `host:port` to serve metrics on, see :mod:`sparsity.metering`.
 
     Raises:
-        ConfigurationError: for an exporter other than otlp, console or none.
+        ConfigurationError: for an exporter other than otlp, console or none, or an address that cannot be listened on.
     """
     name = os.environ.get("OTEL_SERVICE_NAME", service)
     _configure_traces(name)
-    _configure_metrics(name)
+    configure_metrics(name, metrics_listen, disabled=_disabled())
     _off.cache_clear()
-
-
-def _configure_metrics(name: str) -> None:
-    """Metrics go out only where OTEL_METRICS_EXPORTER asks for them: not every trace receiver takes them."""
-    kind = "none" if _disabled() else os.environ.get("OTEL_METRICS_EXPORTER") or "none"
-    if kind == "none":
-        return
-    from opentelemetry.sdk.metrics import MeterProvider
-    from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, MetricExporter, PeriodicExportingMetricReader
-    from opentelemetry.sdk.resources import Resource
-
-    exporter: MetricExporter
-    if kind == "otlp":
-        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-
-        exporter = OTLPMetricExporter()
-    elif kind == "console":
-        exporter = ConsoleMetricExporter()
-    else:
-        raise ConfigurationError(f"OTEL_METRICS_EXPORTER: must be otlp, console or none, not {kind!r}")
-    reader = PeriodicExportingMetricReader(exporter)
-    resource = Resource.create({"service.name": name})
-    metrics.set_meter_provider(MeterProvider(metric_readers=[reader], resource=resource))
 
 
 def _configure_traces(name: str) -> None:

@@ -55,6 +55,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--worker-ca", type=Path, help="PEM authorities of workers; reaches them by TLS")
     parser.add_argument("--worker-cert", type=Path, help="PEM certificate that is shown to workers")
     parser.add_argument("--worker-key", type=Path, help="its PEM key")
+    parser.add_argument("--metrics-listen", help="host:port to serve Prometheus' text on, at /metrics")
     parser.add_argument("--processes", type=int, default=1, help="router processes that share the port")
     parser.add_argument("--siblings", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -76,7 +77,7 @@ def main() -> int:
         if options.processes < 1:
             raise ConfigurationError("--processes: must be at least 1")
         if options.processes > 1:
-            return processes.run(sys.argv[1:], options.listen, options.processes)
+            return processes.run(sys.argv[1:], options.listen, options.processes, options.metrics_listen)
         from sparsity_router.server import run
 
         run(
@@ -106,6 +107,7 @@ def main() -> int:
                 siblings=options.siblings,
                 max_prompt_bytes=options.max_prompt_bytes,
                 tenant_limits=options.tenant_limits,
+                metrics_listen=options.metrics_listen,
                 tls=ServerTls.of(options.tls_cert, options.tls_key, options.tls_client_ca),
                 worker_tls=_worker_tls(options),
             )

@@ -76,6 +76,9 @@ class RetryBudget:
     Args:
         share: retries a request earns.
         per_second: retries that are allowed besides, for a router with little traffic.
+
+    Attributes:
+        spent: retries so far.
     """
 
     def __init__(self, share: float = 0.2, per_second: float = 5.0) -> None:
@@ -84,6 +87,7 @@ class RetryBudget:
         self._most = 10 * per_second
         self._left = self._most
         self._filled = time.monotonic()
+        self.spent = 0
 
     def earn(self) -> None:
         """A request came."""
@@ -97,4 +101,5 @@ class RetryBudget:
         if self._left < 1:
             return False
         self._left -= 1
+        self.spent += 1
         return True

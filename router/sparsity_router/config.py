@@ -45,6 +45,7 @@ class RouterConfig:
         tls: what the router proves itself with; None is plain text.
         worker_tls: what is trusted of workers, and shown to them; None is plain text.
         siblings: folder that the router processes of this port share; None for a port of its own.
+        metrics_listen: `host:port` of the Prometheus endpoint; None serves none.
         drain_seconds: time that streams in flight get at shutdown.
     """
 
@@ -76,6 +77,7 @@ class RouterConfig:
     tls: ServerTls | None = None
     worker_tls: ClientTls | None = None
     siblings: Path | None = None
+    metrics_listen: str | None = None
     drain_seconds: float = 30.0
 
     def __post_init__(self) -> None:

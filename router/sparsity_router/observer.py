@@ -1,27 +1,36 @@
-"""What becomes of each relayed request: an entry of the decision log, and a sample for the guards."""
+"""What becomes of each request: an entry of the decision log, a sample for the guards, and metrics."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import replace
 
+from sparsity.metering import Times
 from sparsity.v1 import inference_pb2
 from sparsity_policies.journal import Entry
-from sparsity_policies.model import Decision, Signals
+from sparsity_policies.model import Decision, Policy, Signals
 from sparsity_policies.rollout import arm
 
 from sparsity_router.guards import GuardMonitor
 from sparsity_router.policies import PolicyFollower
 from sparsity_router.recorder import Recorder
+from sparsity_router.request_metrics import RequestMetrics
 
 
 class Observer:
     """Told of every request once, when its stream has ended, however it ended."""
 
-    def __init__(self, policies: PolicyFollower, recorder: Recorder, guards: GuardMonitor) -> None:
+    def __init__(
+        self, policies: PolicyFollower, recorder: Recorder, guards: GuardMonitor, metrics: RequestMetrics
+    ) -> None:
         self._policies = policies
         self._recorder = recorder
         self._guards = guards
+        self._metrics = metrics
+
+    def classified(self, seconds: float) -> None:
+        """Takes up the time that a classification took."""
+        self._metrics.classified(seconds)
 
     def relayed(
         self,
@@ -30,6 +39,7 @@ class Observer:
         decision: Decision,
         served: Decision | None,
         completion: inference_pb2.Completion | None,
+        times: Times | None = None,
     ) -> None:
         """Takes up a request: what was decided, what served it if anything did, and its completion if it had one."""
         report = completion.sparsity if completion is not None and completion.HasField("sparsity") else None
@@ -37,9 +47,14 @@ class Observer:
         self._recorder.decision(
             decision_id, lambda: self._entry(decision_id, signals, decision, served, completion, report)
         )
+        self._metrics.relayed(decision, self._policy(decision), served, completion, times)
         # A request too short for the sparse kernels was attended whole, and says nothing about them.
         if report and served and report.sparse_kernel_calls:
             self._guards.coverage(decision.policy, served.tier, report.coverage)
+
+    def _policy(self, decision: Decision) -> Policy | None:
+        compiled = self._policies.snapshot.policies.get(decision.policy)
+        return compiled.policy if compiled else None
 
     def _entry(
         self,
@@ -50,7 +65,6 @@ class Observer:
         completion: inference_pb2.Completion | None,
         report: inference_pb2.SparsityReport | None,
     ) -> Entry:
-        compiled = self._policies.snapshot.policies.get(decision.policy)
         if completion is not None and (tokens := completion.usage.prompt_tokens):
             # The worker has counted what the router may only have estimated.
             signals = replace(signals, min_tokens=tokens, max_tokens=tokens)
@@ -68,5 +82,5 @@ class Observer:
             decode_density=report.decode_density if report else 0.0,
             coverage=report.coverage if report else 0.0,
             new_tokens=completion.usage.completion_tokens if completion is not None else 0,
-            arm=arm(compiled.policy if compiled else None, decision),
+            arm=arm(self._policy(decision), decision),
         )

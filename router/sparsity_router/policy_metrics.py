@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from opentelemetry import metrics
-from opentelemetry.metrics import CallbackOptions, Observation
-from sparsity import telemetry
+from opentelemetry.metrics import Observation
+from sparsity.metering import Gauge, observe
 
 from sparsity_router.policies import PolicyFollower
 from sparsity_router.recorder import Recorder
 
 
 def observe_policies(policies: PolicyFollower, recorder: Recorder, meter: metrics.Meter | None = None) -> None:
-    """Registers the gauges; they cost nothing where no metrics are exported."""
-    meter = meter or metrics.get_meter("sparsity.router")
-    gauges: tuple[tuple[str, str, str, Callable[[], float]], ...] = (
-        (telemetry.POLICY_REVISION, "1", "Revision decided from.", lambda: policies.snapshot.revision),
-        (telemetry.POLICY_AGE, "s", "Since the policies were last known to be current.", lambda: policies.age),
-        (telemetry.POLICY_LAG, "s", "Since a known change has waited to be taken up.", lambda: policies.lag),
-        (telemetry.POLICY_REJECTED, "{document}", "Unreadable documents.", lambda: len(policies.snapshot.rejected)),
-        (telemetry.POLICY_DRIFTED, "{document}", "Documents that differ.", lambda: len(policies.snapshot.drifted)),
-        (telemetry.RECORDS_DROPPED, "{record}", "Records the store could not take.", lambda: recorder.dropped),
+    """Registers the gauges; they cost nothing where no metrics are taken."""
+
+    def gauge(name: str, unit: str, description: str, read: Callable[[], float]) -> Gauge:
+        return name, unit, description, lambda: [Observation(read())]
+
+    age = "Since the policies were last known to be current."
+    unreadable, differ = "Unreadable documents.", "Documents that a store beside the folder has otherwise."
+    dropped = "Records the store could not take."
+    observe(
+        meter or metrics.get_meter("sparsity.router"),
+        [
+            gauge("sparsity.policy.revision", "1", "Revision decided from.", lambda: policies.snapshot.revision),
+            gauge("sparsity.policy.age", "s", age, lambda: policies.age),
+            gauge("sparsity.policy.lag", "s", "Since a known change waits.", lambda: policies.lag),
+            gauge("sparsity.policy.rejected", "{document}", unreadable, lambda: len(policies.snapshot.rejected)),
+            gauge("sparsity.policy.drifted", "{document}", differ, lambda: len(policies.snapshot.drifted)),
+            gauge("sparsity.decision_log.dropped", "{record}", dropped, lambda: recorder.dropped),
+        ],
     )
-    for name, unit, description, read in gauges:
-        meter.create_observable_gauge(name, [_callback(read)], unit, description)
-
-
-def _callback(read: Callable[[], float]) -> Callable[[CallbackOptions], Iterable[Observation]]:
-    return lambda _: [Observation(read())]

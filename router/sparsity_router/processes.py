@@ -26,12 +26,15 @@ _UNUSABLE = 2
 _PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
 
 
-def run(arguments: Sequence[str], listen: str, count: int) -> int:
+def run(arguments: Sequence[str], listen: str, count: int, metrics: str | None = None) -> int:
     """Runs ``count`` routers with the command line ``arguments`` until SIGTERM or SIGINT, and returns the exit code.
+
+    Each has metrics of its own, on ``metrics`` and the ports after it.
 
     Raises:
         ConfigurationError: when ``listen`` cannot be listened on.
     """
+    ports = _metrics_addresses(metrics, count)
     stopping = threading.Event()
     children: list[subprocess.Popen[bytes]] = []
 
@@ -50,7 +53,8 @@ def run(arguments: Sequence[str], listen: str, count: int) -> int:
         command = [sys.executable, "-m", "sparsity_router", *arguments, "--processes", "1"]
         command += ["--listen", address, "--siblings", folder]
         log.info("%d router processes on %s", count, address)
-        children += [subprocess.Popen(command) for _ in range(count)]
+        commands = [[*command, *(("--metrics-listen", port) if port else ())] for port in ports]
+        children += [subprocess.Popen(each) for each in commands]
         unproven = set(children)
         code = 0
         while not stopping.wait(_POLL_SECONDS):
@@ -63,7 +67,7 @@ def run(arguments: Sequence[str], listen: str, count: int) -> int:
                     break
                 log.error("router process %d ended with %d; it is started again", child.pid, child.returncode)
                 if not stopping.wait(_RESTART_SECONDS):
-                    children[place] = subprocess.Popen(command)
+                    children[place] = subprocess.Popen(commands[place])
         for child in children:
             child.terminate()
         for child in children:
@@ -71,6 +75,15 @@ def run(arguments: Sequence[str], listen: str, count: int) -> int:
     # One that was ended before it served did not fail.
     ended = {0, -signal.SIGTERM}
     return code or int(any(child.returncode not in ended for child in children))
+
+
+def _metrics_addresses(first: str | None, count: int) -> list[str | None]:
+    """Where each process serves its metrics."""
+    host, _, port = (first or "").rpartition(":")
+    if not first or not port.isdigit() or port == "0":
+        # What is no address is told by the process that is given it.
+        return [first] * count
+    return [f"{host}:{int(port) + place}" for place in range(count)]
 
 
 def _held(listen: str) -> socket.socket:

@@ -28,6 +28,7 @@ from sparsity_router.callers import Callers
 from sparsity_router.classify import Classifier
 from sparsity_router.config import RouterConfig
 from sparsity_router.fleet import Admission, Fleet
+from sparsity_router.fleet_metrics import observe_fleet
 from sparsity_router.guards import GuardMonitor
 from sparsity_router.limits import TenantLimits
 from sparsity_router.observer import Observer
@@ -35,6 +36,7 @@ from sparsity_router.policies import PolicyFollower
 from sparsity_router.policy_metrics import observe_policies
 from sparsity_router.recorder import Recorder
 from sparsity_router.replicas import Replicas
+from sparsity_router.request_metrics import RequestMetrics
 from sparsity_router.rollouts import keep_moving
 from sparsity_router.semantic import Detector
 from sparsity_router.services.fleet import FleetService
@@ -61,7 +63,7 @@ def run(config: RouterConfig) -> None:
     Raises:
         SparsityError: when it cannot serve.
     """
-    telemetry.configure("sparsity-router")
+    telemetry.configure("sparsity-router", config.metrics_listen)
     uvloop.run(serve(config))
     telemetry.shutdown()
 
@@ -83,8 +85,9 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     doubts = config.detect == "declared"
     classifier = Classifier(tokenizer, config.max_prompt_bytes, detector, doubts_declared=doubts)
     sessions = Sessions(store.redis if store else None) if config.sessions == "keep" else None
-    observer = Observer(policies, recorder, guards)
     shape = ModelShape.of(tokenizer.config)
+    observer = Observer(policies, recorder, guards, RequestMetrics(tokenizer.name, shape))
+    observe_fleet(fleet)
     state = PolicyState(policies, store, decisions, recorder, access, config.policy_dir, shape)
     limits = TenantLimits.load(config.tenant_limits, config.redis_url)
     callers = Callers(access, limits)

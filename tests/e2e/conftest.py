@@ -30,6 +30,7 @@ class System:
     router: str
     state: Path
     receiver: Receiver
+    metrics_port: int
     environment: dict[str, str]
 
     def cli(self, *arguments: str, check: int | None = 0, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -53,6 +54,18 @@ class System:
         return str(note["workers"][tier]["address"])
 
 
+def free_block() -> int:
+    """The first of four free ports in a row, for the metrics of a router and three workers."""
+    while True:
+        first = free_port()
+        try:
+            for port in range(first + 1, first + 4):
+                socket.create_server(("127.0.0.1", port)).close()
+        except (OSError, OverflowError):
+            continue
+        return first
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
@@ -71,13 +84,15 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         "NO_COLOR": "1",
     }
     log = open(state / "up.log", "w")  # noqa: SIM115
-    process = subprocess.Popen([SPARSITY, "up", "--listen", router], env=environment, stderr=log, stdout=log, text=True)
+    metrics = free_block()
+    command = [SPARSITY, "up", "--listen", router, "--metrics-port", str(metrics)]
+    process = subprocess.Popen(command, env=environment, stderr=log, stdout=log, text=True)
     deadline = time.monotonic() + START_SECONDS
     while not (state / "up.json").exists():
         assert process.poll() is None, (state / "up.log").read_text()
         assert time.monotonic() < deadline, (state / "up.log").read_text()
         time.sleep(0.5)
-    yield System(process, router, state, receiver, environment)
+    yield System(process, router, state, receiver, metrics, environment)
     process.send_signal(signal.SIGINT)
     process.wait(60)
     log.close()

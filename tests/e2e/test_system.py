@@ -5,14 +5,16 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import psutil
 import pytest
 import yaml
 from e2e.conftest import SPARSITY, System
+from prometheus_client.parser import text_string_to_metric_families
 from sparsity import telemetry
 from sparsity.errors import DeadlineError, InvalidRequestError
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
@@ -35,6 +37,26 @@ def eventually(holds: Any, seconds: float = 30.0) -> None:
     while not holds():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.2)
+
+
+class Samples(NamedTuple):
+    """What /metrics said."""
+
+    families: set[str]
+    samples: list[Any]
+
+
+def scrape(port: int) -> Samples:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    return Samples({family.name for family in families}, [sample for family in families for sample in family.samples])
+
+
+def total(found: Samples, name: str, **labels: str) -> float:
+    """Sum over the samples with these labels; there must be one."""
+    values = [s.value for s in found.samples if s.name == name and labels.items() <= s.labels.items()]
+    assert values, f"no {name} with {labels}"
+    return float(sum(values))
 
 
 def finish(stream: Any) -> tuple[str, Any]:
@@ -257,7 +279,7 @@ def test_bad_input_is_told_and_what_is_in_flight_goes_on(system: System, tmp_pat
 
 def test_up_refuses_what_cannot_work_before_it_starts_anything(system: System, tmp_path: Path) -> None:
     def refusal(*arguments: str) -> str:
-        state = ["--state", str(tmp_path / "other")]
+        state = ["--state", str(tmp_path / "other"), "--metrics-port", "0"]
         result = subprocess.run(
             [SPARSITY, "up", *state, *arguments], env=system.environment, capture_output=True, text=True, timeout=120
         )
@@ -267,8 +289,38 @@ def test_up_refuses_what_cannot_work_before_it_starts_anything(system: System, t
     assert "cannot listen" in refusal("--listen", system.router)
     assert "another `sparsity up`" in refusal("--listen", "127.0.0.1:0", "--state", str(system.state))
     assert "host:port" in refusal("--listen", "nonsense")
+    taken = refusal("--listen", "127.0.0.1:0", "--metrics-port", str(system.metrics_port))
+    assert "--metrics-port: cannot listen" in taken
     assert "--model" in refusal("--listen", "127.0.0.1:0", "--model", str(tmp_path))
     assert "--redis-url" in refusal("--listen", "127.0.0.1:0", "--redis-url", "redis://127.0.0.1:1/0")
+
+
+def test_metrics_tell_what_was_decided_attended_and_refused(system: System) -> None:
+    answer = system.json("generate", excerpt(22_000, 30_000), "--domain", "rag", "--raw", "--max-new-tokens", "3")
+    assert answer["decision"]["tier"] == "TIER_AGGRESSIVE"
+    system.cli("generate", "hi", "--domain", "x" * 5000, check=2)
+    router = scrape(system.metrics_port)
+    rag = {"sparsity_domain": "rag", "sparsity_tier": "aggressive"}
+    assert total(router, "sparsity_router_decisions_total", **rag, sparsity_reason="LENGTH_BAND") >= 1
+    assert total(router, "sparsity_router_policy_violations_total") == 0
+    saved, took = (total(router, f"sparsity_attention_flops{kind}_total", **rag) for kind in ("_saved", ""))
+    assert saved > took > 0
+    assert total(router, "gen_ai_server_time_to_first_token_seconds_count", **rag) >= 1
+    assert total(router, "sparsity_rpc_errors_total", rpc_grpc_status_code="INVALID_ARGUMENT") >= 1
+    assert total(router, "sparsity_router_workers", sparsity_worker_state="ready") == 3
+    assert total(router, "sparsity_policy_revision") > 0
+    worker = scrape(system.metrics_port + 3)
+    assert total(worker, "sparsity_tokens_total", sparsity_token_kind="prompt") >= answer["usage"]["prompt_tokens"]
+    assert total(worker, "sparsity_worker_kernel_calls_total", sparsity_kernel_kind="sparse") > 0
+    density = "sparsity_worker_layer_density"
+    middle, count = (total(worker, f"{density}_{part}", sparsity_layers="middle") for part in ("sum", "count"))
+    assert 0 < middle < count
+    # A metric that is not in the list has no meaning to whoever reads it.
+    documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    named = {
+        name for samples in (router, worker) for name in samples.families if name.startswith(("sparsity", "gen_ai"))
+    }
+    assert not {name for name in named if f"`{name}`" not in documented}
 
 
 def test_workers_prove_their_backend_and_memory_is_bounded(system: System) -> None:

@@ -30,7 +30,7 @@ async def answer(worker: FakeWorker, request: Any, context: Any) -> AsyncIterato
         completion.sparsity.tier = worker.tier
         completion.sparsity.kernel_calls = 30
         completion.sparsity.sparse_kernel_calls = 28
-        completion.sparsity.prefill_density = 0.2
+        completion.sparsity.prefill_density = 1.0 if worker.tier == inference_pb2.TIER_DENSE else 0.2
         completion.sparsity.coverage = worker.coverage
     yield inference_pb2.GenerateResponse(completion=completion)
 

@@ -31,6 +31,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--require-lease", action="store_true", help="refuse requests without a router's lease")
     parser.add_argument("--coalesce-tokens", type=int, default=8, help="a fast stream's tokens that a message gathers")
     parser.add_argument("--coalesce-seconds", type=float, default=0.025, help="that they are held at most")
+    parser.add_argument("--metrics-listen", help="host:port to serve Prometheus' text on, at /metrics")
     parser.add_argument("--tls-cert", type=Path, help="PEM certificate chain; renewed files are taken up")
     parser.add_argument("--tls-key", type=Path, help="its PEM key")
     parser.add_argument("--tls-client-ca", type=Path, help="PEM authorities of routers; demands their certificates")

@@ -33,6 +33,7 @@ class WorkerConfig:
         require_lease: whether a request without a router's lease is refused.
         coalescing: when the messages of a fast stream are joined.
         tls: what the worker proves itself with; None is plain text.
+        metrics_listen: `host:port` of the Prometheus endpoint; None serves none.
         mem_fraction: share of the memory that SGLang may plan with; the KV cache is sized by max_total_tokens.
     """
 
@@ -51,6 +52,7 @@ class WorkerConfig:
     require_lease: bool = False
     coalescing: Coalescing = field(default_factory=Coalescing)
     tls: ServerTls | None = None
+    metrics_listen: str | None = None
 
     def __post_init__(self) -> None:
         if self.tier not in TIERS:

@@ -20,6 +20,7 @@ class Load:
 
     Attributes:
         limit: requests accepted at once.
+        kv_used_tokens: KV slots that live requests held at the last report.
     """
 
     limit: int
@@ -27,6 +28,7 @@ class Load:
     finished: int = 0
     aborted: int = 0
     draining: bool = False
+    kv_used_tokens: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

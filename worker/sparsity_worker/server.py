@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.engine import Engine
 from sparsity_worker.load import Load
+from sparsity_worker.metering import WorkerMetrics
 from sparsity_worker.profile import Profile, load_profile
 from sparsity_worker.proof import probe
 from sparsity_worker.service import Identity, WorkerService
@@ -44,8 +45,10 @@ def run(config: WorkerConfig) -> None:
     require_free(config.listen)
     if config.require_lease and read_key(config.lease_key_file) is None:
         raise ConfigurationError("--require-lease: give the key with --lease-key-file or SPARSITY_LEASE_KEY")
+    if config.metrics_listen:
+        require_free(config.metrics_listen, "--metrics-listen")
     engine = Engine(config, facts, profile)
-    telemetry.configure("sparsity-worker")
+    telemetry.configure("sparsity-worker", config.metrics_listen)
     try:
         asyncio.run(_serve(config, facts, engine, tokenizer, digest, profile))
     finally:
@@ -68,7 +71,8 @@ async def _serve(
     proof = await probe(engine, facts, profile)
     load = Load(config.max_requests)
     identity = Identity(config, facts, profile.label if profile else "dense", proof, digest)
-    service = WorkerService(engine, tokenizer, identity, load, _leases(config, identity))
+    metrics = WorkerMetrics(config, facts, load)
+    service = WorkerService(engine, tokenizer, identity, load, _leases(config, identity), metrics)
     endpoint = listen(config.listen, {SERVICE: service}, MAX_MESSAGE_BYTES, config.tls)
     # SGLang took the signals at the probe; a drain must come before its shutdown.
     stop = asyncio.Event()

@@ -13,6 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from sparsity.errors import InvalidRequestError
 from sparsity.leases import LeaseChecker
+from sparsity.metering import Times
 from sparsity.v1 import inference_pb2, worker_pb2
 from tokenizers import Tokenizer
 
@@ -22,6 +23,7 @@ from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.detokenizer import IncrementalDetokenizer
 from sparsity_worker.engine import Engine, EngineRequest
 from sparsity_worker.load import Load
+from sparsity_worker.metering import WorkerMetrics
 from sparsity_worker.proof import Proof
 from sparsity_worker.report import sparsity_report
 from sparsity_worker.requests import engine_request, read_prompt
@@ -65,13 +67,20 @@ class WorkerService:
     """Serves one engine."""
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, identity: Identity, load: Load, leases: LeaseChecker | None = None
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        identity: Identity,
+        load: Load,
+        leases: LeaseChecker | None = None,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._identity = identity
         self._load = load
         self._leases = leases
+        self._metrics = metrics or WorkerMetrics(identity.config, identity.facts, load)
 
     async def Generate(
         self, request: worker_pb2.WorkerServiceGenerateRequest, context: Context
@@ -119,19 +128,20 @@ class WorkerService:
                     if rest.text:
                         yield inference_pb2.GenerateResponse(text=rest.text)
         report = sparsity_report(self._identity.tier, self._identity.profile, self._engine.backend, account)
+        times = Times(first, time.monotonic() - started)
         usage = inference_pb2.Usage(
             prompt_tokens=len(request.prompt),
             completion_tokens=produced,
             cached_tokens=cached,
             time_to_first_token=_duration(first or 0.0),
-            total_time=_duration(time.monotonic() - started),
+            total_time=_duration(times.total),
         )
         trace.finished(usage, report, finish)
-        yield inference_pb2.GenerateResponse(
-            completion=inference_pb2.Completion(
-                finish_reason=_FINISH[finish], usage=usage, sparsity=report, worker_id=self._identity.config.worker_id
-            )
+        completion = inference_pb2.Completion(
+            finish_reason=_FINISH[finish], usage=usage, sparsity=report, worker_id=self._identity.config.worker_id
         )
+        self._metrics.finished(completion, times)
+        yield inference_pb2.GenerateResponse(completion=completion)
 
     async def GetCapabilities(
         self,
@@ -171,11 +181,12 @@ class WorkerService:
         """The load at once and at every change."""
         interval = request.interval.ToTimedelta().total_seconds() if request.HasField("interval") else 1.0
         async for _ in self._load.changes(max(interval, 0.05)):
+            self._load.kv_used_tokens = await self._engine.used_tokens()
             yield worker_pb2.WatchLoadResponse(
                 requests=len(self._load.requests),
                 outstanding_tokens=self._load.outstanding_tokens,
                 draining=self._load.draining,
-                kv_used_tokens=await self._engine.used_tokens(),
+                kv_used_tokens=self._load.kv_used_tokens,
                 finished_requests=self._load.finished,
                 aborted_requests=self._load.aborted,
             )

@@ -18,6 +18,9 @@ def up(
     band_set: Annotated[str, typer.Option(help="Shipped policies for an empty store.")] = "small-context",
     policy_ttl: Annotated[float, typer.Option(help="Seconds until policies are stale.")] = 300.0,
     access: Annotated[Path | None, typer.Option(help="YAML file of who may call PolicyService.")] = None,
+    metrics_port: Annotated[
+        int, typer.Option(help="Port of the router's /metrics; workers take the next ones. 0 serves none.")
+    ] = 9464,
     state: State = None,
 ) -> None:
     """Start Valkey, three workers and the router, and serve until interrupted."""
@@ -25,5 +28,7 @@ def up(
 
     with reported():
         folder = state or state_folder()
-        config = UpConfig(folder, listen, model, redis_url, band_set, policy_ttl=policy_ttl, access=access)
+        config = UpConfig(
+            folder, listen, model, redis_url, band_set, policy_ttl=policy_ttl, access=access, metrics_port=metrics_port
+        )
         Supervisor(config, lambda line: err.print(f"[dim]sparsity[/dim] {line}", soft_wrap=True)).run()

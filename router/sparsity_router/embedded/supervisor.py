@@ -43,6 +43,7 @@ class UpConfig:
         profile: prefix of the profiles of the sparse tiers.
         policy_ttl: seconds until policies are stale.
         access: file of who may call PolicyService; None lets everybody.
+        metrics_port: of the router's /metrics, with the workers' after it; 0 serves none.
     """
 
     state: Path
@@ -53,6 +54,7 @@ class UpConfig:
     profile: str = PROFILE
     policy_ttl: float = 300.0
     access: Path | None = None
+    metrics_port: int = 0
 
 
 class Supervisor:
@@ -94,6 +96,8 @@ class Supervisor:
             yield
 
     def _serve(self, config: UpConfig) -> None:
+        for place in range(len(TIERS) + 1 if config.metrics_port else 0):
+            require_free(self._metrics(place), "--metrics-port")
         model = config.model or default_model(self._say)
         try:
             url = config.redis_url or self._start_valkey()
@@ -121,12 +125,13 @@ class Supervisor:
 
     def _start_children(self, model: Path, url: str) -> None:
         logs, key = self._config.state / "logs", self._lease_key()
-        for tier in TIERS:
+        for place, tier in enumerate(TIERS, 1):
             address = f"127.0.0.1:{free_port()}"
             arguments = ["-m", "sparsity_worker", "--worker-id", f"worker-{tier}", "--tier", tier]
             arguments += ["--model", str(model), "--listen", address, "--lease-key-file", str(key)]
             if tier != "dense":
                 arguments += ["--profile", f"{self._config.profile}-{tier}"]
+            arguments += self._metrics_arguments(place)
             self._workers[tier] = Child(f"worker-{tier}", arguments, address, logs / f"worker-{tier}.log")
         arguments = ["-m", "sparsity_router", "--model", str(model), "--redis-url", url]
         arguments += ["--listen", self._config.listen, "--band-set", self._config.band_set]
@@ -134,6 +139,7 @@ class Supervisor:
         arguments += ["--snapshot-file", str(self._config.state / "policies.json")]
         if self._config.access:
             arguments += ["--access", str(self._config.access)]
+        arguments += self._metrics_arguments(0)
         for child in self._workers.values():
             arguments += ["--worker", child.address]
         self._router = Child("router", arguments, self._config.listen, logs / "router.log")
@@ -141,6 +147,12 @@ class Supervisor:
             child.log.write_bytes(b"")
             child.start()
             self._say(f"{child.name} starts, pid {child.pid}, log {child.log}")
+
+    def _metrics(self, place: int) -> str:
+        return f"127.0.0.1:{self._config.metrics_port + place}"
+
+    def _metrics_arguments(self, place: int) -> list[str]:
+        return ["--metrics-listen", self._metrics(place)] if self._config.metrics_port else []
 
     def _lease_key(self) -> Path:
         """The file with the key that router and workers share."""

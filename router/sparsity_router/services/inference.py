@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from array import array
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ from opentelemetry import trace
 from sparsity import telemetry
 from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError, TokenCountError
 from sparsity.leases import sign
+from sparsity.metering import Times
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.decide import decide
 from sparsity_policies.decisionlog import DecisionLog
@@ -83,6 +85,7 @@ class InferenceService:
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         """Streams a completion from a worker of the decided tier."""
         with telemetry.server_span(_tracer, "router.generate", context) as span:
+            started, first = time.monotonic(), None
             await self._callers.admit(context, request)
             decision_id = uuid.uuid4().hex
             classified, decision = await self._decide(request, decision_id)
@@ -103,13 +106,15 @@ class InferenceService:
                     try:
                         async for relayed in messages:
                             response, served = relayed.response, relayed.decision
+                            first = first or time.monotonic() - started
                             if response.HasField("completion"):
                                 completion = response.completion
                                 completion.decision.CopyFrom(decision_to_wire(served, decision_id))
                                 _conclude(span, served, completion)
                                 # Before the caller has it, who may report an outcome at once.
                                 told = True
-                                self._tell(decision_id, classified.signals, decision, served, completion)
+                                times = Times(first, time.monotonic() - started)
+                                self._tell(decision_id, classified.signals, decision, served, completion, times)
                             yield response
                         return
                     except TokenCountError:
@@ -154,9 +159,10 @@ class InferenceService:
         decision: Decision,
         served: Decision | None,
         completion: inference_pb2.Completion | None,
+        times: Times | None = None,
     ) -> None:
         if self._observer is not None:
-            self._observer.relayed(decision_id, signals, decision, served, completion)
+            self._observer.relayed(decision_id, signals, decision, served, completion, times)
 
     async def Explain(
         self, request: inference_pb2.ExplainRequest, context: ExplainContext
@@ -208,7 +214,7 @@ class InferenceService:
     async def _decide(
         self, request: inference_pb2.GenerateRequest, key: str, *, exact: bool = False
     ) -> tuple[Classified, Decision]:
-        policies = self._policies
+        policies, started = self._policies, time.monotonic()
         context = request.context
         session_tier = await self._sessions.tier(context.tenant, context.session) if self._sessions else None
         with telemetry.span(_tracer, "router.classify"):
@@ -224,6 +230,8 @@ class InferenceService:
         with telemetry.span(_tracer, "router.decide"):
             # A change that came while a long prompt was read counts: a kill switch must not wait for it.
             decision = decide(classified.signals, self._policies.snapshot)
+        if self._observer is not None:
+            self._observer.classified(time.monotonic() - started)
         if self._sessions and key:
             self._sessions.served(context.tenant, context.session, decision)
         return classified, decision

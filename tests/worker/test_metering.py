@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from sparsity.metering import Times
+from sparsity.v1 import inference_pb2
+from sparsity_worker.config import ModelFacts, WorkerConfig
+from sparsity_worker.load import Load
+from sparsity_worker.metering import WorkerMetrics, _thirds
+from support.tiny import tiny_model
+
+
+def completion(layers: int) -> inference_pb2.Completion:
+    report = inference_pb2.SparsityReport(prefill_density=0.3, coverage=0.9, sparse_kernel_calls=6, kernel_calls=8)
+    for number in range(layers):
+        report.layers.add(prefill_density=number / 10, coverage=1 - number / 10)
+    return inference_pb2.Completion(usage=inference_pb2.Usage(prompt_tokens=9, completion_tokens=1), sparsity=report)
+
+
+def test_layers_are_told_by_thirds_and_load_as_it_is(tmp_path: Path) -> None:
+    reader = InMemoryMetricReader()
+    meter = MeterProvider(metric_readers=[reader]).get_meter("test")
+    load = Load(7)
+    config = WorkerConfig("a", "dense", tiny_model(tmp_path), max_total_tokens=100)
+    metrics = WorkerMetrics(config, ModelFacts("tiny", 100, 10), load, meter)
+    with load.admit("r", 40):
+        load.kv_used_tokens = 25
+        metrics.finished(completion(6), Times(0.1, 0.2))
+        data: Any = reader.get_metrics_data()
+    found = {}
+    for metric in data.resource_metrics[0].scope_metrics[0].metrics:
+        for point in metric.data.data_points:
+            key = (metric.name, point.attributes.get("sparsity.layers") or point.attributes.get("sparsity.kernel.kind"))
+            found[key] = point.value if hasattr(point, "value") else point.sum
+    density = [found["sparsity.worker.layer.density", name] for name in ("first", "middle", "last")]
+    assert density == pytest.approx([0.05, 0.25, 0.45])
+    assert found["sparsity.worker.layer.coverage", "last"] == pytest.approx(0.55)
+    assert found["sparsity.worker.kernel.calls", "sparse"] == 6
+    assert found["sparsity.worker.kernel.calls", "dense"] == 2
+    assert found["sparsity.worker.requests", None] == 1
+    assert found["sparsity.worker.requests.limit", None] == 7
+    assert found["sparsity.worker.outstanding", None] == 40
+    assert found["sparsity.worker.kv_use", None] == 0.25
+
+
+@pytest.mark.parametrize(("layers", "sizes"), [(0, []), (1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (7, [2, 2, 3])])
+def test_thirds_hold_every_layer_once(layers: int, sizes: list[int]) -> None:
+    assert [len(group) for _, group in _thirds(completion(layers).sparsity.layers)] == sizes

@@ -1,0 +1,93 @@
+"""What a worker did and how busy it is, as metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from opentelemetry import metrics
+from opentelemetry.metrics import Observation
+from sparsity import metering, telemetry
+from sparsity.metering import Gauge, Generations, Times, Total, observe
+from sparsity.v1 import inference_pb2
+
+from sparsity_worker.config import ModelFacts, WorkerConfig
+from sparsity_worker.load import Load
+
+_GROUPS = ("first", "middle", "last")
+_LAYERS = "sparsity.layers"
+
+
+class WorkerMetrics:
+    """Instruments of one worker.
+
+    Args:
+        config: its options.
+        facts: its model.
+        load: how busy it is.
+        meter: where they are kept.
+    """
+
+    def __init__(self, config: WorkerConfig, facts: ModelFacts, load: Load, meter: metrics.Meter | None = None) -> None:
+        self._on = meter is not None
+        meter = meter or metrics.get_meter("sparsity.worker")
+        self._generations = Generations(meter)
+        self._common = {telemetry.TIER: config.tier}
+        self._answered = {**self._common, telemetry.GEN_AI_MODEL: facts.name}
+        self._density = meter.create_histogram(
+            "sparsity.worker.layer.density",
+            "1",
+            "Attended over causal pairs of the prompt, by third of the layers.",
+            explicit_bucket_boundaries_advisory=metering.SHARES,
+        )
+        self._coverage = meter.create_histogram(
+            "sparsity.worker.layer.coverage",
+            "1",
+            "Estimated share of softmax mass kept, by third of the layers.",
+            explicit_bucket_boundaries_advisory=metering.SHARES,
+        )
+        calls = "Attention kernel calls; sparse ones pruned something."
+        self._calls = Total(meter, "sparsity.worker.kernel.calls", "{call}", calls)
+
+        def gauge(name: str, unit: str, description: str, read: Callable[[], float]) -> Gauge:
+            return name, unit, description, lambda: [Observation(read(), self._common)]
+
+        used = "Share of the KV cache that live requests held when a router last heard of it."
+        aborted = "Requests that were cancelled or failed."
+        observe(
+            meter,
+            [
+                gauge("sparsity.worker.requests", "{request}", "In flight.", lambda: len(load.requests)),
+                gauge("sparsity.worker.requests.limit", "{request}", "Accepted at once.", lambda: load.limit),
+                gauge("sparsity.worker.outstanding", "{token}", "Still to work on.", lambda: load.outstanding_tokens),
+                gauge("sparsity.worker.draining", "1", "1 while it admits no more.", lambda: load.draining),
+                gauge("sparsity.worker.aborted", "{request}", aborted, lambda: load.aborted),
+                gauge("sparsity.worker.kv_use", "1", used, lambda: load.kv_used_tokens / config.max_total_tokens),
+            ],
+        )
+
+    def finished(self, completion: inference_pb2.Completion, times: Times) -> None:
+        """Takes up one answered request."""
+        if not (self._on or metering.is_on()):
+            return
+        self._generations.record(completion, times, self._answered)
+        report = completion.sparsity
+        for kind, count in (
+            ("sparse", report.sparse_kernel_calls),
+            ("dense", report.kernel_calls - report.sparse_kernel_calls),
+        ):
+            self._calls.add(count, {**self._common, "sparsity.kernel.kind": kind})
+        for name, layers in _thirds(report.layers):
+            where = {**self._common, _LAYERS: name}
+            self._density.record(sum(layer.prefill_density for layer in layers) / len(layers), where)
+            self._coverage.record(sum(layer.coverage for layer in layers) / len(layers), where)
+
+
+def _thirds(
+    layers: Sequence[inference_pb2.LayerReport],
+) -> list[tuple[str, Sequence[inference_pb2.LayerReport]]]:
+    """The layers in three groups, the empty ones left out."""
+    count = len(layers)
+    cuts = [count * place // 3 for place in range(4)]
+    return [
+        (name, layers[low:high]) for name, low, high in zip(_GROUPS, cuts[:-1], cuts[1:], strict=True) if high > low
+    ]
