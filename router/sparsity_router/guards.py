@@ -34,6 +34,11 @@ _OUTCOME_WAIT_SECONDS = 1.0
 _METRICS_KEPT = 16
 
 
+def override_id(domain: str) -> str:
+    """The override by which a broken guard caps a domain."""
+    return f"guard-{domain}"
+
+
 class Window:
     """The latest values, of the last ten minutes."""
 
@@ -134,10 +139,10 @@ class GuardMonitor:
         if self._store and rollout and not rollout.halted and await self._halt(policy, rollout, what):
             return
         cap = Tier(max(tier - 1, Tier.DENSE))
-        if any(o.id == f"guard-{domain}" and o.max_tier <= cap for o in self._policies.overrides.active()):
+        if any(o.id == override_id(domain) and o.max_tier <= cap for o in self._policies.overrides.active()):
             return
         expires = self._policies.now() + _DEMOTION_SECONDS
-        override = Override(f"guard-{domain}", Scope.DOMAIN, domain, cap, expires, what, ACTOR)
+        override = Override(override_id(domain), Scope.DOMAIN, domain, cap, expires, what, ACTOR)
         log.error("guard of %s: %s; capped at %s for %.0f s", domain, what, cap.word, _DEMOTION_SECONDS)
         self._policies.overrides.put(override)
         if self._store is None:

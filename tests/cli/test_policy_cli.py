@@ -314,6 +314,7 @@ def test_simulate_and_replay(service: Service, tmp_path: Path) -> None:
         await store.close()
 
     assert "nothing of the last 1h" in service.run("policy", "replay", str(draft)).stderr
+    assert "nothing of the last 1h" in service.run("savings").stderr
     asyncio.run(log(40))
     result = service.run("policy", "replay", str(draft), "--since", "10m")
     assert "40 requests from" in result.stdout
@@ -321,6 +322,18 @@ def test_simulate_and_replay(service: Service, tmp_path: Path) -> None:
     summary = service.json("policy", "replay", str(draft))["summary"]
     assert summary["changes"] == [{"before": "TIER_AGGRESSIVE", "after": "TIER_DENSE", "requests": "40"}]
     assert summary["after"]["flops"] > 5 * summary["before"]["flops"]
+    result = service.run("savings", "--gpu-price", "3600", "--gpu-tflops", "0.001", "--gpu-bandwidth", "1")
+    assert "40 logged requests from" in result.stdout
+    cells = result.stdout.splitlines()[1].split()
+    assert cells[:7] == ["rag", "40", "320000", "+", "2000", "aggressive", "40"]
+    row = service.json("savings", "--gpu-price", "3600", "--gpu-tflops", "0.001", "--gpu-bandwidth", "1")["domains"][0]
+    assert row["attention"]["flops"] == pytest.approx(0.15 * row["dense"]["flops"], rel=0.01)
+    assert row["attention"]["kv_bytes"] == pytest.approx(0.2 * row["dense"]["kv_bytes"])
+    saved = {name: row["dense"][name] - row["attention"][name] for name in ("flops", "kv_bytes")}
+    assert row["gpu_seconds_saved"] == pytest.approx(saved["flops"] / 1e9 + saved["kv_bytes"] / 1e12)
+    assert row["money_saved"] == pytest.approx(row["gpu_seconds_saved"])
+    for option, value in (("--since", "soon"), ("--gpu-tflops", "0"), ("--gpu-bandwidth", "-1"), ("--gpu-price", "-1")):
+        assert option in service.run("savings", option, value, code=2).stderr
 
 
 def test_export_then_import_writes_only_what_differs(service: Service, tmp_path: Path) -> None:

@@ -261,6 +261,29 @@ async def test_replay_of_recent_traffic(router: Router) -> None:
     assert "signals: give signals, or a time" in (await failure(router.policy.SimulatePolicy(neither))).details()
 
 
+async def test_savings_of_recent_traffic_and_the_guard_that_holds(router: Router) -> None:
+    request = policy_pb2.GetSavingsRequest()
+    assert "since: must be more than 0 seconds" in (await failure(router.policy.GetSavings(request))).details()
+    request.since.FromSeconds(3600)
+    for number in range(12):
+        await router.generate(characters=30 + 20 * number)
+    await router.generate("medical")
+    await router.generate("made-up")
+    await asyncio.sleep(0.5)
+    rows = {row.domain: row for row in (await router.policy.GetSavings(request)).domains}
+    assert set(rows) == {"rag", "medical", "default"}
+    rag = rows["rag"]
+    assert {one.tier: one.requests for one in rag.tiers} == {1: 1, 2: 3, 3: 8}
+    assert rag.requests == 12
+    assert 0 < rag.attention.flops < rag.dense.flops
+    assert rows["medical"].attention == rows["medical"].dense
+    assert not rows["medical"].HasField("coverage")
+    assert not rag.guard_tripped
+    guard = policy_pb2.Override(id="guard-rag", scope=2, target="rag", max_tier=1, reason="test")
+    await router.policy.PutOverride(policy_pb2.PutOverrideRequest(override=guard))
+    assert (await router.policy.GetSavings(request)).domains[2].guard_tripped
+
+
 @pytest.mark.parametrize(
     ("override", "found"),
     [

@@ -1504,3 +1504,170 @@ class UpdateRolloutResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateRolloutResponse: _TypeAlias = UpdateRolloutResponse  # noqa: Y015
+
+@_typing.final
+class GetSavingsRequest(_message.Message):
+    """A request for what was saved."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def since(self) -> _duration_pb2.Duration:
+        """How much of the decision log."""
+
+    def __init__(
+        self,
+        *,
+        since: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSavingsRequest: _TypeAlias = GetSavingsRequest  # noqa: Y015
+
+@_typing.final
+class GetSavingsResponse(_message.Message):
+    """What was saved."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAINS_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    UNREADABLE_ENTRIES_FIELD_NUMBER: _builtins.int
+    unreadable_entries: _builtins.int
+    """Entries of the decision log that could not be read, and are not counted."""
+    @_builtins.property
+    def domains(self) -> _containers.RepeatedCompositeFieldContainer[Global___DomainSavings]:
+        """In order of their domains."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """First of the decisions."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Last of the decisions."""
+
+    def __init__(
+        self,
+        *,
+        domains: _abc.Iterable[Global___DomainSavings] | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        unreadable_entries: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domains", b"domains", "end_time", b"end_time", "start_time", b"start_time", "unreadable_entries", b"unreadable_entries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSavingsResponse: _TypeAlias = GetSavingsResponse  # noqa: Y015
+
+@_typing.final
+class DomainSavings(_message.Message):
+    """What one domain did, as far as the decision log has it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
+    UNREPORTED_REQUESTS_FIELD_NUMBER: _builtins.int
+    ATTENTION_FIELD_NUMBER: _builtins.int
+    DENSE_FIELD_NUMBER: _builtins.int
+    COVERAGE_FIELD_NUMBER: _builtins.int
+    MIN_COVERAGE_FIELD_NUMBER: _builtins.int
+    GUARD_TRIPPED_FIELD_NUMBER: _builtins.int
+    domain: _builtins.str
+    """The policy that decided; `default` for domains without one."""
+    requests: _builtins.int
+    """Requests decided."""
+    prompt_tokens: _builtins.int
+    """Tokens of their prompts."""
+    new_tokens: _builtins.int
+    """Tokens generated."""
+    unreported_requests: _builtins.int
+    """Requests of which no worker reported what it attended: direct streams and failed ones. They are reckoned to have saved
+    nothing.
+    """
+    coverage: _builtins.float
+    """Mean coverage of the answers of sparse tiers; unset without any."""
+    min_coverage: _builtins.float
+    """The coverage that the policy's guard asks for; unset without one."""
+    guard_tripped: _builtins.bool
+    """Whether a guard has halted the domain's rollout or capped its tier, and that still holds."""
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierRequests]:
+        """Requests by the tier that answered; those that nobody answered are left out."""
+
+    @_builtins.property
+    def attention(self) -> Global___AttentionCost:
+        """What attention took, by the reported densities. Unset where the model's shape is not known."""
+
+    @_builtins.property
+    def dense(self) -> Global___AttentionCost:
+        """What dense attention would have taken."""
+
+    def __init__(
+        self,
+        *,
+        domain: _builtins.str = ...,
+        requests: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
+        new_tokens: _builtins.int = ...,
+        tiers: _abc.Iterable[Global___TierRequests] | None = ...,
+        unreported_requests: _builtins.int = ...,
+        attention: Global___AttentionCost | None = ...,
+        dense: Global___AttentionCost | None = ...,
+        coverage: _builtins.float | None = ...,
+        min_coverage: _builtins.float | None = ...,
+        guard_tripped: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_coverage", b"_coverage", "_min_coverage", b"_min_coverage", "attention", b"attention", "coverage", b"coverage", "dense", b"dense", "min_coverage", b"min_coverage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_coverage", b"_coverage", "_min_coverage", b"_min_coverage", "attention", b"attention", "coverage", b"coverage", "dense", b"dense", "domain", b"domain", "guard_tripped", b"guard_tripped", "min_coverage", b"min_coverage", "new_tokens", b"new_tokens", "prompt_tokens", b"prompt_tokens", "requests", b"requests", "tiers", b"tiers", "unreported_requests", b"unreported_requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__coverage: _TypeAlias = _typing.Literal["coverage"]  # noqa: Y015
+    _WhichOneofArgType__coverage: _TypeAlias = _typing.Literal["_coverage", b"_coverage"]  # noqa: Y015
+    _WhichOneofReturnType__min_coverage: _TypeAlias = _typing.Literal["min_coverage"]  # noqa: Y015
+    _WhichOneofArgType__min_coverage: _TypeAlias = _typing.Literal["_min_coverage", b"_min_coverage"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__coverage) -> _WhichOneofReturnType__coverage | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_coverage) -> _WhichOneofReturnType__min_coverage | None: ...
+
+Global___DomainSavings: _TypeAlias = DomainSavings  # noqa: Y015
+
+@_typing.final
+class TierRequests(_message.Message):
+    """How many requests a tier answered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    tier: _inference_pb2.Tier.ValueType
+    """The tier."""
+    requests: _builtins.int
+    """The requests."""
+    def __init__(
+        self,
+        *,
+        tier: _inference_pb2.Tier.ValueType = ...,
+        requests: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TierRequests: _TypeAlias = TierRequests  # noqa: Y015

@@ -101,6 +101,11 @@ class PolicyServiceStub:
                 request_serializer=sparsity_dot_v1_dot_policy__pb2.UpdateRolloutRequest.SerializeToString,
                 response_deserializer=sparsity_dot_v1_dot_policy__pb2.UpdateRolloutResponse.FromString,
                 _registered_method=True)
+        self.GetSavings = channel.unary_unary(
+                '/sparsity.v1.PolicyService/GetSavings',
+                request_serializer=sparsity_dot_v1_dot_policy__pb2.GetSavingsRequest.SerializeToString,
+                response_deserializer=sparsity_dot_v1_dot_policy__pb2.GetSavingsResponse.FromString,
+                _registered_method=True)
         self.ListAuditEvents = channel.unary_unary(
                 '/sparsity.v1.PolicyService/ListAuditEvents',
                 request_serializer=sparsity_dot_v1_dot_policy__pb2.ListAuditEventsRequest.SerializeToString,
@@ -202,6 +207,13 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetSavings(self, request, context):
+        """What sparse attention saved each domain against dense, by the decision log.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAuditEvents(self, request, context):
         """The calls of this service that were made, newest first, whether or not they were allowed.
         """
@@ -271,6 +283,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.UpdateRollout,
                     request_deserializer=sparsity_dot_v1_dot_policy__pb2.UpdateRolloutRequest.FromString,
                     response_serializer=sparsity_dot_v1_dot_policy__pb2.UpdateRolloutResponse.SerializeToString,
+            ),
+            'GetSavings': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSavings,
+                    request_deserializer=sparsity_dot_v1_dot_policy__pb2.GetSavingsRequest.FromString,
+                    response_serializer=sparsity_dot_v1_dot_policy__pb2.GetSavingsResponse.SerializeToString,
             ),
             'ListAuditEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAuditEvents,
@@ -609,6 +626,33 @@ class PolicyService:
             '/sparsity.v1.PolicyService/UpdateRollout',
             sparsity_dot_v1_dot_policy__pb2.UpdateRolloutRequest.SerializeToString,
             sparsity_dot_v1_dot_policy__pb2.UpdateRolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSavings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sparsity.v1.PolicyService/GetSavings',
+            sparsity_dot_v1_dot_policy__pb2.GetSavingsRequest.SerializeToString,
+            sparsity_dot_v1_dot_policy__pb2.GetSavingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

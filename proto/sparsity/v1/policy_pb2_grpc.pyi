@@ -64,6 +64,8 @@ class PolicyServiceStub:
     """Ends an override."""
     UpdateRollout: _grpc.UnaryUnaryMultiCallable[_policy_pb2.UpdateRolloutRequest, _policy_pb2.UpdateRolloutResponse]
     """Starts, promotes, pauses, resumes or aborts a rollout."""
+    GetSavings: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetSavingsRequest, _policy_pb2.GetSavingsResponse]
+    """What sparse attention saved each domain against dense, by the decision log."""
     ListAuditEvents: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListAuditEventsRequest, _policy_pb2.ListAuditEventsResponse]
     """The calls of this service that were made, newest first, whether or not they were allowed."""
 
@@ -103,6 +105,8 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     """Ends an override."""
     UpdateRollout: _aio.UnaryUnaryMultiCallable[_policy_pb2.UpdateRolloutRequest, _policy_pb2.UpdateRolloutResponse]  # type: ignore[assignment]
     """Starts, promotes, pauses, resumes or aborts a rollout."""
+    GetSavings: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetSavingsRequest, _policy_pb2.GetSavingsResponse]  # type: ignore[assignment]
+    """What sparse attention saved each domain against dense, by the decision log."""
     ListAuditEvents: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListAuditEventsRequest, _policy_pb2.ListAuditEventsResponse]  # type: ignore[assignment]
     """The calls of this service that were made, newest first, whether or not they were allowed."""
 
@@ -211,6 +215,14 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.UpdateRolloutResponse, _abc.Awaitable[_policy_pb2.UpdateRolloutResponse]]:
         """Starts, promotes, pauses, resumes or aborts a rollout."""
+
+    @_abc_1.abstractmethod
+    def GetSavings(
+        self,
+        request: _policy_pb2.GetSavingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.GetSavingsResponse, _abc.Awaitable[_policy_pb2.GetSavingsResponse]]:
+        """What sparse attention saved each domain against dense, by the decision log."""
 
     @_abc_1.abstractmethod
     def ListAuditEvents(

@@ -8,7 +8,7 @@ import typer
 from sparsity import telemetry
 from sparsity.errors import ConfigurationError
 
-from sparsity_router.cli import bench, demo, explain, generate, outcome, policies, status, up
+from sparsity_router.cli import bench, demo, explain, generate, outcome, policies, savings, status, up
 
 app = typer.Typer(
     name="sparsity",
@@ -22,6 +22,7 @@ app.command("generate")(generate.generate)
 app.command("explain")(explain.explain)
 app.command("demo")(demo.demo)
 app.command("outcome")(outcome.outcome)
+app.command("savings")(savings.savings)
 app.add_typer(policies.app, name="policy")
 app.add_typer(bench.app, name="bench")
 

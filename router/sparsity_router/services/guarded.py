@@ -43,6 +43,7 @@ NEEDS: Final = {
     "PutOverride": _Need(Role.BREAKER, "override"),
     "DeleteOverride": _Need(Role.BREAKER, "id"),
     "UpdateRollout": _Need(Role.EDITOR, "domain"),
+    "GetSavings": _Need(Role.VIEWER),
     "ListAuditEvents": _Need(Role.VIEWER),
 }
 

@@ -9,10 +9,11 @@ from sparsity_router.services.kill_switch import KillSwitch
 from sparsity_router.services.policy_state import PolicyState
 from sparsity_router.services.revisions import Revisions
 from sparsity_router.services.rollout import Rollouts
+from sparsity_router.services.savings import SavingsReport
 from sparsity_router.services.simulation import Simulations
 
 
-class PolicyService(Documents, Revisions, KillSwitch, Rollouts, Simulations, AuditTrail):
+class PolicyService(Documents, Revisions, KillSwitch, Rollouts, Simulations, SavingsReport, AuditTrail):
     """Reads answer from the snapshot that this router decides from, writes go to the store."""
 
 

@@ -6,16 +6,16 @@ import asyncio
 import dataclasses
 from collections.abc import Sequence
 
-from sparsity.errors import ConfigurationError, InvalidRequestError
+from sparsity.errors import InvalidRequestError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.decisionlog import Replayed
 from sparsity_policies.model import Signals
 from sparsity_policies.simulate import SimulatedRequest, Simulation
 from sparsity_policies.wire import policy_from_wire, signals_from_wire, summary_to_wire, timestamp
 
+from sparsity_router.services.logged import logged
 from sparsity_router.services.policy_state import Context, Part
 
-_BATCH = 1000
 MAX_SIGNALS = 10_000
 
 
@@ -40,22 +40,10 @@ class Simulations(Part):
         if not replays:
             found = await asyncio.to_thread(_decide_all, simulation, signals)
             return summary_to_wire(simulation.summary(), found)
-        return await self._replay(simulation, request.replay.ToNanoseconds() / 1e9, now)
-
-    async def _replay(self, simulation: Simulation, seconds: float, now: float) -> policy_pb2.SimulatePolicyResponse:
-        if self._state.decisions is None:
-            raise ConfigurationError("this router has no decision log: it was started without --redis-url")
-        if seconds <= 0:
-            raise InvalidRequestError.of("replay", "must be more than 0 seconds")
         unreadable = 0
         times: list[float] = []
-        batch: list[Replayed] = []
-        async for replayed in self._state.decisions.replay(seconds):
-            batch.append(replayed)
-            if len(batch) == _BATCH:
-                unreadable += await asyncio.to_thread(_replay_batch, simulation, batch, now, times)
-                batch = []
-        unreadable += await asyncio.to_thread(_replay_batch, simulation, batch, now, times)
+        async for batch in logged(self._state.decisions, request.replay, "replay"):
+            unreadable += await asyncio.to_thread(_replay_batch, simulation, batch, now, times)
         response = summary_to_wire(simulation.summary())
         response.summary.unreadable_entries = unreadable
         if times:

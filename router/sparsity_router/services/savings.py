@@ -1,0 +1,70 @@
+"""What sparse attention saved, by domain."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sparsity.v1 import policy_pb2
+from sparsity_policies.decisionlog import Replayed
+from sparsity_policies.savings import DomainSavings, Savings
+from sparsity_policies.wire import timestamp
+
+from sparsity_router.guards import override_id
+from sparsity_router.services.logged import logged
+from sparsity_router.services.policy_state import Context, Part
+
+
+class SavingsReport(Part):
+    """Reckons from the decision log."""
+
+    async def GetSavings(
+        self, request: policy_pb2.GetSavingsRequest, context: Context
+    ) -> policy_pb2.GetSavingsResponse:
+        """Requests, tokens, attention and guards of each domain."""
+        savings = Savings(self._state.shape)
+        response = policy_pb2.GetSavingsResponse()
+        times: list[float] = []
+        async for batch in logged(self._state.decisions, request.since, "since"):
+            response.unreadable_entries += await asyncio.to_thread(_add, savings, batch, times)
+        for domain, account in sorted(savings.domains.items()):
+            response.domains.append(self._row(domain, account))
+        if times:
+            response.start_time.CopyFrom(timestamp(min(times)))
+            response.end_time.CopyFrom(timestamp(max(times)))
+        return response
+
+    def _row(self, domain: str, account: DomainSavings) -> policy_pb2.DomainSavings:
+        row = policy_pb2.DomainSavings(
+            domain=domain,
+            requests=account.requests,
+            prompt_tokens=account.prompt_tokens,
+            new_tokens=account.new_tokens,
+            unreported_requests=account.unreported,
+        )
+        for tier, count in sorted(account.tiers.items()):
+            row.tiers.add(tier=tier.value, requests=count)
+        if self._state.shape is not None:
+            row.attention.flops, row.attention.kv_bytes = account.took
+            row.dense.flops, row.dense.kv_bytes = account.dense
+        if account.coverage is not None:
+            row.coverage = account.coverage
+        compiled = self._state.policies.snapshot.policies.get(domain)
+        if compiled is None:
+            return row
+        guards, rollout = compiled.policy.guards, compiled.policy.rollout
+        if guards.min_coverage is not None:
+            row.min_coverage = guards.min_coverage
+        capped = any(override.id == override_id(domain) for override in self._state.policies.overrides.active())
+        row.guard_tripped = capped or (rollout is not None and rollout.halted)
+        return row
+
+
+def _add(savings: Savings, batch: list[Replayed], times: list[float]) -> int:
+    """Takes up a batch, and returns how many entries could not be read."""
+    readable = [replayed.entry for replayed in batch if replayed.entry is not None]
+    for entry in readable:
+        savings.add(entry)
+    if readable:
+        spread = [entry.time for entry in readable]
+        times += [min(spread), max(spread)]
+    return len(batch) - len(readable)
