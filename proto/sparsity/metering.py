@@ -77,8 +77,8 @@ def _prometheus(listen: str) -> MetricReader:
     from prometheus_client import start_http_server
 
     host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigurationError(f"--metrics-listen: must be host:port, not {listen!r}")
+    if not host or not port.isdigit() or not 0 < int(port) <= 65535:
+        raise ConfigurationError(f"--metrics-listen: must be host:port, and no port 0, not {listen!r}")
     try:
         start_http_server(int(port), host.strip("[]"))
     except OSError as error:

@@ -58,8 +58,11 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
             raise UnimplementedError(f"{method.full_name} is not implemented in this version")
         return function
 
+    def count(code: grpc.StatusCode) -> None:
+        _errors.add(1, {"rpc.method": method.full_name, "rpc.grpc.status_code": code.name})
+
     async def refuse(context: Context, error: SparsityError) -> NoReturn:
-        _errors.add(1, {"rpc.method": method.full_name, "rpc.grpc.status_code": error.code.name})
+        count(error.code)
         await answer(context, error)
 
     async def unary(request: Any, context: Context) -> Any:
@@ -67,6 +70,9 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
             return await checked(request)(request, context)
         except SparsityError as error:
             await refuse(context, error)
+        except Exception:
+            count(grpc.StatusCode.UNKNOWN)
+            raise
 
     async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
@@ -75,6 +81,9 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
                     yield response
         except SparsityError as error:
             await refuse(context, error)
+        except Exception:
+            count(grpc.StatusCode.UNKNOWN)
+            raise
 
     def serialize(message: Any) -> bytes:
         return bytes(message.SerializeToString())
@@ -99,9 +108,8 @@ def require_free(address: str, option: str = "--listen") -> None:
         ):
             return
     except OSError as error:
-        problem = (
-            f"{option}: cannot listen on {address} ({error.strerror}); choose another port, or port 0 for a free one"
-        )
+        free = ", or port 0 for a free one" if option == "--listen" else ""
+        problem = f"{option}: cannot listen on {address} ({error.strerror}); choose another port{free}"
         raise ConfigurationError(problem) from error
 
 

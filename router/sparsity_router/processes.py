@@ -80,7 +80,7 @@ def run(arguments: Sequence[str], listen: str, count: int, metrics: str | None =
 def _metrics_addresses(first: str | None, count: int) -> list[str | None]:
     """Where each process serves its metrics."""
     host, _, port = (first or "").rpartition(":")
-    if not first or not port.isdigit() or port == "0":
+    if not first or not port.isdigit():
         # What is no address is told by the process that is given it.
         return [first] * count
     return [f"{host}:{int(port) + place}" for place in range(count)]

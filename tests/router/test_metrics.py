@@ -155,8 +155,9 @@ def test_processes_of_one_port_have_metrics_of_their_own() -> None:
 
 
 def test_an_address_that_will_not_do_is_told() -> None:
-    with pytest.raises(ConfigurationError, match="--metrics-listen: must be host:port, not 'nonsense'"):
-        configure_metrics("test", "nonsense", disabled=False)
+    for listen in ("nonsense", "127.0.0.1:0", "127.0.0.1:99999", ":9464"):
+        with pytest.raises(ConfigurationError, match="--metrics-listen: must be host:port"):
+            configure_metrics("test", listen, disabled=False)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ConfigurationError, match="--metrics-listen: cannot listen on"):

@@ -106,7 +106,7 @@ class InferenceService:
                     try:
                         async for relayed in messages:
                             response, served = relayed.response, relayed.decision
-                            first = first or time.monotonic() - started
+                            first = time.monotonic() - started if first is None and response.token_ids else first
                             if response.HasField("completion"):
                                 completion = response.completion
                                 completion.decision.CopyFrom(decision_to_wire(served, decision_id))

@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Sequence
 
 from google.protobuf.duration_pb2 import Duration
 from sparsity.errors import ConfigurationError, InvalidRequestError
+from sparsity.v1 import policy_pb2
 from sparsity_policies.decisionlog import DecisionLog, Replayed
+from sparsity_policies.journal import Entry
+from sparsity_policies.wire import timestamp
 
 _BATCH = 1000
+
+
+class Seen:
+    """What was read of the log: how many entries could not be, and from when to when the others are."""
+
+    def __init__(self) -> None:
+        self._unreadable = 0
+        self._first, self._last = math.inf, -math.inf
+
+    def readable(self, batch: Sequence[Replayed]) -> list[Entry]:
+        """The entries of a batch that could be read."""
+        entries = [replayed.entry for replayed in batch if replayed.entry is not None]
+        self._unreadable += len(batch) - len(entries)
+        for entry in entries:
+            self._first, self._last = min(self._first, entry.time), max(self._last, entry.time)
+        return entries
+
+    def tell(self, answer: policy_pb2.SimulationSummary | policy_pb2.GetSavingsResponse) -> None:
+        """Writes it into an answer."""
+        answer.unreadable_entries = self._unreadable
+        if self._last >= self._first:
+            answer.start_time.CopyFrom(timestamp(self._first))
+            answer.end_time.CopyFrom(timestamp(self._last))
 
 
 async def logged(decisions: DecisionLog | None, since: Duration, name: str) -> AsyncIterator[list[Replayed]]:

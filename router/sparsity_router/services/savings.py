@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from sparsity.v1 import policy_pb2
-from sparsity_policies.decisionlog import Replayed
+from sparsity_policies.journal import Entry
 from sparsity_policies.savings import DomainSavings, Savings
-from sparsity_policies.wire import timestamp
 
 from sparsity_router.guards import override_id
-from sparsity_router.services.logged import logged
+from sparsity_router.services.logged import Seen, logged
 from sparsity_router.services.policy_state import Context, Part
 
 
@@ -21,16 +20,13 @@ class SavingsReport(Part):
         self, request: policy_pb2.GetSavingsRequest, context: Context
     ) -> policy_pb2.GetSavingsResponse:
         """Requests, tokens, attention and guards of each domain."""
-        savings = Savings(self._state.shape)
-        response = policy_pb2.GetSavingsResponse()
-        times: list[float] = []
+        savings, seen = Savings(self._state.shape), Seen()
         async for batch in logged(self._state.decisions, request.since, "since"):
-            response.unreadable_entries += await asyncio.to_thread(_add, savings, batch, times)
+            await asyncio.to_thread(_add, savings, seen.readable(batch))
+        response = policy_pb2.GetSavingsResponse()
         for domain, account in sorted(savings.domains.items()):
             response.domains.append(self._row(domain, account))
-        if times:
-            response.start_time.CopyFrom(timestamp(min(times)))
-            response.end_time.CopyFrom(timestamp(max(times)))
+        seen.tell(response)
         return response
 
     def _row(self, domain: str, account: DomainSavings) -> policy_pb2.DomainSavings:
@@ -59,12 +55,6 @@ class SavingsReport(Part):
         return row
 
 
-def _add(savings: Savings, batch: list[Replayed], times: list[float]) -> int:
-    """Takes up a batch, and returns how many entries could not be read."""
-    readable = [replayed.entry for replayed in batch if replayed.entry is not None]
-    for entry in readable:
+def _add(savings: Savings, entries: list[Entry]) -> None:
+    for entry in entries:
         savings.add(entry)
-    if readable:
-        spread = [entry.time for entry in readable]
-        times += [min(spread), max(spread)]
-    return len(batch) - len(readable)

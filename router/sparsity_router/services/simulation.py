@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 from sparsity.errors import InvalidRequestError
 from sparsity.v1 import policy_pb2
-from sparsity_policies.decisionlog import Replayed
+from sparsity_policies.journal import Entry
 from sparsity_policies.model import Signals
 from sparsity_policies.simulate import SimulatedRequest, Simulation
-from sparsity_policies.wire import policy_from_wire, signals_from_wire, summary_to_wire, timestamp
+from sparsity_policies.wire import policy_from_wire, signals_from_wire, summary_to_wire
 
-from sparsity_router.services.logged import logged
+from sparsity_router.services.logged import Seen, logged
 from sparsity_router.services.policy_state import Context, Part
 
 MAX_SIGNALS = 10_000
@@ -40,15 +40,11 @@ class Simulations(Part):
         if not replays:
             found = await asyncio.to_thread(_decide_all, simulation, signals)
             return summary_to_wire(simulation.summary(), found)
-        unreadable = 0
-        times: list[float] = []
+        seen = Seen()
         async for batch in logged(self._state.decisions, request.replay, "replay"):
-            unreadable += await asyncio.to_thread(_replay_batch, simulation, batch, now, times)
+            await asyncio.to_thread(_replay, simulation, seen.readable(batch), now)
         response = summary_to_wire(simulation.summary())
-        response.summary.unreadable_entries = unreadable
-        if times:
-            response.summary.start_time.CopyFrom(timestamp(min(times)))
-            response.summary.end_time.CopyFrom(timestamp(max(times)))
+        seen.tell(response.summary)
         return response
 
 
@@ -56,13 +52,8 @@ def _decide_all(simulation: Simulation, signals: Sequence[Signals]) -> list[Simu
     return [simulation.add(item) for item in signals]
 
 
-def _replay_batch(simulation: Simulation, batch: list[Replayed], now: float, times: list[float]) -> int:
-    """Decides a batch by the policies of now, and returns how many entries could not be read."""
-    readable = [replayed.entry for replayed in batch if replayed.entry is not None]
-    for entry in readable:
+def _replay(simulation: Simulation, entries: Sequence[Entry], now: float) -> None:
+    """Decides entries by the policies of now."""
+    for entry in entries:
         simulation.observe(entry)
         simulation.add(dataclasses.replace(entry.signals, received_at=now, policy_age=0.0), entry.new_tokens)
-    if readable:
-        spread = [entry.time for entry in readable]
-        times += [min(spread), max(spread)]
-    return len(batch) - len(readable)
