@@ -3,7 +3,7 @@ PYTHON ?= python3
 export GRPC_VERBOSITY ?= ERROR
 BIN := .venv/bin
 
-.PHONY: environment run test lint format protos bench-tiers bench-policies bench-router chaos clean
+.PHONY: environment run test lint format protos bench-tiers bench-policies bench-router chaos alerts clean
 
 environment:
 	@$(PYTHON) tools/environment.py
@@ -45,6 +45,11 @@ bench-router: environment
 # Faults of every kind, a line each, and a soak of 100,000 requests.
 chaos: environment
 	@$(BIN)/python -m pytest -v -s -m "" tests/chaos tests/router/test_never_sparser.py tests/router/test_leases.py
+
+# Needs Prometheus' promtool (Debian's package `prometheus`): checks the alerts, and plays them.
+alerts:
+	@promtool check rules deploy/monitoring/alerts.yaml
+	@promtool test rules deploy/monitoring/alerts_test.yaml
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -29,7 +29,8 @@ class DomainSavings:
         unreported: requests of which no worker said what it attended.
         took: what attention took.
         dense: what dense attention would have taken.
-        sparse: requests that a sparse tier answered with a report, and their coverage summed.
+        sparse: requests that a sparse tier answered with a report.
+        covered: their coverage, summed.
     """
 
     requests: int = 0
@@ -39,13 +40,13 @@ class DomainSavings:
     unreported: int = 0
     took: Cost = _NOTHING
     dense: Cost = _NOTHING
-    sparse: tuple[int, float] = (0, 0.0)
+    sparse: int = 0
+    covered: float = 0.0
 
     @property
     def coverage(self) -> float | None:
         """Mean coverage of the sparse answers; None without any."""
-        count, total = self.sparse
-        return total / count if count else None
+        return self.covered / self.sparse if self.sparse else None
 
 
 class Savings:
@@ -71,8 +72,8 @@ class Savings:
         if entry.served_tier is not None:
             account.tiers[entry.served_tier] += 1
         if reported and entry.served_tier is not Tier.DENSE:
-            count, total = account.sparse
-            account.sparse = (count + 1, total + entry.coverage)
+            account.sparse += 1
+            account.covered += entry.coverage
         if self._shape is not None:
             pairs = Pairs.of(tokens, entry.new_tokens)
             density = Density(entry.prefill_density, entry.decode_density) if reported else DENSE

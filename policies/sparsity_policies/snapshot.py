@@ -89,6 +89,11 @@ class Snapshot:
         empty = cls(revision, compiled, (), scanner, digest, tuple(sorted(rejected)), ttl)
         return empty.with_overrides(overrides)
 
+    def policy(self, domain: str) -> Policy | None:
+        """The policy of a domain, where it has one."""
+        compiled = self.policies.get(domain)
+        return compiled.policy if compiled else None
+
     def with_draft(self, draft: Policy) -> Snapshot:
         """This snapshot as it would be with ``draft`` in the place of its domain's policy.
 

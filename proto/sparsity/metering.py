@@ -6,10 +6,10 @@ given. Without either nothing is recorded, and :func:`is_on` tells so.
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry import metrics
@@ -69,27 +69,22 @@ def configure_metrics(service: str, listen: str | None, *, disabled: bool) -> No
         readers.append(_prometheus(listen))
     resource = Resource.create({"service.name": service})
     metrics.set_meter_provider(MeterProvider(metric_readers=readers, resource=resource))
-    is_on.cache_clear()
 
 
 def _prometheus(listen: str) -> MetricReader:
     from opentelemetry.exporter.prometheus import PrometheusMetricReader
     from prometheus_client import start_http_server
 
+    from sparsity.serving import require_free
+
+    require_free(listen, "--metrics-listen", any_port=False)
     host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) <= 65535:
-        raise ConfigurationError(f"--metrics-listen: must be host:port, and no port 0, not {listen!r}")
-    try:
-        start_http_server(int(port), host.strip("[]"))
-    except OSError as error:
-        problem = f"cannot listen on {listen} ({error.strerror}); choose another port"
-        raise ConfigurationError(f"--metrics-listen: {problem}") from error
+    start_http_server(int(port), host.strip("[]"))
     return PrometheusMetricReader(scope_info_enabled=False)
 
 
-@functools.cache
 def is_on() -> bool:
-    """Whether anybody gets what is recorded."""
+    """Whether anybody gets what is recorded; it is decided before the first instrument is made."""
     return hasattr(metrics.get_meter_provider(), "shutdown")
 
 
@@ -97,6 +92,16 @@ def observe(meter: metrics.Meter, gauges: Iterable[Gauge]) -> None:
     """Registers gauges, each a name, a unit, a description and what reads it; they are read when metrics are taken."""
     for name, unit, description, read in gauges:
         meter.create_observable_gauge(name, [_callback(read)], unit, description)
+
+
+def scalar(read: Callable[[], float], attributes: Mapping[str, str] | None = None) -> Callable[[], list[Observation]]:
+    """What a gauge of one series reads."""
+    return lambda: [Observation(read(), attributes)]
+
+
+def histogram(meter: metrics.Meter, name: str, unit: str, what: str, bounds: Sequence[float]) -> metrics.Histogram:
+    """A histogram whose buckets end at ``bounds``."""
+    return meter.create_histogram(name, unit, what, explicit_bucket_boundaries_advisory=bounds)
 
 
 def _callback(read: Callable[[], Iterable[Observation]]) -> Callable[[CallbackOptions], Iterable[Observation]]:
@@ -131,15 +136,14 @@ class Generations:
     """Instruments of answered requests: times, tokens, density and coverage; routers and workers have the same."""
 
     def __init__(self, meter: metrics.Meter) -> None:
-        def histogram(name: str, unit: str, what: str, bounds: tuple[float, ...]) -> metrics.Histogram:
-            return meter.create_histogram(name, unit, what, explicit_bucket_boundaries_advisory=bounds)
-
-        self._duration = histogram(GEN_AI_DURATION, "s", "From a request's receipt to its end.", SECONDS)
-        self._first = histogram(GEN_AI_FIRST_TOKEN, "s", "From a request's receipt to its first token.", SECONDS)
-        self._each = histogram(GEN_AI_PER_TOKEN, "s", "Between tokens after the first.", _TOKEN_SECONDS)
-        self._prefill = histogram(PREFILL_DENSITY, "1", "Attended over causal pairs of the prompt.", SHARES)
-        self._decode = histogram(DECODE_DENSITY, "1", "Attended over causal pairs of generated tokens.", SHARES)
-        self._coverage = histogram(COVERAGE, "1", "Estimated share of softmax mass kept.", SHARES)
+        times = partial(histogram, meter)
+        self._duration = times(GEN_AI_DURATION, "s", "From a request's receipt to its end.", SECONDS)
+        self._first = times(GEN_AI_FIRST_TOKEN, "s", "From a request's receipt to its first token.", SECONDS)
+        self._each = times(GEN_AI_PER_TOKEN, "s", "Between tokens after the first.", _TOKEN_SECONDS)
+        shares = partial(histogram, meter, unit="1", bounds=SHARES)
+        self._prefill = shares(PREFILL_DENSITY, what="Attended over causal pairs of the prompt.")
+        self._decode = shares(DECODE_DENSITY, what="Attended over causal pairs of generated tokens.")
+        self._coverage = shares(COVERAGE, what="Estimated share of softmax mass kept.")
         self._tokens = Total(meter, TOKENS, "{token}", "Tokens by kind: prompt, cached (of the prompt), new.")
 
     def record(self, completion: inference_pb2.Completion, times: Times, attributes: Mapping[str, str]) -> None:

@@ -93,22 +93,24 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
     return grpc.unary_unary_rpc_method_handler(unary, parse, serialize)
 
 
-def require_free(address: str, option: str = "--listen") -> None:
+def require_free(address: str, option: str = "--listen", *, any_port: bool = True) -> None:
     """Tells early, before anything slow is started, that ``address``, given by ``option``, cannot be listened on.
+
+    With ``any_port`` port 0 takes a free one; without it nobody would know which.
 
     Raises:
         ConfigurationError: naming the address and the remedy.
     """
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigurationError(f"{option}: must be host:port, not {address!r}")
+    if not host or not port.isdigit() or int(port) > 65535 or not (any_port or int(port)):
+        raise ConfigurationError(f"{option}: must be host:port{'' if any_port else ', and no port 0'}, not {address!r}")
     try:
         with socket.create_server(
             (host.strip("[]"), int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET
         ):
             return
     except OSError as error:
-        free = ", or port 0 for a free one" if option == "--listen" else ""
+        free = ", or port 0 for a free one" if any_port else ""
         problem = f"{option}: cannot listen on {address} ({error.strerror}); choose another port{free}"
         raise ConfigurationError(problem) from error
 

@@ -45,8 +45,9 @@ def observe_fleet(fleet: Fleet, meter: metrics.Meter | None = None) -> None:
         for worker in list(fleet.workers):
             yield Observation(int(worker.breaker.word != "closed"), _of(worker))
 
+    meter = meter or metrics.get_meter("sparsity.router")
     observe(
-        meter or metrics.get_meter("sparsity.router"),
+        meter,
         [
             ("sparsity.router.workers", "{worker}", "Workers by tier and state.", states),
             ("sparsity.router.waiting", "{request}", "Requests in line for room at a tier.", lines),
@@ -59,7 +60,7 @@ def observe_fleet(fleet: Fleet, meter: metrics.Meter | None = None) -> None:
     def retries(_: object) -> list[Observation]:
         return [Observation(fleet.retries.spent)]
 
-    (meter or metrics.get_meter("sparsity.router")).create_observable_counter(
+    meter.create_observable_counter(
         "sparsity.router.retries", [retries], "{request}", "Requests sent once more, to a peer or as a hedge."
     )
 

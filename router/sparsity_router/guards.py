@@ -75,7 +75,7 @@ class GuardMonitor:
 
     def coverage(self, domain: str, tier: Tier, value: float) -> None:
         """Takes up the coverage of one sparse answer."""
-        policy = self._policy(domain)
+        policy = self._policies.snapshot.policy(domain)
         if policy is None or policy.guards.min_coverage is None or tier is Tier.DENSE:
             return
         window = self._coverage.setdefault((domain, tier), Window())
@@ -87,7 +87,7 @@ class GuardMonitor:
 
     def outcome(self, outcome: Outcome) -> None:
         """Takes up the quality of one answer."""
-        policy = self._policy(outcome.domain)
+        policy = self._policies.snapshot.policy(outcome.domain)
         if policy is None or policy.guards.max_quality_dip is None or not outcome.arm:
             return
         key = (outcome.domain, outcome.metric)
@@ -115,10 +115,6 @@ class GuardMonitor:
                 # The policy follower tells of an absent store.
                 await asyncio.sleep(_OUTCOME_WAIT_SECONDS)
 
-    def _policy(self, domain: str) -> Policy | None:
-        compiled = self._policies.snapshot.policies.get(domain)
-        return compiled.policy if compiled else None
-
     def _act(self, domain: str, action: Coroutine[Any, Any, None]) -> None:
         running = self._acting.get(domain)
         if running is not None and not running.done():
@@ -132,7 +128,7 @@ class GuardMonitor:
 
     async def _step_in(self, domain: str, tier: Tier, what: str) -> None:
         self._forget(domain)
-        policy = self._policy(domain)
+        policy = self._policies.snapshot.policy(domain)
         if policy is None:
             return
         rollout = policy.rollout

@@ -42,25 +42,23 @@ class Observer:
         times: Times | None = None,
     ) -> None:
         """Takes up a request: what was decided, what served it if anything did, and its completion if it had one."""
+        policy = self._policies.snapshot.policy(decision.policy)
         report = completion.sparsity if completion is not None and completion.HasField("sparsity") else None
         # Most requests of a busy router are not logged: an entry is made only for those that are.
         self._recorder.decision(
-            decision_id, lambda: self._entry(decision_id, signals, decision, served, completion, report)
+            decision_id, lambda: self._entry(decision_id, signals, decision, policy, served, completion, report)
         )
-        self._metrics.relayed(decision, self._policy(decision), served, completion, times)
+        self._metrics.relayed(decision, policy, served, completion, times)
         # A request too short for the sparse kernels was attended whole, and says nothing about them.
         if report and served and report.sparse_kernel_calls:
             self._guards.coverage(decision.policy, served.tier, report.coverage)
-
-    def _policy(self, decision: Decision) -> Policy | None:
-        compiled = self._policies.snapshot.policies.get(decision.policy)
-        return compiled.policy if compiled else None
 
     def _entry(
         self,
         decision_id: str,
         signals: Signals,
         decision: Decision,
+        policy: Policy | None,
         served: Decision | None,
         completion: inference_pb2.Completion | None,
         report: inference_pb2.SparsityReport | None,
@@ -82,5 +80,5 @@ class Observer:
             decode_density=report.decode_density if report else 0.0,
             coverage=report.coverage if report else 0.0,
             new_tokens=completion.usage.completion_tokens if completion is not None else 0,
-            arm=arm(self._policy(decision), decision),
+            arm=arm(policy, decision),
         )

@@ -8,14 +8,15 @@ from __future__ import annotations
 from functools import partial
 
 from opentelemetry import metrics
-from sparsity import metering, telemetry
-from sparsity.metering import Generations, Times, Total
+from sparsity import telemetry
+from sparsity.metering import Generations, Times, Total, histogram, is_on
 from sparsity.v1 import inference_pb2
 from sparsity_policies.costs import DENSE, Density, ModelShape, Pairs
 from sparsity_policies.model import Decision, Policy, Tier
 
 # A mean over layers need not be 1 to the last bit.
 _WHOLE = 1 - 1e-9
+_CLASSIFY_SECONDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.005, 0.025, 0.1, 0.5, 1.0)
 
 
 class RequestMetrics:
@@ -28,7 +29,7 @@ class RequestMetrics:
     """
 
     def __init__(self, model: str, shape: ModelShape | None, meter: metrics.Meter | None = None) -> None:
-        self._on = meter is not None
+        self._on = meter is not None or is_on()
         meter = meter or metrics.get_meter("sparsity.router")
         self._model = model
         self._shape = shape
@@ -42,19 +43,15 @@ class RequestMetrics:
         self._flops_saved = count("sparsity.attention.flops.saved", "1", "That dense attention would have taken more.")
         self._bytes = count("sparsity.attention.kv_read", "By", "Keys and values that decoding read.")
         self._bytes_saved = count("sparsity.attention.kv_read.saved", "By", "That dense decoding would have read more.")
-        self._classifying = meter.create_histogram(
+        self._classifying = histogram(
+            meter,
             "sparsity.router.classify.duration",
             "s",
             "Scan, length and domain of one request.",
-            explicit_bucket_boundaries_advisory=(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.005, 0.025, 0.1, 0.5, 1.0),
+            _CLASSIFY_SECONDS,
         )
         # A series that is there from the beginning: an increase from nothing would not be seen.
         self._violations.add(0, {})
-
-    @property
-    def on(self) -> bool:
-        """Whether anybody takes them."""
-        return self._on or metering.is_on()
 
     def classified(self, seconds: float) -> None:
         """Takes up the time that one classification took."""
@@ -77,7 +74,7 @@ class RequestMetrics:
             completion: the worker's last message; None where there was none, or the router does not see it.
             times: as the router saw it; None where it did not see the answer.
         """
-        if not self.on:
+        if not self._on:
             return
         tier = served.tier.word if served else "none"
         common = {telemetry.DOMAIN: decision.policy, telemetry.TIER: tier}

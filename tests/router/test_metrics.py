@@ -3,11 +3,8 @@ from __future__ import annotations
 import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from sparsity.errors import ConfigurationError
 from sparsity.metering import Times, configure_metrics
 from sparsity.v1 import inference_pb2
@@ -18,31 +15,12 @@ from sparsity_router.fleet_metrics import observe_fleet
 from sparsity_router.processes import _metrics_addresses
 from sparsity_router.request_metrics import RequestMetrics
 from support.fake_worker import FakeWorker
+from support.metrics import Meter
 from support.rig import AGGRESSIVE, DENSE, rig
 from support.snapshots import snapshot
 from support.tiny import tiny_model
 
 SHAPE = ModelShape(layers=2, query_heads=4, kv_heads=2, head_dim=8)
-Values = dict[str, list[tuple[dict[str, Any], Any]]]
-
-
-class Meter:
-    """Metrics kept in memory."""
-
-    def __init__(self) -> None:
-        self._reader = InMemoryMetricReader()
-        self.meter = MeterProvider(metric_readers=[self._reader]).get_meter("test")
-
-    def values(self) -> Values:
-        """Attributes and value of each point, by metric; a histogram's value is its sum."""
-        data = self._reader.get_metrics_data()
-        assert data is not None
-        found: Values = {}
-        for metric in data.resource_metrics[0].scope_metrics[0].metrics:
-            for point in metric.data.data_points:
-                value = point.value if hasattr(point, "value") else point.sum
-                found.setdefault(metric.name, []).append((dict(point.attributes or {}), value))
-        return found
 
 
 def decision(tokens: int = 5000, domain: str = "rag") -> Decision:

@@ -13,8 +13,6 @@ from typing import Any
 
 import grpc
 import pytest
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from sparsity.errors import ConfigurationError
 from sparsity.v1 import policy_pb2, policy_pb2_grpc
 from sparsity_policies.contents import Contents, Cursor, Delta
@@ -30,6 +28,7 @@ from sparsity_router.policies import PolicyFollower
 from sparsity_router.policy_metrics import observe_policies
 from sparsity_router.recorder import Recorder
 from sparsity_router.snapshot_file import SnapshotFile
+from support.metrics import Meter
 from support.redis_server import RedisServer
 from support.router import failure, running, until
 from support.router_process import RouterProcess
@@ -105,20 +104,15 @@ async def test_garbage_is_held_at_its_last_good_version_until_it_is_mended() -> 
 
 
 async def test_gauges_tell_what_an_alert_needs() -> None:
-    reader = InMemoryMetricReader()
+    told = Meter()
     source = Source()
     follower = PolicyFollower(source, ttl=300)
     await follower.start()
     follower._snapshot = replace(follower.snapshot, rejected=("rag",), drifted=("a", "b"))
     recorder = Recorder(None)
     recorder.dropped = 7
-    observe_policies(follower, recorder, MeterProvider(metric_readers=[reader]).get_meter("test"))
-    data = reader.get_metrics_data()
-    assert data is not None
-    found = {
-        metric.name: metric.data.data_points[0].value  # type: ignore[union-attr]
-        for metric in data.resource_metrics[0].scope_metrics[0].metrics
-    }
+    observe_policies(follower, recorder, told.meter)
+    found = {name: value for name, [(_, value)] in told.values().items()}
     assert found.pop("sparsity.policy.age") >= 0
     assert found == {
         "sparsity.policy.revision": 1,

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from sparsity.metering import Times
 from sparsity.v1 import inference_pb2
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.load import Load
 from sparsity_worker.metering import WorkerMetrics, _thirds
+from support.metrics import Meter
 from support.tiny import tiny_model
 
 
@@ -22,20 +20,19 @@ def completion(layers: int) -> inference_pb2.Completion:
 
 
 def test_layers_are_told_by_thirds_and_load_as_it_is(tmp_path: Path) -> None:
-    reader = InMemoryMetricReader()
-    meter = MeterProvider(metric_readers=[reader]).get_meter("test")
+    told = Meter()
     load = Load(7)
     config = WorkerConfig("a", "dense", tiny_model(tmp_path), max_total_tokens=100)
-    metrics = WorkerMetrics(config, ModelFacts("tiny", 100, 10), load, meter)
+    metrics = WorkerMetrics(config, ModelFacts("tiny", 100, 10), load, told.meter)
     with load.admit("r", 40):
         load.kv_used_tokens = 25
         metrics.finished(completion(6), Times(0.1, 0.2))
-        data: Any = reader.get_metrics_data()
-    found = {}
-    for metric in data.resource_metrics[0].scope_metrics[0].metrics:
-        for point in metric.data.data_points:
-            key = (metric.name, point.attributes.get("sparsity.layers") or point.attributes.get("sparsity.kernel.kind"))
-            found[key] = point.value if hasattr(point, "value") else point.sum
+        values = told.values()
+    found = {
+        (name, where.get("sparsity.layers") or where.get("sparsity.kernel.kind")): value
+        for name, points in values.items()
+        for where, value in points
+    }
     density = [found["sparsity.worker.layer.density", name] for name in ("first", "middle", "last")]
     assert density == pytest.approx([0.05, 0.25, 0.45])
     assert found["sparsity.worker.layer.coverage", "last"] == pytest.approx(0.55)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 from opentelemetry import metrics
-from opentelemetry.metrics import Observation
-from sparsity import metering, telemetry
-from sparsity.metering import Gauge, Generations, Times, Total, observe
+from sparsity import telemetry
+from sparsity.metering import SHARES, Generations, Times, Total, histogram, is_on, observe, scalar
 from sparsity.v1 import inference_pb2
 
 from sparsity_worker.config import ModelFacts, WorkerConfig
@@ -28,46 +28,37 @@ class WorkerMetrics:
     """
 
     def __init__(self, config: WorkerConfig, facts: ModelFacts, load: Load, meter: metrics.Meter | None = None) -> None:
-        self._on = meter is not None
+        self._on = meter is not None or is_on()
         meter = meter or metrics.get_meter("sparsity.worker")
         self._generations = Generations(meter)
         self._common = {telemetry.TIER: config.tier}
         self._answered = {**self._common, telemetry.GEN_AI_MODEL: facts.name}
-        self._density = meter.create_histogram(
-            "sparsity.worker.layer.density",
-            "1",
-            "Attended over causal pairs of the prompt, by third of the layers.",
-            explicit_bucket_boundaries_advisory=metering.SHARES,
-        )
-        self._coverage = meter.create_histogram(
-            "sparsity.worker.layer.coverage",
-            "1",
-            "Estimated share of softmax mass kept, by third of the layers.",
-            explicit_bucket_boundaries_advisory=metering.SHARES,
-        )
+        shares = partial(histogram, meter, unit="1", bounds=SHARES)
+        density = "Attended over causal pairs of the prompt, by third of the layers."
+        coverage = "Estimated share of softmax mass kept, by third of the layers."
+        self._density = shares("sparsity.worker.layer.density", what=density)
+        self._coverage = shares("sparsity.worker.layer.coverage", what=coverage)
         calls = "Attention kernel calls; sparse ones pruned something."
         self._calls = Total(meter, "sparsity.worker.kernel.calls", "{call}", calls)
 
-        def gauge(name: str, unit: str, description: str, read: Callable[[], float]) -> Gauge:
-            return name, unit, description, lambda: [Observation(read(), self._common)]
-
+        own = partial(scalar, attributes=self._common)
         used = "Share of the KV cache that live requests held when a router last heard of it."
         aborted = "Requests that were cancelled or failed."
         observe(
             meter,
             [
-                gauge("sparsity.worker.requests", "{request}", "In flight.", lambda: len(load.requests)),
-                gauge("sparsity.worker.requests.limit", "{request}", "Accepted at once.", lambda: load.limit),
-                gauge("sparsity.worker.outstanding", "{token}", "Still to work on.", lambda: load.outstanding_tokens),
-                gauge("sparsity.worker.draining", "1", "1 while it admits no more.", lambda: load.draining),
-                gauge("sparsity.worker.aborted", "{request}", aborted, lambda: load.aborted),
-                gauge("sparsity.worker.kv_use", "1", used, lambda: load.kv_used_tokens / config.max_total_tokens),
+                ("sparsity.worker.requests", "{request}", "In flight.", own(lambda: len(load.requests))),
+                ("sparsity.worker.requests.limit", "{request}", "Accepted at once.", own(lambda: load.limit)),
+                ("sparsity.worker.outstanding", "{token}", "Still to work on.", own(lambda: load.outstanding_tokens)),
+                ("sparsity.worker.draining", "1", "1 while it admits no more.", own(lambda: load.draining)),
+                ("sparsity.worker.aborted", "{request}", aborted, own(lambda: load.aborted)),
+                ("sparsity.worker.kv_use", "1", used, own(lambda: load.kv_used_tokens / config.max_total_tokens)),
             ],
         )
 
     def finished(self, completion: inference_pb2.Completion, times: Times) -> None:
         """Takes up one answered request."""
-        if not (self._on or metering.is_on()):
+        if not self._on:
             return
         self._generations.record(completion, times, self._answered)
         report = completion.sparsity

@@ -46,7 +46,7 @@ def run(config: WorkerConfig) -> None:
     if config.require_lease and read_key(config.lease_key_file) is None:
         raise ConfigurationError("--require-lease: give the key with --lease-key-file or SPARSITY_LEASE_KEY")
     if config.metrics_listen:
-        require_free(config.metrics_listen, "--metrics-listen")
+        require_free(config.metrics_listen, "--metrics-listen", any_port=False)
     engine = Engine(config, facts, profile)
     telemetry.configure("sparsity-worker", config.metrics_listen)
     try:

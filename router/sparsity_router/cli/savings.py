@@ -62,7 +62,7 @@ def _print(answer: policy_pb2.GetSavingsResponse, speed: tuple[float, float], pr
         if row.HasField("dense"):
             share = f"{row.attention.flops / row.dense.flops:.0%}" if row.dense.flops else "-"
             cells += [share, f"{row.dense.flops - row.attention.flops:.3g}"]
-            cells += [f"{_gigabytes(row.dense.kv_bytes - row.attention.kv_bytes)} GB", f"{gpu:.3g}"]
+            cells += [f"{(row.dense.kv_bytes - row.attention.kv_bytes) / 1e9:.3g} GB", f"{gpu:.3g}"]
         else:
             cells += ["?"] * 4
         if price is not None:
@@ -86,10 +86,6 @@ def _print(answer: policy_pb2.GetSavingsResponse, speed: tuple[float, float], pr
 def _gpu_seconds(row: policy_pb2.DomainSavings, speed: tuple[float, float]) -> float:
     flops = row.dense.flops - row.attention.flops
     return flops / speed[0] + (row.dense.kv_bytes - row.attention.kv_bytes) / speed[1]
-
-
-def _gigabytes(count: float) -> str:
-    return f"{count / 1e9:.3g}"
 
 
 def _guard(row: policy_pb2.DomainSavings) -> str:

@@ -97,7 +97,7 @@ class Supervisor:
 
     def _serve(self, config: UpConfig) -> None:
         for place in range(len(TIERS) + 1 if config.metrics_port else 0):
-            require_free(self._metrics(place), "--metrics-port")
+            require_free(self._metrics(place), "--metrics-port", any_port=False)
         model = config.model or default_model(self._say)
         try:
             url = config.redis_url or self._start_valkey()

@@ -44,10 +44,10 @@ class SavingsReport(Part):
             row.dense.flops, row.dense.kv_bytes = account.dense
         if account.coverage is not None:
             row.coverage = account.coverage
-        compiled = self._state.policies.snapshot.policies.get(domain)
-        if compiled is None:
+        policy = self._state.policies.snapshot.policy(domain)
+        if policy is None:
             return row
-        guards, rollout = compiled.policy.guards, compiled.policy.rollout
+        guards, rollout = policy.guards, policy.rollout
         if guards.min_coverage is not None:
             row.min_coverage = guards.min_coverage
         capped = any(override.id == override_id(domain) for override in self._state.policies.overrides.active())
