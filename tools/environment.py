@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STAMP = "complete"
 PROGRESS_SECONDS = 5.0
 # Programs of the shared environment that `make` calls by path.
-TOOLS = ("buf", "protoc-gen-mypy", "protoc-gen-mypy_grpc", "ruff")
+TOOLS = ("buf", "hadolint", "protoc-gen-mypy", "protoc-gen-mypy_grpc", "ruff", "yamllint")
 
 
 def cache_root() -> Path:

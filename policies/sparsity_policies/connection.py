@@ -59,6 +59,13 @@ def connect(url: str, timeout: float) -> Any:
         raise ConfigurationError(f"redis url: {error}") from error
 
 
+def without_credentials(url: str) -> str:
+    """The URL as it may be shown."""
+    scheme, mark, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
+
+
 async def close(client: Any) -> None:
     """Closes a client, and the sentinels it asks."""
     pool = getattr(client, "connection_pool", None)

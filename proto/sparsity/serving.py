@@ -15,11 +15,12 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
-from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 from opentelemetry import metrics
 
 from sparsity.errors import ConfigurationError, InvalidRequestError, SparsityError, UnimplementedError
+from sparsity.health import Health
 from sparsity.metering import ERRORS
 from sparsity.status import answer
 from sparsity.tls import ServerTls
@@ -116,10 +117,10 @@ def require_free(address: str, option: str = "--listen", *, any_port: bool = Tru
 
 
 class Endpoint(NamedTuple):
-    """A server that listens, its health service, and its address."""
+    """A server that listens, its health, and its port."""
 
     server: grpc.aio.Server
-    health: health.aio.HealthServicer
+    health: Health
     port: int
 
 
@@ -130,10 +131,13 @@ def listen(
     tls: ServerTls | None = None,
     *,
     shared: bool = False,
+    connection_seconds: float = 0.0,
 ) -> Endpoint:
     """A server with ``services``, standard health and reflection on ``address``; port 0 takes a free one.
 
     A ``shared`` address may be listened on by other processes too, and the kernel spreads connections over them.
+    Clients connect anew after ``connection_seconds``, so that they find servers that came since; calls in flight are
+    finished on the old connection. 0 keeps connections.
 
     Raises:
         ConfigurationError: when the address cannot be listened on, or a TLS file cannot be read.
@@ -145,12 +149,14 @@ def listen(
         ("grpc.http2.min_ping_interval_without_data_ms", 2000),
         ("grpc.keepalive_permit_without_calls", 1),
     ]
+    if connection_seconds:
+        options.append(("grpc.max_connection_age_ms", int(connection_seconds * 1000)))
     server = grpc.aio.server(options=options)
     for descriptor, servicer in services.items():
         add_service(server, descriptor, servicer)
-    healthy = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     names = [descriptor.full_name for descriptor in services]
+    healthy = Health(names)
+    healthy.add_to(server)
     reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     if not shared:
         require_free(address)

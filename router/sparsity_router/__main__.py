@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -23,7 +24,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--worker", action="append", default=[], help="host:port, dns:///name:port or k8s:///ns/service:port; repeat"
     )
     forms = "redis://host:port/db, redis+sentinel://host:port,host:port/master, redis+cluster://host:port,host:port"
-    parser.add_argument("--redis-url", help=f"policy store: {forms}")
+    parser.add_argument(
+        "--redis-url",
+        default=os.environ.get("SPARSITY_REDIS_URL"),
+        help=f"policy store: {forms}; or SPARSITY_REDIS_URL, which keeps a password out of the process list",
+    )
     parser.add_argument("--listen", default="127.0.0.1:7000", help="host:port; port 0 takes a free one")
     parser.add_argument("--band-set", default="standard", choices=[*band_sets(), "none"], help="policies to seed")
     parser.add_argument("--policy-ttl", type=float, default=300.0, help="seconds until policies are stale")
@@ -56,6 +61,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--worker-cert", type=Path, help="PEM certificate that is shown to workers")
     parser.add_argument("--worker-key", type=Path, help="its PEM key")
     parser.add_argument("--metrics-listen", help="host:port to serve Prometheus' text on, at /metrics")
+    parser.add_argument("--health-listen", help="host:port of a plaintext health service for probes")
+    parser.add_argument("--drain-seconds", type=float, default=30.0, help="that streams in flight get at shutdown")
+    parser.add_argument("--connection-seconds", type=float, default=0.0, help="until clients connect anew; 0: never")
     parser.add_argument("--processes", type=int, default=1, help="router processes that share the port")
     parser.add_argument("--siblings", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -77,7 +85,8 @@ def main() -> int:
         if options.processes < 1:
             raise ConfigurationError("--processes: must be at least 1")
         if options.processes > 1:
-            return processes.run(sys.argv[1:], options.listen, options.processes, options.metrics_listen)
+            own = {"--metrics-listen": options.metrics_listen, "--health-listen": options.health_listen}
+            return processes.run(sys.argv[1:], options.listen, options.processes, own)
         from sparsity_router.server import run
 
         run(
@@ -108,6 +117,9 @@ def main() -> int:
                 max_prompt_bytes=options.max_prompt_bytes,
                 tenant_limits=options.tenant_limits,
                 metrics_listen=options.metrics_listen,
+                health_listen=options.health_listen,
+                drain_seconds=options.drain_seconds,
+                connection_seconds=options.connection_seconds,
                 tls=ServerTls.of(options.tls_cert, options.tls_key, options.tls_client_ca),
                 worker_tls=_worker_tls(options),
             )

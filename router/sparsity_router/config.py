@@ -46,6 +46,8 @@ class RouterConfig:
         worker_tls: what is trusted of workers, and shown to them; None is plain text.
         siblings: folder that the router processes of this port share; None for a port of its own.
         metrics_listen: `host:port` of the Prometheus endpoint; None serves none.
+        health_listen: `host:port` of the plaintext health service for probes; None serves none.
+        connection_seconds: after which clients connect anew, to find routers that came since; 0 keeps connections.
         drain_seconds: time that streams in flight get at shutdown.
     """
 
@@ -78,6 +80,8 @@ class RouterConfig:
     worker_tls: ClientTls | None = None
     siblings: Path | None = None
     metrics_listen: str | None = None
+    health_listen: str | None = None
+    connection_seconds: float = 0.0
     drain_seconds: float = 30.0
 
     def __post_init__(self) -> None:
@@ -96,6 +100,8 @@ class RouterConfig:
             raise ConfigurationError("--detect-seconds: must be more than 0")
         if self.max_prompt_bytes < 1:
             raise ConfigurationError("--max-prompt-bytes: must be at least 1")
+        if self.drain_seconds < 0 or self.connection_seconds < 0:
+            raise ConfigurationError("--drain-seconds and --connection-seconds: must be from 0")
         if self.policy_ttl <= 0:
             raise ConfigurationError("--policy-ttl: must be more than 0 seconds")
         if self.max_policy_lag <= 0:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sparsity.errors import ConfigurationError
 
@@ -26,15 +26,18 @@ _UNUSABLE = 2
 _PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
 
 
-def run(arguments: Sequence[str], listen: str, count: int, metrics: str | None = None) -> int:
+def run(arguments: Sequence[str], listen: str, count: int, own: Mapping[str, str | None]) -> int:
     """Runs ``count`` routers with the command line ``arguments`` until SIGTERM or SIGINT, and returns the exit code.
 
-    Each has metrics of its own, on ``metrics`` and the ports after it.
+    Args:
+        arguments: of the command line.
+        listen: the address that all share.
+        count: how many.
+        own: addresses by option of which each takes one, the given and those on the ports after it.
 
     Raises:
         ConfigurationError: when ``listen`` cannot be listened on.
     """
-    ports = _metrics_addresses(metrics, count)
     stopping = threading.Event()
     children: list[subprocess.Popen[bytes]] = []
 
@@ -53,7 +56,7 @@ def run(arguments: Sequence[str], listen: str, count: int, metrics: str | None =
         command = [sys.executable, "-m", "sparsity_router", *arguments, "--processes", "1"]
         command += ["--listen", address, "--siblings", folder]
         log.info("%d router processes on %s", count, address)
-        commands = [[*command, *(("--metrics-listen", port) if port else ())] for port in ports]
+        commands = [[*command, *_own(own, place)] for place in range(count)]
         children += [subprocess.Popen(each) for each in commands]
         unproven = set(children)
         code = 0
@@ -77,13 +80,15 @@ def run(arguments: Sequence[str], listen: str, count: int, metrics: str | None =
     return code or int(any(child.returncode not in ended for child in children))
 
 
-def _metrics_addresses(first: str | None, count: int) -> list[str | None]:
-    """Where each process serves its metrics."""
-    host, _, port = (first or "").rpartition(":")
-    if not first or not port.isdigit():
+def _own(addresses: Mapping[str, str | None], place: int) -> list[str]:
+    """The arguments that the process at ``place`` has for itself."""
+    arguments: list[str] = []
+    for option, first in addresses.items():
+        host, _, port = (first or "").rpartition(":")
         # What is no address is told by the process that is given it.
-        return [first] * count
-    return [f"{host}:{int(port) + place}" for place in range(count)]
+        address = f"{host}:{int(port) + place}" if port.isdigit() else first
+        arguments += [option, address] if address else []
+    return arguments
 
 
 def _held(listen: str) -> socket.socket:

@@ -10,13 +10,13 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import uvloop
-from grpc_health.v1 import health_pb2
 from sparsity import telemetry
 from sparsity.channels import MAX_MESSAGE_BYTES
 from sparsity.errors import ConfigurationError, StoreError
 from sparsity.leases import read_key
 from sparsity.serving import Endpoint, listen
 from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2
+from sparsity_policies.connection import without_credentials
 from sparsity_policies.costs import ModelShape
 from sparsity_policies.decisionlog import DecisionLog
 from sparsity_policies.folder import PolicyFolder
@@ -100,7 +100,14 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
         INFERENCE: inference,
         POLICY: policy_service(state),
     }
-    endpoint = listen(config.listen, services, MAX_MESSAGE_BYTES, config.tls, shared=config.siblings is not None)
+    endpoint = listen(
+        config.listen,
+        services,
+        MAX_MESSAGE_BYTES,
+        config.tls,
+        shared=config.siblings is not None,
+        connection_seconds=config.connection_seconds,
+    )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -127,6 +134,7 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
         if config.policy_dir is None:
             work.append(keep_moving(policies, store))
     await endpoint.server.start()
+    await endpoint.health.serve(config.health_listen)
     work.append(_tell_readiness(endpoint, policies, config.max_policy_lag))
     background = [asyncio.create_task(job) for job in work]
     host = config.listen.rsplit(":", 1)[0]
@@ -138,8 +146,9 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     waiting = asyncio.create_task(stop.wait())
     await asyncio.wait([waiting, *background], return_when=asyncio.FIRST_COMPLETED)
     log.info("draining for up to %.0f s", config.drain_seconds)
-    await endpoint.health.enter_graceful_shutdown()
+    await endpoint.health.drain()
     await endpoint.server.stop(config.drain_seconds)
+    await endpoint.health.stop()
     results = await _end((waiting, *background))
     with contextlib.suppress(StoreError):
         await recorder.flush()
@@ -179,10 +188,9 @@ async def _load(config: RouterConfig, store: PolicyStore | None) -> tuple[Policy
             seeded = True
         await policies.start()
     except StoreError as error:
-        problem = (
-            f"--redis-url: {config.redis_url}: {error}; start the server, or run `sparsity up` for an embedded one"
-        )
-        raise ConfigurationError(problem) from error
+        shown = without_credentials(config.redis_url or "")
+        remedy = "start the server, or run `sparsity up` for an embedded one"
+        raise ConfigurationError(f"--redis-url: {shown}: {error}; {remedy}") from error
     return policies, seeded
 
 
@@ -213,9 +221,7 @@ async def _tell_readiness(endpoint: Endpoint, policies: PolicyFollower, max_lag:
     while True:
         now = policies.lag <= max_lag
         if now is not ready:
-            status = health_pb2.HealthCheckResponse.SERVING if now else health_pb2.HealthCheckResponse.NOT_SERVING
-            for name in (INFERENCE.full_name, POLICY.full_name, ""):
-                await endpoint.health.set(name, status)
+            await endpoint.health.tell(now)
             if not now:
                 log.error("not ready: a policy change has waited %.0f s to be taken up", policies.lag)
             ready = now

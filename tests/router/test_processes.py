@@ -89,7 +89,7 @@ def test_what_cannot_be_used_ends_all(tmp_path: Path) -> None:
         pass
     assert router._process.wait(30) == 2
     with pytest.raises(ConfigurationError, match="--listen: cannot listen on nowhere"):
-        processes.run([], "nowhere", 2)
+        processes.run([], "nowhere", 2, {})
 
 
 def test_events_reach_who_starts_late_and_broken_ones_are_told(tmp_path: Path, caplog: Any) -> None:

@@ -32,6 +32,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--coalesce-tokens", type=int, default=8, help="a fast stream's tokens that a message gathers")
     parser.add_argument("--coalesce-seconds", type=float, default=0.025, help="that they are held at most")
     parser.add_argument("--metrics-listen", help="host:port to serve Prometheus' text on, at /metrics")
+    parser.add_argument("--health-listen", help="host:port of a plaintext health service for probes")
+    parser.add_argument("--drain-seconds", type=float, default=30.0, help="that streams in flight get at shutdown")
     parser.add_argument("--tls-cert", type=Path, help="PEM certificate chain; renewed files are taken up")
     parser.add_argument("--tls-key", type=Path, help="its PEM key")
     parser.add_argument("--tls-client-ca", type=Path, help="PEM authorities of routers; demands their certificates")

@@ -34,6 +34,8 @@ class WorkerConfig:
         coalescing: when the messages of a fast stream are joined.
         tls: what the worker proves itself with; None is plain text.
         metrics_listen: `host:port` of the Prometheus endpoint; None serves none.
+        health_listen: `host:port` of the plaintext health service for probes; None serves none.
+        drain_seconds: time that streams in flight get at shutdown.
         mem_fraction: share of the memory that SGLang may plan with; the KV cache is sized by max_total_tokens.
     """
 
@@ -53,6 +55,8 @@ class WorkerConfig:
     coalescing: Coalescing = field(default_factory=Coalescing)
     tls: ServerTls | None = None
     metrics_listen: str | None = None
+    health_listen: str | None = None
+    drain_seconds: float = 30.0
 
     def __post_init__(self) -> None:
         if self.tier not in TIERS:
@@ -64,6 +68,8 @@ class WorkerConfig:
         for name in ("max_total_tokens", "max_requests", "chunked_prefill_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"--{name.replace('_', '-')}: must be at least 1")
+        if self.drain_seconds < 0:
+            raise ConfigurationError("--drain-seconds: must be from 0")
         for name in ("config.json", "tokenizer.json"):
             if not (self.model_path / name).is_file():
                 raise ConfigurationError(

@@ -7,7 +7,6 @@ import hashlib
 import logging
 import signal
 
-from grpc_health.v1 import health_pb2
 from sparsity import telemetry
 from sparsity.channels import MAX_MESSAGE_BYTES
 from sparsity.errors import ConfigurationError
@@ -25,7 +24,6 @@ from sparsity_worker.proof import probe
 from sparsity_worker.service import Identity, WorkerService
 
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"]
-DRAIN_SECONDS = 30.0
 log = logging.getLogger("sparsity.worker")
 
 
@@ -45,8 +43,9 @@ def run(config: WorkerConfig) -> None:
     require_free(config.listen)
     if config.require_lease and read_key(config.lease_key_file) is None:
         raise ConfigurationError("--require-lease: give the key with --lease-key-file or SPARSITY_LEASE_KEY")
-    if config.metrics_listen:
-        require_free(config.metrics_listen, "--metrics-listen", any_port=False)
+    for option, address in (("--metrics-listen", config.metrics_listen), ("--health-listen", config.health_listen)):
+        if address:
+            require_free(address, option, any_port=False)
     engine = Engine(config, facts, profile)
     telemetry.configure("sparsity-worker", config.metrics_listen)
     try:
@@ -79,8 +78,8 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await endpoint.server.start()
-    for name in (SERVICE.full_name, ""):
-        await endpoint.health.set(name, health_pb2.HealthCheckResponse.SERVING)
+    await endpoint.health.serve(config.health_listen)
+    await endpoint.health.tell(True)
     host = config.listen.rsplit(":", 1)[0]
     log.info(
         "worker %s serves %s on %s:%d: %s, profile %s, backend %s, probe density %.3f",
@@ -94,8 +93,9 @@ async def _serve(
         proof.density,
     )
     await stop.wait()
-    await endpoint.health.enter_graceful_shutdown()
+    await endpoint.health.drain()
     load.drain()
-    await load.idle(DRAIN_SECONDS)
+    await load.idle(config.drain_seconds)
     await endpoint.server.stop(2.0)
+    await endpoint.health.stop()
     telemetry.shutdown()

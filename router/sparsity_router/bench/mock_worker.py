@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import uvloop
-from grpc_health.v1 import health_pb2
 from sparsity.channels import MAX_MESSAGE_BYTES
 from sparsity.errors import OverloadedError
 from sparsity.serving import listen
@@ -98,7 +97,7 @@ async def serve(address: str, worker: MockWorker) -> None:
     """Serves until it is ended."""
     endpoint = listen(address, {SERVICE: worker}, MAX_MESSAGE_BYTES)
     await endpoint.server.start()
-    await endpoint.health.set("", health_pb2.HealthCheckResponse.SERVING)
+    await endpoint.health.tell(True)
     await endpoint.server.wait_for_termination()
 
 

@@ -8,7 +8,7 @@ import typer
 from sparsity import telemetry
 from sparsity.errors import ConfigurationError
 
-from sparsity_router.cli import bench, demo, explain, generate, outcome, policies, savings, status, up
+from sparsity_router.cli import bench, check, demo, explain, generate, outcome, policies, savings, status, up
 
 app = typer.Typer(
     name="sparsity",
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("up")(up.up)
 app.command("status")(status.status)
+app.command("check")(check.check)
 app.command("generate")(generate.generate)
 app.command("explain")(explain.explain)
 app.command("demo")(demo.demo)
