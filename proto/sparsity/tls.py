@@ -98,22 +98,30 @@ class ClientTls:
         ca: authorities of server certificates; None takes the system's.
         cert: the client's certificate chain, for mutual TLS.
         key: its private key.
+        server_name: what server certificates must name, where servers are reached by bare addresses; None takes the
+            target's host.
     """
 
     ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None
+    server_name: str | None = None
 
     @classmethod
     def from_environment(cls) -> ClientTls | None:
         """By SPARSITY_TLS_CA, SPARSITY_TLS_CERT and SPARSITY_TLS_KEY; SPARSITY_TLS=1 takes the system's authorities.
 
-        None without any of them.
+        None without any of them. SPARSITY_TLS_SERVER_NAME is what the certificates must name.
         """
         paths = [os.environ.get(f"SPARSITY_TLS_{name}") for name in ("CA", "CERT", "KEY")]
         if not any(paths) and os.environ.get("SPARSITY_TLS", "") not in ("1", "true"):
             return None
-        return cls(*(Path(path) if path else None for path in paths))
+        ca, cert, key = (Path(path) if path else None for path in paths)
+        return cls(ca, cert, key, os.environ.get("SPARSITY_TLS_SERVER_NAME") or None)
+
+    def options(self) -> Options:
+        """Channel options that go with the credentials."""
+        return (("grpc.ssl_target_name_override", self.server_name),) if self.server_name else ()
 
     def credentials(self) -> grpc.ChannelCredentials:
         """Credentials for a channel.
@@ -134,11 +142,11 @@ def open_channel(target: str, tls: ClientTls | None, options: Options = MESSAGE_
     """A blocking channel; without ``tls`` it is plain text."""
     if tls is None:
         return grpc.insecure_channel(target, options=options)
-    return grpc.secure_channel(target, tls.credentials(), options=options)
+    return grpc.secure_channel(target, tls.credentials(), options=(*options, *tls.options()))
 
 
 def open_aio_channel(target: str, tls: ClientTls | None, options: Options = MESSAGE_SIZE) -> grpc.aio.Channel:
     """An asyncio channel; without ``tls`` it is plain text."""
     if tls is None:
         return grpc.aio.insecure_channel(target, options=options)
-    return grpc.aio.secure_channel(target, tls.credentials(), options=options)
+    return grpc.aio.secure_channel(target, tls.credentials(), options=(*options, *tls.options()))

@@ -60,6 +60,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--worker-ca", type=Path, help="PEM authorities of workers; reaches them by TLS")
     parser.add_argument("--worker-cert", type=Path, help="PEM certificate that is shown to workers")
     parser.add_argument("--worker-key", type=Path, help="its PEM key")
+    parser.add_argument("--worker-tls-name", help="what workers' certificates name, in the place of their addresses")
     parser.add_argument("--metrics-listen", help="host:port to serve Prometheus' text on, at /metrics")
     parser.add_argument("--health-listen", help="host:port of a plaintext health service for probes")
     parser.add_argument("--drain-seconds", type=float, default=30.0, help="that streams in flight get at shutdown")
@@ -71,10 +72,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def _worker_tls(options: argparse.Namespace) -> ClientTls | None:
     if options.worker_ca is None:
-        if options.worker_cert or options.worker_key:
-            raise ConfigurationError("--worker-ca: give it with --worker-cert")
+        if options.worker_cert or options.worker_key or options.worker_tls_name:
+            raise ConfigurationError("--worker-ca: give it with --worker-cert and --worker-tls-name")
         return None
-    return ClientTls(options.worker_ca, options.worker_cert, options.worker_key)
+    return ClientTls(options.worker_ca, options.worker_cert, options.worker_key, options.worker_tls_name)
 
 
 def main() -> int:

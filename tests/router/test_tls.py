@@ -33,8 +33,8 @@ class Authority:
         self.path = folder / f"{name}-ca.pem"
         self._ca.cert_pem.write_to_path(str(self.path))
 
-    def pair(self, name: str) -> tuple[Path, Path]:
-        issued = self._ca.issue_cert("127.0.0.1", "localhost", f"{name}.example")
+    def pair(self, name: str, *, local: bool = True) -> tuple[Path, Path]:
+        issued = self._ca.issue_cert(*(("127.0.0.1", "localhost") if local else ()), f"{name}.example")
         cert, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
         scratch = self._folder / "scratch"
         for path, blobs in ((key, [issued.private_key_pem]), (cert, issued.cert_chain_pems)):
@@ -49,6 +49,16 @@ async def worker(model: Path, tls: ServerTls) -> FakeWorker:
     await endpoint.server.start()
     made._server, made.address = endpoint.server, f"127.0.0.1:{endpoint.port}"
     return made
+
+
+async def reaches(fake: FakeWorker, tls: ClientTls) -> bool:
+    """Whether a handshake comes about."""
+    async with open_aio_channel(fake.address, tls) as channel:
+        try:
+            await asyncio.wait_for(channel.channel_ready(), 2.0)
+        except TimeoutError:
+            return False
+        return True
 
 
 async def generate(address: str, tls: ClientTls | None, *, direct: bool = False) -> str:
@@ -96,20 +106,12 @@ async def test_a_renewed_certificate_is_taken_up(tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model")
     fake = await worker(model, ServerTls(*old.pair("worker")))
 
-    async def reaches(authority: Authority) -> bool:
-        async with open_aio_channel(fake.address, ClientTls(authority.path)) as channel:
-            try:
-                await asyncio.wait_for(channel.channel_ready(), 2.0)
-            except TimeoutError:
-                return False
-            return True
-
-    assert await reaches(old)
+    assert await reaches(fake, ClientTls(old.path))
     (tmp_path / "worker.pem").write_text("half a fi")
-    assert await reaches(old), "a file in the middle of its replacement changes nothing"
+    assert await reaches(fake, ClientTls(old.path)), "a file in the middle of its replacement changes nothing"
     new.pair("worker")
-    assert await reaches(new)
-    assert not await reaches(old)
+    assert await reaches(fake, ClientTls(new.path))
+    assert not await reaches(fake, ClientTls(old.path))
     await fake.stop()
 
 
@@ -132,6 +134,15 @@ def test_bad_files_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert ClientTls.from_environment() == ClientTls()
     monkeypatch.setenv("SPARSITY_TLS_CA", str(cert))
     assert ClientTls.from_environment() == ClientTls(cert)
+
+
+async def test_a_certificate_may_name_a_service_in_the_place_of_an_address(tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "ours")
+    fake = await worker(tiny_model(tmp_path / "model"), ServerTls(*authority.pair("worker", local=False)))
+    assert await reaches(fake, ClientTls(authority.path, server_name="worker.example"))
+    assert not await reaches(fake, ClientTls(authority.path))
+    assert not await reaches(fake, ClientTls(authority.path, server_name="router.example"))
+    await fake.stop()
 
 
 async def test_plain_text_is_refused(tmp_path: Path) -> None:
