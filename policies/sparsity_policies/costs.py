@@ -31,6 +31,31 @@ class Cost(NamedTuple):
         """The sum."""
         return Cost(self.flops + other.flops, self.kv_bytes + other.kv_bytes)
 
+    def beyond(self, other: Cost) -> Cost:
+        """What it is more than ``other``, never less than nothing."""
+        return Cost(max(self.flops - other.flops, 0.0), max(self.kv_bytes - other.kv_bytes, 0.0))
+
+
+class GpuSpeed(NamedTuple):
+    """How fast a GPU does dense attention, to turn costs into time.
+
+    The defaults are an H100's: FlashAttention-3 with 128 numbers a head, causal, and its paged decode, as measured.
+
+    Attributes:
+        tflops: 10^12 floating-point operations a second of prefill.
+        terabytes: 10^12 bytes a second that decoding reads.
+    """
+
+    tflops: float = 600.0
+    terabytes: float = 2.9
+
+    def seconds(self, cost: Cost) -> float:
+        """How long it takes."""
+        return cost.flops / (self.tflops * 1e12) + cost.kv_bytes / (self.terabytes * 1e12)
+
+
+H100 = GpuSpeed()
+
 
 class Pairs(NamedTuple):
     """Causal (query, key) pairs of one query head, of prompt tokens and of generated ones."""

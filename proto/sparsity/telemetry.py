@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import grpc
 from opentelemetry import context as otel_context
@@ -46,6 +47,9 @@ PREFILL_DENSITY: Final = "sparsity.density.prefill"
 DECODE_DENSITY: Final = "sparsity.density.decode"
 COVERAGE: Final = "sparsity.coverage"
 
+_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_DEFAULT_COLLECTOR: Final = "http://localhost:4317"
+
 
 def _disabled() -> bool:
     return os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
@@ -55,9 +59,21 @@ def _exporter() -> str:
     """`otlp`, `console` or `none`, by OTEL_SDK_DISABLED, OTEL_TRACES_EXPORTER and the OTLP endpoint variables."""
     if _disabled():
         return "none"
-    endpoints = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-    default = "otlp" if any(os.environ.get(name) for name in endpoints) else "none"
+    default = "otlp" if any(os.environ.get(name) for name in _ENDPOINTS) else "none"
     return os.environ.get("OTEL_TRACES_EXPORTER") or default
+
+
+def sends_traces() -> bool:
+    """Whether the environment asks for an exporter of traces, or for none by name."""
+    return _disabled() or bool(os.environ.get("OTEL_TRACES_EXPORTER")) or _exporter() != "none"
+
+
+def plaintext_collector() -> str | None:
+    """`host:port` of the OTLP/gRPC collector that traces go to; None where they go elsewhere, by TLS, or nowhere."""
+    if _exporter() != "otlp":
+        return None
+    endpoint = urlsplit(next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), _DEFAULT_COLLECTOR))
+    return endpoint.netloc if endpoint.scheme == "http" else None
 
 
 def configure(service: str, metrics_listen: str | None = None) -> None:

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 from sparsity.errors import ConfigurationError, SparsityError
+from sparsity.logs import configure_logs
 from sparsity.tls import ClientTls, ServerTls
+from sparsity_policies.costs import H100, GpuSpeed
 from sparsity_policies.shipped import band_sets
 
 from sparsity_router import processes
@@ -61,6 +63,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--worker-cert", type=Path, help="PEM certificate that is shown to workers")
     parser.add_argument("--worker-key", type=Path, help="its PEM key")
     parser.add_argument("--worker-tls-name", help="what workers' certificates name, in the place of their addresses")
+    parser.add_argument("--gpu-tflops", type=float, default=H100.tflops, help="of dense attention, for GPU time saved")
+    parser.add_argument("--gpu-bandwidth", type=float, default=H100.terabytes, help="of its decoding, TB/s, for it too")
+    parser.add_argument("--request-log", action="store_true", help="log a line for each request, without its text")
     parser.add_argument("--metrics-listen", help="host:port to serve Prometheus' text on, at /metrics")
     parser.add_argument("--health-listen", help="host:port of a plaintext health service for probes")
     parser.add_argument("--drain-seconds", type=float, default=30.0, help="that streams in flight get at shutdown")
@@ -80,9 +85,9 @@ def _worker_tls(options: argparse.Namespace) -> ClientTls | None:
 
 def main() -> int:
     """Runs the router; 0 after a clean stop, 2 when it cannot serve."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     options = parse()
     try:
+        configure_logs(logging.getLogger())
         if options.processes < 1:
             raise ConfigurationError("--processes: must be at least 1")
         if options.processes > 1:
@@ -117,6 +122,8 @@ def main() -> int:
                 siblings=options.siblings,
                 max_prompt_bytes=options.max_prompt_bytes,
                 tenant_limits=options.tenant_limits,
+                gpu=GpuSpeed(options.gpu_tflops, options.gpu_bandwidth),
+                request_log=options.request_log,
                 metrics_listen=options.metrics_listen,
                 health_listen=options.health_listen,
                 drain_seconds=options.drain_seconds,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sparsity.errors import ConfigurationError
 from sparsity.tls import ClientTls, ServerTls
+from sparsity_policies.costs import H100, GpuSpeed
 
 DETECT = ("undeclared", "declared", "off")
 SESSIONS = ("keep", "freely")
@@ -45,6 +46,8 @@ class RouterConfig:
         tls: what the router proves itself with; None is plain text.
         worker_tls: what is trusted of workers, and shown to them; None is plain text.
         siblings: folder that the router processes of this port share; None for a port of its own.
+        gpu: the speed at which saved attention is told as GPU time.
+        request_log: whether a line is logged for each request.
         metrics_listen: `host:port` of the Prometheus endpoint; None serves none.
         health_listen: `host:port` of the plaintext health service for probes; None serves none.
         connection_seconds: after which clients connect anew, to find routers that came since; 0 keeps connections.
@@ -79,6 +82,8 @@ class RouterConfig:
     tls: ServerTls | None = None
     worker_tls: ClientTls | None = None
     siblings: Path | None = None
+    gpu: GpuSpeed = H100
+    request_log: bool = False
     metrics_listen: str | None = None
     health_listen: str | None = None
     connection_seconds: float = 0.0
@@ -102,6 +107,8 @@ class RouterConfig:
             raise ConfigurationError("--max-prompt-bytes: must be at least 1")
         if self.drain_seconds < 0 or self.connection_seconds < 0:
             raise ConfigurationError("--drain-seconds and --connection-seconds: must be from 0")
+        if min(self.gpu) <= 0:
+            raise ConfigurationError("--gpu-tflops and --gpu-bandwidth: must be more than 0")
         if self.policy_ttl <= 0:
             raise ConfigurationError("--policy-ttl: must be more than 0 seconds")
         if self.max_policy_lag <= 0:

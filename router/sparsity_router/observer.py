@@ -1,7 +1,8 @@
-"""What becomes of each request: an entry of the decision log, a sample for the guards, and metrics."""
+"""What becomes of each request: an entry of the decision log, a sample for the guards, metrics, a line of the log."""
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 
@@ -16,13 +17,25 @@ from sparsity_router.policies import PolicyFollower
 from sparsity_router.recorder import Recorder
 from sparsity_router.request_metrics import RequestMetrics
 
+log = logging.getLogger("sparsity.router.requests")
+
 
 class Observer:
-    """Told of every request once, when its stream has ended, however it ended."""
+    """Told of every request once, when its stream has ended, however it ended.
+
+    With ``logged`` each becomes a line of the log, which holds nothing of its text.
+    """
 
     def __init__(
-        self, policies: PolicyFollower, recorder: Recorder, guards: GuardMonitor, metrics: RequestMetrics
+        self,
+        policies: PolicyFollower,
+        recorder: Recorder,
+        guards: GuardMonitor,
+        metrics: RequestMetrics,
+        *,
+        logged: bool = False,
     ) -> None:
+        self._logged = logged
         self._policies = policies
         self._recorder = recorder
         self._guards = guards
@@ -52,6 +65,8 @@ class Observer:
         # A request too short for the sparse kernels was attended whole, and says nothing about them.
         if report and served and report.sparse_kernel_calls:
             self._guards.coverage(decision.policy, served.tier, report.coverage)
+        if self._logged:
+            _log(decision_id, decision, served, completion, times)
 
     def _entry(
         self,
@@ -82,3 +97,27 @@ class Observer:
             new_tokens=completion.usage.completion_tokens if completion is not None else 0,
             arm=arm(policy, decision),
         )
+
+
+def _log(
+    decision_id: str,
+    decision: Decision,
+    served: Decision | None,
+    completion: inference_pb2.Completion | None,
+    times: Times | None,
+) -> None:
+    tier = served.tier.word if served else "none"
+    fields: dict[str, object] = {
+        "decision_id": decision_id,
+        "policy": decision.policy,
+        "policy_revision": decision.policy_revision,
+        "tier": tier,
+        "reason": (served or decision).reason.name,
+    }
+    if completion is not None:
+        usage = completion.usage
+        fields |= {"worker": completion.worker_id, "prompt_tokens": usage.prompt_tokens}
+        fields |= {"cached_tokens": usage.cached_tokens, "new_tokens": usage.completion_tokens}
+    if times is not None:
+        fields |= {"first_token_seconds": times.first_token, "seconds": times.total}
+    log.info("%s %s %s %s", decision_id, decision.policy or "default", tier, fields["reason"], extra=fields)

@@ -11,7 +11,7 @@ from opentelemetry import metrics
 from sparsity import telemetry
 from sparsity.metering import Generations, Times, Total, histogram, is_on
 from sparsity.v1 import inference_pb2
-from sparsity_policies.costs import DENSE, Density, ModelShape, Pairs
+from sparsity_policies.costs import DENSE, H100, Density, GpuSpeed, ModelShape, Pairs
 from sparsity_policies.model import Decision, Policy, Tier
 
 # A mean over layers need not be 1 to the last bit.
@@ -26,13 +26,17 @@ class RequestMetrics:
         model: the served model's name.
         shape: of the model, for what attention costs; None counts no cost.
         meter: where they are kept.
+        gpu: what saved attention would have taken its time on.
     """
 
-    def __init__(self, model: str, shape: ModelShape | None, meter: metrics.Meter | None = None) -> None:
+    def __init__(
+        self, model: str, shape: ModelShape | None, meter: metrics.Meter | None = None, gpu: GpuSpeed = H100
+    ) -> None:
         self._on = meter is not None or is_on()
         meter = meter or metrics.get_meter("sparsity.router")
         self._model = model
         self._shape = shape
+        self._gpu = gpu
         self._generations = Generations(meter)
         count = partial(Total, meter)
         self._decisions = count("sparsity.router.decisions", "{request}", "By domain, risk, tier and reason.")
@@ -43,6 +47,7 @@ class RequestMetrics:
         self._flops_saved = count("sparsity.attention.flops.saved", "1", "That dense attention would have taken more.")
         self._bytes = count("sparsity.attention.kv_read", "By", "Keys and values that decoding read.")
         self._bytes_saved = count("sparsity.attention.kv_read.saved", "By", "That dense decoding would have read more.")
+        self._gpu_time = count("sparsity.gpu.time.saved", "s", "Estimated, at the speed of dense attention.")
         self._classifying = histogram(
             meter,
             "sparsity.router.classify.duration",
@@ -92,11 +97,12 @@ class RequestMetrics:
             # What the prefix cache held was attended by an earlier request.
             pairs = Pairs(whole.prompt - Pairs.of(usage.cached_tokens, 0).prompt, whole.new)
             took = self._shape.cost(pairs, Density(report.prefill_density, report.decode_density))
-            dense = self._shape.cost(pairs, DENSE)
+            saved = self._shape.cost(pairs, DENSE).beyond(took)
             self._flops.add(took.flops, common)
-            self._flops_saved.add(max(dense.flops - took.flops, 0.0), common)
+            self._flops_saved.add(saved.flops, common)
             self._bytes.add(took.kv_bytes, common)
-            self._bytes_saved.add(max(dense.kv_bytes - took.kv_bytes, 0.0), common)
+            self._bytes_saved.add(saved.kv_bytes, common)
+            self._gpu_time.add(self._gpu.seconds(saved), common)
 
 
 def _is_less(decision: Decision, served: Decision | None, completion: inference_pb2.Completion | None) -> bool:

@@ -86,7 +86,8 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     classifier = Classifier(tokenizer, config.max_prompt_bytes, detector, doubts_declared=doubts)
     sessions = Sessions(store.redis if store else None) if config.sessions == "keep" else None
     shape = ModelShape.of(tokenizer.config)
-    observer = Observer(policies, recorder, guards, RequestMetrics(tokenizer.name, shape))
+    metrics = RequestMetrics(tokenizer.name, shape, gpu=config.gpu)
+    observer = Observer(policies, recorder, guards, metrics, logged=config.request_log)
     observe_fleet(fleet)
     state = PolicyState(policies, store, decisions, recorder, access, config.policy_dir, shape)
     limits = TenantLimits.load(config.tenant_limits, config.redis_url)

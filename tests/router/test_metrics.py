@@ -12,7 +12,7 @@ from sparsity_policies.costs import ModelShape
 from sparsity_policies.decide import decide
 from sparsity_policies.model import Decision, Reason, Signals, Tier
 from sparsity_router.fleet_metrics import observe_fleet
-from sparsity_router.processes import _metrics_addresses
+from sparsity_router.processes import _own
 from sparsity_router.request_metrics import RequestMetrics
 from support.fake_worker import FakeWorker
 from support.metrics import Meter
@@ -56,6 +56,8 @@ def test_an_answer_is_counted_timed_and_reckoned() -> None:
     assert values["sparsity.attention.flops.saved"] == [(where, per_pair * (prompt + new - took))]
     assert values["sparsity.attention.kv_read"] == [(where, bytes_a_pair * new * 0.5)]
     assert values["sparsity.attention.kv_read.saved"] == [(where, bytes_a_pair * new * 0.5)]
+    saved = per_pair * (prompt + new - took) / 6e14 + bytes_a_pair * new * 0.5 / 2.9e12
+    assert values["sparsity.gpu.time.saved"] == [(where, pytest.approx(saved))]
     seen = {name: points[0][1] for name, points in values.items() if name.startswith("gen_ai")}
     assert seen == {
         "gen_ai.server.request.duration": 1.5,
@@ -127,9 +129,9 @@ async def test_the_fleet_is_seen_as_it_is(tmp_path: Path) -> None:
 
 
 def test_processes_of_one_port_have_metrics_of_their_own() -> None:
-    assert _metrics_addresses("0.0.0.0:9464", 3) == ["0.0.0.0:9464", "0.0.0.0:9465", "0.0.0.0:9466"]
-    assert _metrics_addresses(None, 2) == [None, None]
-    assert _metrics_addresses("nonsense", 2) == ["nonsense", "nonsense"]
+    given = {"--metrics-listen": "0.0.0.0:9464", "--health-listen": None, "--other": "nonsense"}
+    assert _own(given, 0) == ["--metrics-listen", "0.0.0.0:9464", "--other", "nonsense"]
+    assert _own(given, 2) == ["--metrics-listen", "0.0.0.0:9466", "--other", "nonsense"]
 
 
 def test_an_address_that_will_not_do_is_told() -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from sparsity.errors import SparsityError
+from sparsity.logs import configure_logs
 from sparsity.tls import ServerTls
 
 from sparsity_worker.coalescing import Coalescing
@@ -42,18 +43,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     """Runs the worker; 0 after a clean stop, 2 when it cannot serve."""
-    # Our own handler: SGLang sets the root logger up anew.
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    # A handler of our own: SGLang sets the root logger up anew.
     logger = logging.getLogger("sparsity")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
     logger.propagate = False
     options = vars(parse())
     options["model_path"] = options.pop("model")
     files = [options.pop(f"tls_{name}") for name in ("cert", "key", "client_ca")]
     coalescing = [options.pop(f"coalesce_{name}") for name in ("tokens", "seconds")]
     try:
+        configure_logs(logger)
         from sparsity_worker.server import run
 
         run(WorkerConfig(coalescing=Coalescing(*coalescing), tls=ServerTls.of(*files), **options))

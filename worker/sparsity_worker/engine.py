@@ -10,6 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+from sparsity import telemetry
 from sparsity.errors import EngineError
 
 from sparsity_worker.config import ModelFacts, WorkerConfig
@@ -51,6 +52,8 @@ def prepare_environment(threads: int | None) -> None:
     os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
     os.environ["SGLANG_PLUGINS"] = BACKEND
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # Its spans of a request's stages; higher levels add one for every step.
+    os.environ.setdefault("SGLANG_TRACE_LEVEL", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # A forward pass allocates and frees the same large buffers again and again: keeping them mapped saves the page
     # faults, a tenth of the time to first token.
@@ -84,6 +87,9 @@ class Engine:
         self.version: str = sglang.__version__
         self.dtype = pick_dtype(config.dtype)
         overrides = {CONFIG_KEY: profile.to_document()} if profile else {}
+        collector = telemetry.plaintext_collector()
+        self._traced = collector is not None
+        tracing = {"enable_trace": True, "otlp_traces_endpoint": collector, "otlp_service_name": "sglang"}
         self._engine = sglang.Engine(
             model_path=str(config.model_path),
             device="cpu",
@@ -103,6 +109,7 @@ class Engine:
             grammar_backend="none",
             sampling_backend="pytorch",
             log_level="warning",
+            **(tracing if self._traced else {}),
         )
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Step]:
@@ -121,6 +128,7 @@ class Engine:
                 rid=rid,
                 stream=True,
                 cache_salt=request.cache_salt,
+                external_trace_header=dict(telemetry.outgoing()) if self._traced else None,
             )
             async with aclosing(stream):
                 async for chunk in stream:

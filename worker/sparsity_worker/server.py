@@ -46,8 +46,9 @@ def run(config: WorkerConfig) -> None:
     for option, address in (("--metrics-listen", config.metrics_listen), ("--health-listen", config.health_listen)):
         if address:
             require_free(address, option, any_port=False)
-    engine = Engine(config, facts, profile)
+    # Before the engine: it would install a tracer provider of its own in this process.
     telemetry.configure("sparsity-worker", config.metrics_listen)
+    engine = Engine(config, facts, profile)
     try:
         asyncio.run(_serve(config, facts, engine, tokenizer, digest, profile))
     finally:

@@ -15,6 +15,7 @@ from sparsity_client import make_request
 
 from sparsity_router.cli.connection import call_metadata, channel_to
 from sparsity_router.cli.console import DEFAULT_ROUTER, AsJson, Router, escaped, out, print_json, reported, tier_word
+from sparsity_router.cli.prompts import user_turn
 
 _PROMPT = "Answer in one word: what is the capital of France?"
 _TOKENS = 4
@@ -53,7 +54,7 @@ class _Steps:
     """What is asked; each step returns what it found, and raises where it failed."""
 
     def __init__(self, channel: grpc.Channel, domain: str | None, timeout: float) -> None:
-        self._request = make_request(_PROMPT, domain=domain, max_new_tokens=_TOKENS, temperature=0.0)
+        self._request = make_request(user_turn(_PROMPT), domain=domain, max_new_tokens=_TOKENS, temperature=0.0)
         self._health: Any = health_pb2_grpc.HealthStub(channel)
         self._fleet: Any = fleet_pb2_grpc.FleetServiceStub(channel)
         self._inference: Any = inference_pb2_grpc.InferenceServiceStub(channel)

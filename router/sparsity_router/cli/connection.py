@@ -12,9 +12,17 @@ from sparsity_client import Client
 
 def call_metadata() -> tuple[tuple[str, str], ...]:
     """Who calls, and the key of SPARSITY_KEY."""
-    actor = (("sparsity-actor", getpass.getuser()),)
+    actor = (("sparsity-actor", _user()),)
     key = os.environ.get("SPARSITY_KEY")
     return (*actor, ("authorization", f"Bearer {key}")) if key else actor
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # In a container the user often has a number and no name.
+        return f"uid-{os.getuid()}"
 
 
 def channel_to(router: str) -> grpc.Channel:

@@ -8,7 +8,7 @@ import typer
 from sparsity import telemetry
 from sparsity.errors import ConfigurationError
 
-from sparsity_router.cli import bench, check, demo, explain, generate, outcome, policies, savings, status, up
+from sparsity_router.cli import bench, check, demo, explain, generate, outcome, policies, savings, status, trace, up
 
 app = typer.Typer(
     name="sparsity",
@@ -24,6 +24,7 @@ app.command("explain")(explain.explain)
 app.command("demo")(demo.demo)
 app.command("outcome")(outcome.outcome)
 app.command("savings")(savings.savings)
+app.command("trace")(trace.trace)
 app.add_typer(policies.app, name="policy")
 app.add_typer(bench.app, name="bench")
 

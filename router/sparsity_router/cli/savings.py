@@ -8,22 +8,20 @@ import typer
 from rich.table import Table
 from sparsity.errors import InvalidRequestError
 from sparsity.v1 import policy_pb2
+from sparsity_policies.costs import H100, Cost, GpuSpeed
 
 from sparsity_router.cli.console import DEFAULT_ROUTER, AsJson, Router, clock, err, out, print_json, tier_word, to_dict
 from sparsity_router.cli.policies.service import seconds, service
 
 _TIMEOUT = 300.0
 _SECONDS_AN_HOUR = 3600
-# FlashAttention-3 with 128 numbers a head, causal, and its paged decode, as measured on an H100.
-_GPU_TFLOPS = 600.0
-_GPU_TERABYTES = 2.9
 
 
 def savings(
     since: Annotated[str, typer.Option(help="How much of the decision log, such as 1h.")] = "1h",
     gpu_price: Annotated[float | None, typer.Option(help="Of one GPU, an hour; adds what it is worth.")] = None,
-    gpu_tflops: Annotated[float, typer.Option(help="That its dense attention does, in 10^12 a second.")] = _GPU_TFLOPS,
-    gpu_bandwidth: Annotated[float, typer.Option(help="That its decoding reads, in TB/s.")] = _GPU_TERABYTES,
+    gpu_tflops: Annotated[float, typer.Option(help="That its dense attention does, in 10^12 a second.")] = H100.tflops,
+    gpu_bandwidth: Annotated[float, typer.Option(help="That its decoding reads, in TB/s.")] = H100.terabytes,
     router: Router = DEFAULT_ROUTER,
     as_json: AsJson = False,
 ) -> None:
@@ -37,7 +35,7 @@ def savings(
         request = policy_pb2.GetSavingsRequest()
         request.since.FromMilliseconds(int(seconds(since, "--since") * 1000))
         answer = api.call("GetSavings", request, timeout=_TIMEOUT)
-        speed = (gpu_tflops * 1e12, gpu_bandwidth * 1e12)
+        speed = GpuSpeed(gpu_tflops, gpu_bandwidth)
         if as_json:
             found = to_dict(answer)
             for row, plain in zip(answer.domains, found["domains"], strict=True):
@@ -52,7 +50,7 @@ def savings(
         _print(answer, speed, gpu_price)
 
 
-def _print(answer: policy_pb2.GetSavingsResponse, speed: tuple[float, float], price: float | None) -> None:
+def _print(answer: policy_pb2.GetSavingsResponse, speed: GpuSpeed, price: float | None) -> None:
     names = ["domain", "requests", "tokens", "tiers", "attention", "FLOPs saved", "KV read saved", "GPU-s saved"]
     table = Table(*names, *(["money"] if price is not None else []), "coverage", "guard", box=None)
     for row in answer.domains:
@@ -75,7 +73,7 @@ def _print(answer: policy_pb2.GetSavingsResponse, speed: tuple[float, float], pr
     if missing := sum(row.unreported_requests for row in answer.domains):
         out.print(f"{missing} of them without a worker's report: reckoned to have saved nothing")
     out.print(
-        f"GPU seconds are estimated at {speed[0] / 1e12:g} TFLOP/s and {speed[1] / 1e12:g} TB/s;"
+        f"GPU seconds are estimated at {speed.tflops:g} TFLOP/s and {speed.terabytes:g} TB/s;"
         " the log keeps a sample of busy traffic, /metrics counts all of it",
         soft_wrap=True,
     )
@@ -83,9 +81,9 @@ def _print(answer: policy_pb2.GetSavingsResponse, speed: tuple[float, float], pr
         err.print(f"{answer.unreadable_entries} entries of the decision log could not be read")
 
 
-def _gpu_seconds(row: policy_pb2.DomainSavings, speed: tuple[float, float]) -> float:
-    flops = row.dense.flops - row.attention.flops
-    return flops / speed[0] + (row.dense.kv_bytes - row.attention.kv_bytes) / speed[1]
+def _gpu_seconds(row: policy_pb2.DomainSavings, speed: GpuSpeed) -> float:
+    dense, took = (Cost(each.flops, each.kv_bytes) for each in (row.dense, row.attention))
+    return speed.seconds(dense.beyond(took))
 
 
 def _guard(row: policy_pb2.DomainSavings) -> str:

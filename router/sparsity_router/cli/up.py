@@ -21,6 +21,7 @@ def up(
     metrics_port: Annotated[
         int, typer.Option(help="Port of the router's /metrics; workers take the next ones. 0 serves none.")
     ] = 9464,
+    traces: Annotated[bool, typer.Option(help="Keep traces in the state folder, for `sparsity trace`.")] = True,
     state: State = None,
 ) -> None:
     """Start Valkey, three workers and the router, and serve until interrupted."""
@@ -29,6 +30,14 @@ def up(
     with reported():
         folder = state or state_folder()
         config = UpConfig(
-            folder, listen, model, redis_url, band_set, policy_ttl=policy_ttl, access=access, metrics_port=metrics_port
+            folder,
+            listen,
+            model,
+            redis_url,
+            band_set,
+            policy_ttl=policy_ttl,
+            access=access,
+            metrics_port=metrics_port,
+            traces=traces,
         )
         Supervisor(config, lambda line: err.print(f"[dim]sparsity[/dim] {line}", soft_wrap=True)).run()

