@@ -3,7 +3,7 @@ PYTHON ?= python3
 export GRPC_VERBOSITY ?= ERROR
 BIN := .venv/bin
 
-.PHONY: environment run test lint format protos bench-tiers bench-policies bench-router chaos alerts clean
+.PHONY: environment run test lint format protos charts bench-tiers bench-policies bench-router chaos alerts clean
 
 environment:
 	@$(PYTHON) tools/environment.py
@@ -20,8 +20,14 @@ lint: environment
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/buf lint proto
+	@$(BIN)/buf breaking proto --against proto/released.binpb
 	@$(BIN)/python tools/protos.py --check
 	@$(BIN)/python -m mypy
+	@$(BIN)/yamllint --strict .
+	@$(BIN)/hadolint deploy/docker/*.Dockerfile
+	@$(BIN)/python tools/dashboards.py --check
+	@$(BIN)/python tools/promql.py
+	@$(BIN)/python tools/charts.py
 
 format: environment
 	@$(BIN)/ruff check --fix .
@@ -29,6 +35,11 @@ format: environment
 
 protos: environment
 	@$(BIN)/python tools/protos.py
+
+# Dashboards, and the chart's golden renders, after an edit of either.
+charts: environment
+	@$(BIN)/python tools/dashboards.py
+	@$(BIN)/python tools/charts.py --write
 
 # Needs `make run` in another terminal.
 bench-tiers: environment
@@ -48,8 +59,8 @@ chaos: environment
 
 # Needs Prometheus' promtool (Debian's package `prometheus`): checks the alerts, and plays them.
 alerts:
-	@promtool check rules deploy/monitoring/alerts.yaml
-	@promtool test rules deploy/monitoring/alerts_test.yaml
+	@promtool check rules deploy/helm/sparsity-router/files/alerts.yaml
+	@promtool test rules tests/deploy/alerts_test.yaml
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -1,0 +1,59 @@
+"""Alerts and dashboards ask for what there is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from promql import DASHBOARDS, ROOT, alerts, documented, panels, selectors
+
+_RUNBOOKS = ROOT / "docs" / "runbooks"
+
+
+def test_alerts_and_dashboards_ask_for_metrics_that_there_are() -> None:
+    asked = [str(rule["expr"]) for rule in alerts()] + [expression for _, _, expression in panels()]
+    families = {selector.family for expression in asked for selector in selectors(expression)}
+    assert len(families) > 25
+    assert not families - documented()
+
+
+def test_what_is_no_promql_is_told() -> None:
+    with pytest.raises(ValueError, match="unclosed left parenthesis"):
+        selectors("sum(rate(sparsity_tokens_total[5m])")
+    (selector,) = selectors('rate(sparsity_tokens_total{sparsity_tier="dense"}[$__rate_interval])')
+    assert selector == ("sparsity_tokens_total", frozenset({"sparsity_tier"}))
+    assert selector.family == "sparsity_tokens"
+
+
+def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
+    named = {rule["annotations"]["runbook"] for rule in alerts()}  # type: ignore[index]
+    assert named == {str(path.relative_to(ROOT)) for path in _RUNBOOKS.glob("*.md")}
+
+
+def test_every_alert_is_played() -> None:
+    played = yaml.safe_load((Path(__file__).parent / "alerts_test.yaml").read_text())["tests"]
+    names = {case["alertname"] for test in played for case in test["alert_rule_test"]}
+    assert names == {rule["alert"] for rule in alerts()}
+
+
+@pytest.mark.parametrize("path", sorted(DASHBOARDS.glob("*.json")), ids=lambda path: path.stem)
+def test_panels_do_not_lie_on_each_other_and_use_the_filters(path: Path) -> None:
+    dashboard = json.loads(path.read_text())
+    cells = set()
+    for panel in dashboard["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        covered = {
+            (x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + 7)
+        }
+        assert not covered & cells
+        cells |= covered
+    asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    filters = {variable["name"] for variable in dashboard["templating"]["list"]} - {"source"}
+    assert all(f"${name}" in asked for name in filters)
+
+
+def test_there_are_the_four_dashboards() -> None:
+    assert {path.stem for path in DASHBOARDS.glob("*.json")} == {"overview", "domain", "worker", "quality"}

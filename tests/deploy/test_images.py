@@ -1,0 +1,106 @@
+"""The images' steps, as far as they go without a container engine: what is copied is enough for what is run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from promql import ROOT
+from sparsity_router import __main__ as router
+from sparsity_worker import __main__ as worker
+
+DOCKER = ROOT / "deploy" / "docker"
+IMAGE_FOLDER = "/opt/sparsity"
+PROGRAMS = {"sparsity_router": router.parse, "sparsity_worker": worker.parse}
+
+
+def steps(name: str) -> list[tuple[str, str]]:
+    """Instructions of a Dockerfile's first stage."""
+    text = (DOCKER / f"{name}.Dockerfile").read_text()
+    lines = re.sub(r"(?m)^#.*\n", "", text).replace("\\\n", " ").splitlines()
+    found = [tuple(line.split(maxsplit=1)) for line in lines if line.strip()]
+    second = [place for place, (word, _) in enumerate(found) if word == "FROM"][1]
+    return [(word, rest) for word, rest in found[:second]]
+
+
+def copied(name: str, folder: Path) -> None:
+    """Does the COPY steps, with what .dockerignore lets through, which is what git knows."""
+    known = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    for word, rest in steps(name):
+        if word != "COPY":
+            continue
+        for source in shlex.split(rest)[:-1]:
+            for file in known.stdout.splitlines():
+                if file == source or file.startswith(f"{source}/"):
+                    target = folder / file
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(ROOT / file, target)
+
+
+def pip_step(name: str) -> str:
+    (step,) = [rest for word, rest in steps(name) if word == "RUN" and "pip install" in rest]
+    return step
+
+
+@pytest.mark.timeout(600)
+def test_the_router_image_installs_and_runs_without_torch(tmp_path: Path) -> None:
+    source, place = tmp_path / "src", tmp_path / "opt"
+    copied("router", source)
+    place.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL"))}
+    for word, rest in steps("router"):
+        if word == "RUN":
+            command = rest.replace(IMAGE_FOLDER, str(place))
+            result = subprocess.run(["sh", "-c", command], cwd=source, env=environment, capture_output=True, text=True)
+            assert result.returncode == 0, result.stderr[-3000:]
+    shutil.rmtree(source)
+    python = place / "venv" / "bin" / "python"
+    for command in ([python, "-m", "sparsity_router", "--help"], [python.parent / "sparsity", "check", "--help"]):
+        assert subprocess.run(command, capture_output=True, cwd=tmp_path).returncode == 0
+    assert subprocess.run([place / "bin" / "valkey-server", "--version"], capture_output=True).returncode == 0
+    listed = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True, check=True).stdout
+    assert not re.search(r"(?m)^(torch|sglang|nvidia-\S+) ", listed)
+    assert "kubernetes_asyncio" in listed.replace("-", "_")
+
+
+def test_the_worker_image_installs_what_the_tests_run_on() -> None:
+    # This very environment is made by the same constraints and extra: eleven gigabytes are not installed twice.
+    step = pip_step("worker")
+    assert step.endswith('-m pip install --no-cache-dir -c constraints.txt ".[worker]"')
+    assert step.replace("[worker]", "[kubernetes]") == pip_step("router")
+    assert [one for one in steps("worker") if one[0] in ("COPY", "WORKDIR", "FROM")] == [
+        one for one in steps("router") if one[0] in ("COPY", "WORKDIR", "FROM")
+    ]
+
+
+@pytest.mark.parametrize("name", ["router", "worker"])
+def test_images_are_pinned_and_run_as_nobody(name: str) -> None:
+    text = (DOCKER / f"{name}.Dockerfile").read_text()
+    assert set(re.findall(r"(?m)^FROM (\S+)", text)) == {"python:3.11.14-slim-bookworm"}
+    assert re.findall(r"(?m)^USER (.*)$", text)[-1] == "10001:10001"
+
+
+def test_compose_starts_programs_by_arguments_that_they_take() -> None:
+    compose: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+    services = compose["services"]
+    started = {}
+    for name, service in services.items():
+        assert set(service.get("depends_on", ())) <= services.keys()
+        assert {volume.split(":")[0] for volume in service.get("volumes", ())} <= compose["volumes"].keys()
+        command = service["command"]
+        if command[0] == "python":
+            started[name] = PROGRAMS[command[2]](command[3:])
+            assert service["read_only"]
+            assert service["user"] == "10001:10001"
+    assert started.keys() == {"router", "dense", "moderate", "aggressive"}
+    assert set(started["router"].worker) == {f"dns:///{tier}:7001" for tier in ("dense", "moderate", "aggressive")}
+    assert all(started[tier].tier == tier for tier in ("dense", "moderate", "aggressive"))
+    overlay = yaml.safe_load((DOCKER / "compose.gpu.yaml").read_text())
+    assert overlay["services"].keys() == {"dense", "moderate", "aggressive"}

