@@ -35,7 +35,7 @@ ERRORS: Final = "sparsity.rpc.errors"
 SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
 _TOKEN_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.4, 1.0)
 SHARES: Final = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.999, 1.0)
-Gauge = tuple[str, str, str, Callable[[], Iterable[Observation]]]
+Observed = tuple[str, str, str, Callable[[], Iterable[Observation]]]
 
 
 def configure_metrics(service: str, listen: str | None, *, disabled: bool) -> None:
@@ -72,15 +72,17 @@ def configure_metrics(service: str, listen: str | None, *, disabled: bool) -> No
 
 
 def _prometheus(listen: str) -> MetricReader:
-    from opentelemetry.exporter.prometheus import PrometheusMetricReader
-    from prometheus_client import start_http_server
+    from prometheus_client import REGISTRY, start_http_server
 
+    from sparsity.exemplars import ExemplarCollector
     from sparsity.serving import require_free
 
     require_free(listen, "--metrics-listen", any_port=False)
     host, _, port = listen.rpartition(":")
+    collector = ExemplarCollector()
+    REGISTRY.register(collector)
     start_http_server(int(port), host.strip("[]"))
-    return PrometheusMetricReader(scope_info_enabled=False)
+    return collector.reader
 
 
 def is_on() -> bool:
@@ -88,14 +90,15 @@ def is_on() -> bool:
     return hasattr(metrics.get_meter_provider(), "shutdown")
 
 
-def observe(meter: metrics.Meter, gauges: Iterable[Gauge]) -> None:
-    """Registers gauges, each a name, a unit, a description and what reads it; they are read when metrics are taken."""
-    for name, unit, description, read in gauges:
-        meter.create_observable_gauge(name, [_callback(read)], unit, description)
+def observe(meter: metrics.Meter, gauges: Iterable[Observed], counters: Iterable[Observed] = ()) -> None:
+    """Registers gauges and counters, each a name, a unit, a description and what reads it when metrics are taken."""
+    for create, observed in ((meter.create_observable_gauge, gauges), (meter.create_observable_counter, counters)):
+        for name, unit, description, read in observed:
+            create(name, [_callback(read)], unit, description)
 
 
 def scalar(read: Callable[[], float], attributes: Mapping[str, str] | None = None) -> Callable[[], list[Observation]]:
-    """What a gauge of one series reads."""
+    """What a gauge or a counter of one series reads."""
     return lambda: [Observation(read(), attributes)]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from opentelemetry import metrics
 from opentelemetry.metrics import Observation
 from sparsity import telemetry
-from sparsity.metering import observe
+from sparsity.metering import observe, scalar
 from sparsity_policies.model import Tier
 
 from sparsity_router.fleet import Fleet
@@ -46,6 +46,7 @@ def observe_fleet(fleet: Fleet, meter: metrics.Meter | None = None) -> None:
             yield Observation(int(worker.breaker.word != "closed"), _of(worker))
 
     meter = meter or metrics.get_meter("sparsity.router")
+    again = "Requests sent once more, to a peer or as a hedge."
     observe(
         meter,
         [
@@ -55,13 +56,7 @@ def observe_fleet(fleet: Fleet, meter: metrics.Meter | None = None) -> None:
             ("sparsity.router.kv_use", "1", "Share of a worker's KV cache that live requests hold.", kv_use),
             ("sparsity.router.breaker.open", "1", "1 where a worker's breaker is open or half open.", breakers),
         ],
-    )
-
-    def retries(_: object) -> list[Observation]:
-        return [Observation(fleet.retries.spent)]
-
-    meter.create_observable_counter(
-        "sparsity.router.retries", [retries], "{request}", "Requests sent once more, to a peer or as a hedge."
+        [("sparsity.router.retries", "{request}", again, scalar(lambda: fleet.retries.spent))],
     )
 
 

@@ -10,7 +10,7 @@ from sparsity_router.recorder import Recorder
 
 
 def observe_policies(policies: PolicyFollower, recorder: Recorder, meter: metrics.Meter | None = None) -> None:
-    """Registers the gauges; they cost nothing where no metrics are taken."""
+    """Registers what is read when metrics are taken; it costs nothing where none are."""
     age = "Since the policies were last known to be current."
     unreadable, differ = "Unreadable documents.", "Documents that a store beside the folder has otherwise."
     dropped = "Records the store could not take."
@@ -22,6 +22,6 @@ def observe_policies(policies: PolicyFollower, recorder: Recorder, meter: metric
             ("sparsity.policy.lag", "s", "Since a known change waits.", scalar(lambda: policies.lag)),
             ("sparsity.policy.rejected", "{document}", unreadable, scalar(lambda: len(policies.snapshot.rejected))),
             ("sparsity.policy.drifted", "{document}", differ, scalar(lambda: len(policies.snapshot.drifted))),
-            ("sparsity.decision_log.dropped", "{record}", dropped, scalar(lambda: recorder.dropped)),
         ],
+        [("sparsity.decision_log.dropped", "{record}", dropped, scalar(lambda: recorder.dropped))],
     )

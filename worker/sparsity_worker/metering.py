@@ -51,9 +51,9 @@ class WorkerMetrics:
                 ("sparsity.worker.requests.limit", "{request}", "Accepted at once.", own(lambda: load.limit)),
                 ("sparsity.worker.outstanding", "{token}", "Still to work on.", own(lambda: load.outstanding_tokens)),
                 ("sparsity.worker.draining", "1", "1 while it admits no more.", own(lambda: load.draining)),
-                ("sparsity.worker.aborted", "{request}", aborted, own(lambda: load.aborted)),
                 ("sparsity.worker.kv_use", "1", used, own(lambda: load.kv_used_tokens / config.max_total_tokens)),
             ],
+            [("sparsity.worker.aborted", "{request}", aborted, own(lambda: load.aborted))],
         )
 
     def finished(self, completion: inference_pb2.Completion, times: Times) -> None:

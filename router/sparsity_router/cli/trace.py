@@ -83,8 +83,10 @@ def _label(span: Span) -> str:
 
 def _told(span: Span) -> str:
     """What a span says of the request; what it says of its process is in --json."""
-    told = {key: value for key, value in span.attributes.items() if key.startswith(_SHOWN) and value not in ("", [])}
-    return ", ".join(f"{key.removeprefix('sparsity.')}={_short(value)}" for key, value in told.items())
+    told = [(key, value) for key, value in span.attributes.items() if key.startswith(_SHOWN) and value not in ("", [])]
+    # Ours first: they say why.
+    told.sort(key=lambda entry: not entry[0].startswith(_SHOWN[0]))
+    return ", ".join(f"{key.removeprefix(_SHOWN[0])}={_short(value)}" for key, value in told)
 
 
 def _short(value: Any) -> str:
