@@ -38,9 +38,10 @@ def rate(metric: str, by: str, where: str = "") -> str:
     return f"sum by ({by}) (rate({metric}{{{where}}}{RATE}))"
 
 
-def quantile(share: float, metric: str, by: str, where: str = "") -> str:
+def quantile(share: float, metric: str, by: str = "", where: str = "") -> str:
     """A histogram's quantile."""
-    return f"histogram_quantile({share}, sum by (le, {by}) (rate({metric}_bucket{{{where}}}{RATE})))"
+    kept = f"le, {by}" if by else "le"
+    return f"histogram_quantile({share}, {rate(f'{metric}_bucket', kept, where)})"
 
 
 def mean(metric: str, by: str, where: str = "") -> str:

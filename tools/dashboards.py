@@ -247,8 +247,8 @@ DASHBOARDS_OF = (
             Panel(
                 "Time to decide, 95th percentile",
                 {
-                    "classification": "histogram_quantile(0.95, sum by (le)"
-                    f" (rate(sparsity_router_classify_duration_seconds_bucket{RATE})))"
+                    part: quantile(0.95, f"sparsity_router_{part}_duration_seconds")
+                    for part in ("classify", "scan", "detect")
                 },
                 "s",
             ),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+from opentelemetry import metrics
 from sparsity.errors import InvalidRequestError
+from sparsity.metering import CLASSIFY_SECONDS, histogram
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decide import hangs_on_length
 from sparsity_policies.model import Risk, Signals, Tier
@@ -23,6 +26,11 @@ from sparsity_router.written import Written, check_context, read_written
 # Below these a thread costs more than the work: of tokenizing, and of reading and scanning alone.
 _INLINE_BYTES, _INLINE_SCAN_BYTES = 16_384, 262_144
 _NO_SCORES: Mapping[str, Score] = {}
+_meter = metrics.get_meter("sparsity.router")
+_scanning = histogram(_meter, "sparsity.router.scan.duration", "s", "Scan of one prompt.", CLASSIFY_SECONDS)
+_detecting = histogram(
+    _meter, "sparsity.router.detect.duration", "s", "Detection of one domain by meaning.", CLASSIFY_SECONDS
+)
 
 
 class Prompt(NamedTuple):
@@ -136,10 +144,12 @@ class Classifier:
         scores, problem = _NO_SCORES, ""
         # An undeclared domain that the scan is certain of needs no classifier.
         if context.domain or not opened.scan.domains:
+            started = time.monotonic()
             try:
                 scores = await self._detector.detect(opened.text, snapshot)
             except DetectionError as error:
                 problem = str(error)
+            _detecting.record(time.monotonic() - started)
         return await asyncio.to_thread(self._measure, opened, context, snapshot, known, exact, scores, problem)
 
     def _is_in_question(self, context: inference_pb2.RequestContext, snapshot: Snapshot) -> bool:
@@ -241,8 +251,11 @@ class Classifier:
         else:
             prompt = Prompt(unknown, [], self._tokenizer.render(request.chat))
             size = len(prompt.text.encode())
+        started = time.monotonic()
         try:
-            return _Opened(prompt, size, text, snapshot.scanner.scan(data or text), "")
+            scan = snapshot.scanner.scan(data or text)
+            _scanning.record(time.monotonic() - started)
+            return _Opened(prompt, size, text, scan, "")
         except ValueError as error:
             return _Opened(prompt, size, text, ScanResult(frozenset(), frozenset(), 0), str(error))
 

@@ -9,14 +9,13 @@ from functools import partial
 
 from opentelemetry import metrics
 from sparsity import telemetry
-from sparsity.metering import Generations, Times, Total, histogram, is_on
+from sparsity.metering import CLASSIFY_SECONDS, Generations, Times, Total, histogram, is_on
 from sparsity.v1 import inference_pb2
 from sparsity_policies.costs import DENSE, H100, Density, GpuSpeed, ModelShape, Pairs
 from sparsity_policies.model import Decision, Policy, Tier
 
 # A mean over layers need not be 1 to the last bit.
 _WHOLE = 1 - 1e-9
-_CLASSIFY_SECONDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.005, 0.025, 0.1, 0.5, 1.0)
 
 
 class RequestMetrics:
@@ -53,7 +52,7 @@ class RequestMetrics:
             "sparsity.router.classify.duration",
             "s",
             "Scan, length and domain of one request.",
-            _CLASSIFY_SECONDS,
+            CLASSIFY_SECONDS,
         )
         # A series that is there from the beginning: an increase from nothing would not be seen.
         self._violations.add(0, {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -57,8 +56,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Any:
     manifests = folder / "manifests.yaml"
     manifests.write_text(run("template", "r", str(CHART), "--namespace", "ns", "-f", example, "-f", str(values)))
     spaces = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    if os.geteuid():
-        spaces.append("--map-root-user")
     command = [*spaces, sys.executable, "-m", "support.pods", str(manifests), str(images(folder))]
     result = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, check=False, timeout=600)
     assert result.returncode == 0, result.stderr[-6000:]

@@ -303,6 +303,7 @@ def test_metrics_tell_what_was_decided_attended_and_refused(system: System) -> N
     answer = system.json("generate", excerpt(22_000, 30_000), "--domain", "rag", "--raw", "--max-new-tokens", "3")
     assert answer["decision"]["tier"] == "TIER_AGGRESSIVE"
     system.cli("generate", "hi", "--domain", "x" * 5000, check=2)
+    system.cli("explain", "a domain that is to be detected")
     router = scrape(system.metrics_port)
     rag = {"sparsity_domain": "rag", "sparsity_tier": "aggressive"}
     assert total(router, "sparsity_router_decisions_total", **rag, sparsity_reason="LENGTH_BAND") >= 1
