@@ -11,7 +11,9 @@ from promql import DASHBOARDS
 _DECIDED = "sparsity_router_decisions_total"
 FIRST, EACH = "gen_ai_server_time_to_first_token_seconds", "gen_ai_server_time_per_output_token_seconds"
 COVERAGE = "sparsity_attention_coverage"
-SPARSE = 'sparsity_tier=~"moderate|aggressive"'
+# Workers serve these metrics too, without a domain.
+ROUTER = 'sparsity_domain!=""'
+SPARSE = f'{ROUTER},sparsity_tier=~"moderate|aggressive"'
 ONE = 'sparsity_domain=~"$domain"'
 WORKER = 'sparsity_tier=~"$tier"'
 TIER = "{{sparsity_tier}}"
@@ -46,8 +48,8 @@ DASHBOARDS_OF = (
                 "GPU seconds a second, estimated at the speed of dense attention.",
                 stack=True,
             ),
-            Panel("Time to first token, 95th percentile", {TIER: quantile(0.95, FIRST, "sparsity_tier")}, "s"),
-            Panel("Time per output token, 95th percentile", {TIER: quantile(0.95, EACH, "sparsity_tier")}, "s"),
+            Panel("Time to first token, 95th percentile", {TIER: quantile(0.95, FIRST, "sparsity_tier", ROUTER)}, "s"),
+            Panel("Time per output token, 95th percentile", {TIER: quantile(0.95, EACH, "sparsity_tier", ROUTER)}, "s"),
             Panel(
                 "Coverage of sparse answers",
                 {DOMAIN: mean(COVERAGE, "sparsity_domain", SPARSE)},

@@ -19,6 +19,15 @@ def test_alerts_and_dashboards_ask_for_metrics_that_there_are() -> None:
     assert not families - documented()
 
 
+def test_what_routers_and_workers_both_serve_is_asked_of_one_of_them() -> None:
+    asked = [(str(rule["alert"]), str(rule["expr"])) for rule in alerts()]
+    asked += [(panel, expression) for _, panel, expression in panels()]
+    for name, expression in asked:
+        for selector in selectors(expression):
+            if selector.family.startswith(("gen_ai_", "sparsity_attention_density", "sparsity_attention_coverage")):
+                assert "sparsity_domain" in selector.labels, f"{name}: {selector.metric}"
+
+
 def test_what_is_no_promql_is_told() -> None:
     with pytest.raises(ValueError, match="unclosed left parenthesis"):
         selectors("sum(rate(sparsity_tokens_total[5m])")
