@@ -126,8 +126,6 @@ class Pod:
             elif source.exists():
                 shutil.copy(source, root / "etc" / name)
         (root / "etc/hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n{hosts}")
-        for place, source in self.images["binds"].items():
-            self._bind(source, place)
         (root / "proc").mkdir()
         sh("mount", "-t", "proc", "proc", str(root / "proc"))
         self._bind("/sys", "/sys")
@@ -136,6 +134,9 @@ class Pod:
         mounts = {mount["mountPath"]: mount for mount in container.get("volumeMounts", ())}
         for place, mount in mounts.items():
             self._bind(str(self._volume(mount["name"])), place, read_only=mount.get("readOnly", False))
+        # After the volumes: the checkout may lie below /tmp, which is one.
+        for place, source in self.images["binds"].items():
+            self._bind(source, place)
         if container["securityContext"]["readOnlyRootFilesystem"]:
             sh("mount", "-o", "remount,ro", str(root))
 
