@@ -15,6 +15,7 @@ run: environment
 # Everything: style, types, stubs, unit and end-to-end tests.
 test: lint
 	@$(BIN)/python -m pytest
+	@TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/gpu
 
 lint: environment
 	@$(BIN)/ruff check .

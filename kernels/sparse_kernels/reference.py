@@ -64,7 +64,9 @@ def block_sparse_prefill_reference(
     scale: float,
     *,
     mean_correction: bool,
-) -> torch.Tensor:
+    window: int = 0,
+    softcap: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Causal attention of ``q`` over kept blocks, own tile, and means of pruned blocks.
 
     Args:
@@ -74,38 +76,47 @@ def block_sparse_prefill_reference(
         query_tile: rows a tile, on the absolute grid.
         scale: softmax scale.
         mean_correction: whether a pruned block enters the softmax as its mean with weight ``log(block)``.
+        window: keys that a row sees, its own included; 0 for all. A mean is seen while its block's first key is.
+        softcap: scores become ``softcap * tanh(score / softcap)``; 0 leaves them.
 
     Returns:
-        float64 ``[T, Hq, D]``.
+        float64 ``[T, Hq, D]``, and the log-sum-exp of the scores, float64 ``[T, Hq]``.
     """
     queries, heads, dim = q.shape
     group = sequence.group(heads)
     keys, values = _contiguous(sequence)
     prefix, block = sequence.length - queries, sequence.page
     out = torch.empty(queries, heads, dim, dtype=torch.float64)
+    lse = torch.empty(queries, heads, dtype=torch.float64)
     for row in range(queries):
         position = prefix + row
         tile_start = position // query_tile * query_tile
         tile = position // query_tile - prefix // query_tile
         for head in range(heads):
             kv_head = head // group
+            seen = max(0, position + 1 - window) if window else 0
             columns_k, columns_v, bias = [], [], []
             for number in range(tile_start // block):
-                at = slice(number * block, (number + 1) * block)
+                at = slice(max(number * block, seen), max((number + 1) * block, seen))
                 if kept[kv_head, tile, number]:
                     columns_k.append(keys[kv_head, at])
                     columns_v.append(values[kv_head, at])
-                    bias.append(torch.zeros(block, dtype=torch.float64))
-                elif mean_correction:
+                    bias.append(torch.zeros(at.stop - at.start, dtype=torch.float64))
+                elif mean_correction and number * block >= seen:
                     columns_k.append(keys[kv_head, at].mean(0, keepdim=True))
                     columns_v.append(values[kv_head, at].mean(0, keepdim=True))
                     bias.append(torch.tensor([float(block)], dtype=torch.float64).log())
-            columns_k.append(keys[kv_head, tile_start : position + 1])
-            columns_v.append(values[kv_head, tile_start : position + 1])
-            bias.append(torch.zeros(position + 1 - tile_start, dtype=torch.float64))
-            scores = torch.cat(columns_k) @ q[row, head].double() * scale + torch.cat(bias)
+            own = max(tile_start, seen)
+            columns_k.append(keys[kv_head, own : position + 1])
+            columns_v.append(values[kv_head, own : position + 1])
+            bias.append(torch.zeros(position + 1 - own, dtype=torch.float64))
+            scores = torch.cat(columns_k) @ q[row, head].double() * scale
+            if softcap:
+                scores = softcap * (scores / softcap).tanh()
+            scores += torch.cat(bias)
             out[row, head] = scores.softmax(-1) @ torch.cat(columns_v)
-    return out
+            lse[row, head] = scores.logsumexp(-1)
+    return out, lse
 
 
 def sparse_paged_decode_reference(

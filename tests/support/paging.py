@@ -28,6 +28,22 @@ def paged(
     return PagedSequence(cache_k, cache_v, table, length), summaries
 
 
+def joined(
+    lengths: list[int], kv_heads: int = 2, dim: int = 8, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> tuple[list[PagedSequence], PageSummaries]:
+    """Several sequences in one cache."""
+    parts = [paged(length, kv_heads, dim, seed + number, dtype)[0] for number, length in enumerate(lengths)]
+    keys, values = (torch.cat([getattr(part, name) for part in parts]) for name in ("keys", "values"))
+    firsts = torch.tensor([0] + [part.keys.shape[0] for part in parts]).cumsum(0)
+    sequences = [
+        PagedSequence(keys, values, part.table + first, part.length) for part, first in zip(parts, firsts, strict=False)
+    ]
+    summaries = PageSummaries(keys.shape[0], PAGE, kv_heads, dim, SUB)
+    for sequence in sequences:
+        summaries.refresh(sequence)
+    return sequences, summaries
+
+
 def queries(rows: int, heads: int = 4, dim: int = 8, seed: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Random query rows."""
     return torch.randn(rows, heads, dim, generator=torch.Generator().manual_seed(seed)).to(dtype)

@@ -1,0 +1,235 @@
+"""Block-sparse prefill over a batch of paged sequences, in Triton.
+
+One program attends one query tile of one query head: the blocks that the index keeps, the means of those that it
+prunes, then the tile's own keys under the causal mask, in one online softmax (FlashAttention-2, arXiv 2307.08691).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from sparse_kernels.batch import PagedBatch
+from sparse_kernels.block_index import WORD_BITS, BlockIndex
+
+_LOG2E = 1.4426950408889634
+_HEAD_DIMS = (16, 32, 64, 128, 256)
+
+
+class PrefillOutput(NamedTuple):
+    """What attention gives.
+
+    Attributes:
+        out: ``[rows, Hq, D]`` in the dtype of the queries.
+        lse: float32 ``[rows, Hq]``, natural logarithm of the softmax's denominator.
+    """
+
+    out: torch.Tensor
+    lse: torch.Tensor
+
+
+class Corrections(NamedTuple):
+    """What stands for pruned blocks: one column each, of weight ``log(block)``.
+
+    Attributes:
+        means: key means ``[pages, Hkv, D]`` of the physical pages.
+        value_means: value means, same shape.
+        pruned: int32 ``[Hkv, tiles, words]``, as :func:`sparse_kernels.block_index.pruned_words` makes them.
+    """
+
+    means: torch.Tensor
+    value_means: torch.Tensor
+    pruned: torch.Tensor
+
+
+def block_sparse_prefill(
+    q: torch.Tensor,
+    batch: PagedBatch,
+    index: BlockIndex,
+    scale: float,
+    *,
+    corrections: Corrections | None = None,
+    window: int = 0,
+    softcap: float = 0.0,
+    skip_below: float = 0.0,
+) -> PrefillOutput:
+    """Causal attention of all queries of a batch over the blocks that an index keeps.
+
+    Args:
+        q: ``[rows, Hq, D]``, the queries of all sequences, one sequence after another.
+        batch: keys, values and tiles.
+        index: kept blocks of each KV head and tile.
+        scale: softmax scale.
+        corrections: means of pruned blocks; None leaves pruned blocks out.
+        window: keys that a row sees, its own included, as in sliding-window models; 0 for all before it.
+        softcap: scores become ``softcap * tanh(score / softcap)``; 0 leaves them.
+        skip_below: a kept block whose largest weight, relative to the largest so far, lies below this for every row of
+            a tile is not added; 0 adds all.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+    rows, heads, dim = q.shape
+    page, kv_heads = batch.keys.shape[1:3]
+    tile, tiles = batch.tiles.rows, batch.tiles.number.numel()
+    _check(q, batch, index, corrections)
+    if min(window, softcap) < 0 or not 0 <= skip_below < 1:
+        raise ValueError("window and softcap: must be 0 or more; skip_below: must lie in [0, 1)")
+    out = torch.empty_like(q)
+    lse = torch.empty(rows, heads, dtype=torch.float32, device=q.device)
+    if not tiles:
+        return PrefillOutput(out, lse)
+    means, value_means, pruned = corrections or (batch.keys, batch.values, index.indptr)
+    kernel[(tiles, heads)](
+        q, batch.keys, batch.values, out, lse,
+        batch.tables, batch.lengths, batch.starts, batch.tiles.sequence, batch.tiles.number,
+        index.indptr, index.blocks, means, value_means, pruned,
+        scale, softcap, window, skip_below,
+        tiles, heads, batch.tables.stride(0), pruned.shape[-1],
+        *q.stride()[:2], *out.stride()[:2], *batch.keys.stride()[:3], *means.stride()[:2],
+        TILE=tile, BLOCK=page, DIM=dim, GROUP=heads // kv_heads, WORD=WORD_BITS,
+        CORRECT=corrections is not None, WINDOW=window > 0, CAP=softcap > 0, SKIP=skip_below > 0,
+        num_warps=4 if dim * tile <= 64 * 128 else 8, num_stages=2,
+    )  # fmt: skip
+    return PrefillOutput(out, lse)
+
+
+def _check(q: torch.Tensor, batch: PagedBatch, index: BlockIndex, corrections: Corrections | None) -> None:
+    _, heads, dim = q.shape
+    _, page, kv_heads, key_dim = batch.keys.shape
+    tile, tiles = batch.tiles.rows, batch.tiles.number.numel()
+    if dim not in _HEAD_DIMS or dim != key_dim:
+        raise ValueError(f"q: head dimension {dim} must be that of the keys, {key_dim}, and one of {_HEAD_DIMS}")
+    if heads % kv_heads:
+        raise ValueError(f"q: {heads} query heads are not a multiple of {kv_heads} KV heads")
+    if page < 16 or page & (page - 1) or tile % page or tile & (tile - 1):
+        raise ValueError(
+            f"batch: pages of {page} and tiles of {tile} rows; powers of two from 16, tiles of whole pages"
+        )
+    if q.stride(2) != 1 or batch.keys.stride(3) != 1 or batch.keys.stride() != batch.values.stride():
+        raise ValueError("q, keys, values: the head dimension must be contiguous, keys and values laid out alike")
+    if index.indptr.shape != (kv_heads, tiles + 1):
+        raise ValueError(f"index: indptr is {tuple(index.indptr.shape)}, not {(kv_heads, tiles + 1)}")
+    if corrections is not None:
+        if corrections.means.stride() != corrections.value_means.stride() or corrections.means.stride(2) != 1:
+            raise ValueError("corrections: the means must be contiguous, and laid out alike")
+        if corrections.pruned.shape[:2] != (kv_heads, tiles):
+            raise ValueError(f"corrections: pruned is {tuple(corrections.pruned.shape)}, not {(kv_heads, tiles)} words")
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _scores(b_q, b_k, scale, softcap, CAP: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Scores in units of log 2: exp2 is what the hardware has."""
+    b_s = tl.dot(b_q, b_k) * scale
+    if CAP:
+        # tanh, by the exponential.
+        b_s = softcap * (1 - 2 / (1 + tl.exp2(b_s * (2 * 1.4426950408889634 / softcap))))
+    return b_s * 1.4426950408889634
+
+
+@triton.jit
+def _attend(b_s, b_v, b_acc, b_m, b_l):  # type: ignore[no-untyped-def]
+    """One step of the online softmax."""
+    b_new = tl.maximum(b_m, tl.max(b_s, 1))
+    # A row that has seen nothing yet.
+    b_safe = tl.where(b_new == float("-inf"), 0.0, b_new)
+    b_p = tl.exp2(b_s - b_safe[:, None])
+    b_old = tl.exp2(b_m - b_safe)
+    b_acc = b_acc * b_old[:, None] + tl.dot(b_p.to(b_v.dtype), b_v)
+    return b_acc, b_new, b_l * b_old + tl.sum(b_p, 1)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def kernel(  # type: ignore[no-untyped-def]
+    q, k, v, out, lse,
+    tables, lengths, starts, tile_sequence, tile_number,
+    indptr, blocks, means, value_means, pruned,
+    scale, softcap, window, skip_below,
+    tiles, heads, s_table, words,
+    s_qt, s_qh, s_ot, s_oh, s_kp, s_kt, s_kh, s_mp, s_mh,
+    TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, WORD: tl.constexpr,
+    CORRECT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, SKIP: tl.constexpr,
+):  # fmt: skip
+    """One query tile of one query head; the arguments are those of :func:`block_sparse_prefill`, and strides."""
+    # The last tiles take longest: first.
+    i_t = tiles - 1 - tl.program_id(0)
+    i_h = tl.program_id(1)
+    i_kv = i_h // GROUP
+    i_s = tl.load(tile_sequence + i_t).to(tl.int64)
+    number = tl.load(tile_number + i_t)
+    length = tl.load(lengths + i_s)
+    first = tl.load(starts + i_s)
+    prefix = length - (tl.load(starts + i_s + 1) - first)
+
+    o_m = number * TILE + tl.arange(0, TILE)
+    o_d = tl.arange(0, DIM)
+    o_n = tl.arange(0, BLOCK)
+    m_m = (o_m >= prefix) & (o_m < length)
+    o_row = (first + o_m - prefix).to(tl.int64)
+    # [TILE, DIM]
+    b_q = tl.load(q + o_row[:, None] * s_qt + i_h * s_qh + o_d[None, :], mask=m_m[:, None], other=0.0)
+    b_m = tl.full([TILE], float("-inf"), tl.float32)
+    b_l = tl.zeros([TILE], tl.float32)
+    b_acc = tl.zeros([TILE, DIM], tl.float32)
+    p_table = tables + i_s * s_table
+    o_in = o_n[:, None] * s_kt + o_d[None, :]
+
+    before = number * TILE // BLOCK
+    p_index = indptr + i_kv * (tiles + 1) + i_t
+    for i in range(tl.load(p_index), tl.load(p_index + 1)):
+        i_b = tl.load(blocks + i)
+        at = tl.load(p_table + i_b).to(tl.int64) * s_kp + i_kv * s_kh
+        # [BLOCK, DIM]
+        b_k = tl.load(k + at + o_in)
+        b_s = _scores(b_q, tl.trans(b_k), scale, softcap, CAP)
+        if WINDOW:
+            o_key = i_b * BLOCK + o_n
+            b_s = tl.where(o_m[:, None] - o_key[None, :] < window, b_s, float("-inf"))
+        if SKIP:
+            if tl.max(tl.max(b_s, 1) - b_m, 0) >= tl.log2(skip_below):
+                b_acc, b_m, b_l = _attend(b_s, tl.load(v + at + o_in), b_acc, b_m, b_l)
+        else:
+            b_acc, b_m, b_l = _attend(b_s, tl.load(v + at + o_in), b_acc, b_m, b_l)
+
+    if CORRECT:
+        o_w = tl.arange(0, WORD)
+        p_pruned = pruned + (i_kv * tiles + i_t).to(tl.int64) * words
+        for i_w in range((before + WORD - 1) // WORD):
+            word = tl.load(p_pruned + i_w)
+            if word != 0:
+                m_b = ((word >> o_w) & 1) != 0
+                o_b = i_w * WORD + o_w
+                at = tl.load(p_table + o_b, mask=m_b, other=0).to(tl.int64) * s_mp + i_kv * s_mh
+                # [WORD, DIM]
+                b_k = tl.load(means + at[:, None] + o_d[None, :], mask=m_b[:, None], other=0.0).to(b_q.dtype)
+                b_v = tl.load(value_means + at[:, None] + o_d[None, :], mask=m_b[:, None], other=0.0).to(b_q.dtype)
+                b_s = _scores(b_q, tl.trans(b_k), scale, softcap, CAP) + tl.log2(BLOCK * 1.0)
+                m_s = m_b[None, :]
+                if WINDOW:
+                    m_s = m_s & (o_m[:, None] - (o_b * BLOCK)[None, :] < window)
+                b_acc, b_m, b_l = _attend(tl.where(m_s, b_s, float("-inf")), b_v, b_acc, b_m, b_l)
+
+    for i_o in range(TILE // BLOCK):
+        i_b = before + i_o
+        if i_b * BLOCK < length:
+            o_key = i_b * BLOCK + o_n
+            # Slots past the end may hold anything, NaN included.
+            m_n = o_key < length
+            at = tl.load(p_table + i_b).to(tl.int64) * s_kp + i_kv * s_kh
+            b_k = tl.load(k + at + o_in, mask=m_n[:, None], other=0.0)
+            b_v = tl.load(v + at + o_in, mask=m_n[:, None], other=0.0)
+            m_s = (o_key[None, :] <= o_m[:, None]) & m_n[None, :]
+            if WINDOW:
+                m_s = m_s & (o_m[:, None] - o_key[None, :] < window)
+            b_s = tl.where(m_s, _scores(b_q, tl.trans(b_k), scale, softcap, CAP), float("-inf"))
+            b_acc, b_m, b_l = _attend(b_s, b_v, b_acc, b_m, b_l)
+
+    # Padding rows may see no key, in a window that lies past the end.
+    b_l = tl.where(m_m, b_l, 1.0)
+    b_out = b_acc / b_l[:, None]
+    p_out = out + o_row[:, None] * s_ot + i_h * s_oh + o_d[None, :]
+    tl.store(p_out, b_out.to(out.dtype.element_ty), mask=m_m[:, None])
+    tl.store(lse + o_row * heads + i_h, (b_m + tl.log2(b_l)) * 0.6931471805599453, mask=m_m)
