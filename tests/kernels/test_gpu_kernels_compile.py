@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import triton
@@ -15,38 +16,67 @@ from triton.compiler import ASTSource
 HOPPER = GPUTarget("cuda", 90, 32)
 FLOATS = ("scale", "softcap", "skip_below")
 HALVES = ("q", "k", "v", "out")
-SINGLES = ("lse", "means", "value_means")
-INDICES = ("tables", "lengths", "starts", "tile_sequence", "tile_number", "indptr", "blocks", "pruned")
-POINTERS = (*HALVES, *SINGLES, *INDICES)
+SINGLES = ("lse", "means", "value_means", "spreads", "scores", "parts")
+INDICES = ("tables", "lengths", "starts", "tile_sequence", "tile_number", "indptr", "blocks", "pruned", "pages")
+PREFILL = {"TILE": 128, "BLOCK": 64, "GROUP": 4, "WORD": 32, "CORRECT": True, "WINDOW": False, "CAP": False}
+PAGES = {"PAGE": 64, "GROUP": 4, "ROWS": 16}
 
 
-def compiled(dim: int, warps: int, **flags: bool) -> str:
-    """PTX of the kernel with tiles of 128 rows, pages of 64 keys and four query heads a KV head."""
-    kernel = kernels()["block_sparse_prefill"]
+class Built(NamedTuple):
+    """What the compilers made of a kernel."""
+
+    wgmma: int
+    tensor: int
+    registers: int
+    spilled: int
+
+
+def built(name: str, warps: int, folder: Path, **constants: int) -> Built:
+    """Compiles a kernel for pages of 64 keys, bfloat16 and four query heads a KV head."""
+    kernel = kernels()[name]
     names = kernel.arg_names
-    shape = {"TILE": 128, "BLOCK": 64, "DIM": dim, "GROUP": 4, "WORD": 32}
-    constants = shape | {name: flags.get(name, False) for name in ("CORRECT", "WINDOW", "CAP", "SKIP")}
     kinds = dict.fromkeys(constants, "constexpr") | dict.fromkeys(FLOATS, "fp32")
-    kinds |= dict.fromkeys(INDICES, "*i32") | dict.fromkeys(SINGLES, "*fp32") | dict.fromkeys(HALVES, "*bf16")
-    aligned = {(n,): [["tt.divisibility", 16]] for n, name in enumerate(names) if name in POINTERS or name[:2] == "s_"}
+    # `blocks` is a number where pages are scored.
+    indices = [each for each in INDICES if (name, each) != ("score_pages", "blocks")]
+    kinds |= dict.fromkeys(indices, "*i32") | dict.fromkeys(SINGLES, "*fp32") | dict.fromkeys(HALVES, "*bf16")
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, each in enumerate(names)
+        if kinds.get(each, "").startswith("*") or each.startswith("s_")
+    }
     source = ASTSource(
         kernel,
-        {name: kinds.get(name, "i32") for name in names},
-        {(names.index(name),): value for name, value in constants.items()},
+        {each: kinds.get(each, "i32") for each in names},
+        {(names.index(each),): value for each, value in constants.items()},
         aligned,
     )
-    return str(triton.compile(source, target=HOPPER, options={"num_warps": warps, "num_stages": 2}).asm["ptx"])
+    ptx = str(triton.compile(source, target=HOPPER, options={"num_warps": warps, "num_stages": 2}).asm["ptx"])
+    file = folder / "kernel.ptx"
+    file.write_text(ptx)
+    assembler = [triton.knobs.nvidia.ptxas.path, "-v", "-arch=sm_90a", str(file), "-o", str(folder / "kernel.cubin")]
+    told = subprocess.run(assembler, capture_output=True, text=True, check=True).stderr
+    (registers,), (spilled,) = re.findall(r"Used (\d+) registers", told), re.findall(r"(\d+) bytes spill stores", told)
+    return Built(ptx.count("wgmma.mma_async"), ptx.count("mma.sync"), int(registers), int(spilled))
 
 
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize(("dim", "warps"), [(64, 4), (128, 8)])
-def test_block_sparse_prefill_compiles_without_spills(dim: int, warps: int, skip: bool, tmp_path: Path) -> None:
-    ptx = compiled(dim, warps, CORRECT=True, SKIP=skip)
-    assert ptx.count("wgmma.mma_async") >= 20
-    file = tmp_path / "kernel.ptx"
-    file.write_text(ptx)
-    assembler = [triton.knobs.nvidia.ptxas.path, "-v", "-arch=sm_90a", str(file), "-o", str(tmp_path / "kernel.cubin")]
-    told = subprocess.run(assembler, capture_output=True, text=True, check=True).stderr
-    assert re.findall(r"(\d+) bytes spill stores", told) == ["0"], told
-    (registers,) = re.findall(r"Used (\d+) registers", told)
-    assert int(registers) * warps * 32 <= 65536
+def test_block_sparse_prefill(dim: int, warps: int, skip: bool, tmp_path: Path) -> None:
+    made = built("block_sparse_prefill", warps, tmp_path, DIM=dim, SKIP=skip, **PREFILL)
+    assert made.wgmma >= 20
+    assert made.spilled == 0
+    assert made.registers * warps * 32 <= 65536
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+def test_sparse_paged_decode(dim: int, tmp_path: Path) -> None:
+    attending = built("attend_pages", 4, tmp_path, DIM=dim, PAGES=4, **PAGES)
+    assert attending.tensor > 0
+    scoring = built("score_pages", 4, tmp_path, DIM=dim, PAGES=64, **PAGES)
+    merging = built("merge_splits", 4, tmp_path, DIM=dim, SPLITS=8)
+    assert [each.spilled for each in (attending, scoring, merging)] == [0, 0, 0]
+
+
+def test_every_kernel_is_compiled_here() -> None:
+    text = Path(__file__).read_text()
+    assert all(f'built("{name}"' in text for name in kernels())

@@ -2,9 +2,11 @@
 
 from typing import Any
 
-from sparse_kernels.gpu import block_sparse_prefill as _block_sparse_prefill
+from sparse_kernels.gpu import block_sparse_prefill as _prefill
+from sparse_kernels.gpu import sparse_paged_decode as _decode
 
 
 def kernels() -> dict[str, Any]:
     """Every Triton kernel by its name, for tools that compile them."""
-    return {"block_sparse_prefill": _block_sparse_prefill.kernel}
+    decode = (_decode.score_pages, _decode.attend_pages, _decode.merge_splits)
+    return {"block_sparse_prefill": _prefill.kernel} | {kernel.__name__: kernel for kernel in decode}
