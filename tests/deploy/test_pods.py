@@ -29,7 +29,15 @@ VALUES: dict[str, Any] = {
 TIERS = ("dense", "moderate", "aggressive")
 
 
-def images(folder: Path) -> Path:
+def spaces() -> tuple[list[str], bool]:
+    """How namespaces are to be had here, and whether there are several users in them."""
+    wanted = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if subprocess.run([*wanted, "true"], capture_output=True, check=False).returncode == 0:
+        return wanted, True
+    return [*wanted, "--user", "--map-root-user"], False
+
+
+def images(folder: Path, users: bool) -> Path:
     """What the images hold, out of this machine's: the environment, the Valkey server, the model."""
     programs, models = folder / "bin", folder / "models"
     programs.mkdir()
@@ -43,7 +51,7 @@ def images(folder: Path) -> Path:
     places |= {"/opt/sparsity/bin": str(programs), "/opt/sparsity/models": str(models)}
     path = f"{Path(sys.executable).parent}:/opt/sparsity/bin:/usr/bin:/bin"
     image = folder / "images.json"
-    image.write_text(json.dumps({"environment": {"PATH": path}, "binds": places}))
+    image.write_text(json.dumps({"environment": {"PATH": path}, "binds": places, "users": users}))
     return image
 
 
@@ -55,8 +63,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Any:
     example = str(CHART / "examples" / "trial.yaml")
     manifests = folder / "manifests.yaml"
     manifests.write_text(run("template", "r", str(CHART), "--namespace", "ns", "-f", example, "-f", str(values)))
-    spaces = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    command = [*spaces, sys.executable, "-m", "support.pods", str(manifests), str(images(folder))]
+    inside, users = spaces()
+    command = [*inside, sys.executable, "-m", "support.pods", str(manifests), str(images(folder, users))]
     result = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, check=False, timeout=600)
     assert result.returncode == 0, result.stderr[-6000:]
     return json.loads(result.stdout)

@@ -5,7 +5,8 @@ one bridge, and its file system: the machine's programs read-only, and what the 
 that the pod names, without privileges, on a root that they cannot write to. Services are names in /etc/hosts; probes
 come from the bridge. Then the hooks run: jobs, and the pod of `helm test`. What became of all is printed as JSON.
 
-IMAGES is a JSON file: `environment` of every image, `binds` (folders of the machine by their place in a pod).
+IMAGES is a JSON file: `environment` of every image, `binds` (folders of the machine by their place in a pod), and
+whether `users` other than the present one can be had (in a user namespace of an unprivileged user there is but one).
 """
 
 from __future__ import annotations
@@ -72,10 +73,12 @@ class Pod:
     objects: Objects
     images: dict[str, Any]
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    roots: int = 0
 
     @property
     def root(self) -> Path:
-        return ROOTS / self.name / "root"
+        """Of the last container: each has its own."""
+        return ROOTS / self.name / f"root-{self.roots}"
 
     def prepare(self, number: int) -> None:
         """Its network and its volumes."""
@@ -110,8 +113,9 @@ class Pod:
 
     def _assemble(self, container: dict[str, Any], hosts: str) -> None:
         """The container's file system at ``root``; read-only but for what it mounts."""
+        self.roots += 1
         root = self.root
-        root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True)
         sh("mount", "-t", "tmpfs", "root", str(root))
         for place in SYSTEM:
             if Path(place).is_symlink():
@@ -143,7 +147,7 @@ class Pod:
     def _bind(self, source: str, place: str, *, read_only: bool = True) -> None:
         target = self.root / place[1:]
         target.mkdir(parents=True, exist_ok=True)
-        sh("mount", "--bind", source, str(target))
+        sh("mount", "--rbind", source, str(target))
         if read_only:
             sh("mount", "-o", "remount,bind,ro", str(target))
 
@@ -168,11 +172,11 @@ class Pod:
         assert security["runAsNonRoot"]
         assert not security["allowPrivilegeEscalation"]
         user, group = str(security["runAsUser"]), str(security["runAsGroup"])
-        if os.path.ismount(self.root):
-            sh("umount", "-R", str(self.root))
         self._assemble(container, hosts)
         command = [*container["command"], *container.get("args", ())]
-        drop = ["setpriv", "--reuid", user, "--regid", group, "--groups", str(security["fsGroup"])]
+        drop = ["setpriv"]
+        if self.images["users"]:
+            drop += ["--reuid", user, "--regid", group, "--groups", str(security["fsGroup"])]
         drop += ["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all", "--"]
         inside = [
             str(shutil.which("ip")),
