@@ -35,8 +35,8 @@ def configure_logs(logger: logging.Logger) -> None:
 def _add_trace(record: logging.LogRecord) -> bool:
     context = trace.get_current_span().get_span_context()
     if context.is_valid:
-        setattr(record, _TRACE_ID, f"{context.trace_id:032x}")
-        setattr(record, _SPAN_ID, f"{context.span_id:016x}")
+        setattr(record, _TRACE_ID, trace.format_trace_id(context.trace_id))
+        setattr(record, _SPAN_ID, trace.format_span_id(context.span_id))
     return True
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from sparsity_client import Client
+from sparsity_router.embedded.child import free_port
 from support.otlp import Receiver
 
 SPARSITY = str(Path(sys.executable).parent / "sparsity")
@@ -64,11 +65,6 @@ def free_block() -> int:
         except (OSError, OverflowError):
             continue
         return first
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import redis
+from sparsity_router.embedded.child import free_port
 
 
 def binary() -> str:
@@ -23,11 +23,6 @@ def binary() -> str:
     assert spec is not None
     assert spec.submodule_search_locations
     return str(Path(spec.submodule_search_locations[0]) / "bin" / "redis-server")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def until(holds: Callable[[], Any], seconds: float = 15.0) -> Any:

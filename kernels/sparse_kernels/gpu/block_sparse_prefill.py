@@ -14,9 +14,10 @@ import triton.language as tl
 
 from sparse_kernels.batch import PagedBatch
 from sparse_kernels.block_index import WORD_BITS, BlockIndex
+from sparse_kernels.gpu.checks import check_cache
 
 _LOG2E = 1.4426950408889634
-_HEAD_DIMS = (16, 32, 64, 128, 256)
+_MOST_DIM = 256
 
 
 class PrefillOutput(NamedTuple):
@@ -98,19 +99,13 @@ def block_sparse_prefill(
 
 
 def _check(q: torch.Tensor, batch: PagedBatch, index: BlockIndex, corrections: Corrections | None) -> None:
-    _, heads, dim = q.shape
-    _, page, kv_heads, key_dim = batch.keys.shape
+    check_cache(q, batch.keys, batch.values)
+    page, kv_heads = batch.keys.shape[1:3]
     tile, tiles = batch.tiles.rows, batch.tiles.number.numel()
-    if dim not in _HEAD_DIMS or dim != key_dim:
-        raise ValueError(f"q: head dimension {dim} must be that of the keys, {key_dim}, and one of {_HEAD_DIMS}")
-    if heads % kv_heads:
-        raise ValueError(f"q: {heads} query heads are not a multiple of {kv_heads} KV heads")
-    if page < 16 or page & (page - 1) or tile % page or tile & (tile - 1):
-        raise ValueError(
-            f"batch: pages of {page} and tiles of {tile} rows; powers of two from 16, tiles of whole pages"
-        )
-    if q.stride(2) != 1 or batch.keys.stride(3) != 1 or batch.keys.stride() != batch.values.stride():
-        raise ValueError("q, keys, values: the head dimension must be contiguous, keys and values laid out alike")
+    if q.shape[2] > _MOST_DIM:
+        raise ValueError(f"q: head dimension {q.shape[2]} is more than {_MOST_DIM}")
+    if tile % page or tile & (tile - 1):
+        raise ValueError(f"batch: pages of {page} and tiles of {tile} rows; a tile is a power of 2 of whole pages")
     if index.indptr.shape != (kv_heads, tiles + 1):
         raise ValueError(f"index: indptr is {tuple(index.indptr.shape)}, not {(kv_heads, tiles + 1)}")
     if corrections is not None:

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from sparse_kernels.config import DecodeConfig
+from sparse_kernels.gpu.checks import check_cache
 
 # The least rows of a tensor-core product: a group of query heads is padded to it.
 _LEAST_ROWS = 16
@@ -122,18 +123,10 @@ def _rows(group: int) -> int:
 
 
 def _check(q: torch.Tensor, batch: DecodeBatch) -> None:
-    sequences, heads, dim = q.shape
-    _, page, kv_heads, key_dim = batch.keys.shape
-    if dim != key_dim or dim < 16 or dim & (dim - 1):
-        raise ValueError(f"q: head dimension {dim} must be that of the keys, {key_dim}, and a power of 2 from 16")
-    if heads % kv_heads:
-        raise ValueError(f"q: {heads} query heads are not a multiple of {kv_heads} KV heads")
-    if page < 16 or page & (page - 1):
-        raise ValueError(f"batch: pages of {page} tokens, not a power of 2 from 16")
+    check_cache(q, batch.keys, batch.values)
+    sequences = q.shape[0]
     if batch.tables.shape[0] != sequences or batch.lengths.shape != (sequences,):
         raise ValueError(f"batch: tables and lengths are not those of {sequences} sequences")
-    if q.stride(2) != 1 or batch.keys.stride(3) != 1 or batch.keys.stride() != batch.values.stride():
-        raise ValueError("q, keys, values: the head dimension must be contiguous, keys and values laid out alike")
 
 
 @triton.jit  # type: ignore[untyped-decorator]

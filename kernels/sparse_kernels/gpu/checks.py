@@ -1,0 +1,23 @@
+"""What every kernel over a paged cache asks of its tensors."""
+
+from __future__ import annotations
+
+import torch
+
+
+def check_cache(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+    """Checks queries ``[rows, Hq, D]`` against a cache ``[pages, page, Hkv, D]``.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+    heads, dim = q.shape[1:]
+    page, kv_heads, key_dim = keys.shape[1:]
+    if dim != key_dim or dim < 16 or dim & (dim - 1):
+        raise ValueError(f"q: head dimension {dim} must be that of the keys, {key_dim}, and a power of 2 from 16")
+    if heads % kv_heads:
+        raise ValueError(f"q: {heads} query heads are not a multiple of {kv_heads} KV heads")
+    if page < 16 or page & (page - 1):
+        raise ValueError(f"batch: pages of {page} tokens, not a power of 2 from 16")
+    if q.stride(2) != 1 or keys.stride(3) != 1 or keys.stride() != values.stride():
+        raise ValueError("q, keys, values: the head dimension must be contiguous, keys and values laid out alike")
