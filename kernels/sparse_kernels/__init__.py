@@ -8,6 +8,7 @@ from sparse_kernels.decode import select_pages, sparse_paged_decode
 from sparse_kernels.dense import dense_attention
 from sparse_kernels.paged import PagedSequence
 from sparse_kernels.prefill import block_sparse_prefill
+from sparse_kernels.schedule import LayerSchedule, SparseAttention
 from sparse_kernels.scores import SCORES, Keys
 from sparse_kernels.selection import BlockSelection, select_blocks
 from sparse_kernels.stats import AttentionStats, causal_pairs
@@ -20,9 +21,11 @@ __all__ = [
     "BlockSelection",
     "DecodeConfig",
     "Keys",
+    "LayerSchedule",
     "PageSummaries",
     "PagedSequence",
     "PrefillConfig",
+    "SparseAttention",
     "TileGrid",
     "block_sparse_prefill",
     "causal_pairs",

@@ -4,15 +4,15 @@
     model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="sparsity")
     attended = use_sparsity(model, SparseAttention(prefill=PrefillConfig(threshold=0.1)))
 
-It is made to try a profile and to measure its quality: it lays the cache out in pages at every call, so it saves no
-time. Importing this module registers the name with transformers.
+With any other cache than a :class:`sparse_kernels.paged_cache.PagedCache` the keys are laid out in pages at every call,
+which costs a decode step more than sparsity saves. Importing this module registers the name with transformers.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -20,11 +20,12 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
-from sparse_kernels.config import DecodeConfig, PrefillConfig
 from sparse_kernels.decode import sparse_paged_decode
 from sparse_kernels.dense import dense_attention
 from sparse_kernels.paged import PagedSequence
+from sparse_kernels.paged_cache import PagedCache
 from sparse_kernels.prefill import block_sparse_prefill
+from sparse_kernels.schedule import SparseAttention
 from sparse_kernels.stats import AttentionStats
 from sparse_kernels.summaries import PageSummaries
 
@@ -32,41 +33,6 @@ NAME = "sparsity"
 _SETTINGS = "sparse_attention"
 # What models ask of attention that these kernels do not do.
 _UNSUPPORTED = ("sliding_window", "softcap", "s_aux")
-
-
-class AttentionProfile(Protocol):
-    """What decides how a model attends; a profile of sparsity_worker is one."""
-
-    @property
-    def prefill(self) -> PrefillConfig:
-        """Of prompts."""
-
-    @property
-    def decode(self) -> DecodeConfig:
-        """Of single tokens."""
-
-    @property
-    def dense_layers(self) -> Set[int]:
-        """Layers that always attend densely."""
-
-    @property
-    def block_size(self) -> int:
-        """Keys a block, tokens."""
-
-    @property
-    def sub_block(self) -> int:
-        """Keys behind one mean, tokens; divides block_size."""
-
-
-@dataclass(frozen=True, slots=True)
-class SparseAttention:
-    """A profile put together by hand; see :class:`AttentionProfile`."""
-
-    prefill: PrefillConfig = field(default_factory=PrefillConfig)
-    decode: DecodeConfig = field(default_factory=DecodeConfig)
-    dense_layers: Set[int] = frozenset({0, 1})
-    block_size: int = 64
-    sub_block: int = 16
 
 
 class Attended:
@@ -93,14 +59,37 @@ class Attended:
         return sum(one.attended for one in chosen) / causal if causal else 1.0
 
 
+class LayerAttention(Protocol):
+    """How the layers of a model attend."""
+
+    def __call__(
+        self,
+        module: nn.Module,
+        layer: int,
+        q: torch.Tensor,
+        sequence: PagedSequence,
+        summaries: PageSummaries,
+        scale: float,
+    ) -> tuple[torch.Tensor, AttentionStats]:
+        """Attention of q ``[T, Hq, D]``, the last T tokens of the sequence, in the same shape, and what it attended."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Settings:
-    profile: AttentionProfile
+    attention: LayerAttention
+    page: int
+    sub_page: int
+    cache: PagedCache | None
     attended: Attended
 
 
-def use_sparsity(model: nn.Module, profile: AttentionProfile) -> Attended:
+def use_sparsity(model: nn.Module, profile: SparseAttention, cache: PagedCache | None = None) -> Attended:
     """Makes a model that was loaded with ``attn_implementation="sparsity"`` attend by ``profile``, from the next call.
+
+    Args:
+        model: the model.
+        profile: how it attends; a profile of sparsity_worker is one.
+        cache: what is passed to the model as ``past_key_values``, when that is paged.
 
     Returns:
         Counters, which grow with every call.
@@ -108,6 +97,13 @@ def use_sparsity(model: nn.Module, profile: AttentionProfile) -> Attended:
     Raises:
         ValueError: when the model was loaded otherwise, or has no attention with grouped queries.
     """
+    return use_attention(model, ByProfile(profile), profile.block_size, profile.sub_block, cache)
+
+
+def use_attention(
+    model: nn.Module, attention: LayerAttention, page: int, sub_page: int, cache: PagedCache | None = None
+) -> Attended:
+    """As :func:`use_sparsity`, by a function of one's own in place of a profile."""
     loaded = getattr(getattr(model, "config", None), "_attn_implementation", None)
     if loaded != NAME:
         raise ValueError(f"model: was loaded with attn_implementation={loaded!r}; load it with {NAME!r}")
@@ -116,8 +112,36 @@ def use_sparsity(model: nn.Module, profile: AttentionProfile) -> Attended:
     if not layers:
         raise ValueError("model: has no attention layers with keys of their own, so that nothing can be sparse")
     for layer in layers:
-        setattr(layer, _SETTINGS, _Settings(profile, attended))
+        setattr(layer, _SETTINGS, _Settings(attention, page, sub_page, cache, attended))
     return attended
+
+
+@dataclass(frozen=True, slots=True)
+class ByProfile:
+    """A :class:`LayerAttention` that does what a profile says."""
+
+    profile: SparseAttention
+
+    def __call__(
+        self,
+        module: nn.Module,
+        layer: int,
+        q: torch.Tensor,
+        sequence: PagedSequence,
+        summaries: PageSummaries,
+        scale: float,
+    ) -> tuple[torch.Tensor, AttentionStats]:
+        """Dense below the profile's lengths and in its dense layers."""
+        if q.shape[0] == 1:
+            decode = self.profile.decode_at(layer)
+            if decode and sequence.length >= decode.sparse_from:
+                found, stats = sparse_paged_decode(q[0], sequence, summaries, decode, scale)
+                return found[None], stats
+        else:
+            prefill = self.profile.prefill_at(layer)
+            if prefill and sequence.length >= prefill.sparse_from:
+                return block_sparse_prefill(q, sequence, summaries, prefill, scale)
+        return dense_attention(q, sequence, scale)
 
 
 def attend(
@@ -167,30 +191,22 @@ def attend(
         q = query[number].transpose(0, 1)[asked]
         if not q.shape[0]:
             continue
-        keys, values = (part[number].transpose(0, 1)[valid] for part in (key, value))
-        found, stats = _one(settings.profile, layer, q, keys, values, scale)
+        held = settings.cache.pages_of(layer, key) if settings.cache and attention_mask is None else None
+        sequence, summaries = held or _pages(settings, *(part[number].transpose(0, 1)[valid] for part in (key, value)))
+        found, stats = settings.attention(module, layer, q, sequence, summaries, scale)
         out[number, asked] = found
         (settings.attended.prefill if q.shape[0] > 1 else settings.attended.decode)[layer].append(stats)
     return out, None
 
 
-def _one(
-    profile: AttentionProfile, layer: int, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
-) -> tuple[torch.Tensor, AttentionStats]:
-    """One sequence: q ``[T, Hq, D]``, keys and values ``[S, Hkv, D]``."""
-    block, length = profile.block_size, keys.shape[0]
-    blocks = -(-length // block)
-    pad = (0, 0, 0, 0, 0, blocks * block - length)
-    paged = [nn.functional.pad(part, pad).view(blocks, block, *part.shape[1:]) for part in (keys, values)]
-    sequence = PagedSequence(paged[0], paged[1], torch.arange(blocks), length)
-    single = q.shape[0] == 1
-    if layer in profile.dense_layers or length < (profile.decode if single else profile.prefill).sparse_from:
-        return dense_attention(q, sequence, scale)
-    summaries = PageSummaries(blocks, block, keys.shape[1], keys.shape[2], profile.sub_block)
-    if single:
-        found, stats = sparse_paged_decode(q[0], sequence, summaries, profile.decode, scale)
-        return found[None], stats
-    return block_sparse_prefill(q, sequence, summaries, profile.prefill, scale)
+def _pages(settings: _Settings, keys: torch.Tensor, values: torch.Tensor) -> tuple[PagedSequence, PageSummaries]:
+    """Keys and values ``[S, Hkv, D]`` copied to pages."""
+    page, length = settings.page, keys.shape[0]
+    pages = -(-length // page)
+    pad = (0, 0, 0, 0, 0, pages * page - length)
+    stored = [nn.functional.pad(part, pad).view(pages, page, *part.shape[1:]) for part in (keys, values)]
+    summaries = PageSummaries(pages, page, keys.shape[1], keys.shape[2], settings.sub_page)
+    return PagedSequence(stored[0], stored[1], torch.arange(pages), length), summaries
 
 
 AttentionInterface.register(NAME, attend)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # The modules that define them import this one; a test holds both lists together.
-SCORE_NAMES = ("sampled_rows", "sub_means", "block_means", "second_order")
-RULE_NAMES = ("max_threshold", "top_p")
+SCORE_NAMES = (
+    "sampled_rows", "sub_means", "block_means", "second_order", "antidiagonal", "vertical_slash", "flex",
+    "window_only", "random_blocks", "strided_blocks", "lsh_buckets",
+)  # fmt: skip
+RULE_NAMES = ("max_threshold", "top_p", "top_k")
 
 
 def _require(condition: bool, name: str, remedy: str) -> None:
@@ -25,7 +28,9 @@ class PrefillConfig:
         score: what estimates a block's share, a name of :data:`sparse_kernels.scores.SCORES`.
         rule: what becomes of the shares, a name of :data:`sparse_kernels.selection.RULES`.
         threshold: in [0, 1]. For ``max_threshold`` the share of the strongest block's mass that a block needs, 0 for
-            all blocks; for ``top_p`` the share to keep of what a tile needs, 1 for every block that is needed at all.
+            all blocks; for ``top_p`` the share to keep of what a tile needs, 1 for every block that is needed at all;
+            for ``top_k`` the share of the prompt's blocks that every tile keeps.
+        head_thresholds: one threshold for each KV head in place of ``threshold``; none when empty.
         query_tile: query rows that share one index, tokens.
         peak: exponent of the power mean over rows, at least 1: 1 goes by what a tile's rows attend on average, larger
             ones by what single rows attend strongly.
@@ -43,6 +48,7 @@ class PrefillConfig:
     score: str = "sub_means"
     rule: str = "max_threshold"
     threshold: float = 0.02
+    head_thresholds: tuple[float, ...] = ()
     query_tile: int = 128
     query_stride: int = 4
     peak: float = 1.0
@@ -56,6 +62,7 @@ class PrefillConfig:
         _require(self.score in SCORE_NAMES, "score", f"must be one of {', '.join(SCORE_NAMES)}, not {self.score!r}")
         _require(self.rule in RULE_NAMES, "rule", f"must be one of {', '.join(RULE_NAMES)}, not {self.rule!r}")
         _require(0.0 <= self.threshold <= 1.0, "threshold", "must lie in [0, 1]")
+        _require(all(0.0 <= each <= 1.0 for each in self.head_thresholds), "head_thresholds", "must lie in [0, 1]")
         _require(self.query_tile >= 1, "query_tile", "must be at least 1 row")
         _require(1 <= self.query_stride <= self.query_tile, "query_stride", "must lie in [1, query_tile]")
         _require(self.peak >= 1.0, "peak", "must be at least 1")

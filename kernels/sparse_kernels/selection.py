@@ -24,25 +24,37 @@ class BlockSelection(NamedTuple):
     coverage: torch.Tensor
 
 
-def max_threshold(need: torch.Tensor, given: torch.Tensor, threshold: float) -> torch.Tensor:
+def max_threshold(need: torch.Tensor, given: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
     """Blocks with at least ``threshold`` times the need of the tile's strongest (FlashPrefill, arXiv 2608.19758)."""
     return need >= threshold * need.amax(-1, keepdim=True)
 
 
-def top_p(need: torch.Tensor, given: torch.Tensor, threshold: float) -> torch.Tensor:
+def top_p(need: torch.Tensor, given: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
     """The strongest blocks that bring what is kept of the tile's need to ``threshold`` (FlexPrefill, arXiv 2502.20766).
 
     Those ``given``, bool ``[tiles, blocks]``, count first: they are attended whatever the rule says.
     """
     base = (need * given).sum(-1, keepdim=True)
     rest, order = need.masked_fill(given, 0.0).sort(-1, descending=True)
-    wanted = (base + rest.cumsum(-1) - rest < threshold) & (rest > 0)
+    # Sums of shares may pass one by rounding: 1 stands for all.
+    wanted = ((base + rest.cumsum(-1) - rest < threshold) | (threshold >= 1)) & (rest > 0)
     return torch.zeros_like(wanted).scatter(-1, order, wanted)
 
 
-RULES: dict[str, Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]] = {
-    rule.__name__: rule for rule in (max_threshold, top_p)
-}
+def top_k(need: torch.Tensor, given: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """Equally many of the strongest blocks for every tile, ``threshold`` of all blocks (MoBA, arXiv 2502.13189).
+
+    Those ``given`` come on top.
+    """
+    rest, order = need.masked_fill(given, 0.0).sort(-1, descending=True)
+    first = torch.arange(need.shape[-1]) < (threshold * need.shape[-1]).round()
+    return torch.zeros_like(given.expand_as(need)).scatter(-1, order, first & (rest > 0))
+
+
+Rule = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# What tiles need of each block, float32 [Hkv, tiles, blocks]; what is kept anyway, bool [tiles, blocks]; and one
+# threshold for each KV head, float32 [Hkv, 1, 1].
+RULES: dict[str, Rule] = {rule.__name__: rule for rule in (max_threshold, top_p, top_k)}
 
 
 def select_blocks(
@@ -74,7 +86,32 @@ def select_blocks(
     if grid.tile % block:
         raise ValueError(f"query_tile: {grid.tile} must be a multiple of the block size {block}")
     mass, need = block_energy(q, at, grid, config, scale)
+    forced, before = fixed_blocks(grid, blocks, block, total, config)
+    strong = RULES[config.rule](need, forced | ~before, thresholds(config, at.keys.shape[0]))
+    kept = (strong | forced) & before
+    return BlockSelection(kept, (mass * (kept | ~before)).sum(-1))
 
+
+def thresholds(config: PrefillConfig, kv_heads: int) -> torch.Tensor:
+    """Each KV head's threshold, float32 ``[Hkv, 1, 1]``.
+
+    Raises:
+        ValueError: when there are thresholds for another number of heads.
+    """
+    each = config.head_thresholds or (config.threshold,) * kv_heads
+    if len(each) != kv_heads:
+        raise ValueError(f"head_thresholds: are {len(each)}, but there are {kv_heads} KV heads")
+    return torch.tensor(each)[:, None, None]
+
+
+def fixed_blocks(
+    grid: TileGrid, blocks: int, block: int, total: int, config: PrefillConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is kept whatever a score says, and what there is to choose from: blocks wholly before the tile.
+
+    Returns:
+        Two bool ``[tiles, blocks]``.
+    """
     starts = grid.starts[:, None]
     index = torch.arange(blocks)[None]
     before = index < starts // block
@@ -82,6 +119,4 @@ def select_blocks(
     if config.dense_last_tiles:
         last_tile = (total - 1) // grid.tile
         forced |= starts // grid.tile > last_tile - config.dense_last_tiles
-    strong = RULES[config.rule](need, forced | ~before, config.threshold)
-    kept = (strong | forced) & before
-    return BlockSelection(kept, (mass * (kept | ~before)).sum(-1))
+    return forced, before

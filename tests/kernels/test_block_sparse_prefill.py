@@ -24,6 +24,10 @@ from support.paging import PAGE, SUB, paged, queries, rms_ratio
 
 SCALE = 8**-0.5
 TILE = 32
+# By softmaxes of columns: the reference defines them together.
+COLUMNS = ["sampled_rows", "sub_means", "block_means", "second_order"]
+# What a tile's index comes from lies at the tile or before it; lines are guessed from the last rows of a call.
+TILEWISE = [name for name in SCORES if name not in ("vertical_slash", "flex")]
 LENGTHS = [1, 15, 16, 17, 31, 32, 33, 111, 200]
 
 
@@ -113,7 +117,7 @@ def test_zero_queries_keep_every_block_of_equal_mass(score: str) -> None:
         assert index.kept[:, tile, : tile * TILE // PAGE].all()
 
 
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("score", TILEWISE)
 def test_future_keys_change_nothing_before_their_tile(score: str) -> None:
     sequence, summaries = paged(200)
     q = queries(200)
@@ -128,7 +132,7 @@ def test_future_keys_change_nothing_before_their_tile(score: str) -> None:
 
 
 @pytest.mark.parametrize("cut", [32, 64, 96, 160])
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("score", TILEWISE)
 def test_chunked_equals_unchunked(cut: int, score: str) -> None:
     sequence, summaries = paged(200)
     q = queries(200)
@@ -155,7 +159,7 @@ def test_dense_last_tiles_only_at_the_end_of_the_prompt() -> None:
     assert not middle[:, 4, :8].all()
 
 
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("score", COLUMNS)
 @pytest.mark.parametrize("peak", [1.0, 4.0])
 @pytest.mark.parametrize(("length", "stride"), [(64, 1), (200, 8), (161, 16), (170, 5)])
 def test_energy_matches_the_reference(score: str, peak: float, length: int, stride: int) -> None:
@@ -198,7 +202,7 @@ def test_a_block_that_one_row_looks_up_is_needed_more_than_its_mean_share_says()
     assert (needs[1] > 2 * needs[0]).all()
 
 
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("score", COLUMNS)
 def test_top_p_keeps_the_share_asked_for_and_no_more(score: str) -> None:
     sequence, summaries = paged(200)
     q = queries(200)

@@ -2,38 +2,65 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from sparse_kernels import selection_report
 from sparse_kernels.adapter import NAME
-from sparse_kernels.config import PrefillConfig
+from sparse_kernels.selectors import ORACLE, SELECTORS
 from transformers import LlamaConfig, LlamaForCausalLM
 
-SHAPE = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}
+SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}
 
 
-def test_every_selection_is_a_row_beside_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def measured() -> tuple[list[dict[str, object]], dict[str, list[float]]]:
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=64, intermediate_size=64, max_position_embeddings=512, **SHAPE)
-    config._attn_implementation = NAME
-    everything = PrefillConfig(sparse_from=0, threshold=0.0, query_tile=128)
-    nothing = PrefillConfig(
-        sparse_from=0, threshold=1.0, query_tile=128, sink=0, window=0, dense_last_tiles=0, mean_correction=False
+    config = LlamaConfig(
+        vocab_size=64, intermediate_size=64, max_position_embeddings=2048, initializer_range=0.3, **SHAPE
     )
-    monkeypatch.setattr(selection_report, "SELECTIONS", {"everything": everything, "nothing": nothing})
-    prompts = [torch.randint(1, 64, (1, 400)) for _ in range(2)]
-    rows = selection_report.measure(LlamaForCausalLM(config).eval(), prompts, frozenset({0}))
-    assert rows[0]["value"] == 1.0
-    assert rows[0]["density"] == 1.0
-    assert rows[1]["value"] != 1.0
-    assert float(str(rows[1]["density"])) < 0.6
+    config._attn_implementation = NAME
+    tokens = torch.randint(1, 64, (1500,)).tolist()
+    return selection_report.measure(LlamaForCausalLM(config).eval(), tokens, lambda line: None)
+
+
+def test_no_selector_misses_less_than_the_oracle(measured) -> None:
+    rows, curves = measured
+    assert [str(row["name"]).split(" (")[0] for row in rows] == list(SELECTORS)
+    assert rows[0]["ratio"] == 1.0
+    # At equal density the blocks of most mass are the best choice there is, to a block a tile.
+    assert min(float(str(row["ratio"])) for row in rows) > 0.95
+    assert all(float(str(row["output_error"])) > 0 for row in rows)
+    for missed in curves.values():
+        assert missed == sorted(missed, reverse=True)
+
+
+def test_exactly_the_best_selector_is_judged(measured) -> None:
+    rows, _ = measured
+    (judged,) = [row for row in rows if row["goal"]]
+    affordable = [row for name, row in zip(SELECTORS, rows, strict=True) if SELECTORS[name].kind == "selector"]
+    assert judged["ratio"] == min(row["ratio"] for row in affordable)
+    assert judged["met"] is (judged["ratio"] <= selection_report.BOUND)
+
+
+def test_the_tables_have_every_selector_and_layer(measured, tmp_path: Path) -> None:
+    rows, curves = measured
     table = selection_report.markdown({"header": {"device": "CPU"}, "rows": rows})
-    assert "| everything | 400 tokens, 2 texts, density 1.000, worst text 1.0000 | 1.0000 |" in table
+    assert all(table.count(f"| {name}") == 2 for name in SELECTORS)
+    assert "| selector | 0 | 1 |" in table
+    selection_report.draw(curves, 1500, tmp_path / "selection.png")
+    assert (tmp_path / "selection.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_its_texts_are_long_enough() -> None:
-    assert all(len(text) > 40_000 for text in selection_report.texts())
+def test_every_selector_names_its_source() -> None:
+    assert all(selector.paper for selector in SELECTORS.values())
+    assert {selector.kind for selector in SELECTORS.values()} == {"oracle", "selector", "pattern"}
+    assert next(iter(SELECTORS)) == ORACLE
+
+
+def test_its_text_is_long_enough() -> None:
+    assert len(selection_report.text()) > 8192 * 5
 
 
 def test_it_loads_nothing_that_crashes_at_exit() -> None:

@@ -3,43 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 from sparse_kernels.config import DecodeConfig, PrefillConfig
+from sparse_kernels.schedule import LayerSchedule, SparseAttention
 from sparsity.errors import ConfigurationError
 
 SCHEMA = "sparsity.profile/v1"
 TIERS = ("moderate", "aggressive")
+_OPTIONAL = {"layers", "provenance"}
 _KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile(SparseAttention):
     """The numbers behind a sparse tier.
 
     Attributes:
         name: the profile's name.
         version: raised with every change of its numbers.
         tier: `moderate` or `aggressive`.
-        block_size: keys a block, equal to the KV page size, tokens.
-        sub_block: keys behind one mean of the block scores, tokens; divides block_size.
-        dense_layers: layers that always attend densely.
-        prefill: block-sparse prefill.
-        decode: sparse paged decode.
+        provenance: where the numbers come from, for people to read.
     """
 
     name: str
     version: int
     tier: str
-    block_size: int
-    sub_block: int
-    dense_layers: frozenset[int]
-    prefill: PrefillConfig
-    decode: DecodeConfig
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -48,8 +43,16 @@ class Profile:
 
     def to_document(self) -> dict[str, Any]:
         """The profile as the mapping that :func:`parse_profile` reads."""
-        document = {"schema": SCHEMA} | dataclasses.asdict(self)
+        document: dict[str, Any] = {"schema": SCHEMA, "name": self.name, "version": self.version, "tier": self.tier}
+        document |= {"block_size": self.block_size, "sub_block": self.sub_block}
         document["dense_layers"] = sorted(self.dense_layers)
+        document["prefill"], document["decode"] = dataclasses.asdict(self.prefill), dataclasses.asdict(self.decode)
+        # Of heads only `layers` speaks.
+        del document["prefill"]["head_thresholds"]
+        if self.layers:
+            document["layers"] = {number: _layer_document(layer) for number, layer in sorted(self.layers.items())}
+        if self.provenance:
+            document["provenance"] = dict(self.provenance)
         return document
 
 
@@ -63,7 +66,7 @@ def parse_profile(document: object, source: str) -> Profile:
         raise ConfigurationError(f"{source}: schema: must be {SCHEMA!r}")
     fields = {field.name for field in dataclasses.fields(Profile)}
     values = {key: value for key, value in document.items() if key != "schema"}
-    for key in sorted(values.keys() ^ fields):
+    for key in sorted((values.keys() | _OPTIONAL) ^ fields):
         problem = "is missing" if key in fields else f"is not a field; fields are {', '.join(sorted(fields))}"
         raise ConfigurationError(f"{source}: {key}: {problem}")
     if values["tier"] not in TIERS:
@@ -83,13 +86,41 @@ def parse_profile(document: object, source: str) -> Profile:
         block_size=values["block_size"],
         sub_block=values["sub_block"],
         dense_layers=frozenset(layers),
+        layers=_layers(values.get("layers", {}), f"{source}: layers"),
+        provenance=values.get("provenance", {}),
         prefill=_section(PrefillConfig, values["prefill"], f"{source}: prefill"),
         decode=_section(DecodeConfig, values["decode"], f"{source}: decode"),
     )
 
 
+def _layer_document(layer: LayerSchedule) -> dict[str, Any]:
+    document: dict[str, Any] = {"thresholds": list(layer.thresholds)} if layer.thresholds else {}
+    return document if layer.budget is None else document | {"budget": layer.budget}
+
+
+def _layers(values: object, source: str) -> dict[int, LayerSchedule]:
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{source}: must be a mapping of layer numbers")
+    found = {}
+    for number, own in values.items():
+        at = f"{source}.{number}"
+        # JSON, by which the document reaches the engine, knows no numbers as keys.
+        if not str(number).isdecimal() or not isinstance(own, dict) or own.keys() - {"thresholds", "budget"}:
+            raise ConfigurationError(f"{at}: must be a layer number with thresholds and budget")
+        numbers = own.get("thresholds", [])
+        if not isinstance(numbers, list) or not all(isinstance(each, (int, float)) for each in numbers):
+            raise ConfigurationError(f"{at}.thresholds: must be a list of numbers, one for each KV head")
+        if not isinstance(own.get("budget", 1), int):
+            raise ConfigurationError(f"{at}.budget: must be a whole number of tokens")
+        try:
+            found[int(number)] = LayerSchedule(tuple(map(float, numbers)), own.get("budget"))
+        except ValueError as error:
+            raise ConfigurationError(f"{at}.{error}") from error
+    return found
+
+
 def _section(kind: type, values: object, source: str) -> Any:
-    names = {field.name: field for field in dataclasses.fields(kind)}
+    names = {field.name: field for field in dataclasses.fields(kind) if str(field.type) in _KINDS}
     if not isinstance(values, dict):
         raise ConfigurationError(f"{source}: must be a mapping of {', '.join(names)}")
     for key, value in values.items():

@@ -151,13 +151,12 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
             for cache in (pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id))
         )
         summaries = self._summaries[index]
-        dense_layer = layer.layer_id in self.profile.dense_layers
         summaries.mark(metadata.pages)
         rows = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
         out = torch.empty_like(rows)
         for row in metadata.rows:
             sequence = PagedSequence(keys, values, row.table, row.length)
-            result, stats = self._attend(rows[row.start : row.end], sequence, summaries, layer, row, phase, dense_layer)
+            result, stats = self._attend(rows[row.start : row.end], sequence, summaries, layer, row, phase)
             out[row.start : row.end] = result
             self.ledger.add(row.rid, layer.layer_id, phase, stats)
         return out.view(-1, layer.tp_q_head_num * layer.v_head_dim)
@@ -170,15 +169,16 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         layer: RadixAttention,
         row: _Row,
         phase: int,
-        dense_layer: bool,
     ) -> tuple[torch.Tensor, AttentionStats]:
-        config = self.profile
-        if phase == DECODE and not dense_layer and row.length >= config.decode.sparse_from:
-            out, stats = sparse_paged_decode(q[0], sequence, summaries, config.decode, layer.scaling)
-            return out[None], stats
-        long = row.prompt.probe or row.prompt.length >= config.prefill.sparse_from
-        if phase == PREFILL and not dense_layer and long:
-            return block_sparse_prefill(q, sequence, summaries, config.prefill, layer.scaling, total=row.prompt.length)
+        if phase == DECODE:
+            decode = self.profile.decode_at(layer.layer_id)
+            if decode and row.length >= decode.sparse_from:
+                out, stats = sparse_paged_decode(q[0], sequence, summaries, decode, layer.scaling)
+                return out[None], stats
+        else:
+            prefill = self.profile.prefill_at(layer.layer_id)
+            if prefill and (row.prompt.probe or row.prompt.length >= prefill.sparse_from):
+                return block_sparse_prefill(q, sequence, summaries, prefill, layer.scaling, total=row.prompt.length)
         return dense_attention(q, sequence, layer.scaling)
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
