@@ -15,9 +15,20 @@ from triton.compiler import ASTSource
 
 HOPPER = GPUTarget("cuda", 90, 32)
 FLOATS = ("scale", "softcap", "skip_below")
-HALVES = ("q", "k", "v", "out")
-SINGLES = ("lse", "means", "value_means", "spreads", "scores", "parts")
-INDICES = ("tables", "lengths", "starts", "tile_sequence", "tile_number", "indptr", "blocks", "pruned", "pages")
+HALVES = ("q", "k", "v", "out", "q_rope", "k_rope")
+SINGLES = ("lse", "means", "value_means", "spreads", "scores", "parts", "weights")
+INDICES = (
+    "tables",
+    "lengths",
+    "starts",
+    "tile_sequence",
+    "tile_number",
+    "indptr",
+    "blocks",
+    "pruned",
+    "pages",
+    "chosen",
+)
 PREFILL = {"TILE": 128, "BLOCK": 64, "GROUP": 4, "WORD": 32, "CORRECT": True, "WINDOW": False, "CAP": False}
 PAGES = {"PAGE": 64, "GROUP": 4, "ROWS": 16}
 
@@ -75,6 +86,14 @@ def test_sparse_paged_decode(dim: int, tmp_path: Path) -> None:
     scoring = built("score_pages", 4, tmp_path, DIM=dim, PAGES=64, **PAGES)
     merging = built("merge_splits", 4, tmp_path, DIM=dim, SPLITS=8)
     assert [each.spilled for each in (attending, scoring, merging)] == [0, 0, 0]
+
+
+def test_token_sparse_attention(tmp_path: Path) -> None:
+    scoring = built("score_tokens", 4, tmp_path, DIM=128, ROWS=64, TOKENS=64)
+    attending = built("attend_tokens", 4, tmp_path, DIM=128, GROUP=4, ROWS=16, TOKENS=64)
+    latent = built("attend_latent", 8, tmp_path, RANK=512, ROPE=64, ROWS=16, TOKENS=32)
+    assert min(made.tensor + made.wgmma for made in (scoring, attending, latent)) > 0
+    assert [made.spilled for made in (scoring, attending, latent)] == [0, 0, 0]
 
 
 def test_every_kernel_is_compiled_here() -> None:

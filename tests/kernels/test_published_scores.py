@@ -139,6 +139,17 @@ def test_a_schedule_overrides_layer_by_layer() -> None:
 
 
 @pytest.mark.parametrize(
+    ("layers", "kv_heads", "message"),
+    [(3, 2, "layers.4: the model has 3 layers"), (5, 8, "layers.4.thresholds: are 2, but the model has 8 KV heads")],
+)
+def test_a_schedule_for_another_model_is_refused(layers: int, kv_heads: int, message: str) -> None:
+    attention = SparseAttention(layers={4: LayerSchedule((0.5, 1.0))})
+    attention.check(5, 2)
+    with pytest.raises(ValueError, match=message):
+        attention.check(layers, kv_heads)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [({"thresholds": (1.5,)}, "thresholds: must lie"), ({"budget": 0}, "budget: must be at least 1")],
 )

@@ -1,12 +1,14 @@
-"""Triton kernels; each has its definition in :mod:`sparse_kernels.reference`."""
+"""Triton kernels; each has its definition in :mod:`sparse_kernels.reference` or `reference_tokens`."""
 
 from typing import Any
 
 from sparse_kernels.gpu import block_sparse_prefill as _prefill
 from sparse_kernels.gpu import sparse_paged_decode as _decode
+from sparse_kernels.gpu import token_sparse_attention as _tokens
 
 
 def kernels() -> dict[str, Any]:
     """Every Triton kernel by its name, for tools that compile them."""
     decode = (_decode.score_pages, _decode.attend_pages, _decode.merge_splits)
-    return {"block_sparse_prefill": _prefill.kernel} | {kernel.__name__: kernel for kernel in decode}
+    tokens = (_tokens.score_tokens, _tokens.attend_tokens, _tokens.attend_latent)
+    return {"block_sparse_prefill": _prefill.kernel} | {kernel.__name__: kernel for kernel in (*decode, *tokens)}
