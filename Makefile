@@ -3,7 +3,7 @@ PYTHON ?= python3
 export GRPC_VERBOSITY ?= ERROR
 BIN := .venv/bin
 
-.PHONY: environment run test lint format protos charts bench-tiers bench-policies bench-router chaos alerts clean
+.PHONY: environment run test lint format protos charts bench-tiers bench-policies bench-router bench-quality chaos alerts clean
 
 environment:
 	@$(PYTHON) tools/environment.py
@@ -53,6 +53,12 @@ bench-policies: environment
 # Starts what it needs, other routers too, which it installs first; takes about seven minutes.
 bench-router: environment
 	@$(BIN)/sparsity bench router --out docs/benchmarks
+
+# Fewer lengths and cases than the committed report: about twelve minutes on two cores.
+bench-quality: environment
+	@$(BIN)/sparsity bench quality --profile smollm2-135m-aggressive --profile smollm2-135m-moderate \
+	  --beside smollm2-135m-aggressive=oracle --lengths 1024,8192 --families needles,code,documents \
+	  --folder .cache/quality
 
 # Faults of every kind, a line each, and a soak of 100,000 requests.
 chaos: environment

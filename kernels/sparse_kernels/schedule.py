@@ -51,6 +51,21 @@ class SparseAttention:
     block_size: int = 64
     sub_block: int = 16
 
+    def check(self, layers: int, kv_heads: int) -> None:
+        """Whether the schedule is for a model of so many layers and KV heads.
+
+        Raises:
+            ValueError: naming what is for another model.
+        """
+        for number, own in sorted(self.layers.items()):
+            if number >= layers:
+                raise ValueError(f"layers.{number}: the model has {layers} layers; calibrate a profile for it")
+            if own.thresholds and len(own.thresholds) != kv_heads:
+                raise ValueError(
+                    f"layers.{number}.thresholds: are {len(own.thresholds)}, but the model has {kv_heads} KV heads;"
+                    " calibrate a profile for it"
+                )
+
     def prefill_at(self, layer: int) -> PrefillConfig | None:
         """Of this layer; None when it is dense."""
         if layer in self.dense_layers:

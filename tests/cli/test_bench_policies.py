@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sparsity.benchmark import percentile, spread
 from sparsity_router.bench import policy_latency, policy_scale
 from sparsity_router.bench.policies import Counts, measure
-from sparsity_router.bench.results import percentile, spread
 from support.tiny import tiny_model
 
 

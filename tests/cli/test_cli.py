@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from sparsity_router.bench.results import Row, header, judged, markdown, write
+from sparsity.benchmark import Row, header, judged, markdown, write
 from sparsity_router.cli.main import app
 from sparsity_router.corpus import excerpt, technical_text
 from sparsity_router.embedded.state import Process, Running, read_running

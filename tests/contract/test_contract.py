@@ -22,6 +22,7 @@ PACKAGES = {
     "sparsity_client": "router/sparsity_client",
     "sparse_kernels": "kernels/sparse_kernels",
     "sparsity_worker": "worker/sparsity_worker",
+    "sparsity_quality": "quality/sparsity_quality",
 }
 ALLOWED = {
     "sparsity": set(),
@@ -30,6 +31,7 @@ ALLOWED = {
     "sparsity_router": {"sparsity", "sparsity_policies", "sparsity_client"},
     "sparse_kernels": set(),
     "sparsity_worker": {"sparsity", "sparse_kernels"},
+    "sparsity_quality": {"sparsity", "sparse_kernels", "sparsity_worker"},
 }
 
 

@@ -116,6 +116,7 @@ class FakeWorker:
             worker_id=self.name,
             tier=self.tier,
             max_requests=self.places,
+            context_length=100_000,
             tokenizer_digest=digest,
             proof=worker_pb2.BackendProof(sparse_kernel_calls=self.sparse_calls),
         )

@@ -35,3 +35,18 @@ def tiny_model(folder: Path) -> Path:
     )
     (folder / "chat_template.jinja").write_text(template)
     return folder
+
+
+def tiny_weights(folder: Path, family: str = "llama", positions: int = 2048) -> Path:
+    """As :func:`tiny_model`, with random weights that transformers loads: of `llama` or `qwen2`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    kind, of = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}[family]
+    torch.manual_seed(0)
+    # Weights large enough that attention prefers some keys to others.
+    plain = {"vocab_size": 257, "intermediate_size": 64, "initializer_range": 0.3, "eos_token_id": 256}
+    config = kind(max_position_embeddings=positions, **plain, **SHAPE)
+    tiny_model(folder)
+    of(config).save_pretrained(folder)
+    return folder

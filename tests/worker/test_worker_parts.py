@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ def test_shipped_profiles_load_and_survive_the_model_config(name: str) -> None:
     profile = load_profile(name)
     assert name.endswith(profile.tier)
     assert parse_profile(profile.to_document(), "again") == profile
+    # SGLang hands the model config to its processes as JSON, which has no numbers as keys.
+    assert parse_profile(json.loads(json.dumps(profile.to_document())), "again") == profile
 
 
 @pytest.mark.parametrize(
@@ -49,6 +52,13 @@ def test_shipped_profiles_load_and_survive_the_model_config(name: str) -> None:
         ({"prefill": {"sink": True}}, "prefill.sink: must be of type int"),
         ({"decode": {"budget": 1}}, "decode.budget: must be at least sink"),
         ({"schema": "v0"}, "schema: must be"),
+        ({"layers": [1]}, "layers: must be a mapping"),
+        ({"layers": {"one": {}}}, "layers.one: must be a layer number with thresholds and budget"),
+        ({"layers": {3: {"threshold": [1]}}}, "layers.3: must be a layer number"),
+        ({"layers": {3: {"thresholds": 0.5}}}, "layers.3.thresholds: must be a list of numbers"),
+        ({"layers": {3: {"thresholds": [2.0]}}}, "layers.3.thresholds: must lie in"),
+        ({"layers": {3: {"budget": "x"}}}, "layers.3.budget: must be a whole number"),
+        ({"layers": {3: {"budget": 1}}}, "layers.3.budget: must be at least sink"),
     ],
 )
 def test_profile_mistakes_name_the_field(tmp_path: Path, change: dict[str, Any], words: str) -> None:

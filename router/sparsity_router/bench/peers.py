@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sparsity.benchmark import Row
 from sparsity.errors import ConfigurationError, EngineError
 
 from sparsity_router.bench import paths, processes, timing
-from sparsity_router.bench.results import Row
 from sparsity_router.corpus import excerpt
 from sparsity_router.embedded.child import Child
 from sparsity_router.embedded.folders import cache_folder

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparsity.benchmark import Row, percentile
+
 from sparsity_router.bench import policy_latency, policy_scale
 from sparsity_router.bench.replicas import group
-from sparsity_router.bench.results import Row, percentile
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from sparsity.benchmark import Row, spread
 from sparsity.errors import EngineError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.document import parse_policy
@@ -18,7 +19,6 @@ from sparsity_policies.model import Policy, Tier
 from sparsity_policies.store import PolicyStore
 
 from sparsity_router.bench.replicas import Group
-from sparsity_router.bench.results import Row, spread
 
 DOMAIN = "bench-latency"
 EDIT_GOAL_SECONDS = 1.0

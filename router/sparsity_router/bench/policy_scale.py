@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterable
 
+from sparsity.benchmark import Row, judged
 from sparsity.errors import EngineError
 from sparsity_policies.decide import decide
 from sparsity_policies.document import parse_policy
@@ -22,7 +23,6 @@ from sparsity_policies.store import PolicyStore
 
 from sparsity_router.bench.policy_latency import toggled
 from sparsity_router.bench.replicas import Group
-from sparsity_router.bench.results import Row, judged
 from sparsity_router.corpus import excerpt
 
 DOMAINS = 5_000

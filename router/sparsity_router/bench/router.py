@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparsity.benchmark import Row, against, percentile
 from sparsity.errors import EngineError
 from sparsity_client import make_request
 from sparsity_policies.decide import decide
@@ -16,7 +17,6 @@ from sparsity_policies.shipped import shipped_policies
 
 from sparsity_router.bench import paths, peers, policy_latency, policy_scale, pressure, processes
 from sparsity_router.bench.replicas import group
-from sparsity_router.bench.results import Row, against, percentile
 from sparsity_router.classify import Classifier
 from sparsity_router.corpus import excerpt
 from sparsity_router.tokens import ModelTokenizer

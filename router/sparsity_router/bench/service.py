@@ -6,9 +6,9 @@ import json
 import subprocess
 import sys
 
+from sparsity.benchmark import Row, judged
 from sparsity.errors import EngineError
 
-from sparsity_router.bench.results import Row, judged
 from sparsity_router.cli.status import memory_bytes
 from sparsity_router.embedded.state import Running
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+from sparsity.benchmark import Row, judged
 from sparsity.channels import MESSAGE_SIZE
 from sparsity.errors import EngineError
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 
-from sparsity_router.bench.results import Row, judged
 from sparsity_router.corpus import technical_text
 from sparsity_router.embedded.state import Running
 from sparsity_router.tokens import ModelTokenizer

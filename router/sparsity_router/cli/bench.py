@@ -9,20 +9,23 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from sparsity import benchmark
 from sparsity.errors import InvalidRequestError
 
-from sparsity_router.bench import results, service
+from sparsity_router.bench import service
 from sparsity_router.bench.policies import Counts
 from sparsity_router.bench.policies import measure as measure_policies
 from sparsity_router.bench.router import Plan
 from sparsity_router.bench.router import measure as measure_router
 from sparsity_router.bench.tiers import measure
 from sparsity_router.cli.console import AsJson, State, err, print_json, reported
+from sparsity_router.cli.quality import FORWARDED, bench_quality
 from sparsity_router.embedded.default_model import default_model
 from sparsity_router.embedded.folders import state_folder
 from sparsity_router.embedded.state import read_running
 
 app = typer.Typer(help="Benchmarks.", no_args_is_help=True)
+app.command("quality", context_settings=FORWARDED)(bench_quality)
 
 
 @app.command("tiers")
@@ -77,17 +80,17 @@ def router(
         _publish("router", rows, folder, out, as_json)
 
 
-def _publish(name: str, rows: list[results.Row], model: Path, out: Path | None, as_json: bool) -> None:
+def _publish(name: str, rows: list[benchmark.Row], model: Path, out: Path | None, as_json: bool) -> None:
     """Writes the result file where that is asked for, and prints it."""
     command = " ".join(["sparsity", *sys.argv[1:]])
-    head = results.header(command, {"model": model.name, "load average": f"{os.getloadavg()[0]:.1f}"})
+    head = benchmark.header(command, {"model": model.name, "load average": f"{os.getloadavg()[0]:.1f}"})
     if out is not None:
-        results.write(out, name, head, rows)
+        benchmark.write(out, name, head, rows)
     document = {"header": head, "rows": [{name: getattr(row, name) for name in row.__slots__} for row in rows]}
     if as_json:
         print_json(document)
     else:
-        typer.echo(results.markdown(name, document))
+        typer.echo(benchmark.markdown(name, document))
 
 
 def _say(line: str) -> None:

@@ -8,7 +8,20 @@ import typer
 from sparsity import telemetry
 from sparsity.errors import ConfigurationError
 
-from sparsity_router.cli import bench, check, demo, explain, generate, outcome, policies, savings, status, trace, up
+from sparsity_router.cli import (
+    bench,
+    check,
+    demo,
+    explain,
+    generate,
+    outcome,
+    policies,
+    quality,
+    savings,
+    status,
+    trace,
+    up,
+)
 
 app = typer.Typer(
     name="sparsity",
@@ -25,6 +38,7 @@ app.command("demo")(demo.demo)
 app.command("outcome")(outcome.outcome)
 app.command("savings")(savings.savings)
 app.command("trace")(trace.trace)
+app.command("calibrate", context_settings=quality.FORWARDED)(quality.calibrate)
 app.add_typer(policies.app, name="policy")
 app.add_typer(bench.app, name="bench")
 

@@ -65,6 +65,10 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         pool = self.token_to_kv_pool
         keys = pool.get_key_buffer(pool.start_layer)
         slots, kv_heads, dim = keys.shape
+        try:
+            self.profile.check(runner.model_config.num_hidden_layers, kv_heads)
+        except ValueError as error:
+            raise ConfigurationError(f"profile {self.profile.label}: {error}") from error
         self._page = self.profile.block_size
         self._summaries = [
             PageSummaries(slots // self._page, self._page, kv_heads, dim, self.profile.sub_block, keys.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -60,8 +61,6 @@ def header(command: str, extra: Mapping[str, object]) -> dict[str, object]:
 
 
 def _processor() -> str:
-    import os
-
     names: set[str] = set()
     flags: set[str] = set()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -78,8 +77,9 @@ def write(folder: Path, name: str, head: Mapping[str, object], rows: Sequence[Ro
     """Writes ``name.json`` and, from it, ``name.md``."""
     folder.mkdir(parents=True, exist_ok=True)
     document = {"header": dict(head), "rows": [asdict(row) for row in rows]}
-    (folder / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
-    (folder / f"{name}.md").write_text(markdown(name, json.loads((folder / f"{name}.json").read_text())))
+    text = json.dumps(document, indent=2) + "\n"
+    (folder / f"{name}.json").write_text(text)
+    (folder / f"{name}.md").write_text(markdown(name, json.loads(text)))
 
 
 def markdown(name: str, document: Mapping[str, object]) -> str:

@@ -1,0 +1,1 @@
+"""What sparse attention costs a model in quality, by length and task; and profiles calibrated from data."""
