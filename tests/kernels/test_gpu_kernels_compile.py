@@ -16,7 +16,7 @@ from triton.compiler import ASTSource
 HOPPER = GPUTarget("cuda", 90, 32)
 FLOATS = ("scale", "softcap", "skip_below")
 HALVES = ("q", "k", "v", "out", "q_rope", "k_rope")
-SINGLES = ("lse", "means", "value_means", "spreads", "scores", "parts", "weights")
+SINGLES = ("lse", "means", "value_means", "spreads", "scores", "parts", "weights", "sub_means")
 INDICES = (
     "tables",
     "lengths",
@@ -28,6 +28,7 @@ INDICES = (
     "pruned",
     "pages",
     "chosen",
+    "filled",
 )
 PREFILL = {"TILE": 128, "BLOCK": 64, "GROUP": 4, "WORD": 32, "CORRECT": True, "WINDOW": False, "CAP": False}
 PAGES = {"PAGE": 64, "GROUP": 4, "ROWS": 16}
@@ -49,7 +50,12 @@ def built(name: str, warps: int, folder: Path, **constants: int) -> Built:
     kinds = dict.fromkeys(constants, "constexpr") | dict.fromkeys(FLOATS, "fp32")
     # `blocks` is a number where pages are scored.
     indices = [each for each in INDICES if (name, each) != ("score_pages", "blocks")]
-    kinds |= dict.fromkeys(indices, "*i32") | dict.fromkeys(SINGLES, "*fp32") | dict.fromkeys(HALVES, "*bf16")
+    kinds |= (
+        {"sub_counts": "*i16"}
+        | dict.fromkeys(indices, "*i32")
+        | dict.fromkeys(SINGLES, "*fp32")
+        | dict.fromkeys(HALVES, "*bf16")
+    )
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, each in enumerate(names)
@@ -86,6 +92,11 @@ def test_sparse_paged_decode(dim: int, tmp_path: Path) -> None:
     scoring = built("score_pages", 4, tmp_path, DIM=dim, PAGES=64, **PAGES)
     merging = built("merge_splits", 4, tmp_path, DIM=dim, SPLITS=8)
     assert [each.spilled for each in (attending, scoring, merging)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("dim", "warps"), [(64, 4), (128, 4), (256, 8)])
+def test_page_summaries(dim: int, warps: int, tmp_path: Path) -> None:
+    assert built("summarize", warps, tmp_path, PAGE=64, SUB=16, HEADS=8, DIM=dim).spilled == 0
 
 
 def test_token_sparse_attention(tmp_path: Path) -> None:

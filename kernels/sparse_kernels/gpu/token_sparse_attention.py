@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from sparse_kernels.gpu.checks import check_dim
+
 _LEAST_ROWS = 16
 _SCORED_ROWS = 64
 _SCORED_TOKENS = 64
@@ -34,7 +36,7 @@ def lightning_scores(q: torch.Tensor, k: torch.Tensor, weights: torch.Tensor, pr
         ValueError: naming the argument that does not fit.
     """
     queries, heads, dim = q.shape
-    _check_dim("q", dim)
+    check_dim("q", dim)
     if k.shape[1:] != (dim,) or weights.shape != (queries, heads):
         raise ValueError(f"k, weights: {tuple(k.shape)} and {tuple(weights.shape)} are not those of q {tuple(q.shape)}")
     if prefix + queries > k.shape[0]:
@@ -84,7 +86,7 @@ def token_sparse_attention(
     """
     queries, heads, dim = q.shape
     kv_heads = keys.shape[1]
-    _check_dim("q", dim)
+    check_dim("q", dim)
     if heads % kv_heads or keys.shape != values.shape or keys.shape[2] != dim:
         raise ValueError(f"keys, values: {tuple(keys.shape)} and {tuple(values.shape)} do not fit q {tuple(q.shape)}")
     if q.stride(2) != 1 or keys.stride(2) != 1 or keys.stride() != values.stride():
@@ -131,8 +133,8 @@ def token_sparse_latent_attention(
     """
     queries, heads, rank = q_latent.shape
     turned = q_rope.shape[2]
-    _check_dim("q_latent", rank)
-    _check_dim("q_rope", turned)
+    check_dim("q_latent", rank)
+    check_dim("q_rope", turned)
     if q_rope.shape[:2] != (queries, heads) or latent.shape[1] != rank or rope.shape != (latent.shape[0], turned):
         raise ValueError(f"latent, rope: {tuple(latent.shape)} and {tuple(rope.shape)} do not fit the queries")
     if tokens.dim() != 2 or tokens.shape[0] != queries or tokens.dtype != torch.int32:
@@ -144,11 +146,6 @@ def token_sparse_latent_attention(
         RANK=rank, ROPE=turned, ROWS=_LATENT_HEADS, TOKENS=_LATENT_TOKENS_AT_ONCE,
     )  # fmt: skip
     return out
-
-
-def _check_dim(name: str, dim: int) -> None:
-    if dim < 16 or dim & (dim - 1):
-        raise ValueError(f"{name}: dimension {dim} must be a power of 2 from 16")
 
 
 @triton.jit  # type: ignore[untyped-decorator]
