@@ -10,6 +10,7 @@ SCORE_NAMES = (
     "window_only", "random_blocks", "strided_blocks", "lsh_buckets",
 )  # fmt: skip
 RULE_NAMES = ("max_threshold", "top_p", "top_k")
+PAGE_SCORE_NAMES = ("spread", "sub_pages")
 
 
 def _require(condition: bool, name: str, remedy: str) -> None:
@@ -73,13 +74,14 @@ class PrefillConfig:
 
 @dataclass(frozen=True, slots=True)
 class DecodeConfig:
-    """Sparse paged decode: the best pages by key mean and spread, per KV head (UNIQUE, arXiv 2605.27740).
+    """Sparse paged decode: the best pages of each KV head.
 
     Attributes:
         sparse_from: contexts of fewer tokens are attended densely.
         budget: tokens attended a step and KV head, sink and recent pages included.
         sink: tokens at the start of the context that are always kept.
         recent: latest tokens that are always kept.
+        score: what pages are chosen by, a name of :data:`sparse_kernels.decode.PAGE_SCORES`.
 
     Raises:
         ValueError: naming the argument that is out of range.
@@ -89,8 +91,11 @@ class DecodeConfig:
     budget: int = 1024
     sink: int = 64
     recent: int = 256
+    score: str = "spread"
 
     def __post_init__(self) -> None:
+        known = ", ".join(PAGE_SCORE_NAMES)
+        _require(self.score in PAGE_SCORE_NAMES, "score", f"must be one of {known}, not {self.score!r}")
         _require(self.sparse_from >= 0, "sparse_from", "must be 0 or more tokens")
         _require(self.sink >= 0, "sink", "must be 0 or more tokens")
         _require(self.recent >= 1, "recent", "must be at least 1 token")

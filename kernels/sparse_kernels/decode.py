@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 
 from sparse_kernels.config import DecodeConfig
@@ -10,12 +13,42 @@ from sparse_kernels.stats import AttentionStats
 from sparse_kernels.summaries import PageSummaries
 
 
+class Pages(NamedTuple):
+    """Summaries of a sequence's pages in logical order; shapes as in :class:`sparse_kernels.PageSummaries`."""
+
+    mean: torch.Tensor
+    spread: torch.Tensor
+    sub_mean: torch.Tensor
+    sub_count: torch.Tensor
+
+
+def spread(q: torch.Tensor, at: Pages, scale: float) -> torch.Tensor:
+    """``max over the group of (q . mean + 0.5 |q| spread)`` (UNIQUE, arXiv 2605.27740)."""
+    dots = torch.bmm(q, at.mean.permute(1, 2, 0))
+    bound: torch.Tensor = dots + 0.5 * q.norm(dim=-1, keepdim=True) * at.spread.T[:, None, :]
+    return bound.amax(1)
+
+
+def sub_pages(q: torch.Tensor, at: Pages, scale: float) -> torch.Tensor:
+    """The largest share of softmax mass over the group, each sub-page's keys taken for its mean key.
+
+    A sub-page that answers is not drowned by the rest of its page.
+    """
+    pages, subs = at.sub_count.shape
+    dots = torch.bmm(q, at.sub_mean.permute(2, 3, 0, 1).flatten(2)).view(*q.shape[:2], pages, subs)
+    return (dots * scale + at.sub_count.float().log()).logsumexp(-1).softmax(-1).amax(1)
+
+
+# Of queries float32 [Hkv, group, D]; what is best of a page, float32 [Hkv, pages].
+PAGE_SCORES: dict[str, Callable[[torch.Tensor, Pages, float], torch.Tensor]] = {
+    score.__name__: score for score in (spread, sub_pages)
+}
+
+
 def select_pages(
     q: torch.Tensor, sequence: PagedSequence, summaries: PageSummaries, config: DecodeConfig, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pages to attend for one decode step.
-
-    A page scores ``max over the GQA group of (q . mean + 0.5 |q| spread)`` (UNIQUE, arXiv 2605.27740).
+    """Pages to attend for one decode step, by ``config.score``.
 
     Args:
         q: ``[Hq, D]``, one row.
@@ -32,10 +65,9 @@ def select_pages(
     blocks = sequence.table.numel()
     block = sequence.page
     grouped = q.view(sequence.kv_heads, -1, q.shape[-1]).float()
-    mean = summaries.mean[sequence.table].permute(1, 2, 0)
-    spread = summaries.spread[sequence.table].T
-    dots = torch.bmm(grouped, mean)
-    score = (dots + 0.5 * grouped.norm(dim=-1, keepdim=True) * spread[:, None, :]).amax(1)
+    table = sequence.table
+    at = Pages(summaries.mean[table], summaries.spread[table], summaries.sub_mean[table], summaries.sub_count[table])
+    score = PAGE_SCORES[config.score](grouped, at, scale)
     forced = torch.zeros(blocks, dtype=torch.bool, device=q.device)
     forced[: -(-config.sink // block)] = True
     forced[max(0, sequence.length - config.recent) // block :] = True
@@ -44,6 +76,7 @@ def select_pages(
     pages = score.topk(capacity, dim=-1).indices.sort(dim=-1).values
     filled = torch.full((blocks,), block, device=q.device)
     filled[-1] = sequence.length - (blocks - 1) * block
+    dots = torch.bmm(grouped, at.mean.permute(1, 2, 0))
     mass = (dots * scale + filled.float().log()).softmax(-1).mean(1)
     return pages, mass.gather(1, pages).sum(-1)
 

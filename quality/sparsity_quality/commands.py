@@ -198,12 +198,10 @@ def calibrate(lesson: Lesson, said: Callable[[str], None]) -> tuple[Profile, Seq
     """
     base = next(iter(profiles.load([lesson.base]).values()))
     model = LocalModel(lesson.model, lesson.length, lesson.device)
-    read = from_folder if lesson.texts else None
-    texts = (
-        read(lesson.texts, model.encode, lesson.length)
-        if read and lesson.texts
-        else built_in(model.encode, lesson.length)
-    )
+    if lesson.texts:
+        texts = from_folder(lesson.texts, model.encode, lesson.length)
+    else:
+        texts = built_in(model.encode, lesson.length)
     found = Calibration(model, base, texts, said).reach(lesson.target)
     profile = profiles.write(lesson.out, lesson.name, base, found, model, lesson.length)
     shape = f"{lesson.length} tokens, held out"

@@ -112,12 +112,12 @@ def test_a_sparse_answer_reports_every_layer_and_a_prefix_hit_repeats_it(system:
     report = first.sparsity
     assert report.backend == "sparsity"
     assert len(report.layers) == 30
-    assert report.layers[0].prefill_density == 1.0
-    assert 0 < report.layers[5].prefill_density < 1
+    # The profile has thresholds by layer: heads of layer 12 live on sink and window, those of layer 3 look far back.
+    assert 0 < report.layers[12].prefill_density < report.layers[3].prefill_density < 1
     assert 0.5 < report.coverage < 1
     assert 0 < report.prefill_density < 1
     assert 0 < report.decode_density < 1
-    assert 0 < report.sparse_kernel_calls < report.kernel_calls
+    assert 0 < report.sparse_kernel_calls <= report.kernel_calls
     assert again.usage.cached_tokens > 0.9 * first.usage.prompt_tokens
     assert first_text
     assert again_text

@@ -65,6 +65,8 @@ def select_pages(
     sequences, heads, dim = q.shape
     page, kv_heads = batch.keys.shape[1:3]
     _check(q, batch)
+    if config.score != "spread":
+        raise ValueError(f"score: pages are scored by spread here, not by {config.score}")
     if means.shape[1:] != (kv_heads, dim) or means.stride(2) != 1 or spreads.shape != means.shape[:2]:
         raise ValueError(f"means, spreads: {tuple(means.shape)} and {tuple(spreads.shape)} are no page summaries")
     blocks = batch.tables.shape[1]

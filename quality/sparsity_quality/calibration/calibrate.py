@@ -23,6 +23,8 @@ from sparsity_quality.reading import follow
 # A layer is weighed at this threshold: low enough that its loss stands out.
 _WEIGHED_AT = 0.5
 _PRICES = 6
+# Of the error that prefill makes a decoded token may make so much: what it says cannot be averaged over later ones.
+_DECODED = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ class Calibration:
         each = chosen.view(self._model.layers, -1)
         error = curves.error.gather(2, each[..., None])[..., 0].sum(1) * weights
         budgets = choice.least_density(
-            curves.decode_density, curves.decode_error * weights[:, None], float(error.mean())
+            curves.decode_density, curves.decode_error * weights[:, None], _DECODED * float(error.mean())
         )
         whole = len(THRESHOLDS) - 1
         dense = frozenset(layer for layer in range(self._model.layers) if bool((each[layer] == whole).all()))

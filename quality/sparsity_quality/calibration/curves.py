@@ -32,7 +32,7 @@ from torch import nn
 from sparsity_quality.model import LocalModel
 
 THRESHOLDS = (0.0, 0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97, 1.0)
-BUDGETS = (256, 512, 1024, 2048, 4096)
+BUDGETS = (256, 512, 1024, 2048, 4096, 8192)
 _DECODED_ROWS = 12
 
 
