@@ -59,13 +59,16 @@ def bench(
         "quality-results"
     ),
     out: Annotated[Path | None, typer.Option(help="Folder to write quality.json and the report to.")] = None,
+    report_only: Annotated[bool, typer.Option(help="Measure nothing; report on the cells that there are.")] = False,
     device: Device = "cpu",
 ) -> None:
     """What profiles cost a model, by context length and task, beside dense attention."""
     with _reported():
         wanted = Wanted(_lengths(lengths), tuple(families.split(",")), samples=samples, documents=documents, seed=seed)
         chosen = dict(_beside(word) for word in beside)
-        suite = commands.Suite(model, profile, chosen, wanted, data, worker, short.split(","), sweep, folder, device)
+        suite = commands.Suite(
+            model, profile, chosen, wanted, data, worker, short.split(","), sweep, folder, device, report_only
+        )
         with _progress() as done:
             table, tiers = commands.measure(suite, done, _say)
         typer.echo(commands.publish(table, tiers, suite, out))

@@ -19,10 +19,10 @@ from sparsity_quality.calibration.target import Target
 from sparsity_quality.calibration.texts import built_in, from_folder
 from sparsity_quality.cases import DOCUMENTS, Wanted, cases_at, own_cases
 from sparsity_quality.contenders import Contender, one_threshold
-from sparsity_quality.lineup import Lineup
+from sparsity_quality.lineup import Contenders
 from sparsity_quality.model import LocalModel
 from sparsity_quality.results import Results
-from sparsity_quality.suite import DenseReading, Local, Subject, run
+from sparsity_quality.suite import Cases, DenseReading, Lineup, Local, Subject, run
 from sparsity_quality.table import Table
 from sparsity_quality.workers import Worker
 
@@ -51,6 +51,7 @@ class Suite:
         sweep: length at which a sweep of single thresholds shows what coverage foretells; 0 for none.
         folder: where cells are kept.
         device: of torch.
+        report_only: measures nothing; reports on the cells that there are.
     """
 
     model: Path
@@ -63,6 +64,7 @@ class Suite:
     sweep: int
     folder: Path
     device: str
+    report_only: bool = False
 
 
 def measure(suite: Suite, done: Done, said: Callable[[str], None]) -> tuple[Table, dict[str, str]]:
@@ -88,7 +90,7 @@ def measure(suite: Suite, done: Done, said: Callable[[str], None]) -> tuple[Tabl
     else:
         cases = {length: cases_at(suite.wanted, length, model.encode) for length in suite.wanted.lengths}
     kinds = {name: BESIDE[word] for name, word in suite.beside.items()}
-    lineup = Lineup(model, loaded, kinds, suite.folder, said)
+    lineup = Contenders(model, loaded, kinds, suite.folder, said)
     dense = DenseReading(model)
     lines: dict[int, list[Subject]] = {}
 
@@ -98,8 +100,9 @@ def measure(suite: Suite, done: Done, said: Callable[[str], None]) -> tuple[Tabl
             lines[length] = [Local(each, model, dense, suite.short if each.kind in _SHORT else None) for each in chosen]
         return lines[length]
 
-    run(cases, subjects, results, done)
-    return Table(results, cases, subjects), {name: profile.tier for name, profile in loaded.items()}
+    if not suite.report_only:
+        run(cases, subjects, results, done)
+    return _table(results, cases, subjects), {name: profile.tier for name, profile in loaded.items()}
 
 
 def _sweep(profile: Profile) -> list[Contender]:
@@ -139,9 +142,17 @@ def _workers(suite: Suite, results: Results, done: Done) -> tuple[Table, dict[st
         families = tuple(name for name in suite.wanted.families if name != DOCUMENTS)
         wanted = replace(suite.wanted, families=families)
         cases = {length: cases_at(wanted, length, encode) for length in wanted.lengths}
-    run(cases, lambda length: found, results, done)
+    if not suite.report_only:
+        run(cases, lambda length: found, results, done)
     tiers = {worker.name: worker.tier for worker in found if worker.kind == "profile"}
-    return Table(results, cases, lambda length: found), tiers
+    return _table(results, cases, lambda length: found), tiers
+
+
+def _table(results: Results, cases: Cases, subjects: Lineup) -> Table:
+    table = Table(results, cases, subjects)
+    if not table.standings:
+        raise ConfigurationError("--report-only: there are no cells of these cases in the folder yet")
+    return table
 
 
 def publish(table: Table, tiers: Mapping[str, str], suite: Suite, out: Path | None) -> str:

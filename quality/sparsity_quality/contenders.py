@@ -20,13 +20,11 @@ class Contender:
         name: as reports call it.
         kind: `dense`, `profile`, `oracle`, `uncalibrated`, `selector` or `pattern`.
         attention: how it attends.
-        beside: the profile whose density it was set to; empty for profiles and dense.
     """
 
     name: str
     kind: str
     attention: SparseAttention
-    beside: str = ""
 
     @property
     def digest(self) -> str:
@@ -57,7 +55,7 @@ def rivals(profile: SparseAttention) -> list[Selector]:
 def contender(rival: Selector, knob: float, length: int, profile: SparseAttention, beside: str) -> Contender:
     """A rival at one length with the knob set; its decode is the profile's, so that only prefill differs."""
     prefill = rival.turned(rival.base, knob, length)
-    return Contender(f"{rival.name} beside {beside}", rival.kind, one_threshold(profile, prefill), beside)
+    return Contender(f"{rival.name} beside {beside}", rival.kind, one_threshold(profile, prefill))
 
 
 def one_threshold(profile: SparseAttention, prefill: PrefillConfig) -> SparseAttention:

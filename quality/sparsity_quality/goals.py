@@ -38,14 +38,16 @@ def rows(table: Table, tiers: Mapping[str, str], longest: int) -> list[Row]:
         tiers: the tier of each profile, by its name in the table.
         longest: tokens.
     """
-    found = [row for standing in table.standings for row in _plain(standing)]
+    found: list[Row] = []
     for name, tier in tiers.items():
         standing = table.at(name, longest)
         if standing is not None and tier in BOUNDS:
             found += _bounded(standing, BOUNDS[tier])
             found += _oracle(standing, table.at(f"oracle beside {name}", longest))
             found += _cells(table, name)
-    return found
+    judged_already = {(row.name, row.shape) for row in found}
+    plain = [row for standing in table.standings for row in _plain(standing)]
+    return [row for row in plain if (row.name, row.shape) not in judged_already] + found
 
 
 def _plain(standing: Standing) -> list[Row]:

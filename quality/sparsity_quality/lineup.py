@@ -17,7 +17,7 @@ from sparsity_quality.model import DENSE, LocalModel
 DENSE_CONTENDER = Contender("dense", "dense", DENSE)
 
 
-class Lineup:
+class Contenders:
     """The contenders of a suite.
 
     Args:
@@ -63,7 +63,7 @@ class Lineup:
             _, read = self._model.hidden(tokens, profile)
             bases = [rival.base for rival in chosen]
             needs = Needs(self._model.model, tokens, bases, profile.block_size, profile.sub_block)
-            sparse = [layer for layer in needs.layers if layer not in FIRST_DENSE]
+            sparse = [layer for layer in needs.layers if layer not in FIRST_DENSE] or needs.layers
             # Its dense layers count in full.
             wanted = (read.density * len(needs.layers) - len(needs.layers) + len(sparse)) / len(sparse)
             for rival in chosen:

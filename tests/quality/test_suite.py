@@ -83,6 +83,18 @@ def test_a_second_run_measures_nothing(measured: tuple[Table, Path], folder: Pat
     assert [one.tasks for one in again.standings] == [one.tasks for one in table.standings]
 
 
+def test_a_report_can_be_made_without_measuring(measured, folder: Path, profile_file: Path, tmp_path: Path) -> None:
+    table, where = measured
+    (tmp_path / "cells.jsonl").write_bytes((where / "cells.jsonl").read_bytes())
+    (tmp_path / "settings.json").write_bytes((where / "settings.json").read_bytes())
+    again, _ = commands.measure(suite(folder, profile_file, tmp_path, report_only=True), quiet, quiet)
+    assert len(again.standings) == len(table.standings)
+    assert (tmp_path / "cells.jsonl").read_bytes() == (where / "cells.jsonl").read_bytes()
+    empty = suite(folder, profile_file, tmp_path / "empty", report_only=True, beside={}, sweep=0)
+    with pytest.raises(ConfigurationError, match="--report-only: there are no cells"):
+        commands.measure(empty, quiet, quiet)
+
+
 def test_a_killed_run_goes_on_where_it_ended(folder: Path, profile_file: Path, tmp_path: Path) -> None:
     cells = tmp_path / "results" / "cells.jsonl"
     command = [
