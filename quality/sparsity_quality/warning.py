@@ -16,6 +16,7 @@ from sparsity_quality.table import Table
 
 # A rank correlation below this is no warning.
 _USEFUL = 0.5
+_LEAST = 4
 # Kinds that go by the profiles' own score; of others coverage is estimated by other means.
 OWN_KINDS = ("profile", "uncalibrated", "sweep")
 
@@ -28,7 +29,8 @@ class Link:
         what: task, or figure of a document.
         length: tokens.
         cells: how many.
-        rank: Spearman's correlation of coverage and loss; -1 is a perfect warning. None where loss never changes.
+        rank: Spearman's correlation of coverage and loss; -1 is a perfect warning. None where loss never changes,
+            or with fewer than four cells.
     """
 
     what: str
@@ -53,7 +55,7 @@ def links(table: Table) -> list[Link]:
     found = []
     for (what, length), pairs in sorted(points.items()):
         coverages, losses = zip(*pairs, strict=True)
-        varied = len(pairs) > 3 and len(set(losses)) > 1 and len(set(coverages)) > 1
+        varied = len(pairs) >= _LEAST and len(set(losses)) > 1 and len(set(coverages)) > 1
         rank = float(spearmanr(coverages, losses).statistic) if varied else None
         found.append(Link(what, length, len(pairs), rank))
     return found
@@ -98,7 +100,9 @@ def section(table: Table) -> tuple[str, list[Row]]:
     rows = []
     for link in known:
         rank = "" if link.rank is None else f"{link.rank:+.2f}"
-        useful = "loss never changed" if link.rank is None else "yes" if link.rank <= -_USEFUL else "**no**"
+        useful = "yes" if link.rank is not None and link.rank <= -_USEFUL else "**no**"
+        if link.rank is None:
+            useful = "too few cells" if link.cells < _LEAST else "loss never changed"
         lines.append(f"| {link.what} | {link.length} | {link.cells} | {rank} | {useful} |")
         if link.rank is not None:
             shape = f"{link.length} tokens, {link.cells} cells"
