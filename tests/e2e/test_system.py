@@ -231,13 +231,15 @@ def test_a_guard_halts_a_rollout_by_what_real_engines_report(system: System, tmp
     with system.client() as client:
         for _ in range(20):
             # After the first one the prefix cache holds the prompt, and decoding alone is sparse.
-            _, completion = finish(client.generate(make_request(prompt, domain="code", max_new_tokens=3)))
-            assert completion.decision.tier == inference_pb2.TIER_MODERATE
+            _, completion = finish(
+                client.generate(make_request(prompt, domain="code", task="search", max_new_tokens=3))
+            )
+            assert completion.decision.tier == inference_pb2.TIER_AGGRESSIVE
         deadline = time.monotonic() + 10
         while not system.json("policy", "get", "code")["policy"]["rollout"].get("halted"):
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        _, completion = finish(client.generate(make_request(prompt, domain="code", max_new_tokens=3)))
+        _, completion = finish(client.generate(make_request(prompt, domain="code", task="search", max_new_tokens=3)))
         assert completion.decision.tier == inference_pb2.TIER_DENSE
         assert completion.decision.reason == inference_pb2.REASON_ROLLOUT_SPLIT
         client.report_outcome(completion.decision.decision_id, 0.5, "exact_match")
@@ -246,9 +248,9 @@ def test_a_guard_halts_a_rollout_by_what_real_engines_report(system: System, tmp
     assert "is below the guard" in newest["reason"]
     path.write_text(original)
     found = system.json("policy", "replay", str(path), "--since", "10m")["summary"]
-    assert {(c["before"], c["after"]) for c in found["changes"]} >= {("TIER_DENSE", "TIER_MODERATE")}
+    assert {(c["before"], c["after"]) for c in found["changes"]} >= {("TIER_DENSE", "TIER_AGGRESSIVE")}
     measured = {density["tier"]: int(density["requests"]) for density in found["densities"]}
-    assert measured["TIER_MODERATE"] >= 20
+    assert measured["TIER_AGGRESSIVE"] >= 20
     system.cli("policy", "apply", str(path), "--reason", "back")
 
 

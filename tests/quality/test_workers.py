@@ -120,7 +120,7 @@ def test_calibrate_on_a_model_nobody_tuned_for(folder: Path, tmp_path: Path) -> 
             "--beside: x is not",
         ),
         (
-            ["bench", "--model", "{}", "--profile", "smollm2-135m-moderate"],
+            ["bench", "--model", "{}", "--profile", "smollm2-135m-moderate", "--lengths", "1024"],
             "--profile: smollm2-135m-moderate@3: layers.0",
         ),
         (["calibrate", "--model", "{}", "--target", "fast", "--out", "x.yaml"], "--target: must be one of coverage"),

@@ -172,8 +172,8 @@ class Calibration:
         rival = own(given.prefill, "one threshold", "uncalibrated")
         needs = Needs(self._model.model, longest, [rival.base], given.block_size, given.sub_block)
         _, read = self._model.hidden(longest, replace(attention, prefill=replace(attention.prefill, sparse_from=0)))
-        sparse = [layer for layer in needs.layers if layer not in given.dense_layers]
-        wanted = (read.density * len(needs.layers) - len(needs.layers) + len(sparse)) / max(len(sparse), 1)
+        sparse = [layer for layer in needs.layers if layer not in given.dense_layers] or needs.layers
+        wanted = (read.density * len(needs.layers) - len(needs.layers) + len(sparse)) / len(sparse)
         knob = knob_for(rival, needs, wanted, sparse)
         single = replace(given, prefill=rival.turned(rival.base, knob, len(longest)))
         return {
