@@ -59,7 +59,9 @@ def own(config: PrefillConfig, name: str, kind: str) -> Selector:
 def _made(
     name: str, kind: str, paper: str, turned: Callable[[PrefillConfig, float, int], PrefillConfig] = _share, **how: Any
 ) -> Selector:
-    settings: dict[str, Any] = {"sparse_from": 0, "rule": "top_p", "query_stride": 8} | how
+    # Nothing is given but sink and own tile, so that what a selector does at low density is its own.
+    fixed = {"sparse_from": 0, "window": 0, "dense_last_tiles": 0}
+    settings: dict[str, Any] = fixed | {"rule": "top_p", "query_stride": 8} | how
     return Selector(name, kind, paper, PrefillConfig(**settings), turned)
 
 

@@ -29,8 +29,12 @@ def test_no_selector_misses_less_than_the_oracle(measured) -> None:
     rows, curves = measured
     assert [str(row["name"]).split(" (")[0] for row in rows] == list(SELECTORS)
     assert rows[0]["ratio"] == 1.0
-    # At equal density the blocks of most mass are the best choice there is, to a block a tile.
-    assert min(float(str(row["ratio"])) for row in rows) > 0.95
+    # The blocks of most mass are the best choice. Density is met to a block a tile, which on a text so short is
+    # less than a step of the curve only where it is not low.
+    first = selection_report.CURVE.index(0.3)
+    for missed in curves.values():
+        for place in range(first + 1, len(missed)):
+            assert missed[place - 1] >= curves[ORACLE][place] - 1e-3
     assert all(float(str(row["output_error"])) > 0 for row in rows)
     for missed in curves.values():
         assert missed == sorted(missed, reverse=True)
