@@ -13,7 +13,7 @@ from sparse_kernels.config import PrefillConfig
 from sparse_kernels.dense import dense_attention
 from sparse_kernels.paged import PagedSequence
 from sparse_kernels.scores import Keys, block_energy
-from sparse_kernels.selection import RULES, fixed_blocks, thresholds
+from sparse_kernels.selection import fixed_blocks, keep
 from sparse_kernels.selectors import Selector
 from sparse_kernels.stats import AttentionStats, causal_pairs
 from sparse_kernels.summaries import PageSummaries
@@ -75,9 +75,8 @@ class Needs:
         """Blocks before their tile that ``config``'s rule keeps, bool ``[Hkv, tiles, blocks]``."""
         need = self._needs[self._bases.index(base)][layer]
         grid = TileGrid.of(0, self.length, config.query_tile)
-        forced, before = fixed_blocks(grid, need.shape[2], self._page, self.length, config)
-        strong = RULES[config.rule](need, forced | ~before, thresholds(config, self._kv_heads))
-        return (strong | forced) & before
+        forced, before = fixed_blocks(grid.starts, torch.tensor(self.length), need.shape[2], self._page, config)
+        return keep(need, forced, before, config)
 
     def density(self, base: PrefillConfig, config: PrefillConfig, layers: Sequence[int]) -> float:
         """Attended over causal pairs of these layers, with the rule and thresholds of ``config``."""

@@ -24,12 +24,14 @@ class BlockSelection(NamedTuple):
     coverage: torch.Tensor
 
 
-def max_threshold(need: torch.Tensor, given: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+def max_threshold(
+    need: torch.Tensor, given: torch.Tensor, threshold: torch.Tensor, blocks: torch.Tensor
+) -> torch.Tensor:
     """Blocks with at least ``threshold`` times the need of the tile's strongest (FlashPrefill, arXiv 2608.19758)."""
     return need >= threshold * need.amax(-1, keepdim=True)
 
 
-def top_p(need: torch.Tensor, given: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+def top_p(need: torch.Tensor, given: torch.Tensor, threshold: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
     """The strongest blocks that bring what is kept of the tile's need to ``threshold`` (FlexPrefill, arXiv 2502.20766).
 
     Those ``given``, bool ``[tiles, blocks]``, count first: they are attended whatever the rule says.
@@ -41,19 +43,19 @@ def top_p(need: torch.Tensor, given: torch.Tensor, threshold: torch.Tensor) -> t
     return torch.zeros_like(wanted).scatter(-1, order, wanted)
 
 
-def top_k(need: torch.Tensor, given: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+def top_k(need: torch.Tensor, given: torch.Tensor, threshold: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
     """Equally many of the strongest blocks for every tile, ``threshold`` of all blocks (MoBA, arXiv 2502.13189).
 
     Those ``given`` come on top.
     """
     rest, order = need.masked_fill(given, 0.0).sort(-1, descending=True)
-    first = torch.arange(need.shape[-1]) < (threshold * need.shape[-1]).round()
+    first = torch.arange(need.shape[-1], device=need.device) < (threshold * blocks).round()
     return torch.zeros_like(given.expand_as(need)).scatter(-1, order, first & (rest > 0))
 
 
-Rule = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-# What tiles need of each block, float32 [Hkv, tiles, blocks]; what is kept anyway, bool [tiles, blocks]; and one
-# threshold for each KV head, float32 [Hkv, 1, 1].
+Rule = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# What tiles need of each block, float32 [Hkv, tiles, blocks]; what is kept anyway, bool [tiles, blocks]; one threshold
+# for each KV head, float32 [Hkv, 1, 1]; and the blocks that there are, int, one number or [tiles, 1].
 RULES: dict[str, Rule] = {rule.__name__: rule for rule in (max_threshold, top_p, top_k)}
 
 
@@ -86,10 +88,30 @@ def select_blocks(
     if grid.tile % block:
         raise ValueError(f"query_tile: {grid.tile} must be a multiple of the block size {block}")
     mass, need = block_energy(q, at, grid, config, scale)
-    forced, before = fixed_blocks(grid, blocks, block, total, config)
-    strong = RULES[config.rule](need, forced | ~before, thresholds(config, at.keys.shape[0]))
-    kept = (strong | forced) & before
+    forced, before = fixed_blocks(grid.starts, torch.tensor(total), blocks, block, config)
+    kept = keep(need, forced, before, config)
     return BlockSelection(kept, (mass * (kept | ~before)).sum(-1))
+
+
+def keep(
+    need: torch.Tensor,
+    forced: torch.Tensor,
+    before: torch.Tensor,
+    config: PrefillConfig,
+    blocks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """What a configuration keeps of the blocks before each tile, bool ``[Hkv, tiles, blocks]``.
+
+    Args:
+        need: float32 ``[Hkv, tiles, blocks]``, what tiles need of each block.
+        forced: bool ``[tiles, blocks]``, kept anyway.
+        before: bool ``[tiles, blocks]``, wholly before the tile.
+        config: rule and thresholds.
+        blocks: int ``[tiles, 1]``, blocks of each tile's sequence where sequences differ; None takes all.
+    """
+    each = thresholds(config, need.shape[0]).to(need.device)
+    there = torch.tensor(need.shape[2], device=need.device) if blocks is None else blocks
+    return (RULES[config.rule](need, forced | ~before, each, there) | forced) & before
 
 
 def thresholds(config: PrefillConfig, kv_heads: int) -> torch.Tensor:
@@ -105,18 +127,25 @@ def thresholds(config: PrefillConfig, kv_heads: int) -> torch.Tensor:
 
 
 def fixed_blocks(
-    grid: TileGrid, blocks: int, block: int, total: int, config: PrefillConfig
+    starts: torch.Tensor, totals: torch.Tensor, blocks: int, block: int, config: PrefillConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What is kept whatever a score says, and what there is to choose from: blocks wholly before the tile.
+
+    Args:
+        starts: int ``[tiles]``, position of each tile's first row.
+        totals: int, one or ``[tiles]``: tokens of the whole prompt, whose last tiles may be dense.
+        blocks: blocks there are.
+        block: keys a block.
+        config: tile, sink, window and dense tiles.
 
     Returns:
         Two bool ``[tiles, blocks]``.
     """
-    starts = grid.starts[:, None]
-    index = torch.arange(blocks)[None]
+    starts = starts[:, None]
+    index = torch.arange(blocks, device=starts.device)[None]
     before = index < starts // block
     forced = (index < -(-config.sink // block)) | (index >= (starts - config.window).clamp_min(0) // block)
     if config.dense_last_tiles:
-        last_tile = (total - 1) // grid.tile
-        forced |= starts // grid.tile > last_tile - config.dense_last_tiles
+        last_tile = (totals.view(-1, 1) - 1) // config.query_tile
+        forced |= starts // config.query_tile > last_tile - config.dense_last_tiles
     return forced, before

@@ -14,9 +14,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 HOPPER = GPUTarget("cuda", 90, 32)
-FLOATS = ("scale", "softcap", "skip_below")
-HALVES = ("q", "k", "v", "out", "q_rope", "k_rope")
-SINGLES = ("lse", "means", "value_means", "spreads", "scores", "parts", "weights", "sub_means")
+FLOATS = ("scale", "softcap", "skip_below", "peak")
+HALVES = ("q", "k", "v", "out", "q_rope", "k_rope", "columns")
+SINGLES = ("lse", "means", "value_means", "spreads", "scores", "parts", "weights", "sub_means", "mass", "need")
 INDICES = (
     "tables",
     "lengths",
@@ -48,10 +48,10 @@ def built(name: str, warps: int, folder: Path, **constants: int) -> Built:
     kernel = kernels()[name]
     names = kernel.arg_names
     kinds = dict.fromkeys(constants, "constexpr") | dict.fromkeys(FLOATS, "fp32")
-    # `blocks` is a number where pages are scored.
-    indices = [each for each in INDICES if (name, each) != ("score_pages", "blocks")]
+    # `blocks` is a number where blocks and pages are scored.
+    indices = [each for each in INDICES if each != "blocks" or name not in ("score_pages", "block_energy")]
     kinds |= (
-        {"sub_counts": "*i16"}
+        {"sub_counts": "*i16", "asked": "*i8"}
         | dict.fromkeys(indices, "*i32")
         | dict.fromkeys(SINGLES, "*fp32")
         | dict.fromkeys(HALVES, "*bf16")
@@ -74,6 +74,15 @@ def built(name: str, warps: int, folder: Path, **constants: int) -> Built:
     told = subprocess.run(assembler, capture_output=True, text=True, check=True).stderr
     (registers,), (spilled,) = re.findall(r"Used (\d+) registers", told), re.findall(r"(\d+) bytes spill stores", told)
     return Built(ptx.count("wgmma.mma_async"), ptx.count("mma.sync"), int(registers), int(spilled))
+
+
+@pytest.mark.parametrize("per", [1, 4, 64])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_block_energy(dim: int, per: int, tmp_path: Path) -> None:
+    shape = {"TILE": 128, "BLOCK": 64, "GROUP": 4, "SAMPLED": 16, "STRIDE": 8, "ROWS": 64, "COLUMNS": 64}
+    made = built("block_energy", 4, tmp_path, DIM=dim, PER=per, **shape)
+    assert made.wgmma + made.tensor > 0
+    assert made.spilled == 0
 
 
 @pytest.mark.parametrize("skip", [False, True])

@@ -22,7 +22,7 @@ from sparse_kernels.paged import PagedSequence
 from sparse_kernels.prefill import block_sparse_prefill
 from sparse_kernels.schedule import SparseAttention
 from sparse_kernels.scores import block_energy
-from sparse_kernels.selection import RULES, BlockSelection, fixed_blocks, thresholds
+from sparse_kernels.selection import BlockSelection, fixed_blocks, keep
 from sparse_kernels.stats import AttentionStats, causal_pairs
 from sparse_kernels.summaries import PageSummaries
 from sparse_kernels.tiles import TileGrid
@@ -125,13 +125,13 @@ class _Observer:
         grid = TileGrid.of(0, q.shape[0], base.query_tile)
         energy = block_energy(grid.split(q), keys_of(sequence, summaries), grid, base, scale)
         blocks, page = sequence.table.numel(), sequence.page
-        forced, before = fixed_blocks(grid, blocks, page, q.shape[0], base)
+        forced, before = fixed_blocks(grid.starts, torch.tensor(q.shape[0]), blocks, page, base)
         rows = grid.valid.sum(1)
         inside = sum(int(count) * (int(count) + 1) // 2 for count in rows)
         found: list[list[torch.Tensor]] = [[], [], []]
         for threshold in THRESHOLDS:
-            each = thresholds(replace(base, threshold=threshold, head_thresholds=()), kv_heads)
-            kept = (RULES[base.rule](energy.need, forced | ~before, each) | forced) & before
+            one = replace(base, threshold=threshold, head_thresholds=())
+            kept = keep(energy.need, forced, before, one)
             coverage = (energy.mass * (kept | ~before)).sum(-1)
             chosen = BlockSelection(kept, coverage)
             out, _ = block_sparse_prefill(q, sequence, summaries, base, scale, selection=chosen)
