@@ -16,7 +16,19 @@ from triton.compiler import ASTSource
 HOPPER = GPUTarget("cuda", 90, 32)
 FLOATS = ("scale", "softcap", "skip_below", "peak")
 HALVES = ("q", "k", "v", "out", "q_rope", "k_rope", "columns")
-SINGLES = ("lse", "means", "value_means", "spreads", "scores", "parts", "weights", "sub_means", "mass", "need")
+SINGLES = (
+    "lse",
+    "means",
+    "value_means",
+    "spreads",
+    "scores",
+    "parts",
+    "weights",
+    "sub_means",
+    "mass",
+    "need",
+    "masses",
+)
 INDICES = (
     "tables",
     "lengths",
@@ -29,6 +41,7 @@ INDICES = (
     "pages",
     "chosen",
     "filled",
+    "counts",
 )
 PREFILL = {"TILE": 128, "BLOCK": 64, "GROUP": 4, "WORD": 32, "CORRECT": True, "WINDOW": False, "CAP": False}
 PAGES = {"PAGE": 64, "GROUP": 4, "ROWS": 16}
@@ -49,7 +62,9 @@ def built(name: str, warps: int, folder: Path, **constants: int) -> Built:
     names = kernel.arg_names
     kinds = dict.fromkeys(constants, "constexpr") | dict.fromkeys(FLOATS, "fp32")
     # `blocks` is a number where blocks and pages are scored.
-    indices = [each for each in INDICES if each != "blocks" or name not in ("score_pages", "block_energy")]
+    indices = [
+        each for each in INDICES if each != "blocks" or name not in ("score_pages", "score_sub_pages", "block_energy")
+    ]
     kinds |= (
         {"sub_counts": "*i16", "asked": "*i8"}
         | dict.fromkeys(indices, "*i32")
@@ -96,11 +111,12 @@ def test_block_sparse_prefill(dim: int, warps: int, skip: bool, tmp_path: Path) 
 
 @pytest.mark.parametrize("dim", [64, 128])
 def test_sparse_paged_decode(dim: int, tmp_path: Path) -> None:
-    attending = built("attend_pages", 4, tmp_path, DIM=dim, PAGES=4, **PAGES)
+    attending = built("attend_pages", 4, tmp_path, DIM=dim, **PAGES)
     assert attending.tensor > 0
     scoring = built("score_pages", 4, tmp_path, DIM=dim, PAGES=64, **PAGES)
-    merging = built("merge_splits", 4, tmp_path, DIM=dim, SPLITS=8)
-    assert [each.spilled for each in (attending, scoring, merging)] == [0, 0, 0]
+    closer = built("score_sub_pages", 4, tmp_path, DIM=dim, SUBS=4, COLUMNS=64, **PAGES)
+    merging = built("merge_splits", 4, tmp_path, DIM=dim, SPLITS=64)
+    assert [each.spilled for each in (attending, scoring, closer, merging)] == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(("dim", "warps"), [(64, 4), (128, 4), (256, 8)])

@@ -1,4 +1,4 @@
-"""Sparse paged decode over a batch, in Triton: score pages, keep the best, attend them in splits, merge the splits.
+"""Sparse paged decode over a batch, in Triton: chosen pages are attended in splits, and the splits merged.
 
 Every shape is fixed by the batch and the capacity, so that a CUDA graph can replay it while sequences grow: how many
 pages there are is read on the device.
@@ -12,13 +12,12 @@ import torch
 import triton
 import triton.language as tl
 
-from sparse_kernels.config import DecodeConfig
 from sparse_kernels.gpu.checks import check_cache
 
 # The least rows of a tensor-core product: a group of query heads is padded to it.
 _LEAST_ROWS = 16
-_PAGES_A_PROGRAM = 64
-_PAGES_A_SPLIT = 4
+# As many as fill an H100 twice; more splits than the merge can hold in one tile are none the faster.
+_PROGRAMS, _MOST_SPLITS = 264, 64
 
 
 class DecodeBatch(NamedTuple):
@@ -37,52 +36,9 @@ class DecodeBatch(NamedTuple):
     lengths: torch.Tensor
 
 
-def page_capacity(config: DecodeConfig, page: int) -> int:
-    """Pages that a KV head attends at most: the budget's, or those of sink and recent tokens where these are more."""
-    return max(config.budget // page, -(-config.sink // page) + -(-config.recent // page) + 1)
-
-
-def select_pages(
-    q: torch.Tensor, batch: DecodeBatch, means: torch.Tensor, spreads: torch.Tensor, config: DecodeConfig
+def sparse_paged_decode(
+    q: torch.Tensor, batch: DecodeBatch, pages: torch.Tensor, scale: float, counts: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The best pages of each sequence and KV head, by ``max over the group of (q . mean + 0.5 |q| spread)``.
-
-    Pages of sink and recent tokens come first (UNIQUE, arXiv 2605.27740).
-
-    Args:
-        q: ``[sequences, Hq, D]``.
-        batch: where the sequences lie.
-        means: mean key of each physical page, ``[pages, Hkv, D]``.
-        spreads: float32 ``[pages, Hkv]``, as :class:`sparse_kernels.PageSummaries` keeps them.
-        config: budget, sink and recent tokens.
-
-    Returns:
-        int32 ``[sequences, Hkv, capacity]``, logical pages; of a sequence with fewer, the first so many are valid.
-
-    Raises:
-        ValueError: naming the argument that does not fit.
-    """
-    sequences, heads, dim = q.shape
-    page, kv_heads = batch.keys.shape[1:3]
-    _check(q, batch)
-    if config.score != "spread":
-        raise ValueError(f"score: pages are scored by spread here, not by {config.score}")
-    if means.shape[1:] != (kv_heads, dim) or means.stride(2) != 1 or spreads.shape != means.shape[:2]:
-        raise ValueError(f"means, spreads: {tuple(means.shape)} and {tuple(spreads.shape)} are no page summaries")
-    blocks = batch.tables.shape[1]
-    scores = torch.empty(sequences, kv_heads, blocks, dtype=torch.float32, device=q.device)
-    score_pages[(sequences, kv_heads, triton.cdiv(blocks, _PAGES_A_PROGRAM))](
-        q, means, spreads, batch.tables, batch.lengths, scores,
-        blocks, config.sink, config.recent, batch.tables.stride(0),
-        *q.stride()[:2], *means.stride()[:2], *spreads.stride(),
-        PAGE=page, DIM=dim, GROUP=heads // kv_heads, ROWS=_rows(heads // kv_heads), PAGES=_PAGES_A_PROGRAM,
-    )  # fmt: skip
-    # A sequence with fewer pages than the capacity has them all among the first ones.
-    capacity = min(page_capacity(config, page), blocks)
-    return scores.topk(capacity, dim=-1).indices.int()
-
-
-def sparse_paged_decode(q: torch.Tensor, batch: DecodeBatch, pages: torch.Tensor, scale: float) -> torch.Tensor:
     """Attention of each sequence's new token over chosen pages of each KV head.
 
     Args:
@@ -91,6 +47,8 @@ def sparse_paged_decode(q: torch.Tensor, batch: DecodeBatch, pages: torch.Tensor
         pages: int32 ``[sequences, Hkv, capacity]``, logical pages, no page twice; of a sequence with fewer pages than
             the capacity, the first so many count.
         scale: softmax scale.
+        counts: int32 ``[sequences]``, pages that each attends: all it has, whatever ``pages`` says, or the first of
+            ``pages``. None takes the capacity, or all where there are fewer.
 
     Returns:
         ``[sequences, Hq, D]`` in the dtype of the queries.
@@ -100,18 +58,23 @@ def sparse_paged_decode(q: torch.Tensor, batch: DecodeBatch, pages: torch.Tensor
     """
     sequences, heads, dim = q.shape
     page, kv_heads = batch.keys.shape[1:3]
-    _check(q, batch)
+    check_batch(q, batch)
     if pages.shape[:2] != (sequences, kv_heads) or pages.dtype != torch.int32:
         raise ValueError(f"pages: {tuple(pages.shape)} of {pages.dtype}, not int32 {(sequences, kv_heads, 'capacity')}")
     group, capacity = heads // kv_heads, pages.shape[2]
-    splits = triton.cdiv(capacity, _PAGES_A_SPLIT)
+    if counts is None:
+        counts = ((batch.lengths + page - 1) // page).clamp_max(capacity).int()
+    if counts.shape != (sequences,) or counts.dtype != torch.int32:
+        raise ValueError(f"counts: {tuple(counts.shape)} of {counts.dtype}, not int32 {(sequences,)}")
+    # From shapes only, which a CUDA graph fixes.
+    splits = min(triton.cdiv(_PROGRAMS, max(1, sequences * kv_heads)), batch.tables.shape[1], _MOST_SPLITS)
     parts = torch.empty(sequences, heads, splits, dim, dtype=torch.float32, device=q.device)
     lse = torch.empty(sequences, heads, splits, dtype=torch.float32, device=q.device)
     attend_pages[(sequences, kv_heads, splits)](
-        q, batch.keys, batch.values, pages.contiguous(), batch.tables, batch.lengths, parts, lse,
+        q, batch.keys, batch.values, pages.contiguous(), counts, batch.tables, batch.lengths, parts, lse,
         scale, capacity, splits, batch.tables.stride(0),
         *q.stride()[:2], *batch.keys.stride()[:3],
-        PAGE=page, DIM=dim, GROUP=group, ROWS=_rows(group), PAGES=_PAGES_A_SPLIT,
+        PAGE=page, DIM=dim, GROUP=group, ROWS=padded_group(group),
     )  # fmt: skip
     out = torch.empty_like(q)
     merge_splits[(sequences, heads)](
@@ -120,11 +83,17 @@ def sparse_paged_decode(q: torch.Tensor, batch: DecodeBatch, pages: torch.Tensor
     return out
 
 
-def _rows(group: int) -> int:
+def padded_group(group: int) -> int:
+    """Rows of a tensor-core product that hold a group of query heads."""
     return max(_LEAST_ROWS, int(triton.next_power_of_2(group)))
 
 
-def _check(q: torch.Tensor, batch: DecodeBatch) -> None:
+def check_batch(q: torch.Tensor, batch: DecodeBatch) -> None:
+    """Checks queries ``[sequences, Hq, D]`` against a batch.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
     check_cache(q, batch.keys, batch.values)
     sequences = q.shape[0]
     if batch.tables.shape[0] != sequences or batch.lengths.shape != (sequences,):
@@ -132,44 +101,11 @@ def _check(q: torch.Tensor, batch: DecodeBatch) -> None:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def score_pages(  # type: ignore[no-untyped-def]
-    q, means, spreads, tables, lengths, scores,
-    blocks, sink, recent, s_table,
-    s_qs, s_qh, s_mp, s_mh, s_sp, s_sh,
-    PAGE: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, PAGES: tl.constexpr,
-):  # fmt: skip
-    """Scores of some pages of one sequence and KV head; those that are always kept score infinitely."""
-    i_s = tl.program_id(0).to(tl.int64)
-    i_kv = tl.program_id(1)
-    o_b = tl.program_id(2) * PAGES + tl.arange(0, PAGES)
-    o_r = tl.arange(0, ROWS)
-    o_d = tl.arange(0, DIM)
-    length = tl.load(lengths + i_s)
-    there = (length + PAGE - 1) // PAGE
-    m_b = o_b < there
-    # [ROWS, DIM]
-    p_q = q + i_s * s_qs + (i_kv * GROUP + o_r)[:, None] * s_qh + o_d[None, :]
-    b_q = tl.load(p_q, mask=(o_r < GROUP)[:, None], other=0.0).to(tl.float32)
-    page = tl.load(tables + i_s * s_table + o_b, mask=m_b, other=0).to(tl.int64)
-    p_mean = means + (page * s_mp + i_kv * s_mh)[:, None] + o_d[None, :]
-    b_mean = tl.load(p_mean, mask=m_b[:, None], other=0.0).to(tl.float32)
-    b_spread = tl.load(spreads + page * s_sp + i_kv * s_sh, mask=m_b, other=0.0)
-    b_norm = tl.sqrt(tl.sum(b_q * b_q, 1))
-    # In float32 throughout: pages that nearly tie must not change places with the precision.
-    b_s = tl.dot(b_q, tl.trans(b_mean), input_precision="ieee") + 0.5 * b_norm[:, None] * b_spread[None, :]
-    b_s = tl.max(tl.where((o_r < GROUP)[:, None], b_s, float("-inf")), 0)
-    first = tl.maximum(length - recent, 0) // PAGE
-    b_s = tl.where((o_b * PAGE < sink) | (o_b >= first), float("inf"), b_s)
-    p_score = scores + (i_s * tl.num_programs(1) + i_kv) * blocks + o_b
-    tl.store(p_score, tl.where(m_b, b_s, float("-inf")), mask=o_b < blocks)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def attend_pages(  # type: ignore[no-untyped-def]
-    q, k, v, pages, tables, lengths, parts, lse,
+    q, k, v, pages, counts, tables, lengths, parts, lse,
     scale, capacity, splits, s_table,
     s_qs, s_qh, s_kp, s_kt, s_kh,
-    PAGE: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, PAGES: tl.constexpr,
+    PAGE: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """The query heads of one KV head over one split of its pages."""
     i_s = tl.program_id(0).to(tl.int64)
@@ -181,14 +117,18 @@ def attend_pages(  # type: ignore[no-untyped-def]
     m_r = o_r < GROUP
     o_h = i_kv * GROUP + o_r
     length = tl.load(lengths + i_s)
-    count = tl.minimum((length + PAGE - 1) // PAGE, capacity)
+    count = tl.load(counts + i_s)
+    whole = count == (length + PAGE - 1) // PAGE
+    each = (count + splits - 1) // splits
     b_q = tl.load(q + i_s * s_qs + o_h[:, None] * s_qh + o_d[None, :], mask=m_r[:, None], other=0.0)
     b_m = tl.full([ROWS], float("-inf"), tl.float32)
     b_l = tl.zeros([ROWS], tl.float32)
     b_acc = tl.zeros([ROWS, DIM], tl.float32)
     p_pages = pages + (i_s * tl.num_programs(1) + i_kv) * capacity
-    for i in range(i_p * PAGES, tl.minimum((i_p + 1) * PAGES, count)):
-        i_b = tl.load(p_pages + i)
+    for i in range(i_p * each, tl.minimum((i_p + 1) * each, count)):
+        i_b = i
+        if not whole:
+            i_b = tl.load(p_pages + i)
         at = tl.load(tables + i_s * s_table + i_b).to(tl.int64) * s_kp + i_kv * s_kh
         # Slots past the end may hold anything, NaN included.
         m_n = i_b * PAGE + o_n < length

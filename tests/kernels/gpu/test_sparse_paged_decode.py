@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from sparse_kernels import DecodeConfig, PagedSequence, dense_attention
+from sparse_kernels import DecodeConfig, PagedSequence, PageSummaries, dense_attention
 from sparse_kernels import select_pages as select_pages_cpu
-from sparse_kernels.gpu.sparse_paged_decode import DecodeBatch, page_capacity, select_pages, sparse_paged_decode
+from sparse_kernels.gpu.page_selection import page_capacity, page_counts, select_pages
+from sparse_kernels.gpu.sparse_paged_decode import DecodeBatch, sparse_paged_decode
 from sparse_kernels.reference import sparse_paged_decode_reference
 from support.paging import PAGE, joined, queries, rms_ratio
 
@@ -35,7 +38,7 @@ class Case:
         self.batch = batch_of(self.sequences)
 
     def pages(self, config: DecodeConfig = CONFIG) -> torch.Tensor:
-        return select_pages(self.q, self.batch, self.summaries.mean, self.summaries.spread, config)
+        return select_pages(self.q, self.batch, self.summaries, config, SCALE)
 
     def valid(self, pages: torch.Tensor, number: int) -> torch.Tensor:
         """The pages of one sequence that count, ``[Hkv, n]``."""
@@ -53,11 +56,13 @@ def test_matches_the_reference(heads: int) -> None:
         assert rms_ratio(out[number], wanted) < 1e-5, LENGTHS[number]
 
 
-def test_chooses_what_the_cpu_chooses() -> None:
-    case = Case(LENGTHS)
-    pages = case.pages()
+@pytest.mark.parametrize("score", ["spread", "sub_pages"])
+@pytest.mark.parametrize("heads", [2, 6, 32])
+def test_chooses_what_the_cpu_chooses(score: str, heads: int) -> None:
+    case, config = Case(LENGTHS, heads), replace(CONFIG, score=score)
+    pages = case.pages(config)
     for number, sequence in enumerate(case.sequences):
-        wanted, _ = select_pages_cpu(case.q[number], sequence, case.summaries, CONFIG, SCALE)
+        wanted, _ = select_pages_cpu(case.q[number], sequence, case.summaries, config, SCALE)
         assert torch.equal(case.valid(pages, number).sort(-1).values[:, : wanted.shape[1]], wanted), LENGTHS[number]
 
 
@@ -83,6 +88,18 @@ def test_lengths_may_grow_under_the_same_shapes() -> None:
         out = sparse_paged_decode(case.q, case.batch, pages, SCALE)
         wanted = sparse_paged_decode_reference(case.q[0], cut, case.valid(pages, 0), SCALE)
         assert rms_ratio(out[0], wanted) < 1e-5
+
+
+def test_short_sequences_and_those_held_dense_attend_all_they_have() -> None:
+    case, config = Case(LENGTHS), replace(CONFIG, sparse_from=201)
+    held = torch.tensor([length == 333 for length in LENGTHS])
+    counts = page_counts(case.batch, config, held)
+    assert counts.tolist() == [-(-length // PAGE) for length in LENGTHS]
+    assert page_counts(case.batch, config).tolist()[-1] == page_counts(case.batch, CONFIG).tolist()[-1] == 6
+    assert page_counts(case.batch, CONFIG).tolist()[-2] == 6
+    out = sparse_paged_decode(case.q, case.batch, case.pages(config), SCALE, counts)
+    for number, sequence in enumerate(case.sequences):
+        assert rms_ratio(out[number], dense_attention(case.q[number : number + 1], sequence, SCALE)[0][0]) < 1e-5
 
 
 @pytest.mark.parametrize("dim", [16, 64, 128])
@@ -125,5 +142,11 @@ def test_what_does_not_fit_is_named() -> None:
         sparse_paged_decode(case.q[..., :8], case.batch, pages, SCALE)
     with pytest.raises(ValueError, match="batch: tables and lengths are not those of 1 sequences"):
         sparse_paged_decode(case.q[:1], case.batch, pages, SCALE)
-    with pytest.raises(ValueError, match="means, spreads"):
-        select_pages(case.q, case.batch, case.summaries.mean[:, :1], case.summaries.spread, CONFIG)
+    with pytest.raises(ValueError, match="counts: "):
+        sparse_paged_decode(case.q, case.batch, pages, SCALE, torch.ones(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="summaries: "):
+        select_pages(case.q, case.batch, joined([40])[1], CONFIG, SCALE)
+    odd = PageSummaries(case.summaries.mean.shape[0], PAGE, 2, DIM, 4)
+    odd.sub_mean = odd.sub_mean[:, :3]
+    with pytest.raises(ValueError, match="summaries: 3 sub-pages a page do not divide 64"):
+        select_pages(case.q, case.batch, odd, replace(CONFIG, score="sub_pages"), SCALE)
