@@ -57,7 +57,7 @@ bench-router: environment
 # Fewer lengths and cases than the committed report: about twelve minutes on two cores.
 bench-quality: environment
 	@$(BIN)/sparsity bench quality --profile smollm2-135m-aggressive --profile smollm2-135m-moderate \
-	  --beside smollm2-135m-aggressive=oracle --lengths 1024,8192 --families needles,code,documents \
+	  --beside smollm2-135m-aggressive=oracle --lengths 1024,8192 --families needles,documents \
 	  --folder .cache/quality
 
 # Faults of every kind, a line each, and a soak of 100,000 requests.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -79,7 +80,15 @@ def decide(signals: Signals, snapshot: Snapshot) -> Decision:
             if not any(o.scope is Scope.TIER and _applies(o, signals, tier) for o in snapshot.overrides)
         ),
         steps=tuple(trail.steps),
+        dense_reasoning=signals.dense_reasoning or any(_holds_reasoning_dense(signals, snapshot)),
     )
+
+
+def _holds_reasoning_dense(signals: Signals, snapshot: Snapshot) -> Iterator[bool]:
+    """Whether each policy that has a say holds reasoning spans dense: that of the domain, and of the declared one."""
+    for domain in (signals.domain, signals.declared):
+        if (compiled := snapshot.policies.get(domain)) is not None:
+            yield bool(compiled.policy.guards.reasoning_spans_dense)
 
 
 def fallback_order(tier: Tier, policy: Policy | None) -> tuple[Tier, ...]:

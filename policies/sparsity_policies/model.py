@@ -206,6 +206,7 @@ class Signals:
         declared: the declared domain, where a riskier one was detected and took its place; else empty.
         confidence: in a detected domain, in [0, 1].
         session_tier: the tier that the session's earlier requests got; None without any.
+        dense_reasoning: whether the caller asks that reasoning spans decode densely.
     """
 
     min_tokens: int
@@ -227,6 +228,7 @@ class Signals:
     declared: str = ""
     confidence: float = 1.0
     session_tier: Tier | None = None
+    dense_reasoning: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +243,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The outcome; ``tier`` is what serves the request, ``policy_tier`` what policy gave before any fallback."""
+    """The outcome.
+
+    ``tier`` is what serves the request, ``policy_tier`` what policy gave before any fallback, and ``dense_reasoning``
+    whether reasoning spans decode densely.
+    """
 
     tier: Tier
     reason: Reason
@@ -252,3 +258,4 @@ class Decision:
     explanation: str
     fallback: tuple[Tier, ...] = ()
     steps: tuple[Step, ...] = ()
+    dense_reasoning: bool = False

@@ -136,6 +136,7 @@ def decision_to_wire(decision: Decision, decision_id: str) -> inference_pb2.Deci
         policy_revision=decision.policy_revision,
         policy_tier=decision.policy_tier.value,  # type: ignore[arg-type]
         explanation=decision.explanation,
+        dense_reasoning=decision.dense_reasoning,
     )
 
 
@@ -162,6 +163,7 @@ def signals_to_wire(signals: Signals) -> inference_pb2.Signals:
         declared_domain=signals.declared,
         confidence=signals.confidence if signals.confidence < 1 else None,
         session_tier=signals.session_tier.value if signals.session_tier else None,  # type: ignore[arg-type]
+        dense_reasoning=signals.dense_reasoning,
     )
 
 
@@ -197,6 +199,7 @@ def signals_from_wire(message: inference_pb2.Signals, path: str, now: float) -> 
         declared=message.declared_domain,
         confidence=message.confidence if message.HasField("confidence") else 1.0,
         session_tier=Tier(message.session_tier) if message.session_tier else None,
+        dense_reasoning=message.dense_reasoning,
     )
 
 

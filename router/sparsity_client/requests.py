@@ -19,14 +19,16 @@ def make_request(
     tenant: str | None = None,
     session: str | None = None,
     max_tier: inference_pb2.Tier.ValueType | None = None,
+    dense_reasoning: bool = False,
     max_new_tokens: int | None = None,
     temperature: float | None = None,
     stop: Sequence[str] = (),
 ) -> inference_pb2.GenerateRequest:
     """A request from plain values; text is sent as it is, a sequence of numbers as token ids."""
     context = inference_pb2.RequestContext(
-        domain=domain, task=task, flags=flags, labels=labels, tenant=tenant, session=session, max_tier=max_tier
-    )
+        domain=domain, task=task, flags=flags, labels=labels, tenant=tenant, session=session, max_tier=max_tier,
+        dense_reasoning=dense_reasoning or None,
+    )  # fmt: skip
     sampling = inference_pb2.SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, stop=stop)
     request = inference_pb2.GenerateRequest(context=context, sampling=sampling)
     if isinstance(prompt, str):

@@ -128,6 +128,7 @@ class Classifier:
             "policy_age": policy_age,
             "request_key": request_key,
             "session_tier": session_tier,
+            "dense_reasoning": context.dense_reasoning,
         }
         if self._detector is None or not self._is_in_question(request.context, snapshot):
             heavy = exact or written.kind == "token_ids"

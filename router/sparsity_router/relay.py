@@ -201,9 +201,9 @@ async def relay(
     with line.ticket(request.priority, request.cache_salt, outstanding_tokens(request)) as ticket:
         while not attempts.complete:
             await line.turn(ticket, until - time.monotonic())
-            if review is not None and (now := review()).tier < decision.tier:
-                # A kill switch that was thrown meanwhile counts; what policy has loosened does not.
-                decision = now
+            if review is not None:
+                decision = _denser(decision, review())
+                request.dense_reasoning = decision.dense_reasoning
             attempts.tried.clear()
             attempts.overloaded = False
             # The next in line need not wait for this one's first token.
@@ -214,6 +214,12 @@ async def relay(
                 if not _is_full(fleet, decision, attempts):
                     raise _nobody(fleet, decision, attempts)
                 line.rejoin(ticket)
+
+
+def _denser(decision: Decision, now: Decision) -> Decision:
+    """A kill switch that was thrown meanwhile counts; what policy has loosened does not."""
+    reasoning = decision.dense_reasoning or now.dense_reasoning
+    return replace(now if now.tier < decision.tier else decision, dense_reasoning=reasoning)
 
 
 def _patience(fleet: Fleet, context: grpc.aio.ServicerContext[Any, Any]) -> float:

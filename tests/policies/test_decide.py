@@ -51,6 +51,16 @@ def test_every_doubt_goes_dense_and_says_which(change: dict[str, object], reason
     assert decision.explanation
 
 
+def test_reasoning_decodes_densely_where_policy_or_caller_says_so() -> None:
+    assert not decide(RAG, SNAPSHOT).dense_reasoning
+    assert decide(replace(RAG, dense_reasoning=True), SNAPSHOT).dense_reasoning
+    assert decide(replace(RAG, domain="reasoning"), SNAPSHOT).dense_reasoning
+    # Neither of two domains takes the other's word back, nor does a caller.
+    assert decide(replace(RAG, domain="code", declared="reasoning"), SNAPSHOT).dense_reasoning
+    assert decide(replace(RAG, domain="reasoning", declared="rag", dense_reasoning=False), SNAPSHOT).dense_reasoning
+    assert not decide(replace(RAG, domain="code", declared="rag"), SNAPSHOT).dense_reasoning
+
+
 def test_rules_come_before_bands_and_the_first_match_wins() -> None:
     search = decide(Signals(5000, 5000, domain="code", task="search"), SNAPSHOT)
     assert (search.tier, search.reason, search.matched_rule) == (

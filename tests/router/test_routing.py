@@ -38,6 +38,14 @@ async def test_each_tier_goes_to_its_worker(model: Path) -> None:
         assert len(completion.decision.decision_id) == 32
 
 
+async def test_workers_are_told_where_reasoning_decodes_densely(model: Path) -> None:
+    async with rig(model, *trio(model)) as r:
+        _, plain = await r.generate(LONG)
+        _, asked = await r.generate(LONG, dense_reasoning=True)
+        told = [request.dense_reasoning for request in r.workers[2].received]
+        assert told == [False, True] == [plain.decision.dense_reasoning, asked.decision.dense_reasoning]
+
+
 async def test_the_least_loaded_worker_is_taken(model: Path) -> None:
     busy = FakeWorker("busy", DENSE, model, outstanding=5000)
     idle = FakeWorker("idle", DENSE, model, outstanding=10)

@@ -72,6 +72,7 @@ class FakeWorker:
     model: Path
     behaviour: Behaviour = answer
     sparse_calls: int = 5
+    sparse_from: int = 0
     requests: int = 0
     places: int = 4
     outstanding: int = 0
@@ -117,6 +118,8 @@ class FakeWorker:
             tier=self.tier,
             max_requests=self.places,
             context_length=100_000,
+            vocabulary_size=257,
+            sparse_from=self.sparse_from,
             tokenizer_digest=digest,
             proof=worker_pb2.BackendProof(sparse_kernel_calls=self.sparse_calls),
         )

@@ -37,7 +37,7 @@ def tiny_model(folder: Path) -> Path:
     return folder
 
 
-def tiny_weights(folder: Path, family: str = "llama", positions: int = 2048) -> Path:
+def tiny_weights(folder: Path, family: str = "llama", positions: int = 2048, head_dim: int = 8) -> Path:
     """As :func:`tiny_model`, with random weights that transformers loads: of `llama` or `qwen2`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
@@ -46,7 +46,8 @@ def tiny_weights(folder: Path, family: str = "llama", positions: int = 2048) -> 
     torch.manual_seed(0)
     # Weights large enough that attention prefers some keys to others.
     plain = {"vocab_size": 257, "intermediate_size": 64, "initializer_range": 0.3, "eos_token_id": 256}
-    config = kind(max_position_embeddings=positions, **plain, **SHAPE)
+    shape = SHAPE | {"hidden_size": SHAPE["num_attention_heads"] * head_dim}
+    config = kind(max_position_embeddings=positions, **plain, **shape)
     tiny_model(folder)
     of(config).save_pretrained(folder)
     return folder

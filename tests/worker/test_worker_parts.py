@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from sparse_kernels import AttentionStats
 from sparsity.errors import (
     ConfigurationError,
@@ -20,10 +22,12 @@ from sparsity.errors import (
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.load import Load
+from sparsity_worker.plugin import REASONING_KEY
 from sparsity_worker.plugin.accounting import DECODE, PREFILL, Account, Ledger
+from sparsity_worker.plugin.reasoning import Reasoning
 from sparsity_worker.profile import load_profile, parse_profile, shipped_profiles
 from sparsity_worker.report import sparsity_report
-from sparsity_worker.requests import engine_request, read_prompt
+from sparsity_worker.requests import engine_request, marker_ids, read_prompt
 from support.tiny import tiny_model, tiny_tokenizer
 
 FACTS = ModelFacts("tiny", 512, 257)
@@ -85,6 +89,7 @@ def test_worker_options(tmp_path: Path) -> None:
         ({"tier": "sparse"}, "--tier"),
         ({"tier": "moderate"}, "--profile"),
         ({"dtype": "int4"}, "--dtype"),
+        ({"device": "tpu"}, "--device"),
         ({"max_requests": 0}, "--max-requests"),
     ):
         with pytest.raises(ConfigurationError, match=option):
@@ -124,6 +129,34 @@ def test_bad_requests_name_the_field(bad: worker_pb2.WorkerServiceGenerateReques
     with pytest.raises(InvalidRequestError) as caught:
         engine_request(bad, list(bad.prompt.ids), FACTS)
     assert [violation.field for violation in caught.value.violations] == [field]
+
+
+def test_reasoning_reaches_the_engine_with_the_models_markers() -> None:
+    tokenizer = tiny_tokenizer()
+    assert marker_ids(tokenizer, ("<think>", "</think>")) == marker_ids(tokenizer, ("<", "</think>")) == ()
+    markers = marker_ids(tokenizer, ("<", ">"))
+    assert [tokenizer.id_to_token(marker) for marker in markers] == ["<", ">"]
+    asked = request([1, 2])
+    assert "custom_params" not in engine_request(asked, [1, 2], FACTS, markers).sampling
+    asked.dense_reasoning = True
+    for known in (markers, ()):
+        sampling = engine_request(asked, [1, 2], FACTS, known).sampling
+        assert sampling["custom_params"] == {REASONING_KEY: list(known)}
+
+
+@given(st.lists(st.integers(0, 3), max_size=20), st.lists(st.lists(st.integers(0, 3), max_size=4), max_size=8))
+def test_a_span_goes_from_the_last_opening_marker_to_a_closing_one(prompt: list[int], pieces: list[list[int]]) -> None:
+    reasoning, everything, text = Reasoning((0, 1), prompt), Reasoning((), prompt), list[int]()
+    for piece in pieces:
+        text += piece
+        markers = [token for token in prompt + text if token < 2]
+        assert reasoning.goes_on(text) == (markers[-1:] == [0])
+        assert everything.goes_on(text)
+
+
+def test_one_marker_is_none() -> None:
+    with pytest.raises(ValueError, match="markers: are 1"):
+        Reasoning((5,), [])
 
 
 def test_a_text_is_tokenized_within_what_the_router_decided_for() -> None:

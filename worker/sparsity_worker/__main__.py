@@ -27,6 +27,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-requests", type=int, default=32, help="requests accepted at once")
     parser.add_argument("--chunked-prefill-tokens", type=int, default=8192, help="prompt tokens prefilled at once")
     parser.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; nobody has measured cuda yet")
+    parser.add_argument("--mem-fraction", type=float, help="share of the device's memory that SGLang plans with")
     parser.add_argument("--threads", type=int, help="compute threads")
     parser.add_argument("--lease-key-file", type=Path, help="key that routers sign leases with")
     parser.add_argument("--require-lease", action="store_true", help="refuse requests without a router's lease")
@@ -35,6 +37,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--metrics-listen", help="host:port to serve Prometheus' text on, at /metrics")
     parser.add_argument("--health-listen", help="host:port of a plaintext health service for probes")
     parser.add_argument("--drain-seconds", type=float, default=30.0, help="that streams in flight get at shutdown")
+    parser.add_argument("--reasoning-open", default="<think>", help="token that opens a reasoning span")
+    parser.add_argument("--reasoning-close", default="</think>", help="token that closes it")
     parser.add_argument("--tls-cert", type=Path, help="PEM certificate chain; renewed files are taken up")
     parser.add_argument("--tls-key", type=Path, help="its PEM key")
     parser.add_argument("--tls-client-ca", type=Path, help="PEM authorities of routers; demands their certificates")
@@ -49,6 +53,7 @@ def main() -> int:
     options = vars(parse())
     options["model_path"] = options.pop("model")
     files = [options.pop(f"tls_{name}") for name in ("cert", "key", "client_ca")]
+    options["reasoning_markers"] = tuple(options.pop(f"reasoning_{name}") for name in ("open", "close"))
     coalescing = [options.pop(f"coalesce_{name}") for name in ("tokens", "seconds")]
     try:
         configure_logs(logger)

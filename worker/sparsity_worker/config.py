@@ -36,7 +36,10 @@ class WorkerConfig:
         metrics_listen: `host:port` of the Prometheus endpoint; None serves none.
         health_listen: `host:port` of the plaintext health service for probes; None serves none.
         drain_seconds: time that streams in flight get at shutdown.
-        mem_fraction: share of the memory that SGLang may plan with; the KV cache is sized by max_total_tokens.
+        reasoning_markers: the tokens around a reasoning span, opening and closing.
+        mem_fraction: share of the memory that SGLang may plan with; None takes the device's default. The KV cache is
+            sized by max_total_tokens.
+        device: `cpu` or `cuda`.
     """
 
     worker_id: str
@@ -49,7 +52,8 @@ class WorkerConfig:
     chunked_prefill_tokens: int = 8192
     dtype: str = "auto"
     threads: int | None = None
-    mem_fraction: float = 0.3
+    mem_fraction: float | None = None
+    device: str = "cpu"
     lease_key_file: Path | None = None
     require_lease: bool = False
     coalescing: Coalescing = field(default_factory=Coalescing)
@@ -57,12 +61,15 @@ class WorkerConfig:
     metrics_listen: str | None = None
     health_listen: str | None = None
     drain_seconds: float = 30.0
+    reasoning_markers: tuple[str, str] = ("<think>", "</think>")
 
     def __post_init__(self) -> None:
         if self.tier not in TIERS:
             raise ConfigurationError(f"--tier: must be one of {', '.join(TIERS)}, not {self.tier!r}")
         if self.tier != "dense" and not self.profile:
             raise ConfigurationError(f"--profile: the {self.tier} tier needs one")
+        if self.device not in ("cpu", "cuda"):
+            raise ConfigurationError(f"--device: must be cpu or cuda, not {self.device!r}")
         if self.dtype not in ("auto", "bfloat16", "float32"):
             raise ConfigurationError(f"--dtype: must be auto, bfloat16 or float32, not {self.dtype!r}")
         for name in ("max_total_tokens", "max_requests", "chunked_prefill_tokens"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -14,10 +13,9 @@ from sparsity import telemetry
 from sparsity.errors import EngineError
 
 from sparsity_worker.config import ModelFacts, WorkerConfig
-from sparsity_worker.plugin import BACKEND, CONFIG_KEY, REPORT_KEY
+from sparsity_worker.devices import DEVICES, pick_dtype, prepare_environment
+from sparsity_worker.plugin import BACKEND, CONFIG_KEY, FACTS_KEY, REPORT_KEY
 from sparsity_worker.profile import Profile
-
-DENSE_BACKEND_CPU = "torch_native"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +27,14 @@ class Step:
         finish: SGLang's finish type (`stop`, `length`) in the last step.
         cached_tokens: prompt tokens that the prefix cache held.
         account: the packed account of the sparse backend so far; empty on the dense tier.
+        facts: how that backend was set up, as JSON; of the probe only.
     """
 
     token_ids: list[int]
     finish: str | None
     cached_tokens: int
     account: bytes
+    facts: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,70 +47,43 @@ class EngineRequest:
     cache_salt: str | None = None
 
 
-def prepare_environment(threads: int | None) -> None:
-    """Sets what SGLang reads from the environment; before its first import, since its children inherit it."""
-    os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
-    os.environ["SGLANG_PLUGINS"] = BACKEND
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # Its spans of a request's stages; higher levels add one for every step.
-    os.environ.setdefault("SGLANG_TRACE_LEVEL", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # A forward pass allocates and frees the same large buffers again and again: keeping them mapped saves the page
-    # faults, a tenth of the time to first token.
-    for name, value in (("MMAP_THRESHOLD", 2**30), ("TRIM_THRESHOLD", 2**30), ("TOP_PAD", 2**26)):
-        os.environ.setdefault(f"MALLOC_{name}_", str(value))
-    if threads:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-
-
-def pick_dtype(wanted: str) -> str:
-    """`auto` becomes bfloat16 where the CPU multiplies it in hardware, else float32."""
-    import torch
-
-    if wanted != "auto":
-        return wanted
-    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return "bfloat16" if native else "float32"
-
-
 class Engine:
-    """An `sgl.Engine` on the CPU with our backend on the sparse tiers.
+    """An `sgl.Engine` with our backend on the sparse tiers.
 
     Construct it in the main thread: SGLang installs signal handlers and starts its scheduler process.
     """
 
     def __init__(self, config: WorkerConfig, facts: ModelFacts, profile: Profile | None) -> None:
-        prepare_environment(config.threads)
+        prepare_environment(config.device, config.threads)
         import sglang
 
-        self.backend = BACKEND if profile else DENSE_BACKEND_CPU
+        self.device = config.device
         self.version: str = sglang.__version__
-        self.dtype = pick_dtype(config.dtype)
+        self.dtype = pick_dtype(config.dtype, config.device)
+        self.page_size = profile.block_size if profile else 64
         overrides = {CONFIG_KEY: profile.to_document()} if profile else {}
         collector = telemetry.plaintext_collector()
         self._traced = collector is not None
         tracing = {"enable_trace": True, "otlp_traces_endpoint": collector, "otlp_service_name": "sglang"}
         self._engine = sglang.Engine(
             model_path=str(config.model_path),
-            device="cpu",
+            device=config.device,
             dtype=self.dtype,
-            attention_backend=self.backend,
-            page_size=profile.block_size if profile else 64,
+            page_size=self.page_size,
             context_length=facts.context_length,
             max_total_tokens=config.max_total_tokens,
             max_running_requests=config.max_requests,
             chunked_prefill_size=config.chunked_prefill_tokens,
-            mem_fraction_static=config.mem_fraction,
             json_model_override_args=json.dumps(overrides),
             skip_tokenizer_init=True,
-            disable_overlap_schedule=True,
             sleep_on_idle=True,
             incremental_streaming_output=True,
             grammar_backend="none",
-            sampling_backend="pytorch",
             log_level="warning",
+            **DEVICES[config.device](config, profile is not None),
             **(tracing if self._traced else {}),
         )
+        self.backend: str = BACKEND if profile else self._engine.server_args.attention_backend or "sglang"
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Step]:
         """Runs one request; leaving the iterator early aborts it in the engine.
@@ -144,6 +117,7 @@ class Engine:
                         finish=reason.get("type"),
                         cached_tokens=int(meta.get("cached_tokens", 0)),
                         account=accounts[-1] if accounts else b"",
+                        facts=next(filter(None, meta.get(FACTS_KEY) or []), ""),
                     )
         except ValueError as error:
             finished = True

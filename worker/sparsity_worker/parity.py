@@ -18,7 +18,7 @@ import torch
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from tokenizers import Tokenizer
 
-from sparsity_worker.engine import pick_dtype
+from sparsity_worker.devices import pick_dtype
 
 PROMPTS = (
     "What is the capital of France?",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from sparsity.errors import BackendInactiveError
@@ -25,6 +28,7 @@ class Proof:
         calls: kernel calls in all; 0 on the dense tier, which keeps no account.
         density: attended over causal pairs of the prompt, mean over layers.
         time: when, seconds since the epoch.
+        facts: what the sparse backend says of how it was set up; empty on the dense tier.
     """
 
     prompt_tokens: int
@@ -32,6 +36,7 @@ class Proof:
     calls: int
     density: float
     time: float
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 async def probe(engine: Engine, facts: ModelFacts, profile: Profile | None) -> Proof:
@@ -45,12 +50,12 @@ async def probe(engine: Engine, facts: ModelFacts, profile: Profile | None) -> P
         floor = profile.prefill.sink + profile.prefill.window + 2 * profile.prefill.query_tile
         length = min(2 * floor, facts.context_length - 2)
     prompt = np.random.default_rng(0).integers(0, facts.vocabulary_size, length).tolist()
-    packed = b""
+    packed, setup = b"", ""
     # Marked as the probe, so that a short prompt proves what a profile would only do to a long one.
     sampling = {"temperature": 0.0, "max_new_tokens": 2, "ignore_eos": True, "custom_params": {PROBE_KEY: True}}
     request = EngineRequest("start-up-probe", prompt, sampling)
     async for step in engine.generate(request):
-        packed = step.account or packed
+        packed, setup = step.account or packed, step.facts or setup
     if profile is None:
         if packed:
             raise BackendInactiveError("the dense tier ran the sparsity backend; start it without --profile")
@@ -67,4 +72,5 @@ async def probe(engine: Engine, facts: ModelFacts, profile: Profile | None) -> P
             f"tier {profile.tier}: the probe of {length} tokens pruned nothing (density {density:.3f},"
             f" {account.sparse_calls} of {account.calls} calls sparse); check the profile {profile.label}"
         )
-    return Proof(length, account.sparse_calls, account.calls, density, time.time())
+    how = json.loads(setup) if setup else {}
+    return Proof(length, account.sparse_calls, account.calls, density, time.time(), how)

@@ -34,6 +34,7 @@ def sparsity_report(
     report.min_layer_coverage = float(coverage.min())
     report.sparse_kernel_calls = account.sparse_calls
     report.kernel_calls = account.calls
+    report.dense_reasoning_tokens = account.reasoning
     for values in zip(prefill, decode, coverage, strict=True):
         layer = dict(zip(("prefill_density", "decode_density", "coverage"), map(float, values), strict=True))
         report.layers.add(**layer)

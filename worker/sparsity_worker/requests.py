@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from sparsity.errors import InvalidRequestError, TokenCountError
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer
 
 from sparsity_worker.config import ModelFacts
 from sparsity_worker.engine import EngineRequest
+from sparsity_worker.plugin import REASONING_KEY
 
 MAX_STOPS = 16
 
@@ -36,9 +38,12 @@ def read_prompt(request: worker_pb2.WorkerServiceGenerateRequest, tokenizer: Tok
 
 
 def engine_request(
-    request: worker_pb2.WorkerServiceGenerateRequest, prompt: list[int], facts: ModelFacts
+    request: worker_pb2.WorkerServiceGenerateRequest,
+    prompt: list[int],
+    facts: ModelFacts,
+    markers: Sequence[int] = (),
 ) -> EngineRequest:
-    """The request as the engine takes it.
+    """The request as the engine takes it; ``markers`` are the token ids around a reasoning span, if the model has any.
 
     Raises:
         InvalidRequestError: naming the field.
@@ -52,6 +57,8 @@ def engine_request(
             "prompt.ids", f"{highest} is not below the vocabulary size {facts.vocabulary_size}"
         )
     sampling = sampling_params(request.sampling)
+    if request.dense_reasoning:
+        sampling["custom_params"] = {REASONING_KEY: list(markers)}
     total = len(prompt) + sampling["max_new_tokens"]
     if total > facts.context_length:
         raise InvalidRequestError.of(
@@ -65,6 +72,12 @@ def engine_request(
         sampling=sampling,
         cache_salt=request.cache_salt if request.HasField("cache_salt") else None,
     )
+
+
+def marker_ids(tokenizer: Tokenizer, markers: Sequence[str]) -> tuple[int, ...]:
+    """Token ids of the markers around a reasoning span; none when the tokenizer does not have both as tokens."""
+    found = [tokenizer.token_to_id(marker) for marker in markers]
+    return () if None in found else tuple(int(each) for each in found if each is not None)
 
 
 def sampling_params(params: inference_pb2.SamplingParams) -> dict[str, Any]:

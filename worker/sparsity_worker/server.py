@@ -21,6 +21,7 @@ from sparsity_worker.load import Load
 from sparsity_worker.metering import WorkerMetrics
 from sparsity_worker.profile import Profile, load_profile
 from sparsity_worker.proof import probe
+from sparsity_worker.requests import marker_ids
 from sparsity_worker.service import Identity, WorkerService
 
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"]
@@ -70,7 +71,9 @@ async def _serve(
 ) -> None:
     proof = await probe(engine, facts, profile)
     load = Load(config.max_requests)
-    identity = Identity(config, facts, profile.label if profile else "dense", proof, digest)
+    markers = marker_ids(tokenizer, config.reasoning_markers)
+    sparse_from = profile.prefill.sparse_from if profile else 0
+    identity = Identity(config, facts, profile.label if profile else "dense", proof, digest, markers, sparse_from)
     metrics = WorkerMetrics(config, facts, load)
     service = WorkerService(engine, tokenizer, identity, load, _leases(config, identity), metrics)
     endpoint = listen(config.listen, {SERVICE: service}, MAX_MESSAGE_BYTES, config.tls)

@@ -49,6 +49,8 @@ class Identity:
         profile: name and version of its profile; `dense` without one.
         proof: the start-up probe.
         tokenizer_digest: SHA-256 of tokenizer.json, hexadecimal.
+        markers: token ids around a reasoning span; none where the tokenizer lacks them.
+        sparse_from: prompts of fewer tokens are attended densely; 0 on the dense tier.
     """
 
     config: WorkerConfig
@@ -56,6 +58,8 @@ class Identity:
     profile: str
     proof: Proof
     tokenizer_digest: str
+    markers: tuple[int, ...] = ()
+    sparse_from: int = 0
 
     @property
     def tier(self) -> inference_pb2.Tier.ValueType:
@@ -96,7 +100,7 @@ class WorkerService:
             prompt = await asyncio.to_thread(read_prompt, request, self._tokenizer)
         else:
             prompt = read_prompt(request, self._tokenizer)
-        inner = engine_request(request, prompt, self._identity.facts)
+        inner = engine_request(request, prompt, self._identity.facts, self._identity.markers)
         tokens = len(inner.prompt) + inner.sampling["max_new_tokens"]
         with self._load.admit(inner.rid, tokens), tracing.generation(context, inner, self._identity) as trace:
             steps = self._run(inner, tuple(request.sampling.stop), trace)
@@ -171,6 +175,11 @@ class WorkerService:
                 time=when,
             ),
             tokenizer_digest=own.tokenizer_digest,
+            reasoning_markers=own.config.reasoning_markers if own.markers else (),
+            engine=worker_pb2.EngineFacts(
+                device=self._engine.device, dtype=self._engine.dtype, page_size=self._engine.page_size, **proof.facts
+            ),
+            sparse_from=own.sparse_from,
         )
 
     async def WatchLoad(

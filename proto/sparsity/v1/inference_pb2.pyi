@@ -337,6 +337,7 @@ class RequestContext(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     MAX_TIER_FIELD_NUMBER: _builtins.int
+    DENSE_REASONING_FIELD_NUMBER: _builtins.int
     domain: _builtins.str
     """Risk domain, such as `medical` or `rag`. Unset or unknown is served dense."""
     task: _builtins.str
@@ -347,6 +348,8 @@ class RequestContext(_message.Message):
     """The conversation this request belongs to."""
     max_tier: Global___Tier.ValueType
     """Ask for at least this much attention. A tier sparser than policy gives has no effect."""
+    dense_reasoning: _builtins.bool
+    """Ask that reasoning spans of the answer decode densely. False has no effect: policy may ask for it, too."""
     @_builtins.property
     def flags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Flags the caller raises; any flag makes the request dense."""
@@ -365,11 +368,14 @@ class RequestContext(_message.Message):
         tenant: _builtins.str | None = ...,
         session: _builtins.str | None = ...,
         max_tier: Global___Tier.ValueType | None = ...,
+        dense_reasoning: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_domain", b"_domain", "_max_tier", b"_max_tier", "_session", b"_session", "_task", b"_task", "_tenant", b"_tenant", "domain", b"domain", "max_tier", b"max_tier", "session", b"session", "task", b"task", "tenant", b"tenant"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dense_reasoning", b"_dense_reasoning", "_domain", b"_domain", "_max_tier", b"_max_tier", "_session", b"_session", "_task", b"_task", "_tenant", b"_tenant", "dense_reasoning", b"dense_reasoning", "domain", b"domain", "max_tier", b"max_tier", "session", b"session", "task", b"task", "tenant", b"tenant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_domain", b"_domain", "_max_tier", b"_max_tier", "_session", b"_session", "_task", b"_task", "_tenant", b"_tenant", "domain", b"domain", "flags", b"flags", "labels", b"labels", "max_tier", b"max_tier", "session", b"session", "task", b"task", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dense_reasoning", b"_dense_reasoning", "_domain", b"_domain", "_max_tier", b"_max_tier", "_session", b"_session", "_task", b"_task", "_tenant", b"_tenant", "dense_reasoning", b"dense_reasoning", "domain", b"domain", "flags", b"flags", "labels", b"labels", "max_tier", b"max_tier", "session", b"session", "task", b"task", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__dense_reasoning: _TypeAlias = _typing.Literal["dense_reasoning"]  # noqa: Y015
+    _WhichOneofArgType__dense_reasoning: _TypeAlias = _typing.Literal["_dense_reasoning", b"_dense_reasoning"]  # noqa: Y015
     _WhichOneofReturnType__domain: _TypeAlias = _typing.Literal["domain"]  # noqa: Y015
     _WhichOneofArgType__domain: _TypeAlias = _typing.Literal["_domain", b"_domain"]  # noqa: Y015
     _WhichOneofReturnType__max_tier: _TypeAlias = _typing.Literal["max_tier"]  # noqa: Y015
@@ -380,6 +386,8 @@ class RequestContext(_message.Message):
     _WhichOneofArgType__task: _TypeAlias = _typing.Literal["_task", b"_task"]  # noqa: Y015
     _WhichOneofReturnType__tenant: _TypeAlias = _typing.Literal["tenant"]  # noqa: Y015
     _WhichOneofArgType__tenant: _TypeAlias = _typing.Literal["_tenant", b"_tenant"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dense_reasoning) -> _WhichOneofReturnType__dense_reasoning | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__domain) -> _WhichOneofReturnType__domain | None: ...
     @_typing.overload
@@ -625,6 +633,7 @@ class SparsityReport(_message.Message):
     LAYERS_FIELD_NUMBER: _builtins.int
     SPARSE_KERNEL_CALLS_FIELD_NUMBER: _builtins.int
     KERNEL_CALLS_FIELD_NUMBER: _builtins.int
+    DENSE_REASONING_TOKENS_FIELD_NUMBER: _builtins.int
     tier: Global___Tier.ValueType
     """The worker's tier."""
     profile: _builtins.str
@@ -643,6 +652,8 @@ class SparsityReport(_message.Message):
     """Kernel calls that pruned something, over all layers."""
     kernel_calls: _builtins.int
     """Kernel calls in all."""
+    dense_reasoning_tokens: _builtins.int
+    """Generated tokens that decoded densely because they lay in a reasoning span."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerReport]:
         """One entry a layer, in order. Empty for a dense backend, which attends everything."""
@@ -660,10 +671,11 @@ class SparsityReport(_message.Message):
         layers: _abc.Iterable[Global___LayerReport] | None = ...,
         sparse_kernel_calls: _builtins.int = ...,
         kernel_calls: _builtins.int = ...,
+        dense_reasoning_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "coverage", b"coverage", "decode_density", b"decode_density", "kernel_calls", b"kernel_calls", "layers", b"layers", "min_layer_coverage", b"min_layer_coverage", "prefill_density", b"prefill_density", "profile", b"profile", "sparse_kernel_calls", b"sparse_kernel_calls", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "coverage", b"coverage", "decode_density", b"decode_density", "dense_reasoning_tokens", b"dense_reasoning_tokens", "kernel_calls", b"kernel_calls", "layers", b"layers", "min_layer_coverage", b"min_layer_coverage", "prefill_density", b"prefill_density", "profile", b"profile", "sparse_kernel_calls", b"sparse_kernel_calls", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -713,6 +725,7 @@ class Decision(_message.Message):
     POLICY_REVISION_FIELD_NUMBER: _builtins.int
     POLICY_TIER_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
+    DENSE_REASONING_FIELD_NUMBER: _builtins.int
     decision_id: _builtins.str
     """Unique; join key of logs, traces and ReportOutcome."""
     tier: Global___Tier.ValueType
@@ -729,6 +742,8 @@ class Decision(_message.Message):
     """The tier that policy gave, before fallback to a denser one."""
     explanation: _builtins.str
     """One sentence for people."""
+    dense_reasoning: _builtins.bool
+    """Reasoning spans of the answer decode densely."""
     def __init__(
         self,
         *,
@@ -740,10 +755,11 @@ class Decision(_message.Message):
         policy_revision: _builtins.int = ...,
         policy_tier: Global___Tier.ValueType = ...,
         explanation: _builtins.str = ...,
+        dense_reasoning: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "explanation", b"explanation", "matched_rule", b"matched_rule", "policy", b"policy", "policy_revision", b"policy_revision", "policy_tier", b"policy_tier", "reason", b"reason", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "dense_reasoning", b"dense_reasoning", "explanation", b"explanation", "matched_rule", b"matched_rule", "policy", b"policy", "policy_revision", b"policy_revision", "policy_tier", b"policy_tier", "reason", b"reason", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -792,6 +808,7 @@ class Signals(_message.Message):
     DECLARED_DOMAIN_FIELD_NUMBER: _builtins.int
     CONFIDENCE_FIELD_NUMBER: _builtins.int
     SESSION_TIER_FIELD_NUMBER: _builtins.int
+    DENSE_REASONING_FIELD_NUMBER: _builtins.int
     min_tokens: _builtins.int
     """Prompt tokens, at least."""
     max_tokens: _builtins.int
@@ -822,6 +839,8 @@ class Signals(_message.Message):
     """Confidence in a detected domain, in [0, 1]; unset means certain."""
     session_tier: Global___Tier.ValueType
     """The tier that the session's earlier requests got; unset without any."""
+    dense_reasoning: _builtins.bool
+    """The caller asks that reasoning spans decode densely."""
     @_builtins.property
     def flags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Flags raised by the caller and by the scan of the prompt."""
@@ -850,10 +869,11 @@ class Signals(_message.Message):
         declared_domain: _builtins.str = ...,
         confidence: _builtins.float | None = ...,
         session_tier: Global___Tier.ValueType = ...,
+        dense_reasoning: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "confidence", b"confidence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "classifier_error", b"classifier_error", "confidence", b"confidence", "declared_domain", b"declared_domain", "domain", b"domain", "domain_source", b"domain_source", "flags", b"flags", "labels", b"labels", "max_tier", b"max_tier", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "prompt_bytes", b"prompt_bytes", "request_key", b"request_key", "scanned_bytes", b"scanned_bytes", "session", b"session", "session_tier", b"session_tier", "task", b"task", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "classifier_error", b"classifier_error", "confidence", b"confidence", "declared_domain", b"declared_domain", "dense_reasoning", b"dense_reasoning", "domain", b"domain", "domain_source", b"domain_source", "flags", b"flags", "labels", b"labels", "max_tier", b"max_tier", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "prompt_bytes", b"prompt_bytes", "request_key", b"request_key", "scanned_bytes", b"scanned_bytes", "session", b"session", "session_tier", b"session_tier", "task", b"task", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__confidence: _TypeAlias = _typing.Literal["confidence"]  # noqa: Y015
     _WhichOneofArgType__confidence: _TypeAlias = _typing.Literal["_confidence", b"_confidence"]  # noqa: Y015

@@ -333,7 +333,7 @@ class Guards(_message.Message):
     max_tier: _inference_pb2.Tier.ValueType
     """No tier sparser than this."""
     reasoning_spans_dense: _builtins.bool
-    """Reasoning spans decode dense."""
+    """Reasoning spans decode densely, whatever the tier."""
     def __init__(
         self,
         *,

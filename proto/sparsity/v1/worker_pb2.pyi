@@ -3,10 +3,12 @@
 isort:skip_file
 The API of a worker, called by routers and by clients that hold a router's lease."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from sparsity.v1 import inference_pb2 as _inference_pb2
 import builtins as _builtins
 import sys
@@ -33,6 +35,7 @@ class WorkerServiceGenerateRequest(_message.Message):
     LEASE_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    DENSE_REASONING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique among live requests of the worker."""
     priority: _builtins.int
@@ -41,6 +44,10 @@ class WorkerServiceGenerateRequest(_message.Message):
     """The tier the caller expects; the worker refuses another with FAILED_PRECONDITION."""
     cache_salt: _builtins.str
     """Isolates this request's prefix cache, such as by tenant."""
+    dense_reasoning: _builtins.bool
+    """Decode reasoning spans densely: from the model's opening marker to its closing one, or, where the model's tokenizer
+    has no such markers, everything.
+    """
     @_builtins.property
     def prompt(self) -> _inference_pb2.TokenIds:
         """The prompt in token ids; empty where `text` is set."""
@@ -68,10 +75,11 @@ class WorkerServiceGenerateRequest(_message.Message):
         lease: _inference_pb2.WorkerLease | None = ...,
         cache_salt: _builtins.str | None = ...,
         text: Global___TextPrompt | None = ...,
+        dense_reasoning: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_lease", b"_lease", "_priority", b"_priority", "_text", b"_text", "cache_salt", b"cache_salt", "lease", b"lease", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_lease", b"_lease", "_priority", b"_priority", "_text", b"_text", "cache_salt", b"cache_salt", "lease", b"lease", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_lease", b"_lease", "_priority", b"_priority", "_text", b"_text", "cache_salt", b"cache_salt", "dense_reasoning", b"dense_reasoning", "lease", b"lease", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cache_salt: _TypeAlias = _typing.Literal["cache_salt"]  # noqa: Y015
     _WhichOneofArgType__cache_salt: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt"]  # noqa: Y015
@@ -185,6 +193,9 @@ class GetCapabilitiesResponse(_message.Message):
     ENGINE_VERSION_FIELD_NUMBER: _builtins.int
     PROOF_FIELD_NUMBER: _builtins.int
     TOKENIZER_DIGEST_FIELD_NUMBER: _builtins.int
+    REASONING_MARKERS_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    SPARSE_FROM_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     """The worker's id, unique in the fleet."""
     model: _builtins.str
@@ -207,9 +218,19 @@ class GetCapabilitiesResponse(_message.Message):
     """SGLang's version."""
     tokenizer_digest: _builtins.str
     """SHA-256 of the model's tokenizer file, in hexadecimal; routers refuse a worker whose tokenizer differs from theirs."""
+    sparse_from: _builtins.int
+    """Prompts of fewer tokens are attended densely; 0 on the dense tier."""
     @_builtins.property
     def proof(self) -> Global___BackendProof:
         """The start-up proof that the sparse kernels run."""
+
+    @_builtins.property
+    def reasoning_markers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The tokens around a reasoning span, opening and closing; empty where the model has none."""
+
+    @_builtins.property
+    def engine(self) -> Global___EngineFacts:
+        """What runs the model."""
 
     def __init__(
         self,
@@ -226,14 +247,59 @@ class GetCapabilitiesResponse(_message.Message):
         engine_version: _builtins.str = ...,
         proof: Global___BackendProof | None = ...,
         tokenizer_digest: _builtins.str = ...,
+        reasoning_markers: _abc.Iterable[_builtins.str] | None = ...,
+        engine: Global___EngineFacts | None = ...,
+        sparse_from: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["proof", b"proof"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "proof", b"proof"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "context_length", b"context_length", "engine_version", b"engine_version", "kv_capacity_tokens", b"kv_capacity_tokens", "max_requests", b"max_requests", "model", b"model", "profile", b"profile", "proof", b"proof", "tier", b"tier", "tokenizer_digest", b"tokenizer_digest", "vocabulary_size", b"vocabulary_size", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "context_length", b"context_length", "engine", b"engine", "engine_version", b"engine_version", "kv_capacity_tokens", b"kv_capacity_tokens", "max_requests", b"max_requests", "model", b"model", "profile", b"profile", "proof", b"proof", "reasoning_markers", b"reasoning_markers", "sparse_from", b"sparse_from", "tier", b"tier", "tokenizer_digest", b"tokenizer_digest", "vocabulary_size", b"vocabulary_size", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetCapabilitiesResponse: _TypeAlias = GetCapabilitiesResponse  # noqa: Y015
+
+@_typing.final
+class EngineFacts(_message.Message):
+    """How the engine was set up, as its own process says."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    KERNELS_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    CUDA_GRAPHS_FIELD_NUMBER: _builtins.int
+    SUMMARY_BYTES_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    """`cpu` or `cuda`."""
+    kernels: _builtins.str
+    """What computes attention: `torch` or `triton`; empty on the dense tier, where it is SGLang's."""
+    dtype: _builtins.str
+    """Compute dtype."""
+    page_size: _builtins.int
+    """Tokens a KV page."""
+    cuda_graphs: _builtins.bool
+    """Whether decode is replayed from CUDA graphs."""
+    summary_bytes: _builtins.int
+    """Memory of the page summaries beside the KV cache, bytes."""
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+        kernels: _builtins.str = ...,
+        dtype: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        cuda_graphs: _builtins.bool = ...,
+        summary_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cuda_graphs", b"cuda_graphs", "device", b"device", "dtype", b"dtype", "kernels", b"kernels", "page_size", b"page_size", "summary_bytes", b"summary_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EngineFacts: _TypeAlias = EngineFacts  # noqa: Y015
 
 @_typing.final
 class BackendProof(_message.Message):

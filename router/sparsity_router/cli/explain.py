@@ -8,7 +8,19 @@ from sparsity_client import make_request
 
 from sparsity_router.cli.connection import client_of
 from sparsity_router.cli.console import DEFAULT_ROUTER, AsJson, Router, out, print_json, reported, tier_word, to_dict
-from sparsity_router.cli.prompts import Domain, File, Flag, MaxTier, Session, Task, Tenant, Text, read_prompt, read_tier
+from sparsity_router.cli.prompts import (
+    DenseReasoning,
+    Domain,
+    File,
+    Flag,
+    MaxTier,
+    Session,
+    Task,
+    Tenant,
+    Text,
+    read_prompt,
+    read_tier,
+)
 
 
 def explain(
@@ -18,6 +30,7 @@ def explain(
     task: Task = None,
     flag: Flag = None,
     max_tier: MaxTier = None,
+    dense_reasoning: DenseReasoning = False,
     tenant: Tenant = None,
     session: Session = None,
     router: Router = DEFAULT_ROUTER,
@@ -31,6 +44,7 @@ def explain(
             task=task,
             flags=flag or (),
             max_tier=read_tier(max_tier),
+            dense_reasoning=dense_reasoning,
             tenant=tenant,
             session=session,
         )
@@ -53,6 +67,8 @@ def explain(
             f" {domain}, task {signals.task or 'none'}, flags {flags}",
             soft_wrap=True,
         )
+        if decision.dense_reasoning and decision.tier != inference_pb2.TIER_DENSE:
+            out.print("reasoning spans of the answer decode densely")
         table = Table("check", "matched", "tier", "detail", box=None)
         for step in answer.steps:
             check = step.check.replace("[", "\\[")

@@ -11,6 +11,7 @@ from sparsity_client import make_request
 from sparsity_router.cli.connection import client_of
 from sparsity_router.cli.console import DEFAULT_ROUTER, AsJson, Router, err, print_json, reported, tier_word, to_dict
 from sparsity_router.cli.prompts import (
+    DenseReasoning,
     Domain,
     File,
     Flag,
@@ -32,6 +33,7 @@ def generate(
     task: Task = None,
     flag: Flag = None,
     max_tier: MaxTier = None,
+    dense_reasoning: DenseReasoning = False,
     tenant: Tenant = None,
     session: Session = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 128,
@@ -51,6 +53,7 @@ def generate(
             task=task,
             flags=flag or (),
             max_tier=read_tier(max_tier),
+            dense_reasoning=dense_reasoning,
             tenant=tenant,
             session=session,
             max_new_tokens=max_new_tokens,
@@ -75,7 +78,7 @@ def generate(
 def _summary(completion: inference_pb2.Completion) -> None:
     decision, usage, sparsity = completion.decision, completion.usage, completion.sparsity
     reason = inference_pb2.Reason.Name(decision.reason).removeprefix("REASON_")
-    lines = (
+    lines: tuple[str, ...] = (
         f"tier {tier_word(decision.tier)}, {reason} ({decision.matched_rule}): {decision.explanation}",
         f"policy {decision.policy} at revision {decision.policy_revision}, decision {decision.decision_id}",
         f"worker {completion.worker_id}, profile {sparsity.profile}, backend {sparsity.backend}:"
@@ -85,5 +88,7 @@ def _summary(completion: inference_pb2.Completion) -> None:
         f" first after {usage.time_to_first_token.ToMilliseconds() / 1000:.2f} s,"
         f" all after {usage.total_time.ToMilliseconds() / 1000:.2f} s",
     )
+    if decision.dense_reasoning and decision.tier != inference_pb2.TIER_DENSE:
+        lines += (f"{sparsity.dense_reasoning_tokens} tokens decoded densely, as reasoning",)
     for line in lines:
         err.print(f"[dim]{line.replace('[', chr(92) + '[')}[/dim]", soft_wrap=True)

@@ -21,6 +21,7 @@ from sparsity_router.cli import (
     status,
     trace,
     up,
+    worker,
 )
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ app.command("trace")(trace.trace)
 app.command("calibrate", context_settings=quality.FORWARDED)(quality.calibrate)
 app.add_typer(policies.app, name="policy")
 app.add_typer(bench.app, name="bench")
+app.add_typer(worker.app, name="worker")
 
 
 def main() -> None:

@@ -20,6 +20,8 @@ Tenant = Annotated[str | None, typer.Option(help="The tenant, for rules, overrid
 Session = Annotated[str | None, typer.Option(help="The session, which keeps its side of a rollout.")]
 MaxTier = Annotated[str | None, typer.Option(help="Accept no tier sparser than dense, moderate or aggressive.")]
 
+DenseReasoning = Annotated[bool, typer.Option("--dense-reasoning", help="Ask that reasoning spans decode densely.")]
+
 
 def read_prompt(text: str | None, file: Path | None) -> str:
     """The prompt from an argument, a file or standard input.

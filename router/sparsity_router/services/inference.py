@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from array import array
 from collections.abc import AsyncIterator
 from functools import partial
 
@@ -15,7 +14,7 @@ from sparsity import telemetry
 from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError, TokenCountError
 from sparsity.leases import sign
 from sparsity.metering import Times
-from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity.v1 import inference_pb2
 from sparsity_policies.decide import decide
 from sparsity_policies.decisionlog import DecisionLog
 from sparsity_policies.model import Decision, Signals
@@ -27,10 +26,10 @@ from sparsity_router.classify import Classified, Classifier
 from sparsity_router.dispatch import outstanding_tokens
 from sparsity_router.fleet import Fleet
 from sparsity_router.observer import Observer
-from sparsity_router.picking import Want
 from sparsity_router.policies import PolicyFollower
 from sparsity_router.relay import place, relay
 from sparsity_router.sessions import Sessions
+from sparsity_router.worker_request import wanted, worker_request
 from sparsity_router.written import MAX_NAME
 
 GenerateContext = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
@@ -38,7 +37,6 @@ OutcomeContext = grpc.aio.ServicerContext[inference_pb2.ReportOutcomeRequest, in
 RouteContext = grpc.aio.ServicerContext[inference_pb2.RouteRequest, inference_pb2.RouteResponse]
 ExplainContext = grpc.aio.ServicerContext[inference_pb2.ExplainRequest, inference_pb2.ExplainResponse]
 _tracer = trace.get_tracer("sparsity.router")
-MAX_PRIORITY = 9
 # Seconds between tries to join an outcome to a decision; 0 is the last.
 _OUTCOME_PATIENCE = (0.2, 0.4, 0.0)
 
@@ -99,9 +97,9 @@ class InferenceService:
                         (("sparsity-decision-id", decision_id), ("sparsity-tier", decision.tier.word))
                     )
                     _describe(span, classified.signals, decision, decision_id, self._model)
-                    inner = _worker_request(request, classified, decision_id)
+                    inner = worker_request(request, classified, decision, decision_id)
                     review = partial(self._review, classified.signals)
-                    want = partial(_want, inner, request)
+                    want = partial(wanted, inner, request)
                     messages = relay(self._fleet, inner, decision, context, decision_id, review, want)
                     try:
                         async for relayed in messages:
@@ -140,8 +138,8 @@ class InferenceService:
             classified, decision = await self._decide(request.request, decision_id)
             await self._callers.spend(request.request, classified.signals)
             _describe(span, classified.signals, decision, decision_id, self._model)
-            inner = _worker_request(request.request, classified, decision_id)
-            worker, served = place(self._fleet, decision, partial(_want, inner, request.request))
+            inner = worker_request(request.request, classified, decision, decision_id)
+            worker, served = place(self._fleet, decision, partial(wanted, inner, request.request))
             inner.tier = served.tier.value  # type: ignore[assignment]
             worker.expect(inner.request_id, outstanding_tokens(inner))
             self._tell(decision_id, classified.signals, decision, served, None)
@@ -235,33 +233,6 @@ class InferenceService:
         if self._sessions and key:
             self._sessions.served(context.tenant, context.session, decision)
         return classified, decision
-
-
-def _worker_request(
-    request: inference_pb2.GenerateRequest, classified: Classified, decision_id: str
-) -> worker_pb2.WorkerServiceGenerateRequest:
-    """The request in the worker's terms; tier and lease come with the worker."""
-    inner = worker_pb2.WorkerServiceGenerateRequest(
-        request_id=request.request_id or decision_id,
-        sampling=request.sampling,
-        priority=min(request.priority, MAX_PRIORITY),
-    )
-    prompt = classified.prompt
-    if prompt.ids:
-        inner.prompt.ids.extend(prompt.ids)
-    else:
-        low, high = prompt.interval
-        inner.text.text, inner.text.add_special_tokens = prompt.text, prompt.special
-        inner.text.min_tokens, inner.text.max_tokens = low, high
-    if request.context.tenant:
-        inner.cache_salt = request.context.tenant
-    return inner
-
-
-def _want(inner: worker_pb2.WorkerServiceGenerateRequest, request: inference_pb2.GenerateRequest) -> Want:
-    """What picking looks at: the prompt as the worker gets it, for its prefix."""
-    prompt = inner.text.text.encode() if inner.HasField("text") else array("I", inner.prompt.ids).tobytes()
-    return Want(prompt, inner.cache_salt, request.context.session)
 
 
 def _describe(span: trace.Span, signals: Signals, decision: Decision, decision_id: str, model: str) -> None:

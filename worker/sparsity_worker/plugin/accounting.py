@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,7 +14,7 @@ from sparse_kernels.stats import AttentionStats
 
 PREFILL: Final = 0
 DECODE: Final = 1
-_HEADER = struct.Struct("<IQQ")
+_HEADER = struct.Struct("<IQQQ")
 # Per layer and phase: attended pairs, causal pairs, coverage summed over rows, rows.
 _FIELDS: Final = 4
 
@@ -25,11 +26,13 @@ class Account:
     Attributes:
         sparse_calls: kernel calls that pruned something.
         calls: kernel calls in all.
+        reasoning: generated tokens that decoded densely because they lay in a reasoning span.
         table: float64 ``[layers, 2 phases, 4]``: attended pairs, causal pairs, coverage summed over rows, rows.
     """
 
     sparse_calls: int
     calls: int
+    reasoning: int
     table: NDArray[np.float64]
 
     @classmethod
@@ -41,11 +44,11 @@ class Account:
         """
         if len(packed) < _HEADER.size:
             raise ValueError(f"account: {len(packed)} bytes are too few")
-        layers, sparse_calls, calls = _HEADER.unpack_from(packed)
+        layers, sparse_calls, calls, reasoning = _HEADER.unpack_from(packed)
         if len(packed) != _HEADER.size + layers * 2 * _FIELDS * 8:
             raise ValueError(f"account: {len(packed)} bytes do not make {layers} layers")
         body = np.frombuffer(packed, dtype=np.float64, offset=_HEADER.size)
-        return cls(sparse_calls, calls, body.reshape(layers, 2, _FIELDS))
+        return cls(sparse_calls, calls, reasoning, body.reshape(layers, 2, _FIELDS))
 
     def density(self, phase: int) -> NDArray[np.float64]:
         """Attended over causal pairs of each layer; 1 where nothing was attended."""
@@ -65,12 +68,13 @@ def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.
 
 
 class _Entry:
-    __slots__ = ("calls", "sparse_calls", "table")
+    __slots__ = ("calls", "reasoning", "sparse_calls", "table")
 
     def __init__(self, layers: int) -> None:
         self.table = np.zeros((layers, 2, _FIELDS))
         self.sparse_calls = 0
         self.calls = 0
+        self.reasoning = 0
 
 
 class Ledger:
@@ -86,14 +90,36 @@ class Ledger:
 
     def add(self, rid: str, layer: int, phase: int, stats: AttentionStats) -> None:
         """Books one kernel call."""
+        entry = self._entry(rid)
+        entry.calls += 1
+        entry.sparse_calls += stats.attended < stats.causal
+        entry.table[layer, phase] += (stats.attended, stats.causal, stats.coverage * stats.rows, stats.rows)
+
+    def add_layers(self, rid: str, phase: int, layers: Sequence[int], table: NDArray[np.float64]) -> None:
+        """Books one call of each layer at once.
+
+        Args:
+            rid: the request.
+            phase: `PREFILL` or `DECODE`.
+            layers: their numbers.
+            table: float64 ``[layers, 4]``: attended pairs, causal pairs, coverage summed over rows, rows.
+        """
+        entry = self._entry(rid)
+        entry.calls += len(layers)
+        entry.sparse_calls += int((table[:, 0] < table[:, 1]).sum())
+        entry.table[layers, phase] += table
+
+    def reasoned(self, rid: str) -> None:
+        """Books one token that decodes densely because it lies in a reasoning span."""
+        self._entry(rid).reasoning += 1
+
+    def _entry(self, rid: str) -> _Entry:
         entry = self._entries.get(rid)
         if entry is None:
             entry = self._entries[rid] = _Entry(self._layers)
             if len(self._entries) > self._capacity:
                 self._entries.popitem(last=False)
-        entry.calls += 1
-        entry.sparse_calls += stats.attended < stats.causal
-        entry.table[layer, phase] += (stats.attended, stats.causal, stats.coverage * stats.rows, stats.rows)
+        return entry
 
     def pack(self, rid: str) -> bytes:
         """The request's account so far; empty for an unknown request."""
@@ -101,4 +127,5 @@ class Ledger:
         if entry is None:
             return b""
         self._entries.move_to_end(rid)
-        return _HEADER.pack(self._layers, entry.sparse_calls, entry.calls) + entry.table.tobytes()
+        counts = (entry.sparse_calls, entry.calls, entry.reasoning)
+        return _HEADER.pack(self._layers, *counts) + entry.table.tobytes()

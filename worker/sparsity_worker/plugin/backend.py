@@ -1,20 +1,23 @@
-"""The `sparsity` attention backend of SGLang, on the CPU engine."""
+"""The `sparsity` attention backend of SGLang."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import json
+import os
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
-from sparse_kernels import PagedSequence, PageSummaries, block_sparse_prefill, dense_attention, sparse_paged_decode
-from sparse_kernels.stats import AttentionStats
+from sparse_kernels import PageSummaries
 from sparsity.errors import ConfigurationError
 
 from sparsity_worker.plugin import BACKEND, CONFIG_KEY
-from sparsity_worker.plugin.accounting import DECODE, PREFILL, Ledger
+from sparsity_worker.plugin.accounting import Ledger
+from sparsity_worker.plugin.attention import Attention, Prompt, Spans, on_the_host
+from sparsity_worker.plugin.torch_attention import TorchAttention
 from sparsity_worker.profile import Profile, parse_profile
 
 if TYPE_CHECKING:
@@ -23,29 +26,9 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
 
-class Prompt(NamedTuple):
-    """What a forward batch does not know of a request: its whole prompt's length, and whether it is the probe."""
-
-    length: int
-    probe: bool = False
-
-
-class _Row(NamedTuple):
-    """One request of a forward batch: its tokens are rows ``start .. end`` and its context has ``length`` keys."""
-
-    rid: str
-    start: int
-    end: int
-    length: int
-    prompt: Prompt
-    table: torch.Tensor
-
-
-class _Metadata(NamedTuple):
-    """The requests of a forward batch, and the pages that their new tokens are written to."""
-
-    rows: list[_Row]
-    pages: torch.Tensor
+def kernels_of(device: str) -> str:
+    """`triton` on GPUs, and where Triton's interpreter stands in for one; else `torch`."""
+    return "torch" if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1" else "triton"
 
 
 class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
@@ -70,17 +53,43 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         except ValueError as error:
             raise ConfigurationError(f"profile {self.profile.label}: {error}") from error
         self._page = self.profile.block_size
-        self._summaries = [
-            PageSummaries(slots // self._page, self._page, kv_heads, dim, self.profile.sub_block, keys.device)
-            for _ in range(pool.layer_num)
-        ]
+        summaries = {
+            layer: PageSummaries(slots // self._page, self._page, kv_heads, dim, self.profile.sub_block, keys.device)
+            for layer in range(pool.start_layer, pool.start_layer + pool.layer_num)
+        }
         self.ledger = Ledger(runner.model_config.num_hidden_layers, capacity=4 * self.req_to_token_pool.size)
         self.prompts: dict[str, Prompt] = {}
-        self.forward_metadata: _Metadata | None = None
+        self.attention = self._attention(runner, summaries)
+        self._facts = {
+            "kernels": kernels_of(str(runner.device)),
+            "cuda_graphs": str(runner.device) != "cpu" and not runner.server_args.disable_cuda_graph,
+            "summary_bytes": sum(layer.nbytes for layer in summaries.values()),
+        }
+
+    def facts(self) -> str:
+        """How it was set up, as JSON."""
+        return json.dumps(self._facts)
+
+    def _attention(self, runner: ModelRunner, summaries: dict[int, PageSummaries]) -> Attention:
+        shared = (self.profile, summaries, self.req_to_token_pool.req_to_token, self.ledger)
+        if kernels_of(str(runner.device)) == "torch":
+            return TorchAttention(*shared)
+        # Only here: Triton is not needed on the CPU.
+        from sparsity_worker.plugin.triton_attention import TritonAttention
+
+        try:
+            return TritonAttention(*shared, runner.model_config.num_attention_heads // runner.server_args.tp_size)
+        except ValueError as error:
+            raise ConfigurationError(f"profile {self.profile.label}: {error}") from error
 
     def _refuse_unsupported(self, runner: ModelRunner) -> None:
-        if str(runner.device) != "cpu":
-            raise ConfigurationError(f"device: the {BACKEND} backend runs on cpu, not {runner.device}")
+        if str(runner.device).partition(":")[0] not in ("cpu", "cuda"):
+            raise ConfigurationError(f"device: the {BACKEND} backend runs on cpu and cuda, not {runner.device}")
+        if runner.server_args.tp_size > 1 and any(layer.thresholds for layer in self.profile.layers.values()):
+            raise ConfigurationError("tp_size: must be 1 for a profile with thresholds by head")
+        cached = self.token_to_kv_pool.get_key_buffer(self.token_to_kv_pool.start_layer).dtype
+        if cached not in (torch.float32, torch.float16, torch.bfloat16):
+            raise ConfigurationError(f"kv_cache_dtype: must be 16 or 32 bits wide, not {cached}")
         if runner.page_size != self.profile.block_size:
             wanted = self.profile.block_size
             raise ConfigurationError(f"page_size: must equal the profile's block_size {wanted}, not {runner.page_size}")
@@ -92,21 +101,34 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
             raise ConfigurationError("model: encoder-decoder models are not supported; serve this model dense")
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
-        """Block tables of the batch and the pages its new tokens touch."""
-        lengths = forward_batch.seq_lens.tolist()
-        decode = forward_batch.forward_mode.is_decode_or_idle()
-        added = [1] * len(lengths) if decode else forward_batch.extend_seq_lens.tolist()
+        """What the layers of a batch share."""
         if forward_batch.spec_info is not None:
             raise ConfigurationError("speculative_algorithm: speculative decoding is not supported by this backend")
-        rows, pages, start = [], [torch.empty(0, dtype=torch.int64)], 0
-        requests = zip(forward_batch.rids, forward_batch.req_pool_indices.tolist(), lengths, added, strict=True)
-        for rid, slot, length, new in requests:
-            slots = self.req_to_token_pool.req_to_token[slot, : length : self._page]
-            table = (slots // self._page).to(torch.int64)
-            rows.append(_Row(rid, start, start + new, length, self.prompts.get(rid, Prompt(length)), table))
-            pages.append(table[(length - new) // self._page :])
-            start += new
-        self.forward_metadata = _Metadata(rows, torch.cat(pages))
+        decode = forward_batch.forward_mode.is_decode_or_idle()
+        spans = Spans.of(forward_batch, self.prompts)
+        if decode:
+            self._note_reasoning(spans.rids, spans.prompts)
+        self.attention.prepare(spans, decode)
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
+        """Buffers of decode under CUDA graphs."""
+        self.attention.allocate(max_bs)
+
+    def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
+        """Fills the buffers for a capture, or for a replay of the batch that was made last."""
+        slots, lengths = forward_batch.req_pool_indices, forward_batch.seq_lens
+        count = 0 if in_capture else slots.shape[0] - int(getattr(forward_batch, "num_padding", 0) or 0)
+        # A replayed batch does not name its requests; they are those of the batch made last, in its order.
+        rids = list(self.prompts)[:count]
+        prompts = [self.prompts[rid] for rid in rids]
+        self._note_reasoning(rids, prompts)
+        on_host = on_the_host(forward_batch, "seq_lens")[:count] if count else []
+        self.attention.stage(Spans(rids, [0] * count, on_host, [1] * count, prompts), slots, lengths)
+
+    def _note_reasoning(self, rids: list[str], prompts: list[Prompt]) -> None:
+        for rid, prompt in zip(rids, prompts, strict=True):
+            if prompt.reasoning:
+                self.ledger.reasoned(rid)
 
     def forward_extend(
         self,
@@ -119,7 +141,7 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         **_: Any,
     ) -> torch.Tensor:
         """Prefill, chunked or not, after any cached prefix."""
-        return self._forward(q, k, v, layer, forward_batch, save_kv_cache, PREFILL)
+        return self._forward(q, k, v, layer, forward_batch, save_kv_cache, decode=False)
 
     def forward_decode(
         self,
@@ -132,7 +154,7 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         **_: Any,
     ) -> torch.Tensor:
         """One new token of every request."""
-        return self._forward(q, k, v, layer, forward_batch, save_kv_cache, DECODE)
+        return self._forward(q, k, v, layer, forward_batch, save_kv_cache, decode=True)
 
     def _forward(
         self,
@@ -142,55 +164,26 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         layer: RadixAttention,
         forward_batch: ForwardBatch,
         save_kv_cache: bool,
-        phase: int,
+        *,
+        decode: bool,
     ) -> torch.Tensor:
         _refuse_layer(layer)
-        metadata = self.forward_metadata
-        assert metadata is not None
-        pool, index = self.token_to_kv_pool, layer.layer_id - self.token_to_kv_pool.start_layer
+        pool = self.token_to_kv_pool
         if save_kv_cache and k is not None and v is not None:
             pool.set_kv_buffer(layer, KVWriteLoc.for_batch(forward_batch), k, v)
         keys, values = (
             cache.view(-1, self._page, *cache.shape[1:])
             for cache in (pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id))
         )
-        summaries = self._summaries[index]
-        summaries.mark(metadata.pages)
         rows = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        out = torch.empty_like(rows)
-        for row in metadata.rows:
-            sequence = PagedSequence(keys, values, row.table, row.length)
-            result, stats = self._attend(rows[row.start : row.end], sequence, summaries, layer, row, phase)
-            out[row.start : row.end] = result
-            self.ledger.add(row.rid, layer.layer_id, phase, stats)
-        return out.view(-1, layer.tp_q_head_num * layer.v_head_dim)
-
-    def _attend(
-        self,
-        q: torch.Tensor,
-        sequence: PagedSequence,
-        summaries: PageSummaries,
-        layer: RadixAttention,
-        row: _Row,
-        phase: int,
-    ) -> tuple[torch.Tensor, AttentionStats]:
-        if phase == DECODE:
-            decode = self.profile.decode_at(layer.layer_id)
-            if decode and row.length >= decode.sparse_from:
-                out, stats = sparse_paged_decode(q[0], sequence, summaries, decode, layer.scaling)
-                return out[None], stats
-        else:
-            prefill = self.profile.prefill_at(layer.layer_id)
-            if prefill and (row.prompt.probe or row.prompt.length >= prefill.sparse_from):
-                return block_sparse_prefill(q, sequence, summaries, prefill, layer.scaling, total=row.prompt.length)
-        return dense_attention(q, sequence, layer.scaling)
+        return self.attention.attend(rows, keys, values, layer, decode).view(-1, layer.tp_q_head_num * layer.v_head_dim)
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
         """Context length of padding rows."""
         return 1
 
     def support_triton(self) -> bool:
-        """The CPU implementation launches no Triton kernel."""
+        """Whether SGLang may use its own Triton kernels around it; on the CPU there are none."""
         return False
 
 

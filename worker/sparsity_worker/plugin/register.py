@@ -5,8 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from sparsity_worker.plugin import BACKEND, PROBE_KEY, REPORT_KEY
-from sparsity_worker.plugin.backend import Prompt, SparsityAttnBackend
+from sparsity_worker.plugin import BACKEND, FACTS_KEY, PROBE_KEY, REASONING_KEY, REPORT_KEY
+from sparsity_worker.plugin.attention import Prompt
+from sparsity_worker.plugin.backend import SparsityAttnBackend
+from sparsity_worker.plugin.reasoning import Reasoning
 
 
 def register() -> None:
@@ -36,14 +38,28 @@ def _note_prompts(result: Any, *args: Any, **_: Any) -> None:
 
 
 def _prompt(req: Any) -> Prompt:
-    probe = PROBE_KEY in (req.sampling_params.custom_params or {})
-    return Prompt(len(req.origin_input_ids), probe)
+    asked = req.sampling_params.custom_params or {}
+    return Prompt(len(req.origin_input_ids), PROBE_KEY in asked, REASONING_KEY in asked and _reasons(req))
+
+
+def _reasons(req: Any) -> bool:
+    """Whether the request's newest token lies in a reasoning span; what was read of it stays with the request."""
+    if not hasattr(req, REASONING_KEY):
+        setattr(req, REASONING_KEY, Reasoning(req.sampling_params.custom_params[REASONING_KEY], req.origin_input_ids))
+    reasoning: Reasoning = getattr(req, REASONING_KEY)
+    return reasoning.goes_on(req.output_ids)
 
 
 def _attach_accounts(result: Any, runner: Any, forward_batch: Any, *_: Any, **__: Any) -> None:
     """Puts each request's account into the logits output, whence SGLang takes it to `meta_info`."""
+    if (backend := _backend(runner)) is None:
+        return
+    backend.attention.book()
     output = getattr(result, "logits_output", None)
-    if (backend := _backend(runner)) is not None and output is not None and forward_batch.rids:
+    if output is not None and forward_batch.rids:
         info = dict(output.customized_info or {})
         info[REPORT_KEY] = [backend.ledger.pack(rid) for rid in forward_batch.rids]
+        probes = [rid in backend.prompts and backend.prompts[rid].probe for rid in forward_batch.rids]
+        if any(probes):
+            info[FACTS_KEY] = [backend.facts() if probe else "" for probe in probes]
         output.customized_info = info

@@ -1,0 +1,116 @@
+"""`sparsity worker doctor` against workers without an engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sparsity.leases import LeaseChecker
+from sparsity.v1 import inference_pb2
+from sparsity_router.cli.main import app
+from support.fake_worker import FakeWorker
+from support.rig import AGGRESSIVE, DENSE
+from support.tiny import tiny_model
+from typer.testing import CliRunner
+
+RUNNER = CliRunner()
+
+
+@contextmanager
+def serving(*workers: FakeWorker) -> Iterator[list[str]]:
+    """The workers, on a loop of their own; their addresses."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    def call(awaited: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(awaited, loop).result(20)
+
+    try:
+        for worker in workers:
+            call(worker.start())
+        yield [worker.address for worker in workers]
+    finally:
+        for worker in workers:
+            call(worker.stop())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(20)
+        loop.close()
+
+
+async def told(
+    worker: FakeWorker, request: Any, context: Any, *, density: float, sparse: int
+) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    """A completion that reports so much."""
+    completion = inference_pb2.Completion(worker_id=worker.name)
+    completion.usage.prompt_tokens, completion.usage.completion_tokens = len(request.prompt.ids), 4
+    completion.sparsity.prefill_density, completion.sparsity.sparse_kernel_calls = density, sparse
+    completion.sparsity.kernel_calls = 60
+    yield inference_pb2.GenerateResponse(completion=completion)
+
+
+def run(*arguments: str) -> Any:
+    return RUNNER.invoke(app, ["worker", "doctor", *arguments])
+
+
+def of(addresses: list[str]) -> list[str]:
+    return [word for address in addresses for word in ("--worker", address)]
+
+
+def test_what_workers_are_and_that_they_prune(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path)
+    dense = FakeWorker("d", DENSE, model, behaviour=partial(told, density=1.0, sparse=0))
+    sparse = FakeWorker("a", AGGRESSIVE, model, behaviour=partial(told, density=0.3, sparse=50), sparse_from=500)
+    with serving(dense, sparse) as addresses:
+        shown = run(*of(addresses))
+        assert shown.exit_code == 0, shown.output
+        assert shown.stdout.count("ok  ") == 2
+        assert "500 tokens, 4 new" in shown.stdout
+        assert "density 0.300 prefill" in shown.stdout
+        found = json.loads(run(*of(addresses), "--json").stdout)
+        assert [(each["address"], each["problem"]) for each in found] == [(address, "") for address in addresses]
+        assert found[1]["sparse"] == "from 500 prompt tokens"
+    assert [len(request.prompt.ids) for request in sparse.received] == [500, 500]
+    assert [request.tier for request in dense.received] == [DENSE, DENSE]
+
+
+@pytest.mark.parametrize(
+    ("tier", "report", "sparse_from", "words"),
+    [
+        (AGGRESSIVE, {"density": 1.0, "sparse": 0}, 500, "nothing was pruned"),
+        (AGGRESSIVE, {"density": 0.3, "sparse": 5}, 100_000, "no prompt reaches the profile's sparse_from of 100000"),
+        (DENSE, {"density": 0.5, "sparse": 5}, 0, "a dense worker reports that it pruned"),
+    ],
+)
+def test_a_worker_that_is_not_what_its_tier_says_fails(
+    tmp_path: Path, tier: int, report: dict[str, Any], sparse_from: int, words: str
+) -> None:
+    worker = FakeWorker("w", tier, tiny_model(tmp_path), behaviour=partial(told, **report), sparse_from=sparse_from)
+    with serving(worker) as addresses:
+        shown = run(*of(addresses))
+    assert shown.exit_code == 4
+    assert words in shown.stdout
+    assert "1 of 1 workers failed" in " ".join(shown.stderr.split())
+
+
+def test_leases_are_signed_and_what_is_not_there_is_told(tmp_path: Path) -> None:
+    key = tmp_path / "lease.key"
+    key.write_text("k" * 32)
+    behaviour = partial(told, density=1.0, sparse=0)
+    leases = LeaseChecker(b"k" * 32, "d", DENSE)
+    worker = FakeWorker("d", DENSE, tiny_model(tmp_path / "m"), behaviour=behaviour, leases=leases)
+    with serving(worker) as addresses:
+        assert run(*of(addresses)).exit_code == 4
+        assert run(*of(addresses), "--lease-key-file", str(key)).exit_code == 0
+        both = run(*of([*addresses, "127.0.0.1:1"]), "--lease-key-file", str(key))
+    assert both.exit_code == 4
+    assert both.stdout.count("FAILED") == 1
+    assert run("--lease-key-file", "/nowhere").exit_code == 2
+    assert run("--router", "127.0.0.1:1").exit_code == 4

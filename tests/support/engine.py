@@ -1,0 +1,144 @@
+"""A real worker process on a tiny model with random weights: SGLang's CPU engine, our plugin and backend."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import yaml
+from sparsity.channels import MAX_MESSAGE_BYTES
+from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
+from sparsity_router.embedded.child import free_port
+
+_START_SECONDS = 400.0
+_DECODE = {"sparse_from": 256, "budget": 192, "sink": 64, "recent": 64}
+_PREFILL = {
+    "sparse_from": 256, "score": "sampled_rows", "rule": "top_p", "threshold": 0.6, "query_tile": 64,
+    "query_stride": 8, "mean_correction": True, "sink": 64, "window": 64, "dense_last_tiles": 0,
+}  # fmt: skip
+
+
+def profile_document(**sections: dict[str, Any]) -> dict[str, Any]:
+    """A profile for the tiny model, sparse from 256 tokens, with changes by section."""
+    document: dict[str, Any] = {
+        "schema": "sparsity.profile/v1", "name": "tiny", "version": 1, "tier": "aggressive",
+        "block_size": 64, "sub_block": 16, "dense_layers": [], "prefill": _PREFILL, "decode": _DECODE,
+    }  # fmt: skip
+    return document | {name: document[name] | change for name, change in sections.items()}
+
+
+@dataclass
+class Answer:
+    """What one request got."""
+
+    tokens: list[int]
+    completion: inference_pb2.Completion
+
+
+class Worker:
+    """The process and a stub of it; starts without waiting."""
+
+    def __init__(
+        self,
+        model: Path,
+        folder: Path,
+        name: str,
+        *options: str,
+        environment: dict[str, str] | None = None,
+        **sections: dict[str, Any],
+    ) -> None:
+        profile = folder / f"{name}.yaml"
+        profile.write_text(yaml.safe_dump(profile_document(**sections)))
+        self.address = f"127.0.0.1:{free_port()}"
+        self._log = folder / f"{name}.log"
+        command = [
+            sys.executable, "-m", "sparsity_worker", "--worker-id", name, "--tier", "aggressive", "--model", str(model),
+            "--profile", str(profile), "--listen", self.address, "--max-total-tokens", "8192", "--max-requests", "8",
+            "--dtype", "float32", "--threads", "1", *options,
+        ]  # fmt: skip
+        with open(self._log, "w") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | (environment or {}))
+        limits = [("grpc.max_send_message_length", MAX_MESSAGE_BYTES), ("grpc.max_receive_message_length", -1)]
+        self.channel = grpc.insecure_channel(self.address, options=limits)
+        self.stub = worker_pb2_grpc.WorkerServiceStub(self.channel)
+
+    def wait(self) -> Worker:
+        """Until it serves; it does so only after its start-up proof."""
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                self.stub.GetCapabilities(worker_pb2.GetCapabilitiesRequest(), timeout=1.0)
+                return self
+            except grpc.RpcError:
+                assert self.process.poll() is None, self._log.read_text()
+                assert time.monotonic() < deadline, self._log.read_text()
+                time.sleep(0.5)
+
+    def stop(self) -> int:
+        """Ends it; its exit code."""
+        self.channel.close()
+        self.process.terminate()
+        return self.process.wait(60)
+
+    def ask(
+        self, prompt: list[int], new: int = 8, *, reasoning: bool = False, salt: str = "", **sampling: Any
+    ) -> Answer:
+        """One whole answer; ``salt`` keeps it from others' prefixes."""
+        stream = self.stub.Generate(
+            worker_request(prompt, new, reasoning=reasoning, salt=salt, **sampling), timeout=120
+        )
+        messages = [message.response for message in stream]
+        tokens = [token for message in messages for token in message.token_ids]
+        return Answer(tokens, messages[-1].completion)
+
+    def load(self) -> worker_pb2.WatchLoadResponse:
+        """Its load now."""
+        stream = self.stub.WatchLoad(worker_pb2.WatchLoadRequest(), timeout=20)
+        found = next(iter(stream))
+        stream.cancel()
+        return found
+
+
+def worker_request(
+    prompt: list[int], new: int, *, reasoning: bool = False, salt: str = "", **sampling: Any
+) -> worker_pb2.WorkerServiceGenerateRequest:
+    """A request in a worker's terms."""
+    return worker_pb2.WorkerServiceGenerateRequest(
+        request_id=f"r{random.getrandbits(64):016x}",
+        prompt=inference_pb2.TokenIds(ids=prompt),
+        sampling=inference_pb2.SamplingParams(max_new_tokens=new, ignore_eos=True, **sampling),
+        dense_reasoning=reasoning,
+        cache_salt=salt or None,
+    )
+
+
+async def storm(
+    address: str, requests: list[tuple[worker_pb2.WorkerServiceGenerateRequest, float | None]], at_once: int
+) -> list[inference_pb2.Completion | None]:
+    """Sends requests, ``at_once`` at a time, and cancels those with a time then; what each ended with."""
+    gate = asyncio.Semaphore(at_once)
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = worker_pb2_grpc.WorkerServiceStub(channel)
+
+        async def one(request: worker_pb2.WorkerServiceGenerateRequest, cancel: float | None) -> Any:
+            async with gate:
+                call = stub.Generate(request, timeout=300)
+                if cancel is not None:
+                    asyncio.get_running_loop().call_later(cancel, call.cancel)
+                last = None
+                try:
+                    async for message in call:
+                        last = message.response.completion if message.response.HasField("completion") else None
+                except asyncio.CancelledError:
+                    assert cancel is not None
+                return last
+
+        return await asyncio.gather(*(one(request, cancel) for request, cancel in requests))

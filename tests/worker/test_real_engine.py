@@ -1,0 +1,186 @@
+"""The backend inside SGLang's CPU engine, on a tiny model: agreement, reports, reasoning spans, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from sparse_kernels.adapter import use_sparsity
+from sparse_kernels.schedule import SparseAttention
+from sparsity.v1 import inference_pb2
+from sparsity_worker.profile import parse_profile
+from support.engine import Worker, profile_document, storm, worker_request
+from support.tiny import tiny_tokenizer, tiny_weights
+from transformers import AutoModelForCausalLM
+
+POSITIONS, VOCABULARY = 2048, 256
+# Two tokens that the model often generates.
+OPEN_ID, CLOSE_ID = 212, 184
+OPEN, CLOSE = (str(tiny_tokenizer().id_to_token(token)) for token in (OPEN_ID, CLOSE_ID))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # Triton's kernels multiply over 16 dimensions at least.
+    return tiny_weights(tmp_path_factory.mktemp("model"), positions=POSITIONS, head_dim=16)
+
+
+@pytest.fixture(scope="module")
+def workers(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Worker]]:
+    """One with the kernels for CPUs, and one with those for GPUs in Triton's interpreter."""
+    folder = tmp_path_factory.mktemp("workers")
+    chunks = ("--chunked-prefill-tokens", "256")
+    started = {
+        "torch": Worker(model, folder, "torch", *chunks, "--reasoning-open", OPEN, "--reasoning-close", CLOSE),
+        "triton": Worker(model, folder, "triton", *chunks, environment={"TRITON_INTERPRET": "1"}),
+    }
+    try:
+        yield {name: worker.wait() for name, worker in started.items()}
+    finally:
+        codes = {name: worker.stop() for name, worker in started.items()}
+    assert set(codes.values()) == {0}, codes
+
+
+def prompts(count: int, low: int, high: int, seed: int = 0) -> list[list[int]]:
+    draw = random.Random(seed)
+    return [[draw.randrange(VOCABULARY) for _ in range(draw.randint(low, high))] for _ in range(count)]
+
+
+def greedy(model: Path, prompt: list[int], new: int, profile: SparseAttention | None = None) -> list[int]:
+    """What transformers generates from a whole prompt, densely or by a profile."""
+    plain = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, attn_implementation="sparsity" if profile else "sdpa"
+    ).eval()
+    if profile:
+        use_sparsity(plain, profile)
+    ids = torch.tensor([prompt])
+    out = plain.generate(
+        ids, max_new_tokens=new, do_sample=False, eos_token_id=None, attention_mask=torch.ones_like(ids)
+    )  # fmt: skip
+    return [int(token) for token in out[0, len(prompt) :]]
+
+
+def test_short_prompts_are_answered_as_dense_transformers_do(model: Path, workers: dict[str, Worker]) -> None:
+    for prompt in prompts(50, 1, 247):
+        answer = workers["torch"].ask(prompt)
+        assert answer.tokens == greedy(model, prompt, 8), f"{len(prompt)} tokens"
+        assert answer.completion.sparsity.decode_density == answer.completion.sparsity.prefill_density == 1
+
+
+def test_chunks_and_prefix_hits_change_no_answer(model: Path, workers: dict[str, Worker]) -> None:
+    worker, profile, pruned = workers["torch"], parse_profile(profile_document(), "test"), 0
+    for number, prompt in enumerate(prompts(12, 300, 1500, seed=1)):
+        first = worker.ask(prompt, salt=f"{number}")
+        again = worker.ask(prompt, salt=f"{number}")
+        other = worker.ask(prompt, salt=f"{number} apart")
+        assert first.tokens == again.tokens == other.tokens == greedy(model, prompt, 8, profile)
+        assert first.completion.usage.cached_tokens == other.completion.usage.cached_tokens == 0
+        assert again.completion.usage.cached_tokens >= len(prompt) - 64
+        pruned += first.completion.sparsity.prefill_density < 0.9
+    assert pruned > 6
+
+
+def test_the_kernels_for_gpus_answer_and_report_as_the_cpus_do(workers: dict[str, Worker]) -> None:
+    for number, prompt in enumerate(prompts(4, 200, 700, seed=6)):
+        for hit in (False, True):
+            salt = f"{number}"
+            wanted, found = (workers[name].ask(prompt, 4, salt=salt) for name in ("torch", "triton"))
+            assert found.tokens == wanted.tokens
+            assert found.completion.usage.cached_tokens == wanted.completion.usage.cached_tokens
+            ours, theirs = found.completion.sparsity, wanted.completion.sparsity
+            assert ours.kernel_calls == theirs.kernel_calls
+            assert ours.sparse_kernel_calls == theirs.sparse_kernel_calls
+            for mine, other in zip(ours.layers, theirs.layers, strict=True):
+                assert mine.prefill_density == pytest.approx(other.prefill_density)
+                assert mine.decode_density == pytest.approx(other.decode_density)
+                # Triton's leaves decode out, which is most of it after a prefix hit.
+                assert hit or mine.coverage == pytest.approx(other.coverage, abs=0.02)
+
+
+def test_the_kernels_for_gpus_serve_short_and_long_in_one_batch(workers: dict[str, Worker]) -> None:
+    asked = [*prompts(3, 20, 100, seed=7), *prompts(3, 300, 500, seed=8)]
+    alone = [workers["torch"].ask(prompt, 6).tokens for prompt in asked]
+    requests = [(worker_request(prompt, 6), None) for prompt in asked]
+    together = asyncio.run(storm(workers["triton"].address, requests, 6))
+    again = [workers["triton"].ask(prompt, 6).tokens for prompt in asked]
+    assert again == alone
+    for prompt, completion in zip(asked, together, strict=True):
+        assert completion is not None
+        assert (completion.sparsity.prefill_density == 1) == (len(prompt) < 256)
+
+
+def inside(prompt: list[int], generated: list[int]) -> bool:
+    """Whether the newest token lies after an opening marker that is not closed."""
+    markers = [token for token in prompt + generated if token in (OPEN_ID, CLOSE_ID)]
+    return markers[-1:] == [OPEN_ID]
+
+
+def test_reasoning_spans_decode_densely_and_the_rest_does_not(workers: dict[str, Worker]) -> None:
+    worker, counted = workers["torch"], set()
+    assert list(worker_markers(worker)) == [OPEN, CLOSE]
+    for number, prompt in enumerate(prompts(8, 400, 900, seed=2)):
+        prompt += [OPEN_ID] if number % 2 else [OPEN_ID, CLOSE_ID]
+        answer = worker.ask(prompt, 48, reasoning=True)
+        steps = [inside(prompt, answer.tokens[: count + 1]) for count in range(len(answer.tokens) - 1)]
+        report = answer.completion.sparsity
+        assert report.dense_reasoning_tokens == sum(steps)
+        assert (report.decode_density == 1) == all(steps)
+        counted.add(sum(steps))
+        # Nobody asked: sparse, whatever the markers say.
+        plain = worker.ask(prompt, 8).completion.sparsity
+        assert plain.dense_reasoning_tokens == 0
+        assert plain.decode_density < 1
+    assert len(counted) > 4
+
+
+def test_a_model_without_markers_decodes_all_of_it_densely(workers: dict[str, Worker]) -> None:
+    assert not worker_markers(workers["triton"])
+    (prompt,) = prompts(1, 800, 900, seed=3)
+    report = workers["triton"].ask(prompt, 4, reasoning=True).completion.sparsity
+    assert (report.dense_reasoning_tokens, report.decode_density) == (3, 1)
+    assert workers["triton"].ask(prompt, 4).completion.sparsity.decode_density < 1
+
+
+def worker_markers(worker: Worker) -> list[str]:
+    from sparsity.v1 import worker_pb2
+
+    return list(worker.stub.GetCapabilities(worker_pb2.GetCapabilitiesRequest()).reasoning_markers)
+
+
+def test_five_hundred_requests_and_a_fifth_of_them_cancelled_leave_nothing_behind(workers: dict[str, Worker]) -> None:
+    worker, draw = workers["torch"], random.Random(4)
+    before = worker.load()
+    asked = [
+        (worker_request(prompt, draw.randint(1, 24)), draw.uniform(0, 0.4) if draw.random() < 0.2 else None)
+        for prompt in prompts(500, 1, 700, seed=5)
+    ]
+    ended = asyncio.run(storm(worker.address, asked, 8))
+    kept = [completion for (_, cancel), completion in zip(asked, ended, strict=True) if cancel is None]
+    assert len(kept) > 350
+    assert all(kept)
+    for completion in filter(None, ended):
+        check_report(completion)
+    deadline = time.monotonic() + 20
+    while (now := worker.load()).requests or now.kv_used_tokens:
+        assert time.monotonic() < deadline, now
+        time.sleep(0.2)
+    # Some are cancelled before the worker has them.
+    assert now.finished_requests - before.finished_requests >= len(kept)
+    assert now.aborted_requests > before.aborted_requests
+    assert worker.ask([1, 2, 3]).tokens
+
+
+def check_report(completion: inference_pb2.Completion) -> None:
+    report = completion.sparsity
+    assert len(report.layers) == 2
+    assert 0 < report.prefill_density <= 1
+    assert 0 < report.decode_density <= 1
+    assert 0 < report.min_layer_coverage <= report.coverage <= 1.0001
+    steps = completion.usage.completion_tokens - 1
+    assert report.kernel_calls >= 2 * (1 + steps)
+    assert report.sparse_kernel_calls <= report.kernel_calls

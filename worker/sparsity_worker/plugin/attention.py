@@ -1,0 +1,93 @@
+"""What computes attention for the backend: on the CPU in torch, on GPUs by the Triton kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+
+
+class Prompt(NamedTuple):
+    """What a forward batch does not know of a request.
+
+    Attributes:
+        length: of its whole prompt, tokens.
+        probe: whether it is the probe.
+        reasoning: whether its newest token lies in a reasoning span that decodes densely.
+    """
+
+    length: int
+    probe: bool = False
+    reasoning: bool = False
+
+    def is_long(self, sparse_from: int) -> bool:
+        """Whether its prefill is sparse."""
+        return self.probe or self.length >= sparse_from
+
+
+class Spans(NamedTuple):
+    """The new tokens of a forward batch, by request and in its order; all lists are of one length.
+
+    Attributes:
+        rids: ids of the requests.
+        slots: their rows in the pool of requests.
+        lengths: tokens in the cache, the new ones included.
+        new: new tokens.
+        prompts: what else is known.
+    """
+
+    rids: list[str]
+    slots: list[int]
+    lengths: list[int]
+    new: list[int]
+    prompts: list[Prompt]
+
+    @classmethod
+    def of(cls, forward_batch: Any, prompts: Mapping[str, Prompt]) -> Spans:
+        """Reads an eager forward batch of SGLang's."""
+        lengths = on_the_host(forward_batch, "seq_lens")
+        decode = forward_batch.forward_mode.is_decode_or_idle()
+        new = [1] * len(lengths) if decode else on_the_host(forward_batch, "extend_seq_lens")
+        rids = list(forward_batch.rids)
+        known = [prompts.get(rid, Prompt(length)) for rid, length in zip(rids, lengths, strict=True)]
+        return cls(rids, forward_batch.req_pool_indices.tolist(), lengths, new, known)
+
+
+def on_the_host(forward_batch: Any, name: str) -> list[int]:
+    """A field's values, from the host's copy where there is one: to read the device's would wait for it."""
+    found = getattr(forward_batch, f"{name}_cpu", None)
+    found = getattr(forward_batch, name) if found is None else found
+    return list(map(int, found))
+
+
+class Attention(Protocol):
+    """One forward pass at a time: `prepare`, then `attend` for each layer, then `book`."""
+
+    def prepare(self, spans: Spans, decode: bool) -> None:
+        """Takes note of a batch, before its first layer."""
+
+    def allocate(self, most: int) -> None:
+        """Buffers for decode batches of ``most`` requests under CUDA graphs."""
+
+    def stage(self, spans: Spans, slots: torch.Tensor, lengths: torch.Tensor) -> None:
+        """Takes note of a decode batch that a CUDA graph runs."""
+
+    def attend(
+        self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layer: RadixAttention, decode: bool
+    ) -> torch.Tensor:
+        """Attention of one layer, whose new keys and values are written.
+
+        Args:
+            q: ``[T, Hq, D]``, of all requests.
+            keys: the layer's cache, ``[pages, page, Hkv, D]``.
+            values: same shape.
+            layer: SGLang's layer.
+            decode: whether each request has one new token that is decoded.
+        """
+
+    def book(self) -> None:
+        """Enters what was attended into the ledger, after the last layer."""

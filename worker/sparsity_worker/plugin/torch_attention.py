@@ -1,0 +1,103 @@
+"""Attention on the CPU: each request by itself, in torch, and pruned work is not done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from sparse_kernels import PagedSequence, PageSummaries, block_sparse_prefill, dense_attention, sparse_paged_decode
+from sparse_kernels.stats import AttentionStats
+
+from sparsity_worker.plugin.accounting import DECODE, PREFILL, Ledger
+from sparsity_worker.plugin.attention import Prompt, Spans
+from sparsity_worker.profile import Profile
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+
+
+class _Row(NamedTuple):
+    """One request of a batch: its tokens are rows ``start .. end`` and its context has ``length`` keys."""
+
+    rid: str
+    start: int
+    end: int
+    length: int
+    prompt: Prompt
+    table: torch.Tensor
+
+
+class TorchAttention:
+    """Attention on the CPU.
+
+    Args:
+        profile: what is sparse.
+        summaries: of each layer, by layer id.
+        req_to_token: slots of each request's tokens, ``[requests, context]``.
+        ledger: where attended pairs are booked.
+    """
+
+    def __init__(
+        self, profile: Profile, summaries: dict[int, PageSummaries], req_to_token: torch.Tensor, ledger: Ledger
+    ) -> None:
+        self._profile = profile
+        self._summaries = summaries
+        self._req_to_token = req_to_token
+        self._ledger = ledger
+        self._rows: list[_Row] = []
+        self._written = torch.empty(0, dtype=torch.int64)
+
+    def prepare(self, spans: Spans, decode: bool) -> None:
+        """Block tables of the batch and the pages its new tokens touch."""
+        page, start = self._profile.block_size, 0
+        self._rows, pages = [], [torch.empty(0, dtype=torch.int64)]
+        for rid, slot, length, new, prompt in zip(*spans, strict=True):
+            table = (self._req_to_token[slot, :length:page] // page).to(torch.int64)
+            self._rows.append(_Row(rid, start, start + new, length, prompt, table))
+            pages.append(table[(length - new) // page :])
+            start += new
+        self._written = torch.cat(pages)
+
+    def allocate(self, most: int) -> None:
+        """There are no CUDA graphs on the CPU."""
+
+    def stage(self, spans: Spans, slots: torch.Tensor, lengths: torch.Tensor) -> None:
+        """There are no CUDA graphs on the CPU."""
+        raise NotImplementedError("CUDA graphs run on GPUs")
+
+    def attend(
+        self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layer: RadixAttention, decode: bool
+    ) -> torch.Tensor:
+        """Attention of one layer."""
+        summaries = self._summaries[layer.layer_id]
+        summaries.mark(self._written)
+        out = torch.empty_like(q)
+        for row in self._rows:
+            sequence = PagedSequence(keys, values, row.table, row.length)
+            rows = q[row.start : row.end]
+            out[row.start : row.end], stats = self._one(rows, sequence, summaries, layer, row.prompt, decode)
+            self._ledger.add(row.rid, layer.layer_id, DECODE if decode else PREFILL, stats)
+        return out
+
+    def _one(
+        self,
+        q: torch.Tensor,
+        sequence: PagedSequence,
+        summaries: PageSummaries,
+        layer: RadixAttention,
+        prompt: Prompt,
+        decode: bool,
+    ) -> tuple[torch.Tensor, AttentionStats]:
+        if decode:
+            paged = self._profile.decode_at(layer.layer_id)
+            if paged and sequence.length >= paged.sparse_from and not prompt.reasoning:
+                out, stats = sparse_paged_decode(q[0], sequence, summaries, paged, layer.scaling)
+                return out[None], stats
+        else:
+            blocks = self._profile.prefill_at(layer.layer_id)
+            if blocks and prompt.is_long(blocks.sparse_from):
+                return block_sparse_prefill(q, sequence, summaries, blocks, layer.scaling, total=prompt.length)
+        return dense_attention(q, sequence, layer.scaling)
+
+    def book(self) -> None:
+        """Nothing is left to enter: each call was."""
