@@ -3,7 +3,7 @@ PYTHON ?= python3
 export GRPC_VERBOSITY ?= ERROR
 BIN := .venv/bin
 
-.PHONY: environment run test lint format protos charts bench-tiers bench-policies bench-router bench-quality chaos alerts clean
+.PHONY: environment run test lint format protos charts bench-tiers bench-policies bench-router bench-quality bench-kernels chaos alerts clean
 
 environment:
 	@$(PYTHON) tools/environment.py
@@ -54,11 +54,14 @@ bench-policies: environment
 bench-router: environment
 	@$(BIN)/sparsity bench router --out docs/benchmarks
 
-# Fewer lengths and cases than the committed report: about twelve minutes on two cores.
+# Fewer lengths and cases than the committed report, and nothing beside the profiles but dense: about ten minutes on two cores.
 bench-quality: environment
 	@$(BIN)/sparsity bench quality --profile smollm2-135m-aggressive --profile smollm2-135m-moderate \
-	  --beside smollm2-135m-aggressive=oracle --lengths 1024,8192 --families needles,documents \
-	  --folder .cache/quality
+	  --lengths 1024,8192 --families needles,documents --folder .cache/quality
+
+# On a machine with a Hopper GPU: checks the Triton kernels, then times them.
+bench-kernels: environment
+	@$(BIN)/python -m sparsity_quality.speed --out docs/benchmarks
 
 # Faults of every kind, a line each, and a soak of 100,000 requests.
 chaos: environment

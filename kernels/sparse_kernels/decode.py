@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from sparse_kernels.config import DecodeConfig
+from sparse_kernels.measured_coverage import measured_coverage
 from sparse_kernels.paged import PagedSequence
 from sparse_kernels.stats import AttentionStats
 from sparse_kernels.summaries import PageSummaries
@@ -82,7 +83,13 @@ def select_pages(
 
 
 def sparse_paged_decode(
-    q: torch.Tensor, sequence: PagedSequence, summaries: PageSummaries, config: DecodeConfig, scale: float
+    q: torch.Tensor,
+    sequence: PagedSequence,
+    summaries: PageSummaries,
+    config: DecodeConfig,
+    scale: float,
+    *,
+    measured: bool = False,
 ) -> tuple[torch.Tensor, AttentionStats]:
     """Attention of one query row over the selected pages of each KV head.
 
@@ -92,6 +99,7 @@ def sparse_paged_decode(
         summaries: page summaries of the same layer.
         config: budget; when every page fits it, the result equals dense attention.
         scale: softmax scale.
+        measured: whether the row's coverage is measured against every key.
 
     Returns:
         Output ``[Hq, D]`` in q's dtype, and what was attended.
@@ -110,4 +118,10 @@ def sparse_paged_decode(
     values = sequence.values[chosen, :, head].reshape(1, kv_heads, -1, dim)[:, :, :length]
     out = torch.nn.functional.scaled_dot_product_attention(q.view(1, kv_heads, group, dim), keys, values, scale=scale)
     stats = AttentionStats(heads * length, heads * sequence.length, float(coverage.mean()), heads)
+    if measured:
+        every = sequence.gather()[0]
+        every.flatten(1, 2)[:, sequence.length :] = 0
+        attended = torch.zeros(kv_heads, 1, every.shape[1], dtype=torch.bool).scatter_(2, pages[:, None], True)
+        share = measured_coverage(q[None], torch.tensor([sequence.length - 1]), every, attended, scale)
+        stats = stats._replace(measured=share, measured_rows=1)
     return out.reshape(heads, dim), stats

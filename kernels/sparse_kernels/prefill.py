@@ -7,6 +7,7 @@ import math
 import torch
 
 from sparse_kernels.config import PrefillConfig
+from sparse_kernels.measured_coverage import measured_coverage, spread_rows
 from sparse_kernels.paged import PagedSequence
 from sparse_kernels.scores import Keys
 from sparse_kernels.selection import BlockSelection, select_blocks
@@ -31,6 +32,7 @@ def block_sparse_prefill(
     *,
     total: int | None = None,
     selection: BlockSelection | None = None,
+    measured_rows: int = 0,
 ) -> tuple[torch.Tensor, AttentionStats]:
     """Causal attention of ``q`` over the selected key blocks of a paged sequence.
 
@@ -46,6 +48,7 @@ def block_sparse_prefill(
         scale: softmax scale.
         total: tokens of the whole prompt; more than ``sequence.length`` in all but the last chunk.
         selection: an index to use in place of selecting one.
+        measured_rows: rows whose coverage is measured against every key.
 
     Returns:
         Output ``[T, Hq, D]`` in q's dtype, and what was attended.
@@ -95,7 +98,13 @@ def block_sparse_prefill(
     kept = int((selection.kept.sum((0, 2)) * valid).sum()) * block * group
     inside = heads * _own_pairs(grid)
     coverage = float((selection.coverage.mean(0) * valid).sum()) / queries
-    return out, AttentionStats(kept + inside, heads * causal_pairs(queries, prefix), coverage, heads * queries)
+    stats = AttentionStats(kept + inside, heads * causal_pairs(queries, prefix), coverage, heads * queries)
+    if measured_rows:
+        positions = spread_rows(prefix, queries, measured_rows)
+        attended = (selection.kept | ~before)[:, positions // grid.tile - grid.first]
+        share = measured_coverage(q[positions - prefix], positions, keys, attended, scale)
+        stats = stats._replace(measured=share, measured_rows=positions.numel())
+    return out, stats
 
 
 def _padded(mean: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -13,12 +13,16 @@ class AttentionStats(NamedTuple):
         causal: pairs that dense causal attention attends, summed over query heads.
         coverage: estimated share of the softmax mass on the attended keys, in [0, 1], mean over query rows and heads.
         rows: query rows behind ``coverage``, summed over query heads.
+        measured: the same share, measured on a few rows against every key.
+        measured_rows: query rows behind ``measured``; 0 where nothing was measured.
     """
 
     attended: int
     causal: int
     coverage: float
     rows: int
+    measured: float = 1.0
+    measured_rows: int = 0
 
     @property
     def density(self) -> float:

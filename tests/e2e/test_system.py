@@ -123,6 +123,26 @@ def test_a_sparse_answer_reports_every_layer_and_a_prefix_hit_repeats_it(system:
     assert again_text
 
 
+def test_reasoning_that_is_held_dense_decodes_densely(system: System) -> None:
+    # The prompt of the test before, for its prefix.
+    request = make_request(excerpt(22_000, 50_000), domain="rag", max_new_tokens=8, dense_reasoning=True)
+    with system.client() as client:
+        _, completion = finish(client.generate(request))
+    assert completion.decision.tier == inference_pb2.TIER_AGGRESSIVE
+    assert completion.decision.dense_reasoning
+    # The model has no markers: its whole answer counts.
+    assert completion.sparsity.dense_reasoning_tokens == completion.usage.completion_tokens - 1
+    assert completion.sparsity.decode_density == 1
+    assert system.json("explain", "hi", "--domain", "reasoning")["decision"]["dense_reasoning"]
+
+
+def test_the_doctor_proves_a_sparse_worker(system: System) -> None:
+    (found,) = system.json("worker", "doctor", "--worker", system.worker_address("aggressive"))
+    assert found["problem"] == ""
+    assert found["backend"].startswith("sparsity, torch kernels, profile smollm2-135m-aggressive@")
+    assert "measured" in found["request"]
+
+
 @pytest.mark.parametrize("when", ["prefill", "decode"])
 @pytest.mark.parametrize("tier", ["dense", "aggressive"])
 def test_a_cancel_frees_the_slot_in_the_engine(system: System, tier: str, when: str) -> None:

@@ -89,12 +89,19 @@ class Worker:
         return self.process.wait(60)
 
     def ask(
-        self, prompt: list[int], new: int = 8, *, reasoning: bool = False, salt: str = "", **sampling: Any
+        self,
+        prompt: list[int],
+        new: int = 8,
+        *,
+        reasoning: bool = False,
+        measured: bool = False,
+        salt: str = "",
+        **sampling: Any,
     ) -> Answer:
         """One whole answer; ``salt`` keeps it from others' prefixes."""
-        stream = self.stub.Generate(
-            worker_request(prompt, new, reasoning=reasoning, salt=salt, **sampling), timeout=120
-        )
+        request = worker_request(prompt, new, reasoning=reasoning, salt=salt, **sampling)
+        request.measure_coverage = measured
+        stream = self.stub.Generate(request, timeout=120)
         messages = [message.response for message in stream]
         tokens = [token for message in messages for token in message.token_ids]
         return Answer(tokens, messages[-1].completion)

@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workers(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Worker]]:
     """One with the kernels for CPUs, and one with those for GPUs in Triton's interpreter."""
     folder = tmp_path_factory.mktemp("workers")
-    chunks = ("--chunked-prefill-tokens", "256")
+    chunks = ("--chunked-prefill-tokens", "256", "--measured-share", "0")
     started = {
         "torch": Worker(model, folder, "torch", *chunks, "--reasoning-open", OPEN, "--reasoning-close", CLOSE),
         "triton": Worker(model, folder, "triton", *chunks, environment={"TRITON_INTERPRET": "1"}),
@@ -86,10 +86,10 @@ def test_chunks_and_prefix_hits_change_no_answer(model: Path, workers: dict[str,
 
 
 def test_the_kernels_for_gpus_answer_and_report_as_the_cpus_do(workers: dict[str, Worker]) -> None:
-    for number, prompt in enumerate(prompts(4, 200, 700, seed=6)):
+    for number, prompt in enumerate(prompts(2, 300, 600, seed=6)):
         for hit in (False, True):
             salt = f"{number}"
-            wanted, found = (workers[name].ask(prompt, 4, salt=salt) for name in ("torch", "triton"))
+            wanted, found = (workers[name].ask(prompt, 3, salt=salt) for name in ("torch", "triton"))
             assert found.tokens == wanted.tokens
             assert found.completion.usage.cached_tokens == wanted.completion.usage.cached_tokens
             ours, theirs = found.completion.sparsity, wanted.completion.sparsity
@@ -103,11 +103,11 @@ def test_the_kernels_for_gpus_answer_and_report_as_the_cpus_do(workers: dict[str
 
 
 def test_the_kernels_for_gpus_serve_short_and_long_in_one_batch(workers: dict[str, Worker]) -> None:
-    asked = [*prompts(3, 20, 100, seed=7), *prompts(3, 300, 500, seed=8)]
-    alone = [workers["torch"].ask(prompt, 6).tokens for prompt in asked]
-    requests = [(worker_request(prompt, 6), None) for prompt in asked]
+    asked = [*prompts(2, 20, 100, seed=7), *prompts(2, 300, 420, seed=8)]
+    alone = [workers["torch"].ask(prompt, 3).tokens for prompt in asked]
+    requests = [(worker_request(prompt, 3), None) for prompt in asked]
     together = asyncio.run(storm(workers["triton"].address, requests, 6))
-    again = [workers["triton"].ask(prompt, 6).tokens for prompt in asked]
+    again = [workers["triton"].ask(prompt, 3).tokens for prompt in asked]
     assert again == alone
     for prompt, completion in zip(asked, together, strict=True):
         assert completion is not None
@@ -140,7 +140,7 @@ def test_reasoning_spans_decode_densely_and_the_rest_does_not(workers: dict[str,
 
 def test_a_model_without_markers_decodes_all_of_it_densely(workers: dict[str, Worker]) -> None:
     assert not worker_markers(workers["triton"])
-    (prompt,) = prompts(1, 800, 900, seed=3)
+    (prompt,) = prompts(1, 400, 450, seed=3)
     report = workers["triton"].ask(prompt, 4, reasoning=True).completion.sparsity
     assert (report.dense_reasoning_tokens, report.decode_density) == (3, 1)
     assert workers["triton"].ask(prompt, 4).completion.sparsity.decode_density < 1
@@ -150,6 +150,17 @@ def worker_markers(worker: Worker) -> list[str]:
     from sparsity.v1 import worker_pb2
 
     return list(worker.stub.GetCapabilities(worker_pb2.GetCapabilitiesRequest()).reasoning_markers)
+
+
+def test_coverage_is_measured_where_it_is_asked_for(workers: dict[str, Worker]) -> None:
+    (prompt,) = prompts(1, 700, 760, seed=9)
+    report = workers["torch"].ask(prompt, 40, measured=True).completion.sparsity
+    # Three chunks of eight rows, and every 16th token, in both layers.
+    steps = [length for length in range(len(prompt) + 1, len(prompt) + 40) if length % 16 == 0]
+    assert report.measured_rows == 2 * (3 * 8 + len(steps))
+    assert 0.1 < report.measured_coverage < 0.999
+    assert report.measured_coverage == pytest.approx(report.coverage, abs=0.15)
+    assert not workers["torch"].ask(prompt[:200], 4, measured=True).completion.sparsity.measured_rows
 
 
 def test_five_hundred_requests_and_a_fifth_of_them_cancelled_leave_nothing_behind(workers: dict[str, Worker]) -> None:

@@ -37,6 +37,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--metrics-listen", help="host:port to serve Prometheus' text on, at /metrics")
     parser.add_argument("--health-listen", help="host:port of a plaintext health service for probes")
     parser.add_argument("--drain-seconds", type=float, default=30.0, help="that streams in flight get at shutdown")
+    share = "share of the requests whose coverage is measured on some rows, not only estimated"
+    parser.add_argument("--measured-share", type=float, default=0.05, help=share)
     parser.add_argument("--reasoning-open", default="<think>", help="token that opens a reasoning span")
     parser.add_argument("--reasoning-close", default="</think>", help="token that closes it")
     parser.add_argument("--tls-cert", type=Path, help="PEM certificate chain; renewed files are taken up")

@@ -36,6 +36,7 @@ class WorkerConfig:
         metrics_listen: `host:port` of the Prometheus endpoint; None serves none.
         health_listen: `host:port` of the plaintext health service for probes; None serves none.
         drain_seconds: time that streams in flight get at shutdown.
+        measured_share: share of the requests whose coverage is measured on some rows, too.
         reasoning_markers: the tokens around a reasoning span, opening and closing.
         mem_fraction: share of the memory that SGLang may plan with; None takes the device's default. The KV cache is
             sized by max_total_tokens.
@@ -61,6 +62,7 @@ class WorkerConfig:
     metrics_listen: str | None = None
     health_listen: str | None = None
     drain_seconds: float = 30.0
+    measured_share: float = 0.05
     reasoning_markers: tuple[str, str] = ("<think>", "</think>")
 
     def __post_init__(self) -> None:
@@ -75,6 +77,8 @@ class WorkerConfig:
         for name in ("max_total_tokens", "max_requests", "chunked_prefill_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"--{name.replace('_', '-')}: must be at least 1")
+        if not 0 <= self.measured_share <= 1:
+            raise ConfigurationError("--measured-share: must lie in [0, 1]")
         if self.drain_seconds < 0:
             raise ConfigurationError("--drain-seconds: must be from 0")
         for name in ("config.json", "tokenizer.json"):

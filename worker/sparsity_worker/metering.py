@@ -38,6 +38,8 @@ class WorkerMetrics:
         coverage = "Estimated share of softmax mass kept, by third of the layers."
         self._density = shares("sparsity.worker.layer.density", what=density)
         self._coverage = shares("sparsity.worker.layer.coverage", what=coverage)
+        measured = "Share of softmax mass kept, measured on some rows of some requests."
+        self._measured = shares("sparsity.worker.coverage.measured", what=measured)
         calls = "Attention kernel calls; sparse ones pruned something."
         self._calls = Total(meter, "sparsity.worker.kernel.calls", "{call}", calls)
 
@@ -67,6 +69,8 @@ class WorkerMetrics:
             ("dense", report.kernel_calls - report.sparse_kernel_calls),
         ):
             self._calls.add(count, {**self._common, "sparsity.kernel.kind": kind})
+        if report.HasField("measured_coverage"):
+            self._measured.record(report.measured_coverage, self._common)
         for name, layers in _thirds(report.layers):
             where = {**self._common, _LAYERS: name}
             self._density.record(sum(layer.prefill_density for layer in layers) / len(layers), where)

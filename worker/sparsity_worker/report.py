@@ -35,6 +35,8 @@ def sparsity_report(
     report.sparse_kernel_calls = account.sparse_calls
     report.kernel_calls = account.calls
     report.dense_reasoning_tokens = account.reasoning
+    if account.measured_rows:
+        report.measured_coverage, report.measured_rows = account.measured, account.measured_rows
     for values in zip(prefill, decode, coverage, strict=True):
         layer = dict(zip(("prefill_density", "decode_density", "coverage"), map(float, values), strict=True))
         report.layers.add(**layer)

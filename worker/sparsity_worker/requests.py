@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from sparsity_worker.config import ModelFacts
 from sparsity_worker.engine import EngineRequest
-from sparsity_worker.plugin import REASONING_KEY
+from sparsity_worker.plugin import MEASURE_KEY, REASONING_KEY
 
 MAX_STOPS = 16
 
@@ -42,8 +42,16 @@ def engine_request(
     prompt: list[int],
     facts: ModelFacts,
     markers: Sequence[int] = (),
+    measured: bool = False,
 ) -> EngineRequest:
-    """The request as the engine takes it; ``markers`` are the token ids around a reasoning span, if the model has any.
+    """The request as the engine takes it.
+
+    Args:
+        request: as it came.
+        prompt: its token ids.
+        facts: the model.
+        markers: token ids around a reasoning span, if the model has any.
+        measured: whether its coverage is measured although it does not ask for that.
 
     Raises:
         InvalidRequestError: naming the field.
@@ -57,8 +65,11 @@ def engine_request(
             "prompt.ids", f"{highest} is not below the vocabulary size {facts.vocabulary_size}"
         )
     sampling = sampling_params(request.sampling)
-    if request.dense_reasoning:
-        sampling["custom_params"] = {REASONING_KEY: list(markers)}
+    custom: dict[str, Any] = {REASONING_KEY: list(markers)} if request.dense_reasoning else {}
+    if measured or request.measure_coverage:
+        custom[MEASURE_KEY] = True
+    if custom:
+        sampling["custom_params"] = custom
     total = len(prompt) + sampling["max_new_tokens"]
     if total > facts.context_length:
         raise InvalidRequestError.of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -100,7 +101,8 @@ class WorkerService:
             prompt = await asyncio.to_thread(read_prompt, request, self._tokenizer)
         else:
             prompt = read_prompt(request, self._tokenizer)
-        inner = engine_request(request, prompt, self._identity.facts, self._identity.markers)
+        measured = random.random() < self._identity.config.measured_share
+        inner = engine_request(request, prompt, self._identity.facts, self._identity.markers, measured)
         tokens = len(inner.prompt) + inner.sampling["max_new_tokens"]
         with self._load.admit(inner.rid, tokens), tracing.generation(context, inner, self._identity) as trace:
             steps = self._run(inner, tuple(request.sampling.stop), trace)

@@ -634,6 +634,8 @@ class SparsityReport(_message.Message):
     SPARSE_KERNEL_CALLS_FIELD_NUMBER: _builtins.int
     KERNEL_CALLS_FIELD_NUMBER: _builtins.int
     DENSE_REASONING_TOKENS_FIELD_NUMBER: _builtins.int
+    MEASURED_COVERAGE_FIELD_NUMBER: _builtins.int
+    MEASURED_ROWS_FIELD_NUMBER: _builtins.int
     tier: Global___Tier.ValueType
     """The worker's tier."""
     profile: _builtins.str
@@ -654,6 +656,10 @@ class SparsityReport(_message.Message):
     """Kernel calls in all."""
     dense_reasoning_tokens: _builtins.int
     """Generated tokens that decoded densely because they lay in a reasoning span."""
+    measured_coverage: _builtins.float
+    """Share of softmax mass kept, measured against every key on some rows of some layers; unset where nothing was measured."""
+    measured_rows: _builtins.int
+    """Rows that it was measured on."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerReport]:
         """One entry a layer, in order. Empty for a dense backend, which attends everything."""
@@ -672,12 +678,16 @@ class SparsityReport(_message.Message):
         sparse_kernel_calls: _builtins.int = ...,
         kernel_calls: _builtins.int = ...,
         dense_reasoning_tokens: _builtins.int = ...,
+        measured_coverage: _builtins.float | None = ...,
+        measured_rows: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_measured_coverage", b"_measured_coverage", "measured_coverage", b"measured_coverage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "coverage", b"coverage", "decode_density", b"decode_density", "dense_reasoning_tokens", b"dense_reasoning_tokens", "kernel_calls", b"kernel_calls", "layers", b"layers", "min_layer_coverage", b"min_layer_coverage", "prefill_density", b"prefill_density", "profile", b"profile", "sparse_kernel_calls", b"sparse_kernel_calls", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_measured_coverage", b"_measured_coverage", "backend", b"backend", "coverage", b"coverage", "decode_density", b"decode_density", "dense_reasoning_tokens", b"dense_reasoning_tokens", "kernel_calls", b"kernel_calls", "layers", b"layers", "measured_coverage", b"measured_coverage", "measured_rows", b"measured_rows", "min_layer_coverage", b"min_layer_coverage", "prefill_density", b"prefill_density", "profile", b"profile", "sparse_kernel_calls", b"sparse_kernel_calls", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__measured_coverage: _TypeAlias = _typing.Literal["measured_coverage"]  # noqa: Y015
+    _WhichOneofArgType__measured_coverage: _TypeAlias = _typing.Literal["_measured_coverage", b"_measured_coverage"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__measured_coverage) -> _WhichOneofReturnType__measured_coverage | None: ...
 
 Global___SparsityReport: _TypeAlias = SparsityReport  # noqa: Y015
 

@@ -36,6 +36,7 @@ class WorkerServiceGenerateRequest(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     DENSE_REASONING_FIELD_NUMBER: _builtins.int
+    MEASURE_COVERAGE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique among live requests of the worker."""
     priority: _builtins.int
@@ -48,6 +49,8 @@ class WorkerServiceGenerateRequest(_message.Message):
     """Decode reasoning spans densely: from the model's opening marker to its closing one, or, where the model's tokenizer
     has no such markers, everything.
     """
+    measure_coverage: _builtins.bool
+    """Measure coverage on some rows, whatever share of the requests the worker measures by itself."""
     @_builtins.property
     def prompt(self) -> _inference_pb2.TokenIds:
         """The prompt in token ids; empty where `text` is set."""
@@ -76,10 +79,11 @@ class WorkerServiceGenerateRequest(_message.Message):
         cache_salt: _builtins.str | None = ...,
         text: Global___TextPrompt | None = ...,
         dense_reasoning: _builtins.bool = ...,
+        measure_coverage: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_lease", b"_lease", "_priority", b"_priority", "_text", b"_text", "cache_salt", b"cache_salt", "lease", b"lease", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_lease", b"_lease", "_priority", b"_priority", "_text", b"_text", "cache_salt", b"cache_salt", "dense_reasoning", b"dense_reasoning", "lease", b"lease", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_lease", b"_lease", "_priority", b"_priority", "_text", b"_text", "cache_salt", b"cache_salt", "dense_reasoning", b"dense_reasoning", "lease", b"lease", "measure_coverage", b"measure_coverage", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cache_salt: _TypeAlias = _typing.Literal["cache_salt"]  # noqa: Y015
     _WhichOneofArgType__cache_salt: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt"]  # noqa: Y015

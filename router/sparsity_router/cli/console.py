@@ -28,6 +28,7 @@ from sparsity.errors import (
     UnavailableError,
 )
 from sparsity.status import to_error
+from sparsity.v1 import inference_pb2
 
 # Piped output is not cut to the width of a terminal that is not there.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
@@ -96,6 +97,12 @@ def to_dict(message: Message) -> dict[str, Any]:
 def print_json(value: object) -> None:
     """One JSON document on stdout."""
     typer.echo(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
+
+
+def coverage(report: inference_pb2.SparsityReport) -> str:
+    """How much softmax mass was kept, estimated and, where it was, measured."""
+    measured = f" (measured {report.measured_coverage:.3f} on {report.measured_rows} rows)"
+    return f"{report.coverage:.3f}{measured if report.HasField('measured_coverage') else ''}"
 
 
 def tier_word(value: int) -> str:

@@ -9,7 +9,17 @@ from sparsity.v1 import inference_pb2
 from sparsity_client import make_request
 
 from sparsity_router.cli.connection import client_of
-from sparsity_router.cli.console import DEFAULT_ROUTER, AsJson, Router, err, print_json, reported, tier_word, to_dict
+from sparsity_router.cli.console import (
+    DEFAULT_ROUTER,
+    AsJson,
+    Router,
+    coverage,
+    err,
+    print_json,
+    reported,
+    tier_word,
+    to_dict,
+)
 from sparsity_router.cli.prompts import (
     DenseReasoning,
     Domain,
@@ -83,7 +93,7 @@ def _summary(completion: inference_pb2.Completion) -> None:
         f"policy {decision.policy} at revision {decision.policy_revision}, decision {decision.decision_id}",
         f"worker {completion.worker_id}, profile {sparsity.profile}, backend {sparsity.backend}:"
         f" density {sparsity.prefill_density:.3f} prefill, {sparsity.decode_density:.3f} decode;"
-        f" coverage {sparsity.coverage:.3f}, lowest layer {sparsity.min_layer_coverage:.3f}",
+        f" coverage {coverage(sparsity)}, lowest layer {sparsity.min_layer_coverage:.3f}",
         f"{usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached), {usage.completion_tokens} new;"
         f" first after {usage.time_to_first_token.ToMilliseconds() / 1000:.2f} s,"
         f" all after {usage.total_time.ToMilliseconds() / 1000:.2f} s",

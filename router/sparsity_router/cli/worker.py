@@ -19,7 +19,17 @@ from sparsity.status import to_error
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2, worker_pb2, worker_pb2_grpc
 
 from sparsity_router.cli.connection import call_metadata, channel_to
-from sparsity_router.cli.console import DEFAULT_ROUTER, AsJson, Router, escaped, out, print_json, reported, tier_word
+from sparsity_router.cli.console import (
+    DEFAULT_ROUTER,
+    AsJson,
+    Router,
+    coverage,
+    escaped,
+    out,
+    print_json,
+    reported,
+    tier_word,
+)
 
 app = typer.Typer(help="Look at workers themselves.", no_args_is_help=True)
 # A dense worker's request, and tokens that are decoded.
@@ -141,6 +151,7 @@ def _one_answer(
         prompt=inference_pb2.TokenIds(ids=[draw.randrange(own.vocabulary_size) for _ in range(length)]),
         sampling=inference_pb2.SamplingParams(max_new_tokens=_NEW, ignore_eos=True),
         tier=own.tier,
+        measure_coverage=True,
     )
     if key is not None:
         request.lease.CopyFrom(sign(key, request, own.worker_id, "doctor"))
@@ -160,7 +171,7 @@ def _judged(
     told = (
         f"{usage.prompt_tokens} tokens, {usage.completion_tokens} new in {seconds:.2f} s, first after {first:.2f} s;"
         f" density {report.prefill_density:.3f} prefill, {report.decode_density:.3f} decode,"
-        f" coverage {report.coverage:.3f},"
+        f" coverage {coverage(report)},"
         f" {report.sparse_kernel_calls} of {report.kernel_calls} kernel calls sparse"
     )
     if not usage.completion_tokens:

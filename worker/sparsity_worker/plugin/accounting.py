@@ -14,7 +14,7 @@ from sparse_kernels.stats import AttentionStats
 
 PREFILL: Final = 0
 DECODE: Final = 1
-_HEADER = struct.Struct("<IQQQ")
+_HEADER = struct.Struct("<IQQQdQ")
 # Per layer and phase: attended pairs, causal pairs, coverage summed over rows, rows.
 _FIELDS: Final = 4
 
@@ -27,12 +27,16 @@ class Account:
         sparse_calls: kernel calls that pruned something.
         calls: kernel calls in all.
         reasoning: generated tokens that decoded densely because they lay in a reasoning span.
+        measured: share of softmax mass kept, measured on some rows of some layers; 1 where there were none.
+        measured_rows: those rows.
         table: float64 ``[layers, 2 phases, 4]``: attended pairs, causal pairs, coverage summed over rows, rows.
     """
 
     sparse_calls: int
     calls: int
     reasoning: int
+    measured: float
+    measured_rows: int
     table: NDArray[np.float64]
 
     @classmethod
@@ -44,11 +48,11 @@ class Account:
         """
         if len(packed) < _HEADER.size:
             raise ValueError(f"account: {len(packed)} bytes are too few")
-        layers, sparse_calls, calls, reasoning = _HEADER.unpack_from(packed)
+        layers, sparse_calls, calls, reasoning, mass, rows = _HEADER.unpack_from(packed)
         if len(packed) != _HEADER.size + layers * 2 * _FIELDS * 8:
             raise ValueError(f"account: {len(packed)} bytes do not make {layers} layers")
         body = np.frombuffer(packed, dtype=np.float64, offset=_HEADER.size)
-        return cls(sparse_calls, calls, reasoning, body.reshape(layers, 2, _FIELDS))
+        return cls(sparse_calls, calls, reasoning, mass / rows if rows else 1.0, rows, body.reshape(layers, 2, _FIELDS))
 
     def density(self, phase: int) -> NDArray[np.float64]:
         """Attended over causal pairs of each layer; 1 where nothing was attended."""
@@ -68,13 +72,15 @@ def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.
 
 
 class _Entry:
-    __slots__ = ("calls", "reasoning", "sparse_calls", "table")
+    __slots__ = ("calls", "measured", "measured_rows", "reasoning", "sparse_calls", "table")
 
     def __init__(self, layers: int) -> None:
         self.table = np.zeros((layers, 2, _FIELDS))
         self.sparse_calls = 0
         self.calls = 0
         self.reasoning = 0
+        self.measured = 0.0
+        self.measured_rows = 0
 
 
 class Ledger:
@@ -93,6 +99,8 @@ class Ledger:
         entry = self._entry(rid)
         entry.calls += 1
         entry.sparse_calls += stats.attended < stats.causal
+        entry.measured += stats.measured * stats.measured_rows
+        entry.measured_rows += stats.measured_rows
         entry.table[layer, phase] += (stats.attended, stats.causal, stats.coverage * stats.rows, stats.rows)
 
     def add_layers(self, rid: str, phase: int, layers: Sequence[int], table: NDArray[np.float64]) -> None:
@@ -127,5 +135,5 @@ class Ledger:
         if entry is None:
             return b""
         self._entries.move_to_end(rid)
-        counts = (entry.sparse_calls, entry.calls, entry.reasoning)
+        counts = (entry.sparse_calls, entry.calls, entry.reasoning, entry.measured, entry.measured_rows)
         return _HEADER.pack(self._layers, *counts) + entry.table.tobytes()

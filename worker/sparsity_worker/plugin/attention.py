@@ -18,11 +18,13 @@ class Prompt(NamedTuple):
         length: of its whole prompt, tokens.
         probe: whether it is the probe.
         reasoning: whether its newest token lies in a reasoning span that decodes densely.
+        measured: whether its coverage is measured on some rows.
     """
 
     length: int
     probe: bool = False
     reasoning: bool = False
+    measured: bool = False
 
     def is_long(self, sparse_from: int) -> bool:
         """Whether its prefill is sparse."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from sparsity_worker.plugin import BACKEND, FACTS_KEY, PROBE_KEY, REASONING_KEY, REPORT_KEY
+from sparsity_worker.plugin import BACKEND, FACTS_KEY, MEASURE_KEY, PROBE_KEY, REASONING_KEY, REPORT_KEY
 from sparsity_worker.plugin.attention import Prompt
 from sparsity_worker.plugin.backend import SparsityAttnBackend
 from sparsity_worker.plugin.reasoning import Reasoning
@@ -39,7 +39,8 @@ def _note_prompts(result: Any, *args: Any, **_: Any) -> None:
 
 def _prompt(req: Any) -> Prompt:
     asked = req.sampling_params.custom_params or {}
-    return Prompt(len(req.origin_input_ids), PROBE_KEY in asked, REASONING_KEY in asked and _reasons(req))
+    reasoning = REASONING_KEY in asked and _reasons(req)
+    return Prompt(len(req.origin_input_ids), PROBE_KEY in asked, reasoning, MEASURE_KEY in asked)
 
 
 def _reasons(req: Any) -> bool:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
 
 
+# Of a request whose coverage is measured: so many layers, rows of each chunk of its prompt, and every so many tokens.
+_MEASURED_LAYERS, _MEASURED_ROWS, _MEASURED_EVERY = 4, 8, 16
+
+
 class _Row(NamedTuple):
     """One request of a batch: its tokens are rows ``start .. end`` and its context has ``length`` keys."""
 
@@ -44,6 +48,9 @@ class TorchAttention:
         self._summaries = summaries
         self._req_to_token = req_to_token
         self._ledger = ledger
+        layers = sorted(summaries)
+        middles = (len(layers) * (2 * place + 1) // (2 * _MEASURED_LAYERS) for place in range(_MEASURED_LAYERS))
+        self._watched = {layers[middle] for middle in middles}
         self._rows: list[_Row] = []
         self._written = torch.empty(0, dtype=torch.int64)
 
@@ -88,15 +95,20 @@ class TorchAttention:
         prompt: Prompt,
         decode: bool,
     ) -> tuple[torch.Tensor, AttentionStats]:
+        watched = prompt.measured and layer.layer_id in self._watched
         if decode:
             paged = self._profile.decode_at(layer.layer_id)
             if paged and sequence.length >= paged.sparse_from and not prompt.reasoning:
-                out, stats = sparse_paged_decode(q[0], sequence, summaries, paged, layer.scaling)
+                measured = watched and sequence.length % _MEASURED_EVERY == 0
+                out, stats = sparse_paged_decode(q[0], sequence, summaries, paged, layer.scaling, measured=measured)
                 return out[None], stats
         else:
             blocks = self._profile.prefill_at(layer.layer_id)
             if blocks and prompt.is_long(blocks.sparse_from):
-                return block_sparse_prefill(q, sequence, summaries, blocks, layer.scaling, total=prompt.length)
+                return block_sparse_prefill(
+                    q, sequence, summaries, blocks, layer.scaling,
+                    total=prompt.length, measured_rows=_MEASURED_ROWS if watched else 0,
+                )  # fmt: skip
         return dense_attention(q, sequence, layer.scaling)
 
     def book(self) -> None:

@@ -1,0 +1,1 @@
+"""How fast the Triton kernels are, beside dense attention on the same device."""

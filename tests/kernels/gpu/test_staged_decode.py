@@ -1,0 +1,96 @@
+"""Decode from buffers that keep their place, as a CUDA graph replays it, beside decode from tensors made anew."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from sparse_kernels import PageSummaries
+from sparsity_worker.plugin.accounting import DECODE, Account, Ledger
+from sparsity_worker.plugin.attention import Prompt, Spans
+from sparsity_worker.plugin.triton_attention import TritonAttention
+from sparsity_worker.profile import Profile, parse_profile
+from support.engine import profile_document
+from support.paging import PAGE, SUB, rms_ratio
+
+HEADS, KV_HEADS, DIM, CONTEXT, STEPS = 4, 2, 16, 256, 14
+REASONING = range(4, 8)
+LAYER: Any = SimpleNamespace(layer_id=0, scaling=DIM**-0.5, tp_q_head_num=HEADS)
+
+
+def profile() -> Profile:
+    small = {"block_size": PAGE, "sub_block": SUB}
+    document = profile_document(
+        prefill={"score": "sub_means", "query_tile": 32, "query_stride": 8},
+        decode={"sparse_from": 60, "budget": 48, "sink": 16, "recent": 16, "score": "sub_pages"},
+    )
+    return parse_profile(document | small, "test")
+
+
+class Pool:
+    """A KV pool of one layer, and requests on shuffled pages of it; row 0 and page 0 are padding."""
+
+    def __init__(self, requests: int) -> None:
+        self.random = torch.Generator().manual_seed(0)
+        pages = requests * CONTEXT // PAGE
+        self.keys, self.values = torch.zeros(2, pages + 1, PAGE, KV_HEADS, DIM)
+        order = torch.randperm(pages, generator=self.random) + 1
+        slots = order.view(requests, -1)[:, :, None] * PAGE + torch.arange(PAGE)
+        self.req_to_token = torch.zeros(requests + 1, CONTEXT, dtype=torch.int32)
+        self.req_to_token[1:] = slots.flatten(1)
+
+    def normal(self, *sizes: int) -> torch.Tensor:
+        return torch.randn(*sizes, generator=self.random)
+
+    def write(self, row: int, first: int, count: int) -> None:
+        """New keys and values of a request."""
+        at = self.req_to_token[row, first : first + count].long()
+        for cache in (self.keys, self.values):
+            cache.view(-1, KV_HEADS, DIM)[at] = self.normal(count, KV_HEADS, DIM)
+
+
+def test_replayed_decode_equals_eager_while_lengths_grow() -> None:
+    pool, own = Pool(3), profile()
+    lengths, rids = [20, 55, 130], ["a", "b", "c"]
+    attentions, ledgers = [], []
+    for _ in range(2):
+        summaries = {0: PageSummaries(pool.keys.shape[0], PAGE, KV_HEADS, DIM, SUB)}
+        ledgers.append(Ledger(1, 8))
+        attentions.append(TritonAttention(own, summaries, pool.req_to_token, ledgers[-1], HEADS))
+    eager, replayed = attentions
+    replayed.allocate(4)
+    for number, length in enumerate(lengths):
+        pool.write(number + 1, 0, length)
+    for attention in attentions:
+        spans = Spans(rids, [1, 2, 3], lengths, lengths, [Prompt(length) for length in lengths])
+        attention.prepare(spans, decode=False)
+        attention.attend(pool.normal(sum(lengths), HEADS, DIM), pool.keys, pool.values, LAYER, decode=False)
+        attention.book()
+    for step in range(STEPS):
+        lengths = [length + 1 for length in lengths]
+        for number, length in enumerate(lengths):
+            pool.write(number + 1, length - 1, 1)
+        # One of them reasons for a while.
+        prompts = [Prompt(1), Prompt(1), Prompt(1, reasoning=step in REASONING)]
+        spans = Spans(rids, [1, 2, 3], lengths, [1, 1, 1], prompts)
+        q = pool.normal(4, HEADS, DIM)
+        eager.prepare(spans, decode=True)
+        wanted = eager.attend(q[:3], pool.keys, pool.values, LAYER, decode=True)
+        # The fourth row is padding.
+        replayed.stage(spans, torch.tensor([1, 2, 3, 0]), torch.tensor([*lengths, 1]))
+        found = replayed.attend(q, pool.keys, pool.values, LAYER, decode=True)
+        assert rms_ratio(found[:3], wanted) < 1e-5, step
+        assert torch.isfinite(found).all()
+        for attention in attentions:
+            attention.book()
+    for rid in rids:
+        ours, theirs = (Account.unpack(ledger.pack(rid)) for ledger in ledgers)
+        assert (ours.table == theirs.table).all()
+    long = Account.unpack(ledgers[0].pack("c"))
+    contexts = [131 + step for step in range(STEPS)]
+    attended = [
+        context if step in REASONING else 48 - (-context % PAGE) for step, context in enumerate(contexts)
+    ]  # fmt: skip
+    assert long.table[0, DECODE, 0] == HEADS * sum(attended)
+    assert long.table[0, DECODE, 1] == HEADS * sum(contexts)
