@@ -3,7 +3,7 @@ PYTHON ?= python3
 export GRPC_VERBOSITY ?= ERROR
 BIN := .venv/bin
 
-.PHONY: environment run test lint format protos charts bench-tiers bench-policies bench-router bench-quality bench-kernels chaos alerts clean
+.PHONY: environment run test lint format protos charts bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts clean
 
 environment:
 	@$(PYTHON) tools/environment.py
@@ -62,6 +62,10 @@ bench-quality: environment
 # On a machine with a Hopper GPU: checks the Triton kernels, then times them.
 bench-kernels: environment
 	@$(BIN)/python -m sparsity_quality.speed --out docs/benchmarks
+
+# On a machine with a Hopper GPU: time to first token, time a token and throughput of every tier, after proof and parity.
+bench-serving: environment
+	@$(BIN)/python -m sparsity_quality.serving --out docs/benchmarks
 
 # Faults of every kind, a line each, and a soak of 100,000 requests.
 chaos: environment

@@ -94,6 +94,13 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
     return grpc.unary_unary_rpc_method_handler(unary, parse, serialize)
 
 
+def free_port() -> int:
+    """A port of the loopback that nothing listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def require_free(address: str, option: str = "--listen", *, any_port: bool = True) -> None:
     """Tells early, before anything slow is started, that ``address``, given by ``option``, cannot be listened on.
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any
 
-import grpc
 from opentelemetry import trace
 from sparsity import telemetry
 from sparsity.leases import sign
@@ -28,7 +26,7 @@ async def dispatch(
     request: worker_pb2.WorkerServiceGenerateRequest,
     tier: Tier,
     attempt: int,
-    context: grpc.aio.ServicerContext[Any, Any],
+    timeout: float | None,
     lease: tuple[bytes | None, str],
 ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
     """Streams the worker's messages; closing the generator cancels the worker's request.
@@ -38,7 +36,7 @@ async def dispatch(
         request: in its terms.
         tier: that it serves the request at.
         attempt: number of this try, which makes its id unique.
-        context: of the client's call, whose deadline holds.
+        timeout: seconds that are left of the client's deadline; None without one.
         lease: the key to sign with, or None, and the decision's id.
 
     Raises:
@@ -54,7 +52,7 @@ async def dispatch(
     with telemetry.span(_tracer, "router.dispatch", trace.SpanKind.CLIENT) as span:
         span.set_attributes({telemetry.WORKER_ID: worker.name, telemetry.TIER: tier.word, telemetry.ATTEMPT: attempt})
         with worker.dispatched(own.request_id, outstanding_tokens(own)):
-            call = worker.stub.Generate(own, timeout=context.time_remaining(), metadata=telemetry.outgoing())
+            call = worker.stub.Generate(own, timeout=timeout, metadata=telemetry.outgoing())
             try:
                 async for message in call:
                     yield message.response

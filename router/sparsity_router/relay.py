@@ -111,8 +111,8 @@ class _Relay:
     def _open(self, worker: Worker, tier: Tier) -> Leg:
         self.attempts.tried.add(worker.target)
         self.attempts.count += 1
-        lease = (self.fleet.lease_key, self.decision_id)
-        return Leg(worker, dispatch(worker, self.request, tier, self.attempts.count, self.context, lease))
+        lease, left = (self.fleet.lease_key, self.decision_id), self.context.time_remaining()
+        return Leg(worker, dispatch(worker, self.request, tier, self.attempts.count, left, lease))
 
     def _race(self, worker: Worker, tier: Tier, decision: Decision) -> Race | None:
         """A hedged stream, where hedging is on."""

@@ -44,6 +44,7 @@ from sparsity_router.services.inference import InferenceService
 from sparsity_router.services.policy import policy_service
 from sparsity_router.services.policy_state import PolicyState
 from sparsity_router.sessions import Sessions
+from sparsity_router.shadow import Shadow
 from sparsity_router.siblings import Siblings
 from sparsity_router.snapshot_file import SnapshotFile
 from sparsity_router.tokens import ModelTokenizer
@@ -92,8 +93,9 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     state = PolicyState(policies, store, decisions, recorder, access, config.policy_dir, shape)
     limits = TenantLimits.load(config.tenant_limits, config.redis_url)
     callers = Callers(access, limits)
+    shadow = Shadow(policies, fleet, decisions)
     inference = InferenceService(
-        classifier, policies, fleet, tokenizer.name, observer, decisions, lease_key, sessions, callers
+        classifier, policies, fleet, tokenizer.name, observer, decisions, lease_key, sessions, callers, shadow
     )
     replicas = Replicas(policies, store.redis if store else None)
     services = {
@@ -115,7 +117,7 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGUSR1, policies.overrides.kill)
     loop.add_signal_handler(signal.SIGUSR2, policies.overrides.unkill)
-    work: list[Coroutine[Any, Any, None]] = [policies.follow(), fleet.watch(), recorder.run()]
+    work: list[Coroutine[Any, Any, None]] = [policies.follow(), fleet.watch(), recorder.run(), shadow.run()]
     if access.tokens is not None:
         work.append(access.tokens.run())
     if detector is not None:

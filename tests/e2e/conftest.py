@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sparsity.serving import free_port
 from sparsity_client import Client
-from sparsity_router.embedded.child import free_port
 from support.otlp import Receiver
 
 SPARSITY = str(Path(sys.executable).parent / "sparsity")

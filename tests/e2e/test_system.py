@@ -274,6 +274,25 @@ def test_a_guard_halts_a_rollout_by_what_real_engines_report(system: System, tmp
     system.cli("policy", "apply", str(path), "--reason", "back")
 
 
+def test_sparse_answers_are_repeated_on_dense_where_policy_says_so(system: System, tmp_path: Path) -> None:
+    original, path = system.cli("policy", "get", "rag").stdout, tmp_path / "rag.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(original) | {"shadow": {"percent": 100}}))
+    system.cli("policy", "apply", str(path), "--reason", "test")
+    answer = system.json("generate", excerpt(6000, 90_000), "--domain", "rag", "--raw", "--max-new-tokens", "6")
+    assert answer["decision"]["tier"] == "TIER_MODERATE"
+    name, label = "sparsity_router_shadow_samples_total", {"sparsity_shadow_outcome": "compared"}
+
+    def compared() -> list[float]:
+        found = scrape(system.metrics_port).samples
+        return [sample.value for sample in found if sample.name == name and label.items() <= sample.labels.items()]
+
+    eventually(lambda: compared() == [1.0])
+    # Prompts of this length are read densely at both tiers, in two ways that round differently.
+    assert total(scrape(system.metrics_port), "sparsity_router_shadow_agreement_sum", sparsity_domain="rag") > 0
+    path.write_text(original)
+    system.cli("policy", "apply", str(path), "--reason", "back")
+
+
 def test_bad_input_is_told_and_what_is_in_flight_goes_on(system: System, tmp_path: Path) -> None:
     with system.client() as client:
         stream = client.generate(make_request("Count to one hundred.", domain="rag", max_new_tokens=100))

@@ -20,8 +20,9 @@ class Meter:
     def values(self) -> Values:
         """Attributes and value of each point, by metric; a histogram's value is its sum."""
         data = self._reader.get_metrics_data()
-        assert data is not None
         found: Values = {}
+        if data is None:
+            return found
         for metric in data.resource_metrics[0].scope_metrics[0].metrics:
             for point in metric.data.data_points:
                 value = point.value if hasattr(point, "value") else point.sum

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from sparsity_router.fleet import Admission, Fleet
 from sparsity_router.server import INFERENCE
 from sparsity_router.services.inference import InferenceService
 from sparsity_router.sessions import Sessions
+from sparsity_router.shadow import Shadow
 from sparsity_router.tokens import ModelTokenizer
 from sparsity_router.workers import State
 from support.fake_worker import FakeWorker
@@ -77,19 +78,25 @@ async def rig(
     sessions: Sessions | None = None,
     places: tuple[str, ...] = (),
     admission: Admission | None = None,
+    shadow: Callable[[Any, Fleet], Shadow] | None = None,
+    shadow_policy: dict[str, Any] | None = None,
 ) -> AsyncIterator[Rig]:
     model = tiny_model(folder)
-    policy = parse_policy({"domain": "low", "risk": "low", "bands": BANDS})
+    asked = {"shadow": shadow_policy} if shadow_policy else {}
+    policy = parse_policy({"domain": "low", "risk": "low", "bands": BANDS} | asked)
     policies = Policies(snapshot([policy]))
     for worker in workers:
         await worker.start()
     tokenizer = ModelTokenizer(model)
     fleet = Fleet(tuple(worker.address for worker in workers) + places, tokenizer.digest, 1.0, None, admission)
     classifier, known = Classifier(tokenizer, 10_000), cast(Any, policies)
-    service = InferenceService(classifier, known, fleet, "tiny", sessions=sessions)
+    repeats = shadow(known, fleet) if shadow else None
+    service = InferenceService(classifier, known, fleet, "tiny", sessions=sessions, shadow=repeats)
     endpoint = listen("127.0.0.1:0", {INFERENCE: service}, 2**26)
     await endpoint.server.start()
-    watching = asyncio.create_task(fleet.watch())
+    watching = [asyncio.create_task(fleet.watch())]
+    if repeats is not None:
+        watching.append(asyncio.create_task(repeats.run()))
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{endpoint.port}")
     try:
         await until(
@@ -97,8 +104,9 @@ async def rig(
         )
         yield Rig(channel, inference_pb2_grpc.InferenceServiceStub(channel), fleet, list(workers), policies)
     finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
         await channel.close()
         await endpoint.server.stop(None)
         await fleet.close()

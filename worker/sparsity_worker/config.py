@@ -41,6 +41,8 @@ class WorkerConfig:
         mem_fraction: share of the memory that SGLang may plan with; None takes the device's default. The KV cache is
             sized by max_total_tokens.
         device: `cpu` or `cuda`.
+        load_format: how SGLang loads the weights, such as `auto` or `dummy`, which makes them up.
+        dense_backend: SGLang's attention backend of the dense tier; None lets it choose, or takes the CPU's.
     """
 
     worker_id: str
@@ -55,6 +57,8 @@ class WorkerConfig:
     threads: int | None = None
     mem_fraction: float | None = None
     device: str = "cpu"
+    load_format: str = "auto"
+    dense_backend: str | None = None
     lease_key_file: Path | None = None
     require_lease: bool = False
     coalescing: Coalescing = field(default_factory=Coalescing)

@@ -42,7 +42,7 @@ def pick_dtype(wanted: str, device: str = "cpu") -> str:
 
 def _cpu(config: WorkerConfig, sparse: bool) -> dict[str, Any]:
     return {
-        "attention_backend": BACKEND if sparse else DENSE_BACKEND_CPU,
+        "attention_backend": BACKEND if sparse else config.dense_backend or DENSE_BACKEND_CPU,
         "mem_fraction_static": config.mem_fraction or _MEMORY_CPU,
         "disable_overlap_schedule": True,
         "sampling_backend": "pytorch",
@@ -52,7 +52,8 @@ def _cpu(config: WorkerConfig, sparse: bool) -> dict[str, Any]:
 def _cuda(config: WorkerConfig, sparse: bool) -> dict[str, Any]:
     """The dense tier takes what SGLang finds best."""
     if not sparse:
-        return {"mem_fraction_static": config.mem_fraction} if config.mem_fraction else {}
+        chosen = {"mem_fraction_static": config.mem_fraction, "attention_backend": config.dense_backend}
+        return {name: value for name, value in chosen.items() if value}
     return {
         "attention_backend": BACKEND,
         # Page summaries come on top of the KV cache.

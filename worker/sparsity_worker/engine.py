@@ -69,6 +69,7 @@ class Engine:
             model_path=str(config.model_path),
             device=config.device,
             dtype=self.dtype,
+            load_format=config.load_format,
             page_size=self.page_size,
             context_length=facts.context_length,
             max_total_tokens=config.max_total_tokens,

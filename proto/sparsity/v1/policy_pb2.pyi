@@ -423,16 +423,16 @@ Global___Rollout: _TypeAlias = Rollout  # noqa: Y015
 
 @_typing.final
 class Shadow(_message.Message):
-    """Comparison with dense."""
+    """Comparison with dense: greedy sparse answers that a router relays are repeated on a dense worker that has room."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PERCENT_FIELD_NUMBER: _builtins.int
     TOKENS_PER_MINUTE_FIELD_NUMBER: _builtins.int
     percent: _builtins.float
-    """Percent of sparse traffic repeated on dense."""
+    """Percent of the sparse answers that are repeated."""
     tokens_per_minute: _builtins.int
-    """Tokens a minute it may cost."""
+    """Tokens a minute and router that they may cost; 0 sets no bound."""
     def __init__(
         self,
         *,

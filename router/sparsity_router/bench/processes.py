@@ -10,7 +10,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from sparsity_router.embedded.child import Child, free_port
+from sparsity.serving import free_port
+
+from sparsity_router.embedded.child import Child
 
 
 def free_address() -> str:

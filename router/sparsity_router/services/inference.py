@@ -29,6 +29,7 @@ from sparsity_router.observer import Observer
 from sparsity_router.policies import PolicyFollower
 from sparsity_router.relay import place, relay
 from sparsity_router.sessions import Sessions
+from sparsity_router.shadow import Shadow
 from sparsity_router.worker_request import wanted, worker_request
 from sparsity_router.written import MAX_NAME
 
@@ -54,6 +55,7 @@ class InferenceService:
         lease_key: what leases are signed with; None gives none.
         sessions: keeps conversations at their tier; None lets them move freely.
         callers: lets calls in; None lets everybody in.
+        shadow: repeats a share of the sparse answers on dense workers.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class InferenceService:
         lease_key: bytes | None = None,
         sessions: Sessions | None = None,
         callers: Callers | None = None,
+        shadow: Shadow | None = None,
     ) -> None:
         self._classifier = classifier
         self._policies = policies
@@ -77,6 +80,7 @@ class InferenceService:
         self._lease_key = lease_key
         self._sessions = sessions
         self._callers = callers or Callers()
+        self._shadow = shadow
 
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: GenerateContext
@@ -100,11 +104,14 @@ class InferenceService:
                     inner = worker_request(request, classified, decision, decision_id)
                     review = partial(self._review, classified.signals)
                     want = partial(wanted, inner, request)
+                    sample = self._shadow.take(decision_id, decision, inner) if self._shadow else None
                     messages = relay(self._fleet, inner, decision, context, decision_id, review, want)
                     try:
                         async for relayed in messages:
                             response, served = relayed.response, relayed.decision
                             first = time.monotonic() - started if first is None and response.token_ids else first
+                            if sample is not None:
+                                sample.tokens += response.token_ids
                             if response.HasField("completion"):
                                 completion = response.completion
                                 completion.decision.CopyFrom(decision_to_wire(served, decision_id))
@@ -113,6 +120,8 @@ class InferenceService:
                                 told = True
                                 times = Times(first, time.monotonic() - started)
                                 self._tell(decision_id, classified.signals, decision, served, completion, times)
+                                if self._shadow and sample is not None:
+                                    self._shadow.finish(sample, served, completion)
                             yield response
                         return
                     except TokenCountError:

@@ -99,8 +99,8 @@ class Ledger:
         entry = self._entry(rid)
         entry.calls += 1
         entry.sparse_calls += stats.attended < stats.causal
-        entry.measured += stats.measured * stats.measured_rows
-        entry.measured_rows += stats.measured_rows
+        if stats.measured_rows:
+            self.measured(rid, stats.measured, stats.measured_rows)
         entry.table[layer, phase] += (stats.attended, stats.causal, stats.coverage * stats.rows, stats.rows)
 
     def add_layers(self, rid: str, phase: int, layers: Sequence[int], table: NDArray[np.float64]) -> None:
@@ -116,6 +116,12 @@ class Ledger:
         entry.calls += len(layers)
         entry.sparse_calls += int((table[:, 0] < table[:, 1]).sum())
         entry.table[layers, phase] += table
+
+    def measured(self, rid: str, share: float, rows: int) -> None:
+        """Books that ``rows`` rows kept ``share`` of their softmax mass, as measured."""
+        entry = self._entry(rid)
+        entry.measured += share * rows
+        entry.measured_rows += rows
 
     def reasoned(self, rid: str) -> None:
         """Books one token that decodes densely because it lies in a reasoning span."""

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
+
+
+# Of a request whose coverage is measured: so many layers, and rows of each chunk of its prompt.
+_MEASURED_LAYERS, MEASURED_ROWS = 4, 8
+
+
+def watched(layers: Iterable[int]) -> set[int]:
+    """The layers in which coverage is measured, spread evenly."""
+    there = sorted(layers)
+    middles = (len(there) * (2 * place + 1) // (2 * _MEASURED_LAYERS) for place in range(_MEASURED_LAYERS))
+    return {there[middle] for middle in middles}
 
 
 class Prompt(NamedTuple):

@@ -9,15 +9,15 @@ from sparse_kernels import PagedSequence, PageSummaries, block_sparse_prefill, d
 from sparse_kernels.stats import AttentionStats
 
 from sparsity_worker.plugin.accounting import DECODE, PREFILL, Ledger
-from sparsity_worker.plugin.attention import Prompt, Spans
+from sparsity_worker.plugin.attention import MEASURED_ROWS, Prompt, Spans, watched
 from sparsity_worker.profile import Profile
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
 
 
-# Of a request whose coverage is measured: so many layers, rows of each chunk of its prompt, and every so many tokens.
-_MEASURED_LAYERS, _MEASURED_ROWS, _MEASURED_EVERY = 4, 8, 16
+# Of a request whose coverage is measured, every so many generated tokens.
+_MEASURED_EVERY = 16
 
 
 class _Row(NamedTuple):
@@ -48,9 +48,7 @@ class TorchAttention:
         self._summaries = summaries
         self._req_to_token = req_to_token
         self._ledger = ledger
-        layers = sorted(summaries)
-        middles = (len(layers) * (2 * place + 1) // (2 * _MEASURED_LAYERS) for place in range(_MEASURED_LAYERS))
-        self._watched = {layers[middle] for middle in middles}
+        self._watched = watched(summaries)
         self._rows: list[_Row] = []
         self._written = torch.empty(0, dtype=torch.int64)
 
@@ -95,11 +93,11 @@ class TorchAttention:
         prompt: Prompt,
         decode: bool,
     ) -> tuple[torch.Tensor, AttentionStats]:
-        watched = prompt.measured and layer.layer_id in self._watched
+        measured = prompt.measured and layer.layer_id in self._watched
         if decode:
             paged = self._profile.decode_at(layer.layer_id)
             if paged and sequence.length >= paged.sparse_from and not prompt.reasoning:
-                measured = watched and sequence.length % _MEASURED_EVERY == 0
+                measured = measured and sequence.length % _MEASURED_EVERY == 0
                 out, stats = sparse_paged_decode(q[0], sequence, summaries, paged, layer.scaling, measured=measured)
                 return out[None], stats
         else:
@@ -107,7 +105,7 @@ class TorchAttention:
             if blocks and prompt.is_long(blocks.sparse_from):
                 return block_sparse_prefill(
                     q, sequence, summaries, blocks, layer.scaling,
-                    total=prompt.length, measured_rows=_MEASURED_ROWS if watched else 0,
+                    total=prompt.length, measured_rows=MEASURED_ROWS if measured else 0,
                 )  # fmt: skip
         return dense_attention(q, sequence, layer.scaling)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from sparse_kernels import PageSummaries, causal_pairs
+from sparse_kernels import PagedSequence, PageSummaries, causal_pairs
 from sparse_kernels.batch import BatchTiles, PagedBatch
 from sparse_kernels.block_index import BlockIndex, pruned_words
 from sparse_kernels.config import PrefillConfig
@@ -18,9 +18,10 @@ from sparse_kernels.gpu.checks import check_dim
 from sparse_kernels.gpu.page_selection import page_capacity, page_counts, select_pages
 from sparse_kernels.gpu.page_summaries import summarize_pages
 from sparse_kernels.gpu.sparse_paged_decode import DecodeBatch, sparse_paged_decode
+from sparse_kernels.measured_coverage import measured_coverage, spread_rows
 
 from sparsity_worker.plugin.accounting import DECODE, PREFILL, Ledger
-from sparsity_worker.plugin.attention import Spans
+from sparsity_worker.plugin.attention import MEASURED_ROWS, Spans, watched
 from sparsity_worker.profile import Profile
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class TritonAttention:
         self._ledger = ledger
         self._layers = sorted(summaries)
         self._heads, self._kv_heads = heads, summaries[self._layers[0]].mean.shape[1]
+        self._watched = watched(summaries)
         self._staged: _Batch | None = None
         self._batch: _Batch | None = None
         self._full: BlockIndex | None = None
@@ -192,7 +194,37 @@ class TritonAttention:
             corrections = Corrections(summaries.mean, summaries.value_mean, pruned)
         out = block_sparse_prefill(q, batch, BlockIndex.of(kept), layer.scaling, corrections=corrections).out
         self._note(layer.layer_id, own, kept, coverage, config)
+        if layer.layer_id in self._watched:
+            self._measure(q, own, keys, values, kept, layer.scaling)
         return out
+
+    def _measure(
+        self,
+        q: torch.Tensor,
+        own: _Batch,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        kept: torch.Tensor,
+        scale: float,
+    ) -> None:
+        """Holds a few rows of the requests that ask for it against every key; it waits for the device."""
+        page, tile, row = self._profile.block_size, own.tiles.rows, 0
+        for number, (rid, length, new, prompt) in enumerate(
+            zip(own.spans.rids, own.spans.lengths, own.spans.new, own.spans.prompts, strict=True)
+        ):
+            if prompt.measured and not own.dense_host[number]:
+                table = own.tables[number, : -(-length // page)].long()
+                every = PagedSequence(keys, values, table, length).gather()[0]
+                every.flatten(1, 2)[:, length:] = 0
+                positions = spread_rows(length - new, new, MEASURED_ROWS).to(q.device)
+                tiles = kept[:, own.tiles.sequence == number, : every.shape[1]]
+                first = (length - new) // tile
+                blocks = torch.arange(every.shape[1], device=q.device)
+                mine = blocks >= positions[:, None] // tile * (tile // page)
+                attended = tiles[:, positions // tile - first] | mine
+                share = measured_coverage(q[row + positions - (length - new)], positions, every, attended, scale)
+                self._ledger.measured(rid, share, positions.numel())
+            row += new
 
     def _note(self, layer: int, own: _Batch, kept: torch.Tensor, coverage: torch.Tensor, config: PrefillConfig) -> None:
         """Adds up on the device, for :meth:`book` to read once a pass."""

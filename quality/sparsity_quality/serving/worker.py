@@ -1,0 +1,137 @@
+"""One worker process, and what requests to it take."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from sparsity.channels import MAX_MESSAGE_BYTES
+from sparsity.errors import ConfigurationError
+from sparsity.serving import free_port
+from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
+
+_START_SECONDS, _ANSWER_SECONDS = 1800.0, 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What one request took.
+
+    Attributes:
+        first: seconds to the first token.
+        total: seconds to the last one.
+        answer: tokens that were generated.
+        report: what was attended.
+    """
+
+    first: float
+    total: float
+    answer: tuple[int, ...]
+    report: inference_pb2.SparsityReport
+
+    @property
+    def tokens(self) -> int:
+        """How many were generated."""
+        return len(self.answer)
+
+    @property
+    def per_token(self) -> float:
+        """Seconds a token after the first; 0 for one token."""
+        return (self.total - self.first) / (self.tokens - 1) if self.tokens > 1 else 0.0
+
+
+class Worker:
+    """A worker process, from entering to leaving.
+
+    Args:
+        tier: that it serves.
+        model: folder.
+        log: file that its output goes to.
+        options: more of its command line.
+    """
+
+    def __init__(self, tier: str, model: Path, log: Path, options: Sequence[str]) -> None:
+        self.tier = tier
+        self._log = log
+        self._address = f"127.0.0.1:{free_port()}"
+        self._command = [
+            sys.executable, "-m", "sparsity_worker", "--worker-id", f"bench-{tier}", "--tier", tier,
+            "--model", str(model), "--listen", self._address, "--measured-share", "0", *options,
+        ]  # fmt: skip
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: grpc.aio.Channel | None = None
+        self._stub: Any = None
+
+    async def __aenter__(self) -> Self:
+        """Starts it and waits until it serves, which it does only after its start-up proof.
+
+        Raises:
+            ConfigurationError: when it ends before, with the end of its output.
+        """
+        self._process = self._spawn()
+        limits = [("grpc.max_send_message_length", MAX_MESSAGE_BYTES), ("grpc.max_receive_message_length", -1)]
+        self._channel = grpc.aio.insecure_channel(self._address, options=limits)
+        self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            with suppress(grpc.aio.AioRpcError):
+                await self.capabilities()
+                return self
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                await self.__aexit__(None, None, None)
+                raise ConfigurationError(f"the {self.tier} worker did not start: {self._told()}")
+            await asyncio.sleep(0.5)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends it."""
+        if self._channel is not None:
+            await self._channel.close()
+        if self._process is not None:
+            self._process.terminate()
+            await asyncio.to_thread(self._process.wait, 120)
+
+    def _told(self) -> str:
+        return " | ".join(self._log.read_text(errors="replace").splitlines()[-5:])
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        with open(self._log, "wb") as log:
+            return subprocess.Popen(self._command, stdout=log, stderr=log)
+
+    async def capabilities(self) -> worker_pb2.GetCapabilitiesResponse:
+        """What it says of itself."""
+        found: worker_pb2.GetCapabilitiesResponse = await self._stub.GetCapabilities(
+            worker_pb2.GetCapabilitiesRequest(), timeout=10.0
+        )
+        return found
+
+    async def ask(self, prompt: Sequence[int], new: int) -> Taken:
+        """One request, greedy and to its full length; each keeps a prefix cache of its own."""
+        request = worker_pb2.WorkerServiceGenerateRequest(
+            request_id=uuid.uuid4().hex,
+            prompt=inference_pb2.TokenIds(ids=prompt),
+            sampling=inference_pb2.SamplingParams(max_new_tokens=new, ignore_eos=True),
+            cache_salt=uuid.uuid4().hex,
+        )
+        started, first = time.perf_counter(), 0.0
+        tokens: list[int] = []
+        report = inference_pb2.SparsityReport()
+        async for message in self._stub.Generate(request, timeout=_ANSWER_SECONDS):
+            answer = message.response
+            if answer.token_ids and not first:
+                first = time.perf_counter() - started
+            tokens += answer.token_ids
+            if answer.HasField("completion"):
+                report = answer.completion.sparsity
+        return Taken(first, time.perf_counter() - started, tuple(tokens), report)
