@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from sparsity_quality.serving.shapes import byte_tokenizer
+from tokenizers import Tokenizer
 
 CONTEXT, SPECIAL = 512, ("<|end|>",)
 SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}
 
 
 def tiny_tokenizer() -> Tokenizer:
-    """A byte-level tokenizer without merges."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({symbol: number for number, symbol in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    """One token a byte, and an end of text."""
+    tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens(list(SPECIAL))
     return tokenizer
 

@@ -23,13 +23,18 @@ TINY: Mapping[str, Any] = {
 }  # fmt: skip
 
 
-def write_model(folder: Path, config: Mapping[str, Any]) -> Path:
-    """Writes config and tokenizer; the tokenizer knows bytes only, since prompts come as token ids."""
-    folder.mkdir(parents=True, exist_ok=True)
+def byte_tokenizer() -> Tokenizer:
+    """A byte-level tokenizer without merges: one token a byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({symbol: number for number, symbol in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
+    return tokenizer
+
+
+def write_model(folder: Path, config: Mapping[str, Any]) -> Path:
+    """Writes config and tokenizer; the tokenizer knows bytes only, since prompts come as token ids."""
+    folder.mkdir(parents=True, exist_ok=True)
+    byte_tokenizer().save(str(folder / "tokenizer.json"))
     (folder / "config.json").write_text(json.dumps(dict(config), indent=1))
     return folder

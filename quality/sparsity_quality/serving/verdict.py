@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from sparsity.benchmark import Row, judged
+from sparsity.benchmark import Row, against, judged
 
 from sparsity_quality.serving.measure import Measured
 from sparsity_quality.serving.plan import Plan
@@ -61,6 +61,5 @@ def rows(found: Mapping[str, Measured], plan: Plan) -> Iterator[Row]:
 
 def _beside(row: Row, baseline: str, dense: float, goal: float | None) -> Row:
     assert row.value
-    ratio = dense / row.value
-    found = Row(row.name, row.shape, row.value, row.unit, baseline, dense, ratio)
-    return found if goal is None else judged(found, f">= {goal:g} times", met=ratio >= goal)
+    found = against(row, baseline, dense)
+    return found if goal is None else judged(found, f">= {goal:g} times", met=dense / row.value >= goal)

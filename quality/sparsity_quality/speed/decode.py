@@ -8,7 +8,7 @@ import torch
 from sparse_kernels import DecodeConfig
 from sparse_kernels.gpu.page_selection import page_counts, select_pages
 from sparse_kernels.gpu.sparse_paged_decode import DecodeBatch, sparse_paged_decode
-from sparsity.benchmark import Row, judged
+from sparsity.benchmark import Row, against, judged
 
 from sparsity_quality.speed.inputs import PAGE, Inputs, Shape, inputs
 from sparsity_quality.speed.timing import copy_tbps, median_ms, replayed
@@ -50,7 +50,7 @@ def rows(shape: Shape, length: int, sequences: int, device: str, dtype: torch.dt
 
         taken = median_ms(replayed(step, device), device)
         ratio = dense[fastest] / taken
-        row = Row(f"decode, {tier}, {budget} tokens", what, taken, "ms", fastest, dense[fastest], ratio)
+        row = against(Row(f"decode, {tier}, {budget} tokens", what, taken, "ms"), fastest, dense[fastest])
         goal = _GOALS[tier].get(length) if sequences >= _MANY else None
         if goal is None and sequences == 1 and length > _SINGLE_FROM:
             goal = 1.0

@@ -11,7 +11,7 @@ from sparse_kernels.batch import PagedBatch
 from sparse_kernels.block_index import BlockIndex, pruned_words
 from sparse_kernels.gpu.block_selection import select_blocks
 from sparse_kernels.gpu.block_sparse_prefill import Corrections, block_sparse_prefill
-from sparsity.benchmark import Row, judged
+from sparsity.benchmark import Row, against, judged
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sparsity_quality.speed import recorded
@@ -48,7 +48,7 @@ def rows(shape: Shape, length: int, device: str, dtype: torch.dtype) -> Iterator
     before = torch.arange(batch.tables.shape[1], device=device) < batch.before[:, None]
     full = BlockIndex.of(before[None].expand(shape.kv_heads, -1, -1))
     taken = median_ms(lambda: block_sparse_prefill(given.q, batch, full, given.scale), device)
-    row = _against(Row("ours, full index", what, taken, "ms"), "fastest of torch", best)
+    row = against(Row("ours, full index", what, taken, "ms"), "fastest of torch", best)
     yield judged(row, f">= {_FULL_SHARE:g} times", met=best / taken >= _FULL_SHARE)
     yield from _forced(given, batch, before, shape, length, device)
     for tier, densities in DENSITIES.items():
@@ -87,7 +87,7 @@ def _selected(
     shape = f"{what}, density {reached:.3f}"
     selecting, total = median_ms(select, device), median_ms(lambda: attend(select()), device)
     name, dense = baseline
-    row = _against(Row(f"ours, {tier}, selection included", shape, total, "ms"), name, dense)
+    row = against(Row(f"ours, {tier}, selection included", shape, total, "ms"), name, dense)
     goal = _GOALS[tier].get(length)
     yield judged(row, f">= {goal:g} times", met=dense / total >= goal) if goal else row
     share = Row(f"ours, {tier}, share of selection", shape, selecting / total, "share")
@@ -96,7 +96,7 @@ def _selected(
     if tier == "aggressive" and length in recorded.FLASH_PREFILL_V2:
         other = recorded.FLASH_PREFILL_V2[length]
         found = f"FlashPrefill V2, recorded at density {recorded.FLASH_PREFILL_V2_DENSITY:g}, without correction"
-        yield _against(Row("ours, aggressive, beside FlashPrefill V2", shape, total, "ms"), found, other)
+        yield against(Row("ours, aggressive, beside FlashPrefill V2", shape, total, "ms"), found, other)
 
 
 def _forced(
@@ -136,12 +136,6 @@ def _pairs(length: int) -> float:
 def _flops(shape: Shape, length: int) -> float:
     """Of dense causal attention: two products over each pair."""
     return 4.0 * shape.heads * shape.dim * _pairs(length)
-
-
-def _against(row: Row, baseline: str, value: float) -> Row:
-    """The row beside a baseline in the same unit, of which less is better."""
-    assert row.value is not None
-    return Row(row.name, row.shape, row.value, row.unit, baseline, value, value / row.value)
 
 
 _BACKENDS = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
