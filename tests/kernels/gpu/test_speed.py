@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sparse_kernels import plot
 from sparsity_quality.speed import __main__ as speed
 from sparsity_quality.speed import gate, prefill, recorded
 from sparsity_quality.speed.inputs import PAGE, Shape, inputs
@@ -24,6 +25,10 @@ def test_a_dry_run_checks_times_and_writes_nothing(tmp_path: Path, capsys: pytes
     ):
         assert words in told
     assert "are not written" in told
+    # The plot finds the rows that it draws.
+    lines = [line.split(" | ") for line in told.splitlines() if line.startswith("ours, aggressive, selection")]
+    rows = [{"name": name, "shape": shape, "ratio": 1.0} for name, shape, _ in lines]
+    assert list(plot.points({"rows": rows})) == ["aggressive, 4/2 heads, d=16"]
     assert not list(tmp_path.iterdir())
 
 
