@@ -120,7 +120,6 @@ def sparse_paged_decode(
     stats = AttentionStats(heads * length, heads * sequence.length, float(coverage.mean()), heads)
     if measured:
         every = sequence.gather()[0]
-        every.flatten(1, 2)[:, sequence.length :] = 0
         attended = torch.zeros(kv_heads, 1, every.shape[1], dtype=torch.bool).scatter_(2, pages[:, None], True)
         share = measured_coverage(q[None], torch.tensor([sequence.length - 1]), every, attended, scale)
         stats = stats._replace(measured=share, measured_rows=1)

@@ -26,8 +26,6 @@ def keys_of(sequence: PagedSequence, summaries: PageSummaries) -> Keys:
     """The keys of a sequence and their summaries, as scores want them."""
     summaries.refresh(sequence)
     keys, _ = sequence.gather()
-    # Slots past the end may hold anything.
-    keys.flatten(1, 2)[:, sequence.length :] = 0
     return Keys(keys, summaries.sub_mean[sequence.table], summaries.sub_count[sequence.table])
 
 

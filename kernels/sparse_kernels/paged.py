@@ -43,6 +43,9 @@ class PagedSequence(NamedTuple):
         return heads // self.kv_heads
 
     def gather(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values in logical order, ``[Hkv, blocks, page, D]`` each."""
+        """Keys and values in logical order, ``[Hkv, blocks, page, D]`` each, zero past the end of the sequence."""
         keys, values = (cache[self.table].permute(2, 0, 1, 3).contiguous() for cache in (self.keys, self.values))
+        # Slots past the end may hold anything, NaN included, which no mask would keep out of a sum.
+        for part in (keys, values):
+            part.flatten(1, 2)[:, self.length :] = 0
         return keys, values

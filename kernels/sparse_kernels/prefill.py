@@ -66,9 +66,6 @@ def block_sparse_prefill(
     laid = grid.split(q)
     summaries.refresh(sequence)
     keys, values = sequence.gather()
-    # Slots past the end may hold anything, NaN included, which no mask would keep out of a sum.
-    for cache in (keys, values):
-        cache.flatten(1, 2)[:, sequence.length :] = 0
     if selection is None:
         at = Keys(keys, summaries.sub_mean[sequence.table], summaries.sub_count[sequence.table])
         selection = select_blocks(laid, at, grid, total or sequence.length, config, scale)

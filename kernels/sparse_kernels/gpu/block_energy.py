@@ -7,7 +7,6 @@ the blocks' shares. Nothing of the size rows times columns is stored.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import triton
@@ -15,34 +14,19 @@ import triton.language as tl
 
 from sparse_kernels.batch import PagedBatch
 from sparse_kernels.config import PrefillConfig
-from sparse_kernels.gpu.checks import check_cache
+from sparse_kernels.gpu.checks import check_cache, padded_rows
 from sparse_kernels.scores.energy import Energy, normalized
 from sparse_kernels.summaries import PageSummaries
 
 # Columns of one tensor-core product.
 _COLUMNS = 64
-_LEAST_ROWS = 16
 
 
-class PagedColumns(NamedTuple):
-    """What rows are scored against, by physical page.
-
-    Attributes:
-        values: ``[pages, per, Hkv, D]``, equally many columns a page.
-    """
-
-    values: torch.Tensor
-
-    @property
-    def per(self) -> int:
-        """Columns a page."""
-        return self.values.shape[1]
-
-
-COLUMNS: dict[str, Callable[[PagedBatch, PageSummaries], PagedColumns]] = {
-    "sampled_rows": lambda batch, summaries: PagedColumns(batch.keys),
-    "sub_means": lambda batch, summaries: PagedColumns(summaries.sub_mean),
-    "block_means": lambda batch, summaries: PagedColumns(summaries.mean[:, None]),
+# What rows are scored against, by physical page: [pages, columns a page, Hkv, D].
+COLUMNS: dict[str, Callable[[PagedBatch, PageSummaries], torch.Tensor]] = {
+    "sampled_rows": lambda batch, summaries: batch.keys,
+    "sub_means": lambda batch, summaries: summaries.sub_mean,
+    "block_means": lambda batch, summaries: summaries.mean[:, None],
 }
 
 
@@ -80,19 +64,20 @@ def block_energy(
     if tile != config.query_tile or tile % page:
         raise ValueError(f"batch: tiles of {tile} rows and pages of {page}; query_tile is {config.query_tile}")
     columns = COLUMNS[config.score](batch, summaries)
-    if columns.values.stride(3) != 1 or columns.per > _COLUMNS or _COLUMNS % columns.per:
-        raise ValueError(f"summaries: {columns.per} columns a page do not divide {_COLUMNS}")
+    per = columns.shape[1]
+    if columns.stride(3) != 1 or per > _COLUMNS or _COLUMNS % per:
+        raise ValueError(f"summaries: {per} columns a page do not divide {_COLUMNS}")
     mass, need = torch.zeros(2, kv_heads, tiles, batch.tables.shape[1], device=q.device)
     if tiles:
         asked = torch.ones(tiles, dtype=torch.int8, device=q.device) if wanted is None else wanted.to(torch.int8)
         sampled, group = -(-tile // config.query_stride), heads // kv_heads
         kernel[(tiles, kv_heads)](
-            q, columns.values, mass, need,
+            q, columns, mass, need,
             batch.tables, batch.lengths, batch.starts, batch.tiles.sequence, batch.tiles.number, asked,
             scale, config.peak, -(-config.sink // page),
-            tiles, mass.shape[2], batch.tables.stride(0), *q.stride()[:2], *columns.values.stride()[:3],
+            tiles, mass.shape[2], batch.tables.stride(0), *q.stride()[:2], *columns.stride()[:3],
             TILE=tile, BLOCK=page, DIM=dim, GROUP=group, SAMPLED=sampled, STRIDE=config.query_stride,
-            ROWS=max(_LEAST_ROWS, triton.next_power_of_2(sampled * group)), COLUMNS=_COLUMNS, PER=columns.per,
+            ROWS=padded_rows(sampled * group), COLUMNS=_COLUMNS, PER=per,
             num_warps=4 if dim <= 128 else 8, num_stages=2,
         )  # fmt: skip
     return Energy(mass, normalized(need))

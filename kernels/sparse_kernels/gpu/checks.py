@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import torch
+import triton
+
+_LEAST_ROWS = 16
 
 
 def check_cache(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -20,6 +23,11 @@ def check_cache(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> No
     check_page(page, dim)
     if q.stride(2) != 1 or keys.stride(3) != 1 or keys.stride() != values.stride():
         raise ValueError("q, keys, values: the head dimension must be contiguous, keys and values laid out alike")
+
+
+def padded_rows(rows: int) -> int:
+    """Rows of a tensor-core product that holds so many."""
+    return max(_LEAST_ROWS, int(triton.next_power_of_2(rows)))
 
 
 def check_page(page: int, dim: int) -> None:

@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 
 from sparse_kernels.config import DecodeConfig
-from sparse_kernels.gpu.sparse_paged_decode import DecodeBatch, check_batch, padded_group
+from sparse_kernels.gpu.checks import padded_rows
+from sparse_kernels.gpu.sparse_paged_decode import DecodeBatch, check_batch
 from sparse_kernels.summaries import PageSummaries
 
 # Columns of one tensor-core product: pages, or their sub-pages.
@@ -80,7 +81,7 @@ def spread(
         q, means, spreads, batch.tables, batch.lengths, scores,
         blocks, config.sink, config.recent, batch.tables.stride(0),
         *q.stride()[:2], *means.stride()[:2], *spreads.stride(),
-        PAGE=page, DIM=dim, GROUP=heads // kv_heads, ROWS=padded_group(heads // kv_heads), PAGES=_COLUMNS,
+        PAGE=page, DIM=dim, GROUP=heads // kv_heads, ROWS=padded_rows(heads // kv_heads), PAGES=_COLUMNS,
     )  # fmt: skip
     return scores
 
@@ -99,7 +100,7 @@ def sub_pages(
     score_sub_pages[(sequences, kv_heads, triton.cdiv(blocks * subs, _COLUMNS))](
         q, means, counts, batch.tables, batch.lengths, masses,
         scale, blocks, batch.tables.stride(0), *q.stride()[:2], *means.stride()[:3],
-        PAGE=page, DIM=dim, GROUP=heads // kv_heads, ROWS=padded_group(heads // kv_heads), SUBS=subs, COLUMNS=_COLUMNS,
+        PAGE=page, DIM=dim, GROUP=heads // kv_heads, ROWS=padded_rows(heads // kv_heads), SUBS=subs, COLUMNS=_COLUMNS,
     )  # fmt: skip
     shares = masses.softmax(-1).view(sequences, kv_heads, -1, blocks).amax(2)
     number, lengths = torch.arange(blocks, device=q.device), batch.lengths[:, None]

@@ -12,10 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-from sparse_kernels.gpu.checks import check_cache
+from sparse_kernels.gpu.checks import check_cache, padded_rows
 
-# The least rows of a tensor-core product: a group of query heads is padded to it.
-_LEAST_ROWS = 16
 # As many as fill an H100 twice; more splits than the merge can hold in one tile are none the faster.
 _PROGRAMS, _MOST_SPLITS = 264, 64
 
@@ -74,18 +72,13 @@ def sparse_paged_decode(
         q, batch.keys, batch.values, pages.contiguous(), counts, batch.tables, batch.lengths, parts, lse,
         scale, capacity, splits, batch.tables.stride(0),
         *q.stride()[:2], *batch.keys.stride()[:3],
-        PAGE=page, DIM=dim, GROUP=group, ROWS=padded_group(group),
+        PAGE=page, DIM=dim, GROUP=group, ROWS=padded_rows(group),
     )  # fmt: skip
     out = torch.empty_like(q)
     merge_splits[(sequences, heads)](
         parts, lse, out, splits, *out.stride()[:2], DIM=dim, SPLITS=triton.next_power_of_2(splits)
     )
     return out
-
-
-def padded_group(group: int) -> int:
-    """Rows of a tensor-core product that hold a group of query heads."""
-    return max(_LEAST_ROWS, int(triton.next_power_of_2(group)))
 
 
 def check_batch(q: torch.Tensor, batch: DecodeBatch) -> None:

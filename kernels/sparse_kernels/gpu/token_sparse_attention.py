@@ -10,9 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from sparse_kernels.gpu.checks import check_dim
+from sparse_kernels.gpu.checks import check_dim, padded_rows
 
-_LEAST_ROWS = 16
 _SCORED_ROWS = 64
 _SCORED_TOKENS = 64
 _TOKENS_AT_ONCE = 64
@@ -102,7 +101,7 @@ def token_sparse_attention(
         q, keys, values, tokens, out, scale, tokens.shape[2],
         tokens.stride(0), tokens.stride(1) if tokens.shape[1] > 1 else 0,
         *q.stride()[:2], *keys.stride()[:2], *out.stride()[:2],
-        DIM=dim, GROUP=group, ROWS=max(_LEAST_ROWS, int(triton.next_power_of_2(group))), TOKENS=_TOKENS_AT_ONCE,
+        DIM=dim, GROUP=group, ROWS=padded_rows(group), TOKENS=_TOKENS_AT_ONCE,
     )  # fmt: skip
     return out
 

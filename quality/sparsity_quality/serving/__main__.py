@@ -16,10 +16,11 @@ from pathlib import Path
 
 from sparsity.benchmark import header, markdown, write
 from sparsity.errors import SparsityError
+from sparsity_worker.config import TIERS
 
 from sparsity_quality.serving import verdict
 from sparsity_quality.serving.measure import Measured, measure
-from sparsity_quality.serving.plan import DRY, REAL, TIERS, Plan
+from sparsity_quality.serving.plan import DRY, REAL, Plan
 from sparsity_quality.serving.shapes import write_model
 from sparsity_quality.serving.worker import Worker
 

@@ -26,7 +26,7 @@ class Measured:
         own: what the worker says of itself.
         first: seconds to the first token, median, by prompt length.
         density: of prefill, by prompt length.
-        per_token: seconds a token, mean over sequences, by their number.
+        per_token: seconds a token of the fastest of the sequences, by their number.
         decode_density: of decode, by their number.
         throughput: tokens a second of prompts and answers under the mixed load.
         load_first: seconds to the first token under it, median and 99th percentile of the short requests.
@@ -76,7 +76,7 @@ async def measure(worker: Worker, plan: Plan) -> Measured:
 
 
 def _steady(together: Sequence[Taken]) -> float:
-    """Seconds a token while all decode: of the request whose first token came last."""
+    """Seconds a token of the fastest: the others also wait for prompts that are read after theirs."""
     return min(each.per_token for each in together if each.tokens > 1)
 
 

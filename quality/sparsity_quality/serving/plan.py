@@ -11,8 +11,6 @@ import yaml
 
 from sparsity_quality.serving.shapes import LLAMA_8B, TINY
 
-TIERS = ("dense", "moderate", "aggressive")
-
 
 class Sparsity(NamedTuple):
     """A sparse tier: share of the blocks, tokens a decode step, and the length from which both hold."""

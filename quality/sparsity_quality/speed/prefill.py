@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from sparse_kernels import PrefillConfig
+from sparse_kernels import PrefillConfig, causal_pairs
 from sparse_kernels.batch import PagedBatch
 from sparse_kernels.block_index import BlockIndex, pruned_words
 from sparse_kernels.gpu.block_selection import select_blocks
@@ -126,16 +126,12 @@ def _forced(
 def _density(kept: torch.Tensor, batch: PagedBatch, length: int) -> float:
     """Attended over causal pairs, the tiles' own included."""
     inside = length * (TILE + 1) / 2
-    return float(kept.sum()) / kept.shape[0] * PAGE * TILE / _pairs(length) + inside / _pairs(length)
-
-
-def _pairs(length: int) -> float:
-    return length * (length + 1) / 2
+    return float(kept.sum()) / kept.shape[0] * PAGE * TILE / causal_pairs(length, 0) + inside / causal_pairs(length, 0)
 
 
 def _flops(shape: Shape, length: int) -> float:
     """Of dense causal attention: two products over each pair."""
-    return 4.0 * shape.heads * shape.dim * _pairs(length)
+    return 4.0 * shape.heads * shape.dim * causal_pairs(length, 0)
 
 
 _BACKENDS = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}

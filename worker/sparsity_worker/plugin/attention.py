@@ -83,12 +83,6 @@ class Attention(Protocol):
     def prepare(self, spans: Spans, decode: bool) -> None:
         """Takes note of a batch, before its first layer."""
 
-    def allocate(self, most: int) -> None:
-        """Buffers for decode batches of ``most`` requests under CUDA graphs."""
-
-    def stage(self, spans: Spans, slots: torch.Tensor, lengths: torch.Tensor) -> None:
-        """Takes note of a decode batch that a CUDA graph runs."""
-
     def attend(
         self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layer: RadixAttention, decode: bool
     ) -> torch.Tensor:
@@ -104,3 +98,13 @@ class Attention(Protocol):
 
     def book(self) -> None:
         """Enters what was attended into the ledger, after the last layer."""
+
+
+class GraphedAttention(Attention, Protocol):
+    """Attention whose decode CUDA graphs can replay."""
+
+    def allocate(self, most: int) -> None:
+        """Buffers for decode batches of ``most`` requests under CUDA graphs."""
+
+    def stage(self, spans: Spans, slots: torch.Tensor, lengths: torch.Tensor) -> None:
+        """Takes note of a decode batch that a CUDA graph runs."""

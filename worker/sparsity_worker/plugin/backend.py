@@ -16,7 +16,7 @@ from sparsity.errors import ConfigurationError
 
 from sparsity_worker.plugin import BACKEND, CONFIG_KEY
 from sparsity_worker.plugin.accounting import Ledger
-from sparsity_worker.plugin.attention import Attention, Prompt, Spans, on_the_host
+from sparsity_worker.plugin.attention import Attention, GraphedAttention, Prompt, Spans, on_the_host
 from sparsity_worker.plugin.torch_attention import TorchAttention
 from sparsity_worker.profile import Profile, parse_profile
 
@@ -59,6 +59,7 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         }
         self.ledger = Ledger(runner.model_config.num_hidden_layers, capacity=4 * self.req_to_token_pool.size)
         self.prompts: dict[str, Prompt] = {}
+        self._replayed: GraphedAttention | None = None
         self.attention = self._attention(runner, summaries)
         self._facts = {
             "kernels": kernels_of(str(runner.device)),
@@ -78,7 +79,9 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         from sparsity_worker.plugin.triton_attention import TritonAttention
 
         try:
-            return TritonAttention(*shared, runner.model_config.num_attention_heads // runner.server_args.tp_size)
+            heads = runner.model_config.num_attention_heads // runner.server_args.tp_size
+            self._replayed = TritonAttention(*shared, heads)
+            return self._replayed
         except ValueError as error:
             raise ConfigurationError(f"profile {self.profile.label}: {error}") from error
 
@@ -112,7 +115,12 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
         """Buffers of decode under CUDA graphs."""
-        self.attention.allocate(max_bs)
+        self._graphed().allocate(max_bs)
+
+    def _graphed(self) -> GraphedAttention:
+        if self._replayed is None:
+            raise ConfigurationError("disable_cuda_graph: must be set where the torch kernels attend")
+        return self._replayed
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
         """Fills the buffers for a capture, or for a replay of the batch that was made last."""
@@ -123,7 +131,7 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         prompts = [self.prompts[rid] for rid in rids]
         self._note_reasoning(rids, prompts)
         on_host = on_the_host(forward_batch, "seq_lens")[:count] if count else []
-        self.attention.stage(Spans(rids, [0] * count, on_host, [1] * count, prompts), slots, lengths)
+        self._graphed().stage(Spans(rids, [0] * count, on_host, [1] * count, prompts), slots, lengths)
 
     def _note_reasoning(self, rids: list[str], prompts: list[Prompt]) -> None:
         for rid, prompt in zip(rids, prompts, strict=True):

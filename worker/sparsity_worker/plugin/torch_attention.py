@@ -63,13 +63,6 @@ class TorchAttention:
             start += new
         self._written = torch.cat(pages)
 
-    def allocate(self, most: int) -> None:
-        """There are no CUDA graphs on the CPU."""
-
-    def stage(self, spans: Spans, slots: torch.Tensor, lengths: torch.Tensor) -> None:
-        """There are no CUDA graphs on the CPU."""
-        raise NotImplementedError("CUDA graphs run on GPUs")
-
     def attend(
         self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layer: RadixAttention, decode: bool
     ) -> torch.Tensor:

@@ -215,7 +215,6 @@ class TritonAttention:
             if prompt.measured and not own.dense_host[number]:
                 table = own.tables[number, : -(-length // page)].long()
                 every = PagedSequence(keys, values, table, length).gather()[0]
-                every.flatten(1, 2)[:, length:] = 0
                 positions = spread_rows(length - new, new, MEASURED_ROWS).to(q.device)
                 tiles = kept[:, own.tiles.sequence == number, : every.shape[1]]
                 first = (length - new) // tile
