@@ -116,19 +116,26 @@ class Fleet:
         for tier in Tier:
             self.lines[tier].wake()
 
-    def of(self, tier: Tier) -> list[Worker]:
-        """The workers of a tier."""
-        return [worker for worker in self.workers if worker.tier is tier]
+    def of(self, tier: Tier, dense_reasoning: bool = False) -> list[Worker]:
+        """The workers of a tier, or those of them that decode reasoning densely."""
+        return [w for w in self.workers if w.tier is tier and (w.densifies or not dense_reasoning)]
 
     def pick(
-        self, tier: Tier, tried: set[str], *, spilled: bool = False, want: Callable[[], Want] | None = None
+        self,
+        tier: Tier,
+        tried: set[str],
+        *,
+        spilled: bool = False,
+        dense_reasoning: bool = False,
+        want: Callable[[], Want] | None = None,
     ) -> Worker | None:
         """The worker of ``tier`` that takes the request, of those whose target was not tried; None when all are busy.
 
         A ``spilled`` request, which policy gave a sparser tier, leaves the reserve of dense workers alone.
         """
         share = 1.0 - self.admission.dense_reserve if spilled and tier is Tier.DENSE else 1.0
-        ready = [w for w in self.of(tier) if w.state is State.READY and w.target not in tried and w.has_room(share)]
+        able = self.of(tier, dense_reasoning)
+        ready = [w for w in able if w.state is State.READY and w.target not in tried and w.has_room(share)]
         # A prompt is copied and hashed only where there is a choice.
         return self._picker.pick(ready, want() if want and len(ready) > 1 else None)
 

@@ -106,7 +106,7 @@ class _Relay:
                 self._fell(race.leg.worker if race else worker, error, first=first)
 
     def _pick(self, tier: Tier, decision: Decision) -> Worker | None:
-        return self.fleet.pick(tier, self.attempts.tried, spilled=tier is not decision.tier, want=self.want)
+        return _pick(self.fleet, tier, decision, self.attempts.tried, self.want)
 
     def _open(self, worker: Worker, tier: Tier) -> Leg:
         self.attempts.tried.add(worker.target)
@@ -231,9 +231,9 @@ def _patience(fleet: Fleet, context: grpc.aio.ServicerContext[Any, Any]) -> floa
 def _is_full(fleet: Fleet, decision: Decision, attempts: _Attempts) -> bool:
     """Whether waiting may help: some worker that may serve the request has no room now."""
     tiers = (decision.tier, *decision.fallback)
-    states = [worker.state for tier in tiers for worker in fleet.of(tier)]
+    states = [worker.state for tier in tiers for worker in fleet.of(tier, decision.dense_reasoning)]
     reserved = any(worker.state is State.READY and worker.target not in attempts.tried
-                   for tier in decision.fallback for worker in fleet.of(tier))  # fmt: skip
+                   for tier in decision.fallback for worker in fleet.of(tier, decision.dense_reasoning))  # fmt: skip
     return attempts.overloaded or reserved or State.FULL in states
 
 
@@ -245,9 +245,16 @@ def place(fleet: Fleet, decision: Decision, want: Callable[[], Want] | None = No
         UnavailableError: when none can be reached.
     """
     for tier in (decision.tier, *decision.fallback):
-        if worker := fleet.pick(tier, set(), spilled=tier is not decision.tier, want=want):
+        if worker := _pick(fleet, tier, decision, set(), want):
             return worker, _served(decision, tier, fleet)
     raise _nobody(fleet, decision, _Attempts(set()))
+
+
+def _pick(
+    fleet: Fleet, tier: Tier, decision: Decision, tried: set[str], want: Callable[[], Want] | None
+) -> Worker | None:
+    spilled, reasoning = tier is not decision.tier, decision.dense_reasoning
+    return fleet.pick(tier, tried, spilled=spilled, dense_reasoning=reasoning, want=want)
 
 
 def _check_report(completion: inference_pb2.Completion, worker: Worker, tier: Tier) -> None:
@@ -260,9 +267,12 @@ def _served(decision: Decision, tier: Tier, fleet: Fleet) -> Decision:
     """The decision as served at ``tier``."""
     if tier is decision.tier:
         return decision
-    unproven = any(worker.state is State.UNPROVEN for worker in fleet.of(decision.tier))
+    own = fleet.of(decision.tier)
+    unproven = any(worker.state is State.UNPROVEN for worker in own)
     reason = Reason.MISSING_TELEMETRY if unproven else Reason.TIER_UNAVAILABLE
     what = "prove what they attend" if unproven else "answer"
+    if decision.dense_reasoning and own and not fleet.of(decision.tier, dense_reasoning=True):
+        what = "decode reasoning densely"
     detail = f"policy gives {decision.tier.word}, whose workers could not {what}; {decision.explanation}"
     return replace(decision, tier=tier, reason=reason, explanation=detail)
 

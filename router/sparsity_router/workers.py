@@ -106,6 +106,11 @@ class Worker:
         return min(self.load.kv_used_tokens / most, 1.0) if most else 0.0
 
     @property
+    def densifies(self) -> bool:
+        """Whether it decodes reasoning spans densely when asked."""
+        return self.tier is Tier.DENSE or (self.capabilities is not None and self.capabilities.dense_reasoning)
+
+    @property
     def in_flight(self) -> int:
         """Requests that this router sent it and that have not ended."""
         return len(self._dispatched)

@@ -46,6 +46,21 @@ async def test_workers_are_told_where_reasoning_decodes_densely(model: Path) -> 
         assert told == [False, True] == [plain.decision.dense_reasoning, asked.decision.dense_reasoning]
 
 
+async def test_a_worker_that_cannot_is_not_sent_reasoning_to_decode_densely(model: Path) -> None:
+    async with rig(model, *trio(model, densifies=False)) as r:
+        _, plain = await r.generate(LONG)
+        _, asked = await r.generate(LONG, dense_reasoning=True)
+        assert (plain.worker_id, asked.worker_id) == ("a", "m")
+        assert asked.decision.reason == inference_pb2.REASON_TIER_UNAVAILABLE
+        assert "whose workers could not decode reasoning densely" in asked.decision.explanation
+
+
+async def test_one_of_a_tier_that_can_takes_the_reasoning(model: Path) -> None:
+    able = FakeWorker("able", AGGRESSIVE, model, outstanding=10**6)
+    async with rig(model, *trio(model, densifies=False), able) as r:
+        assert {(await r.generate(LONG, dense_reasoning=True))[1].worker_id for _ in range(4)} == {"able"}
+
+
 async def test_the_least_loaded_worker_is_taken(model: Path) -> None:
     busy = FakeWorker("busy", DENSE, model, outstanding=5000)
     idle = FakeWorker("idle", DENSE, model, outstanding=10)

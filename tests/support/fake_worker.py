@@ -80,6 +80,7 @@ class FakeWorker:
     draining: bool = False
     reports: bool = True
     coverage: float = 0.95
+    densifies: bool = True
     leases: LeaseChecker | None = None
     received: list[Any] = field(default_factory=list)
     cancelled: int = 0
@@ -120,6 +121,7 @@ class FakeWorker:
             context_length=100_000,
             vocabulary_size=257,
             sparse_from=self.sparse_from,
+            dense_reasoning=self.densifies,
             tokenizer_digest=digest,
             proof=worker_pb2.BackendProof(sparse_kernel_calls=self.sparse_calls),
         )

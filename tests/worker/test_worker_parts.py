@@ -25,9 +25,11 @@ from sparsity_worker.load import Load
 from sparsity_worker.plugin import REASONING_KEY
 from sparsity_worker.plugin.accounting import DECODE, PREFILL, Account, Ledger
 from sparsity_worker.plugin.reasoning import Reasoning
-from sparsity_worker.profile import load_profile, parse_profile, shipped_profiles
+from sparsity_worker.profile import load_profile
+from sparsity_worker.profile_document import read_document, schema_of, shipped_profiles
 from sparsity_worker.report import sparsity_report
 from sparsity_worker.requests import engine_request, marker_ids, read_prompt
+from sparsity_worker.tier_profile import SCHEMAS
 from support.tiny import tiny_model, tiny_tokenizer
 
 FACTS = ModelFacts("tiny", 512, 257)
@@ -35,11 +37,14 @@ FACTS = ModelFacts("tiny", 512, 257)
 
 @pytest.mark.parametrize("name", shipped_profiles())
 def test_shipped_profiles_load_and_survive_the_model_config(name: str) -> None:
-    profile = load_profile(name)
+    document = read_document(name)
+    parse = SCHEMAS[str(schema_of(document))]
+    profile = parse(document, name)
+    assert profile.label.partition("@")[0] == name
     assert name.endswith(profile.tier)
-    assert parse_profile(profile.to_document(), "again") == profile
+    assert parse(profile.to_document(), "again") == profile
     # SGLang hands the model config to its processes as JSON, which has no numbers as keys.
-    assert parse_profile(json.loads(json.dumps(profile.to_document())), "again") == profile
+    assert parse(json.loads(json.dumps(profile.to_document())), "again") == profile
 
 
 @pytest.mark.parametrize(

@@ -101,11 +101,15 @@ class ModelFacts:
         name: the model folder's name.
         context_length: prompt plus completion, tokens.
         vocabulary_size: token ids lie below it.
+        index_topk: tokens that the model's own indexer picks for each query (DeepSeek sparse attention); 0 without one.
+        latent: whether its KV cache holds one latent vector a token for all heads (MLA).
     """
 
     name: str
     context_length: int
     vocabulary_size: int
+    index_topk: int = 0
+    latent: bool = False
 
     @classmethod
     def read(cls, model_path: Path) -> ModelFacts:
@@ -117,6 +121,8 @@ class ModelFacts:
         path = model_path / "config.json"
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
-            return cls(model_path.name, int(config["max_position_embeddings"]), int(config["vocab_size"]))
+            context, vocabulary = int(config["max_position_embeddings"]), int(config["vocab_size"])
+            latent = bool(config.get("kv_lora_rank"))
+            return cls(model_path.name, context, vocabulary, int(config.get("index_topk") or 0), latent)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigurationError(f"--model: {path}: {type(error).__name__}: {error}") from error

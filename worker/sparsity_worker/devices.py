@@ -40,22 +40,22 @@ def pick_dtype(wanted: str, device: str = "cpu") -> str:
     return "bfloat16" if native else "float32"
 
 
-def _cpu(config: WorkerConfig, sparse: bool) -> dict[str, Any]:
+def _cpu(config: WorkerConfig, backend: str | None) -> dict[str, Any]:
     return {
-        "attention_backend": BACKEND if sparse else config.dense_backend or DENSE_BACKEND_CPU,
+        "attention_backend": backend or config.dense_backend or DENSE_BACKEND_CPU,
         "mem_fraction_static": config.mem_fraction or _MEMORY_CPU,
         "disable_overlap_schedule": True,
         "sampling_backend": "pytorch",
     }
 
 
-def _cuda(config: WorkerConfig, sparse: bool) -> dict[str, Any]:
+def _cuda(config: WorkerConfig, backend: str | None) -> dict[str, Any]:
     """The dense tier takes what SGLang finds best."""
-    if not sparse:
-        chosen = {"mem_fraction_static": config.mem_fraction, "attention_backend": config.dense_backend}
+    if backend != BACKEND:
+        chosen = {"mem_fraction_static": config.mem_fraction, "attention_backend": backend or config.dense_backend}
         return {name: value for name, value in chosen.items() if value}
     return {
-        "attention_backend": BACKEND,
+        "attention_backend": backend,
         # Page summaries come on top of the KV cache.
         "mem_fraction_static": config.mem_fraction or _MEMORY_SPARSE_CUDA,
         # With it a step begins before the last token is known, which may open a span that decodes densely.
@@ -63,5 +63,5 @@ def _cuda(config: WorkerConfig, sparse: bool) -> dict[str, Any]:
     }
 
 
-# What differs by device: of the worker's options, and whether its tier is sparse.
-DEVICES: Mapping[str, Callable[[WorkerConfig, bool], dict[str, Any]]] = {"cpu": _cpu, "cuda": _cuda}
+# What differs by device: of the worker's options, and the backend of its profile, if it has one.
+DEVICES: Mapping[str, Callable[[WorkerConfig, str | None], dict[str, Any]]] = {"cpu": _cpu, "cuda": _cuda}

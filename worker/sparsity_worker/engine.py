@@ -14,8 +14,8 @@ from sparsity.errors import EngineError
 
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.devices import DEVICES, pick_dtype, prepare_environment
-from sparsity_worker.plugin import BACKEND, CONFIG_KEY, FACTS_KEY, REPORT_KEY
-from sparsity_worker.profile import Profile
+from sparsity_worker.plugin import CONFIG_KEY, FACTS_KEY, REPORT_KEY
+from sparsity_worker.tier_profile import TierProfile, model_overrides
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +48,20 @@ class EngineRequest:
 
 
 class Engine:
-    """An `sgl.Engine` with our backend on the sparse tiers.
+    """An `sgl.Engine` with the profile's backend on the sparse tiers.
 
     Construct it in the main thread: SGLang installs signal handlers and starts its scheduler process.
     """
 
-    def __init__(self, config: WorkerConfig, facts: ModelFacts, profile: Profile | None) -> None:
+    def __init__(self, config: WorkerConfig, facts: ModelFacts, profile: TierProfile | None) -> None:
         prepare_environment(config.device, config.threads)
         import sglang
 
         self.device = config.device
         self.version: str = sglang.__version__
         self.dtype = pick_dtype(config.dtype, config.device)
-        self.page_size = profile.block_size if profile else 64
-        overrides = {CONFIG_KEY: profile.to_document()} if profile else {}
+        self.page_size = profile.page_size if profile else 64
+        overrides = model_overrides(profile, facts) | ({CONFIG_KEY: profile.to_document()} if profile else {})
         collector = telemetry.plaintext_collector()
         self._traced = collector is not None
         tracing = {"enable_trace": True, "otlp_traces_endpoint": collector, "otlp_service_name": "sglang"}
@@ -81,10 +81,10 @@ class Engine:
             incremental_streaming_output=True,
             grammar_backend="none",
             log_level="warning",
-            **DEVICES[config.device](config, profile is not None),
+            **DEVICES[config.device](config, profile.backend if profile else None),
             **(tracing if self._traced else {}),
         )
-        self.backend: str = BACKEND if profile else self._engine.server_args.attention_backend or "sglang"
+        self.backend: str = profile.backend if profile else self._engine.server_args.attention_backend or "sglang"
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Step]:
         """Runs one request; leaving the iterator early aborts it in the engine.

@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import yaml
 from sparse_kernels.config import DecodeConfig, PrefillConfig
 from sparse_kernels.schedule import LayerSchedule, SparseAttention
 from sparsity.errors import ConfigurationError
 
+from sparsity_worker.plugin import BACKEND
+from sparsity_worker.profile_document import checked, read_document
+
 SCHEMA = "sparsity.profile/v1"
-TIERS = ("moderate", "aggressive")
 _OPTIONAL = {"layers", "provenance"}
 _KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
 
@@ -31,6 +30,9 @@ class Profile(SparseAttention):
         provenance: where the numbers come from, for people to read.
     """
 
+    backend: ClassVar[str] = BACKEND
+    densifies: ClassVar[bool] = True
+
     name: str
     version: int
     tier: str
@@ -40,6 +42,26 @@ class Profile(SparseAttention):
     def label(self) -> str:
         """Name and version, as reports carry it."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def page_size(self) -> int:
+        """Tokens a KV page."""
+        return self.block_size
+
+    @property
+    def sparse_from(self) -> int:
+        """Prompts of fewer tokens are attended densely."""
+        return self.prefill.sparse_from
+
+    @property
+    def probe_tokens(self) -> int:
+        """Length of a prompt that the start-up probe can see pruned: twice what is kept in any case."""
+        return 2 * (self.prefill.sink + self.prefill.window + 2 * self.prefill.query_tile)
+
+    @property
+    def model_overrides(self) -> Mapping[str, Any]:
+        """What the model's own config says otherwise under this profile: nothing."""
+        return {}
 
     def to_document(self) -> dict[str, Any]:
         """The profile as the mapping that :func:`parse_profile` reads."""
@@ -62,18 +84,7 @@ def parse_profile(document: object, source: str) -> Profile:
     Raises:
         ConfigurationError: naming ``source``, the field and what it must be.
     """
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise ConfigurationError(f"{source}: schema: must be {SCHEMA!r}")
-    fields = {field.name for field in dataclasses.fields(Profile)}
-    values = {key: value for key, value in document.items() if key != "schema"}
-    for key in sorted((values.keys() | _OPTIONAL) ^ fields):
-        problem = "is missing" if key in fields else f"is not a field; fields are {', '.join(sorted(fields))}"
-        raise ConfigurationError(f"{source}: {key}: {problem}")
-    if values["tier"] not in TIERS:
-        raise ConfigurationError(f"{source}: tier: must be one of {', '.join(TIERS)}, not {values['tier']!r}")
-    for key in ("version", "block_size", "sub_block"):
-        if not isinstance(values[key], int) or values[key] < 1:
-            raise ConfigurationError(f"{source}: {key}: must be a whole number of at least 1, not {values[key]!r}")
+    values = checked(document, SCHEMA, Profile, _OPTIONAL, ("version", "block_size", "sub_block"), source)
     if values["block_size"] % values["sub_block"]:
         raise ConfigurationError(f"{source}: sub_block: {values['sub_block']} must divide block_size")
     layers = values["dense_layers"]
@@ -141,31 +152,10 @@ def _section(kind: type, values: object, source: str) -> Any:
         raise ConfigurationError(f"{source}.{error}") from error
 
 
-def shipped_profiles() -> list[str]:
-    """Names of the profiles in the package."""
-    folder = resources.files("sparsity_worker.profiles")
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
 def load_profile(name_or_path: str) -> Profile:
     """Loads a shipped profile by name, or any profile by path.
 
     Raises:
         ConfigurationError: when there is none, or it is not valid.
     """
-    path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml"):
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigurationError(f"profile: cannot read {path}: {error.strerror}") from error
-    elif name_or_path in shipped_profiles():
-        text = resources.files("sparsity_worker.profiles").joinpath(f"{name_or_path}.yaml").read_text(encoding="utf-8")
-    else:
-        known = ", ".join(shipped_profiles())
-        raise ConfigurationError(f"profile: {name_or_path!r} is neither a .yaml file nor one of {known}")
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{name_or_path}: not valid YAML: {error}") from error
-    return parse_profile(document, name_or_path)
+    return parse_profile(read_document(name_or_path), name_or_path)

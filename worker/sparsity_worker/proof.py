@@ -15,7 +15,7 @@ from sparsity_worker.config import ModelFacts
 from sparsity_worker.engine import Engine, EngineRequest
 from sparsity_worker.plugin import PROBE_KEY
 from sparsity_worker.plugin.accounting import PREFILL, Account
-from sparsity_worker.profile import Profile
+from sparsity_worker.tier_profile import TierProfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Proof:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-async def probe(engine: Engine, facts: ModelFacts, profile: Profile | None) -> Proof:
+async def probe(engine: Engine, facts: ModelFacts, profile: TierProfile | None) -> Proof:
     """Runs one request that must prune on a sparse tier, and must not report pruning on the dense one.
 
     Raises:
@@ -47,8 +47,7 @@ async def probe(engine: Engine, facts: ModelFacts, profile: Profile | None) -> P
     """
     length = 64
     if profile:
-        floor = profile.prefill.sink + profile.prefill.window + 2 * profile.prefill.query_tile
-        length = min(2 * floor, facts.context_length - 2)
+        length = min(profile.probe_tokens, facts.context_length - 2)
     prompt = np.random.default_rng(0).integers(0, facts.vocabulary_size, length).tolist()
     packed, setup = b"", ""
     # Marked as the probe, so that a short prompt proves what a profile would only do to a long one.
@@ -62,7 +61,8 @@ async def probe(engine: Engine, facts: ModelFacts, profile: Profile | None) -> P
         return Proof(length, 0, 0, 1.0, time.time())
     if not packed:
         raise BackendInactiveError(
-            f"tier {profile.tier}: the probe of {length} tokens brought no account: the sparsity backend is not active;"
+            f"tier {profile.tier}: the probe of {length} tokens brought no account:"
+            f" the {profile.backend} backend is not active;"
             " check that the package is installed with its SGLang plugin entry points"
         )
     account = Account.unpack(packed)

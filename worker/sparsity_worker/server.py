@@ -19,10 +19,10 @@ from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.engine import Engine
 from sparsity_worker.load import Load
 from sparsity_worker.metering import WorkerMetrics
-from sparsity_worker.profile import Profile, load_profile
 from sparsity_worker.proof import probe
 from sparsity_worker.requests import marker_ids
 from sparsity_worker.service import Identity, WorkerService
+from sparsity_worker.tier_profile import TierProfile, load_tier_profile
 
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"]
 log = logging.getLogger("sparsity.worker")
@@ -35,9 +35,7 @@ def run(config: WorkerConfig) -> None:
         SparsityError: when it cannot serve what it was asked to.
     """
     facts = ModelFacts.read(config.model_path)
-    profile = load_profile(config.profile) if config.profile and config.tier != "dense" else None
-    if profile and profile.tier != config.tier:
-        raise ConfigurationError(f"--profile: {profile.label} is for the {profile.tier} tier, not {config.tier}")
+    profile = load_tier_profile(config, facts)
     tokenizer_file = config.model_path / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     digest = hashlib.sha256(tokenizer_file.read_bytes()).hexdigest()
@@ -67,13 +65,12 @@ async def _serve(
     engine: Engine,
     tokenizer: Tokenizer,
     digest: str,
-    profile: Profile | None,
+    profile: TierProfile | None,
 ) -> None:
     proof = await probe(engine, facts, profile)
     load = Load(config.max_requests)
     markers = marker_ids(tokenizer, config.reasoning_markers)
-    sparse_from = profile.prefill.sparse_from if profile else 0
-    identity = Identity(config, facts, profile.label if profile else "dense", proof, digest, markers, sparse_from)
+    identity = Identity(config, facts, profile, proof, digest, markers)
     metrics = WorkerMetrics(config, facts, load)
     service = WorkerService(engine, tokenizer, identity, load, _leases(config, identity), metrics)
     endpoint = listen(config.listen, {SERVICE: service}, MAX_MESSAGE_BYTES, config.tls)
@@ -92,7 +89,7 @@ async def _serve(
         host,
         endpoint.port,
         facts.name,
-        identity.profile,
+        identity.label,
         engine.backend,
         proof.density,
     )

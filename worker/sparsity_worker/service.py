@@ -28,6 +28,7 @@ from sparsity_worker.metering import WorkerMetrics
 from sparsity_worker.proof import Proof
 from sparsity_worker.report import sparsity_report
 from sparsity_worker.requests import engine_request, read_prompt
+from sparsity_worker.tier_profile import TierProfile
 
 Context = grpc.aio.ServicerContext[worker_pb2.WorkerServiceGenerateRequest, worker_pb2.WorkerServiceGenerateResponse]
 _FINISH = {"stop": inference_pb2.FINISH_REASON_STOP, "length": inference_pb2.FINISH_REASON_LENGTH}
@@ -47,20 +48,28 @@ class Identity:
     Attributes:
         config: its options.
         facts: its model.
-        profile: name and version of its profile; `dense` without one.
+        profile: of a sparse tier.
         proof: the start-up probe.
         tokenizer_digest: SHA-256 of tokenizer.json, hexadecimal.
         markers: token ids around a reasoning span; none where the tokenizer lacks them.
-        sparse_from: prompts of fewer tokens are attended densely; 0 on the dense tier.
     """
 
     config: WorkerConfig
     facts: ModelFacts
-    profile: str
+    profile: TierProfile | None
     proof: Proof
     tokenizer_digest: str
     markers: tuple[int, ...] = ()
-    sparse_from: int = 0
+
+    @property
+    def label(self) -> str:
+        """Name and version of its profile; `dense` without one."""
+        return self.profile.label if self.profile else "dense"
+
+    @property
+    def densifies(self) -> bool:
+        """Whether it can decode a reasoning span densely."""
+        return self.profile is None or self.profile.densifies
 
     @property
     def tier(self) -> inference_pb2.Tier.ValueType:
@@ -96,6 +105,8 @@ class WorkerService:
             raise InvalidRequestError.of("tier", f"this worker serves {self._identity.config.tier}, not {wanted}")
         if self._leases and (request.HasField("lease") or self._identity.config.require_lease):
             self._leases.take(request)
+        if request.dense_reasoning and not self._identity.densifies:
+            raise InvalidRequestError.of("dense_reasoning", f"{self._identity.label} cannot; ask a denser worker")
         self._load.require_room()
         if len(request.text.text) > _INLINE_CHARACTERS:
             prompt = await asyncio.to_thread(read_prompt, request, self._tokenizer)
@@ -133,7 +144,7 @@ class WorkerService:
                     rest = text.finish()
                     if rest.text:
                         yield inference_pb2.GenerateResponse(text=rest.text)
-        report = sparsity_report(self._identity.tier, self._identity.profile, self._engine.backend, account)
+        report = sparsity_report(self._identity.tier, self._identity.label, self._engine.backend, account)
         times = Times(first, time.monotonic() - started)
         usage = inference_pb2.Usage(
             prompt_tokens=len(request.prompt),
@@ -162,7 +173,7 @@ class WorkerService:
             worker_id=own.config.worker_id,
             model=own.facts.name,
             tier=own.tier,
-            profile=own.profile,
+            profile=own.label,
             backend=self._engine.backend,
             context_length=own.facts.context_length,
             vocabulary_size=own.facts.vocabulary_size,
@@ -181,7 +192,8 @@ class WorkerService:
             engine=worker_pb2.EngineFacts(
                 device=self._engine.device, dtype=self._engine.dtype, page_size=self._engine.page_size, **proof.facts
             ),
-            sparse_from=own.sparse_from,
+            sparse_from=own.profile.sparse_from if own.profile else 0,
+            dense_reasoning=own.densifies,
         )
 
     async def WatchLoad(

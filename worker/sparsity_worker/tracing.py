@@ -69,7 +69,7 @@ def generation(
                     telemetry.GEN_AI_MAX_TOKENS: request.sampling["max_new_tokens"],
                     telemetry.GEN_AI_TEMPERATURE: float(request.sampling["temperature"]),
                     telemetry.TIER: identity.config.tier,
-                    telemetry.PROFILE: identity.profile,
+                    telemetry.PROFILE: identity.label,
                     telemetry.WORKER_ID: identity.config.worker_id,
                     telemetry.REQUEST_ID: request.rid,
                 }

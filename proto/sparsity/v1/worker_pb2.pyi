@@ -200,6 +200,7 @@ class GetCapabilitiesResponse(_message.Message):
     REASONING_MARKERS_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     SPARSE_FROM_FIELD_NUMBER: _builtins.int
+    DENSE_REASONING_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     """The worker's id, unique in the fleet."""
     model: _builtins.str
@@ -224,6 +225,8 @@ class GetCapabilitiesResponse(_message.Message):
     """SHA-256 of the model's tokenizer file, in hexadecimal; routers refuse a worker whose tokenizer differs from theirs."""
     sparse_from: _builtins.int
     """Prompts of fewer tokens are attended densely; 0 on the dense tier."""
+    dense_reasoning: _builtins.bool
+    """Whether it decodes reasoning spans densely when asked; routers send no such request to a worker that does not."""
     @_builtins.property
     def proof(self) -> Global___BackendProof:
         """The start-up proof that the sparse kernels run."""
@@ -254,10 +257,11 @@ class GetCapabilitiesResponse(_message.Message):
         reasoning_markers: _abc.Iterable[_builtins.str] | None = ...,
         engine: Global___EngineFacts | None = ...,
         sparse_from: _builtins.int = ...,
+        dense_reasoning: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "proof", b"proof"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "context_length", b"context_length", "engine", b"engine", "engine_version", b"engine_version", "kv_capacity_tokens", b"kv_capacity_tokens", "max_requests", b"max_requests", "model", b"model", "profile", b"profile", "proof", b"proof", "reasoning_markers", b"reasoning_markers", "sparse_from", b"sparse_from", "tier", b"tier", "tokenizer_digest", b"tokenizer_digest", "vocabulary_size", b"vocabulary_size", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "context_length", b"context_length", "dense_reasoning", b"dense_reasoning", "engine", b"engine", "engine_version", b"engine_version", "kv_capacity_tokens", b"kv_capacity_tokens", "max_requests", b"max_requests", "model", b"model", "profile", b"profile", "proof", b"proof", "reasoning_markers", b"reasoning_markers", "sparse_from", b"sparse_from", "tier", b"tier", "tokenizer_digest", b"tokenizer_digest", "vocabulary_size", b"vocabulary_size", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -278,7 +282,7 @@ class EngineFacts(_message.Message):
     device: _builtins.str
     """`cpu` or `cuda`."""
     kernels: _builtins.str
-    """What computes attention: `torch` or `triton`; empty on the dense tier, where it is SGLang's."""
+    """What computes attention: `torch`, `triton`, or `sglang` where a model picks its own tokens; empty on the dense tier."""
     dtype: _builtins.str
     """Compute dtype."""
     page_size: _builtins.int

@@ -128,10 +128,11 @@ def _described(own: worker_pb2.GetCapabilitiesResponse) -> Iterator[tuple[str, s
     kernels = f", {engine.kernels} kernels" if engine.kernels else ""
     yield "backend", f"{own.backend}{kernels}, profile {own.profile}"
     if own.tier != inference_pb2.TIER_DENSE:
-        yield "summaries", f"{engine.summary_bytes / 2**20:.1f} MiB beside the KV cache"
+        if engine.summary_bytes:
+            yield "summaries", f"{engine.summary_bytes / 2**20:.1f} MiB beside the KV cache"
         yield "sparse", f"from {own.sparse_from} prompt tokens"
         markers = " ... ".join(own.reasoning_markers) or "no markers: answers held dense as reasoning decode densely"
-        yield "reasoning", markers
+        yield "reasoning", markers if own.dense_reasoning else "cannot decode densely: such requests go to denser tiers"
     when = datetime.fromtimestamp(proof.time.ToNanoseconds() / 1e9).strftime("%Y-%m-%d %H:%M:%S")
     yield (
         "start-up",

@@ -71,6 +71,10 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         """How it was set up, as JSON."""
         return json.dumps(self._facts)
 
+    def book(self, _: ForwardBatch) -> None:
+        """Enters what a batch attended into the ledger, after its last layer."""
+        self.attention.book()
+
     def _attention(self, runner: ModelRunner, summaries: dict[int, PageSummaries]) -> Attention:
         shared = (self.profile, summaries, self.req_to_token_pool.req_to_token, self.ledger)
         if kernels_of(str(runner.device)) == "torch":
@@ -99,7 +103,7 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         if isinstance(self.token_to_kv_pool, SWAKVPool):
             raise ConfigurationError("model: sliding-window KV pools are not supported; serve this model dense")
         if runner.use_mla_backend:
-            raise ConfigurationError("model: MLA models are not supported; serve this model dense")
+            raise ConfigurationError("model: MLA models are not supported; serve this model dense, or by index_topk")
         if runner.model_config.is_encoder_decoder:
             raise ConfigurationError("model: encoder-decoder models are not supported; serve this model dense")
 

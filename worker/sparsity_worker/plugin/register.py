@@ -8,6 +8,7 @@ from typing import Any
 from sparsity_worker.plugin import BACKEND, FACTS_KEY, MEASURE_KEY, PROBE_KEY, REASONING_KEY, REPORT_KEY
 from sparsity_worker.plugin.attention import Prompt
 from sparsity_worker.plugin.backend import SparsityAttnBackend
+from sparsity_worker.plugin.indexer import IndexerMeter
 from sparsity_worker.plugin.reasoning import Reasoning
 
 
@@ -25,16 +26,17 @@ def register() -> None:
     )
 
 
-def _backend(runner: Any) -> SparsityAttnBackend | None:
+def _accountant(runner: Any) -> SparsityAttnBackend | IndexerMeter | None:
+    """Who counts what a runner attends; nobody on the dense tier."""
     backend = getattr(runner, "attn_backend", None)
-    return backend if isinstance(backend, SparsityAttnBackend) else None
+    return backend if isinstance(backend, SparsityAttnBackend) else IndexerMeter.of(runner)
 
 
 def _note_prompts(result: Any, *args: Any, **_: Any) -> None:
     """A forward batch knows its chunk only; the last chunk of a prompt is told by the whole prompt's length."""
     batch, runner = next((pair for pair in pairwise(args) if hasattr(pair[0], "reqs")), (None, None))
-    if (backend := _backend(runner)) is not None and batch is not None:
-        backend.prompts = {req.rid: _prompt(req) for req in batch.reqs}
+    if batch is not None and (accountant := _accountant(runner)) is not None:
+        accountant.prompts = {req.rid: _prompt(req) for req in batch.reqs}
 
 
 def _prompt(req: Any) -> Prompt:
@@ -53,14 +55,14 @@ def _reasons(req: Any) -> bool:
 
 def _attach_accounts(result: Any, runner: Any, forward_batch: Any, *_: Any, **__: Any) -> None:
     """Puts each request's account into the logits output, whence SGLang takes it to `meta_info`."""
-    if (backend := _backend(runner)) is None:
+    if (accountant := _accountant(runner)) is None:
         return
-    backend.attention.book()
+    accountant.book(forward_batch)
     output = getattr(result, "logits_output", None)
     if output is not None and forward_batch.rids:
         info = dict(output.customized_info or {})
-        info[REPORT_KEY] = [backend.ledger.pack(rid) for rid in forward_batch.rids]
-        probes = [rid in backend.prompts and backend.prompts[rid].probe for rid in forward_batch.rids]
+        info[REPORT_KEY] = [accountant.ledger.pack(rid) for rid in forward_batch.rids]
+        probes = [rid in accountant.prompts and accountant.prompts[rid].probe for rid in forward_batch.rids]
         if any(probes):
-            info[FACTS_KEY] = [backend.facts() if probe else "" for probe in probes]
+            info[FACTS_KEY] = [accountant.facts() if probe else "" for probe in probes]
         output.customized_info = info
