@@ -12,10 +12,14 @@ environment:
 run: environment
 	@$(BIN)/sparsity up
 
+# Tests of computation, and such as wait for little but themselves: they run side by side, the others in real time.
+SIDE_BY_SIDE := tests/deploy tests/kernels tests/quality
+
 # Everything: style, types, stubs, unit and end-to-end tests.
 test: lint
-	@$(BIN)/python -m pytest
-	@TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/gpu
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE:%=--ignore=%)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(SIDE_BY_SIDE)
+	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/kernels/gpu
 
 lint: environment
 	@$(BIN)/ruff check .

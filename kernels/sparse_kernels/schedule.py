@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Self
 
 from sparse_kernels.config import DecodeConfig, PrefillConfig
 
@@ -65,6 +66,14 @@ class SparseAttention:
                     f"layers.{number}.thresholds: are {len(own.thresholds)}, but the model has {kv_heads} KV heads;"
                     " calibrate a profile for it"
                 )
+
+    def for_heads(self, heads: range) -> Self:
+        """The schedule of some of the KV heads, as one rank of tensor parallelism has them."""
+        layers = {
+            number: replace(own, thresholds=own.thresholds[heads.start : heads.stop])
+            for number, own in self.layers.items()
+        }
+        return replace(self, layers=layers)
 
     def prefill_at(self, layer: int) -> PrefillConfig | None:
         """Of this layer; None when it is dense."""

@@ -149,7 +149,9 @@ def test_a_cancel_frees_the_slot_in_the_engine(system: System, tier: str, when: 
     before = load(system, tier).aborted_requests
     start = 90_000 + 10_000 * (tier == "dense") + 20_000 * (when == "decode")
     domain = "medical" if tier == "dense" else "rag"
-    request = make_request(excerpt(22_000, start), domain=domain, max_new_tokens=2000)
+    # One that is cancelled in prefill takes seconds to read; of the others the aggressive tier's must be long.
+    characters = 22_000 if when == "prefill" else 18_000 if tier == "aggressive" else 2000
+    request = make_request(excerpt(characters, start), domain=domain, max_new_tokens=2000)
     request.sampling.ignore_eos = True
     with system.client() as client:
         stream = client.generate(request)
@@ -247,19 +249,17 @@ def test_a_guard_halts_a_rollout_by_what_real_engines_report(system: System, tmp
     path = tmp_path / "code.yaml"
     path.write_text(yaml.safe_dump(document))
     system.cli("policy", "apply", str(path), "--reason", "test")
-    prompt = excerpt(26_000)
+    request = make_request(excerpt(18_000), domain="code", task="search", max_new_tokens=2)
     with system.client() as client:
         for _ in range(20):
             # After the first one the prefix cache holds the prompt, and decoding alone is sparse.
-            _, completion = finish(
-                client.generate(make_request(prompt, domain="code", task="search", max_new_tokens=3))
-            )
+            _, completion = finish(client.generate(request))
             assert completion.decision.tier == inference_pb2.TIER_AGGRESSIVE
         deadline = time.monotonic() + 10
         while not system.json("policy", "get", "code")["policy"]["rollout"].get("halted"):
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        _, completion = finish(client.generate(make_request(prompt, domain="code", task="search", max_new_tokens=3)))
+        _, completion = finish(client.generate(request))
         assert completion.decision.tier == inference_pb2.TIER_DENSE
         assert completion.decision.reason == inference_pb2.REASON_ROLLOUT_SPLIT
         client.report_outcome(completion.decision.decision_id, 0.5, "exact_match")

@@ -31,6 +31,7 @@ def profile_document(**sections: dict[str, Any]) -> dict[str, Any]:
     document: dict[str, Any] = {
         "schema": "sparsity.profile/v1", "name": "tiny", "version": 1, "tier": "aggressive",
         "block_size": 64, "sub_block": 16, "dense_layers": [], "prefill": _PREFILL, "decode": _DECODE,
+        "layers": {1: {"thresholds": [0.5, 0.7]}},
     }  # fmt: skip
     return document | {name: document[name] | change for name, change in sections.items()}
 

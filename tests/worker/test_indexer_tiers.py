@@ -62,7 +62,7 @@ def worker(model: Path, folder: Path, tier: str = "aggressive", device: str = "c
 
 def test_the_engine_is_told_how_many_tokens_a_tier_picks(model: Path, tmp_path: Path) -> None:
     facts = ModelFacts.read(model)
-    assert facts == ModelFacts("tiny-v32", 2048, 257, index_topk=256, latent=True)
+    assert facts == ModelFacts("tiny-v32", 2048, 257, index_topk=256, latent=True, heads=4)
     sparse = load_tier_profile(worker(model, tmp_path), facts)
     assert sparse is not None
     assert (sparse.label, sparse.backend, sparse.page_size, sparse.sparse_from) == ("tiny-dsa@3", "dsa", 64, 129)

@@ -11,7 +11,9 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from sparse_kernels import AttentionStats
+from sparse_kernels.schedule import LayerSchedule, SparseAttention
 from sparsity.errors import (
     ConfigurationError,
     DrainingError,
@@ -24,6 +26,7 @@ from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.load import Load
 from sparsity_worker.plugin import REASONING_KEY
 from sparsity_worker.plugin.accounting import DECODE, PREFILL, Account, Ledger
+from sparsity_worker.plugin.ranks import Ranks
 from sparsity_worker.plugin.reasoning import Reasoning
 from sparsity_worker.profile import load_profile
 from sparsity_worker.profile_document import read_document, schema_of, shipped_profiles
@@ -96,10 +99,11 @@ def test_worker_options(tmp_path: Path) -> None:
         ({"dtype": "int4"}, "--dtype"),
         ({"device": "tpu"}, "--device"),
         ({"max_requests": 0}, "--max-requests"),
+        ({"tensor_parallel": 0}, "--tensor-parallel"),
     ):
         with pytest.raises(ConfigurationError, match=option):
             replace(good, **change)
-    assert ModelFacts.read(model) == replace(FACTS, name=model.name)
+    assert ModelFacts.read(model) == replace(FACTS, name=model.name, heads=4)
     (model / "config.json").write_text("{}")
     with pytest.raises(ConfigurationError, match="max_position_embeddings"):
         ModelFacts.read(model)
@@ -206,6 +210,51 @@ def test_the_ledger_adds_up_per_request_and_layer() -> None:
     for broken in (b"x", b"\x01" * 50):
         with pytest.raises(ValueError, match="account"):
             Account.unpack(broken)
+
+
+def test_ranks_add_up_what_each_attended() -> None:
+    ledgers = [Ledger(layers=2, capacity=4) for _ in range(2)]
+    for rank, ledger in enumerate(ledgers):
+        ledger.add("a", 1, PREFILL, AttentionStats(50 * rank, 50, 0.5 * rank, 10, 0.25, 4))
+        ledger.add_layers("b", DECODE, [0, 1], np.array([[1.0, 4.0, 0.0, 4.0], [4.0, 4.0, 4.0, 4.0]]))
+    handed = []
+
+    def hand_over(mine: NDArray[np.float64]) -> NDArray[np.float64]:
+        handed.append(mine.copy())
+        return mine
+
+    ledgers[1].settle(["a", "b"], hand_over)
+    ledgers[0].settle(["a", "b"], lambda mine: mine + handed[0])
+    ledgers[0].settle([], lambda mine: mine)
+    account = Account.unpack(ledgers[0].pack("a"))
+    assert account.density(PREFILL).tolist() == [1.0, 0.5]
+    assert account.coverage().tolist() == [1.0, 0.25]
+    assert (account.sparse_calls, account.calls, account.measured, account.measured_rows) == (1, 2, 0.25, 8)
+    assert Account.unpack(ledgers[0].pack("b")).density(DECODE).tolist() == [0.25, 1.0]
+    # What comes later is the rank's own until they add up again.
+    ledgers[0].add("a", 1, PREFILL, AttentionStats(50, 50, 1.0, 10))
+    assert Account.unpack(ledgers[0].pack("a")).density(PREFILL)[1] == pytest.approx(100 / 150)
+
+
+@pytest.mark.parametrize(
+    ("heads", "size", "found"),
+    [(8, 1, [range(8)]), (8, 2, [range(4), range(4, 8)]), (2, 4, [range(1), range(1), range(1, 2), range(1, 2)])],
+)
+def test_each_rank_has_its_heads_and_their_thresholds(heads: int, size: int, found: list[range]) -> None:
+    assert [Ranks(heads, rank, size).own_heads for rank in range(size)] == found
+    thresholds = tuple(number / 10 for number in range(heads))
+    whole = SparseAttention(layers={3: LayerSchedule(thresholds, 512), 4: LayerSchedule()})
+    for own in found:
+        mine = whole.for_heads(own)
+        assert mine.layers == {3: LayerSchedule(thresholds[own.start : own.stop], 512), 4: LayerSchedule()}
+        mine.check(5, len(own))
+
+
+def test_heads_that_ranks_cannot_share_are_refused() -> None:
+    nine = replace(FACTS, heads=9)
+    nine.check_ranks(3)
+    with pytest.raises(ConfigurationError, match="--tensor-parallel: tiny has 9 heads, which 2 cannot share"):
+        nine.check_ranks(2)
 
 
 def test_a_dense_report_says_everything_was_attended() -> None:

@@ -28,6 +28,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--chunked-prefill-tokens", type=int, default=8192, help="prompt tokens prefilled at once")
     parser.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; nobody has measured cuda yet")
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="devices that share each layer's heads")
     parser.add_argument("--load-format", default="auto", help="of the weights, SGLang's; dummy makes them up")
     parser.add_argument(
         "--dense-backend", help="SGLang's attention backend of the dense tier; its own choice without it"

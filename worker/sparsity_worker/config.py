@@ -12,6 +12,8 @@ from sparsity.tls import ServerTls
 from sparsity_worker.coalescing import Coalescing
 
 TIERS = ("dense", "moderate", "aggressive")
+# Of a model's config.json.
+_OPTIONAL = ("index_topk", "kv_lora_rank", "num_attention_heads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class WorkerConfig:
         mem_fraction: share of the memory that SGLang may plan with; None takes the device's default. The KV cache is
             sized by max_total_tokens.
         device: `cpu` or `cuda`.
+        tensor_parallel: devices, or on the CPU processes, that share each layer's heads.
         load_format: how SGLang loads the weights, such as `auto` or `dummy`, which makes them up.
         dense_backend: SGLang's attention backend of the dense tier; None lets it choose, or takes the CPU's.
     """
@@ -57,6 +60,7 @@ class WorkerConfig:
     threads: int | None = None
     mem_fraction: float | None = None
     device: str = "cpu"
+    tensor_parallel: int = 1
     load_format: str = "auto"
     dense_backend: str | None = None
     lease_key_file: Path | None = None
@@ -78,7 +82,7 @@ class WorkerConfig:
             raise ConfigurationError(f"--device: must be cpu or cuda, not {self.device!r}")
         if self.dtype not in ("auto", "bfloat16", "float32"):
             raise ConfigurationError(f"--dtype: must be auto, bfloat16 or float32, not {self.dtype!r}")
-        for name in ("max_total_tokens", "max_requests", "chunked_prefill_tokens"):
+        for name in ("max_total_tokens", "max_requests", "chunked_prefill_tokens", "tensor_parallel"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"--{name.replace('_', '-')}: must be at least 1")
         if not 0 <= self.measured_share <= 1:
@@ -103,6 +107,7 @@ class ModelFacts:
         vocabulary_size: token ids lie below it.
         index_topk: tokens that the model's own indexer picks for each query (DeepSeek sparse attention); 0 without one.
         latent: whether its KV cache holds one latent vector a token for all heads (MLA).
+        heads: query heads; 0 where its config does not say.
     """
 
     name: str
@@ -110,6 +115,7 @@ class ModelFacts:
     vocabulary_size: int
     index_topk: int = 0
     latent: bool = False
+    heads: int = 0
 
     @classmethod
     def read(cls, model_path: Path) -> ModelFacts:
@@ -122,7 +128,18 @@ class ModelFacts:
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
             context, vocabulary = int(config["max_position_embeddings"]), int(config["vocab_size"])
-            latent = bool(config.get("kv_lora_rank"))
-            return cls(model_path.name, context, vocabulary, int(config.get("index_topk") or 0), latent)
+            picks, latent, heads = (int(config.get(key) or 0) for key in _OPTIONAL)
+            return cls(model_path.name, context, vocabulary, picks, bool(latent), heads)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigurationError(f"--model: {path}: {type(error).__name__}: {error}") from error
+
+    def check_ranks(self, ranks: int) -> None:
+        """Whether so many ranks can share the heads.
+
+        Raises:
+            ConfigurationError: when they cannot.
+        """
+        if self.heads % ranks:
+            raise ConfigurationError(
+                f"--tensor-parallel: {self.name} has {self.heads} heads, which {ranks} cannot share"
+            )

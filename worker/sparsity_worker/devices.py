@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from sparsity_worker.config import WorkerConfig
@@ -13,10 +13,14 @@ DENSE_BACKEND_CPU = "torch_native"
 _MEMORY_CPU, _MEMORY_SPARSE_CUDA = 0.3, 0.8
 
 
-def prepare_environment(device: str, threads: int | None) -> None:
+def prepare_environment(device: str, threads: int | None, ranks: int = 1) -> None:
     """Sets what SGLang reads from the environment; before its first import, since its children inherit it."""
     if device == "cpu":
         os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
+        if ranks > 1:
+            os.environ.setdefault("SGLANG_CPU_OMP_THREADS_BIND", "|".join(_shares(ranks)))
+            # It would take up NCCL, which comes with torch, and fail without a GPU; the ranks talk by Gloo.
+            os.environ.setdefault("SGLANG_NCCL_SO_PATH", "none-without-a-gpu")
     os.environ["SGLANG_PLUGINS"] = BACKEND
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # Its spans of a request's stages; higher levels add one for every step.
@@ -28,6 +32,14 @@ def prepare_environment(device: str, threads: int | None) -> None:
         os.environ.setdefault(f"MALLOC_{name}_", str(value))
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def _shares(ranks: int) -> Iterator[str]:
+    """Cores of each rank, as a list with commas; ranks share them where there are fewer cores than ranks."""
+    cores = sorted(os.sched_getaffinity(0))
+    for rank in range(ranks):
+        first = rank * len(cores) // ranks
+        yield ",".join(map(str, cores[first : max((rank + 1) * len(cores) // ranks, first + 1)]))
 
 
 def pick_dtype(wanted: str, device: str = "cpu") -> str:

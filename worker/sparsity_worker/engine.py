@@ -54,7 +54,7 @@ class Engine:
     """
 
     def __init__(self, config: WorkerConfig, facts: ModelFacts, profile: TierProfile | None) -> None:
-        prepare_environment(config.device, config.threads)
+        prepare_environment(config.device, config.threads, config.tensor_parallel)
         import sglang
 
         self.device = config.device
@@ -70,6 +70,7 @@ class Engine:
             device=config.device,
             dtype=self.dtype,
             load_format=config.load_format,
+            tp_size=config.tensor_parallel,
             page_size=self.page_size,
             context_length=facts.context_length,
             max_total_tokens=config.max_total_tokens,

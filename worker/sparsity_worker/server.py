@@ -35,6 +35,7 @@ def run(config: WorkerConfig) -> None:
         SparsityError: when it cannot serve what it was asked to.
     """
     facts = ModelFacts.read(config.model_path)
+    facts.check_ranks(config.tensor_parallel)
     profile = load_tier_profile(config, facts)
     tokenizer_file = config.model_path / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(tokenizer_file))

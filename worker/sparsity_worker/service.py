@@ -190,7 +190,11 @@ class WorkerService:
             tokenizer_digest=own.tokenizer_digest,
             reasoning_markers=own.config.reasoning_markers if own.markers else (),
             engine=worker_pb2.EngineFacts(
-                device=self._engine.device, dtype=self._engine.dtype, page_size=self._engine.page_size, **proof.facts
+                device=self._engine.device,
+                dtype=self._engine.dtype,
+                page_size=self._engine.page_size,
+                tensor_parallel=own.config.tensor_parallel,
+                **proof.facts,
             ),
             sparse_from=own.profile.sparse_from if own.profile else 0,
             dense_reasoning=own.densifies,

@@ -279,6 +279,7 @@ class EngineFacts(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     CUDA_GRAPHS_FIELD_NUMBER: _builtins.int
     SUMMARY_BYTES_FIELD_NUMBER: _builtins.int
+    TENSOR_PARALLEL_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """`cpu` or `cuda`."""
     kernels: _builtins.str
@@ -290,7 +291,9 @@ class EngineFacts(_message.Message):
     cuda_graphs: _builtins.bool
     """Whether decode is replayed from CUDA graphs."""
     summary_bytes: _builtins.int
-    """Memory of the page summaries beside the KV cache, bytes."""
+    """Memory of the page summaries beside the KV cache, on each device, bytes."""
+    tensor_parallel: _builtins.int
+    """Devices that share each layer's heads."""
     def __init__(
         self,
         *,
@@ -300,10 +303,11 @@ class EngineFacts(_message.Message):
         page_size: _builtins.int = ...,
         cuda_graphs: _builtins.bool = ...,
         summary_bytes: _builtins.int = ...,
+        tensor_parallel: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cuda_graphs", b"cuda_graphs", "device", b"device", "dtype", b"dtype", "kernels", b"kernels", "page_size", b"page_size", "summary_bytes", b"summary_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cuda_graphs", b"cuda_graphs", "device", b"device", "dtype", b"dtype", "kernels", b"kernels", "page_size", b"page_size", "summary_bytes", b"summary_bytes", "tensor_parallel", b"tensor_parallel"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

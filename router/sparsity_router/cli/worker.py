@@ -119,10 +119,11 @@ def _described(own: worker_pb2.GetCapabilitiesResponse) -> Iterator[tuple[str, s
     engine, proof = own.engine, own.proof
     yield "worker", f"{own.worker_id}, {tier_word(own.tier)} tier"
     yield "model", f"{own.model}: {own.context_length} tokens of context, {own.kv_capacity_tokens} in the KV cache"
+    ranks = f"{engine.tensor_parallel} x " if engine.tensor_parallel > 1 else ""
     graphs = "on" if engine.cuda_graphs else "off"
     yield (
         "engine",
-        f"SGLang {own.engine_version} on {engine.device}, {engine.dtype}, pages of {engine.page_size} tokens,"
+        f"SGLang {own.engine_version} on {ranks}{engine.device}, {engine.dtype}, pages of {engine.page_size} tokens,"
         f" CUDA graphs {graphs}",
     )
     kernels = f", {engine.kernels} kernels" if engine.kernels else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,7 +24,7 @@ class Account:
     """What one request attended.
 
     Attributes:
-        sparse_calls: kernel calls that pruned something.
+        sparse_calls: kernel calls that pruned something, of all ranks.
         calls: kernel calls in all.
         reasoning: generated tokens that decoded densely because they lay in a reasoning span.
         measured: share of softmax mass kept, measured on some rows of some layers; 1 where there were none.
@@ -71,16 +71,23 @@ def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.
     return ratio
 
 
+# Sparse calls, calls, measured share summed over rows, measured rows.
+_COUNTS: Final = 4
+
+
 class _Entry:
-    __slots__ = ("calls", "measured", "measured_rows", "reasoning", "sparse_calls", "table")
+    """What was attended, over all ranks, and what this rank attended since they last added up."""
+
+    __slots__ = ("fresh", "reasoning", "settled")
 
     def __init__(self, layers: int) -> None:
-        self.table = np.zeros((layers, 2, _FIELDS))
-        self.sparse_calls = 0
-        self.calls = 0
+        self.settled = np.zeros(_COUNTS + layers * 2 * _FIELDS)
+        self.fresh = np.zeros_like(self.settled)
         self.reasoning = 0
-        self.measured = 0.0
-        self.measured_rows = 0
+
+    def table(self, layers: int) -> NDArray[np.float64]:
+        """The fresh part of the table, to add to."""
+        return self.fresh[_COUNTS:].reshape(layers, 2, _FIELDS)
 
 
 class Ledger:
@@ -97,11 +104,12 @@ class Ledger:
     def add(self, rid: str, layer: int, phase: int, stats: AttentionStats) -> None:
         """Books one kernel call."""
         entry = self._entry(rid)
-        entry.calls += 1
-        entry.sparse_calls += stats.attended < stats.causal
+        entry.fresh[:2] += (stats.attended < stats.causal, 1)
         if stats.measured_rows:
             self.measured(rid, stats.measured, stats.measured_rows)
-        entry.table[layer, phase] += (stats.attended, stats.causal, stats.coverage * stats.rows, stats.rows)
+        entry.table(self._layers)[layer, phase] += (
+            stats.attended, stats.causal, stats.coverage * stats.rows, stats.rows,
+        )  # fmt: skip
 
     def add_layers(self, rid: str, phase: int, layers: Sequence[int], table: NDArray[np.float64]) -> None:
         """Books one call of each layer at once.
@@ -113,19 +121,29 @@ class Ledger:
             table: float64 ``[layers, 4]``: attended pairs, causal pairs, coverage summed over rows, rows.
         """
         entry = self._entry(rid)
-        entry.calls += len(layers)
-        entry.sparse_calls += int((table[:, 0] < table[:, 1]).sum())
-        entry.table[layers, phase] += table
+        entry.fresh[:2] += ((table[:, 0] < table[:, 1]).sum(), len(layers))
+        entry.table(self._layers)[layers, phase] += table
 
     def measured(self, rid: str, share: float, rows: int) -> None:
         """Books that ``rows`` rows kept ``share`` of their softmax mass, as measured."""
-        entry = self._entry(rid)
-        entry.measured += share * rows
-        entry.measured_rows += rows
+        self._entry(rid).fresh[2:_COUNTS] += (share * rows, rows)
 
     def reasoned(self, rid: str) -> None:
         """Books one token that decodes densely because it lies in a reasoning span."""
         self._entry(rid).reasoning += 1
+
+    def settle(self, rids: Sequence[str], add_up: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> None:
+        """Adds up what the ranks attended; every rank must call it after the same batches.
+
+        Args:
+            rids: the batch's requests, in an order that all ranks have.
+            add_up: sums a float64 array of any shape over the ranks.
+        """
+        entries = [self._entry(rid) for rid in rids]
+        if entries:
+            for entry, found in zip(entries, add_up(np.stack([entry.fresh for entry in entries])), strict=True):
+                entry.settled += found
+                entry.fresh[:] = 0
 
     def _entry(self, rid: str) -> _Entry:
         entry = self._entries.get(rid)
@@ -141,5 +159,7 @@ class Ledger:
         if entry is None:
             return b""
         self._entries.move_to_end(rid)
-        counts = (entry.sparse_calls, entry.calls, entry.reasoning, entry.measured, entry.measured_rows)
-        return _HEADER.pack(self._layers, *counts) + entry.table.tobytes()
+        whole = entry.settled + entry.fresh
+        sparse_calls, calls, mass, rows = whole[:_COUNTS]
+        head = (self._layers, int(sparse_calls), int(calls), entry.reasoning, mass, int(rows))
+        return _HEADER.pack(*head) + whole[_COUNTS:].tobytes()

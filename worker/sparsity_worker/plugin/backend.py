@@ -17,6 +17,7 @@ from sparsity.errors import ConfigurationError
 from sparsity_worker.plugin import BACKEND, CONFIG_KEY
 from sparsity_worker.plugin.accounting import Ledger
 from sparsity_worker.plugin.attention import Attention, GraphedAttention, Prompt, Spans, on_the_host
+from sparsity_worker.plugin.ranks import Ranks
 from sparsity_worker.plugin.torch_attention import TorchAttention
 from sparsity_worker.profile import Profile, parse_profile
 
@@ -48,10 +49,12 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         pool = self.token_to_kv_pool
         keys = pool.get_key_buffer(pool.start_layer)
         slots, kv_heads, dim = keys.shape
+        self._ranks = Ranks.of(runner.model_config.get_total_num_kv_heads())
         try:
-            self.profile.check(runner.model_config.num_hidden_layers, kv_heads)
+            self.profile.check(runner.model_config.num_hidden_layers, self._ranks.kv_heads)
         except ValueError as error:
             raise ConfigurationError(f"profile {self.profile.label}: {error}") from error
+        self.profile = self.profile.for_heads(self._ranks.own_heads)
         self._page = self.profile.block_size
         summaries = {
             layer: PageSummaries(slots // self._page, self._page, kv_heads, dim, self.profile.sub_block, keys.device)
@@ -71,9 +74,11 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         """How it was set up, as JSON."""
         return json.dumps(self._facts)
 
-    def book(self, _: ForwardBatch) -> None:
+    def book(self, forward_batch: ForwardBatch) -> None:
         """Enters what a batch attended into the ledger, after its last layer."""
         self.attention.book()
+        if self._ranks.size > 1 and forward_batch.rids:
+            self.ledger.settle(forward_batch.rids, self._ranks.add_up)
 
     def _attention(self, runner: ModelRunner, summaries: dict[int, PageSummaries]) -> Attention:
         shared = (self.profile, summaries, self.req_to_token_pool.req_to_token, self.ledger)
@@ -83,7 +88,7 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         from sparsity_worker.plugin.triton_attention import TritonAttention
 
         try:
-            heads = runner.model_config.num_attention_heads // runner.server_args.tp_size
+            heads = runner.model_config.num_attention_heads // self._ranks.size
             self._replayed = TritonAttention(*shared, heads)
             return self._replayed
         except ValueError as error:
@@ -92,8 +97,6 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
     def _refuse_unsupported(self, runner: ModelRunner) -> None:
         if str(runner.device).partition(":")[0] not in ("cpu", "cuda"):
             raise ConfigurationError(f"device: the {BACKEND} backend runs on cpu and cuda, not {runner.device}")
-        if runner.server_args.tp_size > 1 and any(layer.thresholds for layer in self.profile.layers.values()):
-            raise ConfigurationError("tp_size: must be 1 for a profile with thresholds by head")
         cached = self.token_to_kv_pool.get_key_buffer(self.token_to_kv_pool.start_layer).dtype
         if cached not in (torch.float32, torch.float16, torch.bfloat16):
             raise ConfigurationError(f"kv_cache_dtype: must be 16 or 32 bits wide, not {cached}")
