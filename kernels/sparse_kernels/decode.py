@@ -67,7 +67,8 @@ def select_pages(
     block = sequence.page
     grouped = q.view(sequence.kv_heads, -1, q.shape[-1]).float()
     table = sequence.table
-    at = Pages(summaries.mean[table], summaries.spread[table], summaries.sub_mean[table], summaries.sub_count[table])
+    means = (summaries.mean[table].float(), summaries.spread[table], summaries.sub_mean[table].float())
+    at = Pages(*means, summaries.sub_count[table])
     score = PAGE_SCORES[config.score](grouped, at, scale)
     forced = torch.zeros(blocks, dtype=torch.bool, device=q.device)
     forced[: -(-config.sink // block)] = True

@@ -12,13 +12,13 @@ from sparse_kernels.paged import PagedSequence
 
 
 class PageSummaries:
-    """Summaries of one layer's paged KV cache.
+    """Summaries of one layer's paged KV cache; means are computed in float32, and kept in ``dtype``.
 
     Attributes:
-        sub_mean: float32 ``[pages, subs, Hkv, D]``, mean key of each sub-page (rows past the written length are zero).
+        sub_mean: ``[pages, subs, Hkv, D]``, mean key of each sub-page (rows past the written length are zero).
         sub_count: int16 ``[pages, subs]``, keys behind each sub-page mean.
-        mean: float32 ``[pages, Hkv, D]``, mean key of the page.
-        value_mean: float32 ``[pages, Hkv, D]``, mean value of the page.
+        mean: ``[pages, Hkv, D]``, mean key of the page.
+        value_mean: ``[pages, Hkv, D]``, mean value of the page.
         spread: float32 ``[pages, Hkv]``, root mean square distance of a key from the page mean, per dimension.
         stale: bool ``[pages]``, written since it was summarized.
     """
@@ -31,16 +31,17 @@ class PageSummaries:
         head_dim: int,
         sub_page: int,
         device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         if page_size % sub_page:
             raise ValueError(f"sub_page: {sub_page} must divide the page size {page_size}")
         self.page_size = page_size
         self.sub_page = sub_page
         subs = page_size // sub_page
-        self.sub_mean = torch.zeros(pages, subs, kv_heads, head_dim, device=device)
+        self.sub_mean = torch.zeros(pages, subs, kv_heads, head_dim, device=device, dtype=dtype)
         self.sub_count = torch.zeros(pages, subs, dtype=torch.int16, device=device)
-        self.mean = torch.zeros(pages, kv_heads, head_dim, device=device)
-        self.value_mean = torch.zeros(pages, kv_heads, head_dim, device=device)
+        self.mean = torch.zeros(pages, kv_heads, head_dim, device=device, dtype=dtype)
+        self.value_mean = torch.zeros(pages, kv_heads, head_dim, device=device, dtype=dtype)
         self.spread = torch.zeros(pages, kv_heads, device=device)
         self.stale = torch.ones(pages, dtype=torch.bool, device=device)
 
@@ -97,8 +98,8 @@ class PageSummaries:
         sub_sum = k.view(k.shape[0], subs, self.sub_page, *k.shape[2:]).sum(2, dtype=torch.float32)
         mean = sub_sum.sum(1) / tokens
         square = torch.linalg.vector_norm(k, dim=(1, 3), dtype=torch.float32).square() / (tokens[:, 0] * k.shape[-1])
-        self.sub_mean[pages] = sub_sum / sub_count.clamp_min(1)[:, :, None, None]
+        self.sub_mean[pages] = (sub_sum / sub_count.clamp_min(1)[:, :, None, None]).to(self.sub_mean.dtype)
         self.sub_count[pages] = sub_count.to(torch.int16)
-        self.mean[pages] = mean
-        self.value_mean[pages] = v.sum(1, dtype=torch.float32) / tokens
+        self.mean[pages] = mean.to(self.mean.dtype)
+        self.value_mean[pages] = (v.sum(1, dtype=torch.float32) / tokens).to(self.value_mean.dtype)
         self.spread[pages] = (square - mean.square().mean(-1)).clamp_min(0.0).sqrt()

@@ -15,6 +15,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from sparsity.errors import ConflictError, StoreError
+from sparsity.v1 import inference_pb2
 from sparsity_policies.decisionlog import DecisionLog
 from sparsity_policies.journal import Outcome
 from sparsity_policies.model import Override, Policy, Rollout, Scope, Tier
@@ -69,20 +70,25 @@ class GuardMonitor:
     def __init__(self, policies: PolicyFollower, store: PolicyStore | None) -> None:
         self._policies = policies
         self._store = store
-        self._coverage: dict[tuple[str, Tier], Window] = {}
+        self._coverage: dict[tuple[str, Tier, str], Window] = {}
         self._scores: dict[tuple[str, str, str], Window] = {}
         self._acting: dict[str, asyncio.Task[None]] = {}
 
-    def coverage(self, domain: str, tier: Tier, value: float) -> None:
-        """Takes up the coverage of one sparse answer."""
+    def coverage(self, domain: str, tier: Tier, report: inference_pb2.SparsityReport) -> None:
+        """Takes up the coverage of one sparse answer: as estimated, and by itself as measured, where it was."""
+        self._covered(domain, tier, "coverage", report.coverage)
+        if report.HasField("measured_coverage"):
+            self._covered(domain, tier, "measured coverage", report.measured_coverage)
+
+    def _covered(self, domain: str, tier: Tier, kind: str, value: float) -> None:
         policy = self._policies.snapshot.policy(domain)
         if policy is None or policy.guards.min_coverage is None or tier is Tier.DENSE:
             return
-        window = self._coverage.setdefault((domain, tier), Window())
+        window = self._coverage.setdefault((domain, tier, kind), Window())
         window.add(value)
         mean = window.mean()
         if mean is not None and mean < policy.guards.min_coverage:
-            what = f"coverage {mean:.3f} of {tier.word} is below the guard {policy.guards.min_coverage:g}"
+            what = f"{kind} {mean:.3f} of {tier.word} is below the guard {policy.guards.min_coverage:g}"
             self._act(domain, self._step_in(domain, tier, what))
 
     def outcome(self, outcome: Outcome) -> None:

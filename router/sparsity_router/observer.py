@@ -64,7 +64,7 @@ class Observer:
         self._metrics.relayed(decision, policy, served, completion, times)
         # A request too short for the sparse kernels was attended whole, and says nothing about them.
         if report and served and report.sparse_kernel_calls:
-            self._guards.coverage(decision.policy, served.tier, report.coverage)
+            self._guards.coverage(decision.policy, served.tier, report)
         if self._logged:
             _log(decision_id, decision, served, completion, times)
 

@@ -15,16 +15,13 @@ from triton.compiler import ASTSource
 
 HOPPER = GPUTarget("cuda", 90, 32)
 FLOATS = ("scale", "softcap", "skip_below", "peak")
-HALVES = ("q", "k", "v", "out", "q_rope", "k_rope", "columns")
+HALVES = ("q", "k", "v", "out", "q_rope", "k_rope", "columns", "means", "value_means", "sub_means")
 SINGLES = (
     "lse",
-    "means",
-    "value_means",
     "spreads",
     "scores",
     "parts",
     "weights",
-    "sub_means",
     "mass",
     "need",
     "masses",

@@ -30,10 +30,13 @@ START, PROMOTE, PAUSE, ABORT, RESUME = range(1, 6)
 
 
 @asynccontextmanager
-async def rig(folder: Path, *, key: str = "", coverage: float = 0.95, **config: Any) -> AsyncIterator[Router]:
+async def rig(
+    folder: Path, *, key: str = "", coverage: float = 0.95, measured: float | None = None, **config: Any
+) -> AsyncIterator[Router]:
     """A router with one fake worker a tier over a Valkey of its own."""
     model = tiny_model(folder / "model")
-    workers = [await FakeWorker(Tier(tier).word, tier, model, coverage=coverage).start() for tier in (1, 2, 3)]
+    shares = {"coverage": coverage, "measured": measured}
+    workers = [await FakeWorker(Tier(tier).word, tier, model, **shares).start() for tier in (1, 2, 3)]
     with Valkey() as server:
         targets = tuple(worker.address for worker in workers)
         common = {"listen": "127.0.0.1:0", "band_set": "small-context", "drain_seconds": 0.2}
@@ -181,6 +184,16 @@ async def test_a_broken_coverage_guard_without_a_rollout_caps_the_domain(tmp_pat
         for _ in range(20):
             await router.generate()
         await router.becomes("TIER_DENSE")
+
+
+async def test_measured_coverage_breaks_the_guard_whatever_the_estimate_says(tmp_path: Path) -> None:
+    async with rig(tmp_path, coverage=0.95, measured=0.6) as router:
+        await router.edit(bands=BANDS)
+        for _ in range(20):
+            await router.generate()
+        await router.becomes("TIER_MODERATE")
+        (override,) = (await router.policy.ListOverrides(policy_pb2.ListOverridesRequest())).overrides
+        assert override.reason == "measured coverage 0.600 of aggressive is below the guard 0.8"
 
 
 async def test_coverage_above_the_guard_changes_nothing(router: Router) -> None:

@@ -79,9 +79,13 @@ class Worker:
                 self.stub.GetCapabilities(worker_pb2.GetCapabilitiesRequest(), timeout=1.0)
                 return self
             except grpc.RpcError:
-                assert self.process.poll() is None, self._log.read_text()
-                assert time.monotonic() < deadline, self._log.read_text()
+                assert self.process.poll() is None, self.log()
+                assert time.monotonic() < deadline, self.log()
                 time.sleep(0.5)
+
+    def log(self) -> str:
+        """What it has printed."""
+        return self._log.read_text()
 
     def stop(self) -> int:
         """Ends it; its exit code."""

@@ -32,6 +32,8 @@ async def answer(worker: FakeWorker, request: Any, context: Any) -> AsyncIterato
         completion.sparsity.sparse_kernel_calls = 28
         completion.sparsity.prefill_density = 1.0 if worker.tier == inference_pb2.TIER_DENSE else 0.2
         completion.sparsity.coverage = worker.coverage
+        if worker.measured is not None:
+            completion.sparsity.measured_coverage = worker.measured
     yield inference_pb2.GenerateResponse(completion=completion)
 
 
@@ -80,6 +82,7 @@ class FakeWorker:
     draining: bool = False
     reports: bool = True
     coverage: float = 0.95
+    measured: float | None = None
     densifies: bool = True
     leases: LeaseChecker | None = None
     received: list[Any] = field(default_factory=list)

@@ -31,14 +31,14 @@ def paged(
 def joined(
     lengths: list[int], kv_heads: int = 2, dim: int = 8, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> tuple[list[PagedSequence], PageSummaries]:
-    """Several sequences in one cache."""
+    """Several sequences in one cache, whose summaries are as wide as it is."""
     parts = [paged(length, kv_heads, dim, seed + number, dtype)[0] for number, length in enumerate(lengths)]
     keys, values = (torch.cat([getattr(part, name) for part in parts]) for name in ("keys", "values"))
     firsts = torch.tensor([0] + [part.keys.shape[0] for part in parts]).cumsum(0)
     sequences = [
         PagedSequence(keys, values, part.table + first, part.length) for part, first in zip(parts, firsts, strict=False)
     ]
-    summaries = PageSummaries(keys.shape[0], PAGE, kv_heads, dim, SUB)
+    summaries = PageSummaries(keys.shape[0], PAGE, kv_heads, dim, SUB, dtype=dtype)
     for sequence in sequences:
         summaries.refresh(sequence)
     return sequences, summaries

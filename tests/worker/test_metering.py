@@ -22,8 +22,8 @@ def completion(layers: int) -> inference_pb2.Completion:
 def test_layers_are_told_by_thirds_and_load_as_it_is(tmp_path: Path) -> None:
     told = Meter()
     load = Load(7)
-    config = WorkerConfig("a", "dense", tiny_model(tmp_path), max_total_tokens=100)
-    metrics = WorkerMetrics(config, ModelFacts("tiny", 100, 10), load, told.meter)
+    config = WorkerConfig("a", "dense", tiny_model(tmp_path))
+    metrics = WorkerMetrics(config, ModelFacts("tiny", 100, 10), load, 100, told.meter)
     with load.admit("r", 40):
         load.kv_used_tokens = 25
         metrics.finished(completion(6), Times(0.1, 0.2))

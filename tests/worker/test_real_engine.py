@@ -43,6 +43,8 @@ def workers(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
     }
     try:
         yield {name: worker.wait() for name, worker in started.items()}
+        # SGLang only logs it when what a plugin hooks into is not there.
+        assert not any("Failed to apply hooks" in worker.log() for worker in started.values())
     finally:
         codes = {name: worker.stop() for name, worker in started.items()}
     assert set(codes.values()) == {0}, codes

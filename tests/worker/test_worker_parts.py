@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sparse_kernels import AttentionStats
+from sparse_kernels import AttentionStats, PageSummaries
 from sparse_kernels.schedule import LayerSchedule, SparseAttention
 from sparsity.errors import (
     ConfigurationError,
@@ -24,8 +27,9 @@ from sparsity.errors import (
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.load import Load
-from sparsity_worker.plugin import REASONING_KEY
+from sparsity_worker.plugin import CONFIG_KEY, REASONING_KEY, memory
 from sparsity_worker.plugin.accounting import DECODE, PREFILL, Account, Ledger
+from sparsity_worker.plugin.memory import charge, summaries_of
 from sparsity_worker.plugin.ranks import Ranks
 from sparsity_worker.plugin.reasoning import Reasoning
 from sparsity_worker.profile import load_profile
@@ -248,6 +252,37 @@ def test_each_rank_has_its_heads_and_their_thresholds(heads: int, size: int, fou
         mine = whole.for_heads(own)
         assert mine.layers == {3: LayerSchedule(thresholds[own.start : own.stop], 512), 4: LayerSchedule()}
         mine.check(5, len(own))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_summaries_are_charged_to_the_memory_of_the_kv_cache(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ranks, "of", lambda kv_heads: Ranks(kv_heads, 1, 2))
+    document = load_profile("generic-aggressive").to_document()
+    config = SimpleNamespace(hf_config=SimpleNamespace(**{CONFIG_KEY: document}), head_dim=64)
+    config.get_total_num_kv_heads = lambda: 8
+    kvc = SimpleNamespace(model_config=config, device=device, kv_cache_dtype=torch.bfloat16)
+    # Ten pages of 64 tokens, for each of three layers, of this rank's four heads.
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    held = 3 * PageSummaries(10, 64, 4, 64, 16, dtype=dtype).nbytes
+    assert charge(5000, None, kvc, 3) - 5000 == math.ceil(held / 640)
+    # Of a cache of 16 bits.
+    assert held / 640 / (3 * 2 * 4 * 64 * 2) == pytest.approx(0.047 if device == "cuda" else 0.094, abs=0.001)
+    config.hf_config = SimpleNamespace()
+    assert charge(5000, None, kvc, 3) == 5000
+
+
+def test_summaries_without_memory_name_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = torch.zeros(4, 16, 2, 8)
+    assert summaries_of(cache, 4, range(3, 5)).keys() == {3, 4}
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(memory, "PageSummaries", full)
+    with pytest.raises(
+        ConfigurationError, match=r"--mem-fraction: no memory .* of 64 tokens; lower it, or --max-total"
+    ):
+        summaries_of(cache, 4, range(2))
 
 
 def test_heads_that_ranks_cannot_share_are_refused() -> None:

@@ -23,7 +23,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, type=Path, help="folder of a Hugging Face model")
     parser.add_argument("--listen", default="127.0.0.1:0", help="host:port; port 0 takes a free one")
     parser.add_argument("--profile", help="name or .yaml path of the sparsity profile")
-    parser.add_argument("--max-total-tokens", type=int, default=20480, help="KV cache, tokens")
+    parser.add_argument("--max-total-tokens", type=int, help="KV cache, tokens; 20480 on the CPU")
     parser.add_argument("--max-requests", type=int, default=32, help="requests accepted at once")
     parser.add_argument("--chunked-prefill-tokens", type=int, default=8192, help="prompt tokens prefilled at once")
     parser.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")

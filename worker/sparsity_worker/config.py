@@ -26,7 +26,7 @@ class WorkerConfig:
         model_path: folder of a Hugging Face model with its tokenizer.json.
         listen: gRPC address, `host:port`; port 0 takes a free one.
         profile: name or path of the sparsity profile; unused by the dense tier.
-        max_total_tokens: KV cache, tokens.
+        max_total_tokens: KV cache, tokens; None takes a small one on the CPU, and on a GPU what the memory holds.
         max_requests: requests accepted at once.
         chunked_prefill_tokens: prompt tokens prefilled at once.
         dtype: `auto`, `bfloat16` or `float32`; auto takes bfloat16 where the CPU multiplies it natively.
@@ -41,7 +41,7 @@ class WorkerConfig:
         measured_share: share of the requests whose coverage is measured on some rows, too.
         reasoning_markers: the tokens around a reasoning span, opening and closing.
         mem_fraction: share of the memory that SGLang may plan with; None takes the device's default. The KV cache is
-            sized by max_total_tokens.
+            at most max_total_tokens.
         device: `cpu` or `cuda`.
         tensor_parallel: devices, or on the CPU processes, that share each layer's heads.
         load_format: how SGLang loads the weights, such as `auto` or `dummy`, which makes them up.
@@ -53,7 +53,7 @@ class WorkerConfig:
     model_path: Path
     listen: str = "127.0.0.1:0"
     profile: str | None = None
-    max_total_tokens: int = 20480
+    max_total_tokens: int | None = None
     max_requests: int = 32
     chunked_prefill_tokens: int = 8192
     dtype: str = "auto"
@@ -83,7 +83,7 @@ class WorkerConfig:
         if self.dtype not in ("auto", "bfloat16", "float32"):
             raise ConfigurationError(f"--dtype: must be auto, bfloat16 or float32, not {self.dtype!r}")
         for name in ("max_total_tokens", "max_requests", "chunked_prefill_tokens", "tensor_parallel"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigurationError(f"--{name.replace('_', '-')}: must be at least 1")
         if not 0 <= self.measured_share <= 1:
             raise ConfigurationError("--measured-share: must lie in [0, 1]")

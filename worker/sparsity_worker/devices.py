@@ -10,6 +10,7 @@ from sparsity_worker.config import WorkerConfig
 from sparsity_worker.plugin import BACKEND
 
 DENSE_BACKEND_CPU = "torch_native"
+_TOKENS_CPU = 20_480
 _MEMORY_CPU, _MEMORY_SPARSE_CUDA = 0.3, 0.8
 
 
@@ -55,6 +56,7 @@ def pick_dtype(wanted: str, device: str = "cpu") -> str:
 def _cpu(config: WorkerConfig, backend: str | None) -> dict[str, Any]:
     return {
         "attention_backend": backend or config.dense_backend or DENSE_BACKEND_CPU,
+        "max_total_tokens": config.max_total_tokens or _TOKENS_CPU,
         "mem_fraction_static": config.mem_fraction or _MEMORY_CPU,
         "disable_overlap_schedule": True,
         "sampling_backend": "pytorch",
@@ -63,12 +65,14 @@ def _cpu(config: WorkerConfig, backend: str | None) -> dict[str, Any]:
 
 def _cuda(config: WorkerConfig, backend: str | None) -> dict[str, Any]:
     """The dense tier takes what SGLang finds best."""
+    tokens = {"max_total_tokens": config.max_total_tokens}
     if backend != BACKEND:
         chosen = {"mem_fraction_static": config.mem_fraction, "attention_backend": backend or config.dense_backend}
-        return {name: value for name, value in chosen.items() if value}
+        return tokens | {name: value for name, value in chosen.items() if value}
     return {
+        **tokens,
         "attention_backend": backend,
-        # Page summaries come on top of the KV cache.
+        # Selection needs buffers that SGLang does not know of.
         "mem_fraction_static": config.mem_fraction or _MEMORY_SPARSE_CUDA,
         # With it a step begins before the last token is known, which may open a span that decodes densely.
         "disable_overlap_schedule": True,

@@ -73,7 +73,6 @@ class Engine:
             tp_size=config.tensor_parallel,
             page_size=self.page_size,
             context_length=facts.context_length,
-            max_total_tokens=config.max_total_tokens,
             max_running_requests=config.max_requests,
             chunked_prefill_size=config.chunked_prefill_tokens,
             json_model_override_args=json.dumps(overrides),
@@ -127,6 +126,12 @@ class Engine:
         finally:
             if not finished:
                 self._engine.tokenizer_manager.abort_request(rid=rid)
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV cache holds: what was asked for, or as many of them as there is memory for."""
+        # What SGLang's scheduler said at its start; there is no other way to it that does not ask a process.
+        return int(self._engine._scheduler_init_result.scheduler_infos[0]["max_total_num_tokens"])
 
     async def used_tokens(self) -> int:
         """KV slots that live requests hold, prefix cache not counted, tokens."""

@@ -24,10 +24,13 @@ class WorkerMetrics:
         config: its options.
         facts: its model.
         load: how busy it is.
+        kv_tokens: tokens that its KV cache holds.
         meter: where they are kept.
     """
 
-    def __init__(self, config: WorkerConfig, facts: ModelFacts, load: Load, meter: metrics.Meter | None = None) -> None:
+    def __init__(
+        self, config: WorkerConfig, facts: ModelFacts, load: Load, kv_tokens: int, meter: metrics.Meter | None = None
+    ) -> None:
         self._on = meter is not None or is_on()
         meter = meter or metrics.get_meter("sparsity.worker")
         self._generations = Generations(meter)
@@ -53,7 +56,7 @@ class WorkerMetrics:
                 ("sparsity.worker.requests.limit", "{request}", "Accepted at once.", own(lambda: load.limit)),
                 ("sparsity.worker.outstanding", "{token}", "Still to work on.", own(lambda: load.outstanding_tokens)),
                 ("sparsity.worker.draining", "1", "1 while it admits no more.", own(lambda: load.draining)),
-                ("sparsity.worker.kv_use", "1", used, own(lambda: load.kv_used_tokens / config.max_total_tokens)),
+                ("sparsity.worker.kv_use", "1", used, own(lambda: load.kv_used_tokens / kv_tokens)),
             ],
             [("sparsity.worker.aborted", "{request}", aborted, own(lambda: load.aborted))],
         )

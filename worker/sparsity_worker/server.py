@@ -72,7 +72,7 @@ async def _serve(
     load = Load(config.max_requests)
     markers = marker_ids(tokenizer, config.reasoning_markers)
     identity = Identity(config, facts, profile, proof, digest, markers)
-    metrics = WorkerMetrics(config, facts, load)
+    metrics = WorkerMetrics(config, facts, load, engine.kv_tokens)
     service = WorkerService(engine, tokenizer, identity, load, _leases(config, identity), metrics)
     endpoint = listen(config.listen, {SERVICE: service}, MAX_MESSAGE_BYTES, config.tls)
     # SGLang took the signals at the probe; a drain must come before its shutdown.

@@ -94,7 +94,7 @@ class WorkerService:
         self._identity = identity
         self._load = load
         self._leases = leases
-        self._metrics = metrics or WorkerMetrics(identity.config, identity.facts, load)
+        self._metrics = metrics or WorkerMetrics(identity.config, identity.facts, load, engine.kv_tokens)
 
     async def Generate(
         self, request: worker_pb2.WorkerServiceGenerateRequest, context: Context
@@ -178,7 +178,7 @@ class WorkerService:
             context_length=own.facts.context_length,
             vocabulary_size=own.facts.vocabulary_size,
             max_requests=own.config.max_requests,
-            kv_capacity_tokens=own.config.max_total_tokens,
+            kv_capacity_tokens=self._engine.kv_tokens,
             engine_version=self._engine.version,
             proof=worker_pb2.BackendProof(
                 prompt_tokens=proof.prompt_tokens,

@@ -172,7 +172,7 @@ def score_sub_pages(  # type: ignore[no-untyped-def]
     b_q = tl.load(p_q, mask=m_r[:, None], other=0.0).to(tl.float32)
     page = tl.load(tables + i_s * s_table + o_b, mask=m_c, other=0).to(tl.int64)
     p_mean = sub_means + (page * s_mp + (o_c % SUBS) * s_mt + i_kv * s_mh)[:, None] + o_d[None, :]
-    b_mean = tl.load(p_mean, mask=m_c[:, None], other=0.0)
+    b_mean = tl.load(p_mean, mask=m_c[:, None], other=0.0).to(tl.float32)
     b_count = tl.load(sub_counts + page * SUBS + o_c % SUBS, mask=m_c, other=0).to(tl.float32)
     # In float32 throughout: pages that nearly tie must not change places with the precision.
     b_s = tl.dot(b_q, tl.trans(b_mean), input_precision="ieee") * (scale * 1.4426950408889634)

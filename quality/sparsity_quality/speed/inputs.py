@@ -68,7 +68,7 @@ def inputs(shape: Shape, length: int, device: str, dtype: torch.dtype, queries: 
         padded[:length] = part
         cache[table] = padded.view(blocks, PAGE, *part.shape[1:]).to(dtype)
     sequence = PagedSequence(caches[0], caches[1], table, length)
-    summaries = PageSummaries(blocks, PAGE, shape.kv_heads, shape.dim, SUB_PAGE, device)
+    summaries = PageSummaries(blocks, PAGE, shape.kv_heads, shape.dim, SUB_PAGE, device, dtype)
     filled = (length - torch.arange(blocks, device=device) * PAGE).clamp_max(PAGE).int()
     summarize_pages(summaries, caches[0], caches[1], table.int(), filled)
     return Inputs(grouped.flatten(1, 2).to(dtype), sequence, summaries, shape.dim**-0.5)

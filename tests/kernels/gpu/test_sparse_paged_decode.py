@@ -57,9 +57,10 @@ def test_matches_the_reference(heads: int) -> None:
 
 
 @pytest.mark.parametrize("score", ["spread", "sub_pages"])
-@pytest.mark.parametrize("heads", [2, 6, 32])
-def test_chooses_what_the_cpu_chooses(score: str, heads: int) -> None:
-    case, config = Case(LENGTHS, heads), replace(CONFIG, score=score)
+@pytest.mark.parametrize(("heads", "dtype"), [(2, torch.float32), (6, torch.float16), (32, torch.float32)])
+def test_chooses_what_the_cpu_chooses(score: str, heads: int, dtype: torch.dtype) -> None:
+    case, config = Case(LENGTHS, heads, dtype=dtype), replace(CONFIG, score=score)
+    assert case.summaries.mean.dtype == dtype
     pages = case.pages(config)
     for number, sequence in enumerate(case.sequences):
         wanted, _ = select_pages_cpu(case.q[number], sequence, case.summaries, config, SCALE)

@@ -17,6 +17,7 @@ from sparsity.errors import ConfigurationError
 from sparsity_worker.plugin import BACKEND, CONFIG_KEY
 from sparsity_worker.plugin.accounting import Ledger
 from sparsity_worker.plugin.attention import Attention, GraphedAttention, Prompt, Spans, on_the_host
+from sparsity_worker.plugin.memory import summaries_of
 from sparsity_worker.plugin.ranks import Ranks
 from sparsity_worker.plugin.torch_attention import TorchAttention
 from sparsity_worker.profile import Profile, parse_profile
@@ -56,10 +57,9 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
             raise ConfigurationError(f"profile {self.profile.label}: {error}") from error
         self.profile = self.profile.for_heads(self._ranks.own_heads)
         self._page = self.profile.block_size
-        summaries = {
-            layer: PageSummaries(slots // self._page, self._page, kv_heads, dim, self.profile.sub_block, keys.device)
-            for layer in range(pool.start_layer, pool.start_layer + pool.layer_num)
-        }
+        paged = keys.view(slots // self._page, self._page, kv_heads, dim)
+        layers = range(pool.start_layer, pool.start_layer + pool.layer_num)
+        summaries = summaries_of(paged, self.profile.sub_block, layers)
         self.ledger = Ledger(runner.model_config.num_hidden_layers, capacity=4 * self.req_to_token_pool.size)
         self.prompts: dict[str, Prompt] = {}
         self._replayed: GraphedAttention | None = None

@@ -9,6 +9,7 @@ from sparsity_worker.plugin import BACKEND, FACTS_KEY, MEASURE_KEY, PROBE_KEY, R
 from sparsity_worker.plugin.attention import Prompt
 from sparsity_worker.plugin.backend import SparsityAttnBackend
 from sparsity_worker.plugin.indexer import IndexerMeter
+from sparsity_worker.plugin.memory import CELL_SIZE, charge
 from sparsity_worker.plugin.reasoning import Reasoning
 
 
@@ -24,6 +25,7 @@ def register() -> None:
     HookRegistry.register(
         "sglang.srt.model_executor.model_runner.ModelRunner.forward", _attach_accounts, HookType.AFTER
     )
+    HookRegistry.register(CELL_SIZE, charge, HookType.AFTER)
 
 
 def _accountant(runner: Any) -> SparsityAttnBackend | IndexerMeter | None:
