@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final
 
 from sparsity.errors import ConfigurationError
 
-from sparsity_worker.profile_document import checked
+from sparsity_worker.profile_document import Named, checked
 
 INDEXER_SCHEMA: Final = "sparsity.indexer-profile/v1"
 DSA_BACKEND: Final = "dsa"
@@ -17,7 +17,7 @@ _MOST_TOKENS, _MULTIPLE = 2048, 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IndexerProfile:
+class IndexerProfile(Named):
     """How many tokens each query attends, of those that the model's lightning indexer scores best (DeepSeek-V3.2).
 
     Attributes:
@@ -37,11 +37,6 @@ class IndexerProfile:
     tier: str
     index_topk: int
     provenance: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        """Name and version, as reports carry it."""
-        return f"{self.name}@{self.version}"
 
     @property
     def page_size(self) -> int:

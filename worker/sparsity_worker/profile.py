@@ -12,7 +12,7 @@ from sparse_kernels.schedule import LayerSchedule, SparseAttention
 from sparsity.errors import ConfigurationError
 
 from sparsity_worker.plugin import BACKEND
-from sparsity_worker.profile_document import checked, read_document
+from sparsity_worker.profile_document import Named, checked, read_document
 
 SCHEMA = "sparsity.profile/v1"
 _OPTIONAL = {"layers", "provenance"}
@@ -20,7 +20,7 @@ _KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Profile(SparseAttention):
+class Profile(Named, SparseAttention):
     """The numbers behind a sparse tier.
 
     Attributes:
@@ -37,11 +37,6 @@ class Profile(SparseAttention):
     version: int
     tier: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        """Name and version, as reports carry it."""
-        return f"{self.name}@{self.version}"
 
     @property
     def page_size(self) -> int:

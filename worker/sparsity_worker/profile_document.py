@@ -14,6 +14,20 @@ from sparsity.errors import ConfigurationError
 TIERS = ("moderate", "aggressive")
 
 
+class Named:
+    """What every kind of profile is called."""
+
+    __slots__ = ()
+
+    name: str
+    version: int
+
+    @property
+    def label(self) -> str:
+        """Name and version, as reports carry it."""
+        return f"{self.name}@{self.version}"
+
+
 def shipped_profiles() -> list[str]:
     """Names of the profiles in the package."""
     folder = resources.files("sparsity_worker.profiles")
