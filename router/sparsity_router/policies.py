@@ -6,8 +6,8 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator
+from typing import NamedTuple
 
 from sparsity.errors import StoreError
 from sparsity_policies.contents import Cursor, PolicySource
@@ -43,7 +43,9 @@ class PolicyFollower:
     def __init__(self, source: PolicySource, ttl: float, disk: SnapshotFile | None = None) -> None:
         self._source = source
         self._disk = disk
-        self._unsaved = True
+        # Of what is decided from: counted up at every change.
+        self._version = 0
+        self._saved = -1
         self._ttl = ttl
         self._snapshot: Snapshot | None = None
         self._wanted = _Wanted(_NOWHERE, {}, frozenset(), ())
@@ -93,10 +95,13 @@ class PolicyFollower:
         except StoreError as error:
             if self._disk is None:
                 raise
-            contents, age = await asyncio.to_thread(self._disk.load)
+            contents, waiting, age = await asyncio.to_thread(self._disk.load)
             policies = {stored.policy.domain: stored for stored in contents.policies}
             self._wanted = _Wanted(contents.cursor, policies, frozenset(contents.rejected), ())
-            self.overrides.stored(contents.overrides)
+            self.overrides.stored(override for override in contents.overrides if override.id not in waiting)
+            for override in contents.overrides:
+                if override.id in waiting:
+                    self.overrides.take("put", override)
             await self._build()
             self._confirmed = time.monotonic() - age
             log.warning("%s; serving revision %d from disk, %.0f s old", error, self.snapshot.revision, age)
@@ -106,37 +111,44 @@ class PolicyFollower:
 
         Overrides act as soon as they are read: compiling and saving policies go on beside it, however long they take.
         """
-        jobs: dict[Callable[[], Coroutine[Any, Any, None]], asyncio.Task[None]] = {}
+        building: asyncio.Task[None] | None = None
+        saving = asyncio.create_task(self._keep_saved())
         try:
             while True:
                 try:
                     await self._source.wait(self._wanted.cursor, _WAIT_SECONDS)
                     await self._look()
-                    for job in (self._keep_building, self._save):
-                        if job not in jobs or jobs[job].done():
-                            jobs[job] = asyncio.create_task(job())
+                    if building is None or building.done():
+                        building = asyncio.create_task(self._keep_building())
+                    if self._disk is not None and self._saved == self._version and self._is_current:
+                        self._disk.confirm()
                     continue
                 except StoreError as error:
                     log.warning("%s; serving revision %d, %.0f s old", error, self.snapshot.revision, self.age)
                 await asyncio.sleep(_RETRY_SECONDS)
         finally:
-            for task in jobs.values():
+            for task in (saving, *((building,) if building else ())):
                 task.cancel()
 
-    async def _save(self) -> None:
-        """Brings the file up to date, when the snapshot is."""
-        if self._disk is None or self._wanted.cursor != self._cursor:
+    @property
+    def _is_current(self) -> bool:
+        """Whether what is decided from is what the source held at the last look."""
+        return self._wanted.cursor == self._cursor
+
+    async def _keep_saved(self) -> None:
+        """Writes the file at every change, also while the source is away: a restart then would find nothing else."""
+        if self._disk is None:
             return
-        try:
-            if self._unsaved:
-                self._unsaved = False
-                stored = [item.stored for item in self.snapshot.policies.values()]
-                await asyncio.to_thread(self._disk.save, self.snapshot.revision, stored, self.overrides.active())
-            else:
-                self._disk.confirm()
-        except OSError as error:
-            self._unsaved = True
-            log.error("--snapshot-file: %s; a restart without the store would find none", error)
+        async for _ in self.snapshots():
+            while self._saved != self._version:
+                version, stored = self._version, [item.stored for item in self.snapshot.policies.values()]
+                overrides = (self.overrides.active(), self.overrides.waiting())
+                try:
+                    await asyncio.to_thread(self._disk.save, self.snapshot.revision, stored, *overrides, self.age)
+                    self._saved = version
+                except OSError as error:
+                    log.error("--snapshot-file: %s; a restart without the store would find none", error)
+                    await asyncio.sleep(_RETRY_SECONDS)
 
     async def refresh(self) -> None:
         """Takes up what changed.
@@ -150,7 +162,7 @@ class PolicyFollower:
 
     async def _keep_building(self) -> None:
         try:
-            while self._wanted.cursor != self._cursor:
+            while not self._is_current:
                 await self._build()
         except ValueError:
             log.exception("a change could not be taken up; serving revision %d", self.snapshot.revision)
@@ -186,7 +198,7 @@ class PolicyFollower:
 
     def _confirm(self) -> None:
         """Notes whether what is decided from is what the source holds."""
-        if self._wanted.cursor == self._cursor:
+        if self._is_current:
             self._confirmed = self._looked
             self._behind_since = None
         else:
@@ -228,7 +240,7 @@ class PolicyFollower:
     def _publish(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot.with_overrides(self.overrides.active())
         self._loaded_at = time.time()
-        self._unsaved = True
+        self._version += 1
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 

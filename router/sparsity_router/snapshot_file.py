@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from sparsity.errors import StoreError
 from sparsity_policies.contents import Contents, Cursor
@@ -20,6 +21,20 @@ from sparsity_policies.model import Override, StoredPolicy
 _TOUCH_SECONDS = 5.0
 
 
+class Saved(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        contents: policies, and the overrides that acted.
+        waiting: ids of the overrides that the store did not have yet.
+        age: seconds since it was last known to be current.
+    """
+
+    contents: Contents
+    waiting: frozenset[str]
+    age: float
+
+
 class SnapshotFile:
     """One file, replaced in one step."""
 
@@ -27,8 +42,22 @@ class SnapshotFile:
         self._path = path
         self._touched = 0.0
 
-    def save(self, revision: int, policies: Iterable[StoredPolicy], overrides: Iterable[Override]) -> None:
+    def save(
+        self,
+        revision: int,
+        policies: Iterable[StoredPolicy],
+        overrides: Iterable[Override],
+        waiting: Iterable[Override] = (),
+        age: float = 0.0,
+    ) -> None:
         """Writes what is decided from now.
+
+        Args:
+            revision: of the policies.
+            policies: all of them.
+            overrides: those that act.
+            waiting: of these, the ones that the store does not have yet.
+            age: seconds since this was last known to be current.
 
         Raises:
             OSError: when it cannot be written.
@@ -37,9 +66,12 @@ class SnapshotFile:
             "revision": revision,
             "policies": {stored.policy.domain: seal_policy(stored) for stored in policies},
             "overrides": {override.id: seal_override(override) for override in overrides},
+            "waiting": [override.id for override in waiting],
         }
         scratch = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         scratch.write_text(json.dumps(document), encoding="utf-8")
+        current = time.time() - age
+        os.utime(scratch, (current, current))
         os.replace(scratch, self._path)
         self._touched = time.monotonic()
 
@@ -49,8 +81,8 @@ class SnapshotFile:
             os.utime(self._path)
             self._touched = time.monotonic()
 
-    def load(self) -> tuple[Contents, float]:
-        """What was saved, and how many seconds ago it was last known to be current.
+    def load(self) -> Saved:
+        """What was saved.
 
         Raises:
             StoreError: when there is no file, or it cannot be read.
@@ -60,8 +92,9 @@ class SnapshotFile:
             document = json.loads(self._path.read_text(encoding="utf-8"))
             policies = [open_policy(envelope, domain) for domain, envelope in document["policies"].items()]
             overrides, rejected = open_overrides(document["overrides"])
+            waiting = frozenset(document.get("waiting", ()))
             # No store has this head: the first look at one reads everything.
             cursor = Cursor(int(document["revision"]), "on disk", "0-0")
         except (OSError, *UNREADABLE, AttributeError) as error:
             raise StoreError(f"--snapshot-file: {self._path}: {type(error).__name__}: {error}") from error
-        return Contents(cursor, policies, overrides, rejected, 0.0), age
+        return Saved(Contents(cursor, policies, overrides, rejected, 0.0), waiting, age)

@@ -43,6 +43,7 @@ SIGNALS = st.builds(
     confidence=st.sampled_from((1.0, 1.0, 0.5, 0.1)),
     declared=st.sampled_from(("", "", *DOMAINS)),
     session_tier=st.sampled_from((None, None, *Tier)),
+    dense_reasoning=st.booleans(),
 ).flatmap(
     # Most lengths are exact, some are an interval.
     lambda made: st.sampled_from((made.max_tokens, made.max_tokens, made.max_tokens // 2)).map(
@@ -67,6 +68,7 @@ class Machine(RuleBasedStateMachine):
             for number in range(2):
                 name = f"{tier.word}{number}"
                 busy = {"outstanding_tokens": 0, "warmth": 1.0, "kv_use": 0.0, "has_room": lambda _: True}
+                busy["densifies"] = tier is Tier.DENSE or number == 0
                 self.workers[name] = SimpleNamespace(name=name, target=name, tier=tier, state=State.READY, **busy)
         self.fleet.workers = list(self.workers.values())
         self.checked = 0
@@ -129,6 +131,7 @@ class Machine(RuleBasedStateMachine):
         assert worker.tier is served.tier
         assert worker.tier <= decision.tier
         assert worker.tier <= limit
+        assert worker.densifies or not signals.dense_reasoning
         killed = {o.target for o in self.overrides.values() if o.scope is Scope.TIER and self.acts(o)}
         assert worker.tier.word not in killed
         self.checked += 1

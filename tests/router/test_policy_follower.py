@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
-from sparsity.errors import ConfigurationError
+from sparsity.errors import ConfigurationError, StoreError
 from sparsity.v1 import policy_pb2, policy_pb2_grpc
 from sparsity_policies.contents import Contents, Cursor, Delta
 from sparsity_policies.document import parse_policy
@@ -129,6 +129,7 @@ class Source:
     def __init__(self) -> None:
         self.revision = 1
         self.clock_offset = 0.0
+        self.away = False
 
     async def read(self) -> Contents:
         return Contents(Cursor(self.revision, f"{self.revision}", ""), [], [], {}, self.clock_offset)
@@ -139,6 +140,8 @@ class Source:
 
     async def wait(self, cursor: Cursor, seconds: float) -> None:
         await asyncio.sleep(0.01)
+        if self.away:
+            raise StoreError("away")
 
 
 async def test_the_sources_clock_is_used() -> None:
@@ -226,7 +229,7 @@ async def test_nothing_waits_for_a_slow_disk(tmp_path: Path, monkeypatch: pytest
 
     async def saved() -> bool:
         path = tmp_path / "snapshot.json"
-        return path.exists() and SnapshotFile(path).load()[0].cursor.revision == 2
+        return path.exists() and SnapshotFile(path).load().contents.cursor.revision == 2
 
     await until(saved)
     following.cancel()
@@ -315,6 +318,63 @@ async def test_a_router_starts_from_disk_while_the_store_is_away(tmp_path: Path)
         with pytest.raises(ConfigurationError, match="--snapshot-file"):
             async with running(config):
                 pass
+
+
+async def test_a_change_is_on_disk_although_the_store_went_away_at_once(tmp_path: Path) -> None:
+    source, file = Source(), SnapshotFile(tmp_path / "policies.json")
+    follower = PolicyFollower(source, ttl=300, disk=file)
+    await follower.start()
+    following = asyncio.create_task(follower.follow())
+    build = Snapshot.build
+
+    def last(*arguments: Any, **options: Any) -> Snapshot:
+        # Nothing more is heard of the source once it has said what is compiled here.
+        source.away = True
+        time.sleep(0.2)
+        return build(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Snapshot, "build", last)
+        source.revision = 2
+        assert await follower.reached(2, 5.0)
+
+    async def saved() -> bool:
+        return file.load().contents.cursor.revision == 2
+
+    await until(saved)
+    following.cancel()
+
+
+async def test_an_override_set_in_an_outage_survives_a_restart_and_reaches_the_store(tmp_path: Path) -> None:
+    file = tmp_path / "policies.json"
+    with RedisServer(tmp_path / "redis") as server:
+        config = RouterConfig(
+            tiny_model(tmp_path), WORKERS, server.url, "127.0.0.1:0", drain_seconds=0.1, snapshot_file=file
+        )
+        async with running(config) as router:
+            server.kill()
+            killed = time.time()
+            await asyncio.sleep(1.5)
+            override = policy_pb2.Override(id="k", scope=1, reason="incident")
+            await router.policy.PutOverride(policy_pb2.PutOverrideRequest(override=override))
+
+            async def saved() -> bool:
+                return SnapshotFile(file).load().waiting == {"k"}
+
+            await until(saved)
+        # It was not current when it was written: the time to live of policies goes on.
+        assert file.stat().st_mtime < killed + 1.0
+        async with running(config) as router:
+            found = await router.policy.ListOverrides(policy_pb2.ListOverridesRequest())
+            assert [o.id for o in found.overrides] == ["k"]
+            await asyncio.to_thread(server.start)
+            store = PolicyStore(server.url)
+
+            async def there() -> bool:
+                return [o.id for o in (await store.read()).overrides] == ["k"]
+
+            await until(there)
+            await store.close()
 
 
 async def test_past_the_time_to_live_everything_is_dense(tmp_path: Path) -> None:
