@@ -6,10 +6,13 @@ across a restart.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +22,8 @@ from sparsity_policies.envelope import UNREADABLE, open_overrides, open_policy, 
 from sparsity_policies.model import Override, StoredPolicy
 
 _TOUCH_SECONDS = 5.0
+# The document begins with its revision, so that the whole need not be read to know it.
+_REVISION, _HEAD = re.compile(r'\{"revision": (\d+),'), 64
 
 
 class Saved(NamedTuple):
@@ -50,7 +55,7 @@ class SnapshotFile:
         waiting: Iterable[Override] = (),
         age: float = 0.0,
     ) -> None:
-        """Writes what is decided from now.
+        """Writes what is decided from now, unless another process wrote a newer revision, known current more lately.
 
         Args:
             revision: of the policies.
@@ -72,8 +77,31 @@ class SnapshotFile:
         scratch.write_text(json.dumps(document), encoding="utf-8")
         current = time.time() - age
         os.utime(scratch, (current, current))
-        os.replace(scratch, self._path)
+        with self._locked():
+            if self._is_newer(revision, current):
+                scratch.unlink()
+            else:
+                os.replace(scratch, self._path)
         self._touched = time.monotonic()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keeps out the other processes that write the file."""
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
+    def _is_newer(self, revision: int, current: float) -> bool:
+        """Whether the file has a later revision than this, and was known to be current since."""
+        try:
+            with self._path.open(encoding="utf-8") as file:
+                begins = _REVISION.match(file.read(_HEAD))
+            return begins is not None and int(begins[1]) > revision and self._path.stat().st_mtime > current
+        except (OSError, UnicodeDecodeError):
+            return False
 
     def confirm(self) -> None:
         """Notes that the file is current, every few seconds."""

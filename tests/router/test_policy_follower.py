@@ -345,6 +345,22 @@ async def test_a_change_is_on_disk_although_the_store_went_away_at_once(tmp_path
     following.cancel()
 
 
+def test_a_slower_process_does_not_put_back_what_a_faster_one_has_written(tmp_path: Path) -> None:
+    fast, slow = (SnapshotFile(tmp_path / "policies.json") for _ in range(2))
+    fast.save(11, [], [], age=0.5)
+    slow.save(10, [], [Override("k", Scope.GLOBAL)], age=1.0)
+    assert fast.load().contents.cursor.revision == 11
+    assert [path.name for path in tmp_path.iterdir()] == ["policies.json"]
+    # The same revision with an override, and a store that began anew, are written.
+    slow.save(11, [], [Override("k", Scope.GLOBAL)], age=1.0)
+    assert [override.id for override in fast.load().contents.overrides] == ["k"]
+    slow.save(1, [], [], age=0.0)
+    assert fast.load().contents.cursor.revision == 1
+    (tmp_path / "policies.json").write_text("garbage")
+    slow.save(2, [], [], age=9.0)
+    assert fast.load().contents.cursor.revision == 2
+
+
 async def test_an_override_set_in_an_outage_survives_a_restart_and_reaches_the_store(tmp_path: Path) -> None:
     file = tmp_path / "policies.json"
     with RedisServer(tmp_path / "redis") as server:
