@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
+from sparse_kernels.stats import causal_pairs
 
 from sparsity_worker.indexer_profile import INDEXER_SCHEMA, parse_indexer_profile
 from sparsity_worker.plugin import CONFIG_KEY
@@ -44,9 +45,8 @@ def picked(length: int, new: int, index_topk: int) -> Pairs:
     """Pairs of the last ``new`` queries of ``length``, each of which attends ``index_topk`` keys, or all it has."""
     start = length - new
     whole = min(max(index_topk - start, 0), new)
-    ascending = whole * start + whole * (whole + 1) // 2
-    causal = new * start + new * (new + 1) // 2
-    return Pairs(ascending + (new - whole) * index_topk, causal, whole, new)
+    attended = causal_pairs(whole, start) + (new - whole) * index_topk
+    return Pairs(attended, causal_pairs(new, start), whole, new)
 
 
 class IndexerMeter:
