@@ -26,7 +26,7 @@ def keys_of(sequence: PagedSequence, summaries: PageSummaries) -> Keys:
     """The keys of a sequence and their summaries, as scores want them."""
     summaries.refresh(sequence)
     keys, _ = sequence.gather()
-    return Keys(keys, summaries.sub_mean[sequence.table].float(), summaries.sub_count[sequence.table])
+    return Keys.of(keys, summaries, sequence.table)
 
 
 class Needs:

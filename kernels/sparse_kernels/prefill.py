@@ -67,7 +67,7 @@ def block_sparse_prefill(
     summaries.refresh(sequence)
     keys, values = sequence.gather()
     if selection is None:
-        at = Keys(keys, summaries.sub_mean[sequence.table].float(), summaries.sub_count[sequence.table])
+        at = Keys.of(keys, summaries, sequence.table)
         selection = select_blocks(laid, at, grid, total or sequence.length, config, scale)
     tiles = laid.view(grid.tiles, grid.tile, kv_heads, group, dim).permute(2, 0, 3, 1, 4)
     own = tuple(_own(cache, grid) for cache in (keys, values))

@@ -75,14 +75,13 @@ def load_tier_profile(config: WorkerConfig, facts: ModelFacts) -> TierProfile | 
     profile = parse(document, config.profile)
     if profile.tier != config.tier:
         raise ConfigurationError(f"--profile: {profile.label} is for the {profile.tier} tier, not {config.tier}")
-    picks = isinstance(profile, IndexerProfile)
-    if facts.index_topk and not picks:
+    if isinstance(profile, IndexerProfile):
+        _fit(profile, config, facts)
+    elif facts.index_topk:
         raise ConfigurationError(
             f"--profile: {facts.name} picks its tokens by an indexer of its own (index_topk {facts.index_topk}),"
             f" which {profile.label} does not speak of; use one with index_topk, such as dsa-{config.tier}"
         )
-    if isinstance(profile, IndexerProfile):
-        _fit(profile, config, facts)
     return profile
 
 

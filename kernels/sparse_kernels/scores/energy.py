@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from sparse_kernels.config import PrefillConfig
+from sparse_kernels.summaries import PageSummaries
 from sparse_kernels.tiles import TileGrid
 
 TINY = torch.finfo(torch.float32).tiny
@@ -25,6 +26,11 @@ class Keys(NamedTuple):
     keys: torch.Tensor
     sub_mean: torch.Tensor
     sub_count: torch.Tensor
+
+    @classmethod
+    def of(cls, keys: torch.Tensor, summaries: PageSummaries, table: torch.Tensor) -> Keys:
+        """Gathered keys, with the summaries of their pages, int64 ``table``, which are not stale."""
+        return cls(keys, summaries.sub_mean[table].float(), summaries.sub_count[table])
 
     @property
     def block(self) -> int:
