@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from sparse_kernels import PagedSequence, PageSummaries
 
@@ -57,30 +53,3 @@ def rms_ratio(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """Root mean square of the difference over that of the wanted."""
     difference = (found.double() - wanted.double()).square().mean().sqrt()
     return float(difference / wanted.double().square().mean().sqrt())
-
-
-def on(device: str, given: Any) -> Any:
-    """The same on a device: a tensor, summaries, or a tuple, list or dictionary of such; all else as it is."""
-    if isinstance(given, torch.Tensor):
-        return given.to(device)
-    if isinstance(given, dict):
-        return {name: on(device, each) for name, each in given.items()}
-    if isinstance(given, list | tuple):
-        moved = [on(device, each) for each in given]
-        return type(given)(*moved) if hasattr(given, "_fields") else type(given)(moved)
-    if isinstance(given, PageSummaries):
-        moved = copy.copy(given)
-        vars(moved).update(on(device, vars(given)))
-        return moved
-    return given
-
-
-def tensors(given: Any) -> Iterator[torch.Tensor]:
-    """The tensors of what :func:`on` moves, always in the same order."""
-    if isinstance(given, torch.Tensor):
-        yield given
-    elif isinstance(given, dict | PageSummaries):
-        yield from tensors(list((given if isinstance(given, dict) else vars(given)).values()))
-    elif isinstance(given, list | tuple):
-        for each in given:
-            yield from tensors(each)

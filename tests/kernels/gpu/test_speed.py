@@ -10,11 +10,12 @@ from sparse_kernels import plot
 from sparsity_quality.speed import __main__ as speed
 from sparsity_quality.speed import gate, prefill, recorded
 from sparsity_quality.speed.inputs import PAGE, Shape, inputs
+from support.devices import DEVICE, INTERPRETED
 
 
 @pytest.fixture
-def interpreted(device: str) -> None:
-    if device != "cpu":
+def interpreted() -> None:
+    if not INTERPRETED:
         pytest.skip("a dry run is the interpreter's")
 
 
@@ -56,14 +57,14 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "torch finds no GPU" in capsys.readouterr().err
 
 
-def test_inputs_have_topics_that_selection_can_find(device: str) -> None:
-    given = inputs(Shape(4, 2, 16), 4096, device, torch.float32, queries=64)
+def test_inputs_have_topics_that_selection_can_find() -> None:
+    given = inputs(Shape(4, 2, 16), 4096, DEVICE, torch.float32, queries=64)
     keys = given.sequence.gather()[0].flatten(1, 2)
     scores = torch.einsum("rhgd,hkd->rhgk", given.q.view(64, 2, 2, 16), keys) * given.scale
     mass = scores.softmax(-1).view(64, 2, 2, -1, PAGE).sum(-1).mean((0, 2))
     # A fifth of the blocks holds much more than a fifth of the mass.
     assert (mass.sort(-1, descending=True).values[:, : mass.shape[1] // 5].sum(-1) > 0.3).all()
-    again = inputs(Shape(4, 2, 16), 4096, device, torch.float32, queries=64)
+    again = inputs(Shape(4, 2, 16), 4096, DEVICE, torch.float32, queries=64)
     assert torch.equal(again.q, given.q)
 
 

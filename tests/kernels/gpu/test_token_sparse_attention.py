@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 from sparse_kernels.gpu.token_sparse_attention import (
@@ -16,10 +13,10 @@ from sparse_kernels.reference_tokens import (
     token_sparse_attention_reference,
     token_sparse_latent_attention_reference,
 )
+from support.devices import EXACT, INTERPRETED, captured, launch
 from support.paging import rms_ratio
 
 SCALE = 16**-0.5
-Launch = Callable[..., Any]
 
 
 def randoms(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -45,9 +42,7 @@ def choice(queries: int, heads: int, prefix: int, count: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("prefix", [0, 5, 100])
 @pytest.mark.parametrize(("queries", "heads"), [(1, 4), (63, 1), (65, 3)])
-def test_index_scores_match_their_definition(
-    queries: int, heads: int, prefix: int, dtype: torch.dtype, launch: Launch
-) -> None:
+def test_index_scores_match_their_definition(queries: int, heads: int, prefix: int, dtype: torch.dtype) -> None:
     q, k = randoms(queries, heads, 16, dtype=dtype), randoms(prefix + queries, 16, seed=1, dtype=dtype)
     weights = randoms(queries, heads, seed=2)
     found = launch(lightning_scores, q, k, weights, prefix)
@@ -58,7 +53,7 @@ def test_index_scores_match_their_definition(
     assert rms_ratio(found[seen], wanted[seen]) < 1e-5
 
 
-def test_the_best_tokens_come_first_and_missing_ones_are_marked(launch: Launch) -> None:
+def test_the_best_tokens_come_first_and_missing_ones_are_marked() -> None:
     scores = torch.tensor([[0.3, float("-inf"), float("-inf")], [0.1, 0.9, 0.5]])
     assert launch(select_tokens, scores, 2).tolist() == [[0, -1], [1, 2]]
     assert launch(select_tokens, scores, 5).tolist() == [[0, -1, -1, -1, -1], [1, 2, 0, -1, -1]]
@@ -67,7 +62,7 @@ def test_the_best_tokens_come_first_and_missing_ones_are_marked(launch: Launch) 
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize(("queries", "prefix", "count"), [(1, 0, 8), (3, 200, 64), (17, 3, 65), (2, 300, 130)])
 def test_matches_the_definition(
-    queries: int, prefix: int, count: int, shared: bool, dtype: torch.dtype, tolerance: float, launch: Launch
+    queries: int, prefix: int, count: int, shared: bool, dtype: torch.dtype, tolerance: float
 ) -> None:
     q = randoms(queries, 6, 16, dtype=dtype)
     keys, values = (randoms(prefix + queries, 2, 16, seed=seed, dtype=dtype) for seed in (1, 2))
@@ -81,7 +76,7 @@ def test_matches_the_definition(
 @pytest.mark.parametrize("heads", [1, 16, 20])
 @pytest.mark.parametrize(("queries", "prefix", "count"), [(1, 0, 8), (5, 100, 33), (2, 90, 70)])
 def test_latent_attention_matches_its_definition(
-    queries: int, prefix: int, count: int, heads: int, dtype: torch.dtype, tolerance: float, launch: Launch
+    queries: int, prefix: int, count: int, heads: int, dtype: torch.dtype, tolerance: float
 ) -> None:
     given = latents(queries, prefix, heads, 64, 16, dtype)
     tokens = choice(queries, 1, prefix, count)[:, 0]
@@ -89,10 +84,10 @@ def test_latent_attention_matches_its_definition(
     assert rms_ratio(found, token_sparse_latent_attention_reference(*given, tokens, SCALE)) < tolerance
 
 
-def test_the_shape_of_deepseek_v32(device: str, dtype: torch.dtype, tolerance: float, launch: Launch) -> None:
+def test_the_shape_of_deepseek_v32(dtype: torch.dtype, tolerance: float) -> None:
     # 128 heads over 512 + 64 dimensions and the best 2,048 tokens, of which the first row sees fewer; 64 index heads,
     # which the interpreter takes too long over.
-    queries, prefix, index_heads = 2, 2046, 2 if device == "cpu" else 64
+    queries, prefix, index_heads = 2, 2046, 2 if INTERPRETED else 64
     scores = launch(
         lightning_scores, randoms(queries, index_heads, 128, dtype=dtype),
         randoms(prefix + queries, 128, seed=1, dtype=dtype), randoms(queries, index_heads, seed=2), prefix,
@@ -105,9 +100,7 @@ def test_the_shape_of_deepseek_v32(device: str, dtype: torch.dtype, tolerance: f
     assert rms_ratio(found, token_sparse_latent_attention_reference(*given, tokens, scale)) < tolerance
 
 
-def test_a_replayed_step_takes_what_then_stands_in_its_tensors(
-    captured: Callable[..., Launch], dtype: torch.dtype, tolerance: float
-) -> None:
+def test_a_replayed_step_takes_what_then_stands_in_its_tensors(dtype: torch.dtype, tolerance: float) -> None:
     def step(q, k, weights, q_latent, q_rope, latent, rope):
         tokens = select_tokens(lightning_scores(q, k, weights, k.shape[0] - q.shape[0]), 33)
         return tokens, token_sparse_latent_attention(q_latent, q_rope, latent, rope, tokens, SCALE)
@@ -125,16 +118,16 @@ def test_a_replayed_step_takes_what_then_stands_in_its_tensors(
         assert rms_ratio(found, token_sparse_latent_attention_reference(*given[3:], tokens, SCALE)) < tolerance
 
 
-def test_all_tokens_are_dense_attention(exact: float, launch: Launch) -> None:
+def test_all_tokens_are_dense_attention() -> None:
     q, keys, values = (randoms(40, 2, 16, seed=seed) for seed in range(3))
     tokens = choice(40, 1, 0, 40)
     found = launch(token_sparse_attention, q, keys, values, tokens, SCALE)
     heads = (part.double().transpose(0, 1)[None] for part in (q, keys, values))
     wanted = torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=True, scale=SCALE)[0].transpose(0, 1)
-    assert rms_ratio(found, wanted) < exact
+    assert rms_ratio(found, wanted) < EXACT
 
 
-def test_future_and_unchosen_tokens_change_nothing(dtype: torch.dtype, launch: Launch) -> None:
+def test_future_and_unchosen_tokens_change_nothing(dtype: torch.dtype) -> None:
     q, keys, values = (randoms(40, 2, 16, seed=seed, dtype=dtype) for seed in range(3))
     tokens = choice(40, 1, 0, 8)
     before = launch(token_sparse_attention, q, keys, values, tokens, SCALE)
@@ -146,12 +139,12 @@ def test_future_and_unchosen_tokens_change_nothing(dtype: torch.dtype, launch: L
     assert torch.equal(before[20:21], after)
 
 
-def test_a_query_without_tokens_is_zero(exact: float, launch: Launch) -> None:
+def test_a_query_without_tokens_is_zero() -> None:
     q, keys, values = (randoms(2, 2, 16, seed=seed) for seed in range(3))
     tokens = torch.tensor([[[-1, -1]], [[-1, 0]]], dtype=torch.int32)
     found = launch(token_sparse_attention, q, keys, values, tokens, SCALE)
     assert torch.equal(found[0], torch.zeros(2, 16))
-    torch.testing.assert_close(found[1], values[0], rtol=exact, atol=exact)
+    torch.testing.assert_close(found[1], values[0], rtol=EXACT, atol=EXACT)
 
 
 @pytest.mark.parametrize(
