@@ -11,14 +11,17 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import torch
 import triton
+from sparse_kernels import plot
 from sparsity.benchmark import Row, header, write
 
 from sparsity_quality.speed import dense, tokens
 from sparsity_quality.speed.gate import Gate
+from sparsity_quality.speed.kernels import chosen_kernel
 from sparsity_quality.speed.parts import DRY, PARTS, Part, Plan, planned
 from sparsity_quality.speed.summary import summary
 from sparsity_quality.speed.timing import Clock
@@ -52,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             run.take(part)
     print(run.told())
+    if not options.dry:
+        _draw(options.out)
     if run.passing.failed:
         print(f"error: {run.passing.failed} checks failed; what they are of is not timed", file=sys.stderr)
     return 1 if run.passing.failed else 0
@@ -91,7 +96,9 @@ class _Run:
         name = torch.cuda.get_device_name() if self._plan.device == "cuda" else "Triton's interpreter"
         versions = {"torch": torch.__version__, "triton": triton.__version__}
         head = header("make bench-kernels", {"kernels": versions}) | {"device": name}
-        head |= {"checks": f"{self.passing.passed} passed, {self.passing.failed} failed"}
+        shapes = (self._plan.base, *self._plan.others)
+        chosen = {str(shape): chosen_kernel(shape, self._plan.device, self._plan.dtype) for shape in shapes}
+        head |= {"kernel of prefill": chosen, "checks": f"{self.passing.passed} passed, {self.passing.failed} failed"}
         head |= {"seconds": round(time.monotonic() - self.started)}
         if self._absent:
             head["not on this machine"] = self._absent
@@ -104,6 +111,16 @@ class _Run:
         if self._out is None:
             return "a dry run: these times are an interpreter's, and are not written\n" + summary(self._rows)
         return summary(self._rows)
+
+
+def _draw(out: Path) -> None:
+    """The charts, where there is something to draw with."""
+    try:
+        import_module("matplotlib")
+    except ModuleNotFoundError:
+        print(f"no matplotlib here: python -m sparse_kernels.plot --results {out / 'kernels.json'} draws the charts")
+        return
+    plot.main(["--results", str(out / "kernels.json")])
 
 
 def _absent() -> dict[str, str]:

@@ -10,12 +10,12 @@ from sparse_kernels import DecodeConfig, PageSummaries, PrefillConfig
 from sparse_kernels.batch import PagedBatch
 from sparse_kernels.block_index import BlockIndex
 from sparse_kernels.gpu.block_selection import select_blocks
-from sparse_kernels.gpu.block_sparse_prefill import block_sparse_prefill
+from sparse_kernels.gpu.block_sparse_prefill import block_sparse_prefill, implementation
 from sparse_kernels.gpu.page_selection import page_counts, select_pages
 from sparse_kernels.gpu.sparse_paged_decode import DecodeBatch, sparse_paged_decode
 from sparse_kernels.mean_correction import Corrections
 
-from sparsity_quality.speed.inputs import TILE, Inputs
+from sparsity_quality.speed.inputs import PAGE, TILE, Inputs, Shape
 
 Call = Callable[[], torch.Tensor]
 
@@ -74,6 +74,11 @@ class Step(NamedTuple):
     batch: DecodeBatch
     summaries: PageSummaries
     scale: float
+
+
+def chosen_kernel(shape: Shape, device: str, dtype: torch.dtype) -> str:
+    """Which kernel attends prompts of a shape."""
+    return implementation(torch.device(device), dtype, shape.dim, PAGE, TILE)
 
 
 def full_index(prompt: Prompt) -> BlockIndex:
