@@ -105,7 +105,7 @@ def _columns(  # type: ignore[no-untyped-def]
 @triton.jit
 def _power(b_x, exponent):  # type: ignore[no-untyped-def]
     """A power of what is not negative."""
-    return tl.where(b_x > 0, tl.exp2(exponent * tl.log2(tl.maximum(b_x, 1e-38))), 0.0)
+    return tl.where(b_x > 0, tl.exp2(exponent * tl.log2(tl.maximum(b_x, 1e-30))), 0.0)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
