@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from sparse_kernels import DecodeConfig
-from sparse_kernels.gpu.page_selection import page_counts, select_pages
-from sparse_kernels.gpu.sparse_paged_decode import DecodeBatch, sparse_paged_decode
+from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace
+from sparse_kernels.gpu.page_selection import page_capacity
+from sparse_kernels.gpu.sparse_paged_decode import paged_decode, sparse_paged_decode
 from sparsity.benchmark import Row, against, judged
 
 from sparsity_quality.speed.inputs import PAGE, Inputs, Shape, inputs
@@ -31,9 +32,8 @@ def rows(shape: Shape, length: int, sequences: int, device: str, dtype: torch.dt
     batch = DecodeBatch(given.sequence.keys, given.sequence.values, tables, lengths)
     what = f"{shape}, {sequences} x {length} tokens"
     dense = {"torch's attention, contiguous": _sdpa(given, sequences, length, device)}
-    everything = torch.zeros(sequences, shape.kv_heads, 1, dtype=torch.int32, device=device)
-    every = torch.full((sequences,), blocks, dtype=torch.int32, device=device)
-    ours = replayed(lambda: sparse_paged_decode(given.q, batch, everything, given.scale, every), device)
+    workspace = DecodeWorkspace.of(given.q, batch, page_capacity(DecodeConfig(budget=max(BUDGETS.values())), PAGE))
+    ours = replayed(lambda: paged_decode(given.q, batch, given.scale, workspace=workspace), device)
     dense["ours, all pages"] = median_ms(ours, device)
     for name, taken in dense.items():
         yield Row(f"dense decode, {name}", what, taken, "ms")
@@ -45,8 +45,9 @@ def rows(shape: Shape, length: int, sequences: int, device: str, dtype: torch.dt
         )
 
         def step(config: DecodeConfig = config) -> torch.Tensor:
-            pages = select_pages(given.q, batch, given.summaries, config, given.scale)
-            return sparse_paged_decode(given.q, batch, pages, given.scale, page_counts(batch, config))
+            return sparse_paged_decode(
+                given.q, batch, given.summaries, config, given.scale, workspace=workspace
+            )  # fmt: skip
 
         taken = median_ms(replayed(step, device), device)
         ratio = dense[fastest] / taken

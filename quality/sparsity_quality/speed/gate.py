@@ -11,8 +11,9 @@ from sparse_kernels.batch import PagedBatch
 from sparse_kernels.block_index import BlockIndex, pruned_words
 from sparse_kernels.gpu.block_selection import select_blocks
 from sparse_kernels.gpu.block_sparse_prefill import Corrections, block_sparse_prefill
-from sparse_kernels.gpu.page_selection import page_counts, select_pages
-from sparse_kernels.gpu.sparse_paged_decode import DecodeBatch, sparse_paged_decode
+from sparse_kernels.gpu.decode_batch import DecodeBatch
+from sparse_kernels.gpu.page_selection import page_capacity, select_pages
+from sparse_kernels.gpu.sparse_paged_decode import sparse_paged_decode
 from sparse_kernels.measured_coverage import spread_rows
 
 from sparsity_quality.speed.inputs import PAGE, TILE, Inputs, Shape, inputs
@@ -67,10 +68,11 @@ def checks(shape: Shape, length: int, device: str, dtype: torch.dtype) -> Iterat
     paged = DecodeBatch(one.sequence.keys, one.sequence.values, table, lengths)
     for name, budget in (("budget", max(length // 4, 192)), ("all pages", length + PAGE)):
         decode = DecodeConfig(sparse_from=0, budget=budget, sink=64, recent=64, score="sub_pages")
-        pages = select_pages(one.q, paged, one.summaries, decode, one.scale)
-        out = sparse_paged_decode(one.q, paged, pages, one.scale, page_counts(paged, decode))
-        attended = torch.zeros(shape.kv_heads, 1, table.shape[1], dtype=torch.bool, device=device)
-        attended.scatter_(2, pages[0, :, None].long(), True)
+        out = sparse_paged_decode(one.q, paged, one.summaries, decode, one.scale)
+        attended = torch.ones(shape.kv_heads, 1, table.shape[1], dtype=torch.bool, device=device)
+        if page_capacity(decode, PAGE) < table.shape[1]:
+            pages = select_pages(one.q, paged, one.summaries, decode, one.scale)[0]
+            attended = (table[:, :, None] == pages[:, None]).any(-1)[:, None]
         yield Check(f"decode, {name}, {what}", _off(out, _exact(one, [length - 1], attended, None)), BOUNDS[dtype])
 
 
