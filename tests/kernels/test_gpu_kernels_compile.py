@@ -40,9 +40,14 @@ INDICES = (
     "chosen",
     "filled",
     "counts",
+    "counters",
+    "pool",
+    "slots",
+    "seen",
+    "written",
 )
 PREFILL = {"TILE": 128, "BLOCK": 64, "GROUP": 4, "UNIT": 1, "MEANS": 64, "CORRECT": True, "WINDOW": False, "CAP": False}
-PAGES = {"PAGE": 64, "GROUP": 4, "ROWS": 16}
+PAGES = {"PAGE": 64, "GROUP": 4, "HEADS": 8, "PDL": True}
 
 
 class Built(NamedTuple):
@@ -61,10 +66,10 @@ def built(name: str, warps: int, folder: Path, **constants: int) -> Built:
     kinds = dict.fromkeys(constants, "constexpr") | dict.fromkeys(FLOATS, "fp32")
     # `blocks` is a number where blocks and pages are scored.
     indices = [
-        each for each in INDICES if each != "blocks" or name not in ("score_pages", "score_sub_pages", "block_energy")
+        each for each in INDICES if each != "blocks" or name not in ("score_pages", "choose_pages", "block_energy")
     ]
     kinds |= (
-        {"sub_counts": "*i16", "asked": "*i8"}
+        {"sub_counts": "*i16", "asked": "*i8", "dense": "*u8", "stale": "*u8"}
         | dict.fromkeys(indices, "*i32")
         | dict.fromkeys(SINGLES, "*fp32")
         | dict.fromkeys(HALVES, "*bf16")
@@ -111,14 +116,38 @@ def test_block_sparse_prefill(dim: int, warps: int, skip: bool, tmp_path: Path) 
     assert made.registers * warps * 32 <= 65536
 
 
-@pytest.mark.parametrize("dim", [64, 128])
-def test_sparse_paged_decode(dim: int, tmp_path: Path) -> None:
-    attending = built("attend_pages", 4, tmp_path, DIM=dim, **PAGES)
-    assert attending.tensor > 0
-    scoring = built("score_pages", 4, tmp_path, DIM=dim, PAGES=64, **PAGES)
-    closer = built("score_sub_pages", 4, tmp_path, DIM=dim, SUBS=4, COLUMNS=64, **PAGES)
-    merging = built("merge_splits", 4, tmp_path, DIM=dim, SPLITS=64)
-    assert [each.spilled for each in (attending, scoring, closer, merging)] == [0, 0, 0, 0]
+@pytest.mark.parametrize("spread", [False, True])
+@pytest.mark.parametrize(("dim", "columns", "warps"), [(64, 128, 4), (128, 64, 4), (128, 128, 4), (256, 64, 8)])
+def test_page_scores(dim: int, columns: int, warps: int, spread: bool, tmp_path: Path) -> None:
+    shape = {"ROWS": 16, "SUBS": 4, "STEP": columns if spread else columns // 4, "NEWEST": True, "STAGES": 5}
+    made = built("score_pages", warps, tmp_path, DIM=dim, FULL=4.0, SPREAD=spread, **shape, **PAGES)
+    assert made.tensor + made.wgmma > 0
+    assert made.spilled == 0
+
+
+@pytest.mark.parametrize(("width", "warps"), [(512, 8), (2048, 8), (8192, 16), (16384, 32)])
+@pytest.mark.parametrize(("group", "shares"), [(1, False), (4, True), (7, True)])
+def test_page_selection(group: int, shares: bool, width: int, warps: int, tmp_path: Path) -> None:
+    shape = {"GROUPS": triton.next_power_of_2(group), "WIDTH": width, "SHARES": shares, "FUSED": True}
+    made = built("choose_pages", warps, tmp_path, **PAGES | {"GROUP": group}, **shape)
+    # Of a million tokens' scores a few are.
+    assert made.spilled <= (96 if width > 8192 else 0)
+
+
+@pytest.mark.parametrize(("dim", "warps", "tile"), [(64, 4, 64), (128, 4, 64), (256, 8, 32)])
+@pytest.mark.parametrize("page", [16, 64, 128])
+def test_sparse_paged_decode(page: int, dim: int, warps: int, tile: int, tmp_path: Path) -> None:
+    shape = {"GROUPS": 4, "ROWS": 16, "TILE": tile, "DIM": dim}
+    merging = {"MERGED": 8192 // (4 * dim), "STAGES": 3}
+    made = built("attend_pages", warps, tmp_path, **PAGES | {"PAGE": page}, **shape, **merging)
+    assert made.tensor + made.wgmma > 0
+    assert made.spilled == 0
+
+
+def test_decode_over_all_pages(tmp_path: Path) -> None:
+    shared = {name: PAGES[name] for name in ("GROUP", "HEADS", "PDL")}
+    assert built("merge_splits", 4, tmp_path, DIM=128, SPLITS=64, TILE=64, **shared).spilled == 0
+    assert built("fill_table", 4, tmp_path, PAGE=64, STEP=256).spilled == 0
 
 
 @pytest.mark.parametrize(("dim", "warps"), [(64, 4), (128, 4), (256, 8)])

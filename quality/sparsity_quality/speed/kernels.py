@@ -11,8 +11,9 @@ from sparse_kernels.batch import PagedBatch
 from sparse_kernels.block_index import BlockIndex
 from sparse_kernels.gpu.block_selection import select_blocks
 from sparse_kernels.gpu.block_sparse_prefill import block_sparse_prefill, implementation
-from sparse_kernels.gpu.page_selection import page_counts, select_pages
-from sparse_kernels.gpu.sparse_paged_decode import DecodeBatch, sparse_paged_decode
+from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace
+from sparse_kernels.gpu.page_selection import page_capacity, select_pages
+from sparse_kernels.gpu.sparse_paged_decode import paged_decode, sparse_paged_decode
 from sparse_kernels.mean_correction import Corrections
 
 from sparsity_quality.speed.inputs import PAGE, TILE, Inputs, Shape
@@ -120,32 +121,32 @@ def selected_prefill_call(prompt: Prompt, config: PrefillConfig) -> Call:
     return call
 
 
-def decode_call(step: Step, config: DecodeConfig) -> Call:
-    """Selection of pages and attention over them."""
-
-    def call() -> torch.Tensor:
-        pages = select_pages(step.q, step.batch, step.summaries, config, step.scale)
-        return sparse_paged_decode(step.q, step.batch, pages, step.scale, page_counts(step.batch, config))
-
-    return call
+def decode_call(step: Step, config: DecodeConfig, workspace: DecodeWorkspace | None = None) -> Call:
+    """Selection of pages and attention over them, the newest page summarized on the way."""
+    room = workspace or decode_workspace(step, config)
+    return lambda: sparse_paged_decode(step.q, step.batch, step.summaries, config, step.scale, workspace=room)
 
 
-def dense_decode_call(step: Step) -> Call:
+def dense_decode_call(step: Step, workspace: DecodeWorkspace | None = None) -> Call:
     """Attention over all pages."""
-    sequences, kv_heads = step.q.shape[0], step.batch.keys.shape[2]
-    none = torch.zeros(sequences, kv_heads, 1, dtype=torch.int32, device=step.q.device)
-    every = (-(-step.batch.lengths // step.batch.keys.shape[1])).int()
-    return lambda: sparse_paged_decode(step.q, step.batch, none, step.scale, every)
+    room = workspace or DecodeWorkspace.of(step.q, step.batch)
+    return lambda: paged_decode(step.q, step.batch, step.scale, workspace=room)
+
+
+def decode_workspace(step: Step, config: DecodeConfig) -> DecodeWorkspace:
+    """Buffers that all layers of a model share."""
+    return DecodeWorkspace.of(step.q, step.batch, page_capacity(config, step.batch.keys.shape[1]))
 
 
 def chosen_pages(step: Step, config: DecodeConfig) -> torch.Tensor:
     """What :func:`decode_call` attends, bool ``[sequences, Hkv, blocks]``."""
     pages = select_pages(step.q, step.batch, step.summaries, config, step.scale)
-    counts = page_counts(step.batch, config)
-    page, blocks = step.batch.keys.shape[1], step.batch.tables.shape[1]
-    there = -(-step.batch.lengths // page)
-    whole = (counts == there)[:, None, None]
-    valid = torch.arange(pages.shape[2], device=pages.device) < counts[:, None, None]
-    chosen = torch.zeros(*pages.shape[:2], blocks + 1, dtype=torch.bool, device=pages.device)
-    chosen.scatter_(2, torch.where(valid, pages, blocks).long(), True)
-    return torch.where(whole, torch.arange(blocks, device=pages.device) < there[:, None, None], chosen[..., :blocks])
+    page, tables = step.batch.keys.shape[1], step.batch.tables
+    there = -(-step.batch.lengths // page)[:, None, None]
+    before = torch.arange(tables.shape[1], device=tables.device) < there
+    # Where all pages are attended none is written down.
+    whole = (step.batch.lengths[:, None, None] < config.sparse_from) | (there <= pages.shape[2])
+    marked = torch.zeros(*pages.shape[:2], step.batch.keys.shape[0], dtype=torch.bool, device=tables.device)
+    marked.scatter_(2, torch.where(whole, 0, pages).long(), True)
+    chosen = marked.gather(2, tables.long().clamp(0, marked.shape[2] - 1)[:, None].expand(-1, pages.shape[1], -1))
+    return (chosen | whole) & before

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+import triton
 from sparse_kernels import PagedSequence, PageSummaries, causal_pairs
 from sparse_kernels.batch import BatchTiles, PagedBatch
 from sparse_kernels.block_index import BlockIndex
@@ -15,9 +16,10 @@ from sparse_kernels.gpu.block_energy import COLUMNS
 from sparse_kernels.gpu.block_selection import select_blocks
 from sparse_kernels.gpu.block_sparse_prefill import block_sparse_prefill
 from sparse_kernels.gpu.checks import check_dim
-from sparse_kernels.gpu.page_selection import page_capacity, page_counts, select_pages
+from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace, fill_tables
+from sparse_kernels.gpu.page_selection import page_capacity
 from sparse_kernels.gpu.page_summaries import summarize_pages
-from sparse_kernels.gpu.sparse_paged_decode import DecodeBatch, sparse_paged_decode
+from sparse_kernels.gpu.sparse_paged_decode import paged_decode, sparse_paged_decode
 from sparse_kernels.mean_correction import Corrections
 from sparse_kernels.measured_coverage import measured_coverage, spread_rows
 
@@ -44,6 +46,7 @@ class _Batch(NamedTuple):
         written: int32, physical pages that the new tokens touch.
         filled: int32, tokens in each of these.
         tiles: of prefill.
+        workspace: buffers of decode; None in prefill.
     """
 
     spans: Spans
@@ -57,6 +60,7 @@ class _Batch(NamedTuple):
     written: torch.Tensor
     filled: torch.Tensor
     tiles: BatchTiles
+    workspace: DecodeWorkspace | None
 
 
 class TritonAttention:
@@ -98,6 +102,7 @@ class TritonAttention:
         self._staged: _Batch | None = None
         self._batch: _Batch | None = None
         self._full: BlockIndex | None = None
+        self._workspace: DecodeWorkspace | None = None
         # By layer: kept blocks' rows and coverage times rows of each request, float64 [2, requests], on the device.
         self._attended: dict[int, torch.Tensor] = {}
 
@@ -122,9 +127,23 @@ class TritonAttention:
         )  # fmt: skip
         self._batch = _Batch(
             spans, decode, dense, tables, lengths, starts, totals, torch.tensor(dense, dtype=torch.bool, device=device),
-            tables[owner, block], filled.int(), tiles,
+            tables[owner, block], filled.int(), tiles, self._eager(len(spans.lengths)) if decode else None,
         )  # fmt: skip
         self._full = None
+
+    def _eager(self, sequences: int) -> DecodeWorkspace:
+        """Buffers of decode without a CUDA graph; kept until a larger batch comes."""
+        held = self._workspace
+        if held is None or held.sequences < sequences:
+            held = self._workspace = self._buffers(triton.next_power_of_2(sequences))
+        return held
+
+    def _buffers(self, sequences: int) -> DecodeWorkspace:
+        page, dim = self._profile.block_size, self._summaries[self._layers[0]].mean.shape[2]
+        configs = [config for layer in self._layers if (config := self._profile.decode_at(layer)) is not None]
+        capacity = max((page_capacity(config, page) for config in configs), default=0)
+        blocks, device = -(-self._req_to_token.shape[1] // page), self._req_to_token.device
+        return DecodeWorkspace(sequences, self._heads, self._kv_heads, dim, blocks, capacity, device)
 
     def allocate(self, most: int) -> None:
         """Buffers for a decode batch of ``most`` requests that a CUDA graph reads, whatever stands in them."""
@@ -134,7 +153,9 @@ class TritonAttention:
         dense = torch.zeros(most, dtype=torch.bool, device=pool.device)
         tiles = BatchTiles.of([], [], self._profile.prefill.query_tile, pool.device)
         nobody = Spans([], [], [], [], [])
-        self._staged = _Batch(nobody, True, [], tables, lengths, starts, totals, dense, written, filled, tiles)
+        self._staged = _Batch(
+            nobody, True, [], tables, lengths, starts, totals, dense, written, filled, tiles, self._buffers(most)
+        )  # fmt: skip
 
     def stage(self, spans: Spans, slots: torch.Tensor, lengths: torch.Tensor) -> None:
         """Takes note of a decode batch that a CUDA graph runs, in the buffers of :meth:`allocate`; waits for nothing.
@@ -145,19 +166,17 @@ class TritonAttention:
             lengths: int ``[padded requests]``, tokens in the cache.
         """
         assert self._staged is not None
-        page, count, all_of = self._profile.block_size, slots.shape[0], self._staged
+        count, all_of = slots.shape[0], self._staged
         dense = [prompt.reasoning for prompt in spans.prompts]
         flags = torch.tensor(dense + [False] * (count - len(dense)), dtype=torch.bool)
-        tables = (self._req_to_token[slots.long(), ::page] // page).int()
-        last = (lengths - 1).long()
-        all_of.tables[:count, : tables.shape[1]].copy_(tables)
-        all_of.lengths[:count].copy_(lengths)
-        all_of.dense[:count].copy_(flags, non_blocking=True)
-        all_of.written[:count].copy_(tables.gather(1, last[:, None] // page)[:, 0])
-        all_of.filled[:count].copy_(last % page + 1)
         names = ("tables", "lengths", "starts", "totals", "dense", "written", "filled")
-        views = {name: getattr(all_of, name)[:count] for name in names}
-        self._batch = all_of._replace(spans=spans, dense_host=dense, **views)
+        own = all_of._replace(**{name: getattr(all_of, name)[:count] for name in names})
+        own.dense.copy_(flags, non_blocking=True)
+        fill_tables(
+            self._req_to_token, slots, lengths, self._profile.block_size,
+            tables=own.tables, held=own.lengths, written=own.written, filled=own.filled,
+        )  # fmt: skip
+        self._batch = own._replace(spans=spans, dense_host=dense)
 
     def attend(
         self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layer: RadixAttention, decode: bool
@@ -165,8 +184,9 @@ class TritonAttention:
         """Attention of one layer."""
         assert self._batch is not None
         summaries = self._summaries[layer.layer_id]
-        # Here and not when they are read: a graph cannot ask which pages are stale.
-        summarize_pages(summaries, keys, values, self._batch.written, self._batch.filled)
+        # Here and not when they are read: a graph cannot ask which pages are stale. Sparse decode does it on its own.
+        if not decode or self._profile.decode_at(layer.layer_id) is None:
+            summarize_pages(summaries, keys, values, self._batch.written, self._batch.filled)
         attend = self._decode if decode else self._prefill
         return attend(q.contiguous(), self._batch, keys, values, summaries, layer)
 
@@ -246,12 +266,10 @@ class TritonAttention:
         batch = DecodeBatch(keys, values, own.tables, own.lengths)
         config = self._profile.decode_at(layer.layer_id)
         if config is None:
-            page, kv_heads = keys.shape[1:3]
-            every = (own.lengths + page - 1) // page
-            none = torch.zeros(q.shape[0], kv_heads, 1, dtype=torch.int32, device=q.device)
-            return sparse_paged_decode(q, batch, none, layer.scaling, every.int())
-        pages = select_pages(q, batch, summaries, config, layer.scaling)
-        return sparse_paged_decode(q, batch, pages, layer.scaling, page_counts(batch, config, own.dense))
+            return paged_decode(q, batch, layer.scaling, workspace=own.workspace)
+        return sparse_paged_decode(
+            q, batch, summaries, config, layer.scaling, dense=own.dense, workspace=own.workspace
+        )  # fmt: skip
 
     def book(self) -> None:
         """Enters the pass into the ledger: what was selected in prefill, what the budgets allow in decode."""
