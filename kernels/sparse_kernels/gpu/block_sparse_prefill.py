@@ -83,11 +83,11 @@ def block_sparse_prefill(
     lse = torch.empty(rows, heads, dtype=torch.float32, device=q.device)
     if not tiles:
         return PrefillOutput(out, lse)
-    means, value_means, pruned = corrections or (batch.keys, batch.values, index.indptr)
+    means, value_means, pruned = corrections or (batch.keys, batch.values, index.counts)
     kernel[(tiles, heads)](
         q, batch.keys, batch.values, out, lse,
         batch.tables, batch.lengths, batch.starts, batch.tiles.sequence, batch.tiles.number,
-        index.indptr, index.blocks, means, value_means, pruned,
+        *index, means, value_means, pruned,
         scale, softcap, window, skip_below,
         tiles, heads, batch.tables.stride(0), pruned.shape[-1],
         *q.stride()[:2], *out.stride()[:2], *batch.keys.stride()[:3], *means.stride()[:2],
@@ -106,8 +106,11 @@ def _check(q: torch.Tensor, batch: PagedBatch, index: BlockIndex, corrections: C
         raise ValueError(f"q: head dimension {q.shape[2]} is more than {_MOST_DIM}")
     if tile % page or tile & (tile - 1):
         raise ValueError(f"batch: pages of {page} and tiles of {tile} rows; a tile is a power of 2 of whole pages")
-    if index.indptr.shape != (kv_heads, tiles + 1):
-        raise ValueError(f"index: indptr is {tuple(index.indptr.shape)}, not {(kv_heads, tiles + 1)}")
+    if index.starts.shape != (kv_heads, tiles) or index.counts.shape != index.starts.shape:
+        shapes = f"{tuple(index.starts.shape)} and {tuple(index.counts.shape)}"
+        raise ValueError(f"index: starts and counts are {shapes}, not {(kv_heads, tiles)}")
+    if not (index.starts.is_contiguous() and index.counts.is_contiguous() and index.blocks.is_contiguous()):
+        raise ValueError("index: starts, counts and blocks must be contiguous")
     if corrections is not None:
         if corrections.means.stride() != corrections.value_means.stride() or corrections.means.stride(2) != 1:
             raise ValueError("corrections: the means must be contiguous, and laid out alike")
@@ -141,7 +144,7 @@ def _attend(b_s, b_v, b_acc, b_m, b_l):  # type: ignore[no-untyped-def]
 def kernel(  # type: ignore[no-untyped-def]
     q, k, v, out, lse,
     tables, lengths, starts, tile_sequence, tile_number,
-    indptr, blocks, means, value_means, pruned,
+    block_starts, block_counts, blocks, means, value_means, pruned,
     scale, softcap, window, skip_below,
     tiles, heads, s_table, words,
     s_qt, s_qh, s_ot, s_oh, s_kp, s_kt, s_kh, s_mp, s_mh,
@@ -173,8 +176,8 @@ def kernel(  # type: ignore[no-untyped-def]
     o_in = o_n[:, None] * s_kt + o_d[None, :]
 
     before = number * TILE // BLOCK
-    p_index = indptr + i_kv * (tiles + 1) + i_t
-    for i in range(tl.load(p_index), tl.load(p_index + 1)):
+    begin = tl.load(block_starts + i_kv * tiles + i_t)
+    for i in range(begin, begin + tl.load(block_counts + i_kv * tiles + i_t)):
         i_b = tl.load(blocks + i)
         at = tl.load(p_table + i_b).to(tl.int64) * s_kp + i_kv * s_kh
         # [BLOCK, DIM]

@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_named() -> None:
         block_sparse_prefill(case.q[:, :3], case.batch, index, SCALE)
     with pytest.raises(ValueError, match="q: head dimension 8 must be that of the keys, 16"):
         block_sparse_prefill(case.q[..., :8], case.batch, index, SCALE)
-    with pytest.raises(ValueError, match="index: indptr is"):
+    with pytest.raises(ValueError, match="index: starts and counts are"):
         block_sparse_prefill(case.q, case.batch, BlockIndex.of(case.kept[:, :1]), SCALE)
     bad = case.corrections()._replace(pruned=torch.zeros(2, 1, 1, dtype=torch.int32))
     with pytest.raises(ValueError, match="corrections: pruned is"):

@@ -182,8 +182,7 @@ class TritonAttention:
         config = self._profile.prefill_at(layer.layer_id)
         if config is None or all(not prompt.is_long(config.sparse_from) for prompt in own.spans.prompts):
             if self._full is None:
-                before = torch.arange(own.tables.shape[1], device=q.device) < batch.before[:, None]
-                self._full = BlockIndex.of(before[None].expand(keys.shape[2], -1, -1))
+                self._full = BlockIndex.full(batch.before, keys.shape[2], own.tables.shape[1])
             return block_sparse_prefill(q, batch, self._full, layer.scaling).out
         kept, coverage = select_blocks(
             q, batch, summaries, config, layer.scaling, totals=own.totals, dense=own.dense
