@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 import torch
 
-WORD_BITS = 32
-
 
 class BlockIndex(NamedTuple):
     """Kept blocks of every (KV head, query tile), out of those that lie wholly before the tile.
@@ -70,19 +68,3 @@ class BlockIndex(NamedTuple):
         """
         kept = self.counts.sum(1).float()
         return torch.where(before.sum() > 0, kept / before.sum().clamp_min(1), torch.ones_like(kept))
-
-
-def pruned_words(kept: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """Blocks that a tile prunes, a bit each: int32 ``[Hkv, tiles, ceil(blocks / 32)]``, the lowest bit first.
-
-    Args:
-        kept: bool ``[Hkv, tiles, blocks]``.
-        before: int ``[tiles]``, blocks wholly before each tile; later ones are not pruned but not there.
-    """
-    blocks = kept.shape[2]
-    number = torch.arange(blocks, device=kept.device)
-    pruned = ~kept & (number < before[:, None])
-    padded = torch.nn.functional.pad(pruned, (0, -blocks % WORD_BITS)).view(*kept.shape[:2], -1, WORD_BITS)
-    words = (padded.long() << torch.arange(WORD_BITS, device=kept.device)).sum(-1)
-    # Two's complement: the highest bit is the sign.
-    return torch.where(words >= 2**31, words - 2**32, words).int()

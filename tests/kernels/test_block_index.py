@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sparse_kernels.block_index import WORD_BITS, BlockIndex, pruned_words
+from sparse_kernels.block_index import BlockIndex
 
 
 @st.composite
@@ -49,18 +49,6 @@ def test_a_full_index_keeps_all_that_is_before(case: tuple[torch.Tensor, torch.T
 def test_room_between_tiles_is_left_out() -> None:
     index = BlockIndex(*(torch.tensor(each, dtype=torch.int32) for each in ([[5, 0]], [[2, 1]], [3, 9, 9, 9, 9, 0, 2])))
     assert torch.equal(index.kept(4), torch.tensor([[[True, False, True, False], [False, False, False, True]]]))
-
-
-@given(kept_blocks())
-def test_pruned_and_kept_are_all_that_is_before(case: tuple[torch.Tensor, torch.Tensor]) -> None:
-    kept, before = case
-    words = pruned_words(kept, before)
-    assert words.dtype == torch.int32
-    bits = (words.long()[..., None] >> torch.arange(WORD_BITS)) & 1
-    pruned = bits.flatten(2)[..., : kept.shape[2]].bool()
-    assert bits.sum() == pruned.sum()
-    assert not (pruned & kept).any()
-    assert torch.equal(pruned | kept, (torch.arange(kept.shape[2]) < before[:, None]).expand_as(kept))
 
 
 def test_a_block_that_does_not_exist_is_told() -> None:

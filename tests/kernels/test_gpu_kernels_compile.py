@@ -35,13 +35,13 @@ INDICES = (
     "block_starts",
     "block_counts",
     "blocks",
-    "pruned",
+    "offsets",
     "pages",
     "chosen",
     "filled",
     "counts",
 )
-PREFILL = {"TILE": 128, "BLOCK": 64, "GROUP": 4, "WORD": 32, "CORRECT": True, "WINDOW": False, "CAP": False}
+PREFILL = {"TILE": 128, "BLOCK": 64, "GROUP": 4, "UNIT": 1, "MEANS": 64, "CORRECT": True, "WINDOW": False, "CAP": False}
 PAGES = {"PAGE": 64, "GROUP": 4, "ROWS": 16}
 
 
@@ -69,6 +69,8 @@ def built(name: str, warps: int, folder: Path, **constants: int) -> Built:
         | dict.fromkeys(SINGLES, "*fp32")
         | dict.fromkeys(HALVES, "*bf16")
     )
+    if name == "block_sparse_prefill":
+        kinds["weights"] = "*fp16"
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, each in enumerate(names)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from sparse_kernels import PrefillConfig, causal_pairs
 from sparse_kernels.batch import PagedBatch
-from sparse_kernels.block_index import BlockIndex, pruned_words
+from sparse_kernels.block_index import BlockIndex
 from sparse_kernels.gpu.block_selection import select_blocks
-from sparse_kernels.gpu.block_sparse_prefill import Corrections, block_sparse_prefill
+from sparse_kernels.gpu.block_sparse_prefill import block_sparse_prefill
+from sparse_kernels.mean_correction import Corrections
 from sparsity.benchmark import Row, against, judged
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -78,8 +79,7 @@ def _selected(
         return select_blocks(given.q, batch, given.summaries, config, given.scale, totals=totals).kept
 
     def attend(kept: torch.Tensor) -> Any:
-        pruned = pruned_words(kept, batch.before)
-        means = Corrections(given.summaries.mean, given.summaries.value_mean, pruned)
+        means = Corrections.of(kept, batch, given.summaries, 1, given.q.dtype)
         return block_sparse_prefill(given.q, batch, BlockIndex.of(kept), given.scale, corrections=means)
 
     kept = select()

@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from sparse_kernels import PagedSequence, PageSummaries, causal_pairs
 from sparse_kernels.batch import BatchTiles, PagedBatch
-from sparse_kernels.block_index import BlockIndex, pruned_words
+from sparse_kernels.block_index import BlockIndex
 from sparse_kernels.config import PrefillConfig
 from sparse_kernels.gpu.block_energy import COLUMNS
 from sparse_kernels.gpu.block_selection import select_blocks
-from sparse_kernels.gpu.block_sparse_prefill import Corrections, block_sparse_prefill
+from sparse_kernels.gpu.block_sparse_prefill import block_sparse_prefill
 from sparse_kernels.gpu.checks import check_dim
 from sparse_kernels.gpu.page_selection import page_capacity, page_counts, select_pages
 from sparse_kernels.gpu.page_summaries import summarize_pages
 from sparse_kernels.gpu.sparse_paged_decode import DecodeBatch, sparse_paged_decode
+from sparse_kernels.mean_correction import Corrections
 from sparse_kernels.measured_coverage import measured_coverage, spread_rows
 
 from sparsity_worker.plugin.accounting import DECODE, PREFILL, Ledger
@@ -189,8 +190,7 @@ class TritonAttention:
         )  # fmt: skip
         corrections = None
         if config.mean_correction:
-            pruned = pruned_words(kept, batch.before)
-            corrections = Corrections(summaries.mean, summaries.value_mean, pruned)
+            corrections = Corrections.of(kept, batch, summaries, 1, q.dtype)
         out = block_sparse_prefill(q, batch, BlockIndex.of(kept), layer.scaling, corrections=corrections).out
         self._note(layer.layer_id, own, kept, coverage, config)
         if layer.layer_id in self._watched:
