@@ -190,7 +190,7 @@ class TritonAttention:
         )  # fmt: skip
         corrections = None
         if config.mean_correction:
-            corrections = Corrections.of(kept, batch, summaries, 1, q.dtype)
+            corrections = Corrections.of(kept, batch, summaries, config.mean_blocks, q.dtype)
         out = block_sparse_prefill(q, batch, BlockIndex.of(kept), layer.scaling, corrections=corrections).out
         self._note(layer.layer_id, own, kept, coverage, config)
         if layer.layer_id in self._watched:
