@@ -9,10 +9,11 @@ import torch
 from sparse_kernels import DecodeConfig, PageSummaries, PrefillConfig
 from sparse_kernels.batch import PagedBatch
 from sparse_kernels.block_index import BlockIndex
-from sparse_kernels.gpu.block_selection import select_blocks
+from sparse_kernels.gpu.block_selection import BatchSelection, select_blocks, tile_shape
 from sparse_kernels.gpu.block_sparse_prefill import block_sparse_prefill, implementation
 from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace
 from sparse_kernels.gpu.page_selection import page_capacity, select_pages
+from sparse_kernels.gpu.selection.plan import SelectionPlan, Workspace
 from sparse_kernels.gpu.sparse_paged_decode import paged_decode, sparse_paged_decode
 from sparse_kernels.mean_correction import Corrections
 
@@ -45,20 +46,6 @@ class Prompt(NamedTuple):
     def before(self) -> torch.Tensor:
         """Blocks before each tile, bool ``[tiles, blocks]``."""
         return torch.arange(self.batch.tables.shape[1], device=self.given.q.device) < self.batch.before[:, None]
-
-
-class Selected(NamedTuple):
-    """What selection gives to attention.
-
-    Attributes:
-        index: kept blocks.
-        corrections: what stands for the others.
-        coverage: float32 ``[Hkv, tiles]``, the estimated share of softmax mass that is kept.
-    """
-
-    index: BlockIndex
-    corrections: Corrections | None
-    coverage: torch.Tensor
 
 
 class Step(NamedTuple):
@@ -98,16 +85,17 @@ def prefill_call(prompt: Prompt, index: BlockIndex, corrected: Corrections | Non
     return lambda: block_sparse_prefill(given.q, batch, index, given.scale, corrections=corrected).out
 
 
-def selection_call(prompt: Prompt, config: PrefillConfig) -> Callable[[], Selected]:
-    """Selection: index, and means where they correct."""
+def selection_call(prompt: Prompt, config: PrefillConfig) -> Callable[[], BatchSelection]:
+    """Selection: index, and means where they correct; plan and scratch are made once, as for a model's layers."""
     given, batch = prompt.given, prompt.batch
-
-    def call() -> Selected:
-        kept, coverage = select_blocks(given.q, batch, given.summaries, config, given.scale, totals=prompt.totals)
-        corrected = corrections(prompt, kept, config.mean_blocks) if config.mean_correction else None
-        return Selected(BlockIndex.of(kept), corrected, coverage)
-
-    return call
+    group = given.q.shape[1] // batch.keys.shape[2]
+    sizes = (group, given.q.shape[2], batch.page, given.summaries.sub_page)
+    shape = tile_shape(config, *sizes, given.q.dtype, given.q.device)
+    plan = None if shape is None else SelectionPlan.read(batch, shape)
+    room = Workspace(given.q.device)
+    return lambda: select_blocks(
+        given.q, batch, given.summaries, config, given.scale, totals=prompt.totals, plan=plan, workspace=room
+    )  # fmt: skip
 
 
 def selected_prefill_call(prompt: Prompt, config: PrefillConfig) -> Call:

@@ -11,16 +11,15 @@ import triton
 from sparse_kernels import PagedSequence, PageSummaries, causal_pairs
 from sparse_kernels.batch import BatchTiles, PagedBatch
 from sparse_kernels.block_index import BlockIndex
-from sparse_kernels.config import PrefillConfig
 from sparse_kernels.gpu.block_energy import COLUMNS
-from sparse_kernels.gpu.block_selection import select_blocks
+from sparse_kernels.gpu.block_selection import BatchSelection, select_blocks, tile_shape
 from sparse_kernels.gpu.block_sparse_prefill import block_sparse_prefill
 from sparse_kernels.gpu.checks import check_dim
 from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace, fill_tables
 from sparse_kernels.gpu.page_selection import page_capacity
 from sparse_kernels.gpu.page_summaries import summarize_pages
+from sparse_kernels.gpu.selection.plan import SelectionPlan, Workspace
 from sparse_kernels.gpu.sparse_paged_decode import paged_decode, sparse_paged_decode
-from sparse_kernels.mean_correction import Corrections
 from sparse_kernels.measured_coverage import measured_coverage, spread_rows
 
 from sparsity_worker.plugin.accounting import DECODE, PREFILL, Ledger
@@ -63,6 +62,20 @@ class _Batch(NamedTuple):
     workspace: DecodeWorkspace | None
 
 
+class _Tiles(NamedTuple):
+    """What of a prefill batch's tiles all layers share, made at the first that selects.
+
+    Attributes:
+        plan: of selection; None where it needs none.
+        owner: int64 ``[tiles]``, whose tile it is.
+        rows: int32 ``[tiles]``, new tokens in it.
+    """
+
+    plan: SelectionPlan | None
+    owner: torch.Tensor
+    rows: torch.Tensor
+
+
 class TritonAttention:
     """Attention by the Triton kernels.
 
@@ -102,7 +115,9 @@ class TritonAttention:
         self._staged: _Batch | None = None
         self._batch: _Batch | None = None
         self._full: BlockIndex | None = None
-        self._workspace: DecodeWorkspace | None = None
+        self._decode_workspace: DecodeWorkspace | None = None
+        self._tiles: _Tiles | None = None
+        self._workspace = Workspace(req_to_token.device)
         # By layer: kept blocks' rows and coverage times rows of each request, float64 [2, requests], on the device.
         self._attended: dict[int, torch.Tensor] = {}
 
@@ -129,13 +144,13 @@ class TritonAttention:
             spans, decode, dense, tables, lengths, starts, totals, torch.tensor(dense, dtype=torch.bool, device=device),
             tables[owner, block], filled.int(), tiles, self._eager(len(spans.lengths)) if decode else None,
         )  # fmt: skip
-        self._full = None
+        self._full = self._tiles = None
 
     def _eager(self, sequences: int) -> DecodeWorkspace:
         """Buffers of decode without a CUDA graph; kept until a larger batch comes."""
-        held = self._workspace
+        held = self._decode_workspace
         if held is None or held.sequences < sequences:
-            held = self._workspace = self._buffers(triton.next_power_of_2(sequences))
+            held = self._decode_workspace = self._buffers(triton.next_power_of_2(sequences))
         return held
 
     def _buffers(self, sequences: int) -> DecodeWorkspace:
@@ -205,17 +220,30 @@ class TritonAttention:
             if self._full is None:
                 self._full = BlockIndex.full(batch.before, keys.shape[2], own.tables.shape[1])
             return block_sparse_prefill(q, batch, self._full, layer.scaling).out
-        kept, coverage = select_blocks(
-            q, batch, summaries, config, layer.scaling, totals=own.totals, dense=own.dense
+        if self._tiles is None:
+            self._tiles = self._shared_by_layers(q, own)
+        found = select_blocks(
+            q, batch, summaries, config, layer.scaling,
+            totals=own.totals, dense=own.dense, plan=self._tiles.plan, workspace=self._workspace,
         )  # fmt: skip
-        corrections = None
-        if config.mean_correction:
-            corrections = Corrections.of(kept, batch, summaries, config.mean_blocks, q.dtype)
-        out = block_sparse_prefill(q, batch, BlockIndex.of(kept), layer.scaling, corrections=corrections).out
-        self._note(layer.layer_id, own, kept, coverage, config)
+        out = block_sparse_prefill(q, batch, found.index, layer.scaling, corrections=found.corrections).out
+        self._note(layer.layer_id, len(own.spans.rids), self._tiles, found)
         if layer.layer_id in self._watched:
-            self._measure(q, own, keys, values, kept, layer.scaling)
+            self._measure(q, own, keys, values, found, layer.scaling)
         return out
+
+    def _shared_by_layers(self, q: torch.Tensor, own: _Batch) -> _Tiles:
+        profile, tile, group = self._profile, own.tiles.rows, self._heads // self._kv_heads
+        shape = tile_shape(
+            profile.prefill, group, q.shape[2], profile.block_size, profile.sub_block, q.dtype, q.device
+        )  # fmt: skip
+        plan = None
+        if shape is not None:
+            plan = SelectionPlan.of(own.spans.lengths, own.spans.new, self._kv_heads, shape, q.device)
+        owner, first = own.tiles.sequence.long(), own.tiles.number * tile
+        prefix = own.lengths - own.starts.diff()
+        rows = torch.minimum(own.lengths[owner], first + tile) - torch.maximum(prefix[owner], first)
+        return _Tiles(plan, owner, rows)
 
     def _measure(
         self,
@@ -223,15 +251,15 @@ class TritonAttention:
         own: _Batch,
         keys: torch.Tensor,
         values: torch.Tensor,
-        kept: torch.Tensor,
+        found: BatchSelection,
         scale: float,
     ) -> None:
         """Holds a few rows of the requests that ask for it against every key; it waits for the device."""
         page, tile, row = self._profile.block_size, own.tiles.rows, 0
-        for number, (rid, length, new, prompt) in enumerate(
-            zip(own.spans.rids, own.spans.lengths, own.spans.new, own.spans.prompts, strict=True)
-        ):
-            if prompt.measured and not own.dense_host[number]:
+        asked = [prompt.measured and not dense for prompt, dense in zip(own.spans.prompts, own.dense_host, strict=True)]
+        kept = found.kept if any(asked) else None
+        for number, (rid, length, new) in enumerate(zip(own.spans.rids, own.spans.lengths, own.spans.new, strict=True)):
+            if kept is not None and asked[number]:
                 table = own.tables[number, : -(-length // page)].long()
                 every = PagedSequence(keys, values, table, length).gather()[0]
                 positions = spread_rows(length - new, new, MEASURED_ROWS).to(q.device)
@@ -244,15 +272,11 @@ class TritonAttention:
                 self._ledger.measured(rid, share, positions.numel())
             row += new
 
-    def _note(self, layer: int, own: _Batch, kept: torch.Tensor, coverage: torch.Tensor, config: PrefillConfig) -> None:
+    def _note(self, layer: int, requests: int, tiles: _Tiles, found: BatchSelection) -> None:
         """Adds up on the device, for :meth:`book` to read once a pass."""
-        owner = own.tiles.sequence.long()
-        first = own.tiles.number * config.query_tile
-        prefix = own.lengths - own.starts.diff()
-        rows = torch.minimum(own.lengths[owner], first + config.query_tile) - torch.maximum(prefix[owner], first)
-        each = torch.stack([kept.sum((0, 2)) * rows, coverage.mean(0) * rows]).double()
-        found = torch.zeros(2, len(own.spans.rids), dtype=torch.float64, device=kept.device)
-        self._attended[layer] = found.index_add_(1, owner, each)
+        each = torch.stack([found.index.counts.sum(0), found.coverage.mean(0)]).double() * tiles.rows
+        booked = torch.zeros(2, requests, dtype=torch.float64, device=each.device)
+        self._attended[layer] = booked.index_add_(1, tiles.owner, each)
 
     def _decode(
         self,
