@@ -5,6 +5,7 @@ from typing import Any
 from sparse_kernels.gpu import block_energy as _energy
 from sparse_kernels.gpu import block_sparse_prefill as _prefill
 from sparse_kernels.gpu import decode_batch as _batch
+from sparse_kernels.gpu import decode_splits as _splits
 from sparse_kernels.gpu import page_scores as _scores
 from sparse_kernels.gpu import page_selection as _pages
 from sparse_kernels.gpu import page_summaries as _summaries
@@ -15,7 +16,7 @@ from sparse_kernels.gpu import token_sparse_attention as _tokens
 def kernels() -> dict[str, Any]:
     """Every Triton kernel by its name, for tools that compile them."""
     decode = (
-        _batch.fill_table, _scores.score_pages, _pages.choose_pages, _decode.attend_pages, _decode.merge_splits
+        _batch.fill_table, _scores.score_pages, _pages.choose_pages, _decode.attend_pages, _splits.merge_splits
     )  # fmt: skip
     tokens = (_tokens.score_tokens, _tokens.attend_tokens, _tokens.attend_latent)
     return {"block_energy": _energy.kernel, "block_sparse_prefill": _prefill.kernel} | {
