@@ -81,12 +81,6 @@ class DecodeWorkspace:
         """Most of a batch."""
         return self._made[0]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        held = (self.masses, self.chosen, self.parts, self.lse, self.counters, self.nobody)
-        return sum(each.element_size() * each.numel() for each in held)
-
     def check(self, q: torch.Tensor, batch: DecodeBatch, capacity: int = 0) -> None:
         """Checks that a batch fits.
 
