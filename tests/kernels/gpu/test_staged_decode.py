@@ -56,7 +56,7 @@ class Pool:
 @pytest.mark.parametrize("dense_layers", [[], [0]])
 def test_pages_are_summarized_whether_a_layer_decodes_sparsely_or_densely(dense_layers: list[int]) -> None:
     pool, own = Pool(2), profile(dense_layers=dense_layers)
-    summaries = PageSummaries(pool.keys.shape[0], PAGE, KV_HEADS, DIM, SUB)
+    summaries = PageSummaries(pool.keys.shape[0], PAGE, KV_HEADS, DIM, SUB, DEVICE)
     attention = TritonAttention(own, {0: summaries}, pool.req_to_token, Ledger(1, 8), HEADS)
     attention.allocate(2)
     lengths = [31, 100]
@@ -72,16 +72,17 @@ def test_pages_are_summarized_whether_a_layer_decodes_sparsely_or_densely(dense_
         for number, length in enumerate(lengths):
             pool.write(number + 1, length - 1, 1)
         spans = Spans(["a", "b"], [1, 2], lengths, [1, 1], [Prompt(1), Prompt(1, reasoning=step % 2 == 0)])
-        attention.stage(spans, torch.tensor([1, 2]), torch.tensor(lengths))
+        attention.stage(spans, *on(DEVICE, (torch.tensor([1, 2]), torch.tensor(lengths))))
         attention.attend(pool.normal(2, HEADS, DIM), pool.keys, pool.values, LAYER, decode=True)
         attention.book()
+        found, keys, values, slots = on("cpu", (summaries, pool.keys, pool.values, pool.req_to_token))
         for number, length in enumerate(lengths):
-            table = pool.req_to_token[number + 1, :length:PAGE].long() // PAGE
-            assert not summaries.stale[table].any()
-            wanted = PageSummaries(pool.keys.shape[0], PAGE, KV_HEADS, DIM, SUB)
-            wanted.refresh(PagedSequence(pool.keys, pool.values, table, length))
+            table = slots[number + 1, :length:PAGE].long() // PAGE
+            assert not found.stale[table].any()
+            wanted = PageSummaries(keys.shape[0], PAGE, KV_HEADS, DIM, SUB)
+            wanted.refresh(PagedSequence(keys, values, table, length))
             for name in ("mean", "value_mean", "sub_mean", "sub_count"):
-                torch.testing.assert_close(getattr(summaries, name)[table], getattr(wanted, name)[table], msg=name)
+                torch.testing.assert_close(getattr(found, name)[table], getattr(wanted, name)[table], msg=name)
 
 
 def test_contexts_of_more_blocks_than_decode_chooses_from_are_refused() -> None:
