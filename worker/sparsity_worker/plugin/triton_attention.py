@@ -125,6 +125,8 @@ class TritonAttention:
             tables[owner, block], filled.int(), tiles,
         )  # fmt: skip
         self._full = None
+        # Of a batch that SGLang captured or warmed up with, which nobody booked.
+        self._attended = {}
 
     def allocate(self, most: int) -> None:
         """Buffers for a decode batch of ``most`` requests that a CUDA graph reads, whatever stands in them."""
