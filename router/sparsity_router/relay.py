@@ -31,14 +31,14 @@ from sparsity_router.picking import Want
 from sparsity_router.workers import State, Worker
 
 _tracer = trace.get_tracer("sparsity.router")
-_OVERLOAD = grpc.StatusCode.RESOURCE_EXHAUSTED
+_OVERLOAD, _COUNT = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.OUT_OF_RANGE
 # What the same request would meet on every worker.
 _FINAL = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.UNIMPLEMENTED,
-    grpc.StatusCode.OUT_OF_RANGE,
+    _COUNT,
 }
 
 
@@ -166,8 +166,8 @@ class _Relay:
         problem = "ended its stream without a completion"
         if isinstance(error, grpc.aio.AioRpcError):
             problem = f"{error.code().name}: {error.details()}"
-            # A deadline or a bad request is no fault of the worker, whenever it shows.
-            if error.code() in _FINAL:
+            # A deadline or a bad request is no fault of the worker, whenever it shows; a count, only before it answers.
+            if error.code() in _FINAL and (first or error.code() is not _COUNT):
                 raise to_error(error) from error
             refused = first and error.code() is _OVERLOAD
             if refused:

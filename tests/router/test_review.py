@@ -23,7 +23,7 @@ from sparsity_router.recorder import Recorder
 from sparsity_router.request_metrics import RequestMetrics
 from support.fake_worker import Behaviour, FakeWorker, answer, fail, hang
 from support.metrics import Meter
-from support.rig import AGGRESSIVE, BANDS, DENSE, LONG, MODERATE, Policies, Rig, rig, until
+from support.rig import AGGRESSIVE, BANDS, DENSE, LONG, MODERATE, Policies, Rig, refusal, rig, until
 from support.snapshots import snapshot
 from support.tiny import tiny_model
 
@@ -176,6 +176,20 @@ async def test_a_wait_for_the_tenants_tokens_is_reviewed(tmp_path: Path, direct:
             assert (routed.endpoint, routed.decision.tier) == (workers[0].address, DENSE)
         else:
             assert (await at.generate())[1].worker_id == "d"
+
+
+async def test_a_count_after_the_first_message_is_never_replayed(tmp_path: Path) -> None:
+    workers = fleet(tmp_path, fail(grpc.StatusCode.OUT_OF_RANGE, after=2))
+    async with rig(tmp_path, *workers) as at:
+        got: list[str] = []
+
+        async def read() -> None:
+            async for response in at.stub.Generate(make_request(LONG, domain="low"), timeout=10.0):
+                got.append(response.text)
+
+        error = await refusal(read())
+        assert (error.code(), got) == (grpc.StatusCode.ABORTED, ["x", "x"])
+        assert sum(len(worker.received) for worker in workers) == 1
 
 
 async def violations(at: Rig, found: Meter) -> list[int]:
