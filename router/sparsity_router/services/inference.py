@@ -97,7 +97,7 @@ class InferenceService:
             try:
                 while True:
                     _tell_caller(context, decision_id, policy)
-                    _describe(span, classified.signals, policy, decision_id, self._model)
+                    _describe(span, classified.signals, policy, decision_id, self._model, request.request_id)
                     inner = worker_request(request, classified, policy, decision_id)
                     want = partial(wanted, inner, request)
                     sample = self._shadow.take(decision_id, policy, inner) if self._shadow else None
@@ -115,7 +115,7 @@ class InferenceService:
                                 # Before the caller has it, who may report an outcome at once.
                                 told = True
                                 times = Times(first, time.monotonic() - started)
-                                self._tell(decision_id, review.signals, policy, served, completion, times)
+                                self._tell(decision_id, request, review.signals, policy, served, completion, times)
                                 if self._shadow and sample is not None:
                                     self._shadow.finish(sample, served, completion)
                             yield response
@@ -131,7 +131,7 @@ class InferenceService:
                 policy = policy if served else review.decision
                 _tell_caller(context, decision_id, policy)
                 if not told:
-                    self._tell(decision_id, review.signals, policy, served, None)
+                    self._tell(decision_id, request, review.signals, policy, served, None)
 
     async def Route(self, request: inference_pb2.RouteRequest, context: RouteContext) -> inference_pb2.RouteResponse:
         """The decision, a worker, and the lease that it takes exactly this request by."""
@@ -143,12 +143,12 @@ class InferenceService:
             classified, review = await self._decide(request.request, decision_id)
             await self._callers.spend(request.request, classified.signals)
             decision = review()
-            _describe(span, classified.signals, decision, decision_id, self._model)
+            _describe(span, classified.signals, decision, decision_id, self._model, request.request.request_id)
             inner = worker_request(request.request, classified, decision, decision_id)
             worker, served = place(self._fleet, decision, partial(wanted, inner, request.request))
             inner.tier = served.tier.value  # type: ignore[assignment]
             worker.expect(inner.request_id, outstanding_tokens(inner))
-            self._tell(decision_id, review.signals, decision, served, None)
+            self._tell(decision_id, request.request, review.signals, decision, served, None)
             return inference_pb2.RouteResponse(
                 decision=decision_to_wire(served, decision_id),
                 endpoint=worker.target,
@@ -159,6 +159,7 @@ class InferenceService:
     def _tell(
         self,
         decision_id: str,
+        request: inference_pb2.GenerateRequest,
         signals: Signals,
         decision: Decision,
         served: Decision | None,
@@ -166,7 +167,7 @@ class InferenceService:
         times: Times | None = None,
     ) -> None:
         if self._observer is not None:
-            self._observer.relayed(decision_id, signals, decision, served, completion, times)
+            self._observer.relayed(decision_id, signals, decision, served, completion, times, request.request_id)
 
     async def Explain(
         self, request: inference_pb2.ExplainRequest, context: ExplainContext
@@ -247,7 +248,7 @@ def _tell_caller(context: GenerateContext, decision_id: str, decision: Decision)
     context.set_trailing_metadata((("sparsity-decision-id", decision_id), ("sparsity-tier", decision.tier.word)))
 
 
-def _describe(span: trace.Span, signals: Signals, decision: Decision, decision_id: str, model: str) -> None:
+def _describe(span: trace.Span, signals: Signals, decision: Decision, decision_id: str, model: str, label: str) -> None:
     if not span.is_recording():
         return
     span.set_attributes(
@@ -255,6 +256,7 @@ def _describe(span: trace.Span, signals: Signals, decision: Decision, decision_i
             telemetry.GEN_AI_OPERATION: "text_completion",
             telemetry.GEN_AI_MODEL: model,
             telemetry.DECISION_ID: decision_id,
+            telemetry.REQUEST_LABEL: label,
             telemetry.DOMAIN: signals.domain,
             telemetry.FLAGS: sorted(signals.flags),
             telemetry.PROMPT_TOKENS: signals.max_tokens,
