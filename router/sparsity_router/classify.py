@@ -98,8 +98,8 @@ class _Settled:
             max_tier=Tier(context.max_tier) if context.max_tier else None,
             scanned_bytes=scan.scanned_bytes,
             prompt_bytes=scan.scanned_bytes,
-            # What was declared holds, when nothing speaks against it.
-            classifier_error=self.opened.problem or ("" if found.domain else self.problem),
+            # Of who was asked and gave no answer, nobody knows what it would have been.
+            classifier_error=self.opened.problem or self.problem,
             **self.known,
         )
 
