@@ -26,6 +26,7 @@ from sparsity_router.written import Written, check_context, read_written
 # Below these a thread costs more than the work: of tokenizing, and of reading and scanning alone.
 _INLINE_BYTES, _INLINE_SCAN_BYTES = 16_384, 262_144
 _NO_SCORES: Mapping[str, Score] = {}
+_NOTHING = ScanResult(frozenset(), frozenset(), 0)
 _meter = metrics.get_meter("sparsity.router")
 _scanning = histogram(_meter, "sparsity.router.scan.duration", "s", "Scan of one prompt.", CLASSIFY_SECONDS)
 _detecting = histogram(
@@ -50,11 +51,21 @@ class Prompt(NamedTuple):
 
 
 class _Opened(NamedTuple):
-    """A prompt, its size in bytes, what its caller wrote, the scan of that, and what kept it from an answer."""
+    """A prompt and the scan of it.
+
+    Attributes:
+        prompt: for the worker.
+        size: bytes that are tokenized.
+        text: what its caller wrote.
+        written: bytes of that, before anybody scanned it.
+        scan: of the text.
+        problem: what kept the scan from an answer.
+    """
 
     prompt: Prompt
     size: int
     text: str
+    written: int
     scan: ScanResult
     problem: str
 
@@ -97,7 +108,7 @@ class _Settled:
             session=context.session,
             max_tier=Tier(context.max_tier) if context.max_tier else None,
             scanned_bytes=scan.scanned_bytes,
-            prompt_bytes=scan.scanned_bytes,
+            prompt_bytes=self.opened.written,
             # Of who was asked and gave no answer, nobody knows what it would have been.
             classifier_error=self.opened.problem or self.problem,
             **self.known,
@@ -286,15 +297,17 @@ class Classifier:
     def _open(self, written: Written, request: inference_pb2.GenerateRequest, snapshot: Snapshot) -> _Opened:
         """The prompt as far as it is known without counting, and the scan of all that the caller wrote."""
         unknown, (kind, text, data, size) = Interval(0, 0), written
+        length = size
         if kind == "token_ids":
             prompt = Prompt(unknown, list(request.token_ids.ids))
             text = self._tokenizer.decode(prompt.ids)
+            length = len(text.encode())
         elif kind == "text":
             prompt = Prompt(unknown, [], text, special=True)
         else:
             prompt = Prompt(unknown, [], self._tokenizer.render(request.chat))
             size = len(prompt.text.encode())
-        return _scanned(_Opened(prompt, size, text, ScanResult(frozenset(), frozenset(), 0), ""), snapshot, data)
+        return _scanned(_Opened(prompt, size, text, length, _NOTHING, ""), snapshot, data)
 
 
 def _scanned(opened: _Opened, snapshot: Snapshot, data: bytes = b"") -> _Opened:
@@ -305,4 +318,4 @@ def _scanned(opened: _Opened, snapshot: Snapshot, data: bytes = b"") -> _Opened:
         _scanning.record(time.monotonic() - started)
         return opened._replace(scan=scan, problem="")
     except ValueError as error:
-        return opened._replace(scan=ScanResult(frozenset(), frozenset(), 0), problem=str(error))
+        return opened._replace(scan=_NOTHING, problem=str(error))
