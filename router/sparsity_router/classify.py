@@ -141,6 +141,12 @@ class Classified(NamedTuple):
             return self.signals
         return settled(min_tokens=self.signals.min_tokens, max_tokens=self.signals.max_tokens)
 
+    def in_doubt(self, problem: str) -> Classified:
+        """The same request, of which something cannot be known; an empty ``problem`` leaves it as it is."""
+        settled = replace(self.settled, problem=self.settled.problem or problem)
+        signals = replace(self.signals, classifier_error=self.signals.classifier_error or problem)
+        return self._replace(settled=settled, signals=signals) if problem else self
+
 
 class Classifier:
     """Finds out a prompt's domain and its length, as closely as the decision needs it, and scans all of it.

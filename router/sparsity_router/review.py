@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
 
 from sparsity_policies.decide import decide
 from sparsity_policies.model import Decision, Signals, Tier
-from sparsity_policies.snapshot import Snapshot
 
 from sparsity_router.classify import Classified
 from sparsity_router.policies import PolicyFollower
-
-
-class _Seen(NamedTuple):
-    """What a decision hangs on beside its request; while it is the same, so is the decision."""
-
-    snapshot: Snapshot
-    stale: bool
-    session: Tier | None
 
 
 class Review:
@@ -41,31 +31,32 @@ class Review:
         self._policies = policies
         self._classified = classified
         self._session = session
-        self._seen = self._look()
+        # While these are the same, and its session got nothing denser, so is the decision.
+        self._seen, self._was_stale = policies.snapshot, self._is_stale()
         self.signals = self._read()
-        self.decision = decide(self.signals, self._seen.snapshot)
+        self.decision = decide(self.signals, self._seen)
 
     def __call__(self) -> Decision:
         """The decision as of now."""
-        seen, before = self._look(), self._seen
-        if seen.snapshot is before.snapshot and seen[1:] == before[1:]:
-            return self.decision
-        self._seen, held = seen, self.decision
+        snapshot, stale, session, held = self._policies.snapshot, self._is_stale(), self._session(), self.decision
+        is_known = snapshot is self._seen and stale is self._was_stale
+        if is_known and (session is None or session >= held.tier):
+            return held
+        self._seen, self._was_stale = snapshot, stale
         self.signals = self._read()
         # What policy has loosened meanwhile does not count; overrides of a tier must see the tier that is held.
         most = min(held.tier, self.signals.max_tier or held.tier)
-        now = decide(replace(self.signals, max_tier=most), seen.snapshot)
+        now = decide(replace(self.signals, max_tier=most), snapshot)
         stays = replace(held, fallback=now.fallback) if now.tier is held.tier else now
         self.decision = replace(stays, dense_reasoning=held.dense_reasoning or now.dense_reasoning)
         return self.decision
 
-    def _look(self) -> _Seen:
-        snapshot = self._policies.snapshot
-        return _Seen(snapshot, self._policies.age > snapshot.ttl, self._session())
+    def _is_stale(self) -> bool:
+        return self._policies.age > self._policies.snapshot.ttl
 
     def _read(self) -> Signals:
         """The signals as of now: a scan by new detection, staleness, and what its session got meanwhile."""
-        read, session = self._classified.under(self._seen.snapshot), self._seen.session
-        tiers = [tier for tier in (read.session_tier, session) if tier is not None]
+        read = self._classified.under(self._seen)
+        tiers = [tier for tier in (read.session_tier, self._session()) if tier is not None]
         densest, age, now = min(tiers, default=None), self._policies.age, self._policies.now()
         return replace(read, session_tier=densest, policy_age=age, received_at=now)

@@ -16,7 +16,7 @@ from sparsity.leases import sign
 from sparsity.metering import Times
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisionlog import DecisionLog
-from sparsity_policies.model import Decision, Signals
+from sparsity_policies.model import Decision, Signals, Tier
 from sparsity_policies.wire import decision_to_wire, signals_to_wire
 
 from sparsity_router.alternatives import alternatives
@@ -28,7 +28,7 @@ from sparsity_router.observer import Observer
 from sparsity_router.policies import PolicyFollower
 from sparsity_router.relay import place, relay
 from sparsity_router.review import Review
-from sparsity_router.sessions import Sessions
+from sparsity_router.sessions import Sessions, SessionTier
 from sparsity_router.shadow import Shadow
 from sparsity_router.worker_request import wanted, worker_request
 from sparsity_router.written import MAX_NAME
@@ -222,7 +222,9 @@ class InferenceService:
     ) -> tuple[Classified, Review]:
         policies, started = self._policies, time.monotonic()
         context = request.context
-        session_tier = await self._sessions.tier(context.tenant, context.session) if self._sessions else None
+        before = SessionTier(None)
+        if self._sessions:
+            before = await self._sessions.tier(context.tenant, context.session)
         with telemetry.span(_tracer, "router.classify"):
             classified = await self._classifier.classify(
                 request,
@@ -230,17 +232,20 @@ class InferenceService:
                 received=policies.now(),
                 policy_age=policies.age,
                 request_key=key,
-                session_tier=session_tier,
+                session_tier=before.tier,
                 exact=exact,
             )
         with telemetry.span(_tracer, "router.decide"):
             # A change that came while a long prompt was read counts: a kill switch must not wait for it.
-            review = Review(policies, classified)
+            review = Review(policies, classified.in_doubt(before.problem), partial(self._held, context))
         if self._observer is not None:
             self._observer.classified(time.monotonic() - started)
         if self._sessions and key:
             self._sessions.served(context.tenant, context.session, review.decision)
         return classified, review
+
+    def _held(self, context: inference_pb2.RequestContext) -> Tier | None:
+        return self._sessions.held(context.tenant, context.session) if self._sessions else None
 
 
 def _tell_caller(context: GenerateContext, decision_id: str, decision: Decision) -> None:
