@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import grpc
 from sparsity.v1 import inference_pb2
+from sparsity_policies.model import Decision
 
 from sparsity_router.workers import Worker
 
@@ -20,10 +21,19 @@ Responses = AsyncGenerator[inference_pb2.GenerateResponse]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Leg:
-    """One worker's stream."""
+    """One worker's stream.
+
+    Attributes:
+        worker: that was asked.
+        stream: its messages.
+        served: the decision as this worker serves it.
+        policy: what policy gave the request when the worker was asked.
+    """
 
     worker: Worker
     stream: Responses
+    served: Decision
+    policy: Decision
 
 
 class Race:

@@ -31,23 +31,30 @@ from sparsity_router.picking import Want
 from sparsity_router.workers import State, Worker
 
 _tracer = trace.get_tracer("sparsity.router")
-_OVERLOAD = grpc.StatusCode.RESOURCE_EXHAUSTED
+_OVERLOAD, _COUNT = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.OUT_OF_RANGE
 # What the same request would meet on every worker.
 _FINAL = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.UNIMPLEMENTED,
-    grpc.StatusCode.OUT_OF_RANGE,
+    _COUNT,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Relayed:
-    """One relayed message, and the decision as it is served by the worker that sent it."""
+    """One relayed message.
+
+    Attributes:
+        response: the message.
+        served: the decision as it is served by the worker that sent it.
+        policy: what policy gave the request when that worker was asked.
+    """
 
     response: inference_pb2.GenerateResponse
-    decision: Decision
+    served: Decision
+    policy: Decision
 
 
 @dataclass(slots=True)
@@ -62,69 +69,90 @@ class _Attempts:
     last_problem: str = ""
 
 
-@dataclass(slots=True)
 class _Relay:
     """One request on its way."""
 
-    fleet: Fleet
-    request: worker_pb2.WorkerServiceGenerateRequest
-    context: grpc.aio.ServicerContext[Any, Any]
-    decision_id: str
-    want: Callable[[], Want] | None
-    attempts: _Attempts
+    def __init__(
+        self,
+        fleet: Fleet,
+        request: worker_pb2.WorkerServiceGenerateRequest,
+        review: Callable[[], Decision],
+        context: grpc.aio.ServicerContext[Any, Any],
+        decision_id: str,
+        want: Callable[[], Want] | None,
+    ) -> None:
+        self._fleet = fleet
+        self._request = request
+        self._review = review
+        self._context = context
+        self._decision_id = decision_id
+        self._want = want
+        self.attempts = _Attempts(set())
+        self.decision = review()
 
-    async def try_all(self, decision: Decision, sent: Callable[[], None] = lambda: None) -> AsyncGenerator[Relayed]:
+    async def try_all(self, sent: Callable[[], None] = lambda: None) -> AsyncGenerator[Relayed]:
         """Tries every worker that may serve it, the decided tier's first; ends without a message when none did."""
-        attempts = self.attempts
-        for tier in (decision.tier, *decision.fallback):
-            served = _served(decision, tier, self.fleet)
-            while worker := self._pick(tier, decision):
-                # Waiting for room is no retry; asking another worker after a failure is.
-                if attempts.failed and not self.fleet.retries.spend():
-                    problem = f"the retry budget is used up; last: {attempts.last_problem}"
-                    raise UnavailableError(problem)
-                sent()
-                first = True
-                race = self._race(worker, tier, decision)
-                stream = race.responses() if race else self._open(worker, tier).stream
-                try:
-                    async for response in stream:
-                        worker = race.leg.worker if race else worker
-                        first = False
-                        if response.HasField("completion"):
-                            attempts.complete = True
-                            worker.breaker.success()
-                            _check_report(response.completion, worker, tier)
-                        yield Relayed(response, served)
-                    if attempts.complete:
-                        return
-                    error: Exception = StopAsyncIteration()
-                except grpc.aio.AioRpcError as failure:
-                    error = failure
-                finally:
-                    await stream.aclose()
-                self._fell(race.leg.worker if race else worker, error, first=first)
+        attempts, seconds = self.attempts, self._fleet.admission.hedge_seconds
+        while (choice := self._choose()) is not None:
+            # Waiting for room is no retry; asking another worker after a failure is.
+            if attempts.failed and not self._fleet.retries.spend():
+                problem = f"the retry budget is used up; last: {attempts.last_problem}"
+                raise UnavailableError(problem)
+            sent()
+            first = True
+            leg = self._open(*choice)
+            spare = partial(self._spare, leg.served.tier)
+            race = Race(leg, spare, seconds, partial(self._fell, first=True)) if seconds else None
+            stream = race.responses() if race else leg.stream
+            try:
+                async for response in stream:
+                    leg = race.leg if race else leg
+                    first = False
+                    if response.HasField("completion"):
+                        attempts.complete = True
+                        leg.worker.breaker.success()
+                        _check_report(response.completion, leg.worker, leg.served.tier)
+                    yield Relayed(response, leg.served, leg.policy)
+                if attempts.complete:
+                    return
+                error: Exception = StopAsyncIteration()
+            except grpc.aio.AioRpcError as failure:
+                error = failure
+            finally:
+                await stream.aclose()
+            self._fell(race.leg.worker if race else leg.worker, error, first=first)
 
-    def _pick(self, tier: Tier, decision: Decision) -> Worker | None:
-        return _pick(self.fleet, tier, decision, self.attempts.tried, self.want)
+    def _decide(self) -> Decision:
+        """The decision as of now: nobody is asked by an older one."""
+        self.decision = self._review()
+        self._request.dense_reasoning = self.decision.dense_reasoning
+        return self.decision
+
+    def _choose(self) -> tuple[Worker, Tier] | None:
+        """The next worker to ask, and at what tier; None when nobody is left."""
+        decision = self._decide()
+        for tier in (decision.tier, *decision.fallback):
+            if worker := self._pick(tier):
+                return worker, tier
+        return None
+
+    def _spare(self, tier: Tier) -> Leg | None:
+        """A second worker beside one of ``tier`` that says nothing: of that tier, while policy still allows it."""
+        decision = self._decide()
+        allowed = tier is decision.tier or tier in decision.fallback
+        other = self._pick(tier if allowed else decision.tier)
+        return self._open(other, tier if allowed else decision.tier) if other and self._fleet.retries.spend() else None
+
+    def _pick(self, tier: Tier) -> Worker | None:
+        return _pick(self._fleet, tier, self.decision, self.attempts.tried, self._want)
 
     def _open(self, worker: Worker, tier: Tier) -> Leg:
         self.attempts.tried.add(worker.target)
         self.attempts.count += 1
-        lease, left = (self.fleet.lease_key, self.decision_id), self.context.time_remaining()
-        return Leg(worker, dispatch(worker, self.request, tier, self.attempts.count, left, lease))
-
-    def _race(self, worker: Worker, tier: Tier, decision: Decision) -> Race | None:
-        """A hedged stream, where hedging is on."""
-        seconds = self.fleet.admission.hedge_seconds
-        if not seconds:
-            return None
-
-        def spare() -> Leg | None:
-            other = self._pick(tier, decision)
-            return self._open(other, tier) if other and self.fleet.retries.spend() else None
-
-        return Race(self._open(worker, tier), spare, seconds, partial(self._fell, first=True))
+        lease, left = (self._fleet.lease_key, self._decision_id), self._context.time_remaining()
+        stream = dispatch(worker, self._request, tier, self.attempts.count, left, lease)
+        # Asked again, so that what is told of the request does not hang on what picked its worker.
+        return Leg(worker, stream, _served(self.decision, tier, self._fleet), self._review())
 
     def _fell(self, worker: Worker, error: Exception, *, first: bool) -> None:
         """Takes note of a stream that failed; raises where nobody else may be tried.
@@ -138,8 +166,8 @@ class _Relay:
         problem = "ended its stream without a completion"
         if isinstance(error, grpc.aio.AioRpcError):
             problem = f"{error.code().name}: {error.details()}"
-            # A deadline or a bad request is no fault of the worker, whenever it shows.
-            if error.code() in _FINAL:
+            # A deadline or a bad request is no fault of the worker, whenever it shows; a count, only before it answers.
+            if error.code() in _FINAL and (first or error.code() is not _COUNT):
                 raise to_error(error) from error
             refused = first and error.code() is _OVERLOAD
             if refused:
@@ -160,10 +188,9 @@ class _Relay:
 async def relay(
     fleet: Fleet,
     request: worker_pb2.WorkerServiceGenerateRequest,
-    decision: Decision,
+    review: Callable[[], Decision],
     context: grpc.aio.ServicerContext[Any, Any],
     decision_id: str = "",
-    review: Callable[[], Decision] | None = None,
     want: Callable[[], Want] | None = None,
 ) -> AsyncGenerator[Relayed]:
     """Relays the stream of the first worker that answers.
@@ -171,10 +198,9 @@ async def relay(
     Args:
         fleet: the workers.
         request: in their terms.
-        decision: what policy gave.
+        review: gives the decision as of now; asked before every attempt.
         context: of the client's call.
         decision_id: goes into the leases.
-        review: decides anew, after a wait in line.
         want: what picking looks at.
 
     Raises:
@@ -184,42 +210,33 @@ async def relay(
         InvalidRequestError: when a worker refuses the request as invalid.
         TokenCountError: when the prompt's tokens lie outside the interval that it was decided for.
     """
-    attempts = _Attempts(set())
-    one = _Relay(fleet, request, context, decision_id, want, attempts)
+    one = _Relay(fleet, request, review, context, decision_id, want)
+    attempts = one.attempts
     fleet.retries.earn()
     until = time.monotonic() + _patience(fleet, context)
-    line = fleet.lines[decision.tier]
     # Who comes while others wait joins them: room goes to the first in line.
-    if not line or fleet.admission.queue_seconds <= 0:
-        async with aclosing(one.try_all(decision)) as relayed:
+    if not fleet.lines[one.decision.tier] or fleet.admission.queue_seconds <= 0:
+        async with aclosing(one.try_all()) as relayed:
             async for item in relayed:
                 yield item
         if attempts.complete:
             return
-        if not _is_full(fleet, decision, attempts) or until <= time.monotonic():
-            raise _nobody(fleet, decision, attempts)
+        if not _is_full(fleet, one.decision, attempts) or until <= time.monotonic():
+            raise _nobody(fleet, one.decision, attempts)
+    line = fleet.lines[one.decision.tier]
     with line.ticket(request.priority, request.cache_salt, outstanding_tokens(request)) as ticket:
         while not attempts.complete:
             await line.turn(ticket, until - time.monotonic())
-            if review is not None:
-                decision = _denser(decision, review())
-                request.dense_reasoning = decision.dense_reasoning
             attempts.tried.clear()
             attempts.overloaded = False
             # The next in line need not wait for this one's first token.
-            async with aclosing(one.try_all(decision, sent=partial(line.leave, ticket))) as relayed:
+            async with aclosing(one.try_all(sent=partial(line.leave, ticket))) as relayed:
                 async for item in relayed:
                     yield item
             if not attempts.complete:
-                if not _is_full(fleet, decision, attempts):
-                    raise _nobody(fleet, decision, attempts)
+                if not _is_full(fleet, one.decision, attempts):
+                    raise _nobody(fleet, one.decision, attempts)
                 line.rejoin(ticket)
-
-
-def _denser(decision: Decision, now: Decision) -> Decision:
-    """A kill switch that was thrown meanwhile counts; what policy has loosened does not."""
-    reasoning = decision.dense_reasoning or now.dense_reasoning
-    return replace(now if now.tier < decision.tier else decision, dense_reasoning=reasoning)
 
 
 def _patience(fleet: Fleet, context: grpc.aio.ServicerContext[Any, Any]) -> float:

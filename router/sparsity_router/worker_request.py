@@ -16,9 +16,12 @@ MAX_PRIORITY = 9
 def worker_request(
     request: inference_pb2.GenerateRequest, classified: Classified, decision: Decision, decision_id: str
 ) -> worker_pb2.WorkerServiceGenerateRequest:
-    """The request in the worker's terms; tier and lease come with the worker."""
+    """The request in the worker's terms; tier and lease come with the worker.
+
+    Its id is the decision's, which no other has: callers choose theirs without knowing of each other.
+    """
     inner = worker_pb2.WorkerServiceGenerateRequest(
-        request_id=request.request_id or decision_id,
+        request_id=decision_id,
         sampling=request.sampling,
         priority=min(request.priority, MAX_PRIORITY),
         dense_reasoning=decision.dense_reasoning,

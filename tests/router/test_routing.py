@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
 from sparsity.status import to_error
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_client import make_request
+from sparsity_policies.scan import ScanResult
 from sparsity_router.workers import State
 from support.fake_worker import FakeWorker, answer, break_off, fail, hang, say_nothing
 from support.rig import AGGRESSIVE, DENSE, LONG, MODERATE, refusal, rig, until
@@ -201,6 +203,27 @@ async def test_a_stale_policy_goes_dense(model: Path) -> None:
         r.policies.age = 1e6
         _, completion = await r.generate()
         assert (completion.worker_id, completion.decision.reason) == ("d", inference_pb2.REASON_STALE_POLICY)
+
+
+class Hasty:
+    """A scanner that stops before the end."""
+
+    def scan(self, text: str | bytes) -> ScanResult:
+        data = text.encode() if isinstance(text, str) else text
+        return ScanResult(frozenset(), frozenset(), len(data) - 1)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [LONG, list(range(1, 121)), inference_pb2.ChatPrompt(messages=[{"role": "user", "content": LONG}] * 2)],
+    ids=["text", "token ids", "chat"],
+)
+async def test_what_was_not_scanned_to_the_end_goes_dense(model: Path, prompt: Any) -> None:
+    async with rig(model, *trio(model)) as r:
+        assert (await r.generate(prompt))[1].worker_id == "a"
+        r.policies.snapshot = replace(r.policies.snapshot, scanner=cast(Any, Hasty()))
+        _, completion = await r.generate(prompt)
+        assert (completion.worker_id, completion.decision.reason) == ("d", inference_pb2.REASON_SCAN_TRUNCATED)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ LONG = "y" * 120
 
 @dataclass
 class Policies:
-    """A snapshot that never changes."""
+    """A snapshot that changes where a test changes it."""
 
     snapshot: Any
     age: float = 0.0
@@ -80,6 +80,7 @@ async def rig(
     admission: Admission | None = None,
     shadow: Callable[[Any, Fleet], Shadow] | None = None,
     shadow_policy: dict[str, Any] | None = None,
+    **service_options: Any,
 ) -> AsyncIterator[Rig]:
     model = tiny_model(folder)
     asked = {"shadow": shadow_policy} if shadow_policy else {}
@@ -91,7 +92,8 @@ async def rig(
     fleet = Fleet(tuple(worker.address for worker in workers) + places, tokenizer.digest, 1.0, None, admission)
     classifier, known = Classifier(tokenizer, 10_000), cast(Any, policies)
     repeats = shadow(known, fleet) if shadow else None
-    service = InferenceService(classifier, known, fleet, "tiny", sessions=sessions, shadow=repeats)
+    options = {"sessions": sessions, "shadow": repeats, **service_options}
+    service = InferenceService(classifier, known, fleet, "tiny", **options)
     endpoint = listen("127.0.0.1:0", {INFERENCE: service}, 2**26)
     await endpoint.server.start()
     watching = [asyncio.create_task(fleet.watch())]

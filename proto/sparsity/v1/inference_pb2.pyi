@@ -183,7 +183,10 @@ class GenerateRequest(_message.Message):
     priority: _builtins.int
     """Scheduling priority, 0 (default) to 9 (first)."""
     request_id: _builtins.str
-    """An id of the caller's choice, unique among its live requests; the router makes one when it is unset."""
+    """A label of the caller's choice, for traces and the request log. Nothing is looked up by it: requests that share one,
+    of one tenant or of several, at once or one after the other, are each decided and answered by themselves, and told
+    apart by their decision ids. So a request that is sent again under its label is generated again.
+    """
     @_builtins.property
     def chat(self) -> Global___ChatPrompt:
         """Chat messages, rendered with the model's chat template."""
