@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from opentelemetry import metrics
 from sparsity.errors import InvalidRequestError
 from sparsity.metering import CLASSIFY_SECONDS, histogram
+from sparsity.sampling import check_sampling
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decide import hangs_on_length
 from sparsity_policies.model import Risk, Signals, Tier
@@ -122,6 +123,7 @@ class Classifier:
         """
         context = request.context
         check_context(context)
+        check_sampling(request.sampling, self._tokenizer.context_length)
         written = read_written(request, self._tokenizer.vocabulary_size, self._max_prompt_bytes)
         known: dict[str, Any] = {
             "received_at": received,

@@ -130,12 +130,18 @@ def request(ids: list[int], rid: str = "r", **sampling: Any) -> worker_pb2.Worke
         (request([1], temperature=-0.1), "sampling.temperature"),
         (request([1], temperature=float("nan")), "sampling.temperature"),
         (request([1], top_p=0.0), "sampling.top_p"),
+        (request([1], top_p=1.5), "sampling.top_p"),
         (request([1], top_k=0), "sampling.top_k"),
+        (request([1], top_k=2**31), "sampling.top_k"),
+        (request([1], top_k=2**32 - 1), "sampling.top_k"),
         (request([1], max_new_tokens=0), "sampling.max_new_tokens"),
         (request([1], max_new_tokens=512), "sampling.max_new_tokens"),
+        (request([1], max_new_tokens=2**32 - 1), "sampling.max_new_tokens"),
         (request([1], frequency_penalty=3.0), "sampling.frequency_penalty"),
+        (request([1], presence_penalty=float("nan")), "sampling.presence_penalty"),
         (request([1], stop=[""]), "sampling.stop"),
         (request([1], stop=["x"] * 17), "sampling.stop"),
+        (request([1], stop=["x" * 1025]), "sampling.stop"),
     ],
 )
 def test_bad_requests_name_the_field(bad: worker_pb2.WorkerServiceGenerateRequest, field: str) -> None:
@@ -191,6 +197,10 @@ def test_good_requests_keep_what_was_set() -> None:
     made = engine_request(request([], max_new_tokens=5, temperature=0.5, top_k=3), [1, 2], FACTS)
     assert made.prompt == [1, 2]
     assert made.sampling == {"max_new_tokens": 5, "temperature": 0.5, "top_k": 3}
+    # Every token there is, a mass that a GPU would round to 0, and more bits than the sampler's seed has.
+    edges = engine_request(request([1], top_k=2**31 - 1, top_p=1e-45, seed=2**64 - 1), [1], FACTS).sampling
+    assert "top_k" not in edges
+    assert (edges["top_p"], edges["sampling_seed"]) == (1e-6, 2**63 - 1)
     assert engine_request(request([]), [1], FACTS).sampling == {"max_new_tokens": 128, "temperature": 0.0}
 
 

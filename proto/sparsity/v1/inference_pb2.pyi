@@ -417,15 +417,15 @@ class SamplingParams(_message.Message):
     FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
     PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
     max_new_tokens: _builtins.int
-    """Tokens to generate at most; 128 when unset."""
+    """Tokens to generate, 1 or more; with the prompt's no more than the model's context. 128 when unset."""
     temperature: _builtins.float
     """0 is greedy; 2 at most. 0 when unset."""
     top_p: _builtins.float
     """Nucleus mass in (0, 1]."""
     top_k: _builtins.int
-    """Candidates kept, 1 or more; unset keeps all."""
+    """Candidates kept, 1 to 2^31 - 1; unset keeps all."""
     seed: _builtins.int
-    """Seed of the sampler, where the engine supports one."""
+    """Seed of the sampler, where the engine supports one; its lower 63 bits count."""
     ignore_eos: _builtins.bool
     """Generate past the end-of-sequence token."""
     frequency_penalty: _builtins.float
@@ -434,7 +434,7 @@ class SamplingParams(_message.Message):
     """In [-2, 2]."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Texts that end generation; 16 at most."""
+        """Texts that end generation; 16 at most, of 1 to 1,024 characters each."""
 
     def __init__(
         self,
