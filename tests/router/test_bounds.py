@@ -9,11 +9,15 @@ from typing import Any
 
 import grpc
 import pytest
-from sparsity.errors import DrainingError
+from sparsity.errors import ConfigurationError, DrainingError, InvalidRequestError
 from sparsity.status import to_error
 from sparsity.v1 import inference_pb2
 from sparsity_client import make_request
+from sparsity_policies.wire import signals_from_wire
+from sparsity_router.callers import Callers
 from sparsity_router.fleet import Admission
+from sparsity_router.limits import TenantLimits
+from sparsity_router.services.inference import InferenceService
 from support.fake_worker import FakeWorker
 from support.rig import AGGRESSIVE, DENSE, LONG, refusal, rig
 from support.tiny import CONTEXT, tiny_model
@@ -104,3 +108,93 @@ async def test_who_refuses_has_not_died_of_the_request(model: Path) -> None:
     fleet = [FakeWorker(f"a{n}", AGGRESSIVE, model, behaviour=leaves) for n in range(2)]
     async with rig(model, *fleet, FakeWorker("d", DENSE, model)) as r:
         assert (await r.generate(LONG))[1].worker_id == "d"
+
+
+def over(**fields: Any) -> inference_pb2.GenerateRequest:
+    request = make_request("hi", domain="low")
+    request.MergeFrom(inference_pb2.GenerateRequest(**fields))
+    return request
+
+
+def declared(**fields: Any) -> inference_pb2.GenerateRequest:
+    return over(context=inference_pb2.RequestContext(**fields))
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (over(request_id="x" * 257), "request_id"),
+        (over(priority=-5), "priority"),
+        (over(priority=10), "priority"),
+        (over(priority=2**31 - 1), "priority"),
+        (declared(domain="x" * 257), "context.domain"),
+        (declared(tenant="x" * 257), "context.tenant"),
+        (declared(session="x" * 2**20), "context.session"),
+        (declared(flags=["f"] * 65), "context.flags"),
+        (declared(flags=["f" * 257]), "context.flags"),
+        (declared(labels={f"l{n}": "v" for n in range(20_000)}), "context.labels"),
+        (declared(labels={"l": "v" * 257}), "context.labels"),
+        (declared(labels={"l" * 257: "v"}), "context.labels"),
+        (make_request([1] * CONTEXT, domain="low"), "token_ids.ids"),
+        (make_request([2**32 - 1] * 2**20, domain="low"), "token_ids.ids"),
+        (
+            make_request(inference_pb2.ChatPrompt(messages=[inference_pb2.ChatMessage(role="user")] * 10_001)),
+            "chat.messages",
+        ),
+    ],
+)
+async def test_what_comes_with_a_prompt_is_bounded(
+    model: Path, request_: inference_pb2.GenerateRequest, field: str
+) -> None:
+    async with rig(model, FakeWorker("d", DENSE, model)) as r:
+        assert await fields(r, request_) == [field]
+        assert r.workers[0].received == []
+
+
+async def test_what_lies_at_the_bounds_is_taken(model: Path) -> None:
+    async with rig(model, FakeWorker("d", DENSE, model)) as r:
+        edges = declared(flags=["f" * 256] * 64, labels={f"{n}".ljust(256): "v" * 256 for n in range(64)})
+        edges.MergeFrom(over(request_id="x" * 256, priority=9))
+        assert [message async for message in r.stub.Generate(edges)]
+        assert r.workers[0].received[0].priority == 9
+        assert (await r.generate([1] * (CONTEXT - 1), domain="low"))[0] == "abc"
+
+
+async def test_a_name_in_an_error_is_cut(model: Path) -> None:
+    async with rig(model, FakeWorker("d", DENSE, model)) as r:
+        chat = inference_pb2.ChatPrompt(messages=[inference_pb2.ChatMessage(role="x" * 5000, content="hi")])
+        assert len((await refusal(r.generate(chat))).details()) < 200
+
+
+async def test_a_tenant_claims_no_more_priority_than_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "limits.yaml"
+    path.write_text("default: {priority: 3}\ntenants: {vip: {priority: 9}}\n")
+    callers = Callers(limits=TenantLimits.load(path, None))
+    for tenant, asked, held in (("", 9, 3), ("other", 2, 2), ("vip", 9, 9)):
+        request = make_request("hi", tenant=tenant)
+        request.priority = asked
+        await callers.count(request)
+        assert request.priority == held
+    for bad in ("10", "-1", "first"):
+        path.write_text(f"default: {{priority: {bad}}}\n")
+        with pytest.raises(ConfigurationError, match=r"default.priority: must be from 0 to 9"):
+            TenantLimits.load(path, None)
+
+
+def test_signals_that_are_made_up_are_bounded_too() -> None:
+    for field, bad in (
+        ("labels", inference_pb2.Signals(labels={str(n): "" for n in range(65)})),
+        ("flags", inference_pb2.Signals(flags=["f"] * 65)),
+        ("tenant", inference_pb2.Signals(tenant="x" * 257)),
+    ):
+        with pytest.raises(InvalidRequestError, match=rf"signals\[0\]\.{field}"):
+            signals_from_wire(bad, "signals[0]", 0.0)
+
+
+async def test_outcomes_are_bounded(model: Path) -> None:
+    nothing: Any = object()
+    service = InferenceService(nothing, nothing, nothing, "tiny", decisions=nothing)
+    good = {"decision_id": "d", "score": 1.0, "metric": "m"}
+    for field, value in (("decision_id", "x" * 257), ("metric", "x" * 257), ("labels", {"l": "v" * 257})):
+        with pytest.raises(InvalidRequestError, match=rf"^{field}: "):
+            await service.ReportOutcome(inference_pb2.ReportOutcomeRequest(**good | {field: value}), nothing)

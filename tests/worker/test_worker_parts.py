@@ -35,7 +35,7 @@ from sparsity_worker.plugin.reasoning import Reasoning
 from sparsity_worker.profile import load_profile
 from sparsity_worker.profile_document import read_document, schema_of, shipped_profiles
 from sparsity_worker.report import sparsity_report
-from sparsity_worker.requests import engine_request, marker_ids, read_prompt
+from sparsity_worker.requests import check_size, engine_request, marker_ids, read_prompt
 from sparsity_worker.tier_profile import SCHEMAS
 from support.tiny import tiny_model, tiny_tokenizer
 
@@ -148,6 +148,14 @@ def test_bad_requests_name_the_field(bad: worker_pb2.WorkerServiceGenerateReques
     with pytest.raises(InvalidRequestError) as caught:
         engine_request(bad, list(bad.prompt.ids), FACTS)
     assert [violation.field for violation in caught.value.violations] == [field]
+
+
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_read() -> None:
+    check_size(request([1] * 511), FACTS)
+    long = worker_pb2.WorkerServiceGenerateRequest(text=worker_pb2.TextPrompt(text=" " * (256 * 512 + 1)))
+    for bad, field in ((request([1] * 512), "prompt.ids"), (long, "text.text")):
+        with pytest.raises(InvalidRequestError, match=field):
+            check_size(bad, FACTS)
 
 
 def test_reasoning_reaches_the_engine_with_the_models_markers() -> None:

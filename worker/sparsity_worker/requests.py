@@ -16,6 +16,8 @@ from sparsity_worker.plugin import MEASURE_KEY, REASONING_KEY
 
 # Keeps the first candidate alone, as anything below does; a GPU that flushes smaller numbers to 0 would find none.
 _LEAST_TOP_P = 1e-6
+# Characters; vocabularies have runs of spaces this long at most.
+_LONGEST_TOKEN = 256
 
 
 def read_prompt(request: worker_pb2.WorkerServiceGenerateRequest, tokenizer: Tokenizer) -> list[int]:
@@ -35,6 +37,20 @@ def read_prompt(request: worker_pb2.WorkerServiceGenerateRequest, tokenizer: Tok
         problem = f"{len(ids)} tokens are not in [{text.min_tokens}, {text.max_tokens}], which the router decided for"
         raise TokenCountError(f"the prompt's {problem}")
     return ids
+
+
+def check_size(request: worker_pb2.WorkerServiceGenerateRequest, facts: ModelFacts) -> None:
+    """Refuses a prompt that cannot fit, before anybody goes through it.
+
+    Raises:
+        InvalidRequestError: naming the field.
+    """
+    if (count := len(request.prompt.ids)) >= facts.context_length:
+        problem = f"are {count}; the model takes {facts.context_length}, its answer included"
+        raise InvalidRequestError.of("prompt.ids", problem)
+    if (size := len(request.text.text)) > _LONGEST_TOKEN * facts.context_length:
+        problem = f"has {size} characters, more than {facts.context_length} tokens ever have"
+        raise InvalidRequestError.of("text.text", problem)
 
 
 def engine_request(
@@ -100,7 +116,7 @@ def sampling_params(params: inference_pb2.SamplingParams, facts: ModelFacts) -> 
     check_sampling(params, facts.context_length)
     out: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": DEFAULT_MAX_NEW_TOKENS}
     for name in ("max_new_tokens", "temperature", "frequency_penalty", "presence_penalty", "ignore_eos"):
-        if params.HasField(name):  # type: ignore[arg-type]
+        if params.HasField(name):
             out[name] = getattr(params, name)
     if params.HasField("top_p"):
         out["top_p"] = max(params.top_p, _LEAST_TOP_P)

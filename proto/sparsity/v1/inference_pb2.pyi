@@ -181,9 +181,11 @@ class GenerateRequest(_message.Message):
     text: _builtins.str
     """Plain text, tokenized as it is."""
     priority: _builtins.int
-    """Scheduling priority, 0 (default) to 9 (first)."""
+    """Scheduling priority, 0 (default) to 9 (first); a tenant that may claim less gets that."""
     request_id: _builtins.str
-    """An id of the caller's choice, unique among its live requests; the router makes one when it is unset."""
+    """An id of the caller's choice, unique among its live requests, 256 characters at most; the router makes one when it is
+    unset.
+    """
     @_builtins.property
     def chat(self) -> Global___ChatPrompt:
         """Chat messages, rendered with the model's chat template."""
@@ -239,7 +241,7 @@ class ChatPrompt(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
-        """Oldest first; at least one."""
+        """Oldest first; 1 to 10,000."""
 
     def __init__(
         self,
@@ -289,7 +291,7 @@ class TokenIds(_message.Message):
     IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Each in [0, vocabulary size)."""
+        """Each in [0, vocabulary size); fewer than the model's context, and 4 bytes each of the prompt's bytes at most."""
 
     def __init__(
         self,
@@ -306,7 +308,7 @@ Global___TokenIds: _TypeAlias = TokenIds  # noqa: Y015
 
 @_typing.final
 class RequestContext(_message.Message):
-    """What the caller declares about a request."""
+    """What the caller declares about a request. Every text has 256 characters at most."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -352,11 +354,11 @@ class RequestContext(_message.Message):
     """Ask that reasoning spans of the answer decode densely. False has no effect: policy may ask for it, too."""
     @_builtins.property
     def flags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Flags the caller raises; any flag makes the request dense."""
+        """Flags the caller raises, 64 at most; any flag makes the request dense."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Free labels that policy rules can read."""
+        """Free labels that policy rules can read, 64 at most."""
 
     def __init__(
         self,
@@ -1163,7 +1165,7 @@ class ReportOutcomeRequest(_message.Message):
     """The caller's measure, such as `exact_match`."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Free labels."""
+        """Free labels, 64 at most, of 256 characters each at most."""
 
     def __init__(
         self,
