@@ -257,7 +257,8 @@ class Rule(_message.Message):
     """Unique in the policy."""
     when: _builtins.str
     """A CEL expression (github.com/google/cel-spec) over `tokens`, `domain`, `task`, `tenant`, `session`, `flags` and
-    `labels`, of type bool.
+    `labels`, of type bool. What it may cost for the largest request is told from its text, and refused past a bound:
+    comprehensions over comprehensions, and patterns that take long to compile. 256 rules at most.
     """
     tier: _inference_pb2.Tier.ValueType
     """The tier when it is true."""
