@@ -21,7 +21,7 @@ from sparsity_router.domains import Score, resolve
 from sparsity_router.lengths import SAMPLED_CHARACTERS, Interval, LengthModel
 from sparsity_router.semantic import DetectionError, Detector
 from sparsity_router.tokens import ModelTokenizer
-from sparsity_router.written import Written, check_context, read_written
+from sparsity_router.written import Bounds, Written, check_beside, read_written
 
 # Below these a thread costs more than the work: of tokenizing, and of reading and scanning alone.
 _INLINE_BYTES, _INLINE_SCAN_BYTES = 16_384, 262_144
@@ -170,7 +170,15 @@ class Classifier:
         self._detector = detector
         self._doubts_declared = doubts_declared
         self._lengths = LengthModel(tokenizer)
-        self._max_prompt_bytes = max_prompt_bytes
+        self._bounds = Bounds(tokenizer.vocabulary_size, tokenizer.context_length, max_prompt_bytes)
+
+    def check(self, request: inference_pb2.GenerateRequest) -> None:
+        """Checks what comes with the prompt, before anybody works on the request.
+
+        Raises:
+            InvalidRequestError: naming the field.
+        """
+        check_beside(request, self._bounds.context_length)
 
     async def classify(
         self,
@@ -198,8 +206,7 @@ class Classifier:
             InvalidRequestError: naming the field.
         """
         context = request.context
-        check_context(context)
-        written = read_written(request, self._tokenizer.vocabulary_size, self._max_prompt_bytes)
+        written = read_written(request, self._bounds)
         known: dict[str, Any] = {
             "received_at": received,
             "policy_age": policy_age,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
+import grpc
 from opentelemetry import trace
 from sparsity import telemetry
 from sparsity.leases import sign
@@ -14,6 +15,8 @@ from sparsity_policies.model import Tier
 from sparsity_router.workers import Worker
 
 _tracer = trace.get_tracer("sparsity.router")
+# How gRPC begins where it found nobody to send to.
+_NEVER_SENT = ("failed to connect to all addresses", "DNS resolution failed")
 
 
 def outstanding_tokens(request: worker_pb2.WorkerServiceGenerateRequest) -> int:
@@ -59,3 +62,12 @@ async def dispatch(
             finally:
                 # Ends the worker's engine request when the client is gone.
                 call.cancel()
+
+
+def died(error: Exception) -> bool:
+    """Whether a worker was lost with the request, in place of refusing it (draining), or of never having had it."""
+    if not isinstance(error, grpc.aio.AioRpcError) or error.code() is not grpc.StatusCode.UNAVAILABLE:
+        return False
+    # What a worker says itself comes with a rich status; gRPC's own words are all there is of a lost connection.
+    said = "grpc-status-details-bin" in dict(error.trailing_metadata() or ())
+    return not said and not (error.details() or "").startswith(_NEVER_SENT)

@@ -24,7 +24,7 @@ from sparsity.status import to_error
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.model import Decision, Reason, Tier
 
-from sparsity_router.dispatch import dispatch, outstanding_tokens
+from sparsity_router.dispatch import died, dispatch, outstanding_tokens
 from sparsity_router.fleet import Fleet
 from sparsity_router.hedging import Leg, Race
 from sparsity_router.picking import Want
@@ -40,6 +40,8 @@ _FINAL = {
     grpc.StatusCode.UNIMPLEMENTED,
     _COUNT,
 }
+# A request that took so many workers with it is taken for the cause.
+_MOST_DEATHS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class _Attempts:
     count: int = 0
     overloaded: bool = False
     failed: bool = False
+    deaths: int = 0
     complete: bool = False
     last_problem: str = ""
 
@@ -183,6 +186,10 @@ class _Relay:
             told = f"worker {worker.name} failed mid-stream: {problem}; what was sent stands, ask again for the rest"
             raise StreamBrokenError(told)
         attempts.last_problem = f"{worker.name}: {problem}"
+        attempts.deaths += died(error)
+        if attempts.deaths >= _MOST_DEATHS:
+            told = f"{attempts.deaths} workers died with this request in flight; it is not tried on another"
+            raise StreamBrokenError(f"{told}; last: {attempts.last_problem}")
 
 
 async def relay(
@@ -206,7 +213,7 @@ async def relay(
     Raises:
         OverloadedError: when every worker that may serve the request is full.
         UnavailableError: when none can be reached.
-        StreamBrokenError: when a worker fails after its first message.
+        StreamBrokenError: when a worker fails after its first message, or a second one dies before it.
         InvalidRequestError: when a worker refuses the request as invalid.
         TokenCountError: when the prompt's tokens lie outside the interval that it was decided for.
     """

@@ -10,8 +10,6 @@ from sparsity_policies.model import Decision
 from sparsity_router.classify import Classified
 from sparsity_router.picking import Want
 
-MAX_PRIORITY = 9
-
 
 def worker_request(
     request: inference_pb2.GenerateRequest, classified: Classified, decision: Decision, decision_id: str
@@ -23,7 +21,7 @@ def worker_request(
     inner = worker_pb2.WorkerServiceGenerateRequest(
         request_id=decision_id,
         sampling=request.sampling,
-        priority=min(request.priority, MAX_PRIORITY),
+        priority=request.priority,
         dense_reasoning=decision.dense_reasoning,
     )
     prompt = classified.prompt

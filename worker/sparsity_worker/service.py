@@ -27,7 +27,7 @@ from sparsity_worker.load import Load
 from sparsity_worker.metering import WorkerMetrics
 from sparsity_worker.proof import Proof
 from sparsity_worker.report import sparsity_report
-from sparsity_worker.requests import engine_request, read_prompt
+from sparsity_worker.requests import check_size, engine_request, read_prompt
 from sparsity_worker.tier_profile import TierProfile
 
 Context = grpc.aio.ServicerContext[worker_pb2.WorkerServiceGenerateRequest, worker_pb2.WorkerServiceGenerateResponse]
@@ -107,6 +107,7 @@ class WorkerService:
             self._leases.take(request)
         if request.dense_reasoning and not self._identity.densifies:
             raise InvalidRequestError.of("dense_reasoning", f"{self._identity.label} cannot; ask a denser worker")
+        check_size(request, self._identity.facts)
         self._load.require_room()
         if len(request.text.text) > _INLINE_CHARACTERS:
             prompt = await asyncio.to_thread(read_prompt, request, self._tokenizer)

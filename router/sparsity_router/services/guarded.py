@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
 import grpc
+from sparsity.bounds import MAX_NAME, MAX_REASON, check_name
 from sparsity.errors import SparsityError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.decisionlog import AuditEvent
@@ -83,10 +84,13 @@ class Guarded:
         # Read at once: a call that has ended must not be asked, grpc crashes.
         peer = context.peer()
         target, reason = _read(request, need.target), _reason(request)
+        shown = (target[:MAX_NAME], reason[:MAX_REASON])
         principal: Principal | None = None
         status = grpc.StatusCode.OK.name
         try:
             principal = self._access.authenticate(context)
+            check_name("reason", reason, MAX_REASON)
+            check_name(need.target or "request", target, 2 * MAX_NAME)
             principal.require(need.role, target)
             token = _caller.set(principal.name)
             try:
@@ -104,7 +108,7 @@ class Guarded:
             raise
         finally:
             name_of_caller = principal.name if principal else "unknown"
-            self._recorder.audit(AuditEvent(name_of_caller, peer, name, target, reason, status))
+            self._recorder.audit(AuditEvent(name_of_caller, peer, name, *shown, status))
 
 
 def _read(request: Any, path: str) -> str:

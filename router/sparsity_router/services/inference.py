@@ -7,10 +7,12 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from functools import partial
+from typing import Any
 
 import grpc
 from opentelemetry import trace
 from sparsity import telemetry
+from sparsity.bounds import MAX_NAME, check_labels, check_name
 from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError, TokenCountError
 from sparsity.leases import sign
 from sparsity.metering import Times
@@ -31,7 +33,6 @@ from sparsity_router.review import Review
 from sparsity_router.sessions import Sessions, SessionTier
 from sparsity_router.shadow import Shadow
 from sparsity_router.worker_request import wanted, worker_request
-from sparsity_router.written import MAX_NAME
 
 GenerateContext = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
 OutcomeContext = grpc.aio.ServicerContext[inference_pb2.ReportOutcomeRequest, inference_pb2.ReportOutcomeResponse]
@@ -88,7 +89,7 @@ class InferenceService:
         """Streams a completion from a worker of the decided tier."""
         with telemetry.server_span(_tracer, "router.generate", context) as span:
             started, first = time.monotonic(), None
-            await self._callers.admit(context, request)
+            await self._admit(request, context)
             decision_id = uuid.uuid4().hex
             classified, review = await self._decide(request, decision_id)
             await self._callers.spend(request, classified.signals)
@@ -133,10 +134,16 @@ class InferenceService:
                 if not told:
                     self._tell(decision_id, request, review.signals, policy, served, None)
 
+    async def _admit(self, request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Checks caller and request, and counts it."""
+        self._callers.check(context, request)
+        self._classifier.check(request)
+        await self._callers.count(request)
+
     async def Route(self, request: inference_pb2.RouteRequest, context: RouteContext) -> inference_pb2.RouteResponse:
         """The decision, a worker, and the lease that it takes exactly this request by."""
         with telemetry.server_span(_tracer, "router.route", context) as span:
-            await self._callers.admit(context, request.request)
+            await self._admit(request.request, context)
             if self._lease_key is None:
                 raise ConfigurationError("this router signs no leases: it was started without --lease-key-file")
             decision_id = uuid.uuid4().hex
@@ -175,6 +182,7 @@ class InferenceService:
         """The decision that Generate would make now, with every step."""
         with telemetry.server_span(_tracer, "router.explain", context):
             self._callers.check(context, request.request)
+            self._classifier.check(request.request)
             # Counted, where Generate would not: what would change the tier hangs on it.
             _, review = await self._decide(request.request, "", exact=True)
             signals, decision = review.signals, review.decision
@@ -201,10 +209,12 @@ class InferenceService:
             raise ConfigurationError("this router keeps no decision log: it was started without --redis-url")
         if not request.decision_id:
             raise InvalidRequestError.of("decision_id", "is empty; it comes with the last message of Generate")
+        check_name("decision_id", request.decision_id)
         if not request.HasField("score") or not 0.0 <= request.score <= 1.0:
             raise InvalidRequestError.of("score", "must be a number from 0 to 1")
         if not request.metric or len(request.metric) > MAX_NAME:
             raise InvalidRequestError.of("metric", f"must have 1 to {MAX_NAME} characters, such as exact_match")
+        check_labels("labels", request.labels)
         labels = tuple(sorted(request.labels.items()))
         for patience in _OUTCOME_PATIENCE:
             try:
