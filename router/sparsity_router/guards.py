@@ -40,6 +40,13 @@ def override_id(domain: str) -> str:
     return f"guard-{domain}"
 
 
+def capped(policies: PolicyFollower, domain: str) -> Override | None:
+    """The override by which a broken guard caps a domain now."""
+    now, name = policies.now(), override_id(domain)
+    acting = (o for o in policies.overrides.active() if o.expire_time is None or o.expire_time > now)
+    return next((override for override in acting if override.id == name), None)
+
+
 class Window:
     """The latest values, of the last ten minutes."""
 
@@ -50,9 +57,10 @@ class Window:
         """Takes up a value."""
         self._values.append((time.monotonic(), value))
 
-    def mean(self) -> float | None:
-        """The mean, once there are enough values."""
-        while self._values and time.monotonic() - self._values[0][0] > _WINDOW_SECONDS:
+    def mean(self, since: float = float("-inf")) -> float | None:
+        """The mean of the values from ``since`` on the monotonic clock, once there are enough."""
+        since = max(since, time.monotonic() - _WINDOW_SECONDS)
+        while self._values and self._values[0][0] < since:
             self._values.popleft()
         if len(self._values) < MIN_SAMPLES:
             return None
@@ -86,7 +94,7 @@ class GuardMonitor:
             return
         window = self._coverage.setdefault((domain, tier, kind), Window())
         window.add(value)
-        mean = window.mean()
+        mean = window.mean(self._since(domain))
         if mean is not None and mean < policy.guards.min_coverage:
             what = f"{kind} {mean:.3f} of {tier.word} is below the guard {policy.guards.min_coverage:g}"
             self._act(domain, self._step_in(domain, tier, what))
@@ -101,7 +109,8 @@ class GuardMonitor:
         if outcome.metric not in known and len(known) >= _METRICS_KEPT:
             return
         self._scores.setdefault((*key, outcome.arm), Window()).add(outcome.score)
-        means = {arm: self._scores[*key, arm].mean() for arm in (ROLLED_OUT, HELD_BACK) if (*key, arm) in self._scores}
+        since, arms = self._since(outcome.domain), (ROLLED_OUT, HELD_BACK)
+        means = {arm: self._scores[*key, arm].mean(since) for arm in arms if (*key, arm) in self._scores}
         rolled, held = means.get(ROLLED_OUT), means.get(HELD_BACK)
         if rolled is None or held is None or held - rolled <= policy.guards.max_quality_dip:
             return
@@ -128,6 +137,10 @@ class GuardMonitor:
             return
         self._acting[domain] = asyncio.get_running_loop().create_task(action)
 
+    def _since(self, domain: str) -> float:
+        """From when on samples count: an operator who ends a guard's cap has seen those before."""
+        return self._policies.overrides.ended_at(override_id(domain))
+
     def _forget(self, domain: str) -> None:
         self._coverage = {key: window for key, window in self._coverage.items() if key[0] != domain}
         self._scores = {key: window for key, window in self._scores.items() if key[0] != domain}
@@ -141,20 +154,15 @@ class GuardMonitor:
         if self._store and rollout and not rollout.halted and await self._halt(policy, rollout, what):
             return
         cap = Tier(max(tier - 1, Tier.DENSE))
-        if any(o.id == override_id(domain) and o.max_tier <= cap for o in self._policies.overrides.active()):
+        if (there := capped(self._policies, domain)) is not None and there.max_tier <= cap:
             return
         expires = self._policies.now() + _DEMOTION_SECONDS
         override = Override(override_id(domain), Scope.DOMAIN, domain, cap, expires, what, ACTOR)
         log.error("guard of %s: %s; capped at %s for %.0f s", domain, what, cap.word, _DEMOTION_SECONDS)
         self._policies.overrides.put(override)
-        if self._store is None:
-            return
-        try:
-            await self._store.put_override(override)
-        except StoreError:
-            # It acts here, and is delivered once the store is back.
-            return
-        self._policies.overrides.hand_over(override)
+        if self._store is not None:
+            # It acts here, and is delivered once the store is back, where it is away.
+            await self._policies.overrides.write(self._store, override)
 
     async def _halt(self, policy: Policy, rollout: Rollout, what: str) -> bool:
         """Halts a rollout; False when the store cannot be told."""
