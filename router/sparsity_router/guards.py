@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections import deque
 from collections.abc import Coroutine
 from typing import Any
 
@@ -23,16 +21,12 @@ from sparsity_policies.rollout import HELD_BACK, ROLLED_OUT, halt
 from sparsity_policies.store import PolicyStore
 
 from sparsity_router.policies import PolicyFollower
+from sparsity_router.windows import Metrics, Window
 
 log = logging.getLogger("sparsity.router.guards")
 ACTOR = "guard"
-MIN_SAMPLES = 20
-_WINDOW_SAMPLES = 200
-_WINDOW_SECONDS = 600.0
 _DEMOTION_SECONDS = 3600.0
 _OUTCOME_WAIT_SECONDS = 1.0
-# Callers name their metrics; a domain has few.
-_METRICS_KEPT = 16
 
 
 def override_id(domain: str) -> str:
@@ -47,26 +41,6 @@ def capped(policies: PolicyFollower, domain: str) -> Override | None:
     return next((override for override in acting if override.id == name), None)
 
 
-class Window:
-    """The latest values, of the last ten minutes."""
-
-    def __init__(self) -> None:
-        self._values: deque[tuple[float, float]] = deque(maxlen=_WINDOW_SAMPLES)
-
-    def add(self, value: float) -> None:
-        """Takes up a value."""
-        self._values.append((time.monotonic(), value))
-
-    def mean(self, since: float = float("-inf")) -> float | None:
-        """The mean of the values from ``since`` on the monotonic clock, once there are enough."""
-        since = max(since, time.monotonic() - _WINDOW_SECONDS)
-        while self._values and self._values[0][0] < since:
-            self._values.popleft()
-        if len(self._values) < MIN_SAMPLES:
-            return None
-        return sum(value for _, value in self._values) / len(self._values)
-
-
 class GuardMonitor:
     """The guards of all domains on one router.
 
@@ -79,7 +53,7 @@ class GuardMonitor:
         self._policies = policies
         self._store = store
         self._coverage: dict[tuple[str, Tier, str], Window] = {}
-        self._scores: dict[tuple[str, str, str], Window] = {}
+        self._scores: dict[str, Metrics] = {}
         self._acting: dict[str, asyncio.Task[None]] = {}
 
     def coverage(self, domain: str, tier: Tier, report: inference_pb2.SparsityReport) -> None:
@@ -104,13 +78,9 @@ class GuardMonitor:
         policy = self._policies.snapshot.policy(outcome.domain)
         if policy is None or policy.guards.max_quality_dip is None or not outcome.arm:
             return
-        key = (outcome.domain, outcome.metric)
-        known = {metric for domain, metric, _ in self._scores if domain == outcome.domain}
-        if outcome.metric not in known and len(known) >= _METRICS_KEPT:
-            return
-        self._scores.setdefault((*key, outcome.arm), Window()).add(outcome.score)
-        since, arms = self._since(outcome.domain), (ROLLED_OUT, HELD_BACK)
-        means = {arm: self._scores[*key, arm].mean(since) for arm in arms if (*key, arm) in self._scores}
+        windows = self._scores.setdefault(outcome.domain, Metrics()).add(outcome.metric, outcome.arm, outcome.score)
+        since = self._since(outcome.domain)
+        means = {arm: windows[arm].mean(since) for arm in (ROLLED_OUT, HELD_BACK) if arm in windows}
         rolled, held = means.get(ROLLED_OUT), means.get(HELD_BACK)
         if rolled is None or held is None or held - rolled <= policy.guards.max_quality_dip:
             return
@@ -143,7 +113,7 @@ class GuardMonitor:
 
     def _forget(self, domain: str) -> None:
         self._coverage = {key: window for key, window in self._coverage.items() if key[0] != domain}
-        self._scores = {key: window for key, window in self._scores.items() if key[0] != domain}
+        self._scores.pop(domain, None)
 
     async def _step_in(self, domain: str, tier: Tier, what: str) -> None:
         self._forget(domain)

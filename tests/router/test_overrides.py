@@ -17,9 +17,10 @@ from sparsity_policies.model import Override, Scope, Tier
 from sparsity_policies.store import PolicyStore
 from sparsity_router import guards
 from sparsity_router.config import RouterConfig
-from sparsity_router.guards import MIN_SAMPLES, GuardMonitor, override_id
+from sparsity_router.guards import GuardMonitor, override_id
 from sparsity_router.overrides import Overrides
 from sparsity_router.policies import PolicyFollower
+from sparsity_router.windows import MIN_SAMPLES
 from support.fault_proxy import FaultProxy
 from support.router import running, until
 from support.snapshots import stored
