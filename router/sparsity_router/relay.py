@@ -28,6 +28,7 @@ from sparsity_router.dispatch import dispatch, outstanding_tokens
 from sparsity_router.fleet import Fleet
 from sparsity_router.hedging import Leg, Race
 from sparsity_router.picking import Want
+from sparsity_router.proof import fault
 from sparsity_router.workers import State, Worker
 
 _tracer = trace.get_tracer("sparsity.router")
@@ -111,7 +112,8 @@ class _Relay:
                     if response.HasField("completion"):
                         attempts.complete = True
                         leg.worker.breaker.success()
-                        _check_report(response.completion, leg.worker, leg.served.tier)
+                        if problem := fault(response.completion, leg.served.tier):
+                            leg.worker.distrust(problem)
                     yield Relayed(response, leg.served, leg.policy)
                 if attempts.complete:
                     return
@@ -272,12 +274,6 @@ def _pick(
 ) -> Worker | None:
     spilled, reasoning = tier is not decision.tier, decision.dense_reasoning
     return fleet.pick(tier, tried, spilled=spilled, dense_reasoning=reasoning, want=want)
-
-
-def _check_report(completion: inference_pb2.Completion, worker: Worker, tier: Tier) -> None:
-    """Takes a sparse worker out that does not say what it attended."""
-    if tier is not Tier.DENSE and not (completion.HasField("sparsity") and completion.sparsity.kernel_calls):
-        worker.distrust("an answer of it came without a sparsity report")
 
 
 def _served(decision: Decision, tier: Tier, fleet: Fleet) -> Decision:
