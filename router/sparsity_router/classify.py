@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from opentelemetry import metrics
 from sparsity.errors import InvalidRequestError
 from sparsity.metering import CLASSIFY_SECONDS, histogram
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decide import hangs_on_length
-from sparsity_policies.model import Risk, Signals, Tier
-from sparsity_policies.scan import ScanResult
+from sparsity_policies.model import Risk, Tier
 from sparsity_policies.snapshot import Snapshot
 
-from sparsity_router.domains import Score, resolve
+from sparsity_router.classified import Classified, Opened, Prompt, Settled, scanned
+from sparsity_router.domains import Score
 from sparsity_router.lengths import SAMPLED_CHARACTERS, Interval, LengthModel
 from sparsity_router.semantic import DetectionError, Detector
 from sparsity_router.tokens import ModelTokenizer
@@ -26,126 +25,10 @@ from sparsity_router.written import Bounds, Written, check_beside, read_written
 # Below these a thread costs more than the work: of tokenizing, and of reading and scanning alone.
 _INLINE_BYTES, _INLINE_SCAN_BYTES = 16_384, 262_144
 _NO_SCORES: Mapping[str, Score] = {}
-_NOTHING = ScanResult(frozenset(), frozenset(), 0)
 _meter = metrics.get_meter("sparsity.router")
-_scanning = histogram(_meter, "sparsity.router.scan.duration", "s", "Scan of one prompt.", CLASSIFY_SECONDS)
 _detecting = histogram(
     _meter, "sparsity.router.detect.duration", "s", "Detection of one domain by meaning.", CLASSIFY_SECONDS
 )
-
-
-class Prompt(NamedTuple):
-    """A prompt as a worker takes it: in token ids, or as text where they were not needed to decide.
-
-    Attributes:
-        interval: tokens, at least and at most.
-        ids: token ids; empty where they were not counted.
-        text: what is to be tokenized.
-        special: whether the model puts something around it.
-    """
-
-    interval: Interval
-    ids: list[int]
-    text: str = ""
-    special: bool = False
-
-
-class _Opened(NamedTuple):
-    """A prompt and the scan of it.
-
-    Attributes:
-        prompt: for the worker.
-        size: bytes that are tokenized.
-        text: what its caller wrote.
-        written: bytes of that, before anybody scanned it.
-        scan: of the text.
-        problem: what kept the scan from an answer.
-    """
-
-    prompt: Prompt
-    size: int
-    text: str
-    written: int
-    scan: ScanResult
-    problem: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Settled:
-    """What is known of a request but for its length, by the policies of one snapshot.
-
-    Attributes:
-        opened: the prompt and its scan.
-        context: what came with it.
-        known: signals that the prompt says nothing about.
-        scores: of the semantic classifier.
-        problem: what kept that from an answer.
-        snapshot: whose policies they are.
-    """
-
-    opened: _Opened
-    context: inference_pb2.RequestContext
-    known: Mapping[str, Any]
-    scores: Mapping[str, Score]
-    problem: str
-    snapshot: Snapshot
-
-    def __call__(self, *, min_tokens: int, max_tokens: int) -> Signals:
-        """The signals of the request with a length."""
-        context, scan = self.context, self.opened.scan
-        found = resolve(context.domain, scan.domains, self.scores, self.snapshot)
-        return Signals(
-            min_tokens=min_tokens,
-            max_tokens=max_tokens,
-            domain=found.domain,
-            declared=found.declared,
-            detected=found.detected,
-            confidence=found.confidence,
-            flags=scan.flags.union(context.flags),
-            task=context.task,
-            labels=tuple(sorted(context.labels.items())),
-            tenant=context.tenant,
-            session=context.session,
-            max_tier=Tier(context.max_tier) if context.max_tier else None,
-            scanned_bytes=scan.scanned_bytes,
-            prompt_bytes=self.opened.written,
-            # Of who was asked and gave no answer, nobody knows what it would have been.
-            classifier_error=self.opened.problem or self.problem,
-            **self.known,
-        )
-
-    def under(self, snapshot: Snapshot) -> _Settled:
-        """The same by the policies of ``snapshot``."""
-        if snapshot.scanner is self.snapshot.scanner:
-            return self
-        return replace(self, opened=_scanned(self.opened, snapshot), snapshot=snapshot)
-
-
-class Classified(NamedTuple):
-    """A request, understood.
-
-    Attributes:
-        signals: what policy decides from.
-        prompt: for the worker.
-        settled: what the signals were made of.
-    """
-
-    signals: Signals
-    prompt: Prompt
-    settled: _Settled
-
-    def under(self, snapshot: Snapshot) -> Signals:
-        """The signals by another snapshot, whose detection the prompt is scanned for where it is not the same."""
-        settled = self.settled.under(snapshot)
-        if settled is self.settled:
-            return self.signals
-        return settled(min_tokens=self.signals.min_tokens, max_tokens=self.signals.max_tokens)
-
-    def in_doubt(self, problem: str) -> Classified:
-        """The same request, of which something cannot be known; an empty ``problem`` leaves it as it is."""
-        settled = replace(self.settled, problem=self.settled.problem or problem)
-        signals = replace(self.signals, classifier_error=self.signals.classifier_error or problem)
-        return self._replace(settled=settled, signals=signals) if problem else self
 
 
 class Classifier:
@@ -219,7 +102,7 @@ class Classifier:
             if written.size > (_INLINE_BYTES if heavy else _INLINE_SCAN_BYTES):
                 return await asyncio.to_thread(self._read, written, request, snapshot, known, exact)
             opened = self._open(written, request, snapshot)
-            signals = _Settled(opened, context, known, _NO_SCORES, "", snapshot)
+            signals = Settled(opened, context, known, _NO_SCORES, "", snapshot)
             if (bounded := self._bound(opened, signals, snapshot, exact)) is not None:
                 return bounded
             if written.size > _INLINE_BYTES:
@@ -258,7 +141,7 @@ class Classifier:
 
     def _measure(
         self,
-        opened: _Opened,
+        opened: Opened,
         context: inference_pb2.RequestContext,
         snapshot: Snapshot,
         known: dict[str, Any],
@@ -267,10 +150,10 @@ class Classifier:
         problem: str = "",
     ) -> Classified:
         """Settles the domain, then counts tokens as closely as the decision needs it."""
-        signals = _Settled(opened, context, known, scores, problem, snapshot)
+        signals = Settled(opened, context, known, scores, problem, snapshot)
         return self._bound(opened, signals, snapshot, exact) or self._count(opened, signals, snapshot, exact)
 
-    def _bound(self, opened: _Opened, signals: _Settled, snapshot: Snapshot, exact: bool) -> Classified | None:
+    def _bound(self, opened: Opened, signals: Settled, snapshot: Snapshot, exact: bool) -> Classified | None:
         """The request where its size alone, or the caller, tells its length closely enough."""
         if opened.prompt.ids:
             return self._counted(opened.prompt, signals)
@@ -278,7 +161,7 @@ class Classifier:
             return None
         return self._within(self._lengths.bound(opened.prompt.text, opened.size), opened.prompt, signals, snapshot)
 
-    def _count(self, opened: _Opened, signals: _Settled, snapshot: Snapshot, exact: bool) -> Classified:
+    def _count(self, opened: Opened, signals: Settled, snapshot: Snapshot, exact: bool) -> Classified:
         """The request with a length from a sample of it where that will do, else counted."""
         prompt = opened.prompt
         if len(prompt.text) >= SAMPLED_CHARACTERS and not exact:
@@ -288,14 +171,14 @@ class Classifier:
         ids = self._tokenizer.encode(prompt.text, special=prompt.special)
         return self._counted(Prompt(Interval(0, 0), ids), signals)
 
-    def _within(self, interval: Interval, prompt: Prompt, signals: _Settled, snapshot: Snapshot) -> Classified | None:
+    def _within(self, interval: Interval, prompt: Prompt, signals: Settled, snapshot: Snapshot) -> Classified | None:
         """The request with an interval for a length, where the decision is the same all over it."""
         closer = signals(min_tokens=interval.low, max_tokens=interval.high)
         if interval.high < self._tokenizer.context_length and not hangs_on_length(closer, snapshot):
             return Classified(closer, prompt._replace(interval=interval), signals)
         return None
 
-    def _counted(self, prompt: Prompt, signals: _Settled) -> Classified:
+    def _counted(self, prompt: Prompt, signals: Settled) -> Classified:
         """The request with its exact token count."""
         count = len(prompt.ids)
         if not count:
@@ -307,7 +190,7 @@ class Classifier:
         exact = signals(min_tokens=count, max_tokens=count)
         return Classified(exact, prompt._replace(interval=Interval(count, count)), signals)
 
-    def _open(self, written: Written, request: inference_pb2.GenerateRequest, snapshot: Snapshot) -> _Opened:
+    def _open(self, written: Written, request: inference_pb2.GenerateRequest, snapshot: Snapshot) -> Opened:
         """The prompt as far as it is known without counting, and the scan of all that the caller wrote."""
         unknown, (kind, text, data, size) = Interval(0, 0), written
         length = size
@@ -320,15 +203,4 @@ class Classifier:
         else:
             prompt = Prompt(unknown, [], self._tokenizer.render(request.chat))
             size = len(prompt.text.encode())
-        return _scanned(_Opened(prompt, size, text, length, _NOTHING, ""), snapshot, data)
-
-
-def _scanned(opened: _Opened, snapshot: Snapshot, data: bytes = b"") -> _Opened:
-    """A prompt scanned for the detection of ``snapshot``; ``data`` is its text in UTF-8, where that is at hand."""
-    started = time.monotonic()
-    try:
-        scan = snapshot.scanner.scan(data or opened.text)
-        _scanning.record(time.monotonic() - started)
-        return opened._replace(scan=scan, problem="")
-    except ValueError as error:
-        return opened._replace(scan=_NOTHING, problem=str(error))
+        return scanned(Opened(prompt, size, text, length), snapshot, data)

@@ -14,6 +14,7 @@ import grpc
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision
 
+from sparsity_router.dispatch import OvertakenError
 from sparsity_router.workers import Worker
 
 Responses = AsyncGenerator[inference_pb2.GenerateResponse]
@@ -65,7 +66,7 @@ class Race:
         """The winner's messages.
 
         Raises:
-            grpc.aio.AioRpcError: as the winner's stream does, or the last leg's when none gave a message.
+            grpc.aio.AioRpcError, OvertakenError: as the winner's stream, or the last leg's when none gave a message.
         """
         running = {asyncio.ensure_future(anext(self.leg.stream)): self.leg}
         legs = [self.leg]
@@ -98,7 +99,7 @@ class Race:
                 problem = task.exception()
                 if problem is None:
                     return task.result()
-                if running and isinstance(problem, grpc.aio.AioRpcError | StopAsyncIteration):
+                if running and isinstance(problem, grpc.aio.AioRpcError | OvertakenError | StopAsyncIteration):
                     self._fell(self.leg.worker, problem)
                 elif isinstance(problem, StopAsyncIteration):
                     return None
@@ -110,6 +111,6 @@ async def _end(running: dict[asyncio.Task[inference_pb2.GenerateResponse], Leg],
     for task in [task for task, other in running.items() if other is leg]:
         del running[task]
         task.cancel()
-        with suppress(asyncio.CancelledError, StopAsyncIteration, grpc.aio.AioRpcError):
+        with suppress(asyncio.CancelledError, StopAsyncIteration, grpc.aio.AioRpcError, OvertakenError):
             await task
     await leg.stream.aclose()

@@ -8,27 +8,27 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import grpc
 from opentelemetry import trace
 from sparsity.errors import (
-    OverloadedError,
-    SparsityError,
     StreamBrokenError,
     UnavailableError,
 )
 from sparsity.status import to_error
 from sparsity.v1 import inference_pb2, worker_pb2
-from sparsity_policies.model import Decision, Reason, Tier
+from sparsity_policies.model import Decision, Tier
 
-from sparsity_router.dispatch import died, dispatch, outstanding_tokens
+from sparsity_router.dispatch import OvertakenError, died, dispatch, outstanding_tokens
 from sparsity_router.fleet import Fleet
 from sparsity_router.hedging import Leg, Race
 from sparsity_router.picking import Want
-from sparsity_router.workers import State, Worker
+from sparsity_router.placing import Attempts, is_full, nobody, pick, served
+from sparsity_router.proof import fault
+from sparsity_router.workers import Worker
 
 _tracer = trace.get_tracer("sparsity.router")
 _OVERLOAD, _COUNT = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.OUT_OF_RANGE
@@ -59,19 +59,6 @@ class Relayed:
     policy: Decision
 
 
-@dataclass(slots=True)
-class _Attempts:
-    """What has been tried for one request."""
-
-    tried: set[str]
-    count: int = 0
-    overloaded: bool = False
-    failed: bool = False
-    deaths: int = 0
-    complete: bool = False
-    last_problem: str = ""
-
-
 class _Relay:
     """One request on its way."""
 
@@ -90,7 +77,7 @@ class _Relay:
         self._context = context
         self._decision_id = decision_id
         self._want = want
-        self.attempts = _Attempts(set())
+        self.attempts = Attempts(set())
         self.decision = review()
 
     async def try_all(self, sent: Callable[[], None] = lambda: None) -> AsyncGenerator[Relayed]:
@@ -114,12 +101,13 @@ class _Relay:
                     if response.HasField("completion"):
                         attempts.complete = True
                         leg.worker.breaker.success()
-                        _check_report(response.completion, leg.worker, leg.served.tier)
+                        if problem := fault(response.completion, leg.served.tier):
+                            leg.worker.distrust(problem)
                     yield Relayed(response, leg.served, leg.policy)
                 if attempts.complete:
                     return
                 error: Exception = StopAsyncIteration()
-            except grpc.aio.AioRpcError as failure:
+            except (grpc.aio.AioRpcError, OvertakenError) as failure:
                 error = failure
             finally:
                 await stream.aclose()
@@ -141,21 +129,24 @@ class _Relay:
 
     def _spare(self, tier: Tier) -> Leg | None:
         """A second worker beside one of ``tier`` that says nothing: of that tier, while policy still allows it."""
+        at = tier if self._allows(tier) else self.decision.tier
+        other = self._pick(at)
+        return self._open(other, at) if other and self._fleet.retries.spend() else None
+
+    def _allows(self, tier: Tier) -> bool:
         decision = self._decide()
-        allowed = tier is decision.tier or tier in decision.fallback
-        other = self._pick(tier if allowed else decision.tier)
-        return self._open(other, tier if allowed else decision.tier) if other and self._fleet.retries.spend() else None
+        return tier is decision.tier or tier in decision.fallback
 
     def _pick(self, tier: Tier) -> Worker | None:
-        return _pick(self._fleet, tier, self.decision, self.attempts.tried, self._want)
+        return pick(self._fleet, tier, self.decision, self.attempts.tried, self._want)
 
     def _open(self, worker: Worker, tier: Tier) -> Leg:
         self.attempts.tried.add(worker.target)
         self.attempts.count += 1
         lease, left = (self._fleet.lease_key, self._decision_id), self._context.time_remaining()
-        stream = dispatch(worker, self._request, tier, self.attempts.count, left, lease)
+        stream = dispatch(worker, self._request, tier, self.attempts.count, left, lease, self._allows)
         # Asked again, so that what is told of the request does not hang on what picked its worker.
-        return Leg(worker, stream, _served(self.decision, tier, self._fleet), self._review())
+        return Leg(worker, stream, served(self.decision, tier, self._fleet), self._review())
 
     def _fell(self, worker: Worker, error: Exception, *, first: bool) -> None:
         """Takes note of a stream that failed; raises where nobody else may be tried.
@@ -166,6 +157,9 @@ class _Relay:
             first: whether no message had come.
         """
         attempts, refused = self.attempts, False
+        if isinstance(error, OvertakenError):
+            attempts.tried.discard(worker.target)
+            return
         problem = "ended its stream without a completion"
         if isinstance(error, grpc.aio.AioRpcError):
             problem = f"{error.code().name}: {error.details()}"
@@ -228,8 +222,8 @@ async def relay(
                 yield item
         if attempts.complete:
             return
-        if not _is_full(fleet, one.decision, attempts) or until <= time.monotonic():
-            raise _nobody(fleet, one.decision, attempts)
+        if not is_full(fleet, one.decision, attempts) or until <= time.monotonic():
+            raise nobody(fleet, one.decision, attempts)
     line = fleet.lines[one.decision.tier]
     with line.ticket(request.priority, request.cache_salt, outstanding_tokens(request)) as ticket:
         while not attempts.complete:
@@ -241,8 +235,8 @@ async def relay(
                 async for item in relayed:
                     yield item
             if not attempts.complete:
-                if not _is_full(fleet, one.decision, attempts):
-                    raise _nobody(fleet, one.decision, attempts)
+                if not is_full(fleet, one.decision, attempts):
+                    raise nobody(fleet, one.decision, attempts)
                 line.rejoin(ticket)
 
 
@@ -250,60 +244,3 @@ def _patience(fleet: Fleet, context: grpc.aio.ServicerContext[Any, Any]) -> floa
     """Seconds that a request may wait in line: short of the caller's deadline, so that he is told why."""
     left = context.time_remaining()
     return fleet.admission.queue_seconds if left is None else min(fleet.admission.queue_seconds, 0.9 * left)
-
-
-def _is_full(fleet: Fleet, decision: Decision, attempts: _Attempts) -> bool:
-    """Whether waiting may help: some worker that may serve the request has no room now."""
-    tiers = (decision.tier, *decision.fallback)
-    states = [worker.state for tier in tiers for worker in fleet.of(tier, decision.dense_reasoning)]
-    reserved = any(worker.state is State.READY and worker.target not in attempts.tried
-                   for tier in decision.fallback for worker in fleet.of(tier, decision.dense_reasoning))  # fmt: skip
-    return attempts.overloaded or reserved or State.FULL in states
-
-
-def place(fleet: Fleet, decision: Decision, want: Callable[[], Want] | None = None) -> tuple[Worker, Decision]:
-    """The worker that a request would be sent to now, and the decision as served by it.
-
-    Raises:
-        OverloadedError: when every worker that may serve the request is full.
-        UnavailableError: when none can be reached.
-    """
-    for tier in (decision.tier, *decision.fallback):
-        if worker := _pick(fleet, tier, decision, set(), want):
-            return worker, _served(decision, tier, fleet)
-    raise _nobody(fleet, decision, _Attempts(set()))
-
-
-def _pick(
-    fleet: Fleet, tier: Tier, decision: Decision, tried: set[str], want: Callable[[], Want] | None
-) -> Worker | None:
-    spilled, reasoning = tier is not decision.tier, decision.dense_reasoning
-    return fleet.pick(tier, tried, spilled=spilled, dense_reasoning=reasoning, want=want)
-
-
-def _check_report(completion: inference_pb2.Completion, worker: Worker, tier: Tier) -> None:
-    """Takes a sparse worker out that does not say what it attended."""
-    if tier is not Tier.DENSE and not (completion.HasField("sparsity") and completion.sparsity.kernel_calls):
-        worker.distrust("an answer of it came without a sparsity report")
-
-
-def _served(decision: Decision, tier: Tier, fleet: Fleet) -> Decision:
-    """The decision as served at ``tier``."""
-    if tier is decision.tier:
-        return decision
-    own = fleet.of(decision.tier)
-    unproven = any(worker.state is State.UNPROVEN for worker in own)
-    reason = Reason.MISSING_TELEMETRY if unproven else Reason.TIER_UNAVAILABLE
-    what = "prove what they attend" if unproven else "answer"
-    if decision.dense_reasoning and own and not fleet.of(decision.tier, dense_reasoning=True):
-        what = "decode reasoning densely"
-    detail = f"policy gives {decision.tier.word}, whose workers could not {what}; {decision.explanation}"
-    return replace(decision, tier=tier, reason=reason, explanation=detail)
-
-
-def _nobody(fleet: Fleet, decision: Decision, attempts: _Attempts) -> SparsityError:
-    words = " or ".join(tier.word for tier in (decision.tier, *decision.fallback))
-    last = f"; last: {attempts.last_problem}" if attempts.last_problem else ""
-    if _is_full(fleet, decision, attempts):
-        return OverloadedError(f"every {words} worker is full; try again{last}")
-    return UnavailableError(f"no {words} worker can be reached{last}")

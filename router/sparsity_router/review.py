@@ -8,7 +8,7 @@ from dataclasses import replace
 from sparsity_policies.decide import decide
 from sparsity_policies.model import Decision, Signals, Tier
 
-from sparsity_router.classify import Classified
+from sparsity_router.classified import Classified
 from sparsity_router.policies import PolicyFollower
 
 

@@ -7,7 +7,7 @@ from array import array
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.model import Decision
 
-from sparsity_router.classify import Classified
+from sparsity_router.classified import Classified
 from sparsity_router.picking import Want
 
 

@@ -70,7 +70,7 @@ class Worker:
         # Of this router's own, when the load was reported: the rest of it is other routers'.
         self._own_then = 0
         self._dispatched: dict[str, int] = {}
-        self._silent = False
+        self._distrusted = False
         self._full_until = float("-inf")
         self.breaker = Breaker()
         self.problem = "not reached yet"
@@ -124,11 +124,17 @@ class Worker:
             return State.DRAINING
         if self.tier is None or self.capabilities.tokenizer_digest != self._digest:
             return State.INCOMPATIBLE
-        if self.tier is not Tier.DENSE and (self._silent or not self.capabilities.proof.sparse_kernel_calls):
+        if self._distrusted or not self._is_proven:
             return State.UNPROVEN
         if not self.breaker.allows():
             return State.BROKEN
         return State.READY if self.has_room(1.0) else State.FULL
+
+    @property
+    def _is_proven(self) -> bool:
+        """Whether its start-up proof shows what its tier promises: pruning on a sparse one, none on the dense one."""
+        calls = self.capabilities.proof.sparse_kernel_calls if self.capabilities else 0
+        return (calls > 0) is (self.tier is not Tier.DENSE)
 
     def has_room(self, share: float) -> bool:
         """Whether less than ``share`` of the requests that it takes are there."""
@@ -166,8 +172,8 @@ class Worker:
         self.problem = problem
 
     def distrust(self, problem: str) -> None:
-        """Takes a sparse worker out until it proves itself anew, because it did not say what it attended."""
-        self._silent = True
+        """Takes a worker out until it proves itself anew, because of what it said that it attended, or did not say."""
+        self._distrusted = True
         self.problem = problem
         log.error("worker %s is not used: %s", self.name, problem)
 
@@ -193,7 +199,7 @@ class Worker:
         if self.late or self.capabilities is not None:
             self._met_at = time.monotonic()
         self.capabilities = found
-        self._silent = False
+        self._distrusted = False
         self.problem = ""
         tier = inference_pb2.Tier.Name(found.tier)
         log.info("worker %s at %s serves %s with %s (%s)", self.name, self.target, tier, found.profile, found.backend)
@@ -203,8 +209,9 @@ class Worker:
         elif found.tokenizer_digest != self._digest:
             self.problem = "its tokenizer differs from the router's"
             log.error("worker %s is not used: %s", self.name, self.problem)
-        elif self.tier is not Tier.DENSE and not found.proof.sparse_kernel_calls:
-            self.problem = "its start-up proof shows no sparse kernel call"
+        elif not self._is_proven:
+            what = "sparse kernel calls" if self.tier is Tier.DENSE else "no sparse kernel call"
+            self.problem = f"its start-up proof shows {what}"
             log.error("worker %s is not used: %s", self.name, self.problem)
 
     async def close(self) -> None:

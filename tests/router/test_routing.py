@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -163,6 +164,31 @@ async def test_a_sparse_worker_that_stops_reporting_is_passed_over(model: Path) 
         _, completion = await r.generate()
         assert completion.worker_id == "m"
         assert completion.decision.reason == inference_pb2.REASON_MISSING_TELEMETRY
+
+
+async def test_a_dense_worker_that_reports_pruning_is_taken_out_at_once(model: Path) -> None:
+    liar = FakeWorker("d1", DENSE, model, density=0.9)
+    async with rig(model, liar, FakeWorker("d2", DENSE, model, outstanding=10**6)) as r:
+        assert (await r.generate("hi"))[1].worker_id == "d1"
+        assert r.fleet.workers[0].state is State.UNPROVEN
+        assert (await r.generate("hi"))[1].worker_id == "d2"
+        assert "less attention than that" in r.fleet.workers[0].problem
+
+
+async def test_a_worker_that_reports_a_sparser_tier_than_its_own_is_taken_out(model: Path) -> None:
+    async def lie(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+        async for response in answer(worker, request, context):
+            response.completion.sparsity.tier = AGGRESSIVE if response.HasField("completion") else 0
+            yield response
+
+    async with rig(model, FakeWorker("d", DENSE, model), FakeWorker("m", MODERATE, model, behaviour=lie)) as r:
+        assert [(await r.generate("y" * 60))[1].worker_id for _ in range(2)] == ["m", "d"]
+
+
+async def test_a_dense_worker_whose_proof_shows_pruning_is_not_used(model: Path) -> None:
+    async with rig(model, FakeWorker("d1", DENSE, model, sparse_calls=5), FakeWorker("d2", DENSE, model)) as r:
+        assert {(await r.generate("hi"))[1].worker_id for _ in range(4)} == {"d2"}
+        assert r.fleet.workers[0].problem == "its start-up proof shows sparse kernel calls"
 
 
 async def test_a_worker_that_names_no_tier_is_not_used(model: Path) -> None:

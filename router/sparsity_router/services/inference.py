@@ -23,12 +23,14 @@ from sparsity_policies.wire import decision_to_wire, signals_to_wire
 
 from sparsity_router.alternatives import alternatives
 from sparsity_router.callers import Callers
-from sparsity_router.classify import Classified, Classifier
+from sparsity_router.classified import Classified
+from sparsity_router.classify import Classifier
 from sparsity_router.dispatch import outstanding_tokens
 from sparsity_router.fleet import Fleet
 from sparsity_router.observer import Observer
+from sparsity_router.placing import place
 from sparsity_router.policies import PolicyFollower
-from sparsity_router.relay import place, relay
+from sparsity_router.relay import relay
 from sparsity_router.review import Review
 from sparsity_router.sessions import Sessions, SessionTier
 from sparsity_router.shadow import Shadow
