@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from sparsity.engines import ENGINES, SGLANG
 from sparsity.errors import ConfigurationError, SparsityError
 from sparsity.logs import configure_logs
 from sparsity.tls import ClientTls, ServerTls
@@ -25,6 +26,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--worker", action="append", default=[], help="host:port, dns:///name:port or k8s:///ns/service:port; repeat"
     )
+    parser.add_argument("--engine", default=SGLANG, choices=ENGINES, help="of the workers; echo takes no others")
     forms = "redis://host:port/db, redis+sentinel://host:port,host:port/master, redis+cluster://host:port,host:port"
     parser.add_argument(
         "--redis-url",
@@ -127,6 +129,7 @@ def main() -> int:
                 metrics_listen=options.metrics_listen,
                 health_listen=options.health_listen,
                 drain_seconds=options.drain_seconds,
+                engine=options.engine,
                 connection_seconds=options.connection_seconds,
                 tls=ServerTls.of(options.tls_cert, options.tls_key, options.tls_client_ca),
                 worker_tls=_worker_tls(options),

@@ -94,7 +94,7 @@ class _Relay:
                         if response.HasField("completion"):
                             attempts.complete = True
                             worker.breaker.success()
-                            _check_report(response.completion, worker, tier)
+                            _check_report(response.completion, worker)
                         yield Relayed(response, served)
                     if attempts.complete:
                         return
@@ -257,9 +257,9 @@ def _pick(
     return fleet.pick(tier, tried, spilled=spilled, dense_reasoning=reasoning, want=want)
 
 
-def _check_report(completion: inference_pb2.Completion, worker: Worker, tier: Tier) -> None:
+def _check_report(completion: inference_pb2.Completion, worker: Worker) -> None:
     """Takes a sparse worker out that does not say what it attended."""
-    if tier is not Tier.DENSE and not (completion.HasField("sparsity") and completion.sparsity.kernel_calls):
+    if worker.must_prove and not (completion.HasField("sparsity") and completion.sparsity.kernel_calls):
         worker.distrust("an answer of it came without a sparsity report")
 
 
