@@ -18,7 +18,7 @@ from sparsity.serving import listen
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_router.tokens import ModelTokenizer
 from sparsity_worker.config import ModelFacts, WorkerConfig
-from sparsity_worker.echo import EchoEngine
+from sparsity_worker.echo.engine import EchoEngine
 from sparsity_worker.echo.model import CONTEXT, write_echo_model
 from sparsity_worker.load import Load
 from sparsity_worker.server import SERVICE

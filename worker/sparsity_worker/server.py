@@ -18,7 +18,7 @@ from sparsity.v1 import worker_pb2
 from tokenizers import Tokenizer
 
 from sparsity_worker.config import ModelFacts, WorkerConfig
-from sparsity_worker.echo import EchoEngine
+from sparsity_worker.echo.engine import EchoEngine
 from sparsity_worker.engine import Engine
 from sparsity_worker.load import Load
 from sparsity_worker.metering import WorkerMetrics

@@ -24,7 +24,7 @@ from sparsity_worker import tracing
 from sparsity_worker.coalescing import coalesced
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.detokenizer import IncrementalDetokenizer
-from sparsity_worker.echo import EchoEngine
+from sparsity_worker.echo.engine import EchoEngine
 from sparsity_worker.engine import Engine, EngineRequest
 from sparsity_worker.load import Load
 from sparsity_worker.metering import WorkerMetrics

@@ -6,14 +6,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from sparsity.engines import SGLANG
 
 from sparsity_router.cli.console import DEFAULT_ROUTER, State, err, reported
 from sparsity_router.embedded.folders import state_folder
 
 
 def up(
+    engine: Annotated[
+        str, typer.Option(help="sglang, or echo: no model, no torch; answers repeat the prompt.")
+    ] = SGLANG,
     listen: Annotated[str, typer.Option(help="The router's address, host:port.")] = DEFAULT_ROUTER,
-    model: Annotated[Path | None, typer.Option(help="Model folder; the default model is fetched without it.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Model folder; the default model is fetched without it. Echoes take its tokenizer."),
+    ] = None,
     redis_url: Annotated[str | None, typer.Option(help="External policy store; embedded Valkey without it.")] = None,
     band_set: Annotated[str, typer.Option(help="Shipped policies for an empty store.")] = "small-context",
     policy_ttl: Annotated[float, typer.Option(help="Seconds until policies are stale.")] = 300.0,
@@ -39,5 +46,6 @@ def up(
             access=access,
             metrics_port=metrics_port,
             traces=traces,
+            engine=engine,
         )
         Supervisor(config, lambda line: err.print(f"[dim]sparsity[/dim] {line}", soft_wrap=True)).run()
