@@ -14,12 +14,11 @@ import typer
 from rich.table import Table
 from sparsity.errors import SparsityError
 from sparsity.v1 import inference_pb2
-from sparsity_client import Client, make_request
+from sparsity_client import Client, make_request, user_turn
 from sparsity_policies.model import Reason, Tier
 
 from sparsity_router.cli.connection import client_of
 from sparsity_router.cli.console import DEFAULT_ROUTER, AsJson, Router, State, err, out, print_json, reported
-from sparsity_router.cli.prompts import user_turn
 from sparsity_router.corpus import excerpt
 from sparsity_router.embedded.folders import state_folder
 from sparsity_router.embedded.state import Running, read_running
