@@ -139,13 +139,13 @@ def _run(client: Client, case: Case, new_tokens: int, running: Running | None) -
     row = Row(case.name, f"{case.tier.word} {case.reason.name}")
     try:
         request = _request(client, case, new_tokens)
-        started, first, produced = time.monotonic(), 0.0, 0
+        started, first, at_first, produced = time.monotonic(), 0.0, 0, 0
         if running is not None:
             _kill(running)
         stream = client.generate(request, timeout=300.0)
         for response in stream:
             if response.token_ids and not first:
-                first = time.monotonic() - started
+                first, at_first = time.monotonic() - started, len(response.token_ids)
             produced += len(response.token_ids)
             row.text += response.text
             if response.HasField("completion"):
@@ -155,7 +155,7 @@ def _run(client: Client, case: Case, new_tokens: int, running: Running | None) -
         return row
     row.first_token_seconds = first
     decoding = time.monotonic() - started - first
-    row.tokens_per_second = (produced - 1) / decoding if produced > 1 else 0.0
+    row.tokens_per_second = (produced - at_first) / decoding if produced > at_first else 0.0
     row.ok = f"{row.tier} {row.reason}" == row.expected
     return row
 

@@ -29,6 +29,7 @@ def up(
         int, typer.Option(help="Port of the router's /metrics; workers take the next ones. 0 serves none.")
     ] = 9464,
     traces: Annotated[bool, typer.Option(help="Keep traces in the state folder, for `sparsity trace`.")] = True,
+    tour: Annotated[bool, typer.Option("--tour", help="Show it by a few commands once it is ready.")] = False,
     state: State = None,
 ) -> None:
     """Start Valkey, three workers and the router, and serve until interrupted."""
@@ -47,5 +48,6 @@ def up(
             metrics_port=metrics_port,
             traces=traces,
             engine=engine,
+            tour=tour,
         )
         Supervisor(config, lambda line: err.print(f"[dim]sparsity[/dim] {line}", soft_wrap=True)).run()

@@ -23,6 +23,7 @@ from sparsity_router.embedded.child import Child
 from sparsity_router.embedded.default_model import default_model, echo_model
 from sparsity_router.embedded.restarts import PROGRESS_SECONDS, Restarts
 from sparsity_router.embedded.state import Process, Running
+from sparsity_router.embedded.tour import tour
 from sparsity_router.embedded.traces import FILE_NAME, TraceReceiver
 
 TIERS = ("dense", "moderate", "aggressive")
@@ -48,6 +49,7 @@ class UpConfig:
         metrics_port: of the router's /metrics, with the workers' after it; 0 serves none.
         traces: whether traces are kept in the state folder, unless the environment sends them elsewhere.
         engine: of the workers: `sglang`, or `echo`, which needs no model.
+        tour: whether a few commands show the service once it is ready.
     """
 
     state: Path
@@ -61,6 +63,7 @@ class UpConfig:
     metrics_port: int = 0
     traces: bool = True
     engine: str = SGLANG
+    tour: bool = False
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -123,6 +126,9 @@ class Supervisor:
             if config.engine == ECHO:
                 self._say("echo workers: no model runs, answers repeat the prompt, and nothing is attended or measured")
             self._say(f"ready after {ready:.0f} s: router on {config.listen}; try `sparsity demo`; Ctrl-C ends it")
+            if config.tour:
+                tour(config.listen, config.state, self._say, self._stop.is_set)
+                self._say(f"router on {config.listen}; Ctrl-C ends it")
             self._supervise(model, url, ready)
         finally:
             self._end()

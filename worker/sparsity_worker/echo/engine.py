@@ -16,7 +16,7 @@ from sparsity_worker.engine import EngineRequest, Step
 
 _PREFIX = "echo: "
 # A stream comes in pieces, so that it is one: a pace, not a measurement.
-_STEP_TOKENS, _STEP_SECONDS = 8, 0.02
+_STEP_TOKENS, _STEP_SECONDS = 4, 0.02
 
 
 class EchoEngine:
