@@ -40,7 +40,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--policy-dir", type=Path, help="folder of policy files, the source of truth in a store's place"
     )
     parser.add_argument("--max-policy-lag", type=float, default=10.0, help="seconds a known change may wait")
-    parser.add_argument("--access", type=Path, help="YAML file of who may call PolicyService; everybody without it")
+    parser.add_argument("--access", type=Path, help="YAML file of who may call what; all may without it")
     parser.add_argument("--decision-sample", type=float, default=1.0, help="share of decisions to log, 0 to 1")
     parser.add_argument("--decision-rate", type=float, default=10.0, help="decisions to log a second at most")
     parser.add_argument("--redis-wait-replicas", type=int, default=0, help="replicas that must hold a policy write")

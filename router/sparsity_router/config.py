@@ -27,7 +27,7 @@ class RouterConfig:
         policy_ttl: age past which policies are stale and everything goes dense, seconds.
         policy_dir: folder of policy files that is the source of truth in the place of the store.
         max_policy_lag: time that a known change may wait before this router tells it is not ready, seconds.
-        access: file of the principals that may call PolicyService; None lets everybody do everything.
+        access: file of the principals and what they may call; None lets everybody do everything.
         decision_sample: share of the decisions that is logged, in [0, 1].
         decision_rate: decisions that are logged a second at most, over a minute's mean.
         snapshot_file: where the last policies are kept, for a start while the store is away.

@@ -339,7 +339,9 @@ class RequestContext(_message.Message):
     MAX_TIER_FIELD_NUMBER: _builtins.int
     DENSE_REASONING_FIELD_NUMBER: _builtins.int
     domain: _builtins.str
-    """Risk domain, such as `medical` or `rag`. Unset or unknown is served dense."""
+    """Risk domain, such as `medical` or `rag`. Where it is unset, the router looks for one in the text, and serves dense
+    when it finds none; one without a policy is served dense.
+    """
     task: _builtins.str
     """What is asked: `qa`, `summarize`, `reason`, `code`, `chat` or another word that policies name."""
     tenant: _builtins.str

@@ -24,7 +24,9 @@ def up(
     redis_url: Annotated[str | None, typer.Option(help="External policy store; embedded Valkey without it.")] = None,
     band_set: Annotated[str, typer.Option(help="Shipped policies for an empty store.")] = "small-context",
     policy_ttl: Annotated[float, typer.Option(help="Seconds until policies are stale.")] = 300.0,
-    access: Annotated[Path | None, typer.Option(help="YAML file of who may call PolicyService.")] = None,
+    access: Annotated[
+        Path | None, typer.Option(help="YAML file of who may call what; everybody may call all without it.")
+    ] = None,
     metrics_port: Annotated[
         int, typer.Option(help="Port of the router's /metrics; workers take the next ones. 0 serves none.")
     ] = 9464,

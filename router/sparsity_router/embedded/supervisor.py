@@ -45,7 +45,7 @@ class UpConfig:
         band_set: shipped policies to seed.
         profile: prefix of the profiles of the sparse tiers.
         policy_ttl: seconds until policies are stale.
-        access: file of who may call PolicyService; None lets everybody.
+        access: file of who may call what; None lets everybody call all.
         metrics_port: of the router's /metrics, with the workers' after it; 0 serves none.
         traces: whether traces are kept in the state folder, unless the environment sends them elsewhere.
         engine: of the workers: `sglang`, or `echo`, which needs no model.
