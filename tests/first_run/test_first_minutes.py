@@ -21,13 +21,21 @@ HEAVY = ("torch", "sglang", "transformers", "triton")
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
-    """The service, where nothing heavy can be imported, as in the light installation."""
+    """The service after its tour, where nothing heavy can be imported, as in the light installation."""
     absent = tmp_path_factory.mktemp("absent")
     for name in HEAVY:
         (absent / f"{name}.py").write_text(f"raise ModuleNotFoundError('the light installation has no {name}')\n")
     state = tmp_path_factory.mktemp("state")
-    with embedded(state, "--engine", "echo", seconds=SECONDS, PYTHONPATH=str(absent)) as running:
+    with embedded(state, "--engine", "echo", "--tour", seconds=SECONDS, PYTHONPATH=str(absent)) as running:
+        eventually_said(running, "tour: ended")
         yield running
+
+
+def eventually_said(service: Embedded, words: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while words not in service.said():
+        assert time.monotonic() < deadline, service.said()
+        time.sleep(0.2)
 
 
 def prompt_file(folder: Path, characters: int) -> str:
@@ -55,6 +63,15 @@ def test_a_decision_is_explained_and_an_edit_changes_the_next(tmp_path_factory: 
         assert answer["decision"]["tier"] == "TIER_DENSE"
         assert answer["worker_id"] == "echo-dense"
     assert time.monotonic() - started < SECONDS
+
+
+def test_the_tour_shows_routing_an_explanation_and_a_change_of_policy(service: Embedded) -> None:
+    said = service.said()
+    assert "10 of 10 requests got the tier and reason that policy says" in said
+    before, _, after = said.partition("domain rag is dense at most until")
+    assert re.search(r"aggressive  LENGTH_BAND  \d+ prompt tokens lie in the band from 4096", before)
+    assert "dense  KILL_SWITCH  override tour caps at dense: a look around" in after
+    assert service.json("policy", "overrides") == []
 
 
 def test_no_process_of_it_has_loaded_torch(service: Embedded) -> None:
@@ -99,10 +116,7 @@ def test_the_demo_finds_policy_held_and_the_killed_worker_serves_again(service: 
     assert "TIER_UNAVAILABLE" in rows[-1]
     assert "11 of 11 requests" in shown.stderr
     assert "no density, no coverage: an echo" in shown.stderr
-    deadline = time.monotonic() + 60
-    while "echo-aggressive serves again" not in service.said():
-        assert time.monotonic() < deadline, service.said()
-        time.sleep(0.2)
+    eventually_said(service, "echo-aggressive serves again")
 
 
 def test_the_example_of_the_readme_prints_an_answer(service: Embedded) -> None:

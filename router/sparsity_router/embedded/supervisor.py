@@ -229,14 +229,21 @@ class Supervisor:
     def _end(self) -> None:
         self._say("stopping")
         (self._config.state / "up.json").unlink(missing_ok=True)
-        if self._router:
-            self._router.stop(_DRAIN_SECONDS)
-        enders = [threading.Thread(target=child.stop, args=(_DRAIN_SECONDS,)) for child in self._workers.values()]
-        for ender in enders:
-            ender.start()
-        for ender in enders:
-            ender.join()
+        # The router first: it lets what is in flight end on the workers.
+        self._drain([self._router] if self._router else [])
+        self._drain(list(self._workers.values()))
         if self._traces:
             self._traces.stop()
         if self._valkey:
             self._valkey.stop()
+
+    def _drain(self, children: list[Child]) -> None:
+        enders = {child.name: threading.Thread(target=child.stop, args=(_DRAIN_SECONDS,)) for child in children}
+        for ender in enders.values():
+            ender.start()
+        said = time.monotonic()
+        while left := [name for name, ender in enders.items() if ender.is_alive()]:
+            enders[left[0]].join(0.1)
+            if time.monotonic() - said > PROGRESS_SECONDS:
+                said = time.monotonic()
+                self._say(f"{', '.join(left)} still draining")
