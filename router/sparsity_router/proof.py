@@ -22,10 +22,10 @@ def is_less(completion: inference_pb2.Completion, tier: Tier) -> bool:
     return int(report.tier) > tier or (tier is Tier.DENSE and pruned(report))
 
 
-def fault(completion: inference_pb2.Completion, tier: Tier) -> str:
+def fault(completion: inference_pb2.Completion, tier: Tier, *, must_report: bool) -> str:
     """What keeps a report from being believed of a worker that was asked at ``tier``; empty when nothing does."""
     if is_less(completion, tier):
         return f"an answer of it at {tier.word} got less attention than that, by its own report"
-    if tier is not Tier.DENSE and not (completion.HasField("sparsity") and completion.sparsity.kernel_calls):
+    if must_report and not (completion.HasField("sparsity") and completion.sparsity.kernel_calls):
         return "an answer of it came without a sparsity report"
     return ""

@@ -101,7 +101,7 @@ class _Relay:
                     if response.HasField("completion"):
                         attempts.complete = True
                         leg.worker.breaker.success()
-                        if problem := fault(response.completion, leg.served.tier):
+                        if problem := fault(response.completion, leg.served.tier, must_report=leg.worker.must_prove):
                             leg.worker.distrust(problem)
                     yield Relayed(response, leg.served, leg.policy)
                 if attempts.complete:

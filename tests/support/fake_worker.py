@@ -86,6 +86,7 @@ class FakeWorker:
     coverage: float = 0.95
     measured: float | None = None
     densifies: bool = True
+    engine: str = ""
     leases: LeaseChecker | None = None
     received: list[Any] = field(default_factory=list)
     cancelled: int = 0
@@ -134,6 +135,7 @@ class FakeWorker:
             dense_reasoning=self.densifies,
             tokenizer_digest=digest,
             proof=worker_pb2.BackendProof(sparse_kernel_calls=self.sparse_calls),
+            engine=worker_pb2.EngineFacts(name=self.engine),
         )
 
     async def WatchLoad(self, request: Any, context: Any) -> AsyncIterator[worker_pb2.WatchLoadResponse]:

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import grpc
 import pytest
+from sparsity.engines import SGLANG
 from sparsity.serving import listen
 from sparsity.v1 import inference_pb2, inference_pb2_grpc
 from sparsity_client import make_request
@@ -80,6 +81,7 @@ async def rig(
     admission: Admission | None = None,
     shadow: Callable[[Any, Fleet], Shadow] | None = None,
     shadow_policy: dict[str, Any] | None = None,
+    engine: str = SGLANG,
     **service_options: Any,
 ) -> AsyncIterator[Rig]:
     model = tiny_model(folder)
@@ -89,7 +91,8 @@ async def rig(
     for worker in workers:
         await worker.start()
     tokenizer = ModelTokenizer(model)
-    fleet = Fleet(tuple(worker.address for worker in workers) + places, tokenizer.digest, 1.0, None, admission)
+    found = tuple(worker.address for worker in workers) + places
+    fleet = Fleet(found, tokenizer.digest, 1.0, None, admission, engine=engine)
     classifier, known = Classifier(tokenizer, 10_000), cast(Any, policies)
     repeats = shadow(known, fleet) if shadow else None
     options = {"sessions": sessions, "shadow": repeats, **service_options}

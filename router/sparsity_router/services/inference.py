@@ -295,8 +295,6 @@ def _conclude(span: trace.Span, decision: Decision, completion: inference_pb2.Co
             telemetry.WORKER_ID: completion.worker_id,
             telemetry.GEN_AI_INPUT_TOKENS: completion.usage.prompt_tokens,
             telemetry.GEN_AI_OUTPUT_TOKENS: completion.usage.completion_tokens,
-            telemetry.PREFILL_DENSITY: completion.sparsity.prefill_density,
-            telemetry.DECODE_DENSITY: completion.sparsity.decode_density,
-            telemetry.COVERAGE: completion.sparsity.coverage,
+            **telemetry.attended(completion),
         }
     )
