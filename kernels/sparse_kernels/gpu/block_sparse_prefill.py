@@ -1,11 +1,14 @@
-"""Block-sparse prefill over a batch of paged sequences, in Triton.
+"""Block-sparse prefill over a batch of paged sequences: which kernel runs, and the portable one, in Triton.
 
 One program attends one query tile of one query head: the blocks that the index keeps, the means of those that it
 prunes, then the tile's own keys under the causal mask, in one online softmax (FlashAttention-2, arXiv 2307.08691).
+On NVIDIA Hopper :mod:`sparse_kernels.gpu.hopper.block_sparse_prefill` does the same where it can.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -45,6 +48,7 @@ def block_sparse_prefill(
     window: int = 0,
     softcap: float = 0.0,
     skip_below: float = 0.0,
+    into: PrefillOutput | None = None,
 ) -> PrefillOutput:
     """Causal attention of all queries of a batch over the blocks that an index keeps.
 
@@ -58,6 +62,7 @@ def block_sparse_prefill(
         softcap: scores become ``softcap * tanh(score / softcap)``; 0 leaves them.
         skip_below: a kept block whose largest weight, relative to the largest so far, lies below this for every row of
             a tile is not added; 0 adds all.
+        into: what to write to; None for tensors of its own.
 
     Raises:
         ValueError: naming the argument that does not fit.
@@ -66,12 +71,22 @@ def block_sparse_prefill(
     page, kv_heads = batch.keys.shape[1:3]
     tile, tiles = batch.tiles.rows, batch.tiles.number.numel()
     _check(q, batch, index, corrections)
+    if into is not None and (into.out.shape != q.shape or into.out.dtype != q.dtype or into.out.stride(2) != 1):
+        raise ValueError(f"into: out is {tuple(into.out.shape)} {into.out.dtype}, not as q")
+    if into is not None and (into.lse.shape != q.shape[:2] or not into.lse.is_contiguous()):
+        raise ValueError(f"into: lse is {tuple(into.lse.shape)}, not {tuple(q.shape[:2])}, contiguous")
     if min(window, softcap) < 0 or not 0 <= skip_below < 1:
         raise ValueError("window and softcap: must be 0 or more; skip_below: must lie in [0, 1)")
-    out = torch.empty_like(q)
-    lse = torch.empty(rows, heads, dtype=torch.float32, device=q.device)
+    if into is None:
+        into = PrefillOutput(q.new_empty(q.shape), torch.empty(rows, heads, dtype=torch.float32, device=q.device))
+    out, lse = into
     if not tiles:
-        return PrefillOutput(out, lse)
+        return into
+    if not (window or softcap or skip_below):
+        kernels = _hopper() if implementation(q.device, q.dtype, dim, page, tile) == "gluon" else None
+        if kernels is not None and kernels.fits(q, batch, out, scale):
+            kernels.attend(q, batch, index, scale, corrections, out, lse)
+            return into
     none = Corrections(q, q, index.counts, index.counts, 1)
     means, value_means, offsets, weights, unit = corrections or none
     kernel[(tiles, heads)](
@@ -85,7 +100,31 @@ def block_sparse_prefill(
         CORRECT=corrections is not None, WINDOW=window > 0, CAP=softcap > 0, SKIP=skip_below > 0,
         num_warps=4 if dim * tile <= 64 * 128 else 8, num_stages=2,
     )  # fmt: skip
-    return PrefillOutput(out, lse)
+    return into
+
+
+def implementation(device: torch.device, dtype: torch.dtype, dim: int, page: int, tile: int) -> str:
+    """Which kernel attends: ``gluon``, on NVIDIA Hopper, or ``triton``.
+
+    Windows, logit caps and skipped blocks are ``triton`` everywhere, and so is a cache whose heads do not lie side by
+    side.
+    """
+    known = dim in (64, 128) and page == 64 and tile == 128 and dtype in (torch.bfloat16, torch.float16)
+    if not known or device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device)[0] != 9:
+        return "triton"
+    return "triton" if _hopper() is None else "gluon"
+
+
+@cache
+def _hopper() -> ModuleType | None:
+    """The kernels in Gluon; None where this Triton has no Gluon, and in its interpreter, which does not know it."""
+    if triton.knobs.runtime.interpret:
+        return None
+    try:
+        from sparse_kernels.gpu.hopper import block_sparse_prefill as found
+    except ImportError:
+        return None
+    return found
 
 
 def _check(q: torch.Tensor, batch: PagedBatch, index: BlockIndex, corrections: Corrections | None) -> None:

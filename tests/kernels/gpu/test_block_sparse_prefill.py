@@ -9,7 +9,7 @@ import torch
 from sparse_kernels import PagedSequence, PageSummaries, dense_attention
 from sparse_kernels.batch import PagedBatch
 from sparse_kernels.block_index import BlockIndex
-from sparse_kernels.gpu.block_sparse_prefill import PrefillOutput, block_sparse_prefill
+from sparse_kernels.gpu.block_sparse_prefill import PrefillOutput, block_sparse_prefill, implementation
 from sparse_kernels.mean_correction import Corrections
 from sparse_kernels.reference import block_sparse_prefill_reference
 from support.devices import EXACT, launch
@@ -160,6 +160,30 @@ def test_weak_blocks_are_skipped_within_the_bound() -> None:
     assert (lost > -1e-5).all()
     assert (lost < math.log1p(320 * 0.01)).all()
     assert rms_ratio(cut.out, every.out) < 0.05
+
+
+def test_what_is_given_is_written_to() -> None:
+    case = Case([(0, 70)])
+    out, lse = case.run()
+    into = PrefillOutput(torch.full_like(out, math.nan), torch.full_like(lse, math.nan))
+    assert case.run(into=into) is into
+    assert torch.equal(into.out, out)
+    assert torch.equal(into.lse, lse)
+    with pytest.raises(ValueError, match="into: out is"):
+        case.run(into=PrefillOutput(out.half(), lse))
+    with pytest.raises(ValueError, match="into: lse is"):
+        case.run(into=PrefillOutput(out, lse[:1]))
+
+
+def test_the_portable_kernel_runs_where_there_is_no_hopper() -> None:
+    for device, dtype, dim, page, tile in (
+        ("cpu", torch.bfloat16, 128, 64, 128),
+        ("cuda", torch.float32, 128, 64, 128),
+        ("cuda", torch.bfloat16, 256, 64, 128),
+        ("cuda", torch.bfloat16, 128, 16, 128),
+        ("cuda", torch.bfloat16, 128, 64, 64),
+    ):
+        assert implementation(torch.device(device), dtype, dim, page, tile) == "triton"
 
 
 def test_a_batch_without_queries_is_empty() -> None:
