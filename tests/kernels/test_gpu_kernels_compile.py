@@ -1,4 +1,4 @@
-"""The Triton kernels compile for Hopper, which takes no GPU: on tensor cores, without spills, never in float64."""
+"""The Triton kernels compile for Hopper without a GPU: on tensor cores, without spilled registers or float64."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ INDICES = (
     "starts",
     "tile_sequence",
     "tile_number",
-    "indptr",
+    "block_starts",
+    "block_counts",
     "blocks",
-    "pruned",
+    "offsets",
     "pages",
     "chosen",
     "filled",
@@ -45,7 +46,7 @@ INDICES = (
     "seen",
     "written",
 )
-PREFILL = {"TILE": 128, "BLOCK": 64, "GROUP": 4, "WORD": 32, "CORRECT": True, "WINDOW": False, "CAP": False}
+PREFILL = {"TILE": 128, "BLOCK": 64, "GROUP": 4, "UNIT": 1, "MEANS": 64, "CORRECT": True, "WINDOW": False, "CAP": False}
 PAGES = {"PAGE": 64, "GROUP": 4, "HEADS": 8, "PDL": True}
 
 
@@ -73,6 +74,8 @@ def built(name: str, warps: int, folder: Path, **constants: int) -> Built:
         | dict.fromkeys(SINGLES, "*fp32")
         | dict.fromkeys(HALVES, "*bf16")
     )
+    if name == "block_sparse_prefill":
+        kinds["weights"] = "*fp16"
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, each in enumerate(names)

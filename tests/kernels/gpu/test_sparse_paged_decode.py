@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from sparse_kernels.gpu.page_selection import MOST_BLOCKS, page_capacity, select
 from sparse_kernels.gpu.page_summaries import summarize_pages
 from sparse_kernels.gpu.sparse_paged_decode import paged_decode, sparse_paged_decode
 from sparse_kernels.reference import sparse_paged_decode_reference
+from support.devices import DEVICE, EXACT, TOLERANCES, captured, launch, on
 from support.paging import PAGE, SUB, joined, queries, rms_ratio
 
 HEADS, DIM = 4, 16
@@ -59,32 +62,37 @@ class Case:
         self.summaries.mark(self.newest)
 
     def workspace(self, config: DecodeConfig) -> DecodeWorkspace:
-        made = DecodeWorkspace.of(self.q, self.batch, page_capacity(config, self.page))
+        made = DecodeWorkspace.of(self.q.to(DEVICE), self.batch, page_capacity(config, self.page))
         for part in (made.masses, made.parts, made.lse):
             part.fill_(float("nan"))
         made.chosen.fill_(NO_PAGE)
         return made
 
+    def run(self, function: Callable[..., torch.Tensor], *more: Any, **named: Any) -> torch.Tensor:
+        """Calls it on the device with queries, batch and summaries, and takes over what it made of these."""
+        q, batch, summaries = on(DEVICE, (self.q, self.batch, self.summaries))
+        out = function(q, batch, summaries, *more, **on(DEVICE, named))
+        self.summaries = on("cpu", summaries)
+        return on("cpu", out)
+
     def whole(self, number: int, config: DecodeConfig) -> bool:
         sequence = self.sequences[number]
         return sequence.length < config.sparse_from or sequence.table.numel() <= page_capacity(config, self.page)
 
-    def check(self, config: DecodeConfig, bound: float = 1e-5, dense: torch.Tensor | None = None) -> torch.Tensor:
+    def check(self, config: DecodeConfig, bound: float = EXACT, dense: torch.Tensor | None = None) -> torch.Tensor:
         """Pages against the CPU's, the output against the definition, and that all is left as it must be."""
         room = self.workspace(config)
-        out = sparse_paged_decode(
-            self.q, self.batch, self.summaries, config, self.scale, dense=dense, workspace=room
-        )  # fmt: skip
+        out = self.run(sparse_paged_decode, config, self.scale, dense=dense, workspace=room)
         assert out.dtype == self.q.dtype
         assert not room.counters.any()
         for name in MEANS:
             # A single key's spread is zero to half the digits only on the CPU, which takes it from a mean of squares.
             near = 2e-3 if name == "spread" else 1e-5
-            share = 1e-3 if self.q.dtype == torch.float16 else 1e-4
+            share = {torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 8e-3}[self.q.dtype]
             found, wanted = getattr(self.summaries, name), self.expected[name]
             torch.testing.assert_close(found, wanted, atol=near, rtol=share, equal_nan=True, msg=name)
         capacity, kv_heads = page_capacity(config, self.page), self.batch.keys.shape[2]
-        lists = room.chosen[: len(self.sequences) * kv_heads * capacity].view(-1, kv_heads, capacity)
+        lists = room.chosen.cpu()[: len(self.sequences) * kv_heads * capacity].view(-1, kv_heads, capacity)
         for number, sequence in enumerate(self.sequences):
             pages = torch.arange(sequence.table.numel()).expand(kv_heads, -1)
             if not self.whole(number, config) and not (dense is not None and dense[number]):
@@ -98,8 +106,7 @@ class Case:
 @pytest.mark.parametrize("score", ["spread", "sub_pages"])
 @pytest.mark.parametrize(("heads", "dtype"), [(2, torch.float32), (6, torch.float16), (40, torch.float32)])
 def test_matches_the_reference_over_what_the_cpu_chooses(score: str, heads: int, dtype: torch.dtype) -> None:
-    bound = 1e-5 if dtype == torch.float32 else 2e-3
-    Case(LENGTHS, heads, dtype=dtype).check(replace(CONFIG, score=score), bound)
+    Case(LENGTHS, heads, dtype=dtype).check(replace(CONFIG, score=score), TOLERANCES[dtype])
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 2047, 2048, 2049, 3000])
@@ -115,8 +122,8 @@ def test_pages_and_sub_pages(page: int, sub: int) -> None:
 
 
 @pytest.mark.parametrize("dim", [64, 128, 256])
-def test_half_precision_is_near_the_definition(dim: int) -> None:
-    Case([200, 64], 2, dim=dim, dtype=torch.float16).check(CONFIG, 2e-3)
+def test_dtypes_are_near_the_definition(dim: int, dtype: torch.dtype, tolerance: float) -> None:
+    Case([200, 64], 2, dim=dim, dtype=dtype).check(CONFIG, tolerance)
 
 
 def test_short_sequences_and_those_held_dense_attend_all_they_have() -> None:
@@ -124,7 +131,7 @@ def test_short_sequences_and_those_held_dense_attend_all_they_have() -> None:
     held = torch.tensor([length == 333 for length in LENGTHS])
     out = case.check(config, dense=held)
     for number, sequence in enumerate(case.sequences):
-        assert rms_ratio(out[number], dense_attention(case.q[number : number + 1], sequence, SCALE)[0][0]) < 1e-5
+        assert rms_ratio(out[number], dense_attention(case.q[number : number + 1], sequence, SCALE)[0][0]) < EXACT
 
 
 @pytest.mark.parametrize("width", [4096, MOST_BLOCKS])
@@ -147,14 +154,22 @@ def test_runs_are_equal_bit_by_bit() -> None:
     outs = []
     for _ in range(3):
         case.poison()
-        outs.append(sparse_paged_decode(case.q, case.batch, case.summaries, config, SCALE, workspace=room))
+        outs.append(case.run(sparse_paged_decode, config, SCALE, workspace=room))
     assert torch.equal(outs[0], outs[1])
     assert torch.equal(outs[0], outs[2])
 
 
+def summarize(case: Case) -> None:
+    """Of the first sequence, whose pages are full, all."""
+    table = case.sequences[0].table.int()
+    given = on(DEVICE, (case.summaries, case.batch.keys, case.batch.values, table, torch.full_like(table, PAGE)))
+    summarize_pages(*given)
+    case.summaries = on("cpu", given[0])
+
+
 def chosen(case: Case, config: DecodeConfig) -> list[int]:
     """Logical pages of the first sequence and head."""
-    pages = select_pages(case.q, case.batch, case.summaries, config, case.scale)[0, 0]
+    pages = case.run(select_pages, config, case.scale)[0, 0]
     return [case.sequences[0].table.tolist().index(page) for page in pages.tolist()]
 
 
@@ -163,14 +178,14 @@ def test_of_pages_that_score_alike_the_earlier_is_taken(score: str) -> None:
     case, config = Case([20 * PAGE], 2, 1), replace(CONFIG, score=score)
     keys, table = case.batch.keys, case.sequences[0].table
     keys[table] = 0.0
-    summarize_pages(case.summaries, keys, case.batch.values, table.int(), torch.full_like(table, PAGE).int())
+    summarize(case)
     assert chosen(case, config) == [0, 1, 2, 3, 18, 19]
     # Three are better, one is worse.
     direction = case.q[0, 0] / case.q[0, 0].norm()
     case.q[0, 1] = case.q[0, 0]
     for page, strength in ((1, -1.0), (7, 2.0), (9, 2.0), (12, 2.0)):
         keys[table[page]] = strength * direction
-    summarize_pages(case.summaries, keys, case.batch.values, table.int(), torch.full_like(table, PAGE).int())
+    summarize(case)
     assert chosen(case, config) == [0, 7, 9, 12, 18, 19]
     assert chosen(case, replace(config, budget=8 * PAGE)) == [0, 2, 3, 7, 9, 12, 18, 19]
     assert chosen(case, replace(config, budget=5 * PAGE)) == [0, 7, 9, 18, 19]
@@ -184,7 +199,7 @@ def test_shares_too_small_for_a_float_still_differ() -> None:
     # Logarithms of shares from 0 down to -1900.
     keys[table] = (torch.arange(20) * -100.0)[:, None, None, None] * direction
     keys[table[2:16]] = keys[table[2:16]].flip(0)
-    summarize_pages(case.summaries, keys, case.batch.values, table.int(), torch.full_like(table, PAGE).int())
+    summarize(case)
     assert chosen(case, CONFIG) == [0, 1, 14, 15, 18, 19]
     pages, _ = select_pages_cpu(case.q[0], case.sequences[0], case.summaries, CONFIG, SCALE)
     assert pages[0].tolist() == [0, 1, 14, 15, 18, 19]
@@ -201,16 +216,20 @@ def test_sink_and_recent_pages_are_always_there() -> None:
 def test_lengths_may_grow_under_the_same_shapes() -> None:
     # As a replayed graph does it: the same tensors, other lengths in them.
     case = Case([333, 333], width=40)
-    room = case.workspace(CONFIG)
-    whole = case.sequences[0]
+    room, whole = case.workspace(CONFIG), case.sequences[0]
+
+    def step(q: torch.Tensor, batch: DecodeBatch, summaries: PageSummaries) -> torch.Tensor:
+        return sparse_paged_decode(q, batch, summaries, CONFIG, SCALE, workspace=room)
+
+    replay = captured(step, case.q, case.batch, case.summaries)
     for length in (1, 16, 17, 150, 333):
         case.batch.lengths[0] = length
         cut = whole._replace(length=length, table=whole.table[: -(-length // PAGE)])
         case.summaries.mark(cut.table)
         case.summaries.refresh(cut)
-        out = sparse_paged_decode(case.q, case.batch, case.summaries, CONFIG, SCALE, workspace=room)
+        out = on("cpu", replay(case.q, case.batch, case.summaries))
         pages, _ = select_pages_cpu(case.q[0], cut, case.summaries, CONFIG, SCALE)
-        assert rms_ratio(out[0], sparse_paged_decode_reference(case.q[0], cut, pages, SCALE)) < 1e-5
+        assert rms_ratio(out[0], sparse_paged_decode_reference(case.q[0], cut, pages, SCALE)) < EXACT
         assert not room.counters.any()
 
 
@@ -219,16 +238,18 @@ def test_several_new_tokens_are_rows_over_one_table() -> None:
     (sequence,) = case.sequences
     lengths = [331, 332, 333]
     q = queries(3, 4, DIM, seed=2)
-    summarize_pages(
-        case.summaries, sequence.keys, sequence.values, sequence.table[-1:].int(), torch.tensor([333 % PAGE]).int()
-    )
+    newest = (sequence.table[-1:].int(), torch.tensor([333 % PAGE], dtype=torch.int32))
+    given = on(DEVICE, (case.summaries, sequence.keys, sequence.values, *newest))
+    summarize_pages(*given)
+    case.summaries = on("cpu", given[0])
     assert not case.summaries.stale[sequence.table].any()
-    batch = case.batch._replace(
+    case.q = q
+    case.batch = case.batch._replace(
         tables=case.batch.tables.expand(3, -1), lengths=torch.tensor(lengths, dtype=torch.int32)
     )
     before = {name: getattr(case.summaries, name).clone() for name in MEANS}
-    out = sparse_paged_decode(q, batch, case.summaries, CONFIG, SCALE, summarized=True)
-    lists = select_pages(q, batch, case.summaries, CONFIG, SCALE, summarized=True)
+    out = case.run(sparse_paged_decode, CONFIG, SCALE, summarized=True)
+    lists = case.run(select_pages, CONFIG, SCALE, summarized=True)
     assert all(
         torch.equal(getattr(case.summaries, name).nan_to_num(), before[name].nan_to_num()) for name in MEANS
     )  # fmt: skip
@@ -236,7 +257,7 @@ def test_several_new_tokens_are_rows_over_one_table() -> None:
         places = {page: place for place, page in enumerate(sequence.table.tolist())}
         pages = torch.tensor([[places[page] for page in head] for head in lists[row].tolist()])
         wanted = sparse_paged_decode_reference(q[row], sequence._replace(length=length), pages, SCALE)
-        assert rms_ratio(out[row], wanted) < 1e-5
+        assert rms_ratio(out[row], wanted) < EXACT
     pages, _ = select_pages_cpu(q[2], sequence, case.summaries, CONFIG, SCALE)
     assert torch.equal(lists[2].long(), sequence.table[pages])
 
@@ -245,14 +266,10 @@ def test_several_new_tokens_are_rows_over_one_table() -> None:
 def test_all_pages_are_attended_as_dense_attention_does(heads: int) -> None:
     case = Case([*LENGTHS, 1500], heads)
     room = case.workspace(CONFIG)
-    before = {name: getattr(case.summaries, name).clone() for name in MEANS}
-    out = paged_decode(case.q, case.batch, SCALE, workspace=room)
+    out = launch(paged_decode, case.q, case.batch, SCALE, workspace=room)
     for number, sequence in enumerate(case.sequences):
-        assert rms_ratio(out[number], dense_attention(case.q[number : number + 1], sequence, SCALE)[0][0]) < 1e-5
+        assert rms_ratio(out[number], dense_attention(case.q[number : number + 1], sequence, SCALE)[0][0]) < EXACT
     assert not room.counters.any()
-    assert all(
-        torch.equal(getattr(case.summaries, name).nan_to_num(), before[name].nan_to_num()) for name in MEANS
-    )  # fmt: skip
 
 
 def test_tables_are_filled_as_far_as_there_are_pages() -> None:
@@ -260,7 +277,9 @@ def test_tables_are_filled_as_far_as_there_are_pages() -> None:
     tables = torch.full((3, 50), NO_PAGE, dtype=torch.int32)
     held, written, filled = torch.zeros(3, 3, dtype=torch.int32)
     slots, lengths = torch.tensor([2, 0, 1]), torch.tensor([1, 40 * PAGE, 17])
-    fill_tables(pool, slots, lengths, PAGE, tables=tables, held=held, written=written, filled=filled)
+    into = on(DEVICE, {"tables": tables, "held": held, "written": written, "filled": filled})
+    fill_tables(*on(DEVICE, (pool, slots, lengths)), PAGE, **into)
+    tables, held, written, filled = on("cpu", list(into.values()))
     assert tables[0].tolist() == [80] + [NO_PAGE] * 49
     assert tables[1].tolist() == [*range(40)] + [NO_PAGE] * 10
     assert tables[2].tolist() == [40, 41] + [NO_PAGE] * 48
