@@ -16,12 +16,14 @@ from sparsity.errors import ConfigurationError, StoreError
 from sparsity.leases import read_key
 from sparsity.serving import Endpoint, listen
 from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2
+from sparsity_policies.confined import SOURCES
 from sparsity_policies.connection import without_credentials
 from sparsity_policies.costs import ModelShape
 from sparsity_policies.decisionlog import DecisionLog
 from sparsity_policies.folder import PolicyFolder
 from sparsity_policies.shipped import shipped_policies
 from sparsity_policies.store import PolicyStore
+from sparsity_policies.threads import BUILDS
 
 from sparsity_router.access import Access
 from sparsity_router.callers import Callers
@@ -74,7 +76,9 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     tokenizer = ModelTokenizer(config.model_path)
     access = Access.load(config.access)
     lease_key = read_key(config.lease_key_file)
-    store = PolicyStore(config.redis_url, wait_replicas=config.redis_wait_replicas) if config.redis_url else None
+    store = None
+    if config.redis_url:
+        store = PolicyStore(config.redis_url, wait_replicas=config.redis_wait_replicas, check=SOURCES.check)
     decisions = DecisionLog(store.redis) if store else None
     policies, seeded = await _load(config, store)
     recorder = Recorder(decisions, config.decision_sample, config.decision_rate)
@@ -180,9 +184,9 @@ async def _end(tasks: Sequence[asyncio.Task[Any]]) -> list[Any]:
 
 async def _load(config: RouterConfig, store: PolicyStore | None) -> tuple[PolicyFollower, bool]:
     """The follower with its first snapshot, and whether the store took the shipped policies."""
-    source = PolicyFolder(config.policy_dir, store) if config.policy_dir else store
+    source = PolicyFolder(config.policy_dir, store, SOURCES.load) if config.policy_dir else store
     assert source is not None, "the configuration has a store or a folder"
-    disk = SnapshotFile(config.snapshot_file) if config.snapshot_file else None
+    disk = SnapshotFile(config.snapshot_file, SOURCES.check) if config.snapshot_file else None
     policies = PolicyFollower(source, config.policy_ttl, disk)
     seeded = False
     try:
@@ -200,7 +204,7 @@ async def _load(config: RouterConfig, store: PolicyStore | None) -> tuple[Policy
 async def _seed(config: RouterConfig, store: PolicyStore | None) -> None:
     """Writes the shipped policies that the store never had; a folder is never written to."""
     if config.band_set and store is not None and config.policy_dir is None:
-        added = await store.seed(shipped_policies(config.band_set))
+        added = await store.seed(await BUILDS.run(shipped_policies, config.band_set))
         log.info("policies: %d shipped ones added", len(added))
 
 
