@@ -84,7 +84,9 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     recorder = Recorder(decisions, config.decision_sample, config.decision_rate)
     observe_policies(policies, recorder)
     guards = GuardMonitor(policies, store)
-    admission = Admission(config.queue_seconds, config.queue_limit, config.dense_reserve, config.hedge_seconds)
+    admission = Admission(
+        config.queue_seconds, config.queue_limit, config.dense_reserve, config.hedge_seconds, config.patience
+    )
     fleet = Fleet(config.workers, tokenizer.digest, config.worker_timeout, lease_key, admission, config.worker_tls)
     detector = Detector(config.detect_model, config.detect_seconds) if config.detect != "off" else None
     doubts = config.detect == "declared"
