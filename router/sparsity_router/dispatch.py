@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 import grpc
@@ -21,6 +21,10 @@ _tracer = trace.get_tracer("sparsity.router")
 _NEVER_SENT = ("failed to connect to all addresses", "DNS resolution failed")
 
 
+class OvertakenError(Exception):
+    """Policy took the tier from a request just before its worker was asked."""
+
+
 def outstanding_tokens(request: worker_pb2.WorkerServiceGenerateRequest) -> int:
     """Tokens that a worker has to work on for a request, at most."""
     return len(request.prompt.ids) + request.text.max_tokens + new_tokens(request.sampling)
@@ -33,6 +37,7 @@ async def dispatch(
     attempt: int,
     timeout: float | None,
     lease: tuple[bytes | None, str],
+    allows: Callable[[Tier], bool] = lambda tier: True,
 ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
     """Streams the worker's messages; closing the generator cancels the worker's request.
 
@@ -43,10 +48,14 @@ async def dispatch(
         attempt: number of this try, which makes its id unique.
         timeout: seconds that are left of the client's deadline; None without one.
         lease: the key to sign with, or None, and the decision's id.
+        allows: whether policy still gives the request the tier; asked when nothing is left to wait for.
 
     Raises:
+        OvertakenError: when it does not.
         grpc.aio.AioRpcError: as the worker answers; INTERNAL where it says nothing for too long.
     """
+    if not allows(tier):
+        raise OvertakenError(f"{worker.name} was not asked: policy gives {tier.word} no more")
     own = worker_pb2.WorkerServiceGenerateRequest()
     own.CopyFrom(request)
     own.request_id = f"{request.request_id}.{attempt}"

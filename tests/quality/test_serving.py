@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from sparsity.errors import ConfigurationError
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_quality.serving import __main__ as serving
-from sparsity_quality.serving import verdict
+from sparsity_quality.serving import smoke, verdict
 from sparsity_quality.serving.measure import Measured, measure
 from sparsity_quality.serving.plan import DRY, REAL
 from sparsity_quality.serving.shapes import LLAMA_8B, TINY, write_model
@@ -97,6 +98,43 @@ def test_a_run_writes_its_file_and_a_dry_one_does_not(tmp_path: Path, capsys: py
     document = json.loads((tmp_path / "serving.json").read_text())
     assert document["header"]["device"] == "a device"
     assert {row["met"] for row in document["rows"] if row["goal"]} <= {True, False}
+
+
+def test_a_smoke_run_says_what_is_wrong_and_shows_the_log_of_a_worker_that_died(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Started(Fake):
+        def __init__(self, tier: str, model: Path, log: Path, options: list[str]) -> None:
+            super().__init__(tier, token=0)
+            self.log = log
+            assert "--profile" in options
+
+        async def __aenter__(self) -> Fake:
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+        def told(self, lines: int) -> list[str]:
+            return ["Failed to apply hooks"]
+
+    class Dead(Started):
+        async def __aenter__(self) -> Fake:
+            self.log.write_text("many lines\nTypeError: 'NoneType' object is not iterable\n")
+            raise ConfigurationError("the aggressive worker did not start")
+
+    monkeypatch.setattr(smoke, "Worker", Started)
+    assert smoke.main(["--dry", "--lengths", "100,2000"]) == 1
+    caught = capsys.readouterr()
+    assert "Failed to apply hooks" in caught.err
+    assert "no kernel call" not in caught.err
+    assert smoke.main(["--dry", "--lengths", "100"]) == 1
+    assert "100 tokens: no kernel call was sparse" in capsys.readouterr().err
+    monkeypatch.setattr(smoke, "Worker", Dead)
+    assert smoke.main(["--dry"]) == 2
+    caught = capsys.readouterr()
+    assert "NoneType" in caught.out
+    assert "did not start" in caught.err
 
 
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -183,8 +183,9 @@ class GenerateRequest(_message.Message):
     priority: _builtins.int
     """Scheduling priority, 0 (default) to 9 (first); a tenant that may claim less gets that."""
     request_id: _builtins.str
-    """An id of the caller's choice, unique among its live requests, 256 characters at most; the router makes one when it is
-    unset.
+    """A label of the caller's choice, 256 characters at most, for traces and the request log. Nothing is looked up by it:
+    requests that share one, of one tenant or of several, at once or one after the other, are each decided and answered by
+    themselves, and told apart by their decision ids. So a request that is sent again under its label is generated again.
     """
     @_builtins.property
     def chat(self) -> Global___ChatPrompt:
@@ -341,7 +342,9 @@ class RequestContext(_message.Message):
     MAX_TIER_FIELD_NUMBER: _builtins.int
     DENSE_REASONING_FIELD_NUMBER: _builtins.int
     domain: _builtins.str
-    """Risk domain, such as `medical` or `rag`. Unset or unknown is served dense."""
+    """Risk domain, such as `medical` or `rag`. Where it is unset, the router looks for one in the text, and serves dense
+    when it finds none; one without a policy is served dense.
+    """
     task: _builtins.str
     """What is asked: `qa`, `summarize`, `reason`, `code`, `chat` or another word that policies name."""
     tenant: _builtins.str
@@ -537,10 +540,13 @@ class Completion(_message.Message):
     DECISION_FIELD_NUMBER: _builtins.int
     SPARSITY_FIELD_NUMBER: _builtins.int
     WORKER_ID_FIELD_NUMBER: _builtins.int
+    UNREPORTED_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
     """Why generation ended."""
     worker_id: _builtins.str
     """The worker that answered."""
+    unreported: _builtins.str
+    """Why there is no sparsity report; empty where there is one."""
     @_builtins.property
     def usage(self) -> Global___Usage:
         """Tokens and times."""
@@ -551,7 +557,7 @@ class Completion(_message.Message):
 
     @_builtins.property
     def sparsity(self) -> Global___SparsityReport:
-        """What the worker attended."""
+        """What the worker attended; unset where nothing was, and `unreported` says why."""
 
     def __init__(
         self,
@@ -561,10 +567,11 @@ class Completion(_message.Message):
         decision: Global___Decision | None = ...,
         sparsity: Global___SparsityReport | None = ...,
         worker_id: _builtins.str = ...,
+        unreported: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_decision", b"_decision", "_sparsity", b"_sparsity", "decision", b"decision", "sparsity", b"sparsity", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decision", b"_decision", "_sparsity", b"_sparsity", "decision", b"decision", "finish_reason", b"finish_reason", "sparsity", b"sparsity", "usage", b"usage", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decision", b"_decision", "_sparsity", b"_sparsity", "decision", b"decision", "finish_reason", b"finish_reason", "sparsity", b"sparsity", "unreported", b"unreported", "usage", b"usage", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decision: _TypeAlias = _typing.Literal["decision"]  # noqa: Y015
     _WhichOneofArgType__decision: _TypeAlias = _typing.Literal["_decision", b"_decision"]  # noqa: Y015

@@ -34,8 +34,8 @@ async def measured(plan: Plan, folder: Path) -> dict[str, Measured]:
     found = {}
     model = write_model(folder / plan.name, plan.config)
     for tier in TIERS:
-        own = plan.dense_options if tier == "dense" else ("--profile", str(plan.profile(tier, folder)))
-        async with Worker(tier, model, folder / f"{tier}.log", [*plan.options, *own]) as worker:
+        own = [*plan.options, *plan.tier_options(tier, folder)]
+        async with Worker(tier, model, folder / f"{tier}.log", own) as worker:
             print(f"{tier}: serving", file=sys.stderr, flush=True)
             found[tier] = await measure(worker, plan)
     return found

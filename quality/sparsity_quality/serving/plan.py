@@ -58,6 +58,10 @@ class Plan:
     short: int
     sparsity: Mapping[str, Sparsity]
 
+    def tier_options(self, tier: str, folder: Path) -> tuple[str, ...]:
+        """A tier's own part of the command line; its profile is written to ``folder``."""
+        return self.dense_options if tier == "dense" else ("--profile", str(self.profile(tier, folder)))
+
     def profile(self, tier: str, folder: Path) -> Path:
         """Writes a sparse tier's profile: with made-up weights only a share of the blocks gives a known density."""
         own = self.sparsity[tier]

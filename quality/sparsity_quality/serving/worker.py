@@ -89,7 +89,7 @@ class Worker:
                 return self
             if self._process.poll() is not None or time.monotonic() > deadline:
                 await self.__aexit__(None, None, None)
-                raise ConfigurationError(f"the {self.tier} worker did not start: {self._told()}")
+                raise ConfigurationError(f"the {self.tier} worker did not start: {' | '.join(self.told())}")
             await asyncio.sleep(0.5)
 
     async def __aexit__(
@@ -102,8 +102,9 @@ class Worker:
             self._process.terminate()
             await asyncio.to_thread(self._process.wait, 120)
 
-    def _told(self) -> str:
-        return " | ".join(self._log.read_text(errors="replace").splitlines()[-5:])
+    def told(self, lines: int = 5) -> list[str]:
+        """The end of its output."""
+        return self._log.read_text(errors="replace").splitlines()[-lines:]
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         with open(self._log, "wb") as log:

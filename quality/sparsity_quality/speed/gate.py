@@ -8,11 +8,12 @@ from typing import NamedTuple
 import torch
 from sparse_kernels import DecodeConfig, PrefillConfig
 from sparse_kernels.batch import PagedBatch
-from sparse_kernels.block_index import BlockIndex, pruned_words
+from sparse_kernels.block_index import BlockIndex
 from sparse_kernels.gpu.block_selection import select_blocks
-from sparse_kernels.gpu.block_sparse_prefill import Corrections, block_sparse_prefill
+from sparse_kernels.gpu.block_sparse_prefill import block_sparse_prefill
 from sparse_kernels.gpu.page_selection import page_counts, select_pages
 from sparse_kernels.gpu.sparse_paged_decode import DecodeBatch, sparse_paged_decode
+from sparse_kernels.mean_correction import Corrections
 from sparse_kernels.measured_coverage import spread_rows
 
 from sparsity_quality.speed.inputs import PAGE, TILE, Inputs, Shape, inputs
@@ -57,7 +58,7 @@ def checks(shape: Shape, length: int, device: str, dtype: torch.dtype) -> Iterat
         ("corrected", kept, True),
         ("full index", full, False),
     ):
-        means = Corrections(given.summaries.mean, given.summaries.value_mean, pruned_words(index, batch.before))
+        means = Corrections.of(index, batch, given.summaries, 1, given.q.dtype)
         out = block_sparse_prefill(
             given.q, batch, BlockIndex.of(index), given.scale, corrections=means if corrected else None
         ).out

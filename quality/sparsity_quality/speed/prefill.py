@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from sparse_kernels import PrefillConfig, causal_pairs
 from sparse_kernels.batch import PagedBatch
-from sparse_kernels.block_index import BlockIndex, pruned_words
+from sparse_kernels.block_index import BlockIndex
 from sparse_kernels.gpu.block_selection import select_blocks
-from sparse_kernels.gpu.block_sparse_prefill import Corrections, block_sparse_prefill
+from sparse_kernels.gpu.block_sparse_prefill import block_sparse_prefill
+from sparse_kernels.mean_correction import Corrections
 from sparsity.benchmark import Row, against, judged
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -46,7 +47,7 @@ def rows(shape: Shape, length: int, device: str, dtype: torch.dtype) -> Iterator
     fastest, named = (reference, "FlashAttention-3, scaled") if reference else (best, "fastest dense of this run")
     batch = PagedBatch.of([given.sequence], [length], TILE)
     before = torch.arange(batch.tables.shape[1], device=device) < batch.before[:, None]
-    full = BlockIndex.of(before[None].expand(shape.kv_heads, -1, -1))
+    full = BlockIndex.full(batch.before, shape.kv_heads, batch.tables.shape[1])
     taken = median_ms(lambda: block_sparse_prefill(given.q, batch, full, given.scale), device)
     row = against(Row("ours, full index", what, taken, "ms"), "fastest of torch", best)
     yield judged(row, f">= {_FULL_SHARE:g} times", met=best / taken >= _FULL_SHARE)
@@ -78,8 +79,7 @@ def _selected(
         return select_blocks(given.q, batch, given.summaries, config, given.scale, totals=totals).kept
 
     def attend(kept: torch.Tensor) -> Any:
-        pruned = pruned_words(kept, batch.before)
-        means = Corrections(given.summaries.mean, given.summaries.value_mean, pruned)
+        means = Corrections.of(kept, batch, given.summaries, 1, given.q.dtype)
         return block_sparse_prefill(given.q, batch, BlockIndex.of(kept), given.scale, corrections=means)
 
     kept = select()

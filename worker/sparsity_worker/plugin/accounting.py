@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sparse_kernels.stats import AttentionStats
 
+from sparsity_worker.plugin import NOBODY
+
 PREFILL: Final = 0
 DECODE: Final = 1
 _HEADER = struct.Struct("<IQQQdQ")
@@ -91,7 +93,7 @@ class _Entry:
 
 
 class Ledger:
-    """Accounts of the requests in flight, by request id; bounded, oldest dropped first."""
+    """Accounts of the requests in flight, by request id; bounded, oldest dropped first; none for `NOBODY`."""
 
     def __init__(self, layers: int, capacity: int) -> None:
         self._layers = layers
@@ -148,7 +150,10 @@ class Ledger:
     def _entry(self, rid: str) -> _Entry:
         entry = self._entries.get(rid)
         if entry is None:
-            entry = self._entries[rid] = _Entry(self._layers)
+            entry = _Entry(self._layers)
+            if rid == NOBODY:
+                return entry
+            self._entries[rid] = entry
             if len(self._entries) > self._capacity:
                 self._entries.popitem(last=False)
         return entry

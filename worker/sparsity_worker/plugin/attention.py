@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
+
+from sparsity_worker.plugin import NOBODY
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -46,7 +48,7 @@ class Spans(NamedTuple):
     """The new tokens of a forward batch, by request and in its order; all lists are of one length.
 
     Attributes:
-        rids: ids of the requests.
+        rids: ids of the requests; `NOBODY` for made-up ones.
         slots: their rows in the pool of requests.
         lengths: tokens in the cache, the new ones included.
         new: new tokens.
@@ -61,13 +63,26 @@ class Spans(NamedTuple):
 
     @classmethod
     def of(cls, forward_batch: Any, prompts: Mapping[str, Prompt]) -> Spans:
-        """Reads an eager forward batch of SGLang's."""
+        """Reads an eager forward batch of SGLang's, or one that it captures or warms up with, which names nobody."""
         lengths = on_the_host(forward_batch, "seq_lens")
         decode = forward_batch.forward_mode.is_decode_or_idle()
         new = [1] * len(lengths) if decode else on_the_host(forward_batch, "extend_seq_lens")
-        rids = list(forward_batch.rids)
-        known = [prompts.get(rid, Prompt(length)) for rid, length in zip(rids, lengths, strict=True)]
-        return cls(rids, forward_batch.req_pool_indices.tolist(), lengths, new, known)
+        slots = on_the_host(forward_batch, "req_pool_indices")
+        return cls.named(forward_batch.rids or (), slots, lengths, new, prompts)
+
+    @classmethod
+    def named(
+        cls,
+        rids: Sequence[str],
+        slots: list[int],
+        lengths: list[int],
+        new: list[int],
+        prompts: Mapping[str, Prompt],
+    ) -> Spans:
+        """Rows of which the first are the requests ``rids``, and the others, if there are any, nobody's."""
+        names = [*rids, *[NOBODY] * (len(lengths) - len(rids))]
+        known = [prompts.get(rid, Prompt(length)) for rid, length in zip(names, lengths, strict=True)]
+        return cls(names, slots, lengths, new, known)
 
 
 def on_the_host(forward_batch: Any, name: str) -> list[int]:

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sglang.srt.environ import envs
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
@@ -97,6 +98,8 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
     def _refuse_unsupported(self, runner: ModelRunner) -> None:
         if str(runner.device).partition(":")[0] not in ("cpu", "cuda"):
             raise ConfigurationError(f"device: the {BACKEND} backend runs on cpu and cuda, not {runner.device}")
+        if envs.SGLANG_ENABLE_METADATA_GLUE_GRAPH.get():
+            raise ConfigurationError("SGLANG_ENABLE_METADATA_GLUE_GRAPH: must be off; a batch is prepared on the host")
         cached = self.token_to_kv_pool.get_key_buffer(self.token_to_kv_pool.start_layer).dtype
         if cached not in (torch.float32, torch.float16, torch.bfloat16):
             raise ConfigurationError(f"kv_cache_dtype: must be 16 or 32 bits wide, not {cached}")
@@ -130,15 +133,21 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         return self._replayed
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
-        """Fills the buffers for a capture, or for a replay of the batch that was made last."""
+        """Fills the buffers for a capture, or for a replay of the batch that was made last.
+
+        Raises:
+            ConfigurationError: for a prefill batch, whose attention cannot lie in a graph.
+        """
+        if not forward_batch.forward_mode.is_decode_or_idle():
+            raise ConfigurationError(f"cuda_graph_config: whole prefill graphs have no {BACKEND} attention; break them")
         slots, lengths = forward_batch.req_pool_indices, forward_batch.seq_lens
         count = 0 if in_capture else slots.shape[0] - int(getattr(forward_batch, "num_padding", 0) or 0)
         # A replayed batch does not name its requests; they are those of the batch made last, in its order.
         rids = list(self.prompts)[:count]
-        prompts = [self.prompts[rid] for rid in rids]
-        self._note_reasoning(rids, prompts)
         on_host = on_the_host(forward_batch, "seq_lens")[:count] if count else []
-        self._graphed().stage(Spans(rids, [0] * count, on_host, [1] * count, prompts), slots, lengths)
+        spans = Spans.named(rids, [0] * count, on_host, [1] * count, self.prompts)
+        self._note_reasoning(spans.rids, spans.prompts)
+        self._graphed().stage(spans, slots, lengths)
 
     def _note_reasoning(self, rids: list[str], prompts: list[Prompt]) -> None:
         for rid, prompt in zip(rids, prompts, strict=True):
