@@ -226,6 +226,9 @@ async def relay(
             raise nobody(fleet, one.decision, attempts)
     line = fleet.lines[one.decision.tier]
     with line.ticket(request.priority, request.cache_salt, outstanding_tokens(request)) as ticket:
+        if len(line) > 1:
+            # Those before it may wait for what it does not need.
+            line.wake()
         while not attempts.complete:
             await line.turn(ticket, until - time.monotonic())
             attempts.tried.clear()
@@ -237,7 +240,7 @@ async def relay(
             if not attempts.complete:
                 if not is_full(fleet, one.decision, attempts):
                     raise nobody(fleet, one.decision, attempts)
-                line.rejoin(ticket)
+                line.rejoin(ticket, refused=attempts.overloaded)
 
 
 def _patience(fleet: Fleet, context: grpc.aio.ServicerContext[Any, Any]) -> float:
