@@ -174,7 +174,7 @@ async def test_a_tenant_claims_no_more_priority_than_it_has(tmp_path: Path) -> N
     for tenant, asked, held in (("", 9, 3), ("other", 2, 2), ("vip", 9, 9)):
         request = make_request("hi", tenant=tenant)
         request.priority = asked
-        await callers.count(request)
+        await callers.count(tenant, request)
         assert request.priority == held
     for bad in ("10", "-1", "first"):
         path.write_text(f"default: {{priority: {bad}}}\n")
