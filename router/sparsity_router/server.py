@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import uvloop
@@ -17,6 +17,7 @@ from sparsity.errors import ConfigurationError, StoreError
 from sparsity.leases import read_key
 from sparsity.serving import Endpoint, listen
 from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2
+from sparsity.watchdog import Watchdog, signals
 from sparsity_policies.confined import SOURCES
 from sparsity_policies.connection import without_credentials
 from sparsity_policies.costs import ModelShape
@@ -36,7 +37,7 @@ from sparsity_router.guards import GuardMonitor
 from sparsity_router.limits import TenantLimits
 from sparsity_router.observer import Observer
 from sparsity_router.policies import PolicyFollower
-from sparsity_router.policy_metrics import observe_policies
+from sparsity_router.policy_metrics import observe_loop, observe_policies
 from sparsity_router.recorder import Recorder
 from sparsity_router.replicas import Replicas
 from sparsity_router.request_metrics import RequestMetrics
@@ -74,6 +75,11 @@ def run(config: RouterConfig) -> None:
 
 async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None) -> None:
     """Serves until SIGTERM or SIGINT; ``started`` gets the port."""
+    with contextlib.ExitStack() as held:
+        await _serve(config, started, held)
+
+
+async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held: contextlib.ExitStack) -> None:
     tokenizer = ModelTokenizer(config.model_path)
     access = Access.load(config.access)
     lease_key = read_key(config.lease_key_file)
@@ -130,10 +136,25 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGUSR1, policies.overrides.kill)
-    loop.add_signal_handler(signal.SIGUSR2, policies.overrides.unkill)
+    watchdog = Watchdog(endpoint.health.alive)
+    held.callback(watchdog.stop)
+    observe_loop(watchdog)
+
+    def end() -> None:
+        watchdog.must_end()
+        loop.call_soon_threadsafe(stop.set)
+
+    def at_once(switch: Callable[[], None]) -> Callable[[], None]:
+        def act() -> None:
+            switch()
+            # What was interrupted may publish what it had read before.
+            loop.call_soon_threadsafe(policies.overrides.publish)
+
+        return act
+
+    kill, unkill = at_once(policies.overrides.kill), at_once(policies.overrides.unkill)
+    handlers = {signal.SIGTERM: end, signal.SIGINT: end, signal.SIGUSR1: kill, signal.SIGUSR2: unkill}
+    held.enter_context(signals(handlers))
     work: list[Coroutine[Any, Any, None]] = [policies.follow(), fleet.watch(), recorder.run(), shadow.run()]
     if access.tokens is not None:
         work.append(access.tokens.run())
