@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from sparsity_worker.config import ModelFacts
 from sparsity_worker.engine import EngineRequest
-from sparsity_worker.plugin import MEASURE_KEY, REASONING_KEY
+from sparsity_worker.plugin import MEASURE_KEY, REASONING_KEY, STEPWISE_KEY
 
 MAX_STOPS = 16
 
@@ -68,6 +68,8 @@ def engine_request(
     custom: dict[str, Any] = {REASONING_KEY: list(markers)} if request.dense_reasoning else {}
     if measured or request.measure_coverage:
         custom[MEASURE_KEY] = True
+    if request.sampling.stop:
+        custom[STEPWISE_KEY] = True
     if custom:
         sampling["custom_params"] = custom
     total = len(prompt) + sampling["max_new_tokens"]

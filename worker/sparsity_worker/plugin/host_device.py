@@ -1,0 +1,53 @@
+"""Small things to the device and back, without the host waiting for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+def upload(device: torch.device, *columns: Sequence[int] | NDArray[Any] | torch.Tensor) -> list[torch.Tensor]:
+    """Whole numbers, int32, by one copy that the host does not wait for.
+
+    Args:
+        device: where to.
+        columns: each of any length.
+    """
+    parts = [np.asarray(column, dtype=np.int32) for column in columns]
+    host = torch.from_numpy(np.concatenate(parts))
+    if device.type == "cuda":
+        # Fresh from torch's cache of pinned memory, which keeps it until the copy is done.
+        host = host.pin_memory()
+    return list(torch.split(host.to(device, non_blocking=True), [part.size for part in parts]))
+
+
+class Download:
+    """A tensor on its way to the host; what is read later is what it held when this was made.
+
+    Args:
+        found: on any device.
+    """
+
+    def __init__(self, found: torch.Tensor) -> None:
+        self._done: Any = None
+        if found.device.type == "cuda":
+            self._host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+            self._host.copy_(found, non_blocking=True)
+            self._done = torch.Event(device=found.device)
+            self._done.record()
+        else:
+            self._host = found.clone()
+
+    def ready(self) -> bool:
+        """Whether it has arrived."""
+        return self._done is None or bool(self._done.query())
+
+    def read(self) -> NDArray[Any]:
+        """Its values; waits only for what was asked of the device before it."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._host.numpy()
