@@ -31,6 +31,7 @@ class WorkerConfig:
         chunked_prefill_tokens: prompt tokens prefilled at once.
         dtype: `auto`, `bfloat16` or `float32`; auto takes bfloat16 where the CPU multiplies it natively.
         threads: compute threads.
+        overlap: whether a sparse tier on a GPU prepares a step while the last one runs, as the dense tier does.
         lease_key_file: the key that routers sign leases with; None takes SPARSITY_LEASE_KEY.
         require_lease: whether a request without a router's lease is refused.
         coalescing: when the messages of a fast stream are joined.
@@ -63,6 +64,7 @@ class WorkerConfig:
     tensor_parallel: int = 1
     load_format: str = "auto"
     dense_backend: str | None = None
+    overlap: bool = True
     lease_key_file: Path | None = None
     require_lease: bool = False
     coalescing: Coalescing = field(default_factory=Coalescing)

@@ -74,8 +74,7 @@ def _cuda(config: WorkerConfig, backend: str | None) -> dict[str, Any]:
         "attention_backend": backend,
         # Selection needs buffers that SGLang does not know of.
         "mem_fraction_static": config.mem_fraction or _MEMORY_SPARSE_CUDA,
-        # With it a step begins before the last token is known, which may open a span that decodes densely.
-        "disable_overlap_schedule": True,
+        "disable_overlap_schedule": not config.overlap,
     }
 
 
