@@ -13,6 +13,7 @@ from sparsity.tls import ServerTls
 
 from sparsity_worker.coalescing import Coalescing
 from sparsity_worker.config import TIERS, WorkerConfig
+from sparsity_worker.folders import state_folder
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -33,6 +34,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dense-backend", help="SGLang's attention backend of the dense tier; its own choice without it"
     )
+    kept = "folder of compiled kernels, and of what `sparsity worker tune` found"
+    parser.add_argument("--state-folder", type=Path, default=state_folder(), help=kept)
     overlap = "whether a step is prepared while the last one runs, on a GPU"
     parser.add_argument("--overlap", action=argparse.BooleanOptionalAction, default=True, help=overlap)
     parser.add_argument("--mem-fraction", type=float, help="share of the device's memory that SGLang plans with")

@@ -23,6 +23,7 @@ from sparsity_worker.proof import probe
 from sparsity_worker.requests import marker_ids
 from sparsity_worker.service import Identity, WorkerService
 from sparsity_worker.tier_profile import TierProfile, load_tier_profile
+from sparsity_worker.tune.crossover import tuned
 
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"]
 log = logging.getLogger("sparsity.worker")
@@ -36,7 +37,7 @@ def run(config: WorkerConfig) -> None:
     """
     facts = ModelFacts.read(config.model_path)
     facts.check_ranks(config.tensor_parallel)
-    profile = load_tier_profile(config, facts)
+    profile, crossover = tuned(load_tier_profile(config, facts), config)
     tokenizer_file = config.model_path / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     digest = hashlib.sha256(tokenizer_file.read_bytes()).hexdigest()
@@ -50,7 +51,7 @@ def run(config: WorkerConfig) -> None:
     telemetry.configure("sparsity-worker", config.metrics_listen)
     engine = Engine(config, facts, profile)
     try:
-        asyncio.run(_serve(config, facts, engine, tokenizer, digest, profile))
+        asyncio.run(_serve(config, facts, engine, tokenizer, digest, profile, crossover))
     finally:
         engine.shutdown()
 
@@ -67,11 +68,12 @@ async def _serve(
     tokenizer: Tokenizer,
     digest: str,
     profile: TierProfile | None,
+    crossover: str,
 ) -> None:
     proof = await probe(engine, facts, profile)
     load = Load(config.max_requests)
     markers = marker_ids(tokenizer, config.reasoning_markers)
-    identity = Identity(config, facts, profile, proof, digest, markers)
+    identity = Identity(config, facts, profile, proof, digest, markers, crossover)
     metrics = WorkerMetrics(config, facts, load, engine.kv_tokens)
     service = WorkerService(engine, tokenizer, identity, load, _leases(config, identity), metrics)
     endpoint = listen(config.listen, {SERVICE: service}, MAX_MESSAGE_BYTES, config.tls)

@@ -52,6 +52,7 @@ class Identity:
         proof: the start-up probe.
         tokenizer_digest: SHA-256 of tokenizer.json, hexadecimal.
         markers: token ids around a reasoning span; none where the tokenizer lacks them.
+        crossover: from where sparse attention is faster on the device, in words.
     """
 
     config: WorkerConfig
@@ -60,6 +61,7 @@ class Identity:
     proof: Proof
     tokenizer_digest: str
     markers: tuple[int, ...] = ()
+    crossover: str = ""
 
     @property
     def label(self) -> str:
@@ -194,6 +196,7 @@ class WorkerService:
                 dtype=self._engine.dtype,
                 page_size=self._engine.page_size,
                 tensor_parallel=own.config.tensor_parallel,
+                crossover=own.crossover,
                 **proof.facts,
             ),
             sparse_from=own.profile.sparse_from if own.profile else 0,

@@ -73,6 +73,7 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         self._facts = {
             "kernels": kernels_of(str(runner.device)),
             "cuda_graphs": str(runner.device) != "cpu" and not runner.server_args.disable_cuda_graph,
+            "kv_bytes": 2 * keys.nbytes * len(layers),
             "summary_bytes": sum(layer.nbytes for layer in summaries.values()),
         }
 
