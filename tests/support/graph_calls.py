@@ -42,9 +42,9 @@ _GRAPH_SIZE = 4
 class Runner(SimpleNamespace):
     """What the backend reads of SGLang's model runner, around real pools."""
 
-    def __init__(self, **profile: Any) -> None:
+    def __init__(self, cached: torch.dtype = torch.float32, **profile: Any) -> None:
         pool = MHATokenToKVPool(
-            size=_SLOTS, page_size=64, dtype=torch.float32, head_num=_KV_HEADS, head_dim=_DIM, layer_num=_LAYERS,
+            size=_SLOTS, page_size=64, dtype=cached, head_num=_KV_HEADS, head_dim=_DIM, layer_num=_LAYERS,
             device="cpu", enable_memory_saver=False,
         )  # fmt: skip
         config = SimpleNamespace(
@@ -302,7 +302,12 @@ def refusals() -> Any:
     prompt = batch_of(runner, [64], [64])
     with envs.SGLANG_ENABLE_METADATA_GLUE_GRAPH.override(True):
         glued = told(Runner)
-    return {"full": told(lambda: runner.attn_backend.init_forward_metadata_out_graph(prompt, True)), "glue": glued}
+    narrow = told(lambda: Runner(torch.float8_e4m3fn))
+    return {
+        "full": told(lambda: runner.attn_backend.init_forward_metadata_out_graph(prompt, True)),
+        "glue": glued,
+        "narrow": narrow,
+    }
 
 
 CASES: dict[str, Callable[[], Any]] = {

@@ -72,6 +72,10 @@ def test_requests_that_nobody_told_of_are_served(found: dict[str, Any]) -> None:
     assert max(case["density"][0]) < 1
 
 
-def test_graphs_that_cannot_hold_attention_are_refused(found: dict[str, Any]) -> None:
+def test_what_attention_cannot_be_held_by_is_refused_with_its_reason(found: dict[str, Any]) -> None:
+    narrow = found["refusals"]["narrow"]
+    assert narrow.startswith(
+        "kv_cache_dtype: must be 16 or 32 bits wide, not torch.float8_e4m3fn: pages are summarized"
+    )
     assert "break them" in found["refusals"]["full"]
     assert found["refusals"]["glue"].startswith("SGLANG_ENABLE_METADATA_GLUE_GRAPH: must be off")

@@ -54,7 +54,7 @@ class Engine:
     """
 
     def __init__(self, config: WorkerConfig, facts: ModelFacts, profile: TierProfile | None) -> None:
-        prepare_environment(config.device, config.threads, config.tensor_parallel)
+        prepare_environment(config.device, config.threads, config.tensor_parallel, config.state_folder)
         import sglang
 
         self.device = config.device

@@ -14,6 +14,7 @@ from pathlib import Path
 from sparsity.errors import ConfigurationError, SparsityError
 
 from sparsity_worker.config import ModelFacts
+from sparsity_worker.devices import prepare_environment
 from sparsity_worker.folders import state_folder
 from sparsity_worker.profile import load_profile
 from sparsity_worker.tune.crossover import Crossover, Heads, Timing, check_model, from_tokens
@@ -73,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--chunked-prefill-tokens", type=int, default=8192, help="prompt tokens prefilled at once")
     parser.add_argument("--state-folder", type=Path, default=state_folder(), help="where workers look for it")
     options = parser.parse_args(arguments)
+    prepare_environment("cuda", None, kept=options.state_folder)
     try:
         found = tune(options)
     except SparsityError as error:
