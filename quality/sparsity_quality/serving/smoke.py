@@ -17,10 +17,11 @@ from pathlib import Path
 from sparsity.errors import ConfigurationError
 from sparsity_worker.config import TIERS
 
-from sparsity_quality.serving.measure import prompt_of
+from sparsity_quality.serving import repeats
+from sparsity_quality.serving.baseline import starts
 from sparsity_quality.serving.plan import DRY, REAL, Plan
 from sparsity_quality.serving.shapes import write_model
-from sparsity_quality.serving.worker import Worker
+from sparsity_quality.serving.worker import Worker, prompt_of
 
 _LOG_LINES = 80
 
@@ -33,9 +34,8 @@ async def smoke(plan: Plan, tier: str, folder: Path, options: Sequence[str], len
     """
     wrong, started = [], time.perf_counter()
     model = write_model(folder / plan.name, plan.config)
-    async with Worker(
-        tier, model, folder / "worker.log", [*plan.options, *plan.tier_options(tier, folder), *options]
-    ) as worker:
+    command = [*plan.options, *next(starts(plan, tier, folder)), *options]
+    async with Worker(tier, model, folder / "worker.log", command) as worker:
         own = await worker.capabilities()
         took = time.perf_counter() - started
         proof = own.proof
@@ -62,6 +62,7 @@ async def smoke(plan: Plan, tier: str, folder: Path, options: Sequence[str], len
         together = await asyncio.gather(*(worker.ask(prompt, plan.new) for prompt in prompts * 2))
         wrong += [f"at once: {each.tokens} of {plan.new} tokens came" for each in together if each.tokens != plan.new]
         print(f"  all of them twice at once: {max(each.total for each in together):.3f} s", flush=True)
+        wrong += await repeats.faults(worker, plan, own.vocabulary_size)
         wrong += [line for line in worker.told(100_000) if "Failed to apply hooks" in line]
     return wrong
 
