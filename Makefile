@@ -3,10 +3,15 @@ PYTHON ?= python3
 export GRPC_VERBOSITY ?= ERROR
 BIN := .venv/bin
 
-.PHONY: environment run test lint format protos charts bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts clean
+.PHONY: environment try run test test-gpu lint format protos charts bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts clean
 
 environment:
 	@$(PYTHON) tools/environment.py
+
+# The same without torch, SGLang or a model: workers answer by an echo of the prompt. A minute the first time, 0.4 GB.
+try:
+	@$(PYTHON) tools/environment.py --light
+	@$(BIN)/sparsity up --engine echo --tour
 
 # Starts Valkey, three workers and the router, and serves until interrupted.
 run: environment
@@ -20,6 +25,15 @@ test: lint
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE:%=--ignore=%)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(SIDE_BY_SIDE)
 	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/kernels/gpu
+
+# The kernels' tests on this machine's GPU. GPU_PYTHON names another interpreter, with torch, triton, pytest and pytest-timeout:
+# then no environment is built, and what only pytest-asyncio understands is left aside.
+GPU_PYTHON ?= $(BIN)/python
+GPU_PATH := proto:router:worker:kernels:policies:quality$(if $(PYTHONPATH),:$(PYTHONPATH))
+GPU_NEEDS := $(if $(filter $(BIN)/%,$(GPU_PYTHON)),environment)
+test-gpu: $(GPU_NEEDS)
+	@PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m pytest tests/kernels/gpu \
+	  -o addopts="--import-mode=importlib -ra --strict-markers" -W ignore::pytest.PytestConfigWarning
 
 lint: environment
 	@$(BIN)/ruff check .
@@ -63,9 +77,9 @@ bench-quality: environment
 	@$(BIN)/sparsity bench quality --profile smollm2-135m-aggressive --profile smollm2-135m-moderate \
 	  --lengths 1024,8192 --families needles,documents --folder .cache/quality
 
-# On a machine with a Hopper GPU: checks the Triton kernels, then times them.
-bench-kernels: environment
-	@$(BIN)/python -m sparsity_quality.speed --out docs/benchmarks
+# On a machine with a Hopper GPU, by GPU_PYTHON: checks every kernel, then times it beside dense attention; under eight minutes.
+bench-kernels: $(GPU_NEEDS)
+	@PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m sparsity_quality.speed --out docs/benchmarks
 
 # On a machine with a Hopper GPU: time to first token, time a token and throughput of every tier, after proof and parity.
 bench-serving: environment

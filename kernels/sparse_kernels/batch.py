@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -76,11 +77,17 @@ class BatchTiles(NamedTuple):
         rows: rows a tile.
         sequence: int32 ``[tiles]``, whose tile it is.
         number: int32 ``[tiles]``, which one of its sequence's grid.
+        whole: int32 ``[tiles, 8]``, the tiles as work, those that see most first: tile, sequence, position of the first
+            row, where that row stands among the rows of all (before the sequence's first one where the tile begins
+            earlier), position of the sequence's first query, length of the sequence, and two zeros.
+        halves: int32 ``[halves, 8]``, the same of half tiles that have a query.
     """
 
     rows: int
     sequence: torch.Tensor
     number: torch.Tensor
+    whole: torch.Tensor
+    halves: torch.Tensor
 
     @classmethod
     def of(
@@ -90,5 +97,22 @@ class BatchTiles(NamedTuple):
         grids = [TileGrid.of(length - count, count, tile) for length, count in zip(lengths, queries, strict=True)]
         owners = [owner for owner, grid in enumerate(grids) for _ in range(grid.tiles if grid.queries else 0)]
         numbers = [grid.first + each for grid in grids for each in range(grid.tiles if grid.queries else 0)]
-        owner, number = (torch.tensor(each, dtype=torch.int32, device=device) for each in (owners, numbers))
-        return cls(tile, owner, number)
+        starts = [0, *accumulate(queries)]
+
+        def work(rows: int) -> list[int]:
+            pieces = [
+                (position, at, owner, starts[owner] + position - grid.prefix, grid.prefix, lengths[owner])
+                for at, (owner, number) in enumerate(zip(owners, numbers, strict=True))
+                for grid in (grids[owner],)
+                for position in range(number * tile, (number + 1) * tile, rows)
+                if position < lengths[owner] and position + rows > grid.prefix
+            ]
+            pieces.sort(key=lambda piece: -piece[0])
+            return [each for position, at, owner, *rest in pieces for each in (at, owner, position, *rest, 0, 0)]
+
+        parts = (owners, numbers, work(tile), work(tile // 2) if tile > 1 else [])
+        # One copy to the device, in which every part is aligned.
+        joined = torch.tensor([each for part in parts for each in (*part, *[0] * (-len(part) % 4))], dtype=torch.int32)
+        laid, starts_at = joined.to(device), accumulate((-(-len(part) // 4) * 4 for part in parts), initial=0)
+        owner, number, whole, halves = (laid[at : at + len(part)] for at, part in zip(starts_at, parts, strict=False))
+        return cls(tile, owner, number, whole.view(-1, 8), halves.view(-1, 8))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sparse_kernels.mean_correction import UNITS
+
 # The modules that define them import this one; a test holds both lists together.
 SCORE_NAMES = (
     "sampled_rows", "sub_means", "block_means", "second_order", "antidiagonal", "vertical_slash", "flex",
@@ -36,7 +38,10 @@ class PrefillConfig:
         peak: exponent of the power mean over rows, at least 1: 1 goes by what a tile's rows attend on average, larger
             ones by what single rows attend strongly.
         query_stride: every ``query_stride``-th row of a tile is scored.
-        mean_correction: pruned blocks enter the softmax as one (mean key, mean value) column of weight ``log(block)``.
+        mean_correction: what is pruned enters the softmax as (mean key, mean value) columns of weight ``log(keys)``.
+        mean_blocks: blocks behind such a column, 1, 2 or 4. A unit of so many that lies wholly before the tile enters
+            by the mean of all its blocks, and weighs the keys of its pruned ones; the few blocks between the last unit
+            and the tile are not corrected.
         sink: tokens at the start of the context that are always kept.
         window: tokens before the query tile that are always kept.
         dense_last_tiles: query tiles at the end of the prompt that attend densely.
@@ -54,6 +59,7 @@ class PrefillConfig:
     query_stride: int = 4
     peak: float = 1.0
     mean_correction: bool = True
+    mean_blocks: int = 1
     sink: int = 64
     window: int = 256
     dense_last_tiles: int = 1
@@ -67,6 +73,7 @@ class PrefillConfig:
         _require(self.query_tile >= 1, "query_tile", "must be at least 1 row")
         _require(1 <= self.query_stride <= self.query_tile, "query_stride", "must lie in [1, query_tile]")
         _require(self.peak >= 1.0, "peak", "must be at least 1")
+        _require(self.mean_blocks in UNITS, "mean_blocks", f"must be one of {', '.join(map(str, UNITS))}")
         _require(self.sink >= 0, "sink", "must be 0 or more tokens")
         _require(self.window >= 0, "window", "must be 0 or more tokens")
         _require(self.dense_last_tiles >= 0, "dense_last_tiles", "must be 0 or more tiles")

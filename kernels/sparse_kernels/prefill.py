@@ -36,7 +36,7 @@ def block_sparse_prefill(
 ) -> tuple[torch.Tensor, AttentionStats]:
     """Causal attention of ``q`` over the selected key blocks of a paged sequence.
 
-    A tile attends its own keys and, when ``config.mean_correction`` is on, the means of the pruned blocks in one masked
+    A tile attends its own keys and, when ``config.mean_correction`` is on, the means of what is pruned in one masked
     pass over all tiles; its kept blocks in one unmasked pass a tile and KV head; the two are merged by their
     log-sum-exp (FlashAttention-2, arXiv 2307.08691, section 3.1).
 
@@ -71,18 +71,19 @@ def block_sparse_prefill(
         selection = select_blocks(laid, at, grid, total or sequence.length, config, scale)
     tiles = laid.view(grid.tiles, grid.tile, kv_heads, group, dim).permute(2, 0, 3, 1, 4)
     own = tuple(_own(cache, grid) for cache in (keys, values))
-    means = [_padded(mean[sequence.table], q.dtype) for mean in (summaries.mean, summaries.value_mean)]
+    unit = config.mean_blocks
+    means = [_unit_means(mean[sequence.table], unit, q.dtype) for mean in (summaries.mean, summaries.value_mean)]
     blocks = keys.shape[1]
     before = torch.arange(blocks)[None] < grid.starts[:, None] // block
-    correction = q.new_full((kv_heads, grid.tiles, means[0].shape[1]), -math.inf)
-    correction[..., :blocks].masked_fill_(before & ~selection.kept, math.log(block))
+    correction = _correction(before & ~selection.kept, before, unit, block, means[0].shape[1], q.dtype)
     out = torch.empty_like(laid)
     o_tiles = out.view(grid.tiles, grid.tile, kv_heads, group, dim).permute(2, 0, 3, 1, 4)
     for first in range(0, grid.tiles, _TILES_AT_ONCE):
         part = slice(first, first + _TILES_AT_ONCE)
         rows = tiles[:, part].contiguous()
         # No tile of this part looks further back than the part's last one.
-        seen = (grid.first + min(part.stop, grid.tiles) - 1) * grid.tile // block if config.mean_correction else 0
+        seen = (grid.first + min(part.stop, grid.tiles) - 1) * grid.tile // block // unit
+        seen = seen if config.mean_correction else 0
         seen = -(-seen // _COLUMNS) * _COLUMNS
         back = [mean[:, :seen] for mean in means]
         near, near_lse = _own_keys_and_means(rows, [o[:, part] for o in own], back, correction[:, part, :seen], scale)
@@ -104,12 +105,32 @@ def block_sparse_prefill(
     return out, stats
 
 
-def _padded(mean: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Block means ``[blocks, Hkv, D]`` as ``[Hkv, columns, D]``, with zeros up to a full multiple of columns."""
+def _unit_means(mean: torch.Tensor, unit: int, dtype: torch.dtype) -> torch.Tensor:
+    """Means ``[blocks, Hkv, D]`` as those of units ``[Hkv, columns, D]``, zeros up to a full multiple of columns."""
     blocks, kv_heads, dim = mean.shape
-    padded = torch.zeros(kv_heads, -(-blocks // _COLUMNS) * _COLUMNS, dim, dtype=dtype)
-    padded[:, :blocks] = mean.transpose(0, 1)
+    whole = blocks // unit
+    padded = torch.zeros(kv_heads, -(-max(whole, 1) // _COLUMNS) * _COLUMNS, dim, dtype=dtype)
+    padded[:, :whole] = mean[: whole * unit].view(whole, unit, kv_heads, dim).mean(1).transpose(0, 1)
     return padded
+
+
+def _correction(
+    pruned: torch.Tensor, before: torch.Tensor, unit: int, block: int, columns: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """What the means' scores are raised by, ``[Hkv, tiles, columns]``: log of the pruned keys of each unit.
+
+    Args:
+        pruned: bool ``[Hkv, tiles, blocks]``.
+        before: bool ``[tiles, blocks]``, blocks wholly before each tile.
+        unit: blocks behind a mean; those that no whole unit before the tile holds are not corrected.
+        block: keys a block.
+        columns: units and padding.
+        dtype: of the queries.
+    """
+    whole = pruned.shape[2] // unit
+    counts = pruned[..., : whole * unit].unflatten(2, (whole, unit)).sum(-1)
+    counts = counts * (torch.arange(whole) < before.sum(1, keepdim=True) // unit)
+    return torch.nn.functional.pad((counts * float(block)).log(), (0, columns - whole), value=-math.inf).to(dtype)
 
 
 def _own_pairs(grid: TileGrid) -> int:
@@ -135,13 +156,13 @@ def _own_keys_and_means(
     correction: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each tile over its own keys, causally, and over the means of the blocks it pruned.
+    """Each tile over its own keys, causally, and over the means that stand for what it pruned.
 
     Args:
         tiles: ``[Hkv, tiles, group, tile, D]``.
         own: keys and values ``[Hkv, tiles, tile, D]``.
-        means: key and value means ``[Hkv, blocks, D]``; of no block without correction.
-        correction: additive mask of the means, ``[Hkv, tiles, blocks]``.
+        means: key and value means ``[Hkv, units, D]``; none without correction.
+        correction: additive mask of the means, ``[Hkv, tiles, units]``.
         scale: softmax scale.
 
     Returns:

@@ -64,6 +64,7 @@ def block_sparse_prefill_reference(
     scale: float,
     *,
     mean_correction: bool,
+    mean_blocks: int = 1,
     window: int = 0,
     softcap: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,8 +76,9 @@ def block_sparse_prefill_reference(
         kept: bool ``[Hkv, tiles, blocks]``, blocks kept out of those wholly before the tile.
         query_tile: rows a tile, on the absolute grid.
         scale: softmax scale.
-        mean_correction: whether a pruned block enters the softmax as its mean with weight ``log(block)``.
-        window: keys that a row sees, its own included; 0 for all. A mean is seen while its block's first key is.
+        mean_correction: whether what is pruned enters the softmax by means, with the weight of its pruned keys.
+        mean_blocks: blocks behind a mean; units that do not lie wholly before the tile have none.
+        window: keys that a row sees, its own included; 0 for all. A mean is seen while its unit's first key is.
         softcap: scores become ``softcap * tanh(score / softcap)``; 0 leaves them.
 
     Returns:
@@ -102,10 +104,15 @@ def block_sparse_prefill_reference(
                     columns_k.append(keys[kv_head, at])
                     columns_v.append(values[kv_head, at])
                     bias.append(torch.zeros(at.stop - at.start, dtype=torch.float64))
-                elif mean_correction and number * block >= seen:
+            for first in range(
+                0, tile_start // block // mean_blocks * mean_blocks if mean_correction else 0, mean_blocks
+            ):
+                pruned = int((~kept[kv_head, tile, first : first + mean_blocks]).sum())
+                if pruned and first * block >= seen:
+                    at = slice(first * block, (first + mean_blocks) * block)
                     columns_k.append(keys[kv_head, at].mean(0, keepdim=True))
                     columns_v.append(values[kv_head, at].mean(0, keepdim=True))
-                    bias.append(torch.tensor([float(block)], dtype=torch.float64).log())
+                    bias.append(torch.tensor([float(pruned * block)], dtype=torch.float64).log())
             own = max(tile_start, seen)
             columns_k.append(keys[kv_head, own : position + 1])
             columns_v.append(values[kv_head, own : position + 1])

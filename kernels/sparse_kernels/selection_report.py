@@ -14,6 +14,7 @@ import platform
 import pydoc
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +26,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from sparse_kernels.adapter import NAME, use_attention
+from sparse_kernels.config import PrefillConfig
 from sparse_kernels.dense import dense_attention
+from sparse_kernels.mean_correction import UNITS
 from sparse_kernels.needs import Needs, keys_of, knob_for
 from sparse_kernels.paged import PagedSequence
 from sparse_kernels.prefill import block_sparse_prefill
@@ -38,6 +41,8 @@ from sparse_kernels.tiles import TileGrid
 
 PAGE, SUB_PAGE, DENSITY, BOUND = 64, 16, 0.2, 1.5
 CURVE = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
+# Whose output mean correction is judged by: what the shipped profiles select with.
+_CORRECTED = "rows' needs"
 _MODULES = ("argparse", "unittest.mock", "decimal")
 
 
@@ -47,12 +52,14 @@ class _Captured:
     Attributes:
         missed: by selector and layer, true softmax mass on what is not kept, at each density of the curve.
         error: by selector and layer, RMS of the output's difference from dense over dense's, at ``DENSITY``.
+        corrected: such errors of one selector by blocks behind a mean, 0 for no correction, and layer.
     """
 
     def __init__(self, needs: Needs) -> None:
         self._needs = needs
         self.missed: dict[str, dict[int, list[float]]] = {name: {} for name in SELECTORS}
         self.error: dict[str, dict[int, float]] = {name: {} for name in SELECTORS}
+        self.corrected: dict[int, dict[int, float]] = {unit: {} for unit in (0, *UNITS)}
 
     def __call__(
         self,
@@ -80,8 +87,15 @@ class _Captured:
                 self.missed[name][layer].append(max(0.0, 1.0 - float(held)))
                 if density == DENSITY:
                     index = BlockSelection(kept, torch.zeros(kept.shape[:2]))
-                    found, _ = block_sparse_prefill(q, sequence, summaries, config, scale, selection=index)
-                    self.error[name][layer] = float((found - dense).norm() / dense.norm())
+
+                    def error(config: PrefillConfig, index: BlockSelection = index) -> float:
+                        found, _ = block_sparse_prefill(q, sequence, summaries, config, scale, selection=index)
+                        return float((found - dense).norm() / dense.norm())
+
+                    self.error[name][layer] = error(config)
+                    for unit in self.corrected if name == _CORRECTED else ():
+                        change = {"mean_correction": unit > 0, "mean_blocks": max(1, unit)}
+                        self.corrected[unit][layer] = error(replace(config, **change))
         return dense, stats
 
 
@@ -128,6 +142,10 @@ def measure(
             "missed_by_layer": [round(value, 4) for value in missed],
             "error_by_layer": [round(value, 4) for value in errors],
         }
+        if name == _CORRECTED:
+            row["error_by_mean_blocks"] = {
+                str(unit): round(sum(found.values()) / len(found), 4) for unit, found in captured.corrected.items()
+            }
         rows.append(row)
         said(f"{length} tokens, {name}: misses {row['value']}, {ratio:.2f} times the oracle's")
         if selector.kind == "selector" and (best is None or ratio < best[0]):
@@ -153,6 +171,18 @@ def markdown(document: dict[str, Any]) -> str:
         met = {True: "yes", False: "**no**", None: ""}[row["met"]]
         cells = (f"{row['value']:.4f}", f"{row['ratio']:.2f}", f"{row['output_error']:.3f}", row["goal"] or "", met)
         lines.append(f"| {row['name']} | {row['shape']} | {' | '.join(cells)} |")
+    corrected = [row for row in document["rows"] if "error_by_mean_blocks" in row]
+    if corrected:
+        units = list(corrected[0]["error_by_mean_blocks"])
+        lines += [
+            "",
+            "Error by the number of blocks behind a mean that stands for what is pruned (0: nothing does):",
+            "",
+        ]
+        lines += [f"| selector | shape | {' | '.join(units)} |", "|---" * (len(units) + 2) + "|"]
+        for row in corrected:
+            errors = " | ".join(f"{error:.4f}" for error in row["error_by_mean_blocks"].values())
+            lines.append(f"| {row['name']} | {row['shape']} | {errors} |")
     longest = max((row["shape"] for row in document["rows"]), key=lambda shape: int(shape.split()[0]))
     there = [row for row in document["rows"] if row["shape"] == longest]
     layers = len(there[0]["missed_by_layer"])

@@ -47,7 +47,7 @@ class Selector:
         return replace(self, base=replace(self.base, **shared))
 
 
-_SHARED = ("sparse_from", "query_tile", "sink", "window", "dense_last_tiles", "mean_correction")
+_SHARED = ("sparse_from", "query_tile", "sink", "window", "dense_last_tiles", "mean_correction", "mean_blocks")
 
 
 def own(config: PrefillConfig, name: str, kind: str) -> Selector:

@@ -58,6 +58,7 @@ def seal_override(override: Override) -> str:
             "expire_time": override.expire_time,
             "reason": override.reason,
             "actor": override.actor,
+            "revision": override.revision,
         }
     )
 
@@ -86,4 +87,5 @@ def _open_override(name: str, body: str) -> Override:
         expire_time=None if expires is None else float(expires),
         reason=str(fields["reason"]),
         actor=str(fields["actor"]),
+        revision=int(fields.get("revision", 0)),
     )

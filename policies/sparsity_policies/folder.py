@@ -41,6 +41,7 @@ class PolicyFolder:
         self._opened: dict[str, StoredPolicy] = {}
         self._names: dict[str, str] = {}
         self._overrides: list[Override] = []
+        self._overrides_at = 0
         self._drifted: tuple[str, ...] = ()
         self._store_head = ""
         self._clock_offset = 0.0
@@ -53,15 +54,14 @@ class PolicyFolder:
         head = self._head(texts)
         if head != self._cursor.head:
             self._cursor = Cursor(self._cursor.revision + 1, head, "")
-        return Contents(
-            self._cursor, list(found.values()), self._overrides, rejected, self._clock_offset, self._drifted
-        )
+        about = (self._clock_offset, self._drifted, self._overrides_at)
+        return Contents(self._cursor, list(found.values()), self._overrides, rejected, *about)
 
     async def delta(self, cursor: Cursor) -> Delta | None:
         """Nothing when nothing changed; else only a whole read can tell."""
         if await self._changed(cursor):
             return None
-        return Delta(cursor, {}, self._overrides, {}, self._clock_offset)
+        return Delta(cursor, {}, self._overrides, {}, self._clock_offset, self._overrides_at)
 
     async def wait(self, cursor: Cursor, seconds: float) -> None:
         """Returns at a change after ``cursor``, or after ``seconds``."""
@@ -90,7 +90,7 @@ class PolicyFolder:
             return
         self._clock_offset = contents.clock_offset
         self._store_head = contents.cursor.head
-        self._overrides = contents.overrides
+        self._overrides, self._overrides_at = contents.overrides, contents.overrides_at
         there = {stored.policy.domain: encode(stored.policy) for stored in contents.policies}
         here = {domain: encode(stored.policy) for domain, stored in found.items()}
         self._drifted = tuple(sorted(domain for domain in there if there[domain] != here.get(domain)))

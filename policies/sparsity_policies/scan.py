@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -72,13 +73,21 @@ class _Database:
             self._database = _compile(expressions) if expressions else None
         except hyperscan.error as error:
             raise ValueError(f"the policies' detection does not compile together: {error}") from error
+        # What a scan writes on: prompts are scanned on many threads at once, and Hyperscan refuses one that is in use.
+        self._scratches = threading.local()
+
+    def _scratch(self) -> Any:
+        """This thread's own."""
+        if not hasattr(self._scratches, "own"):
+            self._scratches.own = hyperscan.Scratch(self._database)
+        return self._scratches.own
 
     def scan(self, data: bytes) -> set[int]:
         """Numbers of the expressions that ``data`` matches."""
         hits: set[int] = set()
         if self._database is not None and data:
             try:
-                self._database.scan(data, match_event_handler=lambda number, *_: hits.add(number))
+                self._database.scan(data, lambda number, *_: hits.add(number), scratch=self._scratch())
             except hyperscan.error as error:
                 raise ValueError(f"scan failed: {error}") from error
         return hits

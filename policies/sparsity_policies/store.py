@@ -72,7 +72,7 @@ class PolicyStore:
         stored, rejected = await asyncio.to_thread(self._open_all, envelopes)
         self._opened = {domain: known for domain, known in self._opened.items() if domain in envelopes}
         active, broken = open_overrides(_pairs(overrides))
-        return Contents(cursor, stored, active, rejected | broken, offset)
+        return Contents(cursor, stored, active, rejected | broken, offset, overrides_at=cursor.revision)
 
     async def revision_number(self) -> int:
         """The store's revision; 0 when it is empty."""
@@ -101,7 +101,7 @@ class PolicyStore:
         policies: dict[str, StoredPolicy | None] = dict.fromkeys(envelopes.keys() - there.keys())
         policies |= {found.policy.domain: found for found in stored}
         active, broken = open_overrides(_pairs(overrides))
-        return Delta(fresh, policies, active, rejected | broken, offset)
+        return Delta(fresh, policies, active, rejected | broken, offset, fresh.revision)
 
     async def wait(self, cursor: Cursor, seconds: float) -> None:
         """Returns at a change after ``cursor``, or after ``seconds``."""

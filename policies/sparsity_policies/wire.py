@@ -7,6 +7,7 @@ from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
+from sparsity.bounds import check_flags, check_labels, check_name
 from sparsity.errors import InvalidRequestError
 from sparsity.v1 import inference_pb2, policy_pb2
 
@@ -113,6 +114,8 @@ def override_from_wire(message: policy_pb2.Override, new_id: str, now: float) ->
         problem = "must be empty for a global override" if scope is Scope.GLOBAL else "is empty; name what to act on"
         raise InvalidRequestError.of("override.target", problem)
     tier = Tier(message.max_tier) if message.max_tier else Tier.DENSE
+    for field, text in (("id", message.id), ("target", message.target)):
+        check_name(f"override.{field}", text)
     expires = message.expire_time.ToNanoseconds() / 1e9 if message.HasField("expire_time") else None
     if scope is Scope.TIER:
         sparse = [other.word for other in Tier if other is not Tier.DENSE]
@@ -180,6 +183,10 @@ def signals_from_wire(message: inference_pb2.Signals, path: str, now: float) -> 
         raise InvalidRequestError.of(f"{path}.max_tier", f"{message.max_tier} is not a tier")
     if message.session_tier and int(message.session_tier) not in list(Tier):
         raise InvalidRequestError.of(f"{path}.session_tier", f"{message.session_tier} is not a tier")
+    for name in ("domain", "task", "tenant", "session", "declared_domain", "request_key"):
+        check_name(f"{path}.{name}", getattr(message, name))
+    check_flags(f"{path}.flags", message.flags)
+    check_labels(f"{path}.labels", message.labels)
     return Signals(
         min_tokens=message.min_tokens,
         max_tokens=message.max_tokens,

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from sparse_kernels.mean_correction import UNITS
 from sparsity.errors import ConfigurationError, SparsityError
 
 from sparsity_quality import commands
@@ -82,11 +83,15 @@ def calibrate(
     length: Annotated[int, typer.Option(min=512, help="Tokens of each text.")] = 4096,
     texts: Annotated[Path | None, typer.Option(help="Folder of your own .txt files; three or more.")] = None,
     name: Annotated[str | None, typer.Option(help="The new profile's name; the file's without it.")] = None,
+    mean_blocks: Annotated[
+        str, typer.Option(help="Blocks behind a mean to choose from, such as 1,2,4; the base's without it.")
+    ] = "",
     device: Device = "cpu",
 ) -> None:
     """Learns thresholds, dense layers and heads and decode budgets from text, and checks them on text held out."""
     with _reported():
-        lesson = commands.Lesson(model, Target.parse(target), base, length, texts, name or out.stem, out, device)
+        units = _mean_blocks(mean_blocks)
+        lesson = commands.Lesson(model, Target.parse(target), base, length, texts, name or out.stem, out, device, units)
         profile, rows = commands.calibrate(lesson, _say)
         for row in rows:
             typer.echo(f"{row.name:<12} {row.value:.4f}   {row.baseline}: {row.baseline_value:.4f}   ({row.shape})")
@@ -98,6 +103,12 @@ def _lengths(text: str) -> tuple[int, ...]:
         return tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError as error:
         raise ConfigurationError(f"--lengths: must be whole numbers separated by commas, not {text!r}") from error
+
+
+def _mean_blocks(text: str) -> tuple[int, ...]:
+    if text and not {*text.split(",")} <= {*map(str, UNITS)}:
+        raise ConfigurationError(f"--mean-blocks: must be some of {', '.join(map(str, UNITS))}, not {text!r}")
+    return tuple(map(int, text.split(","))) if text else ()
 
 
 def _beside(text: str) -> tuple[str, str]:

@@ -189,6 +189,7 @@ class Lesson:
         name: of the new profile.
         out: file to write.
         device: of torch.
+        mean_blocks: numbers of blocks behind a mean to choose from; the base's when empty.
     """
 
     model: Path
@@ -199,6 +200,7 @@ class Lesson:
     name: str
     out: Path
     device: str
+    mean_blocks: Sequence[int] = ()
 
 
 def calibrate(lesson: Lesson, said: Callable[[str], None]) -> tuple[Profile, Sequence[Row]]:
@@ -213,7 +215,7 @@ def calibrate(lesson: Lesson, said: Callable[[str], None]) -> tuple[Profile, Seq
         texts = from_folder(lesson.texts, model.encode, lesson.length)
     else:
         texts = built_in(model.encode, lesson.length)
-    found = Calibration(model, base, texts, said).reach(lesson.target)
+    found = Calibration(model, base, texts, said, lesson.mean_blocks).reach(lesson.target)
     profile = profiles.write(lesson.out, lesson.name, base, found, model, lesson.length)
     shape = f"{lesson.length} tokens, held out"
     single = found.report["one_threshold"]

@@ -9,6 +9,11 @@ from sparsity.v1 import inference_pb2
 Prompt = str | Sequence[int] | inference_pb2.ChatPrompt
 
 
+def user_turn(text: str) -> inference_pb2.ChatPrompt:
+    """A chat of one user message."""
+    return inference_pb2.ChatPrompt(messages=[inference_pb2.ChatMessage(role="user", content=text)])
+
+
 def make_request(
     prompt: Prompt,
     *,

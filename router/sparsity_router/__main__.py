@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from sparsity.engines import ENGINES, SGLANG
 from sparsity.errors import ConfigurationError, SparsityError
 from sparsity.logs import configure_logs
 from sparsity.tls import ClientTls, ServerTls
@@ -25,6 +26,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--worker", action="append", default=[], help="host:port, dns:///name:port or k8s:///ns/service:port; repeat"
     )
+    parser.add_argument("--engine", default=SGLANG, choices=ENGINES, help="of the workers; echo takes no others")
     forms = "redis://host:port/db, redis+sentinel://host:port,host:port/master, redis+cluster://host:port,host:port"
     parser.add_argument(
         "--redis-url",
@@ -38,7 +40,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--policy-dir", type=Path, help="folder of policy files, the source of truth in a store's place"
     )
     parser.add_argument("--max-policy-lag", type=float, default=10.0, help="seconds a known change may wait")
-    parser.add_argument("--access", type=Path, help="YAML file of who may call PolicyService; everybody without it")
+    parser.add_argument("--access", type=Path, help="YAML file of who may call what; all may without it")
     parser.add_argument("--decision-sample", type=float, default=1.0, help="share of decisions to log, 0 to 1")
     parser.add_argument("--decision-rate", type=float, default=10.0, help="decisions to log a second at most")
     parser.add_argument("--redis-wait-replicas", type=int, default=0, help="replicas that must hold a policy write")
@@ -127,6 +129,7 @@ def main() -> int:
                 metrics_listen=options.metrics_listen,
                 health_listen=options.health_listen,
                 drain_seconds=options.drain_seconds,
+                engine=options.engine,
                 connection_seconds=options.connection_seconds,
                 tls=ServerTls.of(options.tls_cert, options.tls_key, options.tls_client_ca),
                 worker_tls=_worker_tls(options),

@@ -40,16 +40,16 @@ class Callers:
         if request is not None and (tenant := principal.tenant_of(request.context.tenant)):
             request.context.tenant = tenant
 
-    async def admit(self, context: grpc.aio.ServicerContext[Any, Any], request: inference_pb2.GenerateRequest) -> None:
-        """Checks the caller and counts the request.
+    async def count(self, request: inference_pb2.GenerateRequest) -> None:
+        """Counts the request, and holds its priority to what its tenant may claim.
 
         Raises:
             RateLimitError: when its tenant has used up its requests.
-            UnauthenticatedError, PermissionDeniedError: as :meth:`check`.
         """
-        self.check(context, request)
         if self._limits is not None:
-            await self._limits.request(request.context.tenant)
+            tenant = request.context.tenant
+            request.priority = min(request.priority, self._limits.priority(tenant))
+            await self._limits.request(tenant)
 
     async def spend(self, request: inference_pb2.GenerateRequest, signals: Signals) -> None:
         """Counts a request's tokens.

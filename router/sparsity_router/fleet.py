@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from sparsity.engines import SGLANG
 from sparsity.tls import ClientTls
 from sparsity_policies.model import Tier
 
@@ -47,6 +48,7 @@ class Fleet:
         lease_key: what requests to workers are signed with.
         admission: how requests are let in.
         tls: what is trusted of workers, and shown to them.
+        engine: a worker of another engine is not used.
     """
 
     def __init__(
@@ -57,13 +59,14 @@ class Fleet:
         lease_key: bytes | None = None,
         admission: Admission | None = None,
         tls: ClientTls | None = None,
+        engine: str = SGLANG,
     ) -> None:
         self.lease_key = lease_key
         self.admission = admission or Admission()
         self.retries = RetryBudget()
         self.lines = {tier: Line(self.admission.queue_limit) for tier in Tier}
         self.workers: list[Worker] = []
-        self._about = (tokenizer_digest, timeout, self._room, tls)
+        self._about = (tokenizer_digest, timeout, self._room, tls, engine)
         self._sources: list[Discovery] = discover(places)
         self._found: dict[Discovery, Collection[str]] = {source: source.known for source in self._sources}
         self._watching: dict[Worker, asyncio.Task[None]] = {}

@@ -2,7 +2,9 @@
 
     default: {requests: 100/second, tokens: 2000000/minute}
     tenants:
-      acme: {requests: 10/second}            # what it does not say is the default's
+      acme: {requests: 10/second, priority: 5}   # what it does not say is the default's
+
+A request that claims more than its tenant's ``priority`` (0 to 9, the default) gets that.
 
 Counted by sliding windows (the `limits` library). A request counts its prompt tokens, as far as they are known, and the
 tokens that it may generate.
@@ -23,6 +25,7 @@ from limits.aio.storage import MemoryStorage, Storage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.errors import StorageError
 from limits.storage import storage_from_string
+from sparsity.bounds import MAX_PRIORITY
 from sparsity.errors import ConfigurationError, RateLimitError
 from sparsity_policies.connection import close
 
@@ -36,10 +39,11 @@ _AWAY_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """The rates of a tenant; None is no limit."""
+    """The rates of a tenant; None is no limit. ``priority`` is the first that it may claim."""
 
     requests: RateLimitItem | None = None
     tokens: RateLimitItem | None = None
+    priority: int = MAX_PRIORITY
 
 
 class TenantLimits:
@@ -78,13 +82,20 @@ class TenantLimits:
         tenants = {str(name): _rates(entry, default, f"{where}.{name}") for name, entry in entries.items()}
         return cls(default, tenants, redis_url)
 
+    def priority(self, tenant: str) -> int:
+        """The most urgent priority that a tenant's requests may have."""
+        return self._of(tenant).priority
+
+    def _of(self, tenant: str) -> Rates:
+        return self._tenants.get(tenant, self._default)
+
     async def request(self, tenant: str) -> None:
         """Counts a request.
 
         Raises:
             RateLimitError: when the tenant has used up its requests.
         """
-        await self._hit(tenant, "requests", self._tenants.get(tenant, self._default).requests, 1)
+        await self._hit(tenant, "requests", self._of(tenant).requests, 1)
 
     async def tokens(self, tenant: str, count: int) -> None:
         """Counts tokens.
@@ -92,7 +103,7 @@ class TenantLimits:
         Raises:
             RateLimitError: when the tenant has used up its tokens.
         """
-        await self._hit(tenant, "tokens", self._tenants.get(tenant, self._default).tokens, max(count, 1))
+        await self._hit(tenant, "tokens", self._of(tenant).tokens, max(count, 1))
 
     async def close(self) -> None:
         """Closes the connections to the store."""
@@ -139,15 +150,21 @@ def _per(rate: RateLimitItem) -> str:
 
 
 def _rates(entry: object, default: Rates, where: str) -> Rates:
-    if not isinstance(entry, dict) or not entry.keys() <= {"requests", "tokens"}:
-        raise ConfigurationError(f"{where}: must have requests and tokens, such as 100/second, and no other field")
+    if not isinstance(entry, dict) or not entry.keys() <= {"requests", "tokens", "priority"}:
+        problem = "must have requests and tokens, such as 100/second, and priority, and no other field"
+        raise ConfigurationError(f"{where}: {problem}")
+    priority = entry.get("priority", default.priority)
+    if not isinstance(priority, int) or not 0 <= priority <= MAX_PRIORITY:
+        raise ConfigurationError(f"{where}.priority: must be from 0 to {MAX_PRIORITY}, not {priority!r}")
     found: dict[str, RateLimitItem | None] = {"requests": default.requests, "tokens": default.tokens}
     for name, text in entry.items():
+        if name == "priority":
+            continue
         try:
             found[name] = parse(str(text))
         except ValueError as error:
             raise ConfigurationError(f"{where}.{name}: must be such as 100/second, not {text!r}") from error
-    return Rates(**found)
+    return Rates(**found, priority=priority)
 
 
 def _storage(redis_url: str) -> Storage:

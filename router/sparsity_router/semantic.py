@@ -76,9 +76,15 @@ class Detector:
         try:
             asked = self._ask("scores", key, text, time.time() + self._seconds)
             found = await asyncio.wait_for(asked, self._seconds)
-        except (TimeoutError, BrokenProcessPool, LookupError) as error:
-            problem = str(error) if isinstance(error, BrokenProcessPool) else "ran out of time"
-            raise DetectionError(f"semantic detection {problem} ({self._seconds:g} s)") from error
+        except (TimeoutError, LookupError) as error:
+            raise DetectionError(f"semantic detection ran out of time ({self._seconds:g} s)") from error
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            # Not the caller went away, but the process that was to answer.
+            raise DetectionError("semantic detection was started anew meanwhile") from error
+        except Exception as error:  # whatever the process raised, there is no answer
+            raise DetectionError(f"semantic detection failed: {type(error).__name__}: {error}") from error
         finally:
             self._waiting -= 1
         if found is None:

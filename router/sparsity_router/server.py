@@ -12,6 +12,7 @@ from typing import Any
 import uvloop
 from sparsity import telemetry
 from sparsity.channels import MAX_MESSAGE_BYTES
+from sparsity.engines import ECHO
 from sparsity.errors import ConfigurationError, StoreError
 from sparsity.leases import read_key
 from sparsity.serving import Endpoint, listen
@@ -81,7 +82,17 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     observe_policies(policies, recorder)
     guards = GuardMonitor(policies, store)
     admission = Admission(config.queue_seconds, config.queue_limit, config.dense_reserve, config.hedge_seconds)
-    fleet = Fleet(config.workers, tokenizer.digest, config.worker_timeout, lease_key, admission, config.worker_tls)
+    fleet = Fleet(
+        config.workers,
+        tokenizer.digest,
+        config.worker_timeout,
+        lease_key,
+        admission,
+        config.worker_tls,
+        config.engine,
+    )
+    if config.engine == ECHO:
+        log.warning("--engine echo: no model answers; workers repeat prompts and attend nothing")
     detector = Detector(config.detect_model, config.detect_seconds) if config.detect != "off" else None
     doubts = config.detect == "declared"
     classifier = Classifier(tokenizer, config.max_prompt_bytes, detector, doubts_declared=doubts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class ModelTokenizer:
             raise InvalidRequestError.of("chat", f"model {self.name} has no chat template; send text or token_ids")
         for number, message in enumerate(chat.messages):
             if message.role not in ROLES:
-                problem = f"must be one of {', '.join(ROLES)}, not {message.role!r}"
+                problem = f"must be one of {', '.join(ROLES)}, not {reprlib.repr(message.role)}"
                 raise InvalidRequestError.of(f"chat.messages[{number}].role", problem)
         messages = [{"role": message.role, "content": message.content} for message in chat.messages]
         try:

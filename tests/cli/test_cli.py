@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ RUNNER = CliRunner()
         (["demo", "--state", "/nowhere"], 3, "no embedded service runs here"),
         (["bench", "tiers", "--state", "/nowhere"], 3, "no embedded service runs here"),
         (["up", "--listen", "nonsense"], 2, "--listen: must be host:port"),
+        (["up", "--engine", "eco"], 2, "--engine: must be one of sglang, echo, not 'eco'"),
     ],
 )
 def test_failures_say_what_and_exit_with_their_code(arguments: list[str], code: int, words: str) -> None:
@@ -53,11 +55,16 @@ def test_the_note_of_a_dead_supervisor_is_not_believed(tmp_path: Path) -> None:
 
 
 def test_a_note_survives_its_file(tmp_path: Path) -> None:
-    import os
-
     running = Running(os.getpid(), "a:1", "redis://x", "m", {"dense": Process("w", 1, "b:2", "l")}, 2.5)
     running.write(tmp_path)
     assert read_running(tmp_path) == running
+
+
+def test_nothing_is_measured_of_an_echo(tmp_path: Path) -> None:
+    Running(os.getpid(), "a:1", "redis://x", "echo", {}, 2.5, "echo").write(tmp_path)
+    result = RUNNER.invoke(app, ["bench", "tiers", "--state", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "answers by echo: there is nothing to measure" in " ".join(result.stderr.split())
 
 
 def test_excerpts_wrap_around_and_differ() -> None:

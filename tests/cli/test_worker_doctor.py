@@ -126,6 +126,22 @@ def test_a_worker_that_is_not_what_its_tier_says_fails(
     assert "1 of 1 workers failed" in " ".join(shown.stderr.split())
 
 
+def test_an_echo_proves_nothing_and_is_told_as_one(tmp_path: Path) -> None:
+    async def echoed(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        completion = inference_pb2.Completion(worker_id=worker.name, unreported="an echo: nothing was attended")
+        completion.usage.completion_tokens = 4
+        yield inference_pb2.GenerateResponse(completion=completion)
+
+    worker = FakeWorker("e", AGGRESSIVE, tiny_model(tmp_path), behaviour=echoed, engine="echo", sparse_calls=0)
+    with serving(worker) as addresses:
+        shown = run(*of(addresses))
+    assert shown.exit_code == 4
+    assert "echo, which runs no model" in shown.stdout
+    assert "problem   an echo: nothing was attended" in shown.stdout
+    assert "SGLang" not in shown.stdout
+    assert "density" not in shown.stdout
+
+
 def test_leases_are_signed_and_what_is_not_there_is_told(tmp_path: Path) -> None:
     key = tmp_path / "lease.key"
     key.write_text("k" * 32)

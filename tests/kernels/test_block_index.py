@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sparse_kernels.block_index import WORD_BITS, BlockIndex, pruned_words
+from sparse_kernels.block_index import BlockIndex
 
 
 @st.composite
@@ -22,13 +22,11 @@ def test_an_index_holds_what_it_was_made_of(case: tuple[torch.Tensor, torch.Tens
     kept, before = case
     index = BlockIndex.of(kept)
     assert torch.equal(index.kept(kept.shape[2]), kept)
-    assert index.indptr[0, 0] == 0
-    assert index.indptr[-1, -1] == index.blocks.numel()
-    assert torch.equal(index.indptr[1:, 0], index.indptr[:-1, -1])
-    assert (index.indptr.diff(dim=1) >= 0).all()
+    assert index.counts.sum() == index.blocks.numel()
     for head in range(kept.shape[0]):
         for tile in range(kept.shape[1]):
-            blocks = index.blocks[index.indptr[head, tile] : index.indptr[head, tile + 1]]
+            blocks = index.blocks[int(index.starts[head, tile]) :][: int(index.counts[head, tile])]
+            assert blocks.numel() == kept[head, tile].sum()
             assert (blocks.diff() > 0).all()
             assert (blocks < before[tile]).all()
     if before.sum():
@@ -37,19 +35,23 @@ def test_an_index_holds_what_it_was_made_of(case: tuple[torch.Tensor, torch.Tens
         assert (index.density(before) == 1).all()
 
 
-@given(kept_blocks())
-def test_pruned_and_kept_are_all_that_is_before(case: tuple[torch.Tensor, torch.Tensor]) -> None:
+@given(kept_blocks(), st.integers(1, 3))
+def test_a_full_index_keeps_all_that_is_before(case: tuple[torch.Tensor, torch.Tensor], heads: int) -> None:
     kept, before = case
-    words = pruned_words(kept, before)
-    assert words.dtype == torch.int32
-    bits = (words.long()[..., None] >> torch.arange(WORD_BITS)) & 1
-    pruned = bits.flatten(2)[..., : kept.shape[2]].bool()
-    assert bits.sum() == pruned.sum()
-    assert not (pruned & kept).any()
-    assert torch.equal(pruned | kept, (torch.arange(kept.shape[2]) < before[:, None]).expand_as(kept))
+    blocks = kept.shape[2]
+    index = BlockIndex.full(before, heads, blocks)
+    everything = (torch.arange(blocks) < before[:, None]).expand(heads, -1, -1)
+    assert torch.equal(index.kept(blocks), everything)
+    assert torch.equal(BlockIndex.of(everything).counts, index.counts)
+    assert index.blocks.numel() == blocks
+
+
+def test_room_between_tiles_is_left_out() -> None:
+    index = BlockIndex(*(torch.tensor(each, dtype=torch.int32) for each in ([[5, 0]], [[2, 1]], [3, 9, 9, 9, 9, 0, 2])))
+    assert torch.equal(index.kept(4), torch.tensor([[[True, False, True, False], [False, False, False, True]]]))
 
 
 def test_a_block_that_does_not_exist_is_told() -> None:
-    index = BlockIndex(torch.tensor([[0, 1]], dtype=torch.int32), torch.tensor([5], dtype=torch.int32))
+    index = BlockIndex(*(torch.tensor(each, dtype=torch.int32) for each in ([[1]], [[1]], [7, 5])))
     with pytest.raises(ValueError, match=r"blocks: must lie in \[0, 5\)"):
         index.kept(5)

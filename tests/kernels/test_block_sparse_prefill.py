@@ -32,7 +32,7 @@ LENGTHS = [1, 15, 16, 17, 31, 32, 33, 111, 200]
 
 
 def config(
-    threshold: float = 0.3, *, correction: bool = True, last: int = 0, score: str = "sub_means"
+    threshold: float = 0.3, *, correction: bool = True, last: int = 0, score: str = "sub_means", unit: int = 1
 ) -> PrefillConfig:
     return PrefillConfig(
         score=score,
@@ -40,6 +40,7 @@ def config(
         query_tile=TILE,
         query_stride=4,
         mean_correction=correction,
+        mean_blocks=unit,
         sink=16,
         window=16,
         dense_last_tiles=last,
@@ -81,6 +82,32 @@ def test_matches_the_reference(length: int, prefix: int, correction: bool, score
     out, _ = block_sparse_prefill(q, sequence, summaries, chosen, SCALE, selection=index)
     wanted, _ = block_sparse_prefill_reference(q, sequence, index.kept, TILE, SCALE, mean_correction=correction)
     assert rms_ratio(out, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("length", [1, 33, 111, 200])
+@pytest.mark.parametrize("prefix", [0, 5, 48, 100])
+@pytest.mark.parametrize("unit", [2, 4])
+def test_means_of_several_blocks_match_the_reference(length: int, prefix: int, unit: int) -> None:
+    sequence, summaries = paged(prefix + length)
+    q, chosen = queries(length), config(0.6, unit=unit)
+    index = selection(q, sequence, summaries, chosen)
+    out, _ = block_sparse_prefill(q, sequence, summaries, chosen, SCALE, selection=index)
+    given = (q, sequence, index.kept, TILE, SCALE)
+    wanted, _ = block_sparse_prefill_reference(*given, mean_correction=True, mean_blocks=unit)
+    assert rms_ratio(out, wanted) < 1e-5
+    if prefix + length > 200:
+        single, _ = block_sparse_prefill_reference(*given, mean_correction=True)
+        assert rms_ratio(out, single) > 1e-3
+
+
+def test_a_reference_of_units_by_hand() -> None:
+    # Six blocks, of which the tile keeps the second: units of four blocks hold three pruned ones, then no whole unit.
+    sequence, _ = paged(4 * TILE)
+    kept = torch.zeros(2, 4, 8, dtype=torch.bool)
+    kept[:, 3, 1] = True
+    q = torch.zeros(4 * TILE, 4, 8)
+    _, lse = block_sparse_prefill_reference(q, sequence, kept, TILE, SCALE, mean_correction=True, mean_blocks=4)
+    assert torch.allclose(lse[3 * TILE].exp(), torch.tensor(3.0 * PAGE + PAGE + 1, dtype=torch.float64))
 
 
 def test_bfloat16_stays_within_its_tolerance() -> None:

@@ -1,4 +1,4 @@
-"""The Triton kernels compile for Hopper, which takes no GPU: tensor cores are used, and no register is spilled."""
+"""The Triton kernels compile for Hopper without a GPU: on tensor cores, without spilled registers or float64."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ INDICES = (
     "starts",
     "tile_sequence",
     "tile_number",
-    "indptr",
+    "block_starts",
+    "block_counts",
     "blocks",
-    "pruned",
+    "offsets",
     "pages",
     "chosen",
     "filled",
     "counts",
 )
-PREFILL = {"TILE": 128, "BLOCK": 64, "GROUP": 4, "WORD": 32, "CORRECT": True, "WINDOW": False, "CAP": False}
+PREFILL = {"TILE": 128, "BLOCK": 64, "GROUP": 4, "UNIT": 1, "MEANS": 64, "CORRECT": True, "WINDOW": False, "CAP": False}
 PAGES = {"PAGE": 64, "GROUP": 4, "ROWS": 16}
 
 
@@ -68,6 +69,8 @@ def built(name: str, warps: int, folder: Path, **constants: int) -> Built:
         | dict.fromkeys(SINGLES, "*fp32")
         | dict.fromkeys(HALVES, "*bf16")
     )
+    if name == "block_sparse_prefill":
+        kinds["weights"] = "*fp16"
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, each in enumerate(names)
@@ -80,6 +83,8 @@ def built(name: str, warps: int, folder: Path, **constants: int) -> Built:
         aligned,
     )
     ptx = str(triton.compile(source, target=HOPPER, options={"num_warps": warps, "num_stages": 2}).asm["ptx"])
+    # A constant that float32 holds only as a subnormal number makes Triton compute in float64.
+    assert not re.findall(r".*f64.*", ptx), name
     file = folder / "kernel.ptx"
     file.write_text(ptx)
     assembler = [triton.knobs.nvidia.ptxas.path, "-v", "-arch=sm_90a", str(file), "-o", str(folder / "kernel.cubin")]

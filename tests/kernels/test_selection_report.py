@@ -51,10 +51,20 @@ def test_exactly_the_best_selector_is_judged(measured) -> None:
 def test_the_tables_have_every_selector_and_layer(measured, tmp_path: Path) -> None:
     rows, curves = measured
     table = selection_report.markdown({"header": {"device": "CPU"}, "rows": rows})
-    assert all(table.count(f"| {name}") == 2 for name in SELECTORS)
+    # One of them has a row of its own where mean correction is judged.
+    assert all(table.count(f"| {name}") == 2 + (name == "rows' needs") for name in SELECTORS)
     assert "| selector | 0 | 1 |" in table
     selection_report.draw(curves, 1500, tmp_path / "selection.png")
     assert (tmp_path / "selection.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_means_of_fewer_blocks_stand_for_more(measured) -> None:
+    rows, _ = measured
+    (row,) = [row for row in rows if "error_by_mean_blocks" in row]
+    errors = row["error_by_mean_blocks"]
+    assert list(errors) == ["0", "1", "2", "4"]
+    assert errors["1"] == row["output_error"]
+    assert len(set(errors.values())) == 4
 
 
 def test_every_selector_names_its_source() -> None:

@@ -32,6 +32,7 @@ def text(seed: int, length: int = LENGTH) -> tuple[int, ...]:
     return tuple(torch.randint(0, 256, (length,), generator=torch.Generator().manual_seed(seed)).tolist())
 
 
+DIVERGENCES = {1: 0.1, 2: 0.1015, 4: 0.103}
 TEXTS = Texts([text(1), text(2)], text(3, 256), [text(4)], [text(5), text(6)])
 
 
@@ -133,6 +134,27 @@ def test_held_out_text_teaches_nothing(model: LocalModel, profile: Profile, cali
     other = Calibration(model, profile, replace(TEXTS, held_out=[text(9)]), quiet)
     target = Target.parse("density=0.5")
     assert other.reach(target).attention == calibration.reach(target).attention
+
+
+def test_the_most_blocks_behind_a_mean_that_cost_nothing_are_taken(
+    model: LocalModel, profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Calibration(model, profile, TEXTS, quiet, [4, 1, 2])
+    given = replace(profile, dense_layers=frozenset())
+    monkeypatch.setattr(other, "_judge", lambda one, texts: {"divergence": DIVERGENCES[one.prefill.mean_blocks]})
+    chosen, report = other._coarsened(given)
+    assert chosen == replace(given, prefill=replace(given.prefill, mean_blocks=2))
+    assert report == {"divergence_by_mean_blocks": DIVERGENCES}
+    monkeypatch.undo()
+    _, report = other._coarsened(given)
+    assert len(set(report["divergence_by_mean_blocks"].values())) == 3
+    assert Calibration(model, profile, TEXTS, quiet)._coarsened(given) == (given, {})
+
+
+def test_means_are_chosen_only_where_they_correct(model: LocalModel, profile: Profile) -> None:
+    other = replace(profile, prefill=replace(profile.prefill, mean_correction=False))
+    with pytest.raises(ConfigurationError, match="--mean-blocks: the base profile corrects no means"):
+        Calibration(model, other, TEXTS, quiet, [1, 2])
 
 
 def test_the_file_is_a_profile_with_its_provenance(

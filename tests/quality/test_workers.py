@@ -124,6 +124,10 @@ def test_calibrate_on_a_model_nobody_tuned_for(folder: Path, tmp_path: Path) -> 
             "--profile: smollm2-135m-moderate@3: layers.0",
         ),
         (["calibrate", "--model", "{}", "--target", "fast", "--out", "x.yaml"], "--target: must be one of coverage"),
+        (
+            ["calibrate", "--model", "{}", "--target", "density=0.2", "--out", "x.yaml", "--mean-blocks", "1,3"],
+            "--mean-blocks: must be some of 1, 2, 4, not '1,3'",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(options: list[str], message: str, folder: Path) -> None:

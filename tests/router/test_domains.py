@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -150,12 +151,18 @@ class Deaf:
         raise DetectionError("semantic detection ran out of time (1 s)")
 
 
-async def test_without_an_answer_the_undeclared_are_dense_and_the_declared_as_declared(tmp_path: Path) -> None:
+@pytest.mark.parametrize("domain", [None, "rag"])
+async def test_no_answer_is_a_doubt_whatever_was_declared(tmp_path: Path, domain: str | None) -> None:
     deaf: Any = Deaf()
     classifier = Classifier(ModelTokenizer(tiny_model(tmp_path)), 10_000, deaf, doubts_declared=True)
-    undeclared = (await classifier.classify(make_request("hello"), SHIPPED)).signals
-    found = decide(undeclared, SHIPPED)
+    signals = (await classifier.classify(make_request("hello", domain=domain), SHIPPED)).signals
+    found = decide(replace(signals, min_tokens=9000, max_tokens=9000), SHIPPED)
     assert (found.tier, found.reason) == (Tier.DENSE, Reason.CLASSIFIER_FAILED)
+
+
+async def test_who_is_not_asked_owes_no_answer(tmp_path: Path) -> None:
+    deaf: Any = Deaf()
+    classifier = Classifier(ModelTokenizer(tiny_model(tmp_path)), 10_000, deaf)
     declared = (await classifier.classify(make_request("hello", domain="rag"), SHIPPED)).signals
     assert (declared.domain, declared.classifier_error) == ("rag", "")
     scanned = (await classifier.classify(make_request("under attorney-client privilege"), SHIPPED)).signals
@@ -177,6 +184,19 @@ async def test_a_lost_process_is_replaced(detector: Detector) -> None:
             return False
 
     await until(back, 60.0)
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("no memory"), asyncio.CancelledError()])
+async def test_whatever_ends_the_process_is_no_answer(detector: Detector, fault: BaseException) -> None:
+    async def ask(*_: Any) -> Any:
+        raise fault
+
+    detector._ask = ask  # type: ignore[method-assign]
+    try:
+        with pytest.raises(DetectionError):
+            await detector.detect("and now?", SHIPPED)
+    finally:
+        del detector._ask
 
 
 def test_a_missing_model_is_told(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from sparsity_policies.model import Guards, Override, Policy, Rollout, Scope, Si
 from sparsity_policies.rollout import Action, bucket, move
 from sparsity_policies.snapshot import Snapshot
 from sparsity_router.fleet import Admission, Fleet
-from sparsity_router.relay import place
+from sparsity_router.placing import place
 from sparsity_router.workers import State
 from support.snapshots import stored
 

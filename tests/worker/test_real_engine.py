@@ -14,7 +14,8 @@ from sparse_kernels.adapter import use_sparsity
 from sparse_kernels.schedule import SparseAttention
 from sparsity.v1 import inference_pb2
 from sparsity_worker.profile import parse_profile
-from support.engine import Worker, profile_document, storm, worker_request
+from support.engine import Worker, storm, worker_request
+from support.profiles import profile_document
 from support.tiny import tiny_tokenizer, tiny_weights
 from transformers import AutoModelForCausalLM
 

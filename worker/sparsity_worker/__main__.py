@@ -7,6 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
+from sparsity.engines import ENGINES, SGLANG
 from sparsity.errors import SparsityError
 from sparsity.logs import configure_logs
 from sparsity.tls import ServerTls
@@ -23,6 +24,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tier", required=True, choices=TIERS)
     parser.add_argument("--model", required=True, type=Path, help="folder of a Hugging Face model")
     parser.add_argument("--listen", default="127.0.0.1:0", help="host:port; port 0 takes a free one")
+    parser.add_argument("--engine", default=SGLANG, choices=ENGINES, help="echo runs no model")
     parser.add_argument("--profile", help="name or .yaml path of the sparsity profile")
     parser.add_argument("--max-total-tokens", type=int, help="KV cache, tokens; 20480 on the CPU")
     parser.add_argument("--max-requests", type=int, default=32, help="requests accepted at once")

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sparsity.engines import ECHO, ENGINES, SGLANG
 from sparsity.errors import ConfigurationError
 from sparsity.tls import ServerTls
 
@@ -49,6 +50,7 @@ class WorkerConfig:
         tensor_parallel: devices, or on the CPU processes, that share each layer's heads.
         load_format: how SGLang loads the weights, such as `auto` or `dummy`, which makes them up.
         dense_backend: SGLang's attention backend of the dense tier; None lets it choose, or takes the CPU's.
+        engine: `sglang`, or `echo`, which runs no model and answers with the prompt.
     """
 
     worker_id: str
@@ -77,11 +79,16 @@ class WorkerConfig:
     drain_seconds: float = 30.0
     measured_share: float = 0.05
     reasoning_markers: tuple[str, str] = ("<think>", "</think>")
+    engine: str = SGLANG
 
     def __post_init__(self) -> None:
         if self.tier not in TIERS:
             raise ConfigurationError(f"--tier: must be one of {', '.join(TIERS)}, not {self.tier!r}")
-        if self.tier != "dense" and not self.profile:
+        if self.engine not in ENGINES:
+            raise ConfigurationError(f"--engine: must be one of {', '.join(ENGINES)}, not {self.engine!r}")
+        if self.engine == ECHO and self.profile:
+            raise ConfigurationError("--profile: an echo attends nothing, so it takes none")
+        if self.tier != "dense" and not self.profile and self.engine != ECHO:
             raise ConfigurationError(f"--profile: the {self.tier} tier needs one")
         if self.device not in ("cpu", "cuda"):
             raise ConfigurationError(f"--device: must be cpu or cuda, not {self.device!r}")

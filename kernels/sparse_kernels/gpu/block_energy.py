@@ -105,7 +105,7 @@ def _columns(  # type: ignore[no-untyped-def]
 @triton.jit
 def _power(b_x, exponent):  # type: ignore[no-untyped-def]
     """A power of what is not negative."""
-    return tl.where(b_x > 0, tl.exp2(exponent * tl.log2(tl.maximum(b_x, 1e-38))), 0.0)
+    return tl.where(b_x > 0, tl.exp2(exponent * tl.log2(tl.maximum(b_x, 1e-30))), 0.0)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -170,7 +170,9 @@ def kernel(  # type: ignore[no-untyped-def]
             # [ROWS, NEW]
             b_e = tl.sum(tl.reshape(tl.exp2(b_s - b_m[:, None]), (ROWS, NEW, PER)), 2)
             b_mass = tl.sum(b_e / b_l[:, None] * b_w[:, None], 0)
-            b_need = _power(tl.sum(_power(b_e / b_rest[:, None], peak) * b_w[:, None], 0), 1 / peak)
+            # The sink's share of the rest has no bound, and its power may not fit float32.
+            b_e = tl.where((i + o_n >= sink)[None, :], b_e / b_rest[:, None], 0.0)
+            b_need = _power(tl.sum(_power(b_e, peak) * b_w[:, None], 0), 1 / peak)
             m_n = i + o_n < near
             tl.store(mass + at + i + o_n, b_mass, mask=m_n)
-            tl.store(need + at + i + o_n, tl.where(i + o_n < sink, 0.0, b_need), mask=m_n)
+            tl.store(need + at + i + o_n, b_need, mask=m_n)

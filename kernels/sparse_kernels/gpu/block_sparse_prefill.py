@@ -1,11 +1,14 @@
-"""Block-sparse prefill over a batch of paged sequences, in Triton.
+"""Block-sparse prefill over a batch of paged sequences: which kernel runs, and the portable one, in Triton.
 
 One program attends one query tile of one query head: the blocks that the index keeps, the means of those that it
 prunes, then the tile's own keys under the causal mask, in one online softmax (FlashAttention-2, arXiv 2307.08691).
+On NVIDIA Hopper :mod:`sparse_kernels.gpu.hopper.block_sparse_prefill` does the same where it can.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -13,11 +16,14 @@ import triton
 import triton.language as tl
 
 from sparse_kernels.batch import PagedBatch
-from sparse_kernels.block_index import WORD_BITS, BlockIndex
+from sparse_kernels.block_index import BlockIndex
 from sparse_kernels.gpu.checks import check_cache
+from sparse_kernels.mean_correction import UNITS, WIDTH, Corrections
 
 _LOG2E = 1.4426950408889634
 _MOST_DIM = 256
+# Means of one tensor-core product.
+_MEANS = 64
 
 
 class PrefillOutput(NamedTuple):
@@ -32,20 +38,6 @@ class PrefillOutput(NamedTuple):
     lse: torch.Tensor
 
 
-class Corrections(NamedTuple):
-    """What stands for pruned blocks: one column each, of weight ``log(block)``.
-
-    Attributes:
-        means: key means ``[pages, Hkv, D]`` of the physical pages.
-        value_means: value means, same shape.
-        pruned: int32 ``[Hkv, tiles, words]``, as :func:`sparse_kernels.block_index.pruned_words` makes them.
-    """
-
-    means: torch.Tensor
-    value_means: torch.Tensor
-    pruned: torch.Tensor
-
-
 def block_sparse_prefill(
     q: torch.Tensor,
     batch: PagedBatch,
@@ -56,6 +48,7 @@ def block_sparse_prefill(
     window: int = 0,
     softcap: float = 0.0,
     skip_below: float = 0.0,
+    into: PrefillOutput | None = None,
 ) -> PrefillOutput:
     """Causal attention of all queries of a batch over the blocks that an index keeps.
 
@@ -69,6 +62,7 @@ def block_sparse_prefill(
         softcap: scores become ``softcap * tanh(score / softcap)``; 0 leaves them.
         skip_below: a kept block whose largest weight, relative to the largest so far, lies below this for every row of
             a tile is not added; 0 adds all.
+        into: what to write to; None for tensors of its own.
 
     Raises:
         ValueError: naming the argument that does not fit.
@@ -77,25 +71,60 @@ def block_sparse_prefill(
     page, kv_heads = batch.keys.shape[1:3]
     tile, tiles = batch.tiles.rows, batch.tiles.number.numel()
     _check(q, batch, index, corrections)
+    if into is not None and (into.out.shape != q.shape or into.out.dtype != q.dtype or into.out.stride(2) != 1):
+        raise ValueError(f"into: out is {tuple(into.out.shape)} {into.out.dtype}, not as q")
+    if into is not None and (into.lse.shape != q.shape[:2] or not into.lse.is_contiguous()):
+        raise ValueError(f"into: lse is {tuple(into.lse.shape)}, not {tuple(q.shape[:2])}, contiguous")
     if min(window, softcap) < 0 or not 0 <= skip_below < 1:
         raise ValueError("window and softcap: must be 0 or more; skip_below: must lie in [0, 1)")
-    out = torch.empty_like(q)
-    lse = torch.empty(rows, heads, dtype=torch.float32, device=q.device)
+    if into is None:
+        into = PrefillOutput(q.new_empty(q.shape), torch.empty(rows, heads, dtype=torch.float32, device=q.device))
+    out, lse = into
     if not tiles:
-        return PrefillOutput(out, lse)
-    means, value_means, pruned = corrections or (batch.keys, batch.values, index.indptr)
+        return into
+    if not (window or softcap or skip_below):
+        kernels = _hopper() if implementation(q.device, q.dtype, dim, page, tile) == "gluon" else None
+        if kernels is not None and kernels.fits(q, batch, out, scale):
+            kernels.attend(q, batch, index, scale, corrections, out, lse)
+            return into
+    none = Corrections(q, q, index.counts, index.counts, 1)
+    means, value_means, offsets, weights, unit = corrections or none
     kernel[(tiles, heads)](
         q, batch.keys, batch.values, out, lse,
         batch.tables, batch.lengths, batch.starts, batch.tiles.sequence, batch.tiles.number,
-        index.indptr, index.blocks, means, value_means, pruned,
+        *index, means, value_means, offsets, weights,
         scale, softcap, window, skip_below,
-        tiles, heads, batch.tables.stride(0), pruned.shape[-1],
-        *q.stride()[:2], *out.stride()[:2], *batch.keys.stride()[:3], *means.stride()[:2],
-        TILE=tile, BLOCK=page, DIM=dim, GROUP=heads // kv_heads, WORD=WORD_BITS,
+        tiles, heads, batch.tables.stride(0), weights.shape[-1],
+        *q.stride()[:2], *out.stride()[:2], *batch.keys.stride()[:3],
+        TILE=tile, BLOCK=page, DIM=dim, GROUP=heads // kv_heads, UNIT=unit, MEANS=_MEANS,
         CORRECT=corrections is not None, WINDOW=window > 0, CAP=softcap > 0, SKIP=skip_below > 0,
         num_warps=4 if dim * tile <= 64 * 128 else 8, num_stages=2,
     )  # fmt: skip
-    return PrefillOutput(out, lse)
+    return into
+
+
+def implementation(device: torch.device, dtype: torch.dtype, dim: int, page: int, tile: int) -> str:
+    """Which kernel attends: ``gluon``, on NVIDIA Hopper, or ``triton``.
+
+    Windows, logit caps and skipped blocks are ``triton`` everywhere, and so is a cache whose heads do not lie side by
+    side.
+    """
+    known = dim in (64, 128) and page == 64 and tile == 128 and dtype in (torch.bfloat16, torch.float16)
+    if not known or device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device)[0] != 9:
+        return "triton"
+    return "triton" if _hopper() is None else "gluon"
+
+
+@cache
+def _hopper() -> ModuleType | None:
+    """The kernels in Gluon; None where this Triton has no Gluon, and in its interpreter, which does not know it."""
+    if triton.knobs.runtime.interpret:
+        return None
+    try:
+        from sparse_kernels.gpu.hopper import block_sparse_prefill as found
+    except ImportError:
+        return None
+    return found
 
 
 def _check(q: torch.Tensor, batch: PagedBatch, index: BlockIndex, corrections: Corrections | None) -> None:
@@ -106,13 +135,30 @@ def _check(q: torch.Tensor, batch: PagedBatch, index: BlockIndex, corrections: C
         raise ValueError(f"q: head dimension {q.shape[2]} is more than {_MOST_DIM}")
     if tile % page or tile & (tile - 1):
         raise ValueError(f"batch: pages of {page} and tiles of {tile} rows; a tile is a power of 2 of whole pages")
-    if index.indptr.shape != (kv_heads, tiles + 1):
-        raise ValueError(f"index: indptr is {tuple(index.indptr.shape)}, not {(kv_heads, tiles + 1)}")
+    if index.starts.shape != (kv_heads, tiles) or index.counts.shape != index.starts.shape:
+        shapes = f"{tuple(index.starts.shape)} and {tuple(index.counts.shape)}"
+        raise ValueError(f"index: starts and counts are {shapes}, not {(kv_heads, tiles)}")
+    if not (index.starts.is_contiguous() and index.counts.is_contiguous() and index.blocks.is_contiguous()):
+        raise ValueError("index: starts, counts and blocks must be contiguous")
     if corrections is not None:
-        if corrections.means.stride() != corrections.value_means.stride() or corrections.means.stride(2) != 1:
-            raise ValueError("corrections: the means must be contiguous, and laid out alike")
-        if corrections.pruned.shape[:2] != (kv_heads, tiles):
-            raise ValueError(f"corrections: pruned is {tuple(corrections.pruned.shape)}, not {(kv_heads, tiles)} words")
+        _check_corrections(q, batch, corrections)
+
+
+def _check_corrections(q: torch.Tensor, batch: PagedBatch, corrections: Corrections) -> None:
+    means, value_means, offsets, weights, unit = corrections
+    page, kv_heads = batch.keys.shape[1:3]
+    tile, tiles = batch.tiles.rows, batch.tiles.number.numel()
+    if means.shape[1:] != (kv_heads, q.shape[2]) or value_means.shape != means.shape or means.dtype != q.dtype:
+        raise ValueError(f"corrections: means are {tuple(means.shape)} {means.dtype}, not [units, Hkv, D] as q")
+    if not all(each.is_contiguous() for each in (means, value_means, offsets, weights)):
+        raise ValueError("corrections: means, value_means, offsets and weights must be contiguous")
+    if offsets.shape != (batch.tables.shape[0],) or unit not in UNITS:
+        raise ValueError(f"corrections: {offsets.numel()} offsets and units of {unit} blocks do not fit the batch")
+    # Whole tiles of blocks at most lie before a tile.
+    most = (batch.tables.shape[1] - 1) * page // tile * tile // page // unit
+    if weights.shape[:2] != (kv_heads, tiles) or weights.shape[2] % WIDTH or weights.shape[2] < most:
+        wanted = f"{(kv_heads, tiles)} and {most} or more in steps of {WIDTH}"
+        raise ValueError(f"corrections: weights are {tuple(weights.shape)}, not {wanted}")
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -141,12 +187,12 @@ def _attend(b_s, b_v, b_acc, b_m, b_l):  # type: ignore[no-untyped-def]
 def kernel(  # type: ignore[no-untyped-def]
     q, k, v, out, lse,
     tables, lengths, starts, tile_sequence, tile_number,
-    indptr, blocks, means, value_means, pruned,
+    block_starts, block_counts, blocks, means, value_means, offsets, weights,
     scale, softcap, window, skip_below,
-    tiles, heads, s_table, words,
-    s_qt, s_qh, s_ot, s_oh, s_kp, s_kt, s_kh, s_mp, s_mh,
-    TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, WORD: tl.constexpr,
-    CORRECT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, SKIP: tl.constexpr,
+    tiles, heads, s_table, widest,
+    s_qt, s_qh, s_ot, s_oh, s_kp, s_kt, s_kh,
+    TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, UNIT: tl.constexpr,
+    MEANS: tl.constexpr, CORRECT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, SKIP: tl.constexpr,
 ):  # fmt: skip
     """One query tile of one query head; the arguments are those of :func:`block_sparse_prefill`, and strides."""
     # The last tiles take longest: first.
@@ -173,8 +219,8 @@ def kernel(  # type: ignore[no-untyped-def]
     o_in = o_n[:, None] * s_kt + o_d[None, :]
 
     before = number * TILE // BLOCK
-    p_index = indptr + i_kv * (tiles + 1) + i_t
-    for i in range(tl.load(p_index), tl.load(p_index + 1)):
+    begin = tl.load(block_starts + i_kv * tiles + i_t)
+    for i in range(begin, begin + tl.load(block_counts + i_kv * tiles + i_t)):
         i_b = tl.load(blocks + i)
         at = tl.load(p_table + i_b).to(tl.int64) * s_kp + i_kv * s_kh
         # [BLOCK, DIM]
@@ -190,22 +236,21 @@ def kernel(  # type: ignore[no-untyped-def]
             b_acc, b_m, b_l = _attend(b_s, tl.load(v + at + o_in), b_acc, b_m, b_l)
 
     if CORRECT:
-        o_w = tl.arange(0, WORD)
-        p_pruned = pruned + (i_kv * tiles + i_t).to(tl.int64) * words
-        for i_w in range((before + WORD - 1) // WORD):
-            word = tl.load(p_pruned + i_w)
-            if word != 0:
-                m_b = ((word >> o_w) & 1) != 0
-                o_b = i_w * WORD + o_w
-                at = tl.load(p_table + o_b, mask=m_b, other=0).to(tl.int64) * s_mp + i_kv * s_mh
-                # [WORD, DIM]
-                b_k = tl.load(means + at[:, None] + o_d[None, :], mask=m_b[:, None], other=0.0).to(b_q.dtype)
-                b_v = tl.load(value_means + at[:, None] + o_d[None, :], mask=m_b[:, None], other=0.0).to(b_q.dtype)
-                b_s = _scores(b_q, tl.trans(b_k), scale, softcap, CAP) + tl.log2(BLOCK * 1.0)
-                m_s = m_b[None, :]
+        o_w = tl.arange(0, MEANS)
+        p_weights = weights + (i_kv * tiles + i_t).to(tl.int64) * widest
+        p_means = tl.load(offsets + i_s).to(tl.int64) * (heads // GROUP * DIM) + i_kv * DIM
+        for i_u in range(0, before // UNIT, MEANS):
+            b_w = tl.load(p_weights + i_u + o_w).to(tl.float32)
+            if tl.max(b_w, 0) > float("-inf"):
+                at = p_means + (i_u + o_w)[:, None] * (heads // GROUP * DIM) + o_d[None, :]
+                # [MEANS, DIM]
+                b_k = tl.load(means + at)
+                b_v = tl.load(value_means + at)
+                b_s = _scores(b_q, tl.trans(b_k), scale, softcap, CAP) + b_w[None, :]
                 if WINDOW:
-                    m_s = m_s & (o_m[:, None] - (o_b * BLOCK)[None, :] < window)
-                b_acc, b_m, b_l = _attend(tl.where(m_s, b_s, float("-inf")), b_v, b_acc, b_m, b_l)
+                    seen = o_m[:, None] - ((i_u + o_w) * UNIT * BLOCK)[None, :] < window
+                    b_s = tl.where(seen, b_s, float("-inf"))
+                b_acc, b_m, b_l = _attend(b_s, b_v, b_acc, b_m, b_l)
 
     for i_o in range(TILE // BLOCK):
         i_b = before + i_o

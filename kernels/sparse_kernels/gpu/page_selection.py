@@ -181,6 +181,6 @@ def score_sub_pages(  # type: ignore[no-untyped-def]
     b_m = tl.max(b_s, 2)
     b_safe = tl.where(b_m == float("-inf"), 0.0, b_m)
     b_l = tl.sum(tl.exp2(b_s - b_safe[:, :, None]), 2)
-    b_mass = tl.where(b_l > 0, (b_safe + tl.log2(tl.maximum(b_l, 1e-38))) * 0.6931471805599453, float("-inf"))
+    b_mass = tl.where(b_l > 0, (b_safe + tl.log2(tl.maximum(b_l, 1e-30))) * 0.6931471805599453, float("-inf"))
     p_mass = masses + ((i_s * tl.num_programs(1) + i_kv) * GROUP + o_r).to(tl.int64)[:, None] * blocks + o_n[None, :]
     tl.store(p_mass, b_mass, mask=m_r[:, None] & (o_n < blocks)[None, :])

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import grpc
 import typer
+from sparsity.engines import SGLANG, engine_of
 from sparsity.errors import ConfigurationError, UnavailableError
 from sparsity.leases import read_key, sign
 from sparsity.status import to_error
@@ -130,7 +131,11 @@ def _examine(address: str, key: bytes | None, timeout: float) -> Finding:
 def _described(own: worker_pb2.GetCapabilitiesResponse) -> Iterator[tuple[str, str]]:
     engine, proof = own.engine, own.proof
     yield "worker", f"{own.worker_id}, {tier_word(own.tier)} tier"
-    yield "model", f"{own.model}: {own.context_length} tokens of context, {own.kv_capacity_tokens} in the KV cache"
+    cache = f"{own.kv_capacity_tokens} in the KV cache" if own.kv_capacity_tokens else "no KV cache"
+    yield "model", f"{own.model}: {own.context_length} tokens of context, {cache}"
+    if engine_of(own) != SGLANG:
+        yield "engine", f"{engine.name}, which runs no model"
+        return
     ranks = f"{engine.tensor_parallel} x " if engine.tensor_parallel > 1 else ""
     graphs = "on" if engine.cuda_graphs else "off"
     yield (
@@ -192,14 +197,16 @@ def _judged(
     """The request in a line, and what is wrong with it."""
     usage, report = completion.usage, completion.sparsity
     first = usage.time_to_first_token.ToMilliseconds() / 1000
-    told = (
-        f"{usage.prompt_tokens} tokens, {usage.completion_tokens} new in {seconds:.2f} s, first after {first:.2f} s;"
-        f" density {report.prefill_density:.3f} prefill, {report.decode_density:.3f} decode,"
+    told = f"{usage.prompt_tokens} tokens, {usage.completion_tokens} new in {seconds:.2f} s, first after {first:.2f} s"
+    if not usage.completion_tokens:
+        return told, "the stream ended without a completion"
+    if not completion.HasField("sparsity"):
+        return told, completion.unreported or "it does not report what it attended"
+    told += (
+        f"; density {report.prefill_density:.3f} prefill, {report.decode_density:.3f} decode,"
         f" coverage {coverage(report)},"
         f" {report.sparse_kernel_calls} of {report.kernel_calls} kernel calls sparse"
     )
-    if not usage.completion_tokens:
-        return told, "the stream ended without a completion"
     if own.tier == inference_pb2.TIER_DENSE:
         return told, "" if report.prefill_density == 1 else "a dense worker reports that it pruned"
     if own.sparse_from > own.context_length - _NEW:

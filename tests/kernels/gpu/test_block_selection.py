@@ -14,6 +14,7 @@ from sparse_kernels.batch import PagedBatch
 from sparse_kernels.gpu.block_energy import block_energy
 from sparse_kernels.gpu.block_selection import select_blocks
 from sparse_kernels.reference import block_energy_reference
+from support.devices import launch
 from support.paging import PAGE, SUB, joined, queries
 
 HEADS, DIM = 6, 16
@@ -54,7 +55,7 @@ class Case:
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 33, 64, 111, 128, 200])
 def test_matches_the_reference(score: str, length: int) -> None:
     case, config = Case([(0, length)]), replace(CONFIG, score=score)
-    found = block_energy(case.q, case.batch, case.summaries, config, SCALE)
+    found = launch(block_energy, case.q, case.batch, case.summaries, config, SCALE)
     keys = case.sequences[0].gather()[0].flatten(1, 2)[:, :length]
     mass, need = block_energy_reference(case.q, keys, PAGE, SUB, config, SCALE)
     assert torch.allclose(found.mass.double(), mass, atol=2e-6)
@@ -66,7 +67,7 @@ def test_matches_the_reference(score: str, length: int) -> None:
 def test_a_batch_selects_what_each_sequence_does_alone(score: str, rule: tuple[str, float]) -> None:
     case = Case([(0, 111), (48, 65), (100, 1), (5, 200), (64, 64)])
     config = replace(CONFIG, score=score, rule=rule[0], threshold=rule[1])
-    found = select_blocks(case.q, case.batch, case.summaries, config, SCALE, totals=case.totals)
+    found = launch(select_blocks, case.q, case.batch, case.summaries, config, SCALE, totals=case.totals)
     assert 0 < found.kept.float().mean() < 0.5
     for number, sequence in enumerate(case.sequences):
         wanted, blocks = case.one(number, config), -(-sequence.length // PAGE)
@@ -79,9 +80,8 @@ def test_thresholds_by_head_and_dense_last_tiles() -> None:
     case, total = Case([(0, 160), (0, 160)]), 300
     config = replace(CONFIG, head_thresholds=(0.0, 0.9), dense_last_tiles=1)
     # The first is not at its end yet.
-    found = select_blocks(
-        case.q, case.batch, case.summaries, config, SCALE, totals=torch.tensor([total, 160])
-    )  # fmt: skip
+    totals = torch.tensor([total, 160])
+    found = launch(select_blocks, case.q, case.batch, case.summaries, config, SCALE, totals=totals)
     for number, whole in enumerate((total, 160)):
         assert torch.equal(case.of(number, found.kept), case.one(number, config, whole).kept)
     last = [case.of(number, found.kept)[0, -1, :8].all() for number in (0, 1)]
@@ -91,8 +91,10 @@ def test_thresholds_by_head_and_dense_last_tiles() -> None:
 def test_dense_sequences_keep_everything_and_change_nobody_else() -> None:
     case = Case([(0, 160), (0, 100)])
     asked = {"totals": case.totals}
-    plain = select_blocks(case.q, case.batch, case.summaries, CONFIG, SCALE, **asked)
-    mixed = select_blocks(case.q, case.batch, case.summaries, CONFIG, SCALE, **asked, dense=torch.tensor([False, True]))
+    plain = launch(select_blocks, case.q, case.batch, case.summaries, CONFIG, SCALE, **asked)
+    mixed = launch(
+        select_blocks, case.q, case.batch, case.summaries, CONFIG, SCALE, **asked, dense=torch.tensor([False, True])
+    )
     assert torch.equal(case.of(0, mixed.kept), case.of(0, plain.kept))
     before = torch.arange(plain.kept.shape[2]) < case.batch.before[:, None]
     assert torch.equal(case.of(1, mixed.kept), case.of(1, before[None].expand(2, -1, -1)))
@@ -102,23 +104,25 @@ def test_dense_sequences_keep_everything_and_change_nobody_else() -> None:
 def test_threshold_zero_of_the_strongest_keeps_everything() -> None:
     case = Case([(0, 200)])
     config = replace(CONFIG, rule="max_threshold", threshold=0.0)
-    found = select_blocks(case.q, case.batch, case.summaries, config, SCALE, totals=case.totals)
+    found = launch(select_blocks, case.q, case.batch, case.summaries, config, SCALE, totals=case.totals)
     assert torch.equal(found.kept, (torch.arange(13) < case.batch.before[:, None])[None].expand(2, -1, -1))
     assert torch.equal(found.coverage, torch.ones(2, 7))
 
 
 def test_queries_of_zero_spread_evenly() -> None:
     case = Case([(0, 160)])
-    found = block_energy(torch.zeros_like(case.q), case.batch, case.summaries, replace(CONFIG, query_stride=32), SCALE)
+    found = launch(
+        block_energy, torch.zeros_like(case.q), case.batch, case.summaries, replace(CONFIG, query_stride=32), SCALE
+    )
     # The last row of the last tile sees all ten blocks.
     assert torch.allclose(found.mass[:, -1], torch.full((2, 10), 0.1))
     assert torch.allclose(found.need[:, -1, 1:], torch.full((2, 9), 1 / 9))
 
 
-def test_half_precision() -> None:
-    case = Case([(0, 111), (48, 65)], torch.float16)
-    found = block_energy(case.q, case.batch, case.summaries, CONFIG, SCALE)
-    exact = block_energy(case.q.float(), case.batch, case.summaries, CONFIG, SCALE)
+def test_dtypes(dtype: torch.dtype) -> None:
+    case = Case([(0, 111), (48, 65)], dtype)
+    found = launch(block_energy, case.q, case.batch, case.summaries, CONFIG, SCALE)
+    exact = launch(block_energy, case.q.float(), case.batch, case.summaries, CONFIG, SCALE)
     assert (found.mass - exact.mass).abs().max() < 5e-3
 
 

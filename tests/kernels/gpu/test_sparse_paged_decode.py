@@ -9,6 +9,7 @@ from sparse_kernels import select_pages as select_pages_cpu
 from sparse_kernels.gpu.page_selection import page_capacity, page_counts, select_pages
 from sparse_kernels.gpu.sparse_paged_decode import DecodeBatch, sparse_paged_decode
 from sparse_kernels.reference import sparse_paged_decode_reference
+from support.devices import EXACT, launch
 from support.paging import PAGE, joined, queries, rms_ratio
 
 HEADS, DIM = 4, 16
@@ -38,7 +39,7 @@ class Case:
         self.batch = batch_of(self.sequences)
 
     def pages(self, config: DecodeConfig = CONFIG) -> torch.Tensor:
-        return select_pages(self.q, self.batch, self.summaries, config, SCALE)
+        return launch(select_pages, self.q, self.batch, self.summaries, config, SCALE)
 
     def valid(self, pages: torch.Tensor, number: int) -> torch.Tensor:
         """The pages of one sequence that count, ``[Hkv, n]``."""
@@ -50,10 +51,10 @@ class Case:
 def test_matches_the_reference(heads: int) -> None:
     case = Case(LENGTHS, heads)
     pages = case.pages()
-    out = sparse_paged_decode(case.q, case.batch, pages, SCALE)
+    out = launch(sparse_paged_decode, case.q, case.batch, pages, SCALE)
     for number, sequence in enumerate(case.sequences):
         wanted = sparse_paged_decode_reference(case.q[number], sequence, case.valid(pages, number), SCALE)
-        assert rms_ratio(out[number], wanted) < 1e-5, LENGTHS[number]
+        assert rms_ratio(out[number], wanted) < EXACT, LENGTHS[number]
 
 
 @pytest.mark.parametrize("score", ["spread", "sub_pages"])
@@ -70,9 +71,9 @@ def test_chooses_what_the_cpu_chooses(score: str, heads: int, dtype: torch.dtype
 def test_equals_dense_when_all_pages_fit() -> None:
     case = Case(LENGTHS)
     pages = case.pages(DecodeConfig(sparse_from=0, budget=336, sink=16, recent=32))
-    out = sparse_paged_decode(case.q, case.batch, pages, SCALE)
+    out = launch(sparse_paged_decode, case.q, case.batch, pages, SCALE)
     for number, sequence in enumerate(case.sequences):
-        assert rms_ratio(out[number], dense_attention(case.q[number : number + 1], sequence, SCALE)[0][0]) < 1e-5
+        assert rms_ratio(out[number], dense_attention(case.q[number : number + 1], sequence, SCALE)[0][0]) < EXACT
 
 
 def test_lengths_may_grow_under_the_same_shapes() -> None:
@@ -86,32 +87,32 @@ def test_lengths_may_grow_under_the_same_shapes() -> None:
         case.summaries.mark(cut.table)
         case.summaries.refresh(cut)
         pages = case.pages()
-        out = sparse_paged_decode(case.q, case.batch, pages, SCALE)
+        out = launch(sparse_paged_decode, case.q, case.batch, pages, SCALE)
         wanted = sparse_paged_decode_reference(case.q[0], cut, case.valid(pages, 0), SCALE)
-        assert rms_ratio(out[0], wanted) < 1e-5
+        assert rms_ratio(out[0], wanted) < EXACT
 
 
 def test_short_sequences_and_those_held_dense_attend_all_they_have() -> None:
     case, config = Case(LENGTHS), replace(CONFIG, sparse_from=201)
     held = torch.tensor([length == 333 for length in LENGTHS])
-    counts = page_counts(case.batch, config, held)
+    counts = launch(page_counts, case.batch, config, held)
     assert counts.tolist() == [-(-length // PAGE) for length in LENGTHS]
-    assert page_counts(case.batch, config).tolist()[-1] == page_counts(case.batch, CONFIG).tolist()[-1] == 6
-    assert page_counts(case.batch, CONFIG).tolist()[-2] == 6
-    out = sparse_paged_decode(case.q, case.batch, case.pages(config), SCALE, counts)
+    assert [launch(page_counts, case.batch, each).tolist()[-1] for each in (config, CONFIG)] == [6, 6]
+    assert launch(page_counts, case.batch, CONFIG).tolist()[-2] == 6
+    out = launch(sparse_paged_decode, case.q, case.batch, case.pages(config), SCALE, counts)
     for number, sequence in enumerate(case.sequences):
-        assert rms_ratio(out[number], dense_attention(case.q[number : number + 1], sequence, SCALE)[0][0]) < 1e-5
+        assert rms_ratio(out[number], dense_attention(case.q[number : number + 1], sequence, SCALE)[0][0]) < EXACT
 
 
 @pytest.mark.parametrize("dim", [16, 64, 128])
-def test_half_precision_is_near_the_definition(dim: int) -> None:
-    case = Case([200, 64], dtype=torch.float16, dim=dim)
+def test_dtypes_are_near_the_definition(dim: int, dtype: torch.dtype, tolerance: float) -> None:
+    case = Case([200, 64], dtype=dtype, dim=dim)
     pages = case.pages()
-    out = sparse_paged_decode(case.q, case.batch, pages, dim**-0.5)
-    assert out.dtype == torch.float16
+    out = launch(sparse_paged_decode, case.q, case.batch, pages, dim**-0.5)
+    assert out.dtype == dtype
     for number, sequence in enumerate(case.sequences):
         wanted = sparse_paged_decode_reference(case.q[number], sequence, case.valid(pages, number), dim**-0.5)
-        assert rms_ratio(out[number], wanted) < 0.002
+        assert rms_ratio(out[number], wanted) < tolerance
 
 
 def test_sink_and_recent_pages_are_always_there() -> None:

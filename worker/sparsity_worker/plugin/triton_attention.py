@@ -8,15 +8,16 @@ import numpy as np
 import torch
 from sparse_kernels import PagedSequence, PageSummaries, causal_pairs
 from sparse_kernels.batch import BatchTiles, PagedBatch
-from sparse_kernels.block_index import BlockIndex, pruned_words
+from sparse_kernels.block_index import BlockIndex
 from sparse_kernels.config import PrefillConfig
 from sparse_kernels.gpu.block_energy import COLUMNS
 from sparse_kernels.gpu.block_selection import select_blocks
-from sparse_kernels.gpu.block_sparse_prefill import Corrections, block_sparse_prefill
+from sparse_kernels.gpu.block_sparse_prefill import block_sparse_prefill
 from sparse_kernels.gpu.checks import check_dim
 from sparse_kernels.gpu.page_selection import page_capacity, page_counts, select_pages
 from sparse_kernels.gpu.page_summaries import summarize_pages
 from sparse_kernels.gpu.sparse_paged_decode import DecodeBatch, sparse_paged_decode
+from sparse_kernels.mean_correction import Corrections
 from sparse_kernels.measured_coverage import measured_coverage, spread_rows
 
 from sparsity_worker.plugin.accounting import PREFILL, Ledger
@@ -111,14 +112,15 @@ class TritonAttention:
         sparse_from = self._profile.prefill.sparse_from
         flags = [prompt.reasoning if decode else not prompt.is_long(sparse_from) for prompt in spans.prompts]
         tiles = BatchTiles.of(*([], []) if decode else (spans.lengths, spans.new), tile)
-        slots, owners, blocks, filled, lengths, starts, totals, dense, sequence, number = upload(
+        slots, owners, blocks, filled, lengths, starts, totals, dense, *moved = upload(
             device, spans.slots, owner, block, np.minimum(page, length[owner] - block * page), length,
-            [0, *new.cumsum()], [prompt.length for prompt in spans.prompts], flags, tiles.sequence, tiles.number,
+            [0, *new.cumsum()], [prompt.length for prompt in spans.prompts], flags, *tiles[1:],
         )  # fmt: skip
+        tiles = BatchTiles(tile, *(there.view(part.shape) for there, part in zip(moved, tiles[1:], strict=True)))
         tables = (self._req_to_token[slots.long(), : max(spans.lengths, default=1) : page] // page).int()
         self._batch = _Batch(
             spans, decode, flags, tables, lengths, starts, totals, dense.bool(), tables[owners.long(), blocks.long()],
-            filled, BatchTiles(tile, sequence, number),
+            filled, tiles,
         )  # fmt: skip
         self._full = None
         # Of a batch that SGLang captured or warmed up with, which nobody booked.
@@ -192,16 +194,14 @@ class TritonAttention:
         config = self._profile.prefill_at(layer.layer_id)
         if config is None or all(not prompt.is_long(config.sparse_from) for prompt in own.spans.prompts):
             if self._full is None:
-                before = torch.arange(own.tables.shape[1], device=q.device) < batch.before[:, None]
-                self._full = BlockIndex.of(before[None].expand(keys.shape[2], -1, -1))
+                self._full = BlockIndex.full(batch.before, keys.shape[2], own.tables.shape[1])
             return block_sparse_prefill(q, batch, self._full, layer.scaling).out
         kept, coverage = select_blocks(
             q, batch, summaries, config, layer.scaling, totals=own.totals, dense=own.dense
         )  # fmt: skip
         corrections = None
         if config.mean_correction:
-            pruned = pruned_words(kept, batch.before)
-            corrections = Corrections(summaries.mean, summaries.value_mean, pruned)
+            corrections = Corrections.of(kept, batch, summaries, config.mean_blocks, q.dtype)
         out = block_sparse_prefill(q, batch, BlockIndex.of(kept), layer.scaling, corrections=corrections).out
         self._note(layer.layer_id, own, kept, coverage, config)
         if layer.layer_id in self._watched:

@@ -1,0 +1,1 @@
+"""Kernels in Gluon for NVIDIA Hopper: TMA, warp groups and asynchronous tensor-core products."""

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sparse_kernels.batch import BatchTiles
+
+TILE = 32
+
+
+@given(st.lists(st.tuples(st.integers(0, 150), st.integers(0, 150)), min_size=1, max_size=5))
+def test_work_covers_every_query_once_and_longest_first(counts: list[tuple[int, int]]) -> None:
+    lengths, queries = [prefix + new for prefix, new in counts], [new for _, new in counts]
+    tiles = BatchTiles.of(lengths, queries, TILE)
+    first = [sum(queries[:number]) for number in range(len(counts))]
+    for work, rows in ((tiles.whole, TILE), (tiles.halves, TILE // 2)):
+        covered = torch.zeros(sum(queries), dtype=torch.int64)
+        positions = []
+        for tile, sequence, position, row, prefix, length, *rest in work.tolist():
+            assert tiles.sequence[tile] == sequence
+            assert tiles.number[tile] == position // TILE
+            assert (prefix, length, rest) == (counts[sequence][0], lengths[sequence], [0, 0])
+            assert row - position == first[sequence] - prefix
+            begin, end = max(position, prefix), min(position + rows, length)
+            assert begin < end
+            covered[row - position + begin : row - position + end] += 1
+            positions.append(position)
+        assert (covered == 1).all()
+        assert positions == sorted(positions, reverse=True)
+        # What copies of 16 bytes, and kernels that are compiled for such, can rely on.
+        assert not work.numel() or work.storage_offset() % 4 == 0
+    assert tiles.whole.shape == (tiles.number.numel(), 8)

@@ -1,0 +1,83 @@
+"""The Gluon kernels compile for Hopper without a GPU: no spills, no serialized products, softmax beside products."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import triton
+from sparse_kernels.gpu.hopper.block_sparse_prefill import LAYOUT, OPTIONS, STAGES, kernel
+from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon._runtime import GluonASTSource
+
+HOPPER = GPUTarget("cuda", 90, 32)
+INDICES = ("counter", "work", "tables", "block_starts", "block_counts", "blocks", "offsets")
+VARIANTS = [
+    *itertools.product([64, 128], ["bf16", "fp16"], [4, 7], [0, 1]),
+    (128, "bf16", 1, 0), (128, "bf16", 2, 2), (128, "bf16", 4, 4), (64, "fp16", 3, 2),
+]  # fmt: skip
+# Of a step: two products of 128 keys, an exponential for each of a lane's 64 scores and its two rows' factors.
+EXPONENTIALS = 66
+
+
+def built(dim: int, dtype: str, group: int, unit: int, folder: Path) -> tuple[str, list[str]]:
+    """What ptxas tells of a variant, and its instructions, each with its address in hexadecimal first."""
+    names, stages = kernel.arg_names, STAGES[dim]
+    constants = {"GROUP": group, "DIM": dim, "UNIT": unit, "KS": stages[0], "VS": stages[1]}
+    kinds = dict.fromkeys(constants, "constexpr") | dict.fromkeys(INDICES, "*i32") | {"scale": "fp32"}
+    kinds |= {"out": f"*{dtype}", "lse": "*fp32", "weights": "*fp16"}
+    for each in names:
+        kinds.setdefault(each, f"tensordesc<{dtype}[64, {dim}],{LAYOUT!r}>" if each.endswith("_desc") else "i32")
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, each in enumerate(names)
+        if kinds[each].startswith("*") or each in ("s_ot", "heads")
+    }
+    given = {(names.index(each),): value for each, value in constants.items()}
+    made = triton.compile(GluonASTSource(kernel, kinds, given, aligned), target=HOPPER, options=dict(OPTIONS))
+    ptx, cubin = folder / "kernel.ptx", folder / "kernel.cubin"
+    ptx.write_text(made.asm["ptx"])
+    assembler = [triton.knobs.nvidia.ptxas.path, "-v", "-arch=sm_90a", str(ptx), "-o", str(cubin)]
+    told = subprocess.run(assembler, capture_output=True, text=True, check=True).stderr
+    dump = [triton.knobs.nvidia.cuobjdump.path, "-sass", str(cubin)]
+    listed = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
+    return told, re.findall(r"^\s+/\*([0-9a-f]+\*/\s+.*?);", listed, re.M)
+
+
+def loops(instructions: list[str]) -> list[list[str]]:
+    """Bodies of loops, by their branches back."""
+    places = {int(each.split("*")[0], 16): place for place, each in enumerate(instructions)}
+    found = []
+    for place, each in enumerate(instructions):
+        target = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", each)
+        if target and places.get(int(target[1], 16), place) < place:
+            found.append(instructions[places[int(target[1], 16)] : place + 1])
+    return found
+
+
+@pytest.mark.parametrize(("dim", "dtype", "group", "unit"), VARIANTS)
+def test_block_sparse_prefill(dim: int, dtype: str, group: int, unit: int, tmp_path: Path) -> None:
+    told, instructions = built(dim, dtype, group, unit, tmp_path)
+    assert "0 bytes spill stores, 0 bytes spill loads" in told
+    # ptxas says so when it waits for every product.
+    assert not re.search(r"C75\d\d", told)
+    assert int(re.findall(r"Used (\d+) registers", told)[0]) <= OPTIONS["maxnreg"]
+
+    steps = [
+        body
+        for body in loops(instructions)
+        if sum("MUFU.EX2" in each for each in body) == EXPONENTIALS and len(body) < 760
+    ]
+    # Of the two consumers; an outer loop may be short enough to look alike.
+    assert len(steps) >= 2
+    for body in steps[:2]:
+        assert sum("HGMMA" in each for each in body) == (dim + 128) // 16
+        last = max(place for place, each in enumerate(body) if "MUFU.EX2" in each)
+        waits = [place for place, each in enumerate(body) if "WARPGROUP.DEPBAR.LE gsb0, 0x0" in each]
+        # The product with the values runs beside the exponentials: nothing waits for it before the last of these.
+        assert len(waits) == 1
+        assert last < waits[0]
+        assert not any(re.search(r"\b(LDL|STL)\b", each) for each in body)
