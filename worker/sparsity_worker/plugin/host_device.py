@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 # Of 4 bytes each: kernels load 16 bytes at once where they may.
 _ALIGNED: Final = 4
+# torch leaves it without types.
+_Event: Any = torch.cuda.Event
 
 
 def upload(device: torch.device, *columns: Sequence[int] | NDArray[Any] | torch.Tensor) -> list[torch.Tensor]:
@@ -46,7 +48,7 @@ class Download:
         if found.device.type == "cuda":
             self._host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
             self._host.copy_(found, non_blocking=True)
-            self._done = torch.Event(device=found.device)
+            self._done = _Event()
             self._done.record()
         else:
             self._host = found.clone()

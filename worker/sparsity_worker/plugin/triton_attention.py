@@ -272,8 +272,8 @@ class TritonAttention:
             return
         found = Download(torch.stack(list(attended.values()))) if attended else None
         rows = [self._layers.index(layer) for layer in attended]
-        ready = found.ready if found else lambda: True
-        self._ledger.defer(own.spans.rids, lambda: self._enter(own.spans, own.tiles.rows, rows, found), ready)
+        spans, tile, ready = own.spans, own.tiles.rows, found.ready if found else lambda: True
+        self._ledger.defer(spans.rids, lambda: self._enter(spans, tile, rows, found), ready)
 
     def _enter(self, spans: Spans, tile: int, rows: list[int], found: Download | None) -> None:
         """Books prefill: every layer as dense, but ``rows`` by what was ``found`` in them."""

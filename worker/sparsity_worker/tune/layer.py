@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 
@@ -109,7 +109,8 @@ class Layer:
         return TritonAttention(self._profile, self._summaries, slots, ledger, self.heads.heads), ledger
 
 
-class Pass(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Pass:
     """A batch that can be attended again and again.
 
     Attributes:

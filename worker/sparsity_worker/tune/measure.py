@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 
 from sparsity_worker.tune.crossover import Timing
-from sparsity_worker.tune.layer import Layer
+from sparsity_worker.tune.layer import Layer, Pass
 
 _WARM: Final = 2
 # Calls of one graph, as layers follow each other in a step.
@@ -41,21 +41,23 @@ class Plan(NamedTuple):
 
 def measure(layer: Layer, plan: Plan) -> Iterator[Timing]:
     """Prefill by length, then decode by batch and length."""
-    device = layer.keys.device
     layer.fill(plan.lengths[-1])
     for length in plan.lengths:
         new = min(length, plan.chunk)
         sparse, dense = (layer.prefill(length, new, sparse=each) for each in (True, False))
-        took = [milliseconds(run, device, plan.runs) for run in (sparse, dense)]
-        yield Timing("prefill", 1, length, *took, _sdpa_prefill(layer, length, new, plan.runs), sparse.density())
+        yield _timing("prefill", 1, length, sparse, dense, _sdpa_prefill(layer, length, new, plan.runs), plan.runs)
     for batch in plan.batches:
         for length in plan.lengths:
             if batch * (length + layer.page) <= plan.tokens:
                 sparse, dense = (layer.decode(batch, length, sparse=each) for each in (True, False))
-                took = [milliseconds(run, device, plan.runs, graph=True) for run in (sparse, dense)]
-                yield Timing(
-                    "decode", batch, length, *took, _sdpa_decode(layer, batch, length, plan.runs), sparse.density()
-                )
+                sdpa = _sdpa_decode(layer, batch, length, plan.runs)
+                yield _timing("decode", batch, length, sparse, dense, sdpa, plan.runs)
+
+
+def _timing(phase: str, batch: int, length: int, sparse: Pass, dense: Pass, sdpa: float | None, runs: int) -> Timing:
+    device, graph = sparse.queries.device, phase == "decode"
+    ours, whole = (milliseconds(each, device, runs, graph=graph) for each in (sparse, dense))
+    return Timing(phase, batch, length, ours, whole, sdpa, sparse.density())
 
 
 def milliseconds(run: Callable[[], Any], device: torch.device, runs: int, *, graph: bool = False) -> float:
