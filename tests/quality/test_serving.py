@@ -13,7 +13,7 @@ import pytest
 from sparsity.errors import ConfigurationError
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_quality.serving import __main__ as serving
-from sparsity_quality.serving import baseline, repeats, smoke, verdict
+from sparsity_quality.serving import baseline, repeats, smoke, soak, verdict
 from sparsity_quality.serving.measure import measure
 from sparsity_quality.serving.measured import Measured, read_all
 from sparsity_quality.serving.plan import DRY, REAL, Plan
@@ -30,7 +30,7 @@ class Fake:
 
     def __init__(self, tier: str, *, pruned: float = 0.3, token: int = 7, wavers: bool = False) -> None:
         self.tier, self.pruned, self.token, self.started = tier, pruned, token, 10.0
-        self.wavers = wavers
+        self.wavers, self.behind = wavers, (0, 0)
         self.asked: list[tuple[int, int, str | None]] = []
         self.left: list[tuple[int, float, str]] = []
 
@@ -51,6 +51,9 @@ class Fake:
         first = len(prompt) * (1e-3 if not long else 5e-4)
         token = len(self.asked) if self.wavers and len(prompt) > 200 else self.token
         return Taken(first, first + 0.01 * (new - 1), (token,) * new, report)
+
+    async def held(self) -> tuple[int, int]:
+        return self.behind
 
     async def ask_and_leave(self, prompt: list[int], seconds: float, salt: str) -> None:
         self.left.append((len(prompt), seconds, salt))
@@ -134,6 +137,38 @@ def test_an_answer_that_others_or_an_abort_change_is_a_fault() -> None:
     assert [(length, seconds / cold) for length, seconds, _ in fake.left] == [
         (PLAN.interrupted, pytest.approx(part)) for part in (0.3, 0.6)
     ]  # fmt: skip
+
+
+def test_what_a_storm_leaves_behind_or_answers_badly_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soak, "_IDLE_SECONDS", 0.0)
+
+    class Short(Fake):
+        async def ask(self, prompt: list[int], new: int, salt: str | None = None) -> Taken:
+            taken = await super().ask(prompt, new, salt)
+            return taken._replace(answer=taken.answer[:1] if new == 64 else taken.answer)
+
+    good, bad = Fake("dense"), Short("dense")
+    assert not asyncio.run(soak.faults(cast(Any, good), PLAN, 260, 300))
+    assert len(good.asked) + len(good.left) == 300
+    assert 40 < len(good.left) < 80
+    assert max(length for length, _, _ in good.asked) > PLAN.interrupted / 2
+    bad.behind = (1, 64)
+    found = asyncio.run(soak.faults(cast(Any, bad), PLAN, 260, 300))
+    assert found[-1] == "1 requests and 64 tokens of the KV cache were left behind"
+    assert found[:-1]
+    assert all(fault.endswith("1 of 64 tokens came") for fault in found[:-1])
+    # Layers that were not called for each token.
+    sparse = Fake("aggressive")
+    report = inference_pb2.SparsityReport(prefill_density=0.5, decode_density=0.5, kernel_calls=3)
+    report.layers.add()
+    monkeypatch.setattr(sparse, "ask", lambda prompt, new: _taken(new, report))
+    assert any(
+        "3 kernel calls in 1 layers" in fault for fault in asyncio.run(soak.faults(cast(Any, sparse), PLAN, 260, 9))
+    )
+
+
+async def _taken(new: int, report: inference_pb2.SparsityReport) -> Taken:
+    return Taken(0.1, 0.2, (7,) * new, report)
 
 
 def test_the_backend_must_have_proved_itself_beside_a_dense_tier_of_the_same_device() -> None:

@@ -124,6 +124,14 @@ class Worker:
         )
         return found
 
+    async def held(self) -> tuple[int, int]:
+        """Requests in flight, and tokens that they hold of the KV cache."""
+        stream = self._stub.WatchLoad(worker_pb2.WatchLoadRequest(), timeout=20.0)
+        async for load in stream:
+            stream.cancel()
+            return int(load.requests), int(load.kv_used_tokens)
+        return 0, 0
+
     async def ask(self, prompt: Sequence[int], new: int, salt: str | None = None) -> Taken:
         """One request, greedy and to its full length; prompts of one ``salt`` share a prefix cache."""
         started, first = time.perf_counter(), 0.0
