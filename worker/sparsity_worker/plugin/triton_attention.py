@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -21,8 +20,10 @@ from sparse_kernels.gpu.sparse_paged_decode import DecodeBatch, sparse_paged_dec
 from sparse_kernels.mean_correction import Corrections
 from sparse_kernels.measured_coverage import measured_coverage, spread_rows
 
-from sparsity_worker.plugin.accounting import DECODE, PREFILL, Ledger
+from sparsity_worker.plugin.accounting import PREFILL, Ledger
 from sparsity_worker.plugin.attention import MEASURED_ROWS, Spans, watched
+from sparsity_worker.plugin.decode_steps import StepPrices
+from sparsity_worker.plugin.host_device import Download, upload
 from sparsity_worker.profile import Profile
 
 if TYPE_CHECKING:
@@ -102,31 +103,39 @@ class TritonAttention:
         self._attended: dict[int, torch.Tensor] = {}
 
     def prepare(self, spans: Spans, decode: bool) -> None:
-        """Tables, tiles and written pages of the batch, on the device."""
-        page, device = self._profile.block_size, self._req_to_token.device
-        widest = max(spans.lengths, default=1)
-        slots = torch.tensor(spans.slots, dtype=torch.int64, device=device)
-        tables = (self._req_to_token[slots, :widest:page] // page).int()
-        touched = [
-            (number, block, min(page, length - block * page))
-            for number, (length, new) in enumerate(zip(spans.lengths, spans.new, strict=True))
-            for block in range((length - new) // page, (length - 1) // page + 1)
-        ]
-        owner, block, filled = torch.tensor(touched, dtype=torch.int64, device=device).view(-1, 3).unbind(1)
+        """Tables, tiles and written pages of the batch, on the device; waits for nothing."""
+        page, device, tile = self._profile.block_size, self._req_to_token.device, self._profile.prefill.query_tile
+        length, new = np.array(spans.lengths, dtype=np.int64), np.array(spans.new, dtype=np.int64)
+        first, touched = (length - new) // page, np.where(new > 0, (length - 1) // page + 1 - (length - new) // page, 0)
+        owner = np.repeat(np.arange(len(length)), touched)
+        block = first[owner] + np.arange(len(owner)) - np.repeat(touched.cumsum() - touched, touched)
         sparse_from = self._profile.prefill.sparse_from
-        dense = [prompt.reasoning if decode else not prompt.is_long(sparse_from) for prompt in spans.prompts]
-        each = ([*spans.lengths], [*accumulate(spans.new, initial=0)], [prompt.length for prompt in spans.prompts])
-        lengths, starts, totals = (torch.tensor(values, dtype=torch.int32, device=device) for values in each)
-        tiles = BatchTiles.of(
-            *([], []) if decode else (spans.lengths, spans.new), self._profile.prefill.query_tile, device
+        flags = [prompt.reasoning if decode else not prompt.is_long(sparse_from) for prompt in spans.prompts]
+        tiles = BatchTiles.of(*([], []) if decode else (spans.lengths, spans.new), tile)
+        slots, owners, blocks, filled, lengths, starts, totals, dense, *moved = upload(
+            device, spans.slots, owner, block, np.minimum(page, length[owner] - block * page), length,
+            [0, *new.cumsum()], [prompt.length for prompt in spans.prompts], flags, *tiles[1:],
         )  # fmt: skip
+        tiles = BatchTiles(tile, *(there.view(part.shape) for there, part in zip(moved, tiles[1:], strict=True)))
+        tables = (self._req_to_token[slots.long(), : max(spans.lengths, default=1) : page] // page).int()
         self._batch = _Batch(
-            spans, decode, dense, tables, lengths, starts, totals, torch.tensor(dense, dtype=torch.bool, device=device),
-            tables[owner, block], filled.int(), tiles,
+            spans, decode, flags, tables, lengths, starts, totals, dense.bool(), tables[owners.long(), blocks.long()],
+            filled, tiles,
         )  # fmt: skip
         self._full = None
         # Of a batch that SGLang captured or warmed up with, which nobody booked.
         self._attended = {}
+
+    def step_prices(self) -> StepPrices:
+        """What each layer attends in a decode step."""
+        configs, page = [self._profile.decode_at(layer) for layer in self._layers], self._profile.block_size
+        pages = [page_capacity(config, page) if config else 0 for config in configs]
+        return StepPrices(page, [config.sparse_from if config else None for config in configs], pages)
+
+    def decoding(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the decode batch: bool ``[rows]``, which attend everything, and int32 ``[rows]``, tokens in the cache."""
+        assert self._batch is not None
+        return self._batch.dense, self._batch.lengths
 
     def allocate(self, most: int) -> None:
         """Buffers for a decode batch of ``most`` requests that a CUDA graph reads, whatever stands in them."""
@@ -256,36 +265,28 @@ class TritonAttention:
         return sparse_paged_decode(q, batch, pages, layer.scaling, page_counts(batch, config, own.dense))
 
     def book(self) -> None:
-        """Enters the pass into the ledger: what was selected in prefill, what the budgets allow in decode."""
-        if self._batch is None:
-            return
+        """Enters a pass of prefill into the ledger when the device has said what was selected; decode has its price."""
         own, self._batch = self._batch, None
-        measured = torch.stack(list(self._attended.values())).cpu().numpy() if self._attended else None
-        rows = [self._layers.index(layer) for layer in self._attended]
-        self._attended = {}
-        for number, (rid, length, new) in enumerate(zip(own.spans.rids, own.spans.lengths, own.spans.new, strict=True)):
-            # Pairs attended, causal pairs, coverage summed over rows, and rows, of one query head.
-            table = np.zeros((len(self._layers), 4))
-            table[:, :2] = causal_pairs(new, length - new)
-            if own.decode:
-                # Coverage of decode is not estimated: it would cost more than the scores themselves.
-                if not own.dense_host[number]:
-                    table[:, 0] = [self._decoded(layer, length) for layer in self._layers]
-            else:
-                table[:, 2:] = new
-                if measured is not None:
-                    inside = _pairs_inside(length - new, length, own.tiles.rows)
-                    table[rows, 0] = measured[:, 0, number] * self._profile.block_size / self._kv_heads + inside
-                    table[rows, 2] = measured[:, 1, number]
-            self._ledger.add_layers(rid, DECODE if own.decode else PREFILL, self._layers, table * self._heads)
+        attended, self._attended = self._attended, {}
+        if own is None or own.decode:
+            return
+        found = Download(torch.stack(list(attended.values()))) if attended else None
+        rows = [self._layers.index(layer) for layer in attended]
+        spans, tile, ready = own.spans, own.tiles.rows, found.ready if found else lambda: True
+        self._ledger.defer(spans.rids, lambda: self._enter(spans, tile, rows, found), ready)
 
-    def _decoded(self, layer: int, length: int) -> int:
-        """Tokens that one step attends in a layer; the last page, which may not be full, is always among them."""
-        config, page = self._profile.decode_at(layer), self._profile.block_size
-        there = -(-length // page)
-        if config is None or length < config.sparse_from or there <= page_capacity(config, page):
-            return length
-        return page_capacity(config, page) * page - (there * page - length)
+    def _enter(self, spans: Spans, tile: int, rows: list[int], found: Download | None) -> None:
+        """Books prefill: every layer as dense, but ``rows`` by what was ``found`` in them."""
+        selected = None if found is None else found.read()
+        for number, (rid, length, new) in enumerate(zip(spans.rids, spans.lengths, spans.new, strict=True)):
+            # Pairs attended, causal pairs, coverage summed over rows, and rows, of one query head.
+            table = np.empty((len(self._layers), 4))
+            table[:, :2], table[:, 2:] = causal_pairs(new, length - new), new
+            if selected is not None:
+                pairs = selected[:, 0, number] * self._profile.block_size / self._kv_heads
+                table[rows, 0] = pairs + _pairs_inside(length - new, length, tile)
+                table[rows, 2] = selected[:, 1, number]
+            self._ledger.add_layers(rid, PREFILL, self._layers, table * self._heads)
 
 
 def _pairs_inside(first: int, last: int, tile: int) -> int:
