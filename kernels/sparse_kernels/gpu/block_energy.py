@@ -57,12 +57,8 @@ def block_energy(
     """
     heads, dim = q.shape[1:]
     page, kv_heads = batch.keys.shape[1:3]
-    check_cache(q, batch.keys, batch.values)
+    check_scored(q, batch, summaries, config)
     tile, tiles = batch.tiles.rows, batch.tiles.number.numel()
-    if config.score not in COLUMNS:
-        raise ValueError(f"score: must be one of {', '.join(COLUMNS)} on a GPU, not {config.score}")
-    if tile != config.query_tile or tile % page:
-        raise ValueError(f"batch: tiles of {tile} rows and pages of {page}; query_tile is {config.query_tile}")
     columns = COLUMNS[config.score](batch, summaries)
     per = columns.shape[1]
     if columns.stride(3) != 1 or per > _COLUMNS or _COLUMNS % per:
@@ -81,6 +77,23 @@ def block_energy(
             num_warps=4 if dim <= 128 else 8, num_stages=2,
         )  # fmt: skip
     return Energy(mass, normalized(need))
+
+
+def check_scored(q: torch.Tensor, batch: PagedBatch, summaries: PageSummaries, config: PrefillConfig) -> None:
+    """Checks what is scored against what.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+    check_cache(q, batch.keys, batch.values)
+    page, kv_heads, dim = batch.keys.shape[1:]
+    tile = batch.tiles.rows
+    if config.score not in COLUMNS:
+        raise ValueError(f"score: must be one of {', '.join(COLUMNS)} on a GPU, not {config.score}")
+    if tile != config.query_tile or tile % page:
+        raise ValueError(f"batch: tiles of {tile} rows and pages of {page}; query_tile is {config.query_tile}")
+    if summaries.page_size != page or summaries.mean.shape[1:] != (kv_heads, dim):
+        raise ValueError(f"summaries: are of pages of {summaries.page_size} tokens and {tuple(summaries.mean.shape)}")
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+import triton
 from sparse_kernels import PagedSequence, PageSummaries, causal_pairs
 from sparse_kernels.batch import BatchTiles, PagedBatch
 from sparse_kernels.block_index import BlockIndex
-from sparse_kernels.config import PrefillConfig
 from sparse_kernels.gpu.block_energy import COLUMNS
-from sparse_kernels.gpu.block_selection import select_blocks
+from sparse_kernels.gpu.block_selection import BatchSelection, select_blocks, tile_shape
 from sparse_kernels.gpu.block_sparse_prefill import block_sparse_prefill
 from sparse_kernels.gpu.checks import check_dim
-from sparse_kernels.gpu.page_selection import page_capacity, page_counts, select_pages
+from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace, fill_tables
+from sparse_kernels.gpu.page_selection import page_capacity
 from sparse_kernels.gpu.page_summaries import summarize_pages
-from sparse_kernels.gpu.sparse_paged_decode import DecodeBatch, sparse_paged_decode
-from sparse_kernels.mean_correction import Corrections
+from sparse_kernels.gpu.selection.plan import SelectionPlan, Workspace
+from sparse_kernels.gpu.sparse_paged_decode import paged_decode, sparse_paged_decode
 from sparse_kernels.measured_coverage import measured_coverage, spread_rows
 
 from sparsity_worker.plugin.accounting import PREFILL, Ledger
@@ -45,6 +46,7 @@ class _Batch(NamedTuple):
         written: int32, physical pages that the new tokens touch.
         filled: int32, tokens in each of these.
         tiles: of prefill.
+        workspace: buffers of decode; None in prefill.
     """
 
     spans: Spans
@@ -58,6 +60,21 @@ class _Batch(NamedTuple):
     written: torch.Tensor
     filled: torch.Tensor
     tiles: BatchTiles
+    workspace: DecodeWorkspace | None
+
+
+class _Tiles(NamedTuple):
+    """What of a prefill batch's tiles all layers share, made at the first that selects.
+
+    Attributes:
+        plan: of selection; None where it needs none.
+        owner: int64 ``[tiles]``, whose tile it is.
+        rows: int32 ``[tiles]``, new tokens in it.
+    """
+
+    plan: SelectionPlan | None
+    owner: torch.Tensor
+    rows: torch.Tensor
 
 
 class TritonAttention:
@@ -99,6 +116,9 @@ class TritonAttention:
         self._staged: _Batch | None = None
         self._batch: _Batch | None = None
         self._full: BlockIndex | None = None
+        self._decode_workspace: DecodeWorkspace | None = None
+        self._tiles: _Tiles | None = None
+        self._workspace = Workspace(req_to_token.device)
         # By layer: kept blocks' rows and coverage times rows of each request, float64 [2, requests], on the device.
         self._attended: dict[int, torch.Tensor] = {}
 
@@ -120,9 +140,9 @@ class TritonAttention:
         tables = (self._req_to_token[slots.long(), : max(spans.lengths, default=1) : page] // page).int()
         self._batch = _Batch(
             spans, decode, flags, tables, lengths, starts, totals, dense.bool(), tables[owners.long(), blocks.long()],
-            filled, tiles,
+            filled, tiles, self._eager(len(spans.lengths)) if decode else None,
         )  # fmt: skip
-        self._full = None
+        self._full = self._tiles = None
         # Of a batch that SGLang captured or warmed up with, which nobody booked.
         self._attended = {}
 
@@ -137,6 +157,20 @@ class TritonAttention:
         assert self._batch is not None
         return self._batch.dense, self._batch.lengths
 
+    def _eager(self, sequences: int) -> DecodeWorkspace:
+        """Buffers of decode without a CUDA graph; kept until a larger batch comes."""
+        held = self._decode_workspace
+        if held is None or held.sequences < sequences:
+            held = self._decode_workspace = self._buffers(triton.next_power_of_2(sequences))
+        return held
+
+    def _buffers(self, sequences: int) -> DecodeWorkspace:
+        page, dim = self._profile.block_size, self._summaries[self._layers[0]].mean.shape[2]
+        configs = [config for layer in self._layers if (config := self._profile.decode_at(layer)) is not None]
+        capacity = max((page_capacity(config, page) for config in configs), default=0)
+        blocks, device = -(-self._req_to_token.shape[1] // page), self._req_to_token.device
+        return DecodeWorkspace(sequences, self._heads, self._kv_heads, dim, blocks, capacity, device)
+
     def allocate(self, most: int) -> None:
         """Buffers for a decode batch of ``most`` requests that a CUDA graph reads, whatever stands in them."""
         page, pool = self._profile.block_size, self._req_to_token
@@ -145,7 +179,9 @@ class TritonAttention:
         dense = torch.zeros(most, dtype=torch.bool, device=pool.device)
         tiles = BatchTiles.of([], [], self._profile.prefill.query_tile, pool.device)
         nobody = Spans([], [], [], [], [])
-        self._staged = _Batch(nobody, True, [], tables, lengths, starts, totals, dense, written, filled, tiles)
+        self._staged = _Batch(
+            nobody, True, [], tables, lengths, starts, totals, dense, written, filled, tiles, self._buffers(most)
+        )  # fmt: skip
 
     def stage(self, spans: Spans, slots: torch.Tensor, lengths: torch.Tensor) -> None:
         """Takes note of a decode batch that a CUDA graph runs, in the buffers of :meth:`allocate`; waits for nothing.
@@ -156,19 +192,17 @@ class TritonAttention:
             lengths: int ``[padded requests]``, tokens in the cache.
         """
         assert self._staged is not None
-        page, count, all_of = self._profile.block_size, slots.shape[0], self._staged
+        count, all_of = slots.shape[0], self._staged
         dense = [prompt.reasoning for prompt in spans.prompts]
         flags = torch.tensor(dense + [False] * (count - len(dense)), dtype=torch.bool)
-        tables = (self._req_to_token[slots.long(), ::page] // page).int()
-        last = (lengths - 1).long()
-        all_of.tables[:count, : tables.shape[1]].copy_(tables)
-        all_of.lengths[:count].copy_(lengths)
-        all_of.dense[:count].copy_(flags, non_blocking=True)
-        all_of.written[:count].copy_(tables.gather(1, last[:, None] // page)[:, 0])
-        all_of.filled[:count].copy_(last % page + 1)
         names = ("tables", "lengths", "starts", "totals", "dense", "written", "filled")
-        views = {name: getattr(all_of, name)[:count] for name in names}
-        self._batch = all_of._replace(spans=spans, dense_host=dense, **views)
+        own = all_of._replace(**{name: getattr(all_of, name)[:count] for name in names})
+        own.dense.copy_(flags, non_blocking=True)
+        fill_tables(
+            self._req_to_token, slots, lengths, self._profile.block_size,
+            tables=own.tables, held=own.lengths, written=own.written, filled=own.filled,
+        )  # fmt: skip
+        self._batch = own._replace(spans=spans, dense_host=dense)
 
     def attend(
         self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layer: RadixAttention, decode: bool
@@ -176,8 +210,9 @@ class TritonAttention:
         """Attention of one layer."""
         assert self._batch is not None
         summaries = self._summaries[layer.layer_id]
-        # Here and not when they are read: a graph cannot ask which pages are stale.
-        summarize_pages(summaries, keys, values, self._batch.written, self._batch.filled)
+        # Here and not when they are read: a graph cannot ask which pages are stale. Sparse decode does it on its own.
+        if not decode or self._profile.decode_at(layer.layer_id) is None:
+            summarize_pages(summaries, keys, values, self._batch.written, self._batch.filled)
         attend = self._decode if decode else self._prefill
         return attend(q.contiguous(), self._batch, keys, values, summaries, layer)
 
@@ -196,17 +231,30 @@ class TritonAttention:
             if self._full is None:
                 self._full = BlockIndex.full(batch.before, keys.shape[2], own.tables.shape[1])
             return block_sparse_prefill(q, batch, self._full, layer.scaling).out
-        kept, coverage = select_blocks(
-            q, batch, summaries, config, layer.scaling, totals=own.totals, dense=own.dense
+        if self._tiles is None:
+            self._tiles = self._shared_by_layers(q, own)
+        found = select_blocks(
+            q, batch, summaries, config, layer.scaling,
+            totals=own.totals, dense=own.dense, plan=self._tiles.plan, workspace=self._workspace,
         )  # fmt: skip
-        corrections = None
-        if config.mean_correction:
-            corrections = Corrections.of(kept, batch, summaries, config.mean_blocks, q.dtype)
-        out = block_sparse_prefill(q, batch, BlockIndex.of(kept), layer.scaling, corrections=corrections).out
-        self._note(layer.layer_id, own, kept, coverage, config)
+        out = block_sparse_prefill(q, batch, found.index, layer.scaling, corrections=found.corrections).out
+        self._note(layer.layer_id, len(own.spans.rids), self._tiles, found)
         if layer.layer_id in self._watched:
-            self._measure(q, own, keys, values, kept, layer.scaling)
+            self._measure(q, own, keys, values, found, layer.scaling)
         return out
+
+    def _shared_by_layers(self, q: torch.Tensor, own: _Batch) -> _Tiles:
+        profile, tile, group = self._profile, own.tiles.rows, self._heads // self._kv_heads
+        shape = tile_shape(
+            profile.prefill, group, q.shape[2], profile.block_size, profile.sub_block, q.dtype, q.device
+        )  # fmt: skip
+        plan = None
+        if shape is not None:
+            plan = SelectionPlan.of(own.spans.lengths, own.spans.new, self._kv_heads, shape, q.device)
+        owner, first = own.tiles.sequence.long(), own.tiles.number * tile
+        prefix = own.lengths - own.starts.diff()
+        rows = torch.minimum(own.lengths[owner], first + tile) - torch.maximum(prefix[owner], first)
+        return _Tiles(plan, owner, rows)
 
     def _measure(
         self,
@@ -214,15 +262,15 @@ class TritonAttention:
         own: _Batch,
         keys: torch.Tensor,
         values: torch.Tensor,
-        kept: torch.Tensor,
+        found: BatchSelection,
         scale: float,
     ) -> None:
         """Holds a few rows of the requests that ask for it against every key; it waits for the device."""
         page, tile, row = self._profile.block_size, own.tiles.rows, 0
-        for number, (rid, length, new, prompt) in enumerate(
-            zip(own.spans.rids, own.spans.lengths, own.spans.new, own.spans.prompts, strict=True)
-        ):
-            if prompt.measured and not own.dense_host[number]:
+        asked = [prompt.measured and not dense for prompt, dense in zip(own.spans.prompts, own.dense_host, strict=True)]
+        kept = found.kept if any(asked) else None
+        for number, (rid, length, new) in enumerate(zip(own.spans.rids, own.spans.lengths, own.spans.new, strict=True)):
+            if kept is not None and asked[number]:
                 table = own.tables[number, : -(-length // page)].long()
                 every = PagedSequence(keys, values, table, length).gather()[0]
                 positions = spread_rows(length - new, new, MEASURED_ROWS).to(q.device)
@@ -235,15 +283,11 @@ class TritonAttention:
                 self._ledger.measured(rid, share, positions.numel())
             row += new
 
-    def _note(self, layer: int, own: _Batch, kept: torch.Tensor, coverage: torch.Tensor, config: PrefillConfig) -> None:
+    def _note(self, layer: int, requests: int, tiles: _Tiles, found: BatchSelection) -> None:
         """Adds up on the device, for :meth:`book` to read once a pass."""
-        owner = own.tiles.sequence.long()
-        first = own.tiles.number * config.query_tile
-        prefix = own.lengths - own.starts.diff()
-        rows = torch.minimum(own.lengths[owner], first + config.query_tile) - torch.maximum(prefix[owner], first)
-        each = torch.stack([kept.sum((0, 2)) * rows, coverage.mean(0) * rows]).double()
-        found = torch.zeros(2, len(own.spans.rids), dtype=torch.float64, device=kept.device)
-        self._attended[layer] = found.index_add_(1, owner, each)
+        each = torch.stack([found.index.counts.sum(0), found.coverage.mean(0)]).double() * tiles.rows
+        booked = torch.zeros(2, requests, dtype=torch.float64, device=each.device)
+        self._attended[layer] = booked.index_add_(1, tiles.owner, each)
 
     def _decode(
         self,
@@ -257,12 +301,10 @@ class TritonAttention:
         batch = DecodeBatch(keys, values, own.tables, own.lengths)
         config = self._profile.decode_at(layer.layer_id)
         if config is None:
-            page, kv_heads = keys.shape[1:3]
-            every = (own.lengths + page - 1) // page
-            none = torch.zeros(q.shape[0], kv_heads, 1, dtype=torch.int32, device=q.device)
-            return sparse_paged_decode(q, batch, none, layer.scaling, every.int())
-        pages = select_pages(q, batch, summaries, config, layer.scaling)
-        return sparse_paged_decode(q, batch, pages, layer.scaling, page_counts(batch, config, own.dense))
+            return paged_decode(q, batch, layer.scaling, workspace=own.workspace)
+        return sparse_paged_decode(
+            q, batch, summaries, config, layer.scaling, dense=own.dense, workspace=own.workspace
+        )  # fmt: skip
 
     def book(self) -> None:
         """Enters a pass of prefill into the ledger when the device has said what was selected; decode has its price."""
