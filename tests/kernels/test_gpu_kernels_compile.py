@@ -173,18 +173,17 @@ def test_page_selection(group: int, shares: bool, width: int, warps: int, tmp_pa
 
 
 @pytest.mark.parametrize(("dim", "warps", "tile"), [(64, 4, 64), (128, 4, 64), (256, 8, 32)])
-@pytest.mark.parametrize("page", [16, 64, 128])
-def test_sparse_paged_decode(page: int, dim: int, warps: int, tile: int, tmp_path: Path) -> None:
-    shape = {"GROUPS": 4, "ROWS": 16, "TILE": tile, "DIM": dim}
-    merging = {"MERGED": 8192 // (4 * dim), "STAGES": 3}
-    made = built("attend_pages", warps, tmp_path, **PAGES | {"PAGE": page}, **shape, **merging)
+@pytest.mark.parametrize(("page", "sequences"), [(16, 1), (64, 1), (64, 256), (128, 16)])
+def test_sparse_paged_decode(page: int, sequences: int, dim: int, warps: int, tile: int, tmp_path: Path) -> None:
+    shape = {"GROUPS": 4, "ROWS": 16, "TILE": tile, "DIM": dim, "SEQUENCES": sequences, "LEAST": 2, "STAGES": 3}
+    made = built("attend_pages", warps, tmp_path, MERGED=8192 // (4 * dim), **PAGES | {"PAGE": page}, **shape)
     assert made.tensor + made.wgmma > 0
     assert made.spilled == 0
 
 
 def test_decode_over_all_pages(tmp_path: Path) -> None:
-    shared = {name: PAGES[name] for name in ("GROUP", "HEADS", "PDL")}
-    assert built("merge_splits", 4, tmp_path, DIM=128, SPLITS=64, TILE=64, **shared).spilled == 0
+    shape = {"PAGE": 64, "DIM": 128, "GROUP": 4, "TILE": 64, "LEAST": 2, "MERGED": 32, "PDL": True}
+    assert built("merge_splits", 4, tmp_path, SEQUENCES=256, **shape).spilled == 0
     assert built("fill_table", 4, tmp_path, PAGE=64, STEP=256).spilled == 0
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from sparse_kernels.gpu import block_energy as _energy
 from sparse_kernels.gpu import block_sparse_prefill as _prefill
 from sparse_kernels.gpu import decode_batch as _batch
+from sparse_kernels.gpu import decode_splits as _splits
 from sparse_kernels.gpu import page_scores as _scores
 from sparse_kernels.gpu import page_selection as _pages
 from sparse_kernels.gpu import page_summaries as _summaries
@@ -17,7 +18,7 @@ from sparse_kernels.gpu.selection import tile_selection as _tiles
 def kernels() -> dict[str, Any]:
     """Every Triton kernel by its name, for tools that compile them."""
     decode = (
-        _batch.fill_table, _scores.score_pages, _pages.choose_pages, _decode.attend_pages, _decode.merge_splits
+        _batch.fill_table, _scores.score_pages, _pages.choose_pages, _decode.attend_pages, _splits.merge_splits
     )  # fmt: skip
     tokens = (_tokens.score_tokens, _tokens.attend_tokens, _tokens.attend_latent)
     selection = (_means.gather_means, _tiles.select_tile_blocks)

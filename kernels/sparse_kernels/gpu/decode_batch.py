@@ -11,8 +11,8 @@ import triton.language as tl
 
 from sparse_kernels.gpu.checks import check_cache
 
-# Programs that finish a split of a sequence's pages each, before pairs of sequences and KV heads outnumber them.
-_MOST_PARTS = 4096
+# Programs that share a step's chosen pages; those that fill the device twice where all pages are attended.
+_CHOSEN_PROGRAMS, _WHOLE_PROGRAMS = 512, 264
 _TABLE_STEP, _TABLE_PROGRAMS = 256, 8
 
 
@@ -58,7 +58,9 @@ class DecodeWorkspace:
         device: torch.device | str,
     ) -> None:
         pairs = sequences * kv_heads
-        parts = max(_MOST_PARTS, 2 * pairs) * (heads // kv_heads)
+        every = range(1, sequences + 1)
+        most = max(max(chosen_splits(each, kv_heads), whole_splits(each, kv_heads)) + each for each in every)
+        parts = most * heads
         self._made = (sequences, heads, kv_heads, dim, blocks, capacity)
         self.masses = torch.empty(sequences * heads * blocks if capacity else 0, dtype=torch.float32, device=device)
         self.chosen = torch.empty(pairs * capacity, dtype=torch.int32, device=device)
@@ -79,12 +81,6 @@ class DecodeWorkspace:
         """Most of a batch."""
         return self._made[0]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        held = (self.masses, self.chosen, self.parts, self.lse, self.counters, self.nobody)
-        return sum(each.element_size() * each.numel() for each in held)
-
     def check(self, q: torch.Tensor, batch: DecodeBatch, capacity: int = 0) -> None:
         """Checks that a batch fits.
 
@@ -100,9 +96,14 @@ class DecodeWorkspace:
             )
 
 
-def most_splits(pairs: int) -> int:
-    """Splits of one sequence and KV head's pages, at most; of shapes only, which a CUDA graph fixes."""
-    return max(2, min(32, _MOST_PARTS // pairs))
+def chosen_splits(sequences: int, kv_heads: int) -> int:
+    """Splits of the chosen pages of all sequences, of one KV head; of shapes only, which a CUDA graph fixes."""
+    return sequences * max(2, min(32, _CHOSEN_PROGRAMS // (sequences * kv_heads)))
+
+
+def whole_splits(sequences: int, kv_heads: int) -> int:
+    """The same where all pages are attended."""
+    return max(-(-_WHOLE_PROGRAMS // kv_heads), 3 * sequences)
 
 
 def check_batch(q: torch.Tensor, batch: DecodeBatch, dense: torch.Tensor | None = None) -> None:

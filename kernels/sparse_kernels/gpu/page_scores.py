@@ -88,7 +88,7 @@ def launch_scores(
         batch.tables.stride(0), *q.stride()[:2], *batch.keys.stride()[:3],
         PAGE=page, DIM=dim, GROUP=group, ROWS=padded_rows(group), HEADS=kv_heads, SUBS=subs,
         FULL=math.log2(summaries.sub_page), STEP=max(16, columns) // (1 if spread else subs),
-        SPREAD=spread, NEWEST=not summarized, STAGES=5, num_warps=4 if dim <= 128 else 8,
+        SPREAD=spread, NEWEST=int(not summarized), STAGES=5, num_warps=4 if dim <= 128 else 8,
         **dependent_launch(q.device),
     )  # fmt: skip
 

@@ -226,7 +226,7 @@ def _bounds(score, free, number, want, FUSED: tl.constexpr):  # type: ignore[no-
     return lo, hi, above_hi
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _narrow(lo, hi, above_lo, above_hi, pivot, above, want):  # type: ignore[no-untyped-def]
     """The interval with a pivot in place of one of its ends, and how many score at least so much."""
     lower = (above >= want) & (pivot > lo)
@@ -238,6 +238,6 @@ def _narrow(lo, hi, above_lo, above_hi, pivot, above, want):  # type: ignore[no-
     return lo, hi, above_lo, above_hi
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _add(a0, a1, a2, a3, b0, b1, b2, b3):  # type: ignore[no-untyped-def]
     return a0 + b0, a1 + b1, a2 + b2, a3 + b3

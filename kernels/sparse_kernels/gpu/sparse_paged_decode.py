@@ -18,15 +18,15 @@ from sparse_kernels.gpu.decode_batch import (
     DecodeBatch,
     DecodeWorkspace,
     check_batch,
+    chosen_splits,
     dependent_launch,
-    most_splits,
+    whole_splits,
 )
+from sparse_kernels.gpu.decode_splits import attended_tokens, merge_group, merge_splits, share_splits
 from sparse_kernels.gpu.page_scores import check_summaries
 from sparse_kernels.gpu.page_selection import page_capacity, select_pages
 from sparse_kernels.summaries import PageSummaries
 
-# Programs that share the chosen pages of a step; and those that fill the device twice where all pages are attended.
-_CHOSEN_PROGRAMS, _PROGRAMS, _MOST_SPLITS = 512, 264, 64
 # Keys of one tensor-core product, and bytes of its tile; a split has at least two tiles.
 _KEYS, _TILE_BYTES, _LEAST = 64, 16384, 2
 # Numbers of the parts that a merging program holds at once.
@@ -67,18 +67,17 @@ def sparse_paged_decode(
     capacity = page_capacity(config, batch.keys.shape[1])
     check_batch(q, batch, dense)
     check_summaries(q, batch, summaries)
+    if not q.shape[0]:
+        return torch.empty_like(q)
     workspace = workspace or DecodeWorkspace.of(q, batch, capacity)
     chosen = select_pages(
         q, batch, summaries, config, scale, dense=dense, summarized=summarized, workspace=workspace
     )  # fmt: skip
-    out = torch.empty_like(q)
+    out, sequences, kv_heads = torch.empty_like(q), q.shape[0], batch.keys.shape[2]
     held = workspace.nobody if dense is None else dense.view(torch.uint8)
-    pairs = q.shape[0] * batch.keys.shape[2]
-    tile = _tile(q, batch)
-    tiles = -(-capacity * batch.keys.shape[1] // tile)
-    least = max(_LEAST, -(-tiles // max(2, min(32, _CHOSEN_PROGRAMS // pairs))))
+    splits = chosen_splits(sequences, kv_heads)
     _attend(
-        q, batch, chosen, held, workspace, out, scale, config.sparse_from, capacity, most_splits(pairs), least,
+        q, batch, chosen, held, workspace, out, scale, config.sparse_from, capacity, splits,
         merge=True, **dependent_launch(q.device),
     )  # fmt: skip
     return out
@@ -92,18 +91,20 @@ def paged_decode(
     Its splits are so many that a launch of their own merges them.
     """
     check_batch(q, batch)
+    if not q.shape[0]:
+        return torch.empty_like(q)
     workspace = workspace or DecodeWorkspace.of(q, batch)
     workspace.check(q, batch)
     out, (sequences, heads, dim), kv_heads = torch.empty_like(q), q.shape, batch.keys.shape[2]
-    pairs = sequences * kv_heads
-    splits = min(_MOST_SPLITS, max(most_splits(pairs), -(-_PROGRAMS // pairs)))
-    args = (q, batch, batch.tables, workspace.nobody, workspace, out, scale, _ALWAYS, 0, splits, _LEAST)
-    _attend(*args, merge=False, PDL=False)
-    group = heads // kv_heads
+    splits, group = whole_splits(sequences, kv_heads), heads // kv_heads
+    _attend(
+        q, batch, batch.tables, workspace.nobody, workspace, out, scale, _ALWAYS, 0, splits, merge=False, PDL=False
+    )  # fmt: skip
     merge_splits[(kv_heads, sequences, group)](
-        workspace.parts, workspace.lse, batch.lengths, out, splits, _LEAST, *out.stride()[:2],
-        DIM=dim, GROUP=group, HEADS=kv_heads, TILE=_tile(q, batch), SPLITS=triton.next_power_of_2(splits),
-        **dependent_launch(q.device),
+        workspace.nobody, batch.lengths, workspace.parts, workspace.lse, out,
+        sequences, splits, *out.stride()[:2],
+        PAGE=batch.keys.shape[1], DIM=dim, GROUP=group, SEQUENCES=triton.next_power_of_2(sequences),
+        TILE=_tile(q, batch), LEAST=_LEAST, MERGED=min(32, _MERGED // dim), **dependent_launch(q.device),
     )  # fmt: skip
     return out
 
@@ -124,7 +125,6 @@ def _attend(
     sparse_from: int,
     capacity: int,
     splits: int,
-    least: int,
     *,
     merge: bool,
     PDL: bool,
@@ -134,14 +134,15 @@ def _attend(
     page, kv_heads = batch.keys.shape[1:3]
     rows, group = padded_rows(heads // kv_heads), heads // kv_heads
     groups = triton.next_power_of_2(group)
-    # Splits that every sequence has come first: programs without work end at once.
-    attend_pages[(kv_heads, sequences, splits)](
+    # Each sequence may have one split more than its share.
+    attend_pages[(kv_heads, splits + sequences)](
         q, batch.keys, batch.values, batch.tables, batch.lengths, dense, chosen,
         workspace.parts, workspace.lse, workspace.counters, out,
-        scale * math.log2(math.e), sparse_from, capacity, splits, least, batch.tables.stride(0),
+        scale * math.log2(math.e), sparse_from, capacity, sequences, splits, batch.tables.stride(0),
         *q.stride()[:2], *batch.keys.stride()[:3], *out.stride()[:2],
         PAGE=page, DIM=dim, GROUP=group, GROUPS=groups, ROWS=rows, HEADS=kv_heads, TILE=_tile(q, batch),
-        MERGED=max(1, min(triton.next_power_of_2(splits), _MERGED // (groups * dim))) if merge else 0,
+        SEQUENCES=triton.next_power_of_2(sequences), LEAST=_LEAST,
+        MERGED=max(1, min(16, _MERGED // (groups * dim))) if merge else 0,
         STAGES=3, PDL=PDL, num_warps=4 if rows * dim <= 2048 else 8, **options,
     )  # fmt: skip
 
@@ -149,39 +150,45 @@ def _attend(
 @triton.jit  # type: ignore[untyped-decorator]
 def attend_pages(  # type: ignore[no-untyped-def]
     q, k, v, tables, lengths, dense, chosen, parts, lse, counters, out,
-    scale, sparse_from, capacity, splits, least, s_table,
+    scale, sparse_from, capacity, sequences, splits, s_table,
     s_qs, s_qh, s_kp, s_kt, s_kh, s_os, s_oh,
     PAGE: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr,
-    HEADS: tl.constexpr, TILE: tl.constexpr, MERGED: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    HEADS: tl.constexpr, TILE: tl.constexpr, SEQUENCES: tl.constexpr, LEAST: tl.constexpr, MERGED: tl.constexpr,
+    STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The query heads of one KV head over one split of its pages; where MERGED, the last split's program merges.
 
     ``scale`` is that of powers of two.
     """
     i_kv = tl.program_id(0)
-    i_s = tl.program_id(1).to(tl.int64)
-    i_p = tl.program_id(2)
-    o_r = tl.arange(0, ROWS)
-    o_d = tl.arange(0, DIM)
-    m_r = o_r < GROUP
-    o_h = i_kv * GROUP + o_r
-    length = tl.load(lengths + i_s)
-    there = (length + PAGE - 1) // PAGE
-    whole = (length < sparse_from) | (tl.load(dense + i_s) != 0) | (there <= capacity)
-    count = tl.where(whole, there, capacity)
-    # Pages in the order of the sequence end with the newest, the only one that may not be full.
-    tokens = length - (there - count) * PAGE
-    tiles, each, active = _shares(tokens, splits, least, TILE)
-    begin = i_p * each
+    i_p = tl.program_id(1)
+    o_s = tl.arange(0, SEQUENCES)
+    tiles, active = share_splits(lengths, dense, sparse_from, capacity, sequences, splits, PAGE, TILE, SEQUENCES, LEAST)
+    ends = tl.cumsum(active, 0)
+    # The sequence that this program has a split of, its first program, and how many it has.
+    number = tl.sum((ends <= i_p).to(tl.int32), 0)
+    mine = o_s == number
+    first = tl.sum(tl.where(mine, ends - active, 0), 0)
+    active = tl.sum(tl.where(mine, active, 0), 0)
+    tiles = tl.sum(tl.where(mine, tiles, 0), 0)
+    each = (tiles + active - 1) // tl.maximum(active, 1)
+    begin = (i_p - first) * each
     end = tl.minimum(begin + each, tiles)
     if begin < end:
+        i_s = number.to(tl.int64)
+        o_r = tl.arange(0, ROWS)
+        o_d = tl.arange(0, DIM)
+        m_r = o_r < GROUP
+        o_h = i_kv * GROUP + o_r
+        length = tl.load(lengths + i_s)
+        count, tokens = attended_tokens(length, tl.load(dense + i_s), sparse_from, capacity, PAGE)
         # Written before the pages were scored: no need to wait for the choice.
         p_q = q + i_s * s_qs + o_h[:, None] * s_qh + o_d[None, :]
         b_q = tl.load(p_q, mask=m_r[:, None], other=0.0)
         if PDL:
             tl.extra.cuda.gdc_wait()
         p_pages = chosen + (i_s * HEADS + i_kv) * capacity
-        if whole:
+        if tokens == length:
             p_pages = tables + i_s * s_table
         b_m = tl.full([ROWS], -1e30, tl.float32)
         b_l = tl.zeros([ROWS], tl.float32)
@@ -211,8 +218,8 @@ def attend_pages(  # type: ignore[no-untyped-def]
             p_out = out + i_s * s_os + o_h[:, None] * s_oh + o_d[None, :]
             tl.store(p_out, b_o.to(out.dtype.element_ty), mask=m_r[:, None])
         else:
-            row = (i_s * HEADS + i_kv) * splits
-            o_part = (row + i_p) * GROUP + o_r
+            row = i_kv * (splits + sequences) + first
+            o_part = (i_kv * (splits + sequences) + i_p) * GROUP + o_r
             tl.store(parts + o_part[:, None] * DIM + o_d[None, :], b_o, mask=m_r[:, None])
             tl.store(lse + o_part, b_m + tl.log2(b_l), mask=m_r)
             if MERGED > 0:
@@ -220,69 +227,5 @@ def attend_pages(  # type: ignore[no-untyped-def]
                 counter = counters + i_s * HEADS + i_kv
                 if tl.atomic_add(counter, 1, sem="acq_rel") == active - 1:
                     p_group = out + i_s * s_os + i_kv * GROUP * s_oh
-                    _merge(parts, lse, p_group, row, active, s_oh, DIM, GROUP, GROUPS, MERGED)
+                    merge_group(parts, lse, p_group, row, active, s_oh, DIM, GROUP, GROUPS, MERGED)
                     tl.store(counter, 0)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _shares(tokens, splits, least, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Tiles that there are, tiles of a split, and splits that have any."""
-    tiles = (tokens + TILE - 1) // TILE
-    each = tl.maximum((tiles + splits - 1) // splits, least)
-    return tiles, each, (tiles + each - 1) // each
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _merge(  # type: ignore[no-untyped-def]
-    parts, lse, p_out, row, active, s_oh,
-    DIM: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, MERGED: tl.constexpr,
-):  # fmt: skip
-    """The heads of a group by their splits' weights (Flash-Decoding); other programs have just written them."""
-    o_p = tl.arange(0, MERGED)
-    o_g = tl.arange(0, GROUPS)
-    o_d = tl.arange(0, DIM)
-    m_g = o_g < GROUP
-    a_m = tl.full([GROUPS], -1e30, tl.float32)
-    a_l = tl.zeros([GROUPS], tl.float32)
-    a_o = tl.zeros([GROUPS, DIM], tl.float32)
-    for i in tl.range(0, active, MERGED, num_stages=1):
-        at = (row + i + o_p)[:, None] * GROUP + o_g[None, :]
-        m_p = (i + o_p < active)[:, None] & m_g[None, :]
-        b_w = tl.load(lse + at, mask=m_p, other=float("-inf"), cache_modifier=".cg")
-        p_part = parts + at[:, :, None] * DIM + o_d[None, None, :]
-        b_part = tl.load(p_part, mask=m_p[:, :, None], other=0.0, cache_modifier=".cg")
-        b_m = tl.maximum(a_m, tl.max(b_w, 0))
-        b_w = tl.exp2(b_w - b_m[None, :])
-        b_old = tl.exp2(a_m - b_m)
-        a_l = a_l * b_old + tl.sum(b_w, 0)
-        a_o = a_o * b_old[:, None] + tl.sum(b_part * b_w[:, :, None], 0)
-        a_m = b_m
-    a_o = a_o / tl.where(m_g, a_l, 1.0)[:, None]
-    tl.store(p_out + o_g[:, None] * s_oh + o_d[None, :], a_o.to(p_out.dtype.element_ty), mask=m_g[:, None])
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def merge_splits(  # type: ignore[no-untyped-def]
-    parts, lse, lengths, out, splits, least, s_os, s_oh,
-    DIM: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr,
-    PDL: tl.constexpr,
-):  # fmt: skip
-    """One query head's splits by their weights (Flash-Decoding), where all pages were attended."""
-    i_kv = tl.program_id(0)
-    i_s = tl.program_id(1).to(tl.int64)
-    i_g = tl.program_id(2)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-    _, _, active = _shares(tl.load(lengths + i_s), splits, least, TILE)
-    # A single split was written where it belongs.
-    if active > 1:
-        o_p = tl.arange(0, SPLITS)
-        o_d = tl.arange(0, DIM)
-        m_p = o_p < active
-        at = ((i_s * HEADS + i_kv) * splits + o_p) * GROUP + i_g
-        b_w = tl.load(lse + at, mask=m_p, other=float("-inf"))
-        b_w = tl.exp2(b_w - tl.max(b_w, 0))
-        b_part = tl.load(parts + at[:, None] * DIM + o_d[None, :], mask=m_p[:, None], other=0.0)
-        b_out = tl.sum(b_part * b_w[:, None], 0) / tl.sum(b_w, 0)
-        p_out = out + i_s * s_os + (i_kv * GROUP + i_g) * s_oh + o_d
-        tl.store(p_out, b_out.to(out.dtype.element_ty))

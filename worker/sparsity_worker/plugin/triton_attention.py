@@ -15,7 +15,7 @@ from sparse_kernels.gpu.block_selection import BatchSelection, select_blocks, ti
 from sparse_kernels.gpu.block_sparse_prefill import block_sparse_prefill
 from sparse_kernels.gpu.checks import check_dim
 from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace, fill_tables
-from sparse_kernels.gpu.page_selection import page_capacity
+from sparse_kernels.gpu.page_selection import MOST_BLOCKS, page_capacity
 from sparse_kernels.gpu.page_summaries import summarize_pages
 from sparse_kernels.gpu.selection.plan import SelectionPlan, Workspace
 from sparse_kernels.gpu.sparse_paged_decode import paged_decode, sparse_paged_decode
@@ -46,7 +46,7 @@ class _Batch(NamedTuple):
         written: int32, physical pages that the new tokens touch.
         filled: int32, tokens in each of these.
         tiles: of prefill.
-        workspace: buffers of decode; None in prefill.
+        workspace: buffers of decode under a CUDA graph.
     """
 
     spans: Spans
@@ -60,7 +60,7 @@ class _Batch(NamedTuple):
     written: torch.Tensor
     filled: torch.Tensor
     tiles: BatchTiles
-    workspace: DecodeWorkspace | None
+    workspace: DecodeWorkspace | None = None
 
 
 class _Tiles(NamedTuple):
@@ -106,6 +106,11 @@ class TritonAttention:
             raise ValueError(f"prefill.query_tile: {prefill.query_tile} must be a power of 2 and whole blocks on a GPU")
         for layer in summaries.values():
             check_dim("head_dim", layer.mean.shape[2])
+        blocks = -(-req_to_token.shape[1] // profile.block_size)
+        if blocks > MOST_BLOCKS:
+            raise ValueError(
+                f"block_size: contexts of {blocks} blocks, the most that decode chooses from {MOST_BLOCKS}"
+            )
         self._profile = profile
         self._summaries = summaries
         self._req_to_token = req_to_token
@@ -118,7 +123,7 @@ class TritonAttention:
         self._full: BlockIndex | None = None
         self._decode_workspace: DecodeWorkspace | None = None
         self._tiles: _Tiles | None = None
-        self._workspace = Workspace(req_to_token.device)
+        self._selection_workspace = Workspace(req_to_token.device)
         # By layer: kept blocks' rows and coverage times rows of each request, float64 [2, requests], on the device.
         self._attended: dict[int, torch.Tensor] = {}
 
@@ -140,7 +145,7 @@ class TritonAttention:
         tables = (self._req_to_token[slots.long(), : max(spans.lengths, default=1) : page] // page).int()
         self._batch = _Batch(
             spans, decode, flags, tables, lengths, starts, totals, dense.bool(), tables[owners.long(), blocks.long()],
-            filled, tiles, self._eager(len(spans.lengths)) if decode else None,
+            filled, tiles,
         )  # fmt: skip
         self._full = self._tiles = None
         # Of a batch that SGLang captured or warmed up with, which nobody booked.
@@ -156,20 +161,6 @@ class TritonAttention:
         """Of the decode batch: bool ``[rows]``, which attend everything, and int32 ``[rows]``, tokens in the cache."""
         assert self._batch is not None
         return self._batch.dense, self._batch.lengths
-
-    def _eager(self, sequences: int) -> DecodeWorkspace:
-        """Buffers of decode without a CUDA graph; kept until a larger batch comes."""
-        held = self._decode_workspace
-        if held is None or held.sequences < sequences:
-            held = self._decode_workspace = self._buffers(triton.next_power_of_2(sequences))
-        return held
-
-    def _buffers(self, sequences: int) -> DecodeWorkspace:
-        page, dim = self._profile.block_size, self._summaries[self._layers[0]].mean.shape[2]
-        configs = [config for layer in self._layers if (config := self._profile.decode_at(layer)) is not None]
-        capacity = max((page_capacity(config, page) for config in configs), default=0)
-        blocks, device = -(-self._req_to_token.shape[1] // page), self._req_to_token.device
-        return DecodeWorkspace(sequences, self._heads, self._kv_heads, dim, blocks, capacity, device)
 
     def allocate(self, most: int) -> None:
         """Buffers for a decode batch of ``most`` requests that a CUDA graph reads, whatever stands in them."""
@@ -235,7 +226,7 @@ class TritonAttention:
             self._tiles = self._shared_by_layers(q, own)
         found = select_blocks(
             q, batch, summaries, config, layer.scaling,
-            totals=own.totals, dense=own.dense, plan=self._tiles.plan, workspace=self._workspace,
+            totals=own.totals, dense=own.dense, plan=self._tiles.plan, workspace=self._selection_workspace,
         )  # fmt: skip
         out = block_sparse_prefill(q, batch, found.index, layer.scaling, corrections=found.corrections).out
         self._note(layer.layer_id, len(own.spans.rids), self._tiles, found)
@@ -299,12 +290,26 @@ class TritonAttention:
         layer: RadixAttention,
     ) -> torch.Tensor:
         batch = DecodeBatch(keys, values, own.tables, own.lengths)
-        config = self._profile.decode_at(layer.layer_id)
+        config, workspace = self._profile.decode_at(layer.layer_id), own.workspace or self._eager(q.shape[0])
         if config is None:
-            return paged_decode(q, batch, layer.scaling, workspace=own.workspace)
+            return paged_decode(q, batch, layer.scaling, workspace=workspace)
         return sparse_paged_decode(
-            q, batch, summaries, config, layer.scaling, dense=own.dense, workspace=own.workspace
+            q, batch, summaries, config, layer.scaling, dense=own.dense, workspace=workspace
         )  # fmt: skip
+
+    def _eager(self, sequences: int) -> DecodeWorkspace:
+        """Buffers of decode without a CUDA graph; kept until a larger batch comes."""
+        held = self._decode_workspace
+        if held is None or held.sequences < sequences:
+            held = self._decode_workspace = self._buffers(max(1, triton.next_power_of_2(sequences)))
+        return held
+
+    def _buffers(self, sequences: int) -> DecodeWorkspace:
+        page, dim = self._profile.block_size, self._summaries[self._layers[0]].mean.shape[2]
+        configs = [config for layer in self._layers if (config := self._profile.decode_at(layer)) is not None]
+        capacity = max((page_capacity(config, page) for config in configs), default=0)
+        blocks, device = -(-self._req_to_token.shape[1] // page), self._req_to_token.device
+        return DecodeWorkspace(sequences, self._heads, self._kv_heads, dim, blocks, capacity, device)
 
     def book(self) -> None:
         """Enters a pass of prefill into the ledger when the device has said what was selected; decode has its price."""
