@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 HOPPER = GPUTarget("cuda", 90, 32)
-FLOATS = ("scale", "softcap", "skip_below", "peak")
+FLOATS = ("scale", "softcap", "skip_below", "peak", "headroom")
 HALVES = ("q", "k", "v", "out", "q_rope", "k_rope", "columns", "means", "value_means", "sub_means")
 SINGLES = (
     "lse",
@@ -51,7 +51,7 @@ SELECTION = {
     "scratch": "*fp16",
     "dense": "*u8",
     "weights": "*fp16",
-    "power_bits": "fp32",
+    "headroom_bits": "fp32",
     **dict.fromkeys(("maxima", "needs", "thresholds", "coverage"), "*fp32"),
     **dict.fromkeys(("totals", "items", "first_steps", "index_starts", "listed"), "*i32"),
 }

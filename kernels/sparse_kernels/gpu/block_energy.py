@@ -15,7 +15,7 @@ import triton.language as tl
 from sparse_kernels.batch import PagedBatch
 from sparse_kernels.config import PrefillConfig
 from sparse_kernels.gpu.checks import check_cache, padded_rows
-from sparse_kernels.scores.energy import Energy, normalized
+from sparse_kernels.scores.energy import Energy, headroom, normalized
 from sparse_kernels.summaries import PageSummaries
 
 # Columns of one tensor-core product.
@@ -70,7 +70,7 @@ def block_energy(
         kernel[(tiles, kv_heads)](
             q, columns, mass, need,
             batch.tables, batch.lengths, batch.starts, batch.tiles.sequence, batch.tiles.number, asked,
-            scale, config.peak, -(-config.sink // page),
+            scale, config.peak, headroom(config.peak), -(-config.sink // page),
             tiles, mass.shape[2], batch.tables.stride(0), *q.stride()[:2], *columns.stride()[:3],
             TILE=tile, BLOCK=page, DIM=dim, GROUP=group, SAMPLED=sampled, STRIDE=config.query_stride,
             ROWS=padded_rows(sampled * group), COLUMNS=_COLUMNS, PER=per,
@@ -125,7 +125,7 @@ def _power(b_x, exponent):  # type: ignore[no-untyped-def]
 def kernel(  # type: ignore[no-untyped-def]
     q, columns, mass, need,
     tables, lengths, starts, tile_sequence, tile_number, asked,
-    scale, peak, sink,
+    scale, peak, headroom, sink,
     tiles, blocks, s_table, s_qt, s_qh, s_cp, s_ct, s_ch,
     TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, SAMPLED: tl.constexpr,
     STRIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PER: tl.constexpr,
@@ -184,7 +184,7 @@ def kernel(  # type: ignore[no-untyped-def]
             b_e = tl.sum(tl.reshape(tl.exp2(b_s - b_m[:, None]), (ROWS, NEW, PER)), 2)
             b_mass = tl.sum(b_e / b_l[:, None] * b_w[:, None], 0)
             # The sink's share of the rest has no bound, and its power may not fit float32.
-            b_e = tl.where((i + o_n >= sink)[None, :], b_e / b_rest[:, None], 0.0)
+            b_e = tl.where((i + o_n >= sink)[None, :], b_e / b_rest[:, None] * headroom, 0.0)
             b_need = _power(tl.sum(_power(b_e, peak) * b_w[:, None], 0), 1 / peak)
             m_n = i + o_n < near
             tl.store(mass + at + i + o_n, b_mass, mask=m_n)

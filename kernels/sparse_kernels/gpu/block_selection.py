@@ -39,7 +39,7 @@ class BatchSelection(NamedTuple):
         blocks: blocks of the widest table.
     """
 
-    index: BlockIndex
+    index: BlockIndex  # type: ignore[assignment]  # a tuple's method is called so
     coverage: torch.Tensor
     corrections: Corrections | None
     blocks: int

@@ -64,6 +64,15 @@ def test_lengths(length: int) -> None:
     same(case, selected(case, CONFIG), CONFIG)
 
 
+def test_more_blocks_than_the_smallest_kernel_holds() -> None:
+    case = Case([(9500, 100), (300, 20)], DTYPE, 2, 1)
+    for rule, threshold in RULES:
+        config = replace(CONFIG, rule=rule, threshold=threshold)
+        found = selected(case, config)
+        assert found.blocks == 600
+        same(case, found, config)
+
+
 @pytest.mark.parametrize(("heads", "kv_heads", "stride"), [(2, 2, 16), (3, 1, 5), (7, 1, 1), (8, 2, 8), (16, 1, 4)])
 def test_groups_and_sampled_rows(heads: int, kv_heads: int, stride: int) -> None:
     case, config = Case([(48, 30), (0, 111)], DTYPE, heads, kv_heads), replace(CONFIG, query_stride=stride)

@@ -79,7 +79,8 @@ class SelectionPlan(NamedTuple):
         """Of sequences of so many tokens, the last ``queries`` of which are queries; one copy to the device."""
         tile, together = shape.tile, shape.tiles
         blocks = [-(-length // shape.page) if new else 0 for length, new in zip(lengths, queries, strict=True)]
-        items, before = [], []
+        items: list[tuple[int, int, int]] = []
+        before: list[int] = []
         for length, new in zip(lengths, queries, strict=True):
             first, end = (length - new) // tile, -(-length // tile) if new else (length - new) // tile
             at = len(before)
@@ -98,9 +99,10 @@ class SelectionPlan(NamedTuple):
             [head * ends[-1] + start for head in range(kv_heads) for start in ends[:-1]],
         )
         flat = torch.tensor([number for part in parts for number in part], dtype=torch.int32).to(device)
-        each = flat.split([len(part) for part in parts])
+        ends_of_parts = list(accumulate(len(part) for part in parts))[:-1]
+        item, first_steps, step_owner, first_units, chunk_owner, starts = flat.tensor_split(ends_of_parts)
         return cls(
-            shape, each[0].view(-1, 2), *each[1:5], each[5].view(kv_heads, -1),
+            shape, item.view(-1, 2), first_steps, step_owner, first_units, chunk_owner, starts.view(kv_heads, -1),
             kv_heads * ends[-1], max(steps, default=0), max(blocks, default=0),
         )  # fmt: skip
 

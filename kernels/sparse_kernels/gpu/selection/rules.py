@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def rounded(x):  # type: ignore[no-untyped-def]
     """To the nearest whole number, halves to the even one, as torch rounds."""
     whole = tl.floor(x)
@@ -19,7 +19,7 @@ def rounded(x):  # type: ignore[no-untyped-def]
     return whole + tl.where((rest > 0.5) | ((rest == 0.5) & (odd == 1.0)), 1.0, 0.0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _add(a1, a2, a3, a4, a5, a6, a7, b1, b2, b3, b4, b5, b6, b7):  # type: ignore[no-untyped-def]
     return a1 + b1, a2 + b2, a3 + b3, a4 + b4, a5 + b5, a6 + b6, a7 + b7
 
@@ -29,7 +29,7 @@ def _eighth(lo, span, j: tl.constexpr):  # type: ignore[no-untyped-def]
     return lo + (span >> 3) * j + (((span & 7) * j) >> 3)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _above(b_key, b_weight, pivot):  # type: ignore[no-untyped-def]
     return tl.where(b_key >= pivot, b_weight, 0.0)
 
@@ -108,13 +108,13 @@ def search(b_key, b_weight, target, total, top, TOGETHER: tl.constexpr):  # type
     return lo, hi, w_hi, w_lo == target
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _raise(lo, w_lo, pivot, weight, target):  # type: ignore[no-untyped-def]
     reached = weight >= target
     return tl.where(reached, pivot, lo), tl.where(reached, weight, w_lo)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _lower(hi, w_hi, pivot, weight, target):  # type: ignore[no-untyped-def]
     missed = weight < target
     return tl.where(missed, pivot, hi), tl.where(missed, weight, w_hi)

@@ -26,14 +26,13 @@ from sparse_kernels.gpu.selection.ordered_means import column_block
 from sparse_kernels.gpu.selection.plan import COLUMNS, SelectionPlan, Workspace
 from sparse_kernels.gpu.selection.rules import ranked
 from sparse_kernels.mean_correction import WIDTH
+from sparse_kernels.scores.energy import headroom
 from sparse_kernels.selection import thresholds
 
 _LOG2E = 1.4426950408889634
 # So many blocks in registers at least: short batches take one kernel.
 _LEAST_WIDTH = 512
 _RULES = {"max_threshold": 0, "top_p": 1, "top_k": 2}
-# Powers of need lie below 2 to this.
-_POWER_BITS = 112
 
 
 def select_tiles(
@@ -97,7 +96,7 @@ def select_tiles(
         batch.lengths, batch.starts, totals, batch.lengths if dense is None else dense.view(torch.uint8),
         batch.tiles.sequence, batch.tiles.number, plan.items, plan.first_steps, each,
         plan.starts, counts, listed, coverage, weights,
-        scale * _LOG2E, config.peak, _POWER_BITS / config.peak, -(-config.sink // shape.page), config.window,
+        scale * _LOG2E, config.peak, math.log2(headroom(config.peak)), -(-config.sink // shape.page), config.window,
         config.dense_last_tiles, plan.items.shape[0], kv_heads, tiles, plan.step_owner.numel(), steps, widest,
         *q.stride()[:2],
         TILE=shape.tile, BLOCK=shape.page, DIM=dim, GROUP=heads // kv_heads,
@@ -206,7 +205,7 @@ def select_tile_blocks(  # type: ignore[no-untyped-def]
     q, columns, scratch, maxima, needs,
     lengths, starts, totals, dense, tile_sequence, tile_number, items, first_steps, thresholds,
     index_starts, counts, listed, coverage, weights,
-    scale, peak, power_bits, sink, window, dense_last,
+    scale, peak, headroom_bits, sink, window, dense_last,
     n_items, kv_heads, tiles, n_steps, most_steps, widest, s_qt, s_qh,
     TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, SAMPLED: tl.constexpr,
     STRIDE: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr, COLUMNS: tl.constexpr, SUBS: tl.constexpr,
@@ -309,7 +308,7 @@ def select_tile_blocks(  # type: ignore[no-untyped-def]
             else:
                 # The rows of a tile weigh alike, and what all of its needs have in common no rule sees.
                 b_need = tl.where(m_l, 1.0, 0.0)
-                b_base = tl.where(m_l, power_bits - b_m - tl.log2(tl.maximum(b_l, 1e-30)), float("-inf"))
+                b_base = tl.where(m_l, headroom_bits - b_m - tl.log2(tl.maximum(b_l, 1e-30)), float("-inf"))
             tl.debug_barrier()
             o_f = tl.arange(0, 16)
             m_need = (o_f // 2)[:, None] == i_2[None, :]
