@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -17,6 +17,8 @@ from sparsity_policies.validate import check_policy
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 MAX_BYTES = 2 * 2**20
+# What can be wrong by itself.
+_ENTRY = re.compile(r"(rules|detection\.\w+)\[\d+\]")
 Check = Callable[[Policy], Sequence[Violation]]
 
 
@@ -184,11 +186,19 @@ def parse_policy(document: object, check: Check = check_policy) -> Policy:
     """
     reader = _Reader()
     policy = reader.policy(document)
-    # Meaning is checked only on a document of the right shape: stand-ins for broken fields would add false mistakes.
-    violations = reader.violations or check(policy)
+    violations = [*reader.violations, *_beside(reader.violations, check(policy))]
     if violations:
         raise InvalidRequestError(*violations)
     return policy
+
+
+def _beside(shape: Sequence[Violation], meaning: Sequence[Violation]) -> Iterator[Violation]:
+    """Mistakes of meaning that follow from none of shape: each condition and pattern stands for itself."""
+    broken = {found[0] for violation in shape if (found := _ENTRY.match(violation.field))}
+    for violation in meaning:
+        entry = _ENTRY.match(violation.field)
+        if not shape or (entry and entry[0] not in broken):
+            yield violation
 
 
 def to_document(policy: Policy) -> dict[str, Any]:
