@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 import triton
-from sparse_kernels import PagedSequence, PageSummaries, causal_pairs
+from sparse_kernels import PageSummaries
 from sparse_kernels.batch import BatchTiles, PagedBatch
 from sparse_kernels.block_index import BlockIndex
 from sparse_kernels.gpu.block_energy import COLUMNS
-from sparse_kernels.gpu.block_selection import BatchSelection, select_blocks, tile_shape
+from sparse_kernels.gpu.block_selection import select_blocks, tile_shape
 from sparse_kernels.gpu.block_sparse_prefill import block_sparse_prefill
 from sparse_kernels.gpu.checks import check_dim
 from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace, fill_tables
@@ -19,12 +19,12 @@ from sparse_kernels.gpu.page_selection import MOST_BLOCKS, page_capacity
 from sparse_kernels.gpu.page_summaries import summarize_pages
 from sparse_kernels.gpu.selection.plan import SelectionPlan, Workspace
 from sparse_kernels.gpu.sparse_paged_decode import paged_decode, sparse_paged_decode
-from sparse_kernels.measured_coverage import measured_coverage, spread_rows
 
-from sparsity_worker.plugin.accounting import PREFILL, Ledger
-from sparsity_worker.plugin.attention import MEASURED_ROWS, Spans, watched
+from sparsity_worker.plugin.accounting import Ledger
+from sparsity_worker.plugin.attention import Spans, watched
 from sparsity_worker.plugin.decode_steps import StepPrices
-from sparsity_worker.plugin.host_device import Download, upload
+from sparsity_worker.plugin.host_device import upload
+from sparsity_worker.plugin.prefill_accounts import PrefillAccounts
 from sparsity_worker.profile import Profile
 
 if TYPE_CHECKING:
@@ -114,7 +114,6 @@ class TritonAttention:
         self._profile = profile
         self._summaries = summaries
         self._req_to_token = req_to_token
-        self._ledger = ledger
         self._layers = sorted(summaries)
         self._heads, self._kv_heads = heads, summaries[self._layers[0]].mean.shape[1]
         self._watched = watched(summaries)
@@ -124,8 +123,7 @@ class TritonAttention:
         self._decode_workspace: DecodeWorkspace | None = None
         self._tiles: _Tiles | None = None
         self._selection_workspace = Workspace(req_to_token.device)
-        # By layer: kept blocks' rows and coverage times rows of each request, float64 [2, requests], on the device.
-        self._attended: dict[int, torch.Tensor] = {}
+        self._accounts = PrefillAccounts(ledger, self._layers, heads, self._kv_heads, profile.block_size)
 
     def prepare(self, spans: Spans, decode: bool) -> None:
         """Tables, tiles and written pages of the batch, on the device; waits for nothing."""
@@ -149,7 +147,7 @@ class TritonAttention:
         )  # fmt: skip
         self._full = self._tiles = None
         # Of a batch that SGLang captured or warmed up with, which nobody booked.
-        self._attended = {}
+        self._accounts.forget()
 
     def step_prices(self) -> StepPrices:
         """What each layer attends in a decode step."""
@@ -229,9 +227,10 @@ class TritonAttention:
             totals=own.totals, dense=own.dense, plan=self._tiles.plan, workspace=self._selection_workspace,
         )  # fmt: skip
         out = block_sparse_prefill(q, batch, found.index, layer.scaling, corrections=found.corrections).out
-        self._note(layer.layer_id, len(own.spans.rids), self._tiles, found)
+        shared = self._tiles
+        self._accounts.note(layer.layer_id, len(own.spans.rids), shared.owner, shared.rows, found)
         if layer.layer_id in self._watched:
-            self._measure(q, own, keys, values, found, layer.scaling)
+            self._accounts.measure(own.spans, own.dense_host, q, batch, found, layer.scaling)
         return out
 
     def _shared_by_layers(self, q: torch.Tensor, own: _Batch) -> _Tiles:
@@ -246,39 +245,6 @@ class TritonAttention:
         prefix = own.lengths - own.starts.diff()
         rows = torch.minimum(own.lengths[owner], first + tile) - torch.maximum(prefix[owner], first)
         return _Tiles(plan, owner, rows)
-
-    def _measure(
-        self,
-        q: torch.Tensor,
-        own: _Batch,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        found: BatchSelection,
-        scale: float,
-    ) -> None:
-        """Holds a few rows of the requests that ask for it against every key; it waits for the device."""
-        page, tile, row = self._profile.block_size, own.tiles.rows, 0
-        asked = [prompt.measured and not dense for prompt, dense in zip(own.spans.prompts, own.dense_host, strict=True)]
-        kept = found.kept if any(asked) else None
-        for number, (rid, length, new) in enumerate(zip(own.spans.rids, own.spans.lengths, own.spans.new, strict=True)):
-            if kept is not None and asked[number]:
-                table = own.tables[number, : -(-length // page)].long()
-                every = PagedSequence(keys, values, table, length).gather()[0]
-                positions = spread_rows(length - new, new, MEASURED_ROWS).to(q.device)
-                tiles = kept[:, own.tiles.sequence == number, : every.shape[1]]
-                first = (length - new) // tile
-                blocks = torch.arange(every.shape[1], device=q.device)
-                mine = blocks >= positions[:, None] // tile * (tile // page)
-                attended = tiles[:, positions // tile - first] | mine
-                share = measured_coverage(q[row + positions - (length - new)], positions, every, attended, scale)
-                self._ledger.measured(rid, share, positions.numel())
-            row += new
-
-    def _note(self, layer: int, requests: int, tiles: _Tiles, found: BatchSelection) -> None:
-        """Adds up on the device, for :meth:`book` to read once a pass."""
-        each = torch.stack([found.index.counts.sum(0), found.coverage.mean(0)]).double() * tiles.rows
-        booked = torch.zeros(2, requests, dtype=torch.float64, device=each.device)
-        self._attended[layer] = booked.index_add_(1, tiles.owner, each)
 
     def _decode(
         self,
@@ -314,33 +280,7 @@ class TritonAttention:
     def book(self) -> None:
         """Enters a pass of prefill into the ledger when the device has said what was selected; decode has its price."""
         own, self._batch = self._batch, None
-        attended, self._attended = self._attended, {}
         if own is None or own.decode:
-            return
-        found = Download(torch.stack(list(attended.values()))) if attended else None
-        rows = [self._layers.index(layer) for layer in attended]
-        spans, tile, ready = own.spans, own.tiles.rows, found.ready if found else lambda: True
-        self._ledger.defer(spans.rids, lambda: self._enter(spans, tile, rows, found), ready)
-
-    def _enter(self, spans: Spans, tile: int, rows: list[int], found: Download | None) -> None:
-        """Books prefill: every layer as dense, but ``rows`` by what was ``found`` in them."""
-        selected = None if found is None else found.read()
-        for number, (rid, length, new) in enumerate(zip(spans.rids, spans.lengths, spans.new, strict=True)):
-            # Pairs attended, causal pairs, coverage summed over rows, and rows, of one query head.
-            table = np.empty((len(self._layers), 4))
-            table[:, :2], table[:, 2:] = causal_pairs(new, length - new), new
-            if selected is not None:
-                pairs = selected[:, 0, number] * self._profile.block_size / self._kv_heads
-                table[rows, 0] = pairs + _pairs_inside(length - new, length, tile)
-                table[rows, 2] = selected[:, 1, number]
-            self._ledger.add_layers(rid, PREFILL, self._layers, table * self._heads)
-
-
-def _pairs_inside(first: int, last: int, tile: int) -> int:
-    """Causal pairs of rows ``first .. last - 1`` with the keys of their own tiles."""
-
-    def below(row: int) -> int:
-        whole, rest = divmod(row, tile)
-        return whole * causal_pairs(tile, 0) + causal_pairs(rest, 0)
-
-    return below(last) - below(first)
+            self._accounts.forget()
+        else:
+            self._accounts.book(own.spans, own.tiles.rows)
