@@ -114,12 +114,9 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
             raise ConfigurationError("SGLANG_ENABLE_METADATA_GLUE_GRAPH: must be off; a batch is prepared on the host")
         cached = self.token_to_kv_pool.get_key_buffer(self.token_to_kv_pool.start_layer).dtype
         if cached not in (torch.float32, torch.float16, torch.bfloat16):
-            reason = (
-                "page summaries and the choice of pages are made of keys as they are, and no kernel scales them back"
-            )
-            raise ConfigurationError(
-                f"kv_cache_dtype: must be 16 or 32 bits wide, not {cached}: {reason}; set bfloat16"
-            )
+            reason = "pages are summarized and chosen by keys as they are, and no kernel scales them back"
+            problem = f"must be 16 or 32 bits wide, not {cached}: {reason}; set bfloat16, or serve this model dense"
+            raise ConfigurationError(f"kv_cache_dtype: {problem}")
         if runner.page_size != self.profile.block_size:
             wanted = self.profile.block_size
             raise ConfigurationError(f"page_size: must equal the profile's block_size {wanted}, not {runner.page_size}")
