@@ -106,9 +106,9 @@ def draw(document: dict[str, Any], path: Path) -> None:
         axes.grid(alpha=0.3)
     loads = steps(document)
     labels = list(dict.fromkeys(load for each in loads.values() for load in each))
-    for number, (name, each) in enumerate(loads.items()):
-        at = [labels.index(load) + number / (len(loads) + 1) for load in each]
-        decode.bar(at, list(each.values()), width=1 / (len(loads) + 1), label=name)
+    for number, (name, ratios) in enumerate(loads.items()):
+        at = [labels.index(load) + number / (len(loads) + 1) for load in ratios]
+        decode.bar(at, list(ratios.values()), width=1 / (len(loads) + 1), label=name)
     decode.set_xticks(range(len(labels)), labels, fontsize=5)
     decode.axhline(1.0, color="gray", linewidth=0.8)
     decode.set_ylabel("decode, times dense attention, selection included")

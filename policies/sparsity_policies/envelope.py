@@ -6,20 +6,21 @@ import json
 
 from sparsity.errors import InvalidRequestError
 
-from sparsity_policies.document import encode, parse_policy
+from sparsity_policies.document import Check, encode, parse_policy
 from sparsity_policies.model import Override, Scope, StoredPolicy, Tier
+from sparsity_policies.validate import check_policy
 
 UNREADABLE = (ValueError, TypeError, KeyError, InvalidRequestError)
 
 
-def open_policy(envelope: str, domain: str) -> StoredPolicy:
-    """Reads a stored policy.
+def open_policy(envelope: str, domain: str, check: Check = check_policy) -> StoredPolicy:
+    """Reads a stored policy; ``check`` finds the mistakes of one of the right shape.
 
     Raises:
         ValueError, TypeError, KeyError, InvalidRequestError: when it cannot be read.
     """
     outer = json.loads(envelope)
-    policy = parse_policy(json.loads(outer["body"]))
+    policy = parse_policy(json.loads(outer["body"]), check)
     if policy.domain != domain:
         raise ValueError(f"holds the policy of {policy.domain!r}")
     return StoredPolicy(

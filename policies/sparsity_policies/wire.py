@@ -11,15 +11,16 @@ from sparsity.bounds import check_flags, check_labels, check_name
 from sparsity.errors import InvalidRequestError
 from sparsity.v1 import inference_pb2, policy_pb2
 
-from sparsity_policies.document import parse_policy, to_document
+from sparsity_policies.document import Check, parse_policy, to_document
 from sparsity_policies.model import Decision, Override, Policy, Scope, Signals, StoredPolicy, Tier
 from sparsity_policies.simulate import SimulatedRequest, Summary
+from sparsity_policies.validate import check_policy
 
 _PREFIXES = {"tier": "TIER_", "max_tier": "TIER_", "held_back": "TIER_", "risk": "RISK_", "fallback": "TIER_"}
 
 
-def policy_from_wire(message: policy_pb2.Policy) -> Policy:
-    """Reads and validates a policy message.
+def policy_from_wire(message: policy_pb2.Policy, check: Check = check_policy) -> Policy:
+    """Reads and validates a policy message; ``check`` finds the mistakes of one of the right shape.
 
     Raises:
         InvalidRequestError: with one violation a mistake.
@@ -34,7 +35,7 @@ def policy_from_wire(message: policy_pb2.Policy) -> Policy:
     for part in (plain.get("shadow", {}),):
         if "tokens_per_minute" in part:
             part["tokens_per_minute"] = int(part["tokens_per_minute"])
-    return parse_policy(plain)
+    return parse_policy(plain, check)
 
 
 def _lower(value: Any, key: str = "") -> Any:

@@ -17,6 +17,7 @@ from sparsity_policies.shipped import band_sets
 
 from sparsity_router import processes
 from sparsity_router.config import DETECT, SESSIONS, RouterConfig
+from sparsity_router.patience import FIRST_SECONDS, NEXT_SECONDS, Patience, read_seconds
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -49,6 +50,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dense-reserve", type=float, default=0.25, help="share of dense workers for policy-dense traffic"
     )
+    for option, seconds, what in (
+        ("--first-message-seconds", FIRST_SECONDS, "of a worker's silence until another is asked"),
+        ("--next-message-seconds", NEXT_SECONDS, "of its silence in a stream until the call ends"),
+    ):
+        told = f"{what}; also by tier: dense=600,moderate=300,aggressive=300"
+        parser.add_argument(option, default=f"{seconds:g}", help=told)
     parser.add_argument("--hedge-seconds", type=float, default=0.0, help="until a second worker is asked too; 0: never")
     parser.add_argument("--snapshot-file", type=Path, help="keeps the last policies, for a start without the store")
     parser.add_argument("--lease-key-file", type=Path, help="key that workers check leases with, 16 bytes or more")
@@ -117,6 +124,10 @@ def main() -> int:
                 queue_limit=options.queue_limit,
                 dense_reserve=options.dense_reserve,
                 hedge_seconds=options.hedge_seconds,
+                patience=Patience(
+                    read_seconds("--first-message-seconds", options.first_message_seconds),
+                    read_seconds("--next-message-seconds", options.next_message_seconds),
+                ),
                 detect=options.detect,
                 detect_seconds=options.detect_seconds,
                 detect_model=options.detect_model,

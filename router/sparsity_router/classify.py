@@ -53,7 +53,7 @@ class Classifier:
         self._detector = detector
         self._doubts_declared = doubts_declared
         self._lengths = LengthModel(tokenizer)
-        self._bounds = Bounds(tokenizer.vocabulary_size, tokenizer.context_length, max_prompt_bytes)
+        self._bounds = Bounds(tokenizer.vocabulary_size, tokenizer.context_length, max_prompt_bytes, tokenizer.control)
 
     def check(self, request: inference_pb2.GenerateRequest) -> None:
         """Checks what comes with the prompt, before anybody works on the request.

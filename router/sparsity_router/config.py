@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparsity.engines import ENGINES, SGLANG
 from sparsity.errors import ConfigurationError
 from sparsity.tls import ClientTls, ServerTls
 from sparsity_policies.costs import H100, GpuSpeed
+
+from sparsity_router.patience import Patience
 
 DETECT = ("undeclared", "declared", "off")
 SESSIONS = ("keep", "freely")
@@ -38,6 +40,7 @@ class RouterConfig:
         queue_seconds: how long a request may wait for room at a full tier; 0 refuses at once.
         queue_limit: requests that may wait at a tier.
         hedge_seconds: after which a second worker is asked too, while the first has not spoken; 0 never does.
+        patience: how long a worker may say nothing before another one is asked.
         dense_reserve: share of each dense worker kept for requests that policy holds dense, in [0, 1).
         detect: which requests the semantic classifier is asked about: `undeclared`, also `declared` ones, or `off`.
         detect_seconds: the time budget of its answer.
@@ -76,6 +79,7 @@ class RouterConfig:
     queue_limit: int = 256
     dense_reserve: float = 0.25
     hedge_seconds: float = 0.0
+    patience: Patience = field(default_factory=Patience)
     detect: str = "undeclared"
     detect_seconds: float = 1.0
     detect_model: Path | None = None

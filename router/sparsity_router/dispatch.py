@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 
 import grpc
 from opentelemetry import trace
@@ -12,6 +13,7 @@ from sparsity.sampling import new_tokens
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.model import Tier
 
+from sparsity_router.patience import spoken
 from sparsity_router.workers import Worker
 
 _tracer = trace.get_tracer("sparsity.router")
@@ -50,7 +52,7 @@ async def dispatch(
 
     Raises:
         OvertakenError: when it does not.
-        grpc.aio.AioRpcError: as the worker answers.
+        grpc.aio.AioRpcError: as the worker answers; INTERNAL where it says nothing for too long.
     """
     if not allows(tier):
         raise OvertakenError(f"{worker.name} was not asked: policy gives {tier.word} no more")
@@ -66,8 +68,9 @@ async def dispatch(
         with worker.dispatched(own.request_id, outstanding_tokens(own)):
             call = worker.stub.Generate(own, timeout=timeout, metadata=telemetry.outgoing())
             try:
-                async for message in call:
-                    yield message.response
+                async with aclosing(spoken(call, tier, worker.patience)) as messages:
+                    async for message in messages:
+                        yield message.response
             finally:
                 # Ends the worker's engine request when the client is gone.
                 call.cancel()

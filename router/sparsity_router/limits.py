@@ -7,7 +7,7 @@
 A request that claims more than its tenant's ``priority`` (0 to 9, the default) gets that.
 
 Counted by sliding windows (the `limits` library). A request counts its prompt tokens, as far as they are known, and the
-tokens that it may generate.
+tokens that it may generate; once it has ended, what it did not use is taken off the tenant's next calls to this router.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ log = logging.getLogger("sparsity.router.limits")
 _ANSWER_SECONDS = 0.05
 # After a failure the store is left alone for this long.
 _AWAY_SECONDS = 1.0
+_MOST_CREDITS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,8 @@ class TenantLimits:
         self._local = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._shared = SlidingWindowCounterRateLimiter(_storage(redis_url)) if redis_url else None
         self._away_until = 0.0
+        # What was counted and not used, and until when it may be made up for.
+        self._credits: dict[tuple[str, str], tuple[int, float]] = {}
 
     @classmethod
     def load(cls, path: Path | None, redis_url: str | None) -> TenantLimits | None:
@@ -105,6 +108,29 @@ class TenantLimits:
         """
         await self._hit(tenant, "tokens", self._of(tenant).tokens, max(count, 1))
 
+    def give_back(self, tenant: str, *, requests: int = 0, tokens: int = 0) -> None:
+        """Takes back what was counted and not used: the tenant's next calls to this router count so much less."""
+        rates = self._of(tenant)
+        for what, rate, count in (("requests", rates.requests, requests), ("tokens", rates.tokens, tokens)):
+            if rate is not None and count > 0:
+                now = time.monotonic()
+                if len(self._credits) >= _MOST_CREDITS:
+                    self._credits = {key: credit for key, credit in self._credits.items() if credit[1] > now}
+                held = min(self._credit(what, tenant) + count, rate.amount)
+                self._credits[what, tenant] = held, now + rate.get_expiry()
+
+    def _credit(self, what: str, tenant: str) -> int:
+        held, until = self._credits.get((what, tenant), (0, 0.0))
+        return held if time.monotonic() < until else 0
+
+    def _use_credit(self, what: str, tenant: str, cost: int) -> int:
+        """How much of ``cost`` was paid before."""
+        used = min(self._credit(what, tenant), cost)
+        if used:
+            held, until = self._credits[what, tenant]
+            self._credits[what, tenant] = held - used, until
+        return used
+
     async def close(self) -> None:
         """Closes the connections to the store."""
         if self._shared is not None:
@@ -114,7 +140,10 @@ class TenantLimits:
     async def _hit(self, tenant: str, what: str, rate: RateLimitItem | None, cost: int) -> None:
         if rate is None:
             return
-        limiter, allowed = self._local, None
+        paid = self._use_credit(what, tenant, cost)
+        if paid == cost:
+            return
+        limiter, allowed, whole, cost = self._local, None, cost, cost - paid
         if self._shared is not None and time.monotonic() > self._away_until:
             try:
                 async with asyncio.timeout(_ANSWER_SECONDS):
@@ -126,9 +155,10 @@ class TenantLimits:
         if allowed is None:
             allowed = await self._local.hit(rate, what, tenant, cost=cost)
         if not allowed:
+            self.give_back(tenant, **{what: paid})
             name = f"tenant {tenant!r}" if tenant else "requests without a tenant"
-            if cost > rate.amount:
-                problem = f"this request counts {cost}: it can never be taken"
+            if whole > rate.amount:
+                problem = f"this request counts {whole}: it can never be taken"
                 raise RateLimitError(f"{name}: the limit is {rate.amount} {what} {_per(rate)}; {problem}")
             wait = await self._wait(limiter, rate, what, tenant)
             problem = f"{name} used up its {rate.amount} {what} {_per(rate)}; try again in {wait:.1f} s"

@@ -133,6 +133,10 @@ class Overrides:
         log.warning("kill switch off")
         self.end(KILL_SWITCH_ID, 0)
 
+    def publish(self) -> None:
+        """Has what acts now acted upon anew."""
+        self._publish()
+
     def waiting(self) -> list[Override]:
         """Overrides set here that the store does not have; the one by signal is this process's own."""
         return [override for override in self._local.values() if override.id != KILL_SWITCH_ID]

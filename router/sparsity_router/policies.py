@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from sparsity.errors import StoreError
+from sparsity_policies.confined import SOURCES
 from sparsity_policies.contents import Cursor, PolicySource
 from sparsity_policies.model import StoredPolicy
 from sparsity_policies.snapshot import Snapshot
+from sparsity_policies.threads import BUILDS
 
 from sparsity_router.overrides import Change, Overrides
 from sparsity_router.snapshot_file import SnapshotFile
@@ -95,7 +97,7 @@ class PolicyFollower:
         except StoreError as error:
             if self._disk is None:
                 raise
-            contents, waiting, age = await asyncio.to_thread(self._disk.load)
+            contents, waiting, age = await BUILDS.run(self._disk.load)
             policies = {stored.policy.domain: stored for stored in contents.policies}
             self._wanted = _Wanted(contents.cursor, policies, frozenset(contents.rejected), ())
             handed_over = (override for override in contents.overrides if override.id not in waiting)
@@ -145,7 +147,7 @@ class PolicyFollower:
                 version, stored = self._version, [item.stored for item in self.snapshot.policies.values()]
                 overrides = (self.overrides.active(), self.overrides.waiting())
                 try:
-                    await asyncio.to_thread(self._disk.save, self.snapshot.revision, stored, *overrides, self.age)
+                    await BUILDS.run(self._disk.save, self.snapshot.revision, stored, *overrides, self.age)
                     self._saved = version
                 except OSError as error:
                     log.error("--snapshot-file: %s; a restart without the store would find none", error)
@@ -215,7 +217,7 @@ class PolicyFollower:
             wanted = self._wanted
             if wanted.cursor == self._cursor and self._snapshot is not None:
                 return
-            fresh = await asyncio.to_thread(
+            fresh = await BUILDS.run(
                 Snapshot.build,
                 wanted.cursor.revision,
                 list(wanted.policies.values()),
@@ -223,6 +225,7 @@ class PolicyFollower:
                 wanted.rejected,
                 ttl=self._ttl,
                 previous=self._snapshot,
+                compiled=SOURCES.compile,
             )
             self._cursor = wanted.cursor
             self._publish(dataclasses.replace(fresh, drifted=wanted.drifted))

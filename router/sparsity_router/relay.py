@@ -28,6 +28,7 @@ from sparsity_router.hedging import Leg, Race
 from sparsity_router.picking import Want
 from sparsity_router.placing import Attempts, is_full, nobody, pick, served
 from sparsity_router.proof import fault
+from sparsity_router.turns import patience
 from sparsity_router.workers import Worker
 
 _tracer = trace.get_tracer("sparsity.router")
@@ -214,7 +215,7 @@ async def relay(
     one = _Relay(fleet, request, review, context, decision_id, want)
     attempts = one.attempts
     fleet.retries.earn()
-    until = time.monotonic() + _patience(fleet, context)
+    until = time.monotonic() + patience(fleet, context)
     # Who comes while others wait joins them: room goes to the first in line.
     if not fleet.lines[one.decision.tier] or fleet.admission.queue_seconds <= 0:
         async with aclosing(one.try_all()) as relayed:
@@ -226,6 +227,9 @@ async def relay(
             raise nobody(fleet, one.decision, attempts)
     line = fleet.lines[one.decision.tier]
     with line.ticket(request.priority, request.cache_salt, outstanding_tokens(request)) as ticket:
+        if len(line) > 1:
+            # Those before it may wait for what it does not need.
+            line.wake()
         while not attempts.complete:
             await line.turn(ticket, until - time.monotonic())
             attempts.tried.clear()
@@ -237,10 +241,4 @@ async def relay(
             if not attempts.complete:
                 if not is_full(fleet, one.decision, attempts):
                     raise nobody(fleet, one.decision, attempts)
-                line.rejoin(ticket)
-
-
-def _patience(fleet: Fleet, context: grpc.aio.ServicerContext[Any, Any]) -> float:
-    """Seconds that a request may wait in line: short of the caller's deadline, so that he is told why."""
-    left = context.time_remaining()
-    return fleet.admission.queue_seconds if left is None else min(fleet.admission.queue_seconds, 0.9 * left)
+                line.rejoin(ticket, refused=attempts.overloaded)

@@ -24,6 +24,8 @@ log = logging.getLogger("sparsity.router.semantic")
 _LEARNT_AT_ONCE = 16
 # Prompts that may wait for the process; more could not be answered in time.
 _WAITING = 8
+# Several times what the model reads in a second: a longer text is not even handed over.
+_MOST_CHARACTERS = 1_000_000
 _RETRY_SECONDS = 5.0
 _POLL_SECONDS = 1.0
 
@@ -70,6 +72,9 @@ class Detector:
             return {}
         if self._pool is None or key != self._ready:
             raise DetectionError("the semantic classifier is not ready for these policies yet")
+        if len(text) > self._seconds * _MOST_CHARACTERS:
+            problem = f"cannot read {len(text)} characters within its {self._seconds:g} s"
+            raise DetectionError(f"the semantic classifier {problem}")
         if self._waiting >= _WAITING:
             raise DetectionError(f"{self._waiting} prompts wait for the semantic classifier")
         self._waiting += 1

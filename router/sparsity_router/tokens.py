@@ -15,6 +15,8 @@ from sparsity.errors import ConfigurationError, InvalidRequestError
 from sparsity.v1 import inference_pb2
 from tokenizers import Tokenizer
 
+from sparsity_router.control import ControlTokens
+
 ROLES = ("system", "user", "assistant")
 
 
@@ -36,6 +38,8 @@ class ModelTokenizer:
             raise ConfigurationError(f"--model: {model_path}: {type(error).__name__}: {error}") from error
         except Exception as error:  # the Rust tokenizer raises bare Exception
             raise ConfigurationError(f"--model: {model_path / 'tokenizer.json'}: {error}") from error
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self.control = ControlTokens(token.content for token in added if token.special)
         self.name = model_path.name
         self.config: dict[str, Any] = config
         self.digest = hashlib.sha256(data).hexdigest()
@@ -47,12 +51,12 @@ class ModelTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ``ids``, special tokens included."""
+        """What a scan must see of ``ids``: special tokens included, and what is read without them."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
-        return text
+        return self.control.to_scan(text)
 
     def render(self, chat: inference_pb2.ChatPrompt) -> str:
-        """The chat as the model expects it, up to where it answers.
+        """The chat as the model expects it, up to where it answers; control tokens in it are the template's alone.
 
         Raises:
             InvalidRequestError: when the model has no chat template, or the messages do not fit it.
@@ -63,7 +67,9 @@ class ModelTokenizer:
             if message.role not in ROLES:
                 problem = f"must be one of {', '.join(ROLES)}, not {reprlib.repr(message.role)}"
                 raise InvalidRequestError.of(f"chat.messages[{number}].role", problem)
-        messages = [{"role": message.role, "content": message.content} for message in chat.messages]
+        messages = [
+            {"role": message.role, "content": self.control.as_text(message.content)} for message in chat.messages
+        ]
         try:
             return self._template.render(messages=messages, add_generation_prompt=True, **self._special)
         except jinja2.TemplateError as error:

@@ -17,6 +17,7 @@ from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_policies.model import Tier
 
 from sparsity_router.breaker import Breaker
+from sparsity_router.patience import Patience
 
 log = logging.getLogger("sparsity.router.workers")
 _OPTIONS = [
@@ -59,7 +60,9 @@ class Worker:
         room: Callable[[], None],
         tls: ClientTls | None = None,
         engine: str = SGLANG,
+        patience: Patience | None = None,
     ) -> None:
+        self.patience = patience or Patience()
         self.target = target
         self._engine = engine
         self._digest = tokenizer_digest

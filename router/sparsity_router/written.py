@@ -10,6 +10,8 @@ from sparsity.sampling import check_sampling
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Tier
 
+from sparsity_router.control import ControlTokens
+
 
 class Written(NamedTuple):
     """What the caller wrote, read once: protobuf copies a text at every reading.
@@ -17,7 +19,7 @@ class Written(NamedTuple):
     Attributes:
         kind: `text`, `chat` or `token_ids`.
         text: all of it; empty for token ids.
-        data: the text in UTF-8.
+        data: what is scanned, in UTF-8: the text, and what is read without the control tokens in it.
         size: bytes to work on.
     """
 
@@ -34,11 +36,13 @@ class Bounds(NamedTuple):
         vocabulary_size: token ids lie below it.
         context_length: there are fewer of them.
         max_bytes: of a text; a token id counts four.
+        control: tokens that stay text where a caller writes them out.
     """
 
     vocabulary_size: int
     context_length: int
     max_bytes: int
+    control: ControlTokens
 
 
 def read_written(request: inference_pb2.GenerateRequest, bounds: Bounds) -> Written:
@@ -78,12 +82,13 @@ def read_written(request: inference_pb2.GenerateRequest, bounds: Bounds) -> Writ
         text, field = "\n".join(contents) if any(contents) else "", "chat.messages"
     if not text:
         raise InvalidRequestError.of(field, "is empty")
-    data = text.encode()
-    size = len(data)
+    size = len(text.encode())
     if size > bounds.max_bytes:
         problem = f"is {size} bytes long; this router takes {bounds.max_bytes}: shorten the prompt"
         raise InvalidRequestError.of(field, problem)
-    return Written(kind, text, data, size)
+    data = bounds.control.to_scan(text).encode()
+    text = bounds.control.as_text(text)
+    return Written(kind, text, data, len(text.encode()))
 
 
 def check_beside(request: inference_pb2.GenerateRequest, context_length: int) -> None:

@@ -91,3 +91,20 @@ def test_result_files_hold_header_rows_and_misses(tmp_path: Path) -> None:
     table = (tmp_path / "x.md").read_text()
     assert table == markdown("x", document)
     assert "| speed | 2k | 2 s | dense: 2 s | 1 | ratio >= 1.3 | **no** |" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["hi", "--max-new-tokens", "-5"], "sampling.max_new_tokens: cannot be sent"),
+        (["hi", "--max-new-tokens", str(2**32)], "sampling.max_new_tokens: cannot be sent"),
+        (["a \udce9 b"], "prompt: is no text: '\\udce9' at 2"),
+        (["a \udce9 b", "--raw"], "prompt: is no text: '\\udce9' at 2"),
+        (["hi", "--domain", "\udce9"], "context: is no text"),
+    ],
+)
+def test_what_cannot_be_sent_is_told_in_a_line(arguments: list[str], words: str) -> None:
+    result = RUNNER.invoke(app, ["generate", *arguments])
+    assert result.exit_code == 2, result.exception
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1

@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 HOPPER = GPUTarget("cuda", 90, 32)
-FLOATS = ("scale", "softcap", "skip_below", "peak")
+FLOATS = ("scale", "softcap", "skip_below", "peak", "headroom")
 HALVES = ("q", "k", "v", "out", "q_rope", "k_rope", "columns", "means", "value_means", "sub_means")
 SINGLES = (
     "lse",
@@ -46,6 +46,23 @@ INDICES = (
     "seen",
     "written",
 )
+SELECTION = {
+    "columns": "tensordesc<bf16[64, {DIM}]>",
+    "scratch": "*fp16",
+    "dense": "*u8",
+    "weights": "*fp16",
+    "headroom_bits": "fp32",
+    **dict.fromkeys(("maxima", "needs", "thresholds", "coverage"), "*fp32"),
+    **dict.fromkeys(("totals", "items", "first_steps", "index_starts", "listed"), "*i32"),
+}
+SELECTED = {
+    "TILE": 128, "BLOCK": 64, "SAMPLED": 16, "STRIDE": 8, "COLUMNS": 64, "SUBS": 4, "WIDTH": 2048, "UNIT": 4,
+    "HALF": True, "DENSE": True, "TMA": True, "TOGETHER": True, "STAGES": 3,
+}  # fmt: skip
+GATHER = {
+    **dict.fromkeys(("columns", "unit_means", "unit_value_means"), "*bf16"),
+    **dict.fromkeys(("first_steps", "step_owner", "first_units", "chunk_owner"), "*i32"),
+}
 PREFILL = {"TILE": 128, "BLOCK": 64, "GROUP": 4, "UNIT": 1, "MEANS": 64, "CORRECT": True, "WINDOW": False, "CAP": False}
 PAGES = {"PAGE": 64, "GROUP": 4, "HEADS": 8, "PDL": True}
 
@@ -76,6 +93,8 @@ def built(name: str, warps: int, folder: Path, **constants: int) -> Built:
     )
     if name == "block_sparse_prefill":
         kinds["weights"] = "*fp16"
+    own = {"select_tile_blocks": SELECTION, "gather_means": GATHER}.get(name, {})
+    kinds |= {each: kind.format(**constants) for each, kind in own.items()}
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, each in enumerate(names)
@@ -104,6 +123,25 @@ def test_block_energy(dim: int, per: int, tmp_path: Path) -> None:
     shape = {"TILE": 128, "BLOCK": 64, "GROUP": 4, "SAMPLED": 16, "STRIDE": 8, "ROWS": 64, "COLUMNS": 64}
     made = built("block_energy", 4, tmp_path, DIM=dim, PER=per, **shape)
     assert made.wgmma + made.tensor > 0
+    assert made.spilled == 0
+
+
+# Rule, and how often a share is squared: none, the profiles' eighth power, and any power.
+@pytest.mark.parametrize(("rule", "squares"), [(0, 0), (1, 3), (2, -1)])
+@pytest.mark.parametrize(("dim", "group", "rows", "tiles"), [(128, 4, 64, 2), (64, 7, 128, 1)])
+def test_tile_selection(dim: int, group: int, rows: int, tiles: int, rule: int, squares: int, tmp_path: Path) -> None:
+    shape = {"DIM": dim, "GROUP": group, "ROWS": rows, "TILES": tiles, "RULE": rule, "SQUARES": squares}
+    made = built("select_tile_blocks", 4, tmp_path, **shape, **SELECTED)
+    assert made.wgmma == 3 * 2 * dim // 16
+    assert made.tensor > 0
+    # A few scalars that outlive the loops; two programs share the registers of a multiprocessor.
+    assert made.spilled <= 64
+    assert made.registers * 2 * 4 * 32 <= 65536
+
+
+@pytest.mark.parametrize("unit", [1, 4])
+def test_ordered_means(unit: int, tmp_path: Path) -> None:
+    made = built("gather_means", 8, tmp_path, BLOCK=64, DIM=128, COLUMNS=64, SUBS=4, UNIT=unit, UNITS=32, CHUNK=128)
     assert made.spilled == 0
 
 
@@ -164,4 +202,4 @@ def test_token_sparse_attention(tmp_path: Path) -> None:
 
 def test_every_kernel_is_compiled_here() -> None:
     text = Path(__file__).read_text()
-    assert all(f'built("{name}"' in text for name in kernels())
+    assert all(re.search(rf'built\(\s*"{name}"', text) for name in kernels())

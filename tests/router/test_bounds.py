@@ -17,9 +17,10 @@ from sparsity_policies.wire import signals_from_wire
 from sparsity_router.callers import Callers
 from sparsity_router.fleet import Admission
 from sparsity_router.limits import TenantLimits
+from sparsity_router.patience import Patience, read_seconds
 from sparsity_router.services.inference import InferenceService
-from support.fake_worker import FakeWorker
-from support.rig import AGGRESSIVE, DENSE, LONG, refusal, rig
+from support.fake_worker import FakeWorker, answer, hang
+from support.rig import AGGRESSIVE, DENSE, LONG, MODERATE, refusal, rig, until
 from support.tiny import CONTEXT, tiny_model
 
 
@@ -173,7 +174,7 @@ async def test_a_tenant_claims_no_more_priority_than_it_has(tmp_path: Path) -> N
     for tenant, asked, held in (("", 9, 3), ("other", 2, 2), ("vip", 9, 9)):
         request = make_request("hi", tenant=tenant)
         request.priority = asked
-        await callers.count(request)
+        await callers.count(tenant, request)
         assert request.priority == held
     for bad in ("10", "-1", "first"):
         path.write_text(f"default: {{priority: {bad}}}\n")
@@ -198,3 +199,51 @@ async def test_outcomes_are_bounded(model: Path) -> None:
     for field, value in (("decision_id", "x" * 257), ("metric", "x" * 257), ("labels", {"l": "v" * 257})):
         with pytest.raises(InvalidRequestError, match=rf"^{field}: "):
             await service.ReportOutcome(inference_pb2.ReportOutcomeRequest(**good | {field: value}), nothing)
+
+
+SHORT = Admission(patience=Patience(first=(0.3, 0.3, 0.3), between=(0.3, 0.3, 0.3)))
+
+
+async def stalls(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    yield inference_pb2.GenerateResponse(text="x", token_ids=[1])
+    await asyncio.sleep(3600)
+
+
+async def dawdles(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    async for response in answer(worker, request, context):
+        await asyncio.sleep(0.2)
+        yield response
+
+
+async def test_a_worker_that_says_nothing_is_replaced_by_a_peer_then_a_denser_tier(model: Path) -> None:
+    mute = [FakeWorker(f"a{n}", AGGRESSIVE, model, behaviour=hang) for n in range(3)]
+    async with rig(model, *mute, FakeWorker("m", MODERATE, model), admission=SHORT) as r:
+        _, completion = await r.generate(LONG)
+        assert (completion.worker_id, completion.decision.reason) == ("m", inference_pb2.REASON_TIER_UNAVAILABLE)
+        assert [len(worker.received) for worker in mute] == [1, 1, 1]
+        await until(lambda: all(worker.cancelled == 1 for worker in mute))
+
+
+async def test_one_that_stops_in_mid_stream_ends_the_call(model: Path) -> None:
+    async with rig(model, FakeWorker("d", DENSE, model, behaviour=stalls), admission=SHORT) as r:
+        error = await refusal(r.generate("hi"))
+        assert error.code() is grpc.StatusCode.ABORTED
+        assert "said nothing for 0.3 s" in error.details()
+        await until(lambda: r.workers[0].cancelled == 1)
+
+
+async def test_one_that_is_slow_but_speaks_is_waited_for_and_so_is_a_slow_reader(model: Path) -> None:
+    async with rig(model, FakeWorker("d", DENSE, model, behaviour=dawdles), admission=SHORT) as r:
+        text = ""
+        async for response in r.stub.Generate(make_request("hi", domain="low")):
+            text += response.text
+            await asyncio.sleep(0.5)
+        assert text == "abc"
+
+
+def test_patience_is_read_by_tier() -> None:
+    assert read_seconds("--x", "5") == (5.0, 5.0, 5.0)
+    assert read_seconds("--x", "dense=9,aggressive=1,moderate=2.5") == (9.0, 2.5, 1.0)
+    for bad in ("", "0", "-1", "inf", "nan", "x", "dense=1", "dense=1,moderate=1,aggressive=1,other=1"):
+        with pytest.raises(ConfigurationError, match="--x: must be seconds"):
+            read_seconds("--x", bad)

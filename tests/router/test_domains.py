@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,12 @@ from sparsity_policies.decide import decide
 from sparsity_policies.document import parse_policy
 from sparsity_policies.model import Decision, Override, Reason, Risk, Scope, Signals, Tier
 from sparsity_policies.shipped import shipped_policies
+from sparsity_router import embedding_process
 from sparsity_router.classify import Classifier
 from sparsity_router.config import RouterConfig
 from sparsity_router.corpus import excerpt
 from sparsity_router.domains import Found, Score, resolve
+from sparsity_router.embedding import WINDOW_TOKENS, Embedder
 from sparsity_router.semantic import DetectionError, Detector
 from sparsity_router.tokens import ModelTokenizer
 from support.prompts import LABELLED
@@ -134,6 +137,38 @@ async def test_one_window_of_a_long_prompt_is_enough(detector: Detector) -> None
     assert found.domain == "medical"
     declared = resolve("support-chat", (), await detector.detect(planted, SHIPPED), SHIPPED)
     assert (declared.domain, declared.declared) == ("medical", "support-chat")
+
+
+def memory(detector: Detector, what: str) -> int:
+    """Of the classifier's process, in MiB."""
+    assert detector._pool is not None
+    (pid,) = detector._pool._processes
+    found = re.search(rf"{what}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) // 1024
+
+
+async def test_a_long_prompt_costs_the_classifier_little_memory(detector: Detector) -> None:
+    before = memory(detector, "VmRSS")
+    detector._seconds = 2.0
+    with pytest.raises(DetectionError, match="cannot read 4194304 characters within its 2 s"):
+        await detector.detect("risk " * (2**22 // 5) + "risk", SHIPPED)
+    with pytest.raises(DetectionError, match="ran out of time"):
+        await detector.detect("risk " * 390_000, SHIPPED)
+    # One word is one unknown token a piece, which is read in time.
+    assert await detector.detect("a" * 1_990_000, SHIPPED)
+    assert memory(detector, "VmHWM") - before < 150
+
+
+def test_windows_do_not_hang_on_how_a_text_is_cut() -> None:
+    embedder = Embedder(*embedding_process.default_files())
+    text = " ".join(f"word{number} of\nthe text," for number in range(4000))
+    ids = embedder._tokenizer.encode(text, add_special_tokens=False).ids
+    windows = list(embedder.windows(text))
+    assert len(text) > 4 * 16_384
+    assert [token for window in windows for token in window] == ids
+    assert {len(window) for window in windows[:-1]} == {WINDOW_TOKENS}
+    assert list(embedder.windows("")) == [[]]
 
 
 async def test_past_its_time_there_is_no_answer(detector: Detector) -> None:

@@ -179,7 +179,7 @@ class GenerateRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Plain text, tokenized as it is."""
+    """Plain text, tokenized as it is; control tokens of the model that are written in it, as `<|im_end|>`, stay text."""
     priority: _builtins.int
     """Scheduling priority, 0 (default) to 9 (first); a tenant that may claim less gets that."""
     request_id: _builtins.str
@@ -189,7 +189,7 @@ class GenerateRequest(_message.Message):
     """
     @_builtins.property
     def chat(self) -> Global___ChatPrompt:
-        """Chat messages, rendered with the model's chat template."""
+        """Chat messages, rendered with the model's chat template; control tokens written in them stay text."""
 
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:

@@ -14,7 +14,7 @@ from sparsity.benchmark import Row, against, judged
 from sparsity_quality.speed import dense, gate, goals
 from sparsity_quality.speed.gate import Check, Gate
 from sparsity_quality.speed.inputs import PAGE, Inputs, Shape, inputs
-from sparsity_quality.speed.kernels import Step, chosen_pages, decode_call, dense_decode_call
+from sparsity_quality.speed.kernels import Step, chosen_pages, decode_call, decode_workspace, dense_decode_call
 from sparsity_quality.speed.prefill import BASE
 from sparsity_quality.speed.timing import Clock
 
@@ -72,7 +72,8 @@ class Decodes:
         steps = self.steps(load.sequences)
         what = f"{self.shape}, {load.sequences} x {load.length} tokens"
         found: dict[str, float] = {}
-        ours = dense.Decode(_OURS, [dense_decode_call(step) for step in steps], lambda out: out)
+        room = decode_workspace(steps[0], DecodeConfig(budget=max(load.budgets), recent=64))
+        ours = dense.Decode(_OURS, [dense_decode_call(step, room) for step in steps], lambda out: out)
         for name, calls, view in (*dense.decodes(steps), ours):
             if passing.holds(*_right(f"decode, {name}, {what}", steps[0], _EVERYTHING, view(calls[0]()))):
                 found[name] = self.clock.layers(calls)
@@ -89,10 +90,11 @@ class Decodes:
     ) -> Iterator[Row]:
         config = configured(budget, load.length)
         name = f"decode, {TIERS.get(budget, budget)}"
-        first = decode_call(steps[0], config)
-        if not passing.holds(*_right(f"{name}, {what}", steps[0], config, first())):
+        room = decode_workspace(steps[0], config)
+        calls = [decode_call(step, config, room) for step in steps]
+        if not passing.holds(*_right(f"{name}, {what}", steps[0], config, calls[0]())):
             return
-        taken = self.clock.layers([decode_call(step, config) for step in steps])
+        taken = self.clock.layers(calls)
         row = against(Row(name, what, taken * 1e3, "us a layer"), *baseline)
         wanted = goals.DECODE.get(budget, {}).get((load.sequences, load.length)) if self.shape == BASE else None
         ratio = baseline[1] / (taken * 1e3)

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import torch
 from sparse_kernels import DecodeConfig, PrefillConfig
+from sparse_kernels.gpu.block_selection import BatchSelection
 from sparse_kernels.measured_coverage import spread_rows
 from sparse_kernels.selection import fixed_blocks, keep
 
 from sparsity_quality.speed.inputs import PAGE, TILE
-from sparsity_quality.speed.kernels import Prompt, Selected, Step
+from sparsity_quality.speed.kernels import Prompt, Step
 
 _ROWS, _TILES, _SEQUENCES = 24, 4, 4
 BOUNDS = {torch.bfloat16: 0.005, torch.float16: 0.002, torch.float32: 1e-4}
@@ -102,10 +103,10 @@ def _rows(prompt: Prompt, positions: list[int], kept: torch.Tensor, unit: int) -
     return out.flatten(1, 2)
 
 
-def selection(name: str, prompt: Prompt, config: PrefillConfig, found: Selected) -> Check:
+def selection(name: str, prompt: Prompt, config: PrefillConfig, found: BatchSelection) -> Check:
     """Tiles spread over a prompt: need that is kept less, blocks that are kept more, or how far off coverage is."""
     before = prompt.before
-    kept = found.index.kept(before.shape[1])
+    kept = found.kept
     if bool((kept & ~before).any()):
         return Check(name, float("inf"), _REGRET)
     tiles = before.shape[0]
@@ -184,7 +185,7 @@ def _passed_over(step: Step, sequence: int, config: DecodeConfig, chosen: torch.
     keys = step.batch.keys[table].double()
     slots = torch.arange(there * page, device=keys.device).view(there, page) < length
     subs = step.summaries.sub_mean.shape[1]
-    keys = torch.where(slots[..., None, None], keys, 0).unflatten(1, (subs, -1))
+    keys = torch.where(slots[..., None, None], keys, 0).view(there, subs, -1, *keys.shape[2:])
     counts = slots.view(there, subs, -1).sum(-1)
     means = keys.sum(2) / counts.clamp_min(1)[..., None, None]
     q = step.q[sequence].double().view(means.shape[2], -1, means.shape[3])

@@ -9,10 +9,11 @@ import torch
 from sparse_kernels import DecodeConfig, PageSummaries, PrefillConfig
 from sparse_kernels.batch import PagedBatch
 from sparse_kernels.block_index import BlockIndex
-from sparse_kernels.gpu.block_selection import select_blocks
+from sparse_kernels.gpu.block_selection import BatchSelection, select_blocks, tile_shape
 from sparse_kernels.gpu.block_sparse_prefill import block_sparse_prefill, implementation
 from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace
 from sparse_kernels.gpu.page_selection import page_capacity, select_pages
+from sparse_kernels.gpu.selection.plan import SelectionPlan, Workspace
 from sparse_kernels.gpu.sparse_paged_decode import paged_decode, sparse_paged_decode
 from sparse_kernels.mean_correction import Corrections
 
@@ -45,20 +46,6 @@ class Prompt(NamedTuple):
     def before(self) -> torch.Tensor:
         """Blocks before each tile, bool ``[tiles, blocks]``."""
         return torch.arange(self.batch.tables.shape[1], device=self.given.q.device) < self.batch.before[:, None]
-
-
-class Selected(NamedTuple):
-    """What selection gives to attention.
-
-    Attributes:
-        index: kept blocks.
-        corrections: what stands for the others.
-        coverage: float32 ``[Hkv, tiles]``, the estimated share of softmax mass that is kept.
-    """
-
-    index: BlockIndex
-    corrections: Corrections | None
-    coverage: torch.Tensor
 
 
 class Step(NamedTuple):
@@ -98,16 +85,17 @@ def prefill_call(prompt: Prompt, index: BlockIndex, corrected: Corrections | Non
     return lambda: block_sparse_prefill(given.q, batch, index, given.scale, corrections=corrected).out
 
 
-def selection_call(prompt: Prompt, config: PrefillConfig) -> Callable[[], Selected]:
-    """Selection: index, and means where they correct."""
+def selection_call(prompt: Prompt, config: PrefillConfig) -> Callable[[], BatchSelection]:
+    """Selection: index, and means where they correct; plan and scratch are made once, as for a model's layers."""
     given, batch = prompt.given, prompt.batch
-
-    def call() -> Selected:
-        kept, coverage = select_blocks(given.q, batch, given.summaries, config, given.scale, totals=prompt.totals)
-        corrected = corrections(prompt, kept, config.mean_blocks) if config.mean_correction else None
-        return Selected(BlockIndex.of(kept), corrected, coverage)
-
-    return call
+    group = given.q.shape[1] // batch.keys.shape[2]
+    sizes = (group, given.q.shape[2], batch.page, given.summaries.sub_page)
+    shape = tile_shape(config, *sizes, given.q.dtype, given.q.device)
+    plan = None if shape is None else SelectionPlan.read(batch, shape)
+    room = Workspace(given.q.device)
+    return lambda: select_blocks(
+        given.q, batch, given.summaries, config, given.scale, totals=prompt.totals, plan=plan, workspace=room
+    )  # fmt: skip
 
 
 def selected_prefill_call(prompt: Prompt, config: PrefillConfig) -> Call:
@@ -121,27 +109,32 @@ def selected_prefill_call(prompt: Prompt, config: PrefillConfig) -> Call:
     return call
 
 
-def decode_call(step: Step, config: DecodeConfig) -> Call:
-    """Selection of pages and attention over them."""
-    room = DecodeWorkspace.of(step.q, step.batch, page_capacity(config, PAGE))
+def decode_call(step: Step, config: DecodeConfig, workspace: DecodeWorkspace | None = None) -> Call:
+    """Selection of pages and attention over them, the newest page summarized on the way."""
+    room = workspace or decode_workspace(step, config)
     return lambda: sparse_paged_decode(step.q, step.batch, step.summaries, config, step.scale, workspace=room)
 
 
-def dense_decode_call(step: Step) -> Call:
+def dense_decode_call(step: Step, workspace: DecodeWorkspace | None = None) -> Call:
     """Attention over all pages."""
-    room = DecodeWorkspace.of(step.q, step.batch)
+    room = workspace or DecodeWorkspace.of(step.q, step.batch)
     return lambda: paged_decode(step.q, step.batch, step.scale, workspace=room)
+
+
+def decode_workspace(step: Step, config: DecodeConfig) -> DecodeWorkspace:
+    """Buffers that all layers of a model share."""
+    return DecodeWorkspace.of(step.q, step.batch, page_capacity(config, step.batch.keys.shape[1]))
 
 
 def chosen_pages(step: Step, config: DecodeConfig) -> torch.Tensor:
     """What :func:`decode_call` attends, bool ``[sequences, Hkv, blocks]``."""
     pages = select_pages(step.q, step.batch, step.summaries, config, step.scale)
-    page, blocks = step.batch.keys.shape[1], step.batch.tables.shape[1]
-    there = -(-step.batch.lengths // page)
-    valid = torch.arange(blocks, device=pages.device) < there[:, None, None]
-    whole = (step.batch.lengths < config.sparse_from) | (there <= pages.shape[2])
-    # Physical pages of sequences whose pages differ.
-    chosen = torch.stack(
-        [torch.isin(table, head) for table, heads in zip(step.batch.tables, pages, strict=True) for head in heads]
-    ).view(*pages.shape[:2], blocks)
-    return valid & (chosen | whole[:, None, None])
+    page, tables = step.batch.keys.shape[1], step.batch.tables
+    there = -(-step.batch.lengths // page)[:, None, None]
+    before = torch.arange(tables.shape[1], device=tables.device) < there
+    # Where all pages are attended none is written down.
+    whole = (step.batch.lengths[:, None, None] < config.sparse_from) | (there <= pages.shape[2])
+    marked = torch.zeros(*pages.shape[:2], step.batch.keys.shape[0], dtype=torch.bool, device=tables.device)
+    marked.scatter_(2, torch.where(whole, 0, pages).long(), True)
+    chosen = marked.gather(2, tables.long().clamp(0, marked.shape[2] - 1)[:, None].expand(-1, pages.shape[1], -1))
+    return (chosen | whole) & before

@@ -14,7 +14,7 @@ from sparsity_quality.speed import decode, gate, prefill, tokens
 from sparsity_quality.speed.decode import Decodes, Load
 from sparsity_quality.speed.gate import Gate
 from sparsity_quality.speed.inputs import Shape, inputs
-from sparsity_quality.speed.kernels import Prompt, corrections, full_index, prefill_call, selection_call
+from sparsity_quality.speed.kernels import Prompt, full_index, prefill_call, selection_call
 from sparsity_quality.speed.prefill import BASE, CORRECTED, Prefills
 from sparsity_quality.speed.timing import Clock
 from sparsity_quality.speed.tokens import TINY, V32, TokenShape
@@ -152,11 +152,10 @@ def _checks(shape: Shape, length: int, clock: Clock, dtype: torch.dtype, passing
     for unit in (1, 2, 4):
         config = prefill.configured("aggressive", length, unit)
         found = selection_call(prompt, config)()
-        kept = found.index.kept(every.shape[2])
-        out = prefill_call(prompt, found.index, corrections(prompt, kept, unit))()
+        out = prefill_call(prompt, found.index, found.corrections)()
         passing.holds(
             gate.selection(f"selection, means of {unit}, {what}", prompt, config, found),
-            gate.prefill(f"prefill, selected, means of {unit}, {what}", prompt, out, kept, unit),
+            gate.prefill(f"prefill, selected, means of {unit}, {what}", prompt, out, found.kept, unit),
         )
     passing.holds(*decode.ragged_checks(shape, clock, dtype))
     yield from ()

@@ -204,7 +204,7 @@ def _selected(bench: _Bench, tier: str, unit: int) -> Iterator[Row]:
     config = configured(tier, bench.length, unit)
     select, call = selection_call(bench.prompt, config), selected_prefill_call(bench.prompt, config)
     found = select()
-    kept = found.index.kept(bench.prompt.before.shape[1])
+    kept = found.kept
     what = f"{bench.what}, density {bench.density(kept):.3f}"
     named = f"prefill, {tier}, means of {unit}"
     checks = (

@@ -25,7 +25,7 @@ class TokenShape(NamedTuple):
         rope: rotary dimensions.
         index_heads: of the indexer.
         index_dim: of each.
-        count: tokens that a query attends.
+        top: tokens that a query attends.
     """
 
     heads: int
@@ -33,7 +33,7 @@ class TokenShape(NamedTuple):
     rope: int
     index_heads: int
     index_dim: int
-    count: int
+    top: int
 
 
 V32 = TokenShape(128, 512, 64, 64, 128, 2048)
@@ -57,13 +57,13 @@ def rows(
     scale, prefix = (shape.index_dim + shape.rope) ** -0.5, context - queries
     what = (
         f"{queries} queries at {context} tokens, {shape.heads} heads, {shape.rank} + {shape.rope},"
-        f" {shape.index_heads} index heads, top {shape.count}"
+        f" {shape.index_heads} index heads, top {shape.top}"
     )
     scores = lightning_scores(index_q, index_k, weights, prefix)
-    tokens = select_tokens(scores, shape.count)
+    tokens = select_tokens(scores, shape.top)
     seen = prefix + _ROWS
     exact = torch.einsum("tj,tjs->ts", weights[:_ROWS].double(), _products(index_q[:_ROWS], index_k[:seen]).relu())
-    wanted = exact[-1].topk(min(shape.count, seen)).values
+    wanted = exact[-1].topk(min(shape.top, seen)).values
     missed = wanted.sum() - exact[-1][tokens[_ROWS - 1][tokens[_ROWS - 1] >= 0].long()].sum()
     off = scores[_ROWS - 1, :seen].double() - exact[-1]
     checks = (
@@ -74,7 +74,7 @@ def rows(
     if passing.holds(*checks):
         taken = clock.times(lambda: lightning_scores(index_q, index_k, weights, prefix), sustained=False).cool
         yield from _timed("lightning_scores", what, taken, 2.0 * pairs * shape.index_heads * shape.index_dim)
-        taken = clock.times(lambda: select_tokens(scores, shape.count), sustained=False).cool
+        taken = clock.times(lambda: select_tokens(scores, shape.top), sustained=False).cool
         yield Row("select_tokens, cool", what, taken, "ms")
     out = token_sparse_latent_attention(q, q_rope, latent, rope, tokens, scale)
     right = _attended(q, q_rope, latent, rope, tokens, scale)
@@ -83,7 +83,7 @@ def rows(
         taken = clock.times(
             lambda: token_sparse_latent_attention(q, q_rope, latent, rope, tokens, scale), sustained=False
         ).cool
-        flops = 2.0 * queries * shape.heads * min(shape.count, context) * (2 * shape.rank + shape.rope)
+        flops = 2.0 * queries * shape.heads * min(shape.top, context) * (2 * shape.rank + shape.rope)
         yield from _timed("token_sparse_latent_attention", what, taken, flops)
 
 

@@ -13,7 +13,7 @@ import grpc
 from opentelemetry import trace
 from sparsity import telemetry
 from sparsity.bounds import MAX_NAME, check_labels, check_name
-from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError, TokenCountError
+from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError, SparsityError, TokenCountError
 from sparsity.leases import sign
 from sparsity.metering import Times
 from sparsity.v1 import inference_pb2
@@ -28,12 +28,13 @@ from sparsity_router.classify import Classifier
 from sparsity_router.dispatch import outstanding_tokens
 from sparsity_router.fleet import Fleet
 from sparsity_router.observer import Observer
-from sparsity_router.placing import place
 from sparsity_router.policies import PolicyFollower
 from sparsity_router.relay import relay
 from sparsity_router.review import Review
 from sparsity_router.sessions import Sessions, SessionTier
 from sparsity_router.shadow import Shadow
+from sparsity_router.spans import conclude, describe
+from sparsity_router.turns import place_in_turn
 from sparsity_router.worker_request import wanted, worker_request
 
 GenerateContext = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
@@ -94,13 +95,13 @@ class InferenceService:
             await self._admit(request, context)
             decision_id = uuid.uuid4().hex
             classified, review = await self._decide(request, decision_id)
-            await self._callers.spend(request, classified.signals)
+            counted, used = await self._callers.spend(request, classified.signals), 0
             told, policy = False, review.decision
             served: Decision | None = None
             try:
                 while True:
                     _tell_caller(context, decision_id, policy)
-                    _describe(span, classified.signals, policy, decision_id, self._model, request.request_id)
+                    describe(span, classified.signals, policy, decision_id, self._model, request.request_id)
                     inner = worker_request(request, classified, policy, decision_id)
                     want = partial(wanted, inner, request)
                     sample = self._shadow.take(decision_id, policy, inner) if self._shadow else None
@@ -109,12 +110,14 @@ class InferenceService:
                         async for relayed in messages:
                             response, served, policy = relayed.response, relayed.served, relayed.policy
                             first = time.monotonic() - started if first is None and response.token_ids else first
+                            used = (used or classified.signals.min_tokens) + len(response.token_ids)
                             if sample is not None:
                                 sample.tokens += response.token_ids
                             if response.HasField("completion"):
                                 completion = response.completion
+                                used = _used(completion.usage) or used
                                 completion.decision.CopyFrom(decision_to_wire(served, decision_id))
-                                _conclude(span, served, completion)
+                                conclude(span, served, completion)
                                 # Before the caller has it, who may report an outcome at once.
                                 told = True
                                 times = Times(first, time.monotonic() - started)
@@ -130,7 +133,12 @@ class InferenceService:
                         policy = review.decision
                     finally:
                         await messages.aclose()
+            except asyncio.CancelledError:
+                # Who leaves before the first token has had the prompt read all the same.
+                used = used or classified.signals.min_tokens
+                raise
             finally:
+                self._callers.settle(classified.signals.tenant, counted, used)
                 policy = policy if served else review.decision
                 _tell_caller(context, decision_id, policy)
                 if not told:
@@ -138,9 +146,10 @@ class InferenceService:
 
     async def _admit(self, request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Checks caller and request, and counts it."""
-        self._callers.check(context, request)
+        tenant = self._callers.check(context, request)
         self._classifier.check(request)
-        await self._callers.count(request)
+        self._callers.fell_back(context, tenant)
+        await self._callers.count(tenant, request)
 
     async def Route(self, request: inference_pb2.RouteRequest, context: RouteContext) -> inference_pb2.RouteResponse:
         """The decision, a worker, and the lease that it takes exactly this request by."""
@@ -150,11 +159,17 @@ class InferenceService:
                 raise ConfigurationError("this router signs no leases: it was started without --lease-key-file")
             decision_id = uuid.uuid4().hex
             classified, review = await self._decide(request.request, decision_id)
-            await self._callers.spend(request.request, classified.signals)
-            decision = review()
-            _describe(span, classified.signals, decision, decision_id, self._model, request.request.request_id)
-            inner = worker_request(request.request, classified, decision, decision_id)
-            worker, served = place(self._fleet, decision, partial(wanted, inner, request.request))
+            counted = await self._callers.spend(request.request, classified.signals)
+            tenant = classified.signals.tenant
+            inner = worker_request(request.request, classified, review.decision, decision_id)
+            try:
+                want = partial(wanted, inner, request.request)
+                worker, served, decision = await place_in_turn(self._fleet, inner, review, context, want)
+            except (SparsityError, asyncio.CancelledError):
+                self._callers.settle(tenant, counted, 0)
+                raise
+            self._callers.routed(decision_id, tenant, counted)
+            describe(span, classified.signals, decision, decision_id, self._model, request.request.request_id)
             inner.tier = served.tier.value  # type: ignore[assignment]
             worker.expect(inner.request_id, outstanding_tokens(inner))
             self._tell(decision_id, request.request, review.signals, decision, served, None)
@@ -183,8 +198,7 @@ class InferenceService:
     ) -> inference_pb2.ExplainResponse:
         """The decision that Generate would make now, with every step."""
         with telemetry.server_span(_tracer, "router.explain", context):
-            self._callers.check(context, request.request)
-            self._classifier.check(request.request)
+            await self._admit(request.request, context)
             # Counted, where Generate would not: what would change the tier hangs on it.
             _, review = await self._decide(request.request, "", exact=True)
             signals, decision = review.signals, review.decision
@@ -206,7 +220,7 @@ class InferenceService:
         self, request: inference_pb2.ReportOutcomeRequest, context: OutcomeContext
     ) -> inference_pb2.ReportOutcomeResponse:
         """Joins a caller's measure of quality to the decision it is of."""
-        self._callers.check(context, None)
+        await self._callers.count(self._callers.check(context, None))
         if self._decisions is None:
             raise ConfigurationError("this router keeps no decision log: it was started without --redis-url")
         if not request.decision_id:
@@ -265,36 +279,6 @@ def _tell_caller(context: GenerateContext, decision_id: str, decision: Decision)
     context.set_trailing_metadata((("sparsity-decision-id", decision_id), ("sparsity-tier", decision.tier.word)))
 
 
-def _describe(span: trace.Span, signals: Signals, decision: Decision, decision_id: str, model: str, label: str) -> None:
-    if not span.is_recording():
-        return
-    span.set_attributes(
-        {
-            telemetry.GEN_AI_OPERATION: "text_completion",
-            telemetry.GEN_AI_MODEL: model,
-            telemetry.DECISION_ID: decision_id,
-            telemetry.REQUEST_LABEL: label,
-            telemetry.DOMAIN: signals.domain,
-            telemetry.FLAGS: sorted(signals.flags),
-            telemetry.PROMPT_TOKENS: signals.max_tokens,
-            telemetry.SCANNED_BYTES: signals.scanned_bytes,
-            telemetry.POLICY_TIER: decision.policy_tier.word,
-            telemetry.POLICY_REVISION: decision.policy_revision,
-            telemetry.MATCHED_RULE: decision.matched_rule,
-        }
-    )
-
-
-def _conclude(span: trace.Span, decision: Decision, completion: inference_pb2.Completion) -> None:
-    if not span.is_recording():
-        return
-    span.set_attributes(
-        {
-            telemetry.TIER: decision.tier.word,
-            telemetry.REASON: decision.reason.name,
-            telemetry.WORKER_ID: completion.worker_id,
-            telemetry.GEN_AI_INPUT_TOKENS: completion.usage.prompt_tokens,
-            telemetry.GEN_AI_OUTPUT_TOKENS: completion.usage.completion_tokens,
-            **telemetry.attended(completion),
-        }
-    )
+def _used(usage: inference_pb2.Usage) -> int:
+    """Tokens that a worker says it worked on; 0 where it does not."""
+    return usage.prompt_tokens + usage.completion_tokens

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from sparsity.v1 import policy_pb2
 from sparsity_policies.journal import Entry
 from sparsity_policies.savings import DomainSavings, Savings
+from sparsity_policies.threads import REPLAYS
 
 from sparsity_router.guards import capped
 from sparsity_router.services.logged import Seen, logged
@@ -22,7 +21,7 @@ class SavingsReport(Part):
         """Requests, tokens, attention and guards of each domain."""
         savings, seen = Savings(self._state.shape), Seen()
         async for batch in logged(self._state.decisions, request.since, "since"):
-            await asyncio.to_thread(_add, savings, seen.readable(batch))
+            await REPLAYS.run(_add, savings, seen.readable(batch))
         response = policy_pb2.GetSavingsResponse()
         for domain, account in sorted(savings.domains.items()):
             response.domains.append(self._row(domain, account))

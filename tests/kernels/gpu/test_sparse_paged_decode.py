@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ from sparse_kernels.gpu.page_selection import MOST_BLOCKS, page_capacity, select
 from sparse_kernels.gpu.page_summaries import summarize_pages
 from sparse_kernels.gpu.sparse_paged_decode import paged_decode, sparse_paged_decode
 from sparse_kernels.reference import sparse_paged_decode_reference
-from support.devices import DEVICE, EXACT, TOLERANCES, captured, launch, on
+from support.devices import DEVICE, DTYPES, EXACT, TOLERANCES, launch, on
 from support.paging import PAGE, SUB, joined, queries, rms_ratio
 
 HEADS, DIM = 4, 16
@@ -62,27 +60,36 @@ class Case:
         self.summaries.mark(self.newest)
 
     def workspace(self, config: DecodeConfig) -> DecodeWorkspace:
-        made = DecodeWorkspace.of(self.q.to(DEVICE), self.batch, page_capacity(config, self.page))
+        made = DecodeWorkspace.of(self.q, self.batch, page_capacity(config, self.page))
         for part in (made.masses, made.parts, made.lse):
             part.fill_(float("nan"))
         made.chosen.fill_(NO_PAGE)
         return made
 
-    def run(self, function: Callable[..., torch.Tensor], *more: Any, **named: Any) -> torch.Tensor:
-        """Calls it on the device with queries, batch and summaries, and takes over what it made of these."""
-        q, batch, summaries = on(DEVICE, (self.q, self.batch, self.summaries))
-        out = function(q, batch, summaries, *more, **on(DEVICE, named))
-        self.summaries = on("cpu", summaries)
-        return on("cpu", out)
-
     def whole(self, number: int, config: DecodeConfig) -> bool:
         sequence = self.sequences[number]
         return sequence.length < config.sparse_from or sequence.table.numel() <= page_capacity(config, self.page)
 
+    def decode(self, config: DecodeConfig, room: DecodeWorkspace, dense: torch.Tensor | None = None) -> torch.Tensor:
+        """A step on the device, which brings the summaries up to date and leaves the workspace as it is there."""
+        moved, summaries = on(DEVICE, room), on(DEVICE, self.summaries)
+        out = sparse_paged_decode(
+            *on(DEVICE, (self.q, self.batch)), summaries, config, self.scale, dense=on(DEVICE, dense), workspace=moved
+        )  # fmt: skip
+        self.summaries = on("cpu", summaries)
+        vars(room).update(vars(on("cpu", moved)))
+        return on("cpu", out)
+
+    def summarize(self, pages: torch.Tensor, filled: torch.Tensor) -> None:
+        """Summarizes pages on the device."""
+        summaries = on(DEVICE, self.summaries)
+        summarize_pages(summaries, *on(DEVICE, (self.batch.keys, self.batch.values, pages.int(), filled.int())))
+        self.summaries = on("cpu", summaries)
+
     def check(self, config: DecodeConfig, bound: float = EXACT, dense: torch.Tensor | None = None) -> torch.Tensor:
         """Pages against the CPU's, the output against the definition, and that all is left as it must be."""
         room = self.workspace(config)
-        out = self.run(sparse_paged_decode, config, self.scale, dense=dense, workspace=room)
+        out = self.decode(config, room, dense)
         assert out.dtype == self.q.dtype
         assert not room.counters.any()
         for name in MEANS:
@@ -92,7 +99,7 @@ class Case:
             found, wanted = getattr(self.summaries, name), self.expected[name]
             torch.testing.assert_close(found, wanted, atol=near, rtol=share, equal_nan=True, msg=name)
         capacity, kv_heads = page_capacity(config, self.page), self.batch.keys.shape[2]
-        lists = room.chosen.cpu()[: len(self.sequences) * kv_heads * capacity].view(-1, kv_heads, capacity)
+        lists = room.chosen[: len(self.sequences) * kv_heads * capacity].view(-1, kv_heads, capacity)
         for number, sequence in enumerate(self.sequences):
             pages = torch.arange(sequence.table.numel()).expand(kv_heads, -1)
             if not self.whole(number, config) and not (dense is not None and dense[number]):
@@ -104,7 +111,7 @@ class Case:
 
 
 @pytest.mark.parametrize("score", ["spread", "sub_pages"])
-@pytest.mark.parametrize(("heads", "dtype"), [(2, torch.float32), (6, torch.float16), (40, torch.float32)])
+@pytest.mark.parametrize(("heads", "dtype"), [(2, torch.float32), (40, torch.float32), *((6, each) for each in DTYPES)])
 def test_matches_the_reference_over_what_the_cpu_chooses(score: str, heads: int, dtype: torch.dtype) -> None:
     Case(LENGTHS, heads, dtype=dtype).check(replace(CONFIG, score=score), TOLERANCES[dtype])
 
@@ -154,22 +161,14 @@ def test_runs_are_equal_bit_by_bit() -> None:
     outs = []
     for _ in range(3):
         case.poison()
-        outs.append(case.run(sparse_paged_decode, config, SCALE, workspace=room))
+        outs.append(case.decode(config, room))
     assert torch.equal(outs[0], outs[1])
     assert torch.equal(outs[0], outs[2])
 
 
-def summarize(case: Case) -> None:
-    """Of the first sequence, whose pages are full, all."""
-    table = case.sequences[0].table.int()
-    given = on(DEVICE, (case.summaries, case.batch.keys, case.batch.values, table, torch.full_like(table, PAGE)))
-    summarize_pages(*given)
-    case.summaries = on("cpu", given[0])
-
-
 def chosen(case: Case, config: DecodeConfig) -> list[int]:
     """Logical pages of the first sequence and head."""
-    pages = case.run(select_pages, config, case.scale)[0, 0]
+    pages = launch(select_pages, case.q, case.batch, case.summaries, config, case.scale)[0, 0]
     return [case.sequences[0].table.tolist().index(page) for page in pages.tolist()]
 
 
@@ -178,14 +177,14 @@ def test_of_pages_that_score_alike_the_earlier_is_taken(score: str) -> None:
     case, config = Case([20 * PAGE], 2, 1), replace(CONFIG, score=score)
     keys, table = case.batch.keys, case.sequences[0].table
     keys[table] = 0.0
-    summarize(case)
+    case.summarize(table, torch.full_like(table, PAGE))
     assert chosen(case, config) == [0, 1, 2, 3, 18, 19]
     # Three are better, one is worse.
     direction = case.q[0, 0] / case.q[0, 0].norm()
     case.q[0, 1] = case.q[0, 0]
     for page, strength in ((1, -1.0), (7, 2.0), (9, 2.0), (12, 2.0)):
         keys[table[page]] = strength * direction
-    summarize(case)
+    case.summarize(table, torch.full_like(table, PAGE))
     assert chosen(case, config) == [0, 7, 9, 12, 18, 19]
     assert chosen(case, replace(config, budget=8 * PAGE)) == [0, 2, 3, 7, 9, 12, 18, 19]
     assert chosen(case, replace(config, budget=5 * PAGE)) == [0, 7, 9, 18, 19]
@@ -199,7 +198,7 @@ def test_shares_too_small_for_a_float_still_differ() -> None:
     # Logarithms of shares from 0 down to -1900.
     keys[table] = (torch.arange(20) * -100.0)[:, None, None, None] * direction
     keys[table[2:16]] = keys[table[2:16]].flip(0)
-    summarize(case)
+    case.summarize(table, torch.full_like(table, PAGE))
     assert chosen(case, CONFIG) == [0, 1, 14, 15, 18, 19]
     pages, _ = select_pages_cpu(case.q[0], case.sequences[0], case.summaries, CONFIG, SCALE)
     assert pages[0].tolist() == [0, 1, 14, 15, 18, 19]
@@ -216,18 +215,14 @@ def test_sink_and_recent_pages_are_always_there() -> None:
 def test_lengths_may_grow_under_the_same_shapes() -> None:
     # As a replayed graph does it: the same tensors, other lengths in them.
     case = Case([333, 333], width=40)
-    room, whole = case.workspace(CONFIG), case.sequences[0]
-
-    def step(q: torch.Tensor, batch: DecodeBatch, summaries: PageSummaries) -> torch.Tensor:
-        return sparse_paged_decode(q, batch, summaries, CONFIG, SCALE, workspace=room)
-
-    replay = captured(step, case.q, case.batch, case.summaries)
+    room = case.workspace(CONFIG)
+    whole = case.sequences[0]
     for length in (1, 16, 17, 150, 333):
         case.batch.lengths[0] = length
         cut = whole._replace(length=length, table=whole.table[: -(-length // PAGE)])
         case.summaries.mark(cut.table)
         case.summaries.refresh(cut)
-        out = on("cpu", replay(case.q, case.batch, case.summaries))
+        out = case.decode(CONFIG, room)
         pages, _ = select_pages_cpu(case.q[0], cut, case.summaries, CONFIG, SCALE)
         assert rms_ratio(out[0], sparse_paged_decode_reference(case.q[0], cut, pages, SCALE)) < EXACT
         assert not room.counters.any()
@@ -238,20 +233,19 @@ def test_several_new_tokens_are_rows_over_one_table() -> None:
     (sequence,) = case.sequences
     lengths = [331, 332, 333]
     q = queries(3, 4, DIM, seed=2)
-    newest = (sequence.table[-1:].int(), torch.tensor([333 % PAGE], dtype=torch.int32))
-    given = on(DEVICE, (case.summaries, sequence.keys, sequence.values, *newest))
-    summarize_pages(*given)
-    case.summaries = on("cpu", given[0])
+    case.summarize(sequence.table[-1:], torch.tensor([333 % PAGE]))
     assert not case.summaries.stale[sequence.table].any()
-    case.q = q
-    case.batch = case.batch._replace(
+    batch = case.batch._replace(
         tables=case.batch.tables.expand(3, -1), lengths=torch.tensor(lengths, dtype=torch.int32)
     )
     before = {name: getattr(case.summaries, name).clone() for name in MEANS}
-    out = case.run(sparse_paged_decode, CONFIG, SCALE, summarized=True)
-    lists = case.run(select_pages, CONFIG, SCALE, summarized=True)
+    given = on(DEVICE, (q, batch, case.summaries))
+    out, lists = (
+        on("cpu", call(*given, CONFIG, SCALE, summarized=True)) for call in (sparse_paged_decode, select_pages)
+    )  # fmt: skip
+    after = on("cpu", given[2])
     assert all(
-        torch.equal(getattr(case.summaries, name).nan_to_num(), before[name].nan_to_num()) for name in MEANS
+        torch.equal(getattr(after, name).nan_to_num(), before[name].nan_to_num()) for name in MEANS
     )  # fmt: skip
     for row, length in enumerate(lengths):
         places = {page: place for place, page in enumerate(sequence.table.tolist())}
@@ -266,20 +260,24 @@ def test_several_new_tokens_are_rows_over_one_table() -> None:
 def test_all_pages_are_attended_as_dense_attention_does(heads: int) -> None:
     case = Case([*LENGTHS, 1500], heads)
     room = case.workspace(CONFIG)
-    out = launch(paged_decode, case.q, case.batch, SCALE, workspace=room)
+    before = {name: getattr(case.summaries, name).clone() for name in MEANS}
+    room = on(DEVICE, room)
+    out = on("cpu", paged_decode(*on(DEVICE, (case.q, case.batch)), SCALE, workspace=room))
     for number, sequence in enumerate(case.sequences):
         assert rms_ratio(out[number], dense_attention(case.q[number : number + 1], sequence, SCALE)[0][0]) < EXACT
     assert not room.counters.any()
+    assert all(
+        torch.equal(getattr(case.summaries, name).nan_to_num(), before[name].nan_to_num()) for name in MEANS
+    )  # fmt: skip
 
 
 def test_tables_are_filled_as_far_as_there_are_pages() -> None:
     pool = torch.arange(3 * 40 * PAGE, dtype=torch.int32).view(3, 40 * PAGE)
     tables = torch.full((3, 50), NO_PAGE, dtype=torch.int32)
-    held, written, filled = torch.zeros(3, 3, dtype=torch.int32)
+    held, written, filled = torch.zeros(3, 3, dtype=torch.int32, device=DEVICE)
     slots, lengths = torch.tensor([2, 0, 1]), torch.tensor([1, 40 * PAGE, 17])
-    into = on(DEVICE, {"tables": tables, "held": held, "written": written, "filled": filled})
-    fill_tables(*on(DEVICE, (pool, slots, lengths)), PAGE, **into)
-    tables, held, written, filled = on("cpu", list(into.values()))
+    pool, tables, slots, lengths = on(DEVICE, (pool, tables, slots, lengths))
+    fill_tables(pool, slots, lengths, PAGE, tables=tables, held=held, written=written, filled=filled)
     assert tables[0].tolist() == [80] + [NO_PAGE] * 49
     assert tables[1].tolist() == [*range(40)] + [NO_PAGE] * 10
     assert tables[2].tolist() == [40, 41] + [NO_PAGE] * 48

@@ -69,9 +69,9 @@ def test_a_wrong_selection_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
     def wrong(prompt: kernels.Prompt, config: Any) -> Any:
         # The blocks that are not the best, and as many.
-        kept = right(prompt, config)().index.kept(prompt.before.shape[1])
-        other = torch.stack([head.roll(1, -1) for head in kept]) & prompt.before
-        return lambda: kernels.Selected(kernels.BlockIndex.of(other), None, right(prompt, config)().coverage)
+        found = right(prompt, config)()
+        other = found.kept.roll(1, -1) & prompt.before
+        return lambda: found._replace(index=kernels.BlockIndex.of(other))
 
     monkeypatch.setattr(parts, "selection_call", wrong)
     assert speed.main(["--dry", "--checks-only"]) == 1

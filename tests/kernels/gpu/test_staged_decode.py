@@ -5,11 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sparse_kernels import PagedSequence, PageSummaries
 from sparse_kernels.gpu.page_selection import MOST_BLOCKS
-from sparsity_worker.plugin.accounting import DECODE, Account, Ledger
+from sparsity_worker.plugin.accounting import Account, Ledger
 from sparsity_worker.plugin.attention import Prompt, Spans
 from sparsity_worker.plugin.triton_attention import TritonAttention
 from sparsity_worker.profile import Profile, parse_profile
@@ -132,10 +133,7 @@ def test_replayed_decode_equals_eager_while_lengths_grow() -> None:
     for rid in rids:
         ours, theirs = (Account.unpack(ledger.pack(rid)) for ledger in ledgers)
         assert (ours.table == theirs.table).all()
-    long = Account.unpack(ledgers[0].pack("c"))
-    contexts = [131 + step for step in range(STEPS)]
-    attended = [
-        context if step in REASONING else 48 - (-context % PAGE) for step, context in enumerate(contexts)
-    ]  # fmt: skip
-    assert long.table[0, DECODE, 0] == HEADS * sum(attended)
-    assert long.table[0, DECODE, 1] == HEADS * sum(contexts)
+    # What a step of the longest is priced at.
+    contexts, reasoned = 131 + np.arange(STEPS), np.isin(np.arange(STEPS), REASONING)
+    attended = np.where(reasoned, contexts, 48 - (-contexts % PAGE))
+    assert (replayed.step_prices().attended(contexts, reasoned)[0] == attended).all()
