@@ -3,10 +3,15 @@ PYTHON ?= python3
 export GRPC_VERBOSITY ?= ERROR
 BIN := .venv/bin
 
-.PHONY: environment run test test-gpu lint format protos charts bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts clean
+.PHONY: environment try run test test-gpu lint format protos charts bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts clean
 
 environment:
 	@$(PYTHON) tools/environment.py
+
+# The same without torch, SGLang or a model: workers answer by an echo of the prompt. A minute the first time, 0.4 GB.
+try:
+	@$(PYTHON) tools/environment.py --light
+	@$(BIN)/sparsity up --engine echo --tour
 
 # Starts Valkey, three workers and the router, and serves until interrupted.
 run: environment

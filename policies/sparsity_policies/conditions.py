@@ -7,6 +7,7 @@ from typing import Any
 
 import cel
 
+from sparsity_policies.cel_cost import bound, fits
 from sparsity_policies.model import Signals
 
 VARIABLES = ("tokens", "domain", "task", "tenant", "session", "flags", "labels")
@@ -20,7 +21,10 @@ _TYPE_ERRORS = ("not bool", "overload", "type", "unsupported", "cannot be compar
 
 
 def context(signals: Signals) -> cel.Context:
-    """The variables that conditions read."""
+    """The variables that conditions read.
+
+    One that is larger than conditions are bounded for is left out: a rule that reads it cannot be evaluated.
+    """
     variables: dict[str, Any] = {
         "tokens": signals.max_tokens,
         "domain": signals.domain,
@@ -30,20 +34,26 @@ def context(signals: Signals) -> cel.Context:
         "flags": sorted(signals.flags),
         "labels": dict(signals.labels),
     }
-    return cel.Context(variables=variables)
+    return cel.Context(variables={name: value for name, value in variables.items() if fits(name, value)})
 
 
 class Condition:
     """One compiled expression.
 
+    Attributes:
+        steps: what an evaluation takes at most, see :mod:`sparsity_policies.cel_cost`.
+        reads_tokens: whether it reads the prompt's length.
+
     Raises:
-        ValueError: when it is not CEL, or reads a variable that does not exist.
+        ValueError: when it is not CEL, reads a variable that does not exist, or may take too long.
     """
 
-    __slots__ = ("_program", "_source", "reads_tokens")
+    __slots__ = ("_program", "_source", "reads_tokens", "steps")
 
     def __init__(self, source: str) -> None:
         self._source = source
+        # First: the library's own parser is not asked about what is too long or too deep for it.
+        self.steps = bound(source)
         try:
             self._program = cel.compile(source)
         except Exception as error:  # the library raises several unrelated types

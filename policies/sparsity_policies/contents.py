@@ -31,6 +31,7 @@ class Contents(NamedTuple):
         rejected: what could not be read, by domain or override id.
         clock_offset: what the source's clock is ahead of this machine's, seconds.
         drifted: domains that say something else in a store beside the source.
+        overrides_at: revision of the store that the overrides were read at.
     """
 
     cursor: Cursor
@@ -39,6 +40,7 @@ class Contents(NamedTuple):
     rejected: dict[str, str]
     clock_offset: float
     drifted: tuple[str, ...] = ()
+    overrides_at: int = 0
 
     @property
     def revision(self) -> int:
@@ -55,6 +57,7 @@ class Delta(NamedTuple):
         overrides: all of them.
         rejected: changed documents and overrides that could not be read.
         clock_offset: what the source's clock is ahead of this machine's, seconds.
+        overrides_at: revision of the store that the overrides were read at.
     """
 
     cursor: Cursor
@@ -62,6 +65,7 @@ class Delta(NamedTuple):
     overrides: list[Override]
     rejected: dict[str, str]
     clock_offset: float
+    overrides_at: int = 0
 
 
 class PolicySource(Protocol):

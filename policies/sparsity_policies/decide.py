@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from sparsity_policies.conditions import context
-from sparsity_policies.model import Band, Decision, Override, Policy, Reason, Scope, Signals, Step, Tier
+from sparsity_policies.model import Band, Decision, Override, Policy, Reason, Rule, Scope, Signals, Step, Tier
 from sparsity_policies.rollout import lets_through, sticky_key
 from sparsity_policies.snapshot import Compiled, Snapshot
 
@@ -171,6 +171,19 @@ def _by_session(trail: _Trail, signals: Signals) -> None:
 
 
 def _by_rules_and_bands(trail: _Trail, signals: Signals, compiled: Compiled) -> None:
+    """The first rule that holds, or the band of the length.
+
+    A rule that cannot be evaluated might have held: what follows it is capped at its tier.
+    """
+    doubtful: list[Rule] = []
+    _by_first_rule(trail, signals, compiled, doubtful)
+    for rule in doubtful:
+        what = f"{rule.when} cannot be evaluated, and might have held"
+        trail.cap(f"rules[{rule.name}]", rule.tier, Reason.CLASSIFIER_FAILED, what)
+
+
+def _by_first_rule(trail: _Trail, signals: Signals, compiled: Compiled, doubtful: list[Rule]) -> None:
+    """Goes by rules up to one that holds, then by bands; rules that cannot be evaluated go to ``doubtful``."""
     shared = context(signals) if compiled.conditions else None
     for rule, condition in zip(compiled.policy.rules, compiled.conditions, strict=True):
         check = f"rules[{rule.name}]"
@@ -182,11 +195,11 @@ def _by_rules_and_bands(trail: _Trail, signals: Signals, compiled: Compiled) -> 
         try:
             holds = condition.holds(shared)
         except ValueError as error:
-            # A rule that cannot be evaluated might have asked for dense.
             if rule.tier is Tier.DENSE:
                 trail.take(check, Tier.DENSE, Reason.CLASSIFIER_FAILED, f"{rule.when} cannot be evaluated: {error}")
                 return
             trail.skip(check, f"cannot be evaluated: {error}", rule.tier)
+            doubtful.append(rule)
             continue
         if holds:
             trail.take(check, rule.tier, Reason.RULE_MATCH, f"{rule.when} holds")

@@ -21,7 +21,7 @@ _JOIN_SECONDS = 3600
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """One call of the policy API; ``time`` in seconds since the epoch, by the store's clock when it is read."""
+    """One call of the policy API; ``time`` of the call in seconds since the epoch, by the policy source's clock."""
 
     actor: str
     peer: str
@@ -61,7 +61,8 @@ class DecisionLog:
                     pipe.set(scripts.decision(entry.decision_id), join, ex=_JOIN_SECONDS)
                 for event in events:
                     fields = {name: getattr(event, name) for name in event.__slots__ if name != "time"}
-                    self._add(pipe, AUDIT, fields)
+                    # An event that waited for the store is written long after its call.
+                    self._add(pipe, AUDIT, fields | ({"time": repr(event.time)} if event.time else {}))
                 await pipe.execute()
 
     def _add(self, pipe: Any, stream: str, fields: dict[str, str]) -> None:
@@ -136,10 +137,18 @@ class DecisionLog:
             page = await self._redis.xrevrange(AUDIT, f"({before}" if before else "+", "-", count=count)
         names = [name for name in AuditEvent.__slots__ if name != "time"]
         events = [
-            AuditEvent(**{name: str(fields.get(name, "")) for name in names}, time=int(place.split("-")[0]) / 1000)
+            AuditEvent(**{name: str(fields.get(name, "")) for name in names}, time=_time(place, fields))
             for place, fields in page
         ]
         return events, page[-1][0] if len(page) == count else ""
+
+
+def _time(place: str, fields: dict[str, str]) -> float:
+    """When a call was made; of an event without its time, when it was written."""
+    try:
+        return float(fields["time"])
+    except (KeyError, ValueError):
+        return int(place.split("-")[0]) / 1000
 
 
 def _entries(answer: Any) -> list[tuple[str, dict[str, str]]]:

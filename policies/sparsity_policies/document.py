@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -17,6 +17,9 @@ from sparsity_policies.validate import check_policy
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 MAX_BYTES = 2 * 2**20
+# What can be wrong by itself.
+_ENTRY = re.compile(r"(rules|detection\.\w+)\[\d+\]")
+Check = Callable[[Policy], Sequence[Violation]]
 
 
 class _Reader:
@@ -170,19 +173,32 @@ def _shape(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def parse_policy(document: object) -> Policy:
-    """Reads and validates a policy document.
+def unchecked(policy: Policy) -> Sequence[Violation]:
+    """No mistake, of what was checked before."""
+    return ()
+
+
+def parse_policy(document: object, check: Check = check_policy) -> Policy:
+    """Reads and validates a policy document; ``check`` finds the mistakes of one of the right shape.
 
     Raises:
         InvalidRequestError: with one violation a mistake, all of them at once.
     """
     reader = _Reader()
     policy = reader.policy(document)
-    # Meaning is checked only on a document of the right shape: stand-ins for broken fields would add false mistakes.
-    violations = reader.violations or check_policy(policy)
+    violations = [*reader.violations, *_beside(reader.violations, check(policy))]
     if violations:
         raise InvalidRequestError(*violations)
     return policy
+
+
+def _beside(shape: Sequence[Violation], meaning: Sequence[Violation]) -> Iterator[Violation]:
+    """Mistakes of meaning that follow from none of shape: each condition and pattern stands for itself."""
+    broken = {found[0] for violation in shape if (found := _ENTRY.match(violation.field))}
+    for violation in meaning:
+        entry = _ENTRY.match(violation.field)
+        if not shape or (entry and entry[0] not in broken):
+            yield violation
 
 
 def to_document(policy: Policy) -> dict[str, Any]:

@@ -6,20 +6,21 @@ import json
 
 from sparsity.errors import InvalidRequestError
 
-from sparsity_policies.document import encode, parse_policy
+from sparsity_policies.document import Check, encode, parse_policy
 from sparsity_policies.model import Override, Scope, StoredPolicy, Tier
+from sparsity_policies.validate import check_policy
 
 UNREADABLE = (ValueError, TypeError, KeyError, InvalidRequestError)
 
 
-def open_policy(envelope: str, domain: str) -> StoredPolicy:
-    """Reads a stored policy.
+def open_policy(envelope: str, domain: str, check: Check = check_policy) -> StoredPolicy:
+    """Reads a stored policy; ``check`` finds the mistakes of one of the right shape.
 
     Raises:
         ValueError, TypeError, KeyError, InvalidRequestError: when it cannot be read.
     """
     outer = json.loads(envelope)
-    policy = parse_policy(json.loads(outer["body"]))
+    policy = parse_policy(json.loads(outer["body"]), check)
     if policy.domain != domain:
         raise ValueError(f"holds the policy of {policy.domain!r}")
     return StoredPolicy(
@@ -58,6 +59,7 @@ def seal_override(override: Override) -> str:
             "expire_time": override.expire_time,
             "reason": override.reason,
             "actor": override.actor,
+            "revision": override.revision,
         }
     )
 
@@ -86,4 +88,5 @@ def _open_override(name: str, body: str) -> Override:
         expire_time=None if expires is None else float(expires),
         reason=str(fields["reason"]),
         actor=str(fields["actor"]),
+        revision=int(fields.get("revision", 0)),
     )

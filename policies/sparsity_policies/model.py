@@ -171,7 +171,10 @@ class StoredPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """A kill switch: caps the tier while active; ``expire_time`` in seconds since the epoch."""
+    """A kill switch: caps the tier while active.
+
+    ``expire_time`` in seconds since the epoch; ``revision`` of the store at which it was written, 0 where it was not.
+    """
 
     id: str
     scope: Scope
@@ -180,6 +183,7 @@ class Override:
     expire_time: float | None = None
     reason: str = ""
     actor: str = ""
+    revision: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

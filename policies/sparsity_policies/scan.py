@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import hyperscan
@@ -12,6 +13,10 @@ from sparsity_policies.model import Detection, Policy
 # A change of this many expressions is compiled beside the database that is there; a larger one compiles all anew.
 _BESIDE = 256
 _FLAGS = hyperscan.HS_FLAG_CASELESS | hyperscan.HS_FLAG_UTF8 | hyperscan.HS_FLAG_SINGLEMATCH
+
+
+# Makes a database of expressions.
+Compile = Callable[[Sequence[str]], Any]
 
 
 class ScanResult(NamedTuple):
@@ -33,13 +38,18 @@ def pattern_problem(pattern: str) -> str | None:
     if not pattern:
         return "is empty"
     try:
-        _compile([pattern])
+        compile_expressions([pattern])
     except (hyperscan.error, ValueError) as error:
         return f"is not a usable regular expression: {error}"
     return None
 
 
-def _compile(expressions: list[str]) -> Any:
+def compile_expressions(expressions: Sequence[str]) -> Any:
+    """A Hyperscan database, in this process.
+
+    Raises:
+        hyperscan.error: when an expression does not compile.
+    """
     database = hyperscan.Database()
     database.compile(
         expressions=[expression.encode() for expression in expressions],
@@ -48,6 +58,16 @@ def _compile(expressions: list[str]) -> Any:
         flags=[_FLAGS] * len(expressions),
     )
     return database
+
+
+def dump_database(database: Any) -> bytes:
+    """What :func:`load_database` reads."""
+    return bytes(hyperscan.dumpb(database))
+
+
+def load_database(data: bytes) -> Any:
+    """A database that another process compiled."""
+    return hyperscan.loadb(data, mode=hyperscan.HS_MODE_BLOCK)
 
 
 def _quoted(literal: str) -> str:
@@ -60,7 +80,7 @@ def _quoted(literal: str) -> str:
 class _Database:
     """The compiled detection of some domains."""
 
-    def __init__(self, detections: Mapping[str, Detection]) -> None:
+    def __init__(self, detections: Mapping[str, Detection], compiled: Compile = compile_expressions) -> None:
         self.detections = dict(detections)
         self.owners: list[tuple[str, str]] = []
         expressions: list[str] = []
@@ -69,16 +89,24 @@ class _Database:
                 expressions.append(expression)
                 self.owners.append((domain, detection.flag))
         try:
-            self._database = _compile(expressions) if expressions else None
+            self._database = compiled(expressions) if expressions else None
         except hyperscan.error as error:
             raise ValueError(f"the policies' detection does not compile together: {error}") from error
+        # What a scan writes on: prompts are scanned on many threads at once, and Hyperscan refuses one that is in use.
+        self._scratches = threading.local()
+
+    def _scratch(self) -> Any:
+        """This thread's own."""
+        if not hasattr(self._scratches, "own"):
+            self._scratches.own = hyperscan.Scratch(self._database)
+        return self._scratches.own
 
     def scan(self, data: bytes) -> set[int]:
         """Numbers of the expressions that ``data`` matches."""
         hits: set[int] = set()
         if self._database is not None and data:
             try:
-                self._database.scan(data, match_event_handler=lambda number, *_: hits.add(number))
+                self._database.scan(data, lambda number, *_: hits.add(number), scratch=self._scratch())
             except hyperscan.error as error:
                 raise ValueError(f"scan failed: {error}") from error
         return hits
@@ -95,7 +123,9 @@ class Scanner:
     _base: _Database
     _beside: _Database
 
-    def __init__(self, policies: Iterable[Policy], previous: Scanner | None = None) -> None:
+    def __init__(
+        self, policies: Iterable[Policy], previous: Scanner | None = None, compiled: Compile = compile_expressions
+    ) -> None:
         wanted = {
             policy.domain: policy.detection
             for policy in policies
@@ -109,9 +139,9 @@ class Scanner:
                 self._base, self._kept = base, kept
                 assert previous is not None
                 beside = previous._beside
-                self._beside = beside if beside.detections == fresh else _Database(fresh)
+                self._beside = beside if beside.detections == fresh else _Database(fresh, compiled)
                 return
-        self._base, self._kept = _Database(wanted), set(wanted)
+        self._base, self._kept = _Database(wanted, compiled), set(wanted)
         self._beside = _Database({})
 
     def scan(self, text: str | bytes) -> ScanResult:

@@ -96,7 +96,8 @@ local revision = next_revision(KEYS[2])
 if ARGV[2] == '' then
   if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return {0} end
 else
-  redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+  -- Of two fields of one name the last one counts.
+  redis.call('HSET', KEYS[1], ARGV[1], string.format('%s, "revision": %d}', string.sub(ARGV[2], 1, -2), revision))
 end
 redis.call('SET', KEYS[2], string.format('%d', revision))
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[3], '*', 'override', ARGV[1], 'revision', revision)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sparsity_policies.conditions import Condition
 from sparsity_policies.document import to_document
 from sparsity_policies.model import Override, Policy, Scope, StoredPolicy, Tier
-from sparsity_policies.scan import Scanner
+from sparsity_policies.scan import Compile, Scanner, compile_expressions
 
 DEFAULT_TTL_SECONDS = 300.0
 
@@ -73,20 +73,22 @@ class Snapshot:
         rejected: Iterable[str] = (),
         ttl: float = DEFAULT_TTL_SECONDS,
         previous: Snapshot | None = None,
+        compiled: Compile = compile_expressions,
     ) -> Snapshot:
-        """Compiles a snapshot; of ``previous`` it reuses what did not change.
+        """Compiles a snapshot; of ``previous`` it reuses what did not change. ``compiled`` makes the scan's databases.
 
         Raises:
             ValueError: when a condition or pattern does not compile; validated policies always do.
         """
         before = previous.policies if previous else {}
-        compiled = {}
+        found = {}
         for stored in policies:
             known = before.get(stored.policy.domain)
-            compiled[stored.policy.domain] = known if known and known.stored is stored else Compiled.of(stored)
-        digest = _hash([[domain, compiled[domain].digest] for domain in sorted(compiled)])
-        scanner = Scanner((item.policy for item in compiled.values()), previous.scanner if previous else None)
-        empty = cls(revision, compiled, (), scanner, digest, tuple(sorted(rejected)), ttl)
+            found[stored.policy.domain] = known if known and known.stored is stored else Compiled.of(stored)
+        digest = _hash([[domain, found[domain].digest] for domain in sorted(found)])
+        before_it = previous.scanner if previous else None
+        scanner = Scanner((item.policy for item in found.values()), before_it, compiled)
+        empty = cls(revision, found, (), scanner, digest, tuple(sorted(rejected)), ttl)
         return empty.with_overrides(overrides)
 
     def policy(self, domain: str) -> Policy | None:
@@ -94,7 +96,7 @@ class Snapshot:
         compiled = self.policies.get(domain)
         return compiled.policy if compiled else None
 
-    def with_draft(self, draft: Policy) -> Snapshot:
+    def with_draft(self, draft: Policy, compiled: Compile = compile_expressions) -> Snapshot:
         """This snapshot as it would be with ``draft`` in the place of its domain's policy.
 
         Raises:
@@ -103,9 +105,7 @@ class Snapshot:
         present = self.policies.get(draft.domain)
         stored = StoredPolicy(draft, "", present.stored.revision if present else 0, 0.0, "", "draft")
         others = [item.stored for domain, item in self.policies.items() if domain != draft.domain]
-        return Snapshot.build(
-            self.revision, [*others, stored], self.overrides, self.rejected, ttl=self.ttl, previous=self
-        )
+        return Snapshot.build(self.revision, [*others, stored], self.overrides, self.rejected, self.ttl, self, compiled)
 
     def with_overrides(self, overrides: Iterable[Override]) -> Snapshot:
         """The same policies under other overrides; compiles nothing, so that a kill switch acts at once."""

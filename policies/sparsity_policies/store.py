@@ -13,15 +13,16 @@ from sparsity.errors import ConflictError, NotFoundError, StoreError
 from sparsity_policies import scripts
 from sparsity_policies.connection import close, connect, store_errors
 from sparsity_policies.contents import Contents, Cursor, Delta
-from sparsity_policies.document import encode
+from sparsity_policies.document import Check, encode, unchecked
 from sparsity_policies.envelope import UNREADABLE, open_overrides, open_policy, seal_override
 from sparsity_policies.model import Override, Policy, StoredPolicy
 from sparsity_policies.scripts import EVENTS, HEAD, OVERRIDES, POLICIES, REVISION, SEEDED
+from sparsity_policies.threads import BUILDS
+from sparsity_policies.validate import check_policy
 
 _READ_KEYS = (POLICIES, REVISION, EVENTS, OVERRIDES, HEAD)
 _DELTA_EVENTS = 1000
 _REPLICATION_MS = 1000
-_INLINE_BYTES = 65_536
 # Of the hundred that the library's pool has, before it refuses.
 _CONNECTIONS = 48
 
@@ -42,9 +43,11 @@ class PolicyStore:
         url: the server, the sentinels or the cluster.
         timeout: of one command, seconds.
         wait_replicas: replicas that must hold a policy before its write is acknowledged, so that no failover loses it.
+        check: finds the mistakes of what is read.
     """
 
-    def __init__(self, url: str, timeout: float = 2.0, wait_replicas: int = 0) -> None:
+    def __init__(self, url: str, timeout: float = 2.0, wait_replicas: int = 0, check: Check = check_policy) -> None:
+        self._check = check
         self.redis: Any = connect(url, timeout)
         self._wait_replicas = wait_replicas
         self._turns = asyncio.Semaphore(_CONNECTIONS)
@@ -69,10 +72,10 @@ class PolicyStore:
         cursor = Cursor(_number(revision), head, event)
         # Thousands of documents take a while; requests go on meanwhile.
         envelopes = _pairs(policies)
-        stored, rejected = await asyncio.to_thread(self._open_all, envelopes)
+        stored, rejected = await BUILDS.run(self._open_all, envelopes)
         self._opened = {domain: known for domain, known in self._opened.items() if domain in envelopes}
         active, broken = open_overrides(_pairs(overrides))
-        return Contents(cursor, stored, active, rejected | broken, offset)
+        return Contents(cursor, stored, active, rejected | broken, offset, overrides_at=cursor.revision)
 
     async def revision_number(self) -> int:
         """The store's revision; 0 when it is empty."""
@@ -96,12 +99,12 @@ class PolicyStore:
             return None
         envelopes = dict(zip(changed[::2], changed[1::2], strict=True))
         there = {domain: envelope for domain, envelope in envelopes.items() if envelope}
-        large = sum(map(len, there.values())) > _INLINE_BYTES
-        stored, rejected = await asyncio.to_thread(self._open_all, there) if large else self._open_all(there)
+        # Never on the event loop: whoever wrote to the store, nothing here says that it was checked.
+        stored, rejected = await BUILDS.run(self._open_all, there) if there else ([], {})
         policies: dict[str, StoredPolicy | None] = dict.fromkeys(envelopes.keys() - there.keys())
         policies |= {found.policy.domain: found for found in stored}
         active, broken = open_overrides(_pairs(overrides))
-        return Delta(fresh, policies, active, rejected | broken, offset)
+        return Delta(fresh, policies, active, rejected | broken, offset, fresh.revision)
 
     async def wait(self, cursor: Cursor, seconds: float) -> None:
         """Returns at a change after ``cursor``, or after ``seconds``."""
@@ -120,7 +123,7 @@ class PolicyStore:
     def _open(self, domain: str, envelope: str) -> StoredPolicy:
         known = self._opened.get(domain)
         if known is None or known[0] != envelope:
-            known = self._opened[domain] = envelope, open_policy(envelope, domain)
+            known = self._opened[domain] = envelope, open_policy(envelope, domain, self._check)
         return known[1]
 
     async def put(
@@ -187,13 +190,13 @@ class PolicyStore:
         found = []
         for _, fields in entries:
             try:
-                found.append(open_policy(fields["envelope"], domain))
+                found.append(open_policy(fields["envelope"], domain, unchecked))
             except UNREADABLE:
                 continue
         return History(found, int(entries[-1][0].partition("-")[0]) if len(entries) == count else None)
 
     async def revision(self, domain: str, revision: int) -> StoredPolicy:
-        """One revision of a policy.
+        """One revision of a policy, of the right shape; its meaning was checked when it was written.
 
         Raises:
             NotFoundError: when there is none, or it cannot be read any more.
@@ -204,7 +207,7 @@ class PolicyStore:
         if not entries:
             raise NotFoundError(f"policy {domain!r} has no revision {revision}")
         try:
-            return open_policy(entries[0][1]["envelope"], domain)
+            return open_policy(entries[0][1]["envelope"], domain, unchecked)
         except UNREADABLE as error:
             raise NotFoundError(f"revision {revision} of policy {domain!r} cannot be read: {error}") from error
 

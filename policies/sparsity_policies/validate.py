@@ -7,14 +7,19 @@ from collections.abc import Iterable, Iterator
 
 from sparsity.errors import Violation
 
+from sparsity_policies.cel_cost import MAX_POLICY_STEPS
 from sparsity_policies.conditions import Condition
 from sparsity_policies.model import Band, Policy, Risk, Tier
 from sparsity_policies.reachability import unreachable
 from sparsity_policies.scan import pattern_problem
 
+MAX_RULES = 256
+
 
 def check_policy(policy: Policy) -> list[Violation]:
     """Every mistake, none when the policy is sound."""
+    if len(policy.rules) > MAX_RULES:
+        return [Violation("rules", f"are {len(policy.rules)}; a policy has {MAX_RULES} at most")]
     return [
         *_bands(policy),
         *_rules(policy),
@@ -86,6 +91,7 @@ def _tiers(policy: Policy) -> Iterator[tuple[str, Tier]]:
 
 
 def _rules(policy: Policy) -> Iterator[Violation]:
+    steps = 0
     names = Counter(rule.name for rule in policy.rules)
     for number, rule in enumerate(policy.rules):
         if not rule.name:
@@ -99,8 +105,11 @@ def _rules(policy: Policy) -> Iterator[Violation]:
         except ValueError as error:
             yield Violation(f"rules[{number}].when", str(error))
             continue
+        steps += condition.steps
         if problem := condition.type_error():
             yield Violation(f"rules[{number}].when", problem)
+    if steps > MAX_POLICY_STEPS:
+        yield Violation("rules", f"may take {steps} steps together for one request; {MAX_POLICY_STEPS} at most")
 
 
 def _detection(policy: Policy) -> Iterator[Violation]:

@@ -7,18 +7,20 @@ from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
+from sparsity.bounds import check_flags, check_labels, check_name
 from sparsity.errors import InvalidRequestError
 from sparsity.v1 import inference_pb2, policy_pb2
 
-from sparsity_policies.document import parse_policy, to_document
+from sparsity_policies.document import Check, parse_policy, to_document
 from sparsity_policies.model import Decision, Override, Policy, Scope, Signals, StoredPolicy, Tier
 from sparsity_policies.simulate import SimulatedRequest, Summary
+from sparsity_policies.validate import check_policy
 
 _PREFIXES = {"tier": "TIER_", "max_tier": "TIER_", "held_back": "TIER_", "risk": "RISK_", "fallback": "TIER_"}
 
 
-def policy_from_wire(message: policy_pb2.Policy) -> Policy:
-    """Reads and validates a policy message.
+def policy_from_wire(message: policy_pb2.Policy, check: Check = check_policy) -> Policy:
+    """Reads and validates a policy message; ``check`` finds the mistakes of one of the right shape.
 
     Raises:
         InvalidRequestError: with one violation a mistake.
@@ -33,7 +35,7 @@ def policy_from_wire(message: policy_pb2.Policy) -> Policy:
     for part in (plain.get("shadow", {}),):
         if "tokens_per_minute" in part:
             part["tokens_per_minute"] = int(part["tokens_per_minute"])
-    return parse_policy(plain)
+    return parse_policy(plain, check)
 
 
 def _lower(value: Any, key: str = "") -> Any:
@@ -113,6 +115,8 @@ def override_from_wire(message: policy_pb2.Override, new_id: str, now: float) ->
         problem = "must be empty for a global override" if scope is Scope.GLOBAL else "is empty; name what to act on"
         raise InvalidRequestError.of("override.target", problem)
     tier = Tier(message.max_tier) if message.max_tier else Tier.DENSE
+    for field, text in (("id", message.id), ("target", message.target)):
+        check_name(f"override.{field}", text)
     expires = message.expire_time.ToNanoseconds() / 1e9 if message.HasField("expire_time") else None
     if scope is Scope.TIER:
         sparse = [other.word for other in Tier if other is not Tier.DENSE]
@@ -180,6 +184,10 @@ def signals_from_wire(message: inference_pb2.Signals, path: str, now: float) -> 
         raise InvalidRequestError.of(f"{path}.max_tier", f"{message.max_tier} is not a tier")
     if message.session_tier and int(message.session_tier) not in list(Tier):
         raise InvalidRequestError.of(f"{path}.session_tier", f"{message.session_tier} is not a tier")
+    for name in ("domain", "task", "tenant", "session", "declared_domain", "request_key"):
+        check_name(f"{path}.{name}", getattr(message, name))
+    check_flags(f"{path}.flags", message.flags)
+    check_labels(f"{path}.labels", message.labels)
     return Signals(
         min_tokens=message.min_tokens,
         max_tokens=message.max_tokens,

@@ -10,6 +10,7 @@ from sparsity.errors import InvalidRequestError, Violation
 
 from sparsity_policies.document import MAX_BYTES, parse_policy, to_document
 from sparsity_policies.model import Policy
+from sparsity_policies.yaml_bounds import check_growth
 
 # libyaml where the wheel carries it: a policy of a megabyte takes seconds without.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -31,6 +32,7 @@ def load_yaml(text: str, source: str) -> Policy:
     if len(text) > 2 * MAX_BYTES:
         raise InvalidRequestError.of(source, f"is {len(text)} characters; a policy has {2 * MAX_BYTES} at most")
     try:
+        check_growth(text, _LOADER)
         root = yaml.compose(text, Loader=_LOADER)
         document = yaml.load(text, Loader=_LOADER)
         repeated = [
@@ -38,7 +40,7 @@ def load_yaml(text: str, source: str) -> Policy:
         ]
     except yaml.YAMLError:
         raise _malformed(text, source) from None
-    except (ValueError, RecursionError) as error:  # such as a 31st of June, or an alias of itself
+    except (ValueError, RecursionError) as error:  # such as a 31st of June, or aliases of aliases
         raise InvalidRequestError.of(source, f"is not valid YAML: {error}") from error
     try:
         policy = parse_policy(document)

@@ -1,4 +1,4 @@
-"""How large a message may be, the same at both ends of every channel."""
+"""What every channel is opened with: how large a message may be, the same at both ends, and past which proxies."""
 
 from __future__ import annotations
 
@@ -10,3 +10,5 @@ MESSAGE_SIZE: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
 )
 """Channel options that allow it."""
+NO_PROXY: Final = (("grpc.enable_http_proxy", 0),)
+"""Our services are called where they are, whatever proxies the environment names for the rest of the world."""

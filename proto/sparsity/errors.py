@@ -14,7 +14,7 @@ SparsityError
 ├── UnavailableError        nobody can answer now
 │   ├── DrainingError         the process is going away
 │   └── StoreError            the policy store cannot be reached or used
-├── StreamBrokenError       a worker failed after its first token; nothing is replayed
+├── StreamBrokenError       a worker failed after its first token, or two died of it; nothing is replayed
 ├── TokenCountError         a prompt's tokens lie outside the interval that its decision was made for
 ├── EngineError             the engine failed on this request
 ├── DeadlineError           the caller's deadline passed
@@ -128,7 +128,7 @@ class StoreError(UnavailableError):
 
 
 class StreamBrokenError(SparsityError):
-    """A worker failed after its first token; nothing is replayed."""
+    """A worker failed after its first token, or two died with the request in flight; nothing is replayed."""
 
     code = grpc.StatusCode.ABORTED
 

@@ -2,11 +2,13 @@
 
 Those probes speak no TLS and name a service, so that whether a process is alive and whether it wants traffic are two
 questions: `liveness` and `readiness` (https://kubernetes.io/docs/concepts/configuration/liveness-readiness-startup-probes).
+A thread answers them: a loop that stands still for a moment is alive, and of one that does for long it is told.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import grpc
@@ -16,6 +18,7 @@ from sparsity.errors import ConfigurationError
 
 LIVENESS: Final = "liveness"
 READINESS: Final = "readiness"
+_PROBES = 2
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -26,8 +29,8 @@ class Health:
     def __init__(self, names: Sequence[str]) -> None:
         self._names = ("", *names)
         self._own = health.aio.HealthServicer()
-        self._probed = health.aio.HealthServicer()
-        self._server: grpc.aio.Server | None = None
+        self._probed = health.HealthServicer()
+        self._server: grpc.Server | None = None
         self._draining = False
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -42,16 +45,20 @@ class Health:
         """
         if address is None:
             return
-        self._server = grpc.aio.server()
+        self._server = grpc.server(ThreadPoolExecutor(_PROBES, thread_name_prefix="probes"))
         health_pb2_grpc.add_HealthServicer_to_server(self._probed, self._server)
         try:
             self._server.add_insecure_port(address)
         except RuntimeError as error:
             raise ConfigurationError(f"--health-listen: cannot listen on {address}: {error}") from error
         for name in (LIVENESS, ""):
-            await self._probed.set(name, _SERVING)
-        await self._probed.set(READINESS, _NOT_SERVING)
-        await self._server.start()
+            self._probed.set(name, _SERVING)
+        self._probed.set(READINESS, _NOT_SERVING)
+        self._server.start()
+
+    def alive(self, alive: bool) -> None:
+        """Whether the process can go on; from any thread."""
+        self._probed.set(LIVENESS, _SERVING if alive else _NOT_SERVING)
 
     async def tell(self, ready: bool) -> None:
         """Whether traffic is wanted."""
@@ -60,15 +67,15 @@ class Health:
         status = _SERVING if ready else _NOT_SERVING
         for name in self._names:
             await self._own.set(name, status)
-        await self._probed.set(READINESS, status)
+        self._probed.set(READINESS, status)
 
     async def drain(self) -> None:
         """Not ready for good; alive until :meth:`stop`."""
         self._draining = True
         await self._own.enter_graceful_shutdown()
-        await self._probed.set(READINESS, _NOT_SERVING)
+        self._probed.set(READINESS, _NOT_SERVING)
 
     async def stop(self) -> None:
         """Ends the port for probes."""
         if self._server is not None:
-            await self._server.stop(0)
+            self._server.stop(0)

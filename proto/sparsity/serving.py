@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health
@@ -49,12 +50,11 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
         try:
             return kind.FromString(data)
         except DecodeError as error:
-            return _Malformed(method.input_type.name, str(error))
+            return _Malformed(method.input_type.name, str(error) + _remedy(data))
 
     def checked(request: Any) -> Callable[..., Any]:
         if isinstance(request, _Malformed):
-            problem = f"{request.problem}; text must be valid UTF-8, and other prompts go into token_ids"
-            raise InvalidRequestError.of(request.message, problem)
+            raise InvalidRequestError.of(request.message, request.problem)
         if function is None:
             raise UnimplementedError(f"{method.full_name} is not implemented in this version")
         return function
@@ -92,6 +92,15 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
     if method.server_streaming:
         return grpc.unary_stream_rpc_method_handler(stream, parse, serialize)
     return grpc.unary_unary_rpc_method_handler(unary, parse, serialize)
+
+
+def _remedy(data: bytes) -> str:
+    """What is wrong with a message that cannot be read: its text, or all of it."""
+    try:
+        Empty.FromString(data)
+    except DecodeError:
+        return "; this is no protobuf message, or not all of one"
+    return "; text must be valid UTF-8, and other prompts go into token_ids"
 
 
 def free_port() -> int:

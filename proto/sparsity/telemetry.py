@@ -18,6 +18,7 @@ from opentelemetry import metrics, propagate, trace
 
 from sparsity.errors import ConfigurationError
 from sparsity.metering import configure_metrics
+from sparsity.v1 import inference_pb2
 
 # OpenTelemetry's GenAI conventions; they still rename, so they are spelled here only.
 GEN_AI_OPERATION: Final = "gen_ai.operation.name"
@@ -42,6 +43,7 @@ WORKER_ID: Final = "sparsity.worker.id"
 ATTEMPT: Final = "sparsity.attempt"
 PROFILE: Final = "sparsity.profile"
 REQUEST_ID: Final = "sparsity.request.id"
+REQUEST_LABEL: Final = "sparsity.request.label"
 CACHED_TOKENS: Final = "sparsity.cached_tokens"
 PREFILL_DENSITY: Final = "sparsity.density.prefill"
 DECODE_DENSITY: Final = "sparsity.density.decode"
@@ -49,6 +51,14 @@ COVERAGE: Final = "sparsity.coverage"
 
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _DEFAULT_COLLECTOR: Final = "http://localhost:4317"
+
+
+def attended(completion: inference_pb2.Completion) -> dict[str, float]:
+    """What a span says of a request's attention: nothing where its worker reported nothing."""
+    if not completion.HasField("sparsity"):
+        return {}
+    report = completion.sparsity
+    return {PREFILL_DENSITY: report.prefill_density, DECODE_DENSITY: report.decode_density, COVERAGE: report.coverage}
 
 
 def _disabled() -> bool:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import grpc
 
-from sparsity.channels import MESSAGE_SIZE
+from sparsity.channels import MESSAGE_SIZE, NO_PROXY
 from sparsity.errors import ConfigurationError
 
 Options = Sequence[tuple[str, Any]]
@@ -141,12 +141,12 @@ class ClientTls:
 def open_channel(target: str, tls: ClientTls | None, options: Options = MESSAGE_SIZE) -> grpc.Channel:
     """A blocking channel; without ``tls`` it is plain text."""
     if tls is None:
-        return grpc.insecure_channel(target, options=options)
-    return grpc.secure_channel(target, tls.credentials(), options=(*options, *tls.options()))
+        return grpc.insecure_channel(target, options=(*options, *NO_PROXY))
+    return grpc.secure_channel(target, tls.credentials(), options=(*options, *NO_PROXY, *tls.options()))
 
 
 def open_aio_channel(target: str, tls: ClientTls | None, options: Options = MESSAGE_SIZE) -> grpc.aio.Channel:
     """An asyncio channel; without ``tls`` it is plain text."""
     if tls is None:
-        return grpc.aio.insecure_channel(target, options=options)
-    return grpc.aio.secure_channel(target, tls.credentials(), options=(*options, *tls.options()))
+        return grpc.aio.insecure_channel(target, options=(*options, *NO_PROXY))
+    return grpc.aio.secure_channel(target, tls.credentials(), options=(*options, *NO_PROXY, *tls.options()))

@@ -8,6 +8,7 @@ import uuid
 from dataclasses import replace
 
 import grpc
+from sparsity.engines import SGLANG, engine_of
 from sparsity.errors import ConfigurationError, UnavailableError
 from sparsity.status import to_error
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
@@ -28,7 +29,7 @@ class Worker:
         digest: SHA-256 of that tokenizer's file, in hexadecimal.
 
     Raises:
-        ConfigurationError: when it serves another tokenizer.
+        ConfigurationError: when it serves another tokenizer, or no model.
         SparsityError: when it does not answer.
     """
 
@@ -42,6 +43,8 @@ class Worker:
             raise to_error(error) from error
         if own.tokenizer_digest != digest:
             raise ConfigurationError(f"--worker: {target} serves {own.model} with another tokenizer than --model has")
+        if engine_of(own) != SGLANG:
+            raise ConfigurationError(f"--worker: {target} answers by {engine_of(own)}: there is no model to judge")
         tier = inference_pb2.Tier.Name(own.tier).removeprefix("TIER_").lower()
         self.context_length, self.tier = int(own.context_length), tier
         self.families = None

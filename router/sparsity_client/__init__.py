@@ -1,7 +1,7 @@
 """Clients of the router, for internal services.
 
     with Client("127.0.0.1:7000") as client:
-        for response in client.generate(make_request("Hello", domain="support-chat")):
+        for response in client.generate(make_request(user_turn("Hello"), domain="support-chat")):
             print(response.text, end="")
 
 `AsyncClient` is the same for asyncio. With ``direct=True`` the answer streams straight from the worker that the router
@@ -10,6 +10,6 @@ names, and through the router where that fails. Failed calls raise the errors of
 
 from sparsity_client.aio import AsyncClient
 from sparsity_client.client import Client
-from sparsity_client.requests import make_request
+from sparsity_client.requests import Prompt, make_request, user_turn
 
-__all__ = ["AsyncClient", "Client", "make_request"]
+__all__ = ["AsyncClient", "Client", "Prompt", "make_request", "user_turn"]

@@ -15,7 +15,7 @@ from sparsity.status import to_error
 from sparsity.tls import ClientTls, open_aio_channel
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2_grpc
 
-from sparsity_client.direct import broken, falls_back, remaining, with_decision, worker_request
+from sparsity_client.direct import broken, falls_back, fell_back, remaining, with_decision, worker_request
 
 _tracer = trace.get_tracer("sparsity.client")
 
@@ -55,10 +55,10 @@ class AsyncClient:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with telemetry.span(_tracer, "client.generate", trace.SpanKind.CLIENT):
-            begun = False
+            begun, routed = False, list[str]()
             if direct:
                 try:
-                    async with aclosing(self._direct(request, deadline)) as responses:
+                    async with aclosing(self._direct(request, deadline, routed)) as responses:
                         async for response in responses:
                             begun = True
                             yield response
@@ -66,14 +66,15 @@ class AsyncClient:
                 except SparsityError as error:
                     if begun or not falls_back(error):
                         raise broken(error) if begun else error from None
-            async with aclosing(self._relayed(request, deadline)) as responses:
+            async with aclosing(self._relayed(request, deadline, routed)) as responses:
                 async for response in responses:
                     yield response
 
     async def _relayed(
-        self, request: inference_pb2.GenerateRequest, deadline: float | None
+        self, request: inference_pb2.GenerateRequest, deadline: float | None, routed: list[str]
     ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
-        call = self._inference.Generate(request, timeout=remaining(deadline), metadata=self._outgoing())
+        metadata = (*self._outgoing(), *fell_back(routed))
+        call = self._inference.Generate(request, timeout=remaining(deadline), metadata=metadata)
         try:
             async for response in call:
                 yield response
@@ -83,11 +84,12 @@ class AsyncClient:
             call.cancel()
 
     async def _direct(
-        self, request: inference_pb2.GenerateRequest, deadline: float | None
+        self, request: inference_pb2.GenerateRequest, deadline: float | None, routed: list[str]
     ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
         asked = inference_pb2.RouteRequest(request=request)
         try:
             route = await self._inference.Route(asked, timeout=remaining(deadline), metadata=self._outgoing())
+            routed.append(route.decision.decision_id)
             worker: worker_pb2_grpc.WorkerServiceAsyncStub = worker_pb2_grpc.WorkerServiceStub(
                 self._worker(route.endpoint)
             )

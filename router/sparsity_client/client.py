@@ -15,7 +15,7 @@ from sparsity.status import to_error
 from sparsity.tls import ClientTls, open_channel
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2_grpc
 
-from sparsity_client.direct import broken, falls_back, remaining, with_decision, worker_request
+from sparsity_client.direct import broken, falls_back, fell_back, remaining, with_decision, worker_request
 
 _tracer = trace.get_tracer("sparsity.client")
 
@@ -64,22 +64,23 @@ class Client:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with telemetry.span(_tracer, "client.generate", trace.SpanKind.CLIENT):
-            begun = False
+            begun, routed = False, list[str]()
             if direct:
                 try:
-                    for response in self._direct(request, deadline):
+                    for response in self._direct(request, deadline, routed):
                         begun = True
                         yield response
                     return
                 except SparsityError as error:
                     if begun or not falls_back(error):
                         raise broken(error) if begun else error from None
-            yield from self._relayed(request, deadline)
+            yield from self._relayed(request, deadline, routed)
 
     def _relayed(
-        self, request: inference_pb2.GenerateRequest, deadline: float | None
+        self, request: inference_pb2.GenerateRequest, deadline: float | None, routed: list[str]
     ) -> Iterator[inference_pb2.GenerateResponse]:
-        call = self._inference.Generate(request, timeout=remaining(deadline), metadata=self._outgoing())
+        metadata = (*self._outgoing(), *fell_back(routed))
+        call = self._inference.Generate(request, timeout=remaining(deadline), metadata=metadata)
         try:
             yield from call
         except grpc.RpcError as error:
@@ -88,11 +89,12 @@ class Client:
             call.cancel()
 
     def _direct(
-        self, request: inference_pb2.GenerateRequest, deadline: float | None
+        self, request: inference_pb2.GenerateRequest, deadline: float | None, routed: list[str]
     ) -> Iterator[inference_pb2.GenerateResponse]:
         asked = inference_pb2.RouteRequest(request=request)
         try:
             route = self._inference.Route(asked, timeout=remaining(deadline), metadata=self._outgoing())
+            routed.append(route.decision.decision_id)
             worker: worker_pb2_grpc.WorkerServiceStub = worker_pb2_grpc.WorkerServiceStub(self._worker(route.endpoint))
             # The lease is what a worker takes; the key is for routers.
             context = telemetry.outgoing()

@@ -15,6 +15,7 @@ from sparsity.errors import (
     UnavailableError,
     UnimplementedError,
 )
+from sparsity.leases import FELL_BACK
 from sparsity.v1 import inference_pb2, worker_pb2
 
 # Before the first message: the relay may know another worker, or the router has no leases to give.
@@ -48,6 +49,11 @@ def with_decision(
 def falls_back(error: SparsityError) -> bool:
     """Whether the relay may do what the direct path could not."""
     return isinstance(error, _FALL_BACK)
+
+
+def fell_back(routed: list[str]) -> tuple[tuple[str, str], ...]:
+    """Tells the relay whose place its call takes, so that it is not counted twice."""
+    return tuple((FELL_BACK, decision_id) for decision_id in routed)
 
 
 def broken(error: SparsityError) -> SparsityError:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
+from sparsity.errors import InvalidRequestError
 from sparsity.v1 import inference_pb2
 
 Prompt = str | Sequence[int] | inference_pb2.ChatPrompt
+
+
+def user_turn(text: str) -> inference_pb2.ChatPrompt:
+    """A chat of one user message.
+
+    Raises:
+        InvalidRequestError: when it is no text.
+    """
+    with _named("prompt"):
+        return inference_pb2.ChatPrompt(messages=[inference_pb2.ChatMessage(role="user", content=text)])
 
 
 def make_request(
@@ -24,17 +36,38 @@ def make_request(
     temperature: float | None = None,
     stop: Sequence[str] = (),
 ) -> inference_pb2.GenerateRequest:
-    """A request from plain values; text is sent as it is, a sequence of numbers as token ids."""
-    context = inference_pb2.RequestContext(
-        domain=domain, task=task, flags=flags, labels=labels, tenant=tenant, session=session, max_tier=max_tier,
-        dense_reasoning=dense_reasoning or None,
-    )  # fmt: skip
-    sampling = inference_pb2.SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, stop=stop)
+    """A request from plain values; text is sent as it is, a sequence of numbers as token ids.
+
+    Raises:
+        InvalidRequestError: naming a value that no request can carry.
+    """
+    with _named("context"):
+        context = inference_pb2.RequestContext(
+            domain=domain, task=task, flags=flags, labels=labels, tenant=tenant, session=session, max_tier=max_tier,
+            dense_reasoning=dense_reasoning or None,
+        )  # fmt: skip
+    with _named("sampling.max_new_tokens"):
+        sampling = inference_pb2.SamplingParams(max_new_tokens=max_new_tokens)
+    with _named("sampling"):
+        sampling.MergeFrom(inference_pb2.SamplingParams(temperature=temperature, stop=stop))
     request = inference_pb2.GenerateRequest(context=context, sampling=sampling)
-    if isinstance(prompt, str):
-        request.text = prompt
-    elif isinstance(prompt, inference_pb2.ChatPrompt):
-        request.chat.CopyFrom(prompt)
-    else:
-        request.token_ids.ids.extend(prompt)
+    with _named("prompt"):
+        if isinstance(prompt, str):
+            request.text = prompt
+        elif isinstance(prompt, inference_pb2.ChatPrompt):
+            request.chat.CopyFrom(prompt)
+        else:
+            request.token_ids.ids.extend(prompt)
     return request
+
+
+@contextmanager
+def _named(field: str) -> Iterator[None]:
+    """Names the field that would not take its value."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        problem = f"is no text: {error.object[error.start]!r} at {error.start} stands for no character"
+        raise InvalidRequestError.of(field, problem) from error
+    except ValueError as error:
+        raise InvalidRequestError.of(field, f"cannot be sent: {error}") from error

@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from sparsity.engines import ENGINES, SGLANG
 from sparsity.errors import ConfigurationError, SparsityError
 from sparsity.logs import configure_logs
 from sparsity.tls import ClientTls, ServerTls
@@ -16,6 +17,7 @@ from sparsity_policies.shipped import band_sets
 
 from sparsity_router import processes
 from sparsity_router.config import DETECT, SESSIONS, RouterConfig
+from sparsity_router.patience import FIRST_SECONDS, NEXT_SECONDS, Patience, read_seconds
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -25,6 +27,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--worker", action="append", default=[], help="host:port, dns:///name:port or k8s:///ns/service:port; repeat"
     )
+    parser.add_argument("--engine", default=SGLANG, choices=ENGINES, help="of the workers; echo takes no others")
     forms = "redis://host:port/db, redis+sentinel://host:port,host:port/master, redis+cluster://host:port,host:port"
     parser.add_argument(
         "--redis-url",
@@ -38,7 +41,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--policy-dir", type=Path, help="folder of policy files, the source of truth in a store's place"
     )
     parser.add_argument("--max-policy-lag", type=float, default=10.0, help="seconds a known change may wait")
-    parser.add_argument("--access", type=Path, help="YAML file of who may call PolicyService; everybody without it")
+    parser.add_argument("--access", type=Path, help="YAML file of who may call what; all may without it")
     parser.add_argument("--decision-sample", type=float, default=1.0, help="share of decisions to log, 0 to 1")
     parser.add_argument("--decision-rate", type=float, default=10.0, help="decisions to log a second at most")
     parser.add_argument("--redis-wait-replicas", type=int, default=0, help="replicas that must hold a policy write")
@@ -47,6 +50,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dense-reserve", type=float, default=0.25, help="share of dense workers for policy-dense traffic"
     )
+    for option, seconds, what in (
+        ("--first-message-seconds", FIRST_SECONDS, "of a worker's silence until another is asked"),
+        ("--next-message-seconds", NEXT_SECONDS, "of its silence in a stream until the call ends"),
+    ):
+        told = f"{what}; also by tier: dense=600,moderate=300,aggressive=300"
+        parser.add_argument(option, default=f"{seconds:g}", help=told)
     parser.add_argument("--hedge-seconds", type=float, default=0.0, help="until a second worker is asked too; 0: never")
     parser.add_argument("--snapshot-file", type=Path, help="keeps the last policies, for a start without the store")
     parser.add_argument("--lease-key-file", type=Path, help="key that workers check leases with, 16 bytes or more")
@@ -115,6 +124,10 @@ def main() -> int:
                 queue_limit=options.queue_limit,
                 dense_reserve=options.dense_reserve,
                 hedge_seconds=options.hedge_seconds,
+                patience=Patience(
+                    read_seconds("--first-message-seconds", options.first_message_seconds),
+                    read_seconds("--next-message-seconds", options.next_message_seconds),
+                ),
                 detect=options.detect,
                 detect_seconds=options.detect_seconds,
                 detect_model=options.detect_model,
@@ -127,6 +140,7 @@ def main() -> int:
                 metrics_listen=options.metrics_listen,
                 health_listen=options.health_listen,
                 drain_seconds=options.drain_seconds,
+                engine=options.engine,
                 connection_seconds=options.connection_seconds,
                 tls=ServerTls.of(options.tls_cert, options.tls_key, options.tls_client_ca),
                 worker_tls=_worker_tls(options),

@@ -36,4 +36,4 @@ def _changes(signals: Signals, snapshot: Snapshot) -> Iterator[tuple[str, Signal
         if domain != signals.domain:
             yield f"in domain {domain}", replace(signals, domain=domain)
     if signals.domain:
-        yield "without a domain", replace(signals, domain="")
+        yield "without a domain, declared or detected", replace(signals, domain="")

@@ -4,71 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from opentelemetry import metrics
 from sparsity.errors import InvalidRequestError
 from sparsity.metering import CLASSIFY_SECONDS, histogram
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decide import hangs_on_length
-from sparsity_policies.model import Risk, Signals, Tier
-from sparsity_policies.scan import ScanResult
+from sparsity_policies.model import Risk, Tier
 from sparsity_policies.snapshot import Snapshot
 
-from sparsity_router.domains import Found, Score, resolve
+from sparsity_router.classified import Classified, Opened, Prompt, Settled, scanned
+from sparsity_router.domains import Score
 from sparsity_router.lengths import SAMPLED_CHARACTERS, Interval, LengthModel
 from sparsity_router.semantic import DetectionError, Detector
 from sparsity_router.tokens import ModelTokenizer
-from sparsity_router.written import Written, check_context, read_written
+from sparsity_router.written import Bounds, Written, check_beside, read_written
 
 # Below these a thread costs more than the work: of tokenizing, and of reading and scanning alone.
 _INLINE_BYTES, _INLINE_SCAN_BYTES = 16_384, 262_144
 _NO_SCORES: Mapping[str, Score] = {}
 _meter = metrics.get_meter("sparsity.router")
-_scanning = histogram(_meter, "sparsity.router.scan.duration", "s", "Scan of one prompt.", CLASSIFY_SECONDS)
 _detecting = histogram(
     _meter, "sparsity.router.detect.duration", "s", "Detection of one domain by meaning.", CLASSIFY_SECONDS
 )
-
-
-class Prompt(NamedTuple):
-    """A prompt as a worker takes it: in token ids, or as text where they were not needed to decide.
-
-    Attributes:
-        interval: tokens, at least and at most.
-        ids: token ids; empty where they were not counted.
-        text: what is to be tokenized.
-        special: whether the model puts something around it.
-    """
-
-    interval: Interval
-    ids: list[int]
-    text: str = ""
-    special: bool = False
-
-
-class _Opened(NamedTuple):
-    """A prompt, its size in bytes, what its caller wrote, the scan of that, and what kept it from an answer."""
-
-    prompt: Prompt
-    size: int
-    text: str
-    scan: ScanResult
-    problem: str
-
-
-class Classified(NamedTuple):
-    """A request, understood.
-
-    Attributes:
-        signals: what policy decides from.
-        prompt: for the worker.
-    """
-
-    signals: Signals
-    prompt: Prompt
 
 
 class Classifier:
@@ -93,7 +53,15 @@ class Classifier:
         self._detector = detector
         self._doubts_declared = doubts_declared
         self._lengths = LengthModel(tokenizer)
-        self._max_prompt_bytes = max_prompt_bytes
+        self._bounds = Bounds(tokenizer.vocabulary_size, tokenizer.context_length, max_prompt_bytes, tokenizer.control)
+
+    def check(self, request: inference_pb2.GenerateRequest) -> None:
+        """Checks what comes with the prompt, before anybody works on the request.
+
+        Raises:
+            InvalidRequestError: naming the field.
+        """
+        check_beside(request, self._bounds.context_length)
 
     async def classify(
         self,
@@ -121,8 +89,7 @@ class Classifier:
             InvalidRequestError: naming the field.
         """
         context = request.context
-        check_context(context)
-        written = read_written(request, self._tokenizer.vocabulary_size, self._max_prompt_bytes)
+        written = read_written(request, self._bounds)
         known: dict[str, Any] = {
             "received_at": received,
             "policy_age": policy_age,
@@ -135,7 +102,7 @@ class Classifier:
             if written.size > (_INLINE_BYTES if heavy else _INLINE_SCAN_BYTES):
                 return await asyncio.to_thread(self._read, written, request, snapshot, known, exact)
             opened = self._open(written, request, snapshot)
-            signals = self._settle(opened, context, snapshot, known)
+            signals = Settled(opened, context, known, _NO_SCORES, "", snapshot)
             if (bounded := self._bound(opened, signals, snapshot, exact)) is not None:
                 return bounded
             if written.size > _INLINE_BYTES:
@@ -174,7 +141,7 @@ class Classifier:
 
     def _measure(
         self,
-        opened: _Opened,
+        opened: Opened,
         context: inference_pb2.RequestContext,
         snapshot: Snapshot,
         known: dict[str, Any],
@@ -183,27 +150,10 @@ class Classifier:
         problem: str = "",
     ) -> Classified:
         """Settles the domain, then counts tokens as closely as the decision needs it."""
-        signals = self._settle(opened, context, snapshot, known, scores, problem)
+        signals = Settled(opened, context, known, scores, problem, snapshot)
         return self._bound(opened, signals, snapshot, exact) or self._count(opened, signals, snapshot, exact)
 
-    def _settle(
-        self,
-        opened: _Opened,
-        context: inference_pb2.RequestContext,
-        snapshot: Snapshot,
-        known: dict[str, Any],
-        scores: Mapping[str, Score] = _NO_SCORES,
-        problem: str = "",
-    ) -> Callable[..., Signals]:
-        """The signals, but for the length."""
-        found = resolve(context.domain, opened.scan.domains, scores, snapshot)
-        # What was declared holds, when nothing speaks against it.
-        problem = opened.problem or ("" if found.domain else problem)
-        return _signals(context, opened.scan, found, problem, known)
-
-    def _bound(
-        self, opened: _Opened, signals: Callable[..., Signals], snapshot: Snapshot, exact: bool
-    ) -> Classified | None:
+    def _bound(self, opened: Opened, signals: Settled, snapshot: Snapshot, exact: bool) -> Classified | None:
         """The request where its size alone, or the caller, tells its length closely enough."""
         if opened.prompt.ids:
             return self._counted(opened.prompt, signals)
@@ -211,7 +161,7 @@ class Classifier:
             return None
         return self._within(self._lengths.bound(opened.prompt.text, opened.size), opened.prompt, signals, snapshot)
 
-    def _count(self, opened: _Opened, signals: Callable[..., Signals], snapshot: Snapshot, exact: bool) -> Classified:
+    def _count(self, opened: Opened, signals: Settled, snapshot: Snapshot, exact: bool) -> Classified:
         """The request with a length from a sample of it where that will do, else counted."""
         prompt = opened.prompt
         if len(prompt.text) >= SAMPLED_CHARACTERS and not exact:
@@ -221,16 +171,14 @@ class Classifier:
         ids = self._tokenizer.encode(prompt.text, special=prompt.special)
         return self._counted(Prompt(Interval(0, 0), ids), signals)
 
-    def _within(
-        self, interval: Interval, prompt: Prompt, signals: Callable[..., Signals], snapshot: Snapshot
-    ) -> Classified | None:
+    def _within(self, interval: Interval, prompt: Prompt, signals: Settled, snapshot: Snapshot) -> Classified | None:
         """The request with an interval for a length, where the decision is the same all over it."""
         closer = signals(min_tokens=interval.low, max_tokens=interval.high)
         if interval.high < self._tokenizer.context_length and not hangs_on_length(closer, snapshot):
-            return Classified(closer, prompt._replace(interval=interval))
+            return Classified(closer, prompt._replace(interval=interval), signals)
         return None
 
-    def _counted(self, prompt: Prompt, signals: Callable[..., Signals]) -> Classified:
+    def _counted(self, prompt: Prompt, signals: Settled) -> Classified:
         """The request with its exact token count."""
         count = len(prompt.ids)
         if not count:
@@ -239,46 +187,20 @@ class Classifier:
             limit = self._tokenizer.context_length
             problem = f"has {count} tokens; the model takes {limit}, its answer included: shorten the prompt"
             raise InvalidRequestError.of("prompt", problem)
-        return Classified(signals(min_tokens=count, max_tokens=count), prompt._replace(interval=Interval(count, count)))
+        exact = signals(min_tokens=count, max_tokens=count)
+        return Classified(exact, prompt._replace(interval=Interval(count, count)), signals)
 
-    def _open(self, written: Written, request: inference_pb2.GenerateRequest, snapshot: Snapshot) -> _Opened:
+    def _open(self, written: Written, request: inference_pb2.GenerateRequest, snapshot: Snapshot) -> Opened:
         """The prompt as far as it is known without counting, and the scan of all that the caller wrote."""
         unknown, (kind, text, data, size) = Interval(0, 0), written
+        length = size
         if kind == "token_ids":
             prompt = Prompt(unknown, list(request.token_ids.ids))
             text = self._tokenizer.decode(prompt.ids)
+            length = len(text.encode())
         elif kind == "text":
             prompt = Prompt(unknown, [], text, special=True)
         else:
             prompt = Prompt(unknown, [], self._tokenizer.render(request.chat))
             size = len(prompt.text.encode())
-        started = time.monotonic()
-        try:
-            scan = snapshot.scanner.scan(data or text)
-            _scanning.record(time.monotonic() - started)
-            return _Opened(prompt, size, text, scan, "")
-        except ValueError as error:
-            return _Opened(prompt, size, text, ScanResult(frozenset(), frozenset(), 0), str(error))
-
-
-def _signals(
-    context: inference_pb2.RequestContext, scan: ScanResult, found: Found, problem: str, known: dict[str, Any]
-) -> Callable[..., Signals]:
-    """The signals of a request, but for its length."""
-    return partial(
-        Signals,
-        domain=found.domain,
-        declared=found.declared,
-        detected=found.detected,
-        confidence=found.confidence,
-        flags=scan.flags.union(context.flags),
-        task=context.task,
-        labels=tuple(sorted(context.labels.items())),
-        tenant=context.tenant,
-        session=context.session,
-        max_tier=Tier(context.max_tier) if context.max_tier else None,
-        scanned_bytes=scan.scanned_bytes,
-        prompt_bytes=scan.scanned_bytes,
-        classifier_error=problem,
-        **known,
-    )
+        return scanned(Opened(prompt, size, text, length), snapshot, data)

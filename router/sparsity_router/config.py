@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from sparsity.engines import ENGINES, SGLANG
 from sparsity.errors import ConfigurationError
 from sparsity.tls import ClientTls, ServerTls
 from sparsity_policies.costs import H100, GpuSpeed
+
+from sparsity_router.patience import Patience
 
 DETECT = ("undeclared", "declared", "off")
 SESSIONS = ("keep", "freely")
@@ -26,7 +29,7 @@ class RouterConfig:
         policy_ttl: age past which policies are stale and everything goes dense, seconds.
         policy_dir: folder of policy files that is the source of truth in the place of the store.
         max_policy_lag: time that a known change may wait before this router tells it is not ready, seconds.
-        access: file of the principals that may call PolicyService; None lets everybody do everything.
+        access: file of the principals and what they may call; None lets everybody do everything.
         decision_sample: share of the decisions that is logged, in [0, 1].
         decision_rate: decisions that are logged a second at most, over a minute's mean.
         snapshot_file: where the last policies are kept, for a start while the store is away.
@@ -37,6 +40,7 @@ class RouterConfig:
         queue_seconds: how long a request may wait for room at a full tier; 0 refuses at once.
         queue_limit: requests that may wait at a tier.
         hedge_seconds: after which a second worker is asked too, while the first has not spoken; 0 never does.
+        patience: how long a worker may say nothing before another one is asked.
         dense_reserve: share of each dense worker kept for requests that policy holds dense, in [0, 1).
         detect: which requests the semantic classifier is asked about: `undeclared`, also `declared` ones, or `off`.
         detect_seconds: the time budget of its answer.
@@ -52,6 +56,7 @@ class RouterConfig:
         health_listen: `host:port` of the plaintext health service for probes; None serves none.
         connection_seconds: after which clients connect anew, to find routers that came since; 0 keeps connections.
         drain_seconds: time that streams in flight get at shutdown.
+        engine: what workers must answer with: `sglang`, or `echo`, to look at routing without a model.
     """
 
     model_path: Path
@@ -74,6 +79,7 @@ class RouterConfig:
     queue_limit: int = 256
     dense_reserve: float = 0.25
     hedge_seconds: float = 0.0
+    patience: Patience = field(default_factory=Patience)
     detect: str = "undeclared"
     detect_seconds: float = 1.0
     detect_model: Path | None = None
@@ -88,6 +94,7 @@ class RouterConfig:
     health_listen: str | None = None
     connection_seconds: float = 0.0
     drain_seconds: float = 30.0
+    engine: str = SGLANG
 
     def __post_init__(self) -> None:
         if not self.workers:
@@ -98,7 +105,11 @@ class RouterConfig:
                     f"--model: {self.model_path} has no {name}; give the folder of the model that the workers serve"
                 )
                 raise ConfigurationError(problem)
-        for option, value, known in (("detect", self.detect, DETECT), ("sessions", self.sessions, SESSIONS)):
+        for option, value, known in (
+            ("detect", self.detect, DETECT),
+            ("sessions", self.sessions, SESSIONS),
+            ("engine", self.engine, ENGINES),
+        ):
             if value not in known:
                 raise ConfigurationError(f"--{option}: must be one of {', '.join(known)}, not {value!r}")
         if self.detect_seconds <= 0:

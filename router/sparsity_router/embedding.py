@@ -7,7 +7,7 @@ int8 weights.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from sparsity_router.domains import Score
 
 Vectors = npt.NDArray[np.float32]
 WINDOW_TOKENS = 126
+# Tokenized at a time: what a tokenizer tells of a text takes hundreds of times its memory.
+_PIECE_CHARACTERS = 16_384
 
 
 class Embedder:
@@ -42,10 +44,15 @@ class Embedder:
         around = self._tokenizer.encode("").ids
         self._first, self._last = around[0], around[-1]
 
-    def windows(self, text: str) -> list[list[int]]:
-        """The whole text in windows of at most ``WINDOW_TOKENS`` tokens."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return [ids[start : start + WINDOW_TOKENS] for start in range(0, max(len(ids), 1), WINDOW_TOKENS)]
+    def windows(self, text: str) -> Iterator[list[int]]:
+        """The whole text in windows of at most ``WINDOW_TOKENS`` tokens, tokenized as far as they are asked for."""
+        ids: list[int] = []
+        for piece in _pieces(text):
+            ids += self._tokenizer.encode(piece, add_special_tokens=False).ids
+            while len(ids) > WINDOW_TOKENS:
+                yield ids[:WINDOW_TOKENS]
+                del ids[:WINDOW_TOKENS]
+        yield ids
 
     def embed(self, window: Sequence[int]) -> Vectors:
         """The mean over tokens, of unit length: [dimension]."""
@@ -53,6 +60,17 @@ class Embedder:
         inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
         mean = self._session.run(None, inputs)[0][0].mean(axis=0)
         return np.asarray(mean / np.linalg.norm(mean), dtype=np.float32)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The text in parts that end with a word, where words are not longer than a part."""
+    at = 0
+    while len(text) - at > _PIECE_CHARACTERS:
+        end = at + _PIECE_CHARACTERS
+        cut = max(text.rfind(space, at, end) for space in " \n\t") + 1
+        yield text[at : cut if cut > at else end]
+        at = cut if cut > at else end
+    yield text[at:]
 
 
 class Classifier:
@@ -87,14 +105,15 @@ class Classifier:
         domains, matrix = self._sets[key]
         peaks: dict[str, float] = {}
         sums: dict[str, float] = {}
-        windows = self._embedder.windows(text)
-        for window in windows:
+        count = 0
+        for window in self._embedder.windows(text):
             if time.time() > until:
                 return None
+            count += 1
             best: dict[str, float] = {}
             for domain, likeness in zip(domains, (matrix @ self._embedder.embed(window)).tolist(), strict=True):
                 best[domain] = max(best.get(domain, -1.0), likeness)
             for domain, likeness in best.items():
                 peaks[domain] = max(peaks.get(domain, -1.0), likeness)
                 sums[domain] = sums.get(domain, 0.0) + likeness
-        return {domain: Score(peaks[domain], sums[domain] / len(windows)) for domain in peaks}
+        return {domain: Score(peaks[domain], sums[domain] / count) for domain in peaks}

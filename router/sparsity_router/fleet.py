@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from sparsity.engines import SGLANG
 from sparsity.tls import ClientTls
 from sparsity_policies.model import Tier
 
 from sparsity_router.breaker import RetryBudget
 from sparsity_router.discovery import Discovery, discover
 from sparsity_router.line import Line
+from sparsity_router.patience import Patience
 from sparsity_router.picking import Picker, Want
 from sparsity_router.workers import State, Worker
 
@@ -29,12 +31,14 @@ class Admission:
         queue_limit: requests that may wait at a tier.
         dense_reserve: share of each dense worker that only requests which policy holds dense may use.
         hedge_seconds: after which a second worker is asked too, while the first has not spoken; 0 never does.
+        patience: how long a worker may say nothing.
     """
 
     queue_seconds: float = 0.0
     queue_limit: int = 256
     dense_reserve: float = 0.25
     hedge_seconds: float = 0.0
+    patience: Patience = field(default_factory=Patience)
 
 
 class Fleet:
@@ -47,6 +51,7 @@ class Fleet:
         lease_key: what requests to workers are signed with.
         admission: how requests are let in.
         tls: what is trusted of workers, and shown to them.
+        engine: a worker of another engine is not used.
     """
 
     def __init__(
@@ -57,13 +62,14 @@ class Fleet:
         lease_key: bytes | None = None,
         admission: Admission | None = None,
         tls: ClientTls | None = None,
+        engine: str = SGLANG,
     ) -> None:
         self.lease_key = lease_key
         self.admission = admission or Admission()
         self.retries = RetryBudget()
         self.lines = {tier: Line(self.admission.queue_limit) for tier in Tier}
         self.workers: list[Worker] = []
-        self._about = (tokenizer_digest, timeout, self._room, tls)
+        self._about = (tokenizer_digest, timeout, self._room, tls, engine, self.admission.patience)
         self._sources: list[Discovery] = discover(places)
         self._found: dict[Discovery, Collection[str]] = {source: source.known for source in self._sources}
         self._watching: dict[Worker, asyncio.Task[None]] = {}

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections import deque
 from collections.abc import Coroutine
 from typing import Any
 
@@ -23,16 +21,12 @@ from sparsity_policies.rollout import HELD_BACK, ROLLED_OUT, halt
 from sparsity_policies.store import PolicyStore
 
 from sparsity_router.policies import PolicyFollower
+from sparsity_router.windows import Metrics, Window
 
 log = logging.getLogger("sparsity.router.guards")
 ACTOR = "guard"
-MIN_SAMPLES = 20
-_WINDOW_SAMPLES = 200
-_WINDOW_SECONDS = 600.0
 _DEMOTION_SECONDS = 3600.0
 _OUTCOME_WAIT_SECONDS = 1.0
-# Callers name their metrics; a domain has few.
-_METRICS_KEPT = 16
 
 
 def override_id(domain: str) -> str:
@@ -40,23 +34,11 @@ def override_id(domain: str) -> str:
     return f"guard-{domain}"
 
 
-class Window:
-    """The latest values, of the last ten minutes."""
-
-    def __init__(self) -> None:
-        self._values: deque[tuple[float, float]] = deque(maxlen=_WINDOW_SAMPLES)
-
-    def add(self, value: float) -> None:
-        """Takes up a value."""
-        self._values.append((time.monotonic(), value))
-
-    def mean(self) -> float | None:
-        """The mean, once there are enough values."""
-        while self._values and time.monotonic() - self._values[0][0] > _WINDOW_SECONDS:
-            self._values.popleft()
-        if len(self._values) < MIN_SAMPLES:
-            return None
-        return sum(value for _, value in self._values) / len(self._values)
+def capped(policies: PolicyFollower, domain: str) -> Override | None:
+    """The override by which a broken guard caps a domain now."""
+    now, name = policies.now(), override_id(domain)
+    acting = (o for o in policies.overrides.active() if o.expire_time is None or o.expire_time > now)
+    return next((override for override in acting if override.id == name), None)
 
 
 class GuardMonitor:
@@ -71,7 +53,7 @@ class GuardMonitor:
         self._policies = policies
         self._store = store
         self._coverage: dict[tuple[str, Tier, str], Window] = {}
-        self._scores: dict[tuple[str, str, str], Window] = {}
+        self._scores: dict[str, Metrics] = {}
         self._acting: dict[str, asyncio.Task[None]] = {}
 
     def coverage(self, domain: str, tier: Tier, report: inference_pb2.SparsityReport) -> None:
@@ -86,7 +68,7 @@ class GuardMonitor:
             return
         window = self._coverage.setdefault((domain, tier, kind), Window())
         window.add(value)
-        mean = window.mean()
+        mean = window.mean(self._since(domain))
         if mean is not None and mean < policy.guards.min_coverage:
             what = f"{kind} {mean:.3f} of {tier.word} is below the guard {policy.guards.min_coverage:g}"
             self._act(domain, self._step_in(domain, tier, what))
@@ -96,12 +78,9 @@ class GuardMonitor:
         policy = self._policies.snapshot.policy(outcome.domain)
         if policy is None or policy.guards.max_quality_dip is None or not outcome.arm:
             return
-        key = (outcome.domain, outcome.metric)
-        known = {metric for domain, metric, _ in self._scores if domain == outcome.domain}
-        if outcome.metric not in known and len(known) >= _METRICS_KEPT:
-            return
-        self._scores.setdefault((*key, outcome.arm), Window()).add(outcome.score)
-        means = {arm: self._scores[*key, arm].mean() for arm in (ROLLED_OUT, HELD_BACK) if (*key, arm) in self._scores}
+        windows = self._scores.setdefault(outcome.domain, Metrics()).add(outcome.metric, outcome.arm, outcome.score)
+        since = self._since(outcome.domain)
+        means = {arm: windows[arm].mean(since) for arm in (ROLLED_OUT, HELD_BACK) if arm in windows}
         rolled, held = means.get(ROLLED_OUT), means.get(HELD_BACK)
         if rolled is None or held is None or held - rolled <= policy.guards.max_quality_dip:
             return
@@ -128,9 +107,13 @@ class GuardMonitor:
             return
         self._acting[domain] = asyncio.get_running_loop().create_task(action)
 
+    def _since(self, domain: str) -> float:
+        """From when on samples count: an operator who ends a guard's cap has seen those before."""
+        return self._policies.overrides.ended_at(override_id(domain))
+
     def _forget(self, domain: str) -> None:
         self._coverage = {key: window for key, window in self._coverage.items() if key[0] != domain}
-        self._scores = {key: window for key, window in self._scores.items() if key[0] != domain}
+        self._scores.pop(domain, None)
 
     async def _step_in(self, domain: str, tier: Tier, what: str) -> None:
         self._forget(domain)
@@ -141,20 +124,15 @@ class GuardMonitor:
         if self._store and rollout and not rollout.halted and await self._halt(policy, rollout, what):
             return
         cap = Tier(max(tier - 1, Tier.DENSE))
-        if any(o.id == override_id(domain) and o.max_tier <= cap for o in self._policies.overrides.active()):
+        if (there := capped(self._policies, domain)) is not None and there.max_tier <= cap:
             return
         expires = self._policies.now() + _DEMOTION_SECONDS
         override = Override(override_id(domain), Scope.DOMAIN, domain, cap, expires, what, ACTOR)
         log.error("guard of %s: %s; capped at %s for %.0f s", domain, what, cap.word, _DEMOTION_SECONDS)
         self._policies.overrides.put(override)
-        if self._store is None:
-            return
-        try:
-            await self._store.put_override(override)
-        except StoreError:
-            # It acts here, and is delivered once the store is back.
-            return
-        self._policies.overrides.hand_over(override)
+        if self._store is not None:
+            # It acts here, and is delivered once the store is back, where it is away.
+            await self._policies.overrides.write(self._store, override)
 
     async def _halt(self, policy: Policy, rollout: Rollout, what: str) -> bool:
         """Halts a rollout; False when the store cannot be told."""

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import grpc
 from sparsity.v1 import inference_pb2
+from sparsity_policies.model import Decision
 
+from sparsity_router.dispatch import OvertakenError
 from sparsity_router.workers import Worker
 
 Responses = AsyncGenerator[inference_pb2.GenerateResponse]
@@ -20,10 +22,19 @@ Responses = AsyncGenerator[inference_pb2.GenerateResponse]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Leg:
-    """One worker's stream."""
+    """One worker's stream.
+
+    Attributes:
+        worker: that was asked.
+        stream: its messages.
+        served: the decision as this worker serves it.
+        policy: what policy gave the request when the worker was asked.
+    """
 
     worker: Worker
     stream: Responses
+    served: Decision
+    policy: Decision
 
 
 class Race:
@@ -55,7 +66,7 @@ class Race:
         """The winner's messages.
 
         Raises:
-            grpc.aio.AioRpcError: as the winner's stream does, or the last leg's when none gave a message.
+            grpc.aio.AioRpcError, OvertakenError: as the winner's stream, or the last leg's when none gave a message.
         """
         running = {asyncio.ensure_future(anext(self.leg.stream)): self.leg}
         legs = [self.leg]
@@ -88,7 +99,7 @@ class Race:
                 problem = task.exception()
                 if problem is None:
                     return task.result()
-                if running and isinstance(problem, grpc.aio.AioRpcError | StopAsyncIteration):
+                if running and isinstance(problem, grpc.aio.AioRpcError | OvertakenError | StopAsyncIteration):
                     self._fell(self.leg.worker, problem)
                 elif isinstance(problem, StopAsyncIteration):
                     return None
@@ -100,6 +111,6 @@ async def _end(running: dict[asyncio.Task[inference_pb2.GenerateResponse], Leg],
     for task in [task for task, other in running.items() if other is leg]:
         del running[task]
         task.cancel()
-        with suppress(asyncio.CancelledError, StopAsyncIteration, grpc.aio.AioRpcError):
+        with suppress(asyncio.CancelledError, StopAsyncIteration, grpc.aio.AioRpcError, OvertakenError):
             await task
     await leg.stream.aclose()

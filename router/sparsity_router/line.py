@@ -88,11 +88,19 @@ class Line:
                 self._give_up(ticket)
                 self.wake()
 
-    def rejoin(self, ticket: Ticket) -> None:
-        """Takes the old place again, when what there was room at would not have the request after all."""
-        ticket.tried = True
+    def rejoin(self, ticket: Ticket, *, refused: bool = True) -> None:
+        """Takes the old place again, and passes the turn on: who comes next may need less.
+
+        Args:
+            ticket: whose turn it was.
+            refused: whether what there was room at would not have the request, and must be let be for a moment.
+        """
+        ticket.tried = refused
         if ticket not in self._waiting:
             bisect.insort(self._waiting, ticket)
+        behind = self._waiting[bisect.bisect_right(self._waiting, ticket) :]
+        if behind:
+            behind[0].woken.set()
 
     def leave(self, ticket: Ticket) -> None:
         """Gives the place up, once sent; where there was room for one there may be room for the next."""
@@ -108,7 +116,7 @@ class Line:
         self._next[ticket.tenant] = max(self._next.get(ticket.tenant, 0) - ticket.tokens, self._now)
 
     async def turn(self, ticket: Ticket, seconds: float) -> None:
-        """Waits until this request is first in line and there may be room.
+        """Waits until there may be room, and nobody before this request takes it.
 
         Raises:
             OverloadedError: when ``seconds`` pass first, or a more urgent request takes the place.
@@ -124,6 +132,6 @@ class Line:
             await asyncio.sleep(_BREATH_SECONDS)
 
     def wake(self) -> None:
-        """Lets the first in line try again."""
+        """Lets the first in line try again; where there is no room for that one, the next."""
         if self._waiting:
             self._waiting[0].woken.set()

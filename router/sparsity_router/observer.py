@@ -53,8 +53,9 @@ class Observer:
         served: Decision | None,
         completion: inference_pb2.Completion | None,
         times: Times | None = None,
+        label: str = "",
     ) -> None:
-        """Takes up a request: what was decided, what served it if anything did, and its completion if it had one."""
+        """Takes up a request: what was decided and what served it, its completion if any, and its caller's label."""
         policy = self._policies.snapshot.policy(decision.policy)
         report = completion.sparsity if completion is not None and completion.HasField("sparsity") else None
         # Most requests of a busy router are not logged: an entry is made only for those that are.
@@ -66,7 +67,7 @@ class Observer:
         if report and served and report.sparse_kernel_calls:
             self._guards.coverage(decision.policy, served.tier, report)
         if self._logged:
-            _log(decision_id, decision, served, completion, times)
+            _log(decision_id, decision, served, completion, times, label)
 
     def _entry(
         self,
@@ -105,6 +106,7 @@ def _log(
     served: Decision | None,
     completion: inference_pb2.Completion | None,
     times: Times | None,
+    label: str = "",
 ) -> None:
     tier = served.tier.word if served else "none"
     fields: dict[str, object] = {
@@ -114,6 +116,8 @@ def _log(
         "tier": tier,
         "reason": (served or decision).reason.name,
     }
+    if label:
+        fields["request_id"] = label
     if completion is not None:
         usage = completion.usage
         fields |= {"worker": completion.worker_id, "prompt_tokens": usage.prompt_tokens}

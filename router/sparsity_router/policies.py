@@ -10,11 +10,13 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from sparsity.errors import StoreError
+from sparsity_policies.confined import SOURCES
 from sparsity_policies.contents import Cursor, PolicySource
 from sparsity_policies.model import StoredPolicy
 from sparsity_policies.snapshot import Snapshot
+from sparsity_policies.threads import BUILDS
 
-from sparsity_router.overrides import Overrides
+from sparsity_router.overrides import Change, Overrides
 from sparsity_router.snapshot_file import SnapshotFile
 
 log = logging.getLogger("sparsity.router.policies")
@@ -57,7 +59,7 @@ class PolicyFollower:
         self._loaded_at = 0.0
         self._clock_offset = 0.0
         self._changed = asyncio.Event()
-        self._building = asyncio.Lock()
+        self._looking, self._building = asyncio.Lock(), asyncio.Lock()
 
     @property
     def snapshot(self) -> Snapshot:
@@ -95,13 +97,14 @@ class PolicyFollower:
         except StoreError as error:
             if self._disk is None:
                 raise
-            contents, waiting, age = await asyncio.to_thread(self._disk.load)
+            contents, waiting, age = await BUILDS.run(self._disk.load)
             policies = {stored.policy.domain: stored for stored in contents.policies}
             self._wanted = _Wanted(contents.cursor, policies, frozenset(contents.rejected), ())
-            self.overrides.stored(override for override in contents.overrides if override.id not in waiting)
+            handed_over = (override for override in contents.overrides if override.id not in waiting)
+            self.overrides.stored(handed_over, contents.cursor.revision)
             for override in contents.overrides:
                 if override.id in waiting:
-                    self.overrides.take("put", override)
+                    self.overrides.take(Change(override.id, override))
             await self._build()
             self._confirmed = time.monotonic() - age
             log.warning("%s; serving revision %d from disk, %.0f s old", error, self.snapshot.revision, age)
@@ -144,7 +147,7 @@ class PolicyFollower:
                 version, stored = self._version, [item.stored for item in self.snapshot.policies.values()]
                 overrides = (self.overrides.active(), self.overrides.waiting())
                 try:
-                    await asyncio.to_thread(self._disk.save, self.snapshot.revision, stored, *overrides, self.age)
+                    await BUILDS.run(self._disk.save, self.snapshot.revision, stored, *overrides, self.age)
                     self._saved = version
                 except OSError as error:
                     log.error("--snapshot-file: %s; a restart without the store would find none", error)
@@ -169,7 +172,11 @@ class PolicyFollower:
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _look(self) -> None:
-        """Reads what changed, and lets overrides act."""
+        """Reads what changed, and lets overrides act; by turns, so that no read brings back an older state."""
+        async with self._looking:
+            await self._look_once()
+
+    async def _look_once(self) -> None:
         wanted = self._wanted
         looked = time.monotonic()
         delta = await self._source.delta(wanted.cursor)
@@ -180,7 +187,7 @@ class PolicyFollower:
             policies = {stored.policy.domain: stored for stored in (*contents.policies, *held)}
             rejected = frozenset(contents.rejected)
             self._wanted = _Wanted(contents.cursor, policies, rejected, contents.drifted)
-            overrides, offset = contents.overrides, contents.clock_offset
+            overrides, at, offset = contents.overrides, contents.overrides_at, contents.clock_offset
         else:
             if delta.cursor != wanted.cursor:
                 self._tell_rejected(delta.rejected)
@@ -190,8 +197,8 @@ class PolicyFollower:
                 told = {name for name in wanted.rejected if not name.startswith("override ")} - delta.policies.keys()
                 rejected = frozenset(told | delta.rejected.keys())
                 self._wanted = _Wanted(delta.cursor, policies, rejected, wanted.drifted)
-            overrides, offset = delta.overrides, delta.clock_offset
-        self.overrides.stored(overrides)
+            overrides, at, offset = delta.overrides, delta.overrides_at, delta.clock_offset
+        self.overrides.stored(overrides, at)
         self._set_clock(offset)
         self._looked = looked
         self._confirm()
@@ -210,7 +217,7 @@ class PolicyFollower:
             wanted = self._wanted
             if wanted.cursor == self._cursor and self._snapshot is not None:
                 return
-            fresh = await asyncio.to_thread(
+            fresh = await BUILDS.run(
                 Snapshot.build,
                 wanted.cursor.revision,
                 list(wanted.policies.values()),
@@ -218,6 +225,7 @@ class PolicyFollower:
                 wanted.rejected,
                 ttl=self._ttl,
                 previous=self._snapshot,
+                compiled=SOURCES.compile,
             )
             self._cursor = wanted.cursor
             self._publish(dataclasses.replace(fresh, drifted=wanted.drifted))

@@ -1,12 +1,23 @@
-"""What an alert on policies needs: revision, age, lag, documents that could not be read, drift, dropped records."""
+"""What an alert on policies needs: revision, age, lag, unreadable documents, drift, lost records; and the loop."""
 
 from __future__ import annotations
 
 from opentelemetry import metrics
 from sparsity.metering import observe, scalar
+from sparsity.watchdog import Watchdog
 
 from sparsity_router.policies import PolicyFollower
 from sparsity_router.recorder import Recorder
+
+
+def observe_loop(watchdog: Watchdog, meter: metrics.Meter | None = None) -> None:
+    """Registers how the event loop does; it is read on another thread, also while the loop stands still."""
+    stalled, stalls = "Since the event loop last ran, while it stands still.", "Times it stood still for a second."
+    observe(
+        meter or metrics.get_meter("sparsity.router"),
+        [("sparsity.router.loop.stalled", "s", stalled, scalar(lambda: watchdog.stalled))],
+        [("sparsity.router.loop.stalls", "{stall}", stalls, scalar(lambda: watchdog.stalls))],
+    )
 
 
 def observe_policies(policies: PolicyFollower, recorder: Recorder, meter: metrics.Meter | None = None) -> None:

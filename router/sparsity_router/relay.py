@@ -8,123 +8,146 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import grpc
 from opentelemetry import trace
 from sparsity.errors import (
-    OverloadedError,
-    SparsityError,
     StreamBrokenError,
     UnavailableError,
 )
 from sparsity.status import to_error
 from sparsity.v1 import inference_pb2, worker_pb2
-from sparsity_policies.model import Decision, Reason, Tier
+from sparsity_policies.model import Decision, Tier
 
-from sparsity_router.dispatch import dispatch, outstanding_tokens
+from sparsity_router.dispatch import OvertakenError, died, dispatch, outstanding_tokens
 from sparsity_router.fleet import Fleet
 from sparsity_router.hedging import Leg, Race
 from sparsity_router.picking import Want
-from sparsity_router.workers import State, Worker
+from sparsity_router.placing import Attempts, is_full, nobody, pick, served
+from sparsity_router.proof import fault
+from sparsity_router.turns import patience
+from sparsity_router.workers import Worker
 
 _tracer = trace.get_tracer("sparsity.router")
-_OVERLOAD = grpc.StatusCode.RESOURCE_EXHAUSTED
+_OVERLOAD, _COUNT = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.OUT_OF_RANGE
 # What the same request would meet on every worker.
 _FINAL = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.UNIMPLEMENTED,
-    grpc.StatusCode.OUT_OF_RANGE,
+    _COUNT,
 }
+# A request that took so many workers with it is taken for the cause.
+_MOST_DEATHS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Relayed:
-    """One relayed message, and the decision as it is served by the worker that sent it."""
+    """One relayed message.
+
+    Attributes:
+        response: the message.
+        served: the decision as it is served by the worker that sent it.
+        policy: what policy gave the request when that worker was asked.
+    """
 
     response: inference_pb2.GenerateResponse
-    decision: Decision
+    served: Decision
+    policy: Decision
 
 
-@dataclass(slots=True)
-class _Attempts:
-    """What has been tried for one request."""
-
-    tried: set[str]
-    count: int = 0
-    overloaded: bool = False
-    failed: bool = False
-    complete: bool = False
-    last_problem: str = ""
-
-
-@dataclass(slots=True)
 class _Relay:
     """One request on its way."""
 
-    fleet: Fleet
-    request: worker_pb2.WorkerServiceGenerateRequest
-    context: grpc.aio.ServicerContext[Any, Any]
-    decision_id: str
-    want: Callable[[], Want] | None
-    attempts: _Attempts
+    def __init__(
+        self,
+        fleet: Fleet,
+        request: worker_pb2.WorkerServiceGenerateRequest,
+        review: Callable[[], Decision],
+        context: grpc.aio.ServicerContext[Any, Any],
+        decision_id: str,
+        want: Callable[[], Want] | None,
+    ) -> None:
+        self._fleet = fleet
+        self._request = request
+        self._review = review
+        self._context = context
+        self._decision_id = decision_id
+        self._want = want
+        self.attempts = Attempts(set())
+        self.decision = review()
 
-    async def try_all(self, decision: Decision, sent: Callable[[], None] = lambda: None) -> AsyncGenerator[Relayed]:
+    async def try_all(self, sent: Callable[[], None] = lambda: None) -> AsyncGenerator[Relayed]:
         """Tries every worker that may serve it, the decided tier's first; ends without a message when none did."""
-        attempts = self.attempts
-        for tier in (decision.tier, *decision.fallback):
-            served = _served(decision, tier, self.fleet)
-            while worker := self._pick(tier, decision):
-                # Waiting for room is no retry; asking another worker after a failure is.
-                if attempts.failed and not self.fleet.retries.spend():
-                    problem = f"the retry budget is used up; last: {attempts.last_problem}"
-                    raise UnavailableError(problem)
-                sent()
-                first = True
-                race = self._race(worker, tier, decision)
-                stream = race.responses() if race else self._open(worker, tier).stream
-                try:
-                    async for response in stream:
-                        worker = race.leg.worker if race else worker
-                        first = False
-                        if response.HasField("completion"):
-                            attempts.complete = True
-                            worker.breaker.success()
-                            _check_report(response.completion, worker, tier)
-                        yield Relayed(response, served)
-                    if attempts.complete:
-                        return
-                    error: Exception = StopAsyncIteration()
-                except grpc.aio.AioRpcError as failure:
-                    error = failure
-                finally:
-                    await stream.aclose()
-                self._fell(race.leg.worker if race else worker, error, first=first)
+        attempts, seconds = self.attempts, self._fleet.admission.hedge_seconds
+        while (choice := self._choose()) is not None:
+            # Waiting for room is no retry; asking another worker after a failure is.
+            if attempts.failed and not self._fleet.retries.spend():
+                problem = f"the retry budget is used up; last: {attempts.last_problem}"
+                raise UnavailableError(problem)
+            sent()
+            first = True
+            leg = self._open(*choice)
+            spare = partial(self._spare, leg.served.tier)
+            race = Race(leg, spare, seconds, partial(self._fell, first=True)) if seconds else None
+            stream = race.responses() if race else leg.stream
+            try:
+                async for response in stream:
+                    leg = race.leg if race else leg
+                    first = False
+                    if response.HasField("completion"):
+                        attempts.complete = True
+                        leg.worker.breaker.success()
+                        if problem := fault(response.completion, leg.served.tier, must_report=leg.worker.must_prove):
+                            leg.worker.distrust(problem)
+                    yield Relayed(response, leg.served, leg.policy)
+                if attempts.complete:
+                    return
+                error: Exception = StopAsyncIteration()
+            except (grpc.aio.AioRpcError, OvertakenError) as failure:
+                error = failure
+            finally:
+                await stream.aclose()
+            self._fell(race.leg.worker if race else leg.worker, error, first=first)
 
-    def _pick(self, tier: Tier, decision: Decision) -> Worker | None:
-        return _pick(self.fleet, tier, decision, self.attempts.tried, self.want)
+    def _decide(self) -> Decision:
+        """The decision as of now: nobody is asked by an older one."""
+        self.decision = self._review()
+        self._request.dense_reasoning = self.decision.dense_reasoning
+        return self.decision
+
+    def _choose(self) -> tuple[Worker, Tier] | None:
+        """The next worker to ask, and at what tier; None when nobody is left."""
+        decision = self._decide()
+        for tier in (decision.tier, *decision.fallback):
+            if worker := self._pick(tier):
+                return worker, tier
+        return None
+
+    def _spare(self, tier: Tier) -> Leg | None:
+        """A second worker beside one of ``tier`` that says nothing: of that tier, while policy still allows it."""
+        at = tier if self._allows(tier) else self.decision.tier
+        other = self._pick(at)
+        return self._open(other, at) if other and self._fleet.retries.spend() else None
+
+    def _allows(self, tier: Tier) -> bool:
+        decision = self._decide()
+        return tier is decision.tier or tier in decision.fallback
+
+    def _pick(self, tier: Tier) -> Worker | None:
+        return pick(self._fleet, tier, self.decision, self.attempts.tried, self._want)
 
     def _open(self, worker: Worker, tier: Tier) -> Leg:
         self.attempts.tried.add(worker.target)
         self.attempts.count += 1
-        lease, left = (self.fleet.lease_key, self.decision_id), self.context.time_remaining()
-        return Leg(worker, dispatch(worker, self.request, tier, self.attempts.count, left, lease))
-
-    def _race(self, worker: Worker, tier: Tier, decision: Decision) -> Race | None:
-        """A hedged stream, where hedging is on."""
-        seconds = self.fleet.admission.hedge_seconds
-        if not seconds:
-            return None
-
-        def spare() -> Leg | None:
-            other = self._pick(tier, decision)
-            return self._open(other, tier) if other and self.fleet.retries.spend() else None
-
-        return Race(self._open(worker, tier), spare, seconds, partial(self._fell, first=True))
+        lease, left = (self._fleet.lease_key, self._decision_id), self._context.time_remaining()
+        stream = dispatch(worker, self._request, tier, self.attempts.count, left, lease, self._allows)
+        # Asked again, so that what is told of the request does not hang on what picked its worker.
+        return Leg(worker, stream, served(self.decision, tier, self._fleet), self._review())
 
     def _fell(self, worker: Worker, error: Exception, *, first: bool) -> None:
         """Takes note of a stream that failed; raises where nobody else may be tried.
@@ -135,11 +158,14 @@ class _Relay:
             first: whether no message had come.
         """
         attempts, refused = self.attempts, False
+        if isinstance(error, OvertakenError):
+            attempts.tried.discard(worker.target)
+            return
         problem = "ended its stream without a completion"
         if isinstance(error, grpc.aio.AioRpcError):
             problem = f"{error.code().name}: {error.details()}"
-            # A deadline or a bad request is no fault of the worker, whenever it shows.
-            if error.code() in _FINAL:
+            # A deadline or a bad request is no fault of the worker, whenever it shows; a count, only before it answers.
+            if error.code() in _FINAL and (first or error.code() is not _COUNT):
                 raise to_error(error) from error
             refused = first and error.code() is _OVERLOAD
             if refused:
@@ -155,15 +181,18 @@ class _Relay:
             told = f"worker {worker.name} failed mid-stream: {problem}; what was sent stands, ask again for the rest"
             raise StreamBrokenError(told)
         attempts.last_problem = f"{worker.name}: {problem}"
+        attempts.deaths += died(error)
+        if attempts.deaths >= _MOST_DEATHS:
+            told = f"{attempts.deaths} workers died with this request in flight; it is not tried on another"
+            raise StreamBrokenError(f"{told}; last: {attempts.last_problem}")
 
 
 async def relay(
     fleet: Fleet,
     request: worker_pb2.WorkerServiceGenerateRequest,
-    decision: Decision,
+    review: Callable[[], Decision],
     context: grpc.aio.ServicerContext[Any, Any],
     decision_id: str = "",
-    review: Callable[[], Decision] | None = None,
     want: Callable[[], Want] | None = None,
 ) -> AsyncGenerator[Relayed]:
     """Relays the stream of the first worker that answers.
@@ -171,115 +200,45 @@ async def relay(
     Args:
         fleet: the workers.
         request: in their terms.
-        decision: what policy gave.
+        review: gives the decision as of now; asked before every attempt.
         context: of the client's call.
         decision_id: goes into the leases.
-        review: decides anew, after a wait in line.
         want: what picking looks at.
 
     Raises:
         OverloadedError: when every worker that may serve the request is full.
         UnavailableError: when none can be reached.
-        StreamBrokenError: when a worker fails after its first message.
+        StreamBrokenError: when a worker fails after its first message, or a second one dies before it.
         InvalidRequestError: when a worker refuses the request as invalid.
         TokenCountError: when the prompt's tokens lie outside the interval that it was decided for.
     """
-    attempts = _Attempts(set())
-    one = _Relay(fleet, request, context, decision_id, want, attempts)
+    one = _Relay(fleet, request, review, context, decision_id, want)
+    attempts = one.attempts
     fleet.retries.earn()
-    until = time.monotonic() + _patience(fleet, context)
-    line = fleet.lines[decision.tier]
+    until = time.monotonic() + patience(fleet, context)
     # Who comes while others wait joins them: room goes to the first in line.
-    if not line or fleet.admission.queue_seconds <= 0:
-        async with aclosing(one.try_all(decision)) as relayed:
+    if not fleet.lines[one.decision.tier] or fleet.admission.queue_seconds <= 0:
+        async with aclosing(one.try_all()) as relayed:
             async for item in relayed:
                 yield item
         if attempts.complete:
             return
-        if not _is_full(fleet, decision, attempts) or until <= time.monotonic():
-            raise _nobody(fleet, decision, attempts)
+        if not is_full(fleet, one.decision, attempts) or until <= time.monotonic():
+            raise nobody(fleet, one.decision, attempts)
+    line = fleet.lines[one.decision.tier]
     with line.ticket(request.priority, request.cache_salt, outstanding_tokens(request)) as ticket:
+        if len(line) > 1:
+            # Those before it may wait for what it does not need.
+            line.wake()
         while not attempts.complete:
             await line.turn(ticket, until - time.monotonic())
-            if review is not None:
-                decision = _denser(decision, review())
-                request.dense_reasoning = decision.dense_reasoning
             attempts.tried.clear()
             attempts.overloaded = False
             # The next in line need not wait for this one's first token.
-            async with aclosing(one.try_all(decision, sent=partial(line.leave, ticket))) as relayed:
+            async with aclosing(one.try_all(sent=partial(line.leave, ticket))) as relayed:
                 async for item in relayed:
                     yield item
             if not attempts.complete:
-                if not _is_full(fleet, decision, attempts):
-                    raise _nobody(fleet, decision, attempts)
-                line.rejoin(ticket)
-
-
-def _denser(decision: Decision, now: Decision) -> Decision:
-    """A kill switch that was thrown meanwhile counts; what policy has loosened does not."""
-    reasoning = decision.dense_reasoning or now.dense_reasoning
-    return replace(now if now.tier < decision.tier else decision, dense_reasoning=reasoning)
-
-
-def _patience(fleet: Fleet, context: grpc.aio.ServicerContext[Any, Any]) -> float:
-    """Seconds that a request may wait in line: short of the caller's deadline, so that he is told why."""
-    left = context.time_remaining()
-    return fleet.admission.queue_seconds if left is None else min(fleet.admission.queue_seconds, 0.9 * left)
-
-
-def _is_full(fleet: Fleet, decision: Decision, attempts: _Attempts) -> bool:
-    """Whether waiting may help: some worker that may serve the request has no room now."""
-    tiers = (decision.tier, *decision.fallback)
-    states = [worker.state for tier in tiers for worker in fleet.of(tier, decision.dense_reasoning)]
-    reserved = any(worker.state is State.READY and worker.target not in attempts.tried
-                   for tier in decision.fallback for worker in fleet.of(tier, decision.dense_reasoning))  # fmt: skip
-    return attempts.overloaded or reserved or State.FULL in states
-
-
-def place(fleet: Fleet, decision: Decision, want: Callable[[], Want] | None = None) -> tuple[Worker, Decision]:
-    """The worker that a request would be sent to now, and the decision as served by it.
-
-    Raises:
-        OverloadedError: when every worker that may serve the request is full.
-        UnavailableError: when none can be reached.
-    """
-    for tier in (decision.tier, *decision.fallback):
-        if worker := _pick(fleet, tier, decision, set(), want):
-            return worker, _served(decision, tier, fleet)
-    raise _nobody(fleet, decision, _Attempts(set()))
-
-
-def _pick(
-    fleet: Fleet, tier: Tier, decision: Decision, tried: set[str], want: Callable[[], Want] | None
-) -> Worker | None:
-    spilled, reasoning = tier is not decision.tier, decision.dense_reasoning
-    return fleet.pick(tier, tried, spilled=spilled, dense_reasoning=reasoning, want=want)
-
-
-def _check_report(completion: inference_pb2.Completion, worker: Worker, tier: Tier) -> None:
-    """Takes a sparse worker out that does not say what it attended."""
-    if tier is not Tier.DENSE and not (completion.HasField("sparsity") and completion.sparsity.kernel_calls):
-        worker.distrust("an answer of it came without a sparsity report")
-
-
-def _served(decision: Decision, tier: Tier, fleet: Fleet) -> Decision:
-    """The decision as served at ``tier``."""
-    if tier is decision.tier:
-        return decision
-    own = fleet.of(decision.tier)
-    unproven = any(worker.state is State.UNPROVEN for worker in own)
-    reason = Reason.MISSING_TELEMETRY if unproven else Reason.TIER_UNAVAILABLE
-    what = "prove what they attend" if unproven else "answer"
-    if decision.dense_reasoning and own and not fleet.of(decision.tier, dense_reasoning=True):
-        what = "decode reasoning densely"
-    detail = f"policy gives {decision.tier.word}, whose workers could not {what}; {decision.explanation}"
-    return replace(decision, tier=tier, reason=reason, explanation=detail)
-
-
-def _nobody(fleet: Fleet, decision: Decision, attempts: _Attempts) -> SparsityError:
-    words = " or ".join(tier.word for tier in (decision.tier, *decision.fallback))
-    last = f"; last: {attempts.last_problem}" if attempts.last_problem else ""
-    if _is_full(fleet, decision, attempts):
-        return OverloadedError(f"every {words} worker is full; try again{last}")
-    return UnavailableError(f"no {words} worker can be reached{last}")
+                if not is_full(fleet, one.decision, attempts):
+                    raise nobody(fleet, one.decision, attempts)
+                line.rejoin(ticket, refused=attempts.overloaded)

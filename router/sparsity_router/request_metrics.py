@@ -12,10 +12,9 @@ from sparsity import telemetry
 from sparsity.metering import CLASSIFY_SECONDS, Generations, Times, Total, histogram, is_on
 from sparsity.v1 import inference_pb2
 from sparsity_policies.costs import DENSE, H100, Density, GpuSpeed, ModelShape, Pairs
-from sparsity_policies.model import Decision, Policy, Tier
+from sparsity_policies.model import Decision, Policy
 
-# A mean over layers need not be 1 to the last bit.
-_WHOLE = 1 - 1e-9
+from sparsity_router.proof import is_less
 
 
 class RequestMetrics:
@@ -108,9 +107,4 @@ def _is_less(decision: Decision, served: Decision | None, completion: inference_
     """Whether a request got less attention than policy gave it, by the router's record or by the worker's own."""
     if served is not None and served.tier > decision.tier:
         return True
-    if completion is None or not completion.HasField("sparsity"):
-        return False
-    report = completion.sparsity
-    # 0 is a density that was not reported.
-    pruned = any(0 < density < _WHOLE for density in (report.prefill_density, report.decode_density))
-    return int(report.tier) > decision.tier or (decision.tier is Tier.DENSE and pruned)
+    return completion is not None and is_less(completion, decision.tier)

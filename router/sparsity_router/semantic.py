@@ -24,6 +24,8 @@ log = logging.getLogger("sparsity.router.semantic")
 _LEARNT_AT_ONCE = 16
 # Prompts that may wait for the process; more could not be answered in time.
 _WAITING = 8
+# Several times what the model reads in a second: a longer text is not even handed over.
+_MOST_CHARACTERS = 1_000_000
 _RETRY_SECONDS = 5.0
 _POLL_SECONDS = 1.0
 
@@ -70,15 +72,24 @@ class Detector:
             return {}
         if self._pool is None or key != self._ready:
             raise DetectionError("the semantic classifier is not ready for these policies yet")
+        if len(text) > self._seconds * _MOST_CHARACTERS:
+            problem = f"cannot read {len(text)} characters within its {self._seconds:g} s"
+            raise DetectionError(f"the semantic classifier {problem}")
         if self._waiting >= _WAITING:
             raise DetectionError(f"{self._waiting} prompts wait for the semantic classifier")
         self._waiting += 1
         try:
             asked = self._ask("scores", key, text, time.time() + self._seconds)
             found = await asyncio.wait_for(asked, self._seconds)
-        except (TimeoutError, BrokenProcessPool, LookupError) as error:
-            problem = str(error) if isinstance(error, BrokenProcessPool) else "ran out of time"
-            raise DetectionError(f"semantic detection {problem} ({self._seconds:g} s)") from error
+        except (TimeoutError, LookupError) as error:
+            raise DetectionError(f"semantic detection ran out of time ({self._seconds:g} s)") from error
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            # Not the caller went away, but the process that was to answer.
+            raise DetectionError("semantic detection was started anew meanwhile") from error
+        except Exception as error:  # whatever the process raised, there is no answer
+            raise DetectionError(f"semantic detection failed: {type(error).__name__}: {error}") from error
         finally:
             self._waiting -= 1
         if found is None:

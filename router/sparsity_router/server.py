@@ -6,22 +6,26 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import uvloop
 from sparsity import telemetry
 from sparsity.channels import MAX_MESSAGE_BYTES
+from sparsity.engines import ECHO
 from sparsity.errors import ConfigurationError, StoreError
 from sparsity.leases import read_key
 from sparsity.serving import Endpoint, listen
 from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2
+from sparsity.watchdog import Watchdog, signals
+from sparsity_policies.confined import SOURCES
 from sparsity_policies.connection import without_credentials
 from sparsity_policies.costs import ModelShape
 from sparsity_policies.decisionlog import DecisionLog
 from sparsity_policies.folder import PolicyFolder
 from sparsity_policies.shipped import shipped_policies
 from sparsity_policies.store import PolicyStore
+from sparsity_policies.threads import BUILDS
 
 from sparsity_router.access import Access
 from sparsity_router.callers import Callers
@@ -33,7 +37,7 @@ from sparsity_router.guards import GuardMonitor
 from sparsity_router.limits import TenantLimits
 from sparsity_router.observer import Observer
 from sparsity_router.policies import PolicyFollower
-from sparsity_router.policy_metrics import observe_policies
+from sparsity_router.policy_metrics import observe_loop, observe_policies
 from sparsity_router.recorder import Recorder
 from sparsity_router.replicas import Replicas
 from sparsity_router.request_metrics import RequestMetrics
@@ -71,17 +75,36 @@ def run(config: RouterConfig) -> None:
 
 async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None) -> None:
     """Serves until SIGTERM or SIGINT; ``started`` gets the port."""
+    with contextlib.ExitStack() as held:
+        await _serve(config, started, held)
+
+
+async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held: contextlib.ExitStack) -> None:
     tokenizer = ModelTokenizer(config.model_path)
     access = Access.load(config.access)
     lease_key = read_key(config.lease_key_file)
-    store = PolicyStore(config.redis_url, wait_replicas=config.redis_wait_replicas) if config.redis_url else None
+    store = None
+    if config.redis_url:
+        store = PolicyStore(config.redis_url, wait_replicas=config.redis_wait_replicas, check=SOURCES.check)
     decisions = DecisionLog(store.redis) if store else None
     policies, seeded = await _load(config, store)
     recorder = Recorder(decisions, config.decision_sample, config.decision_rate)
     observe_policies(policies, recorder)
     guards = GuardMonitor(policies, store)
-    admission = Admission(config.queue_seconds, config.queue_limit, config.dense_reserve, config.hedge_seconds)
-    fleet = Fleet(config.workers, tokenizer.digest, config.worker_timeout, lease_key, admission, config.worker_tls)
+    admission = Admission(
+        config.queue_seconds, config.queue_limit, config.dense_reserve, config.hedge_seconds, config.patience
+    )
+    fleet = Fleet(
+        config.workers,
+        tokenizer.digest,
+        config.worker_timeout,
+        lease_key,
+        admission,
+        config.worker_tls,
+        config.engine,
+    )
+    if config.engine == ECHO:
+        log.warning("--engine echo: no model answers; workers repeat prompts and attend nothing")
     detector = Detector(config.detect_model, config.detect_seconds) if config.detect != "off" else None
     doubts = config.detect == "declared"
     classifier = Classifier(tokenizer, config.max_prompt_bytes, detector, doubts_declared=doubts)
@@ -113,10 +136,25 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
     )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGUSR1, policies.overrides.kill)
-    loop.add_signal_handler(signal.SIGUSR2, policies.overrides.unkill)
+    watchdog = Watchdog(endpoint.health.alive)
+    held.callback(watchdog.stop)
+    observe_loop(watchdog)
+
+    def end() -> None:
+        watchdog.must_end()
+        loop.call_soon_threadsafe(stop.set)
+
+    def at_once(switch: Callable[[], None]) -> Callable[[], None]:
+        def act() -> None:
+            switch()
+            # What was interrupted may publish what it had read before.
+            loop.call_soon_threadsafe(policies.overrides.publish)
+
+        return act
+
+    kill, unkill = at_once(policies.overrides.kill), at_once(policies.overrides.unkill)
+    handlers = {signal.SIGTERM: end, signal.SIGINT: end, signal.SIGUSR1: kill, signal.SIGUSR2: unkill}
+    held.enter_context(signals(handlers))
     work: list[Coroutine[Any, Any, None]] = [policies.follow(), fleet.watch(), recorder.run(), shadow.run()]
     if access.tokens is not None:
         work.append(access.tokens.run())
@@ -180,9 +218,9 @@ async def _end(tasks: Sequence[asyncio.Task[Any]]) -> list[Any]:
 
 async def _load(config: RouterConfig, store: PolicyStore | None) -> tuple[PolicyFollower, bool]:
     """The follower with its first snapshot, and whether the store took the shipped policies."""
-    source = PolicyFolder(config.policy_dir, store) if config.policy_dir else store
+    source = PolicyFolder(config.policy_dir, store, SOURCES.load) if config.policy_dir else store
     assert source is not None, "the configuration has a store or a folder"
-    disk = SnapshotFile(config.snapshot_file) if config.snapshot_file else None
+    disk = SnapshotFile(config.snapshot_file, SOURCES.check) if config.snapshot_file else None
     policies = PolicyFollower(source, config.policy_ttl, disk)
     seeded = False
     try:
@@ -200,7 +238,7 @@ async def _load(config: RouterConfig, store: PolicyStore | None) -> tuple[Policy
 async def _seed(config: RouterConfig, store: PolicyStore | None) -> None:
     """Writes the shipped policies that the store never had; a folder is never written to."""
     if config.band_set and store is not None and config.policy_dir is None:
-        added = await store.seed(shipped_policies(config.band_set))
+        added = await store.seed(await BUILDS.run(shipped_policies, config.band_set))
         log.info("policies: %d shipped ones added", len(added))
 
 

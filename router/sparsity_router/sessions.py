@@ -1,7 +1,7 @@
 """The tier of a conversation, which stays or gets denser: its prefix cache lies there, and its risk does not go away.
 
-Routers share it by way of the policy store's server, written behind the request. Where that is away, each router knows
-what it served itself.
+Routers share it by way of the policy store's server, written behind the request. While that is away, a router knows
+what it served itself and what it read a while ago; a session that it cannot know of is in doubt.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ import logging
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
 from sparsity_policies.model import Decision, Reason, Tier
+from sparsity_policies.snapshot import DEFAULT_TTL_SECONDS
 
 log = logging.getLogger("sparsity.router.sessions")
 SESSION_SECONDS = 3600
 _HELD = 100_000
 # What other routers noted meanwhile is looked up this often.
 _FRESH_SECONDS = 5.0
+# While the store is away, what it told so lately is believed, as long as policies are by default.
+_TRUSTED_SECONDS = DEFAULT_TTL_SECONDS
 _READ_SECONDS = 0.05
 _FLUSH_SECONDS = 0.1
 _AT_ONCE = 32
@@ -44,9 +47,26 @@ return redis.call('SET', KEYS[1], tier, 'EX', ARGV[2])
 
 @dataclass(slots=True)
 class _Known:
+    """What this router knows of a session.
+
+    Attributes:
+        tier: the densest so far.
+        used_at: when it was last asked for.
+        read_at: when the store last told of it.
+        reading: a question to the store that has no answer yet.
+    """
+
     tier: Tier | None
-    read_at: float
     used_at: float
+    read_at: float = float("-inf")
+    reading: asyncio.Task[str] | None = None
+
+
+class SessionTier(NamedTuple):
+    """A session's tier so far, None for a new one, and what keeps it from being known; empty when nothing does."""
+
+    tier: Tier | None
+    problem: str = ""
 
 
 class Sessions:
@@ -62,22 +82,32 @@ class Sessions:
         self._unsaved: dict[str, Tier] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
-    async def tier(self, tenant: str, session: str) -> Tier | None:
-        """The session's tier so far; None for a new one."""
+    async def tier(self, tenant: str, session: str) -> SessionTier:
+        """The session's tier; requests that come at once wait for one answer of the store."""
         if not session:
-            return None
+            return SessionTier(None)
         key, now = _key(tenant, session), time.monotonic()
         known = self._known.get(key)
         if known is None or now - known.used_at > SESSION_SECONDS:
-            known = self._known[key] = _Known(None, float("-inf"), now)
+            known = self._known[key] = _Known(None, now)
             if len(self._known) > _HELD:
                 self._known.popitem(last=False)
         self._known.move_to_end(key)
         known.used_at = now
-        if self._redis is not None and now - known.read_at > _FRESH_SECONDS:
-            known.read_at = now
-            known.tier = _denser(known.tier, await self._read(key))
-        return known.tier
+        if self._redis is None or now - known.read_at <= _FRESH_SECONDS:
+            return SessionTier(known.tier)
+        if known.reading is None:
+            known.reading = asyncio.create_task(self._read(key, known))
+        # Whoever leaves must not take the answer from the others.
+        problem = await asyncio.shield(known.reading)
+        if time.monotonic() - known.read_at <= _TRUSTED_SECONDS:
+            return SessionTier(known.tier)
+        return SessionTier(known.tier, f"what the session's earlier requests got cannot be known: {problem}")
+
+    def held(self, tenant: str, session: str) -> Tier | None:
+        """The session's tier as far as this router knows it now, without asking anybody."""
+        known = self._known.get(_key(tenant, session)) if session else None
+        return known.tier if known else None
 
     def served(self, tenant: str, session: str, decision: Decision) -> None:
         """Takes note of what policy gave."""
@@ -91,13 +121,18 @@ class Sessions:
         if self._redis is not None and known.tier is not None:
             self._unsaved[key] = known.tier
 
-    async def _read(self, key: str) -> Tier | None:
+    async def _read(self, key: str, known: _Known) -> str:
+        """Asks the store; what kept it from an answer, or nothing."""
         try:
             async with asyncio.timeout(_READ_SECONDS), self._turns:
                 value = await self._redis.get(key)
-            return Tier(int(value)) if value else None
-        except (RedisError, OSError, TimeoutError, ValueError):
-            return None
+            known.tier = _denser(known.tier, Tier(int(value)) if value else None)
+            known.read_at = time.monotonic()
+            return ""
+        except (RedisError, OSError, TimeoutError, ValueError) as error:
+            return f"{type(error).__name__}: {error}" if str(error) else "the store did not answer in time"
+        finally:
+            known.reading = None
 
     async def run(self) -> None:
         """Writes what was noted, for as long as it runs."""

@@ -14,9 +14,8 @@ import time
 from pathlib import Path
 
 from sparsity_policies.envelope import UNREADABLE, open_overrides, seal_override
-from sparsity_policies.model import Override
 
-from sparsity_router.overrides import Overrides
+from sparsity_router.overrides import Change, Overrides
 
 log = logging.getLogger("sparsity.router.siblings")
 _POLL_SECONDS = 0.05
@@ -32,12 +31,9 @@ class Siblings:
         self._count = 0
         overrides.tell = self._tell
 
-    def _tell(self, event: str, override: Override | str) -> None:
-        content: dict[str, object]
-        if isinstance(override, Override):
-            content = {"id": override.id, event: seal_override(override)}
-        else:
-            content = {"id": override, event: True}
+    def _tell(self, change: Change) -> None:
+        sealed = seal_override(change.override) if change.override else None
+        content = {"id": change.id, "override": sealed, "revision": change.revision}
         self._count += 1
         name = f"{time.time_ns():020d}-{os.getpid()}-{self._count}.json"
         scratch = self._folder / f"{name}.part"
@@ -63,13 +59,10 @@ class Siblings:
             self._seen.add(name)
             try:
                 told = json.loads((self._folder / name).read_text(encoding="utf-8"))
-                if "put" in told:
-                    found, broken = open_overrides({told["id"]: told["put"]})
-                    for override in found:
-                        self._overrides.take("put", override)
-                    if broken:
-                        raise ValueError(broken)
-                else:
-                    self._overrides.take("end" if "end" in told else "stored", str(told["id"]))
+                name, sealed, revision = str(told["id"]), told["override"], int(told["revision"])
+                found, broken = open_overrides({name: sealed} if sealed else {})
+                self._overrides.take(Change(name, found[0] if found else None, revision))
+                if broken:
+                    raise ValueError(broken)
             except (OSError, *UNREADABLE) as error:
                 log.error("%s tells of an override that cannot be read: %s", name, error)

@@ -18,8 +18,10 @@ from typing import NamedTuple
 
 from sparsity.errors import StoreError
 from sparsity_policies.contents import Contents, Cursor
+from sparsity_policies.document import Check
 from sparsity_policies.envelope import UNREADABLE, open_overrides, open_policy, seal_override, seal_policy
 from sparsity_policies.model import Override, StoredPolicy
+from sparsity_policies.validate import check_policy
 
 _TOUCH_SECONDS = 5.0
 # The document begins with its revision, so that the whole need not be read to know it.
@@ -41,10 +43,11 @@ class Saved(NamedTuple):
 
 
 class SnapshotFile:
-    """One file, replaced in one step."""
+    """One file, replaced in one step; ``check`` finds the mistakes of what is read."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, check: Check = check_policy) -> None:
         self._path = path
+        self._check = check
         self._touched = 0.0
 
     def save(
@@ -118,7 +121,7 @@ class SnapshotFile:
         try:
             age = max(time.time() - self._path.stat().st_mtime, 0.0)
             document = json.loads(self._path.read_text(encoding="utf-8"))
-            policies = [open_policy(envelope, domain) for domain, envelope in document["policies"].items()]
+            policies = [open_policy(envelope, domain, self._check) for domain, envelope in document["policies"].items()]
             overrides, rejected = open_overrides(document["overrides"])
             waiting = frozenset(document.get("waiting", ()))
             # No store has this head: the first look at one reads everything.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from sparsity.errors import ConfigurationError, InvalidRequestError
 from sparsity.v1 import inference_pb2
 from tokenizers import Tokenizer
+
+from sparsity_router.control import ControlTokens
 
 ROLES = ("system", "user", "assistant")
 
@@ -35,6 +38,8 @@ class ModelTokenizer:
             raise ConfigurationError(f"--model: {model_path}: {type(error).__name__}: {error}") from error
         except Exception as error:  # the Rust tokenizer raises bare Exception
             raise ConfigurationError(f"--model: {model_path / 'tokenizer.json'}: {error}") from error
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self.control = ControlTokens(token.content for token in added if token.special)
         self.name = model_path.name
         self.config: dict[str, Any] = config
         self.digest = hashlib.sha256(data).hexdigest()
@@ -46,12 +51,12 @@ class ModelTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ``ids``, special tokens included."""
+        """What a scan must see of ``ids``: special tokens included, and what is read without them."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
-        return text
+        return self.control.to_scan(text)
 
     def render(self, chat: inference_pb2.ChatPrompt) -> str:
-        """The chat as the model expects it, up to where it answers.
+        """The chat as the model expects it, up to where it answers; control tokens in it are the template's alone.
 
         Raises:
             InvalidRequestError: when the model has no chat template, or the messages do not fit it.
@@ -60,9 +65,11 @@ class ModelTokenizer:
             raise InvalidRequestError.of("chat", f"model {self.name} has no chat template; send text or token_ids")
         for number, message in enumerate(chat.messages):
             if message.role not in ROLES:
-                problem = f"must be one of {', '.join(ROLES)}, not {message.role!r}"
+                problem = f"must be one of {', '.join(ROLES)}, not {reprlib.repr(message.role)}"
                 raise InvalidRequestError.of(f"chat.messages[{number}].role", problem)
-        messages = [{"role": message.role, "content": message.content} for message in chat.messages]
+        messages = [
+            {"role": message.role, "content": self.control.as_text(message.content)} for message in chat.messages
+        ]
         try:
             return self._template.render(messages=messages, add_generation_prompt=True, **self._special)
         except jinja2.TemplateError as error:

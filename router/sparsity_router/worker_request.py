@@ -7,20 +7,21 @@ from array import array
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.model import Decision
 
-from sparsity_router.classify import Classified
+from sparsity_router.classified import Classified
 from sparsity_router.picking import Want
-
-MAX_PRIORITY = 9
 
 
 def worker_request(
     request: inference_pb2.GenerateRequest, classified: Classified, decision: Decision, decision_id: str
 ) -> worker_pb2.WorkerServiceGenerateRequest:
-    """The request in the worker's terms; tier and lease come with the worker."""
+    """The request in the worker's terms; tier and lease come with the worker.
+
+    Its id is the decision's, which no other has: callers choose theirs without knowing of each other.
+    """
     inner = worker_pb2.WorkerServiceGenerateRequest(
-        request_id=request.request_id or decision_id,
+        request_id=decision_id,
         sampling=request.sampling,
-        priority=min(request.priority, MAX_PRIORITY),
+        priority=request.priority,
         dense_reasoning=decision.dense_reasoning,
     )
     prompt = classified.prompt

@@ -11,11 +11,13 @@ from enum import Enum, auto
 
 import grpc
 from sparsity.channels import MESSAGE_SIZE
+from sparsity.engines import ECHO, SGLANG, engine_of
 from sparsity.tls import ClientTls, open_aio_channel
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_policies.model import Tier
 
 from sparsity_router.breaker import Breaker
+from sparsity_router.patience import Patience
 
 log = logging.getLogger("sparsity.router.workers")
 _OPTIONS = [
@@ -57,8 +59,12 @@ class Worker:
         timeout: float,
         room: Callable[[], None],
         tls: ClientTls | None = None,
+        engine: str = SGLANG,
+        patience: Patience | None = None,
     ) -> None:
+        self.patience = patience or Patience()
         self.target = target
+        self._engine = engine
         self._digest = tokenizer_digest
         self._timeout = timeout
         self._room = room
@@ -70,7 +76,8 @@ class Worker:
         # Of this router's own, when the load was reported: the rest of it is other routers'.
         self._own_then = 0
         self._dispatched: dict[str, int] = {}
-        self._silent = False
+        self._distrusted = False
+        self._mismatch = ""
         self._full_until = float("-inf")
         self.breaker = Breaker()
         self.problem = "not reached yet"
@@ -88,6 +95,11 @@ class Worker:
         """The tier it serves, once known."""
         known = self.capabilities is not None and int(self.capabilities.tier) in list(Tier)
         return Tier(self.capabilities.tier) if self.capabilities and known else None
+
+    @property
+    def must_prove(self) -> bool:
+        """Whether it must prove and report what it attends: a sparse one must; an echo attends nothing."""
+        return self.tier is not Tier.DENSE and self._engine != ECHO
 
     @property
     def outstanding_tokens(self) -> int:
@@ -122,13 +134,19 @@ class Worker:
             return State.UNREACHABLE
         if self.load.draining or self.leaving:
             return State.DRAINING
-        if self.tier is None or self.capabilities.tokenizer_digest != self._digest:
+        if self._mismatch:
             return State.INCOMPATIBLE
-        if self.tier is not Tier.DENSE and (self._silent or not self.capabilities.proof.sparse_kernel_calls):
+        if self._distrusted or not self._is_proven:
             return State.UNPROVEN
         if not self.breaker.allows():
             return State.BROKEN
         return State.READY if self.has_room(1.0) else State.FULL
+
+    @property
+    def _is_proven(self) -> bool:
+        """Whether its start-up proof shows what its tier promises: pruning on a sparse one, none on the dense one."""
+        calls = self.capabilities.proof.sparse_kernel_calls if self.capabilities else 0
+        return calls > 0 or not self.must_prove if self.tier is not Tier.DENSE else calls == 0
 
     def has_room(self, share: float) -> bool:
         """Whether less than ``share`` of the requests that it takes are there."""
@@ -166,8 +184,8 @@ class Worker:
         self.problem = problem
 
     def distrust(self, problem: str) -> None:
-        """Takes a sparse worker out until it proves itself anew, because it did not say what it attended."""
-        self._silent = True
+        """Takes a worker out until it proves itself anew, because of what it said that it attended, or did not say."""
+        self._distrusted = True
         self.problem = problem
         log.error("worker %s is not used: %s", self.name, problem)
 
@@ -193,20 +211,27 @@ class Worker:
         if self.late or self.capabilities is not None:
             self._met_at = time.monotonic()
         self.capabilities = found
-        self._silent = False
-        self.problem = ""
+        self._distrusted = False
         tier = inference_pb2.Tier.Name(found.tier)
         log.info("worker %s at %s serves %s with %s (%s)", self.name, self.target, tier, found.profile, found.backend)
-        if self.tier is None:
-            self.problem = "it names no tier"
-            log.error("worker %s is not used: %s", self.name, self.problem)
-        elif found.tokenizer_digest != self._digest:
-            self.problem = "its tokenizer differs from the router's"
-            log.error("worker %s is not used: %s", self.name, self.problem)
-        elif self.tier is not Tier.DENSE and not found.proof.sparse_kernel_calls:
-            self.problem = "its start-up proof shows no sparse kernel call"
+        self.problem = self._mismatch = _mismatch(found, self._digest, self._engine)
+        if not self.problem and not self._is_proven:
+            what = "sparse kernel calls" if self.tier is Tier.DENSE else "no sparse kernel call"
+            self.problem = f"its start-up proof shows {what}"
+        if self.problem:
             log.error("worker %s is not used: %s", self.name, self.problem)
 
     async def close(self) -> None:
         """Closes the channel."""
         await self._channel.close()
+
+
+def _mismatch(found: worker_pb2.GetCapabilitiesResponse, tokenizer_digest: str, engine: str) -> str:
+    """Why this router cannot use a worker at all; empty where it can."""
+    if int(found.tier) not in list(Tier):
+        return "it names no tier"
+    if found.tokenizer_digest != tokenizer_digest:
+        return "its tokenizer differs from the router's"
+    if (own := engine_of(found)) != engine:
+        return f"its engine is {own}, and this router takes {engine} (--engine)"
+    return ""

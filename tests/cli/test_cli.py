@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ RUNNER = CliRunner()
         (["demo", "--state", "/nowhere"], 3, "no embedded service runs here"),
         (["bench", "tiers", "--state", "/nowhere"], 3, "no embedded service runs here"),
         (["up", "--listen", "nonsense"], 2, "--listen: must be host:port"),
+        (["up", "--engine", "eco"], 2, "--engine: must be one of sglang, echo, not 'eco'"),
     ],
 )
 def test_failures_say_what_and_exit_with_their_code(arguments: list[str], code: int, words: str) -> None:
@@ -53,11 +55,16 @@ def test_the_note_of_a_dead_supervisor_is_not_believed(tmp_path: Path) -> None:
 
 
 def test_a_note_survives_its_file(tmp_path: Path) -> None:
-    import os
-
     running = Running(os.getpid(), "a:1", "redis://x", "m", {"dense": Process("w", 1, "b:2", "l")}, 2.5)
     running.write(tmp_path)
     assert read_running(tmp_path) == running
+
+
+def test_nothing_is_measured_of_an_echo(tmp_path: Path) -> None:
+    Running(os.getpid(), "a:1", "redis://x", "echo", {}, 2.5, "echo").write(tmp_path)
+    result = RUNNER.invoke(app, ["bench", "tiers", "--state", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "answers by echo: there is nothing to measure" in " ".join(result.stderr.split())
 
 
 def test_excerpts_wrap_around_and_differ() -> None:
@@ -84,3 +91,20 @@ def test_result_files_hold_header_rows_and_misses(tmp_path: Path) -> None:
     table = (tmp_path / "x.md").read_text()
     assert table == markdown("x", document)
     assert "| speed | 2k | 2 s | dense: 2 s | 1 | ratio >= 1.3 | **no** |" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["hi", "--max-new-tokens", "-5"], "sampling.max_new_tokens: cannot be sent"),
+        (["hi", "--max-new-tokens", str(2**32)], "sampling.max_new_tokens: cannot be sent"),
+        (["a \udce9 b"], "prompt: is no text: '\\udce9' at 2"),
+        (["a \udce9 b", "--raw"], "prompt: is no text: '\\udce9' at 2"),
+        (["hi", "--domain", "\udce9"], "context: is no text"),
+    ],
+)
+def test_what_cannot_be_sent_is_told_in_a_line(arguments: list[str], words: str) -> None:
+    result = RUNNER.invoke(app, ["generate", *arguments])
+    assert result.exit_code == 2, result.exception
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1

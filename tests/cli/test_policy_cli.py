@@ -395,3 +395,9 @@ def test_completion_offers_domains(service: Service, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("SPARSITY_ROUTER", "127.0.0.1:1")
     assert _domains("re") == []
     assert os.environ["SPARSITY_ROUTER"]
+
+
+def test_a_kill_of_a_domain_that_is_none_fails(service: Service) -> None:
+    result = service.run("policy", "kill", "--domain", "nosuch", "--reason", "typo", code=3)
+    assert "policy 'nosuch' does not exist" in result.stderr
+    assert "there is no override" in service.run("policy", "unkill", "--all").stderr

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -13,8 +15,9 @@ from typing import Any
 
 import pytest
 from sparsity.leases import LeaseChecker
-from sparsity.v1 import inference_pb2
+from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_router.cli.main import app
+from sparsity_router.cli.worker import _described
 from support.fake_worker import FakeWorker
 from support.rig import AGGRESSIVE, DENSE
 from support.tiny import tiny_model
@@ -81,6 +84,29 @@ def test_what_workers_are_and_that_they_prune(tmp_path: Path) -> None:
     assert [request.tier for request in dense.received] == [DENSE, DENSE]
 
 
+def test_what_the_device_makes_of_a_tier_is_told() -> None:
+    engine = worker_pb2.EngineFacts(
+        summary_bytes=47 << 20, kv_bytes=1000 << 20, crossover="prompts from 8192 tokens; measured on an H200"
+    )  # fmt: skip
+    own = worker_pb2.GetCapabilitiesResponse(tier=AGGRESSIVE, kv_capacity_tokens=400_000, engine=engine)
+    lines = dict(_described(own))
+    assert lines["summaries"] == "47.0 MiB beside the KV cache, the room of 18800 tokens"
+    assert lines["crossover"] == "prompts from 8192 tokens; measured on an H200"
+    own.engine.kv_bytes, own.engine.crossover = 0, ""
+    assert "room" not in dict(_described(own))["summaries"]
+    assert "crossover" not in dict(_described(own))
+
+
+def test_tune_runs_on_the_workers_side() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-c", "from sparsity_router.cli.main import app; app()", "worker", "tune", "--help"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert shown.returncode == 0
+    assert "--chunked-prefill-tokens" in shown.stdout
+    assert "sparsity worker tune" in shown.stdout
+
+
 @pytest.mark.parametrize(
     ("tier", "report", "sparse_from", "words"),
     [
@@ -98,6 +124,22 @@ def test_a_worker_that_is_not_what_its_tier_says_fails(
     assert shown.exit_code == 4
     assert words in shown.stdout
     assert "1 of 1 workers failed" in " ".join(shown.stderr.split())
+
+
+def test_an_echo_proves_nothing_and_is_told_as_one(tmp_path: Path) -> None:
+    async def echoed(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        completion = inference_pb2.Completion(worker_id=worker.name, unreported="an echo: nothing was attended")
+        completion.usage.completion_tokens = 4
+        yield inference_pb2.GenerateResponse(completion=completion)
+
+    worker = FakeWorker("e", AGGRESSIVE, tiny_model(tmp_path), behaviour=echoed, engine="echo", sparse_calls=0)
+    with serving(worker) as addresses:
+        shown = run(*of(addresses))
+    assert shown.exit_code == 4
+    assert "echo, which runs no model" in shown.stdout
+    assert "problem   an echo: nothing was attended" in shown.stdout
+    assert "SGLang" not in shown.stdout
+    assert "density" not in shown.stdout
 
 
 def test_leases_are_signed_and_what_is_not_there_is_told(tmp_path: Path) -> None:

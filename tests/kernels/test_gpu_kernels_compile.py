@@ -55,6 +55,10 @@ SELECTION = {
     **dict.fromkeys(("maxima", "needs", "thresholds", "coverage"), "*fp32"),
     **dict.fromkeys(("totals", "items", "first_steps", "index_starts", "listed"), "*i32"),
 }
+SELECTED = {
+    "TILE": 128, "BLOCK": 64, "SAMPLED": 16, "STRIDE": 8, "COLUMNS": 64, "SUBS": 4, "WIDTH": 2048, "UNIT": 4,
+    "HALF": True, "DENSE": True, "TMA": True, "TOGETHER": True, "STAGES": 3,
+}  # fmt: skip
 GATHER = {
     **dict.fromkeys(("columns", "unit_means", "unit_value_means"), "*bf16"),
     **dict.fromkeys(("first_steps", "step_owner", "first_units", "chunk_owner"), "*i32"),
@@ -126,12 +130,8 @@ def test_block_energy(dim: int, per: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("rule", "squares"), [(0, 0), (1, 3), (2, -1)])
 @pytest.mark.parametrize(("dim", "group", "rows", "tiles"), [(128, 4, 64, 2), (64, 7, 128, 1)])
 def test_tile_selection(dim: int, group: int, rows: int, tiles: int, rule: int, squares: int, tmp_path: Path) -> None:
-    made = built(
-        "select_tile_blocks", 4, tmp_path,
-        TILE=128, BLOCK=64, DIM=dim, GROUP=group, SAMPLED=16, STRIDE=8, ROWS=rows, TILES=tiles, COLUMNS=64, SUBS=4,
-        WIDTH=2048, UNIT=4, RULE=rule, SQUARES=squares, HALF=True, DENSE=True, TMA=True, TOGETHER=True,
-        STAGES=3,
-    )  # fmt: skip
+    shape = {"DIM": dim, "GROUP": group, "ROWS": rows, "TILES": tiles, "RULE": rule, "SQUARES": squares}
+    made = built("select_tile_blocks", 4, tmp_path, **shape, **SELECTED)
     assert made.wgmma == 3 * 2 * dim // 16
     assert made.tensor > 0
     # A few scalars that outlive the loops; two programs share the registers of a multiprocessor.

@@ -84,6 +84,30 @@ def test_a_dense_rule_that_cannot_be_evaluated_goes_dense() -> None:
     assert (decision.tier, decision.reason) == (Tier.DENSE, Reason.CLASSIFIER_FAILED)
 
 
+@pytest.mark.parametrize("severity", ["high", None], ids=["of another type", "missing"])
+@pytest.mark.parametrize("later", [[], [{"name": "later", "when": "task == 'qa'", "tier": "aggressive"}]])
+def test_a_rule_that_cannot_be_evaluated_caps_what_follows_at_its_tier(
+    severity: str | None, later: list[dict[str, str]]
+) -> None:
+    rules = [{"name": "severe", "when": "int(labels['severity']) >= 3", "tier": "moderate"}, *later]
+    document = {"domain": "x", "risk": "low", "bands": [{"from_tokens": 0, "tier": "aggressive"}], "rules": rules}
+    labels = (("severity", severity),) if severity else ()
+    decision = decide(Signals(1, 1, domain="x", task="qa", labels=labels), snapshot([parse_policy(document)]))
+    assert (decision.tier, decision.reason) == (Tier.MODERATE, Reason.CLASSIFIER_FAILED)
+    assert decision.matched_rule == "rules[severe]"
+    evaluated = Signals(1, 1, domain="x", task="qa", labels=(("severity", "1"),))
+    assert decide(evaluated, snapshot([parse_policy(document)])).tier is Tier.AGGRESSIVE
+
+
+def test_the_densest_of_several_rules_that_cannot_be_evaluated_caps() -> None:
+    rules = [{"name": tier, "when": f"labels['{tier}'] == 'b'", "tier": tier} for tier in ("aggressive", "moderate")]
+    rules.append({"name": "plain", "when": "task == ''", "tier": "dense"})
+    document = {"domain": "x", "risk": "low", "bands": [{"from_tokens": 0, "tier": "aggressive"}], "rules": rules}
+    assert decide(Signals(1, 1, domain="x"), snapshot([parse_policy(document)])).matched_rule == "rules[plain]"
+    document["rules"] = rules[:2]
+    assert decide(Signals(1, 1, domain="x"), snapshot([parse_policy(document)])).tier is Tier.MODERATE
+
+
 def test_an_interval_over_a_band_edge_takes_the_denser_band() -> None:
     assert decide(Signals(4000, 4200, domain="rag"), SNAPSHOT).tier is Tier.MODERATE
     assert decide(Signals(900, 9000, domain="rag"), SNAPSHOT).tier is Tier.DENSE

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,3 +50,27 @@ def test_literals_are_literal() -> None:
 
 def test_nothing_to_look_for() -> None:
     assert Scanner([]).scan("anything") == (frozenset(), frozenset(), 8)
+
+
+def test_sixteen_threads_scan_large_prompts_at_once() -> None:
+    """Each finds what is there, of the database that all share and of one beside it."""
+    bands = [{"from_tokens": 0, "tier": "dense"}]
+    more = parse_policy(
+        {"domain": "x", "risk": "low", "bands": bands, "detection": {"literals": ["needle"], "flag": "n"}}
+    )
+    base = [item.policy for item in snapshot().policies.values()]
+    scanner = Scanner([*base, more], SCANNER)
+    text = "want to die " + "lorem ipsum dolor sit amet, " * 20_000 + "needle"
+    ready, before = threading.Barrier(16), sys.getswitchinterval()
+
+    def scan(_: int) -> set[frozenset[str]]:
+        ready.wait()
+        return {scanner.scan(text).flags for _ in range(20)}
+
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(16) as pool:
+            found = set.union(*pool.map(scan, range(16)))
+    finally:
+        sys.setswitchinterval(before)
+    assert found == {frozenset({"safety", "n"})}

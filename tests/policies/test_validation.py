@@ -144,3 +144,18 @@ def test_a_policy_of_a_megabyte_is_taken_and_a_larger_one_refused() -> None:
     huge = parse_policy(document(description="x" * MAX_BYTES))
     with pytest.raises(InvalidRequestError, match="the store takes"):
         encode(huge)
+
+
+def test_mistakes_of_shape_hide_none_of_rules_and_patterns() -> None:
+    found = violations(
+        document(
+            owner=7,
+            rules=[
+                {"name": "a", "when": "task ==", "tier": "moderate"},
+                {"name": "b", "when": 3, "tier": "moderate"},
+                {"name": "c", "when": "task == 'x'", "tier": "moderate"},
+            ],
+            detection={"patterns": ["(", "fine"]},
+        )
+    )
+    assert set(found) == {"owner", "rules[0].when", "rules[1].when", "detection.patterns[0]"}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +18,12 @@ from sparsity_policies.decide import decide
 from sparsity_policies.document import parse_policy
 from sparsity_policies.model import Decision, Override, Reason, Risk, Scope, Signals, Tier
 from sparsity_policies.shipped import shipped_policies
+from sparsity_router import embedding_process
 from sparsity_router.classify import Classifier
 from sparsity_router.config import RouterConfig
 from sparsity_router.corpus import excerpt
 from sparsity_router.domains import Found, Score, resolve
+from sparsity_router.embedding import WINDOW_TOKENS, Embedder
 from sparsity_router.semantic import DetectionError, Detector
 from sparsity_router.tokens import ModelTokenizer
 from support.prompts import LABELLED
@@ -135,6 +139,38 @@ async def test_one_window_of_a_long_prompt_is_enough(detector: Detector) -> None
     assert (declared.domain, declared.declared) == ("medical", "support-chat")
 
 
+def memory(detector: Detector, what: str) -> int:
+    """Of the classifier's process, in MiB."""
+    assert detector._pool is not None
+    (pid,) = detector._pool._processes
+    found = re.search(rf"{what}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) // 1024
+
+
+async def test_a_long_prompt_costs_the_classifier_little_memory(detector: Detector) -> None:
+    before = memory(detector, "VmRSS")
+    detector._seconds = 2.0
+    with pytest.raises(DetectionError, match="cannot read 4194304 characters within its 2 s"):
+        await detector.detect("risk " * (2**22 // 5) + "risk", SHIPPED)
+    with pytest.raises(DetectionError, match="ran out of time"):
+        await detector.detect("risk " * 390_000, SHIPPED)
+    # One word is one unknown token a piece, which is read in time.
+    assert await detector.detect("a" * 1_990_000, SHIPPED)
+    assert memory(detector, "VmHWM") - before < 150
+
+
+def test_windows_do_not_hang_on_how_a_text_is_cut() -> None:
+    embedder = Embedder(*embedding_process.default_files())
+    text = " ".join(f"word{number} of\nthe text," for number in range(4000))
+    ids = embedder._tokenizer.encode(text, add_special_tokens=False).ids
+    windows = list(embedder.windows(text))
+    assert len(text) > 4 * 16_384
+    assert [token for window in windows for token in window] == ids
+    assert {len(window) for window in windows[:-1]} == {WINDOW_TOKENS}
+    assert list(embedder.windows("")) == [[]]
+
+
 async def test_past_its_time_there_is_no_answer(detector: Detector) -> None:
     detector._seconds = 0.05
     with pytest.raises(DetectionError, match="ran out of time"):
@@ -150,12 +186,18 @@ class Deaf:
         raise DetectionError("semantic detection ran out of time (1 s)")
 
 
-async def test_without_an_answer_the_undeclared_are_dense_and_the_declared_as_declared(tmp_path: Path) -> None:
+@pytest.mark.parametrize("domain", [None, "rag"])
+async def test_no_answer_is_a_doubt_whatever_was_declared(tmp_path: Path, domain: str | None) -> None:
     deaf: Any = Deaf()
     classifier = Classifier(ModelTokenizer(tiny_model(tmp_path)), 10_000, deaf, doubts_declared=True)
-    undeclared = (await classifier.classify(make_request("hello"), SHIPPED)).signals
-    found = decide(undeclared, SHIPPED)
+    signals = (await classifier.classify(make_request("hello", domain=domain), SHIPPED)).signals
+    found = decide(replace(signals, min_tokens=9000, max_tokens=9000), SHIPPED)
     assert (found.tier, found.reason) == (Tier.DENSE, Reason.CLASSIFIER_FAILED)
+
+
+async def test_who_is_not_asked_owes_no_answer(tmp_path: Path) -> None:
+    deaf: Any = Deaf()
+    classifier = Classifier(ModelTokenizer(tiny_model(tmp_path)), 10_000, deaf)
     declared = (await classifier.classify(make_request("hello", domain="rag"), SHIPPED)).signals
     assert (declared.domain, declared.classifier_error) == ("rag", "")
     scanned = (await classifier.classify(make_request("under attorney-client privilege"), SHIPPED)).signals
@@ -177,6 +219,19 @@ async def test_a_lost_process_is_replaced(detector: Detector) -> None:
             return False
 
     await until(back, 60.0)
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("no memory"), asyncio.CancelledError()])
+async def test_whatever_ends_the_process_is_no_answer(detector: Detector, fault: BaseException) -> None:
+    async def ask(*_: Any) -> Any:
+        raise fault
+
+    detector._ask = ask  # type: ignore[method-assign]
+    try:
+        with pytest.raises(DetectionError):
+            await detector.detect("and now?", SHIPPED)
+    finally:
+        del detector._ask
 
 
 def test_a_missing_model_is_told(tmp_path: Path) -> None:

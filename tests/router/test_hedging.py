@@ -83,7 +83,7 @@ async def test_where_both_fail_the_caller_is_told(tmp_path: Path) -> None:
     first, second = both(tmp_path, a=down, b=down)
     async with rig(tmp_path, first, second, admission=HEDGED) as at:
         error = await refusal(at.generate("hi", domain="unknown"))
-        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert error.code() is grpc.StatusCode.ABORTED
         assert len(first.received) == len(second.received) == 1
 
 

@@ -14,8 +14,11 @@ from sparsity.errors import ConfigurationError, OverloadedError
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_client import AsyncClient, make_request
 from sparsity_router.config import RouterConfig
+from sparsity_router.fleet import Admission
 from sparsity_router.line import Line
 from support.fake_worker import FakeWorker, answer, fail
+from support.rig import rig as fake_rig
+from support.rig import until as until_true
 from support.router import Router, running, until
 from support.tiny import tiny_model
 from support.valkey import Valkey
@@ -274,3 +277,46 @@ def test_bad_bounds_are_refused(tmp_path: Path) -> None:
     for wrong in ({"queue_seconds": -1.0}, {"dense_reserve": 1.0}, {"queue_limit": -1}, {"hedge_seconds": -1.0}):
         with pytest.raises(ConfigurationError, match=r"--queue|--dense-reserve|--hedge"):
             RouterConfig(tiny_model(tmp_path), ("a:1",), "redis://x", **wrong)  # type: ignore[arg-type]
+
+
+async def test_who_waits_for_what_others_do_not_need_holds_up_nobody(tmp_path: Path) -> None:
+    """One that must decode reasoning densely waits for the only worker that can, beside an idle one that cannot."""
+    model = tiny_model(tmp_path)
+    release = asyncio.Event()
+
+    async def held(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        await release.wait()
+        async for response in answer(worker, request, context):
+            yield response
+
+    able = FakeWorker("able", MODERATE, model, behaviour=held, places=1)
+    plain = FakeWorker("plain", MODERATE, model, densifies=False, places=2)
+    async with fake_rig(model, able, plain, admission=Admission(queue_seconds=10.0)) as r:
+        text = "y" * 60
+        first = asyncio.create_task(r.generate(text, dense_reasoning=True))
+        await until_true(lambda: able.received)
+        waiting = asyncio.create_task(r.generate(text, dense_reasoning=True))
+        await asyncio.sleep(0.1)
+        started = asyncio.get_running_loop().time()
+        others = await asyncio.gather(*(r.generate(text) for _ in range(5)))
+        assert {completion.worker_id for _, completion in others} == {"plain"}
+        assert asyncio.get_running_loop().time() - started < 5.0
+        assert not waiting.done()
+        release.set()
+        found = await asyncio.gather(first, waiting)
+        assert [completion.worker_id for _, completion in found] == ["able"] * 2
+
+
+async def test_who_is_first_takes_room_before_those_that_were_let_past() -> None:
+    line, order = Line(8), list[str]()
+    with line.ticket(0) as first, line.ticket(0) as second:
+        line.wake()
+        await line.turn(first, 1.0)
+        line.rejoin(first, refused=False)
+        await line.turn(second, 1.0)
+        line.rejoin(second, refused=False)
+        line.wake()
+        for name, ticket in (("first", first), ("second", second)):
+            if ticket.woken.is_set():
+                order.append(name)
+    assert order == ["first"]

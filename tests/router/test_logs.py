@@ -68,11 +68,11 @@ def test_a_request_is_logged_without_its_text(logger: Any, capsys: Any, monkeypa
     usage = inference_pb2.Usage(prompt_tokens=9, cached_tokens=4, completion_tokens=2)
     completion = inference_pb2.Completion(worker_id="w1", usage=usage)
     decision = Decision(Tier.DENSE, Reason.FLAGGED, "", "medical", 7, Tier.DENSE, "flagged")
-    observer._log("d1", decision, decision, completion, Times(0.5, 1.5))
+    observer._log("d1", decision, decision, completion, Times(0.5, 1.5), "job-7")
     observer._log("d2", decision, None, None, None)
     answered, refused = (json.loads(line) for line in told(capsys))
     expected = {"decision_id": "d1", "policy": "medical", "policy_revision": 7, "tier": "dense", "reason": "FLAGGED"}
-    expected |= {"worker": "w1", "prompt_tokens": 9, "cached_tokens": 4, "new_tokens": 2}
+    expected |= {"request_id": "job-7", "worker": "w1", "prompt_tokens": 9, "cached_tokens": 4, "new_tokens": 2}
     assert (expected | {"first_token_seconds": 0.5, "seconds": 1.5}).items() <= answered.items()
     assert refused["tier"] == "none"
     assert "worker" not in refused

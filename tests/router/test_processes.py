@@ -97,11 +97,16 @@ def test_what_cannot_be_used_ends_all(tmp_path: Path) -> None:
 def test_events_reach_who_starts_late_and_broken_ones_are_told(tmp_path: Path, caplog: Any) -> None:
     first, late = Overrides(lambda: None), Overrides(lambda: None)
     Siblings(tmp_path, first)
-    for name in ("kept", "ended", "delivered"):
+    for name in ("kept", "ended", "delivered", "ended there"):
         first.put(Override(name, Scope.GLOBAL, reason="r"))
     first.end("ended")
-    first.hand_over(next(override for override in first.active() if override.id == "delivered"))
+    first.hand_over(next(override for override in first.active() if override.id == "delivered"), 7)
+    first.hand_over(next(override for override in first.active() if override.id == "ended there"), 8)
+    first.end("ended there", 9)
     (tmp_path / "9-9-9.json").write_text("{")
     Siblings(tmp_path, late).look()
+    # Until it has read a store that tells, what the store was given acts.
+    assert [override.id for override in late.active()] == ["delivered", "kept"]
+    late.stored([], 9)
     assert [override.id for override in late.active()] == ["kept"]
     assert "cannot be read" in caplog.text

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
 from sparsity.status import to_error
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_client import make_request
+from sparsity_policies.scan import ScanResult
 from sparsity_router.workers import State
 from support.fake_worker import FakeWorker, answer, break_off, fail, hang, say_nothing
 from support.rig import AGGRESSIVE, DENSE, LONG, MODERATE, refusal, rig, until
@@ -163,6 +166,31 @@ async def test_a_sparse_worker_that_stops_reporting_is_passed_over(model: Path) 
         assert completion.decision.reason == inference_pb2.REASON_MISSING_TELEMETRY
 
 
+async def test_a_dense_worker_that_reports_pruning_is_taken_out_at_once(model: Path) -> None:
+    liar = FakeWorker("d1", DENSE, model, density=0.9)
+    async with rig(model, liar, FakeWorker("d2", DENSE, model, outstanding=10**6)) as r:
+        assert (await r.generate("hi"))[1].worker_id == "d1"
+        assert r.fleet.workers[0].state is State.UNPROVEN
+        assert (await r.generate("hi"))[1].worker_id == "d2"
+        assert "less attention than that" in r.fleet.workers[0].problem
+
+
+async def test_a_worker_that_reports_a_sparser_tier_than_its_own_is_taken_out(model: Path) -> None:
+    async def lie(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+        async for response in answer(worker, request, context):
+            response.completion.sparsity.tier = AGGRESSIVE if response.HasField("completion") else 0
+            yield response
+
+    async with rig(model, FakeWorker("d", DENSE, model), FakeWorker("m", MODERATE, model, behaviour=lie)) as r:
+        assert [(await r.generate("y" * 60))[1].worker_id for _ in range(2)] == ["m", "d"]
+
+
+async def test_a_dense_worker_whose_proof_shows_pruning_is_not_used(model: Path) -> None:
+    async with rig(model, FakeWorker("d1", DENSE, model, sparse_calls=5), FakeWorker("d2", DENSE, model)) as r:
+        assert {(await r.generate("hi"))[1].worker_id for _ in range(4)} == {"d2"}
+        assert r.fleet.workers[0].problem == "its start-up proof shows sparse kernel calls"
+
+
 async def test_a_worker_that_names_no_tier_is_not_used(model: Path) -> None:
     async with rig(model, FakeWorker("odd", 0, model), FakeWorker("d", DENSE, model)) as r:
         assert (await r.generate("hi"))[1].worker_id == "d"
@@ -201,6 +229,27 @@ async def test_a_stale_policy_goes_dense(model: Path) -> None:
         r.policies.age = 1e6
         _, completion = await r.generate()
         assert (completion.worker_id, completion.decision.reason) == ("d", inference_pb2.REASON_STALE_POLICY)
+
+
+class Hasty:
+    """A scanner that stops before the end."""
+
+    def scan(self, text: str | bytes) -> ScanResult:
+        data = text.encode() if isinstance(text, str) else text
+        return ScanResult(frozenset(), frozenset(), len(data) - 1)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [LONG, list(range(1, 121)), inference_pb2.ChatPrompt(messages=[{"role": "user", "content": LONG}] * 2)],
+    ids=["text", "token ids", "chat"],
+)
+async def test_what_was_not_scanned_to_the_end_goes_dense(model: Path, prompt: Any) -> None:
+    async with rig(model, *trio(model)) as r:
+        assert (await r.generate(prompt))[1].worker_id == "a"
+        r.policies.snapshot = replace(r.policies.snapshot, scanner=cast(Any, Hasty()))
+        _, completion = await r.generate(prompt)
+        assert (completion.worker_id, completion.decision.reason) == ("d", inference_pb2.REASON_SCAN_TRUNCATED)
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 import redis.asyncio as redis
+from sparsity.v1 import inference_pb2
 from sparsity_policies.decide import decide
 from sparsity_policies.document import parse_policy
 from sparsity_policies.model import Decision, Reason, Signals, Tier
-from sparsity_router.sessions import Sessions
-from support.fake_worker import FakeWorker
+from sparsity_router.sessions import Sessions, _key
+from support.fake_worker import FakeWorker, fail
 from support.rig import AGGRESSIVE, BANDS, DENSE, LONG, MODERATE, rig
 from support.router import until
 from support.snapshots import snapshot
@@ -27,22 +31,26 @@ def decision(tokens: int, reason: Reason | None = None) -> Decision:
     return replace(made, reason=reason) if reason else made
 
 
+async def tier(sessions: Sessions) -> Tier | None:
+    return (await sessions.tier("t", "s")).tier
+
+
 async def test_a_session_keeps_its_densest_tier() -> None:
     sessions = Sessions()
-    assert await sessions.tier("t", "s") is None
-    for tokens, tier in ((120, Tier.AGGRESSIVE), (60, Tier.MODERATE), (120, Tier.MODERATE), (1, Tier.DENSE)):
+    assert await tier(sessions) is None
+    for tokens, given in ((120, Tier.AGGRESSIVE), (60, Tier.MODERATE), (120, Tier.MODERATE), (1, Tier.DENSE)):
         sessions.served("t", "s", decision(tokens))
-        assert await sessions.tier("t", "s") is tier
-    assert await sessions.tier("other", "s") is None
-    assert await sessions.tier("", "") is None
+        assert await tier(sessions) is given
+    assert await sessions.tier("other", "s") == (None, "")
+    assert await sessions.tier("", "") == (None, "")
 
 
 @pytest.mark.parametrize("reason", [Reason.KILL_SWITCH, Reason.STALE_POLICY, Reason.ROLLOUT_SPLIT])
 async def test_what_passes_is_not_kept(reason: Reason) -> None:
     sessions = Sessions()
-    await sessions.tier("t", "s")
+    await tier(sessions)
     sessions.served("t", "s", decision(1, reason))
-    assert await sessions.tier("t", "s") is None
+    assert await tier(sessions) is None
 
 
 async def test_routers_share_sessions_and_the_densest_stays() -> None:
@@ -50,12 +58,12 @@ async def test_routers_share_sessions_and_the_densest_stays() -> None:
         clients = [redis.Redis.from_url(server.url, decode_responses=True) for _ in range(2)]
         first, second = (Sessions(client) for client in clients)
         writing = [asyncio.create_task(sessions.run()) for sessions in (first, second)]
-        assert [await sessions.tier("t", "s") for sessions in (first, second)] == [None, None]
+        assert [await tier(sessions) for sessions in (first, second)] == [None, None]
         first.served("t", "s", decision(60))
         second.served("t", "s", decision(120))
 
         async def read() -> Tier | None:
-            return await Sessions(clients[0]).tier("t", "s")
+            return await tier(Sessions(clients[0]))
 
         async def densest() -> bool:
             return await read() is Tier.MODERATE
@@ -69,14 +77,72 @@ async def test_routers_share_sessions_and_the_densest_stays() -> None:
             await client.aclose()
 
 
-async def test_without_the_store_a_router_knows_its_own() -> None:
+class Server:
+    """A store that answers when told to, and counts what it is asked."""
+
+    def __init__(self, value: str | None = None) -> None:
+        self.value = value
+        self.asked = 0
+        self.open = asyncio.Event()
+
+    async def get(self, key: str) -> str | None:
+        self.asked += 1
+        await self.open.wait()
+        return self.value
+
+
+async def test_requests_that_come_at_once_share_one_answer() -> None:
+    server = Server("1")
+    sessions = Sessions(server)
+    asked = [asyncio.create_task(tier(sessions)) for _ in range(3)]
+    await asyncio.sleep(0)
+    asked[0].cancel()
+    server.open.set()
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(found[0], asyncio.CancelledError)
+    assert (found[1:], server.asked) == ([Tier.DENSE] * 2, 1)
+
+
+async def test_what_the_store_cannot_tell_is_in_doubt() -> None:
     with Valkey() as server:
         client = redis.Redis.from_url(server.url, decode_responses=True, socket_timeout=0.2)
         sessions = Sessions(client)
-    assert await sessions.tier("t", "s") is None
+        assert await sessions.tier("t", "read before") == (None, "")
+    sessions._known[_key("t", "read before")].read_at -= 10
+    assert await sessions.tier("t", "read before") == (None, "")
+    sessions._known[_key("t", "read before")].read_at -= 1000
+    for session in ("s", "read before"):
+        found = await sessions.tier("t", session)
+        assert found.problem.startswith("what the session's earlier requests got cannot be known: ")
     sessions.served("t", "s", decision(60))
-    assert await sessions.tier("t", "s") is Tier.MODERATE
+    assert (await sessions.tier("t", "s")).tier is Tier.MODERATE
     await client.aclose()
+
+
+async def test_an_unknown_session_goes_dense_until_the_store_answers(tmp_path: Path) -> None:
+    model, server = tiny_model(tmp_path), Server()
+    workers = [FakeWorker("d", DENSE, model), FakeWorker("a", AGGRESSIVE, model)]
+    async with rig(model, *workers, sessions=Sessions(server)) as r:
+        _, completion = await r.generate(LONG, session="s")
+        assert (completion.worker_id, completion.decision.reason) == ("d", inference_pb2.REASON_CLASSIFIER_FAILED)
+        assert (await r.generate(LONG))[1].worker_id == "a"
+        server.open.set()
+        assert (await r.generate(LONG, session="s"))[1].worker_id == "a"
+
+
+async def test_what_a_session_gets_meanwhile_counts_at_the_next_attempt(tmp_path: Path) -> None:
+    model, sessions = tiny_model(tmp_path), Sessions()
+
+    async def slow(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+        sessions.served("", "s", decision(1))
+        async for response in fail(grpc.StatusCode.INTERNAL)(worker, request, context):
+            yield response
+
+    first, peer = FakeWorker("a1", AGGRESSIVE, model, behaviour=slow), FakeWorker("a2", AGGRESSIVE, model)
+    peer.outstanding = 10**6
+    async with rig(model, FakeWorker("d", DENSE, model), first, peer, sessions=sessions) as r:
+        _, completion = await r.generate(LONG, session="s")
+        assert (completion.worker_id, completion.decision.reason) == ("d", inference_pb2.REASON_SESSION)
 
 
 async def test_a_conversation_over_the_wire(tmp_path: Path) -> None:

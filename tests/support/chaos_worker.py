@@ -17,7 +17,9 @@ from support.fake_worker import FakeWorker, answer
 
 
 async def slow(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
-    """A quarter of a second to the first token, then one every tenth."""
+    """A quarter of a second to the first token, then one every tenth; a poisonous text ends the process."""
+    if "poison" in request.text.text:
+        os._exit(1)
     await asyncio.sleep(0.25)
     for _ in range(20):
         yield inference_pb2.GenerateResponse(text="x", token_ids=[1])

@@ -27,10 +27,11 @@ async def answer(worker: FakeWorker, request: Any, context: Any) -> AsyncIterato
         yield inference_pb2.GenerateResponse(text=piece, token_ids=[ord(piece)])
     completion = inference_pb2.Completion(worker_id=worker.name, finish_reason=inference_pb2.FINISH_REASON_LENGTH)
     if worker.reports:
+        sparse = worker.density < 1.0
         completion.sparsity.tier = worker.tier
         completion.sparsity.kernel_calls = 30
-        completion.sparsity.sparse_kernel_calls = 28
-        completion.sparsity.prefill_density = 1.0 if worker.tier == inference_pb2.TIER_DENSE else 0.2
+        completion.sparsity.sparse_kernel_calls = 28 if sparse else 0
+        completion.sparsity.prefill_density = worker.density
         completion.sparsity.coverage = worker.coverage
         if worker.measured is not None:
             completion.sparsity.measured_coverage = worker.measured
@@ -73,7 +74,7 @@ class FakeWorker:
     tier: int
     model: Path
     behaviour: Behaviour = answer
-    sparse_calls: int = 5
+    sparse_calls: int | None = None
     sparse_from: int = 0
     requests: int = 0
     places: int = 4
@@ -81,14 +82,21 @@ class FakeWorker:
     digest: str | None = None
     draining: bool = False
     reports: bool = True
+    density: float = 0.0
     coverage: float = 0.95
     measured: float | None = None
     densifies: bool = True
+    engine: str = ""
     leases: LeaseChecker | None = None
     received: list[Any] = field(default_factory=list)
     cancelled: int = 0
     address: str = ""
     _server: Any = None
+
+    def __post_init__(self) -> None:
+        dense = self.tier == inference_pb2.TIER_DENSE
+        self.density = self.density or (1.0 if dense else 0.2)
+        self.sparse_calls = 5 * (not dense) if self.sparse_calls is None else self.sparse_calls
 
     async def start(self) -> FakeWorker:
         endpoint = listen("127.0.0.1:0", {SERVICE: self}, 2**26)
@@ -127,6 +135,7 @@ class FakeWorker:
             dense_reasoning=self.densifies,
             tokenizer_digest=digest,
             proof=worker_pb2.BackendProof(sparse_kernel_calls=self.sparse_calls),
+            engine=worker_pb2.EngineFacts(name=self.engine),
         )
 
     async def WatchLoad(self, request: Any, context: Any) -> AsyncIterator[worker_pb2.WatchLoadResponse]:

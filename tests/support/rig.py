@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import grpc
 import pytest
+from sparsity.engines import SGLANG
 from sparsity.serving import listen
 from sparsity.v1 import inference_pb2, inference_pb2_grpc
 from sparsity_client import make_request
@@ -43,7 +44,7 @@ LONG = "y" * 120
 
 @dataclass
 class Policies:
-    """A snapshot that never changes."""
+    """A snapshot that changes where a test changes it."""
 
     snapshot: Any
     age: float = 0.0
@@ -80,6 +81,8 @@ async def rig(
     admission: Admission | None = None,
     shadow: Callable[[Any, Fleet], Shadow] | None = None,
     shadow_policy: dict[str, Any] | None = None,
+    engine: str = SGLANG,
+    **service_options: Any,
 ) -> AsyncIterator[Rig]:
     model = tiny_model(folder)
     asked = {"shadow": shadow_policy} if shadow_policy else {}
@@ -88,10 +91,12 @@ async def rig(
     for worker in workers:
         await worker.start()
     tokenizer = ModelTokenizer(model)
-    fleet = Fleet(tuple(worker.address for worker in workers) + places, tokenizer.digest, 1.0, None, admission)
+    found = tuple(worker.address for worker in workers) + places
+    fleet = Fleet(found, tokenizer.digest, 1.0, None, admission, engine=engine)
     classifier, known = Classifier(tokenizer, 10_000), cast(Any, policies)
     repeats = shadow(known, fleet) if shadow else None
-    service = InferenceService(classifier, known, fleet, "tiny", sessions=sessions, shadow=repeats)
+    options = {"sessions": sessions, "shadow": repeats, **service_options}
+    service = InferenceService(classifier, known, fleet, "tiny", **options)
     endpoint = listen("127.0.0.1:0", {INFERENCE: service}, 2**26)
     await endpoint.server.start()
     watching = [asyncio.create_task(fleet.watch())]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sparsity_quality.serving.shapes import byte_tokenizer
+from sparsity_worker.echo.model import byte_tokenizer
 from tokenizers import Tokenizer
 
 CONTEXT, SPECIAL = 512, ("<|end|>",)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from sparsity.errors import (
 )
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_worker.config import ModelFacts, WorkerConfig
+from sparsity_worker.devices import prepare_environment
 from sparsity_worker.load import Load
 from sparsity_worker.plugin import CONFIG_KEY, REASONING_KEY, memory
 from sparsity_worker.plugin.accounting import DECODE, PREFILL, Account, Ledger
@@ -35,7 +37,7 @@ from sparsity_worker.plugin.reasoning import Reasoning
 from sparsity_worker.profile import load_profile
 from sparsity_worker.profile_document import read_document, schema_of, shipped_profiles
 from sparsity_worker.report import sparsity_report
-from sparsity_worker.requests import engine_request, marker_ids, read_prompt
+from sparsity_worker.requests import check_size, engine_request, marker_ids, read_prompt
 from sparsity_worker.tier_profile import SCHEMAS
 from support.tiny import tiny_model, tiny_tokenizer
 
@@ -113,6 +115,19 @@ def test_worker_options(tmp_path: Path) -> None:
         ModelFacts.read(model)
 
 
+@pytest.mark.parametrize(("own", "kept"), [(None, "state/kernels"), ("/elsewhere", "/elsewhere")])
+def test_compiled_kernels_are_kept_in_a_folder_that_is_told(
+    own: str | None, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(os, "environ", {} if own is None else {"TRITON_CACHE_DIR": own})
+    with caplog.at_level("INFO", "sparsity.worker"):
+        prepare_environment("cpu", 1, kept=tmp_path / "state")
+        assert os.environ.get("TRITON_CACHE_DIR") == own
+        prepare_environment("cuda", None, kept=tmp_path / "state")
+    assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / kept)
+    assert caplog.messages == [f"compiled kernels are kept in {tmp_path / kept}"]
+
+
 def request(ids: list[int], rid: str = "r", **sampling: Any) -> worker_pb2.WorkerServiceGenerateRequest:
     return worker_pb2.WorkerServiceGenerateRequest(
         request_id=rid,
@@ -130,18 +145,32 @@ def request(ids: list[int], rid: str = "r", **sampling: Any) -> worker_pb2.Worke
         (request([1], temperature=-0.1), "sampling.temperature"),
         (request([1], temperature=float("nan")), "sampling.temperature"),
         (request([1], top_p=0.0), "sampling.top_p"),
+        (request([1], top_p=1.5), "sampling.top_p"),
         (request([1], top_k=0), "sampling.top_k"),
+        (request([1], top_k=2**31), "sampling.top_k"),
+        (request([1], top_k=2**32 - 1), "sampling.top_k"),
         (request([1], max_new_tokens=0), "sampling.max_new_tokens"),
         (request([1], max_new_tokens=512), "sampling.max_new_tokens"),
+        (request([1], max_new_tokens=2**32 - 1), "sampling.max_new_tokens"),
         (request([1], frequency_penalty=3.0), "sampling.frequency_penalty"),
+        (request([1], presence_penalty=float("nan")), "sampling.presence_penalty"),
         (request([1], stop=[""]), "sampling.stop"),
         (request([1], stop=["x"] * 17), "sampling.stop"),
+        (request([1], stop=["x" * 1025]), "sampling.stop"),
     ],
 )
 def test_bad_requests_name_the_field(bad: worker_pb2.WorkerServiceGenerateRequest, field: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         engine_request(bad, list(bad.prompt.ids), FACTS)
     assert [violation.field for violation in caught.value.violations] == [field]
+
+
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_read() -> None:
+    check_size(request([1] * 511), FACTS)
+    long = worker_pb2.WorkerServiceGenerateRequest(text=worker_pb2.TextPrompt(text=" " * (256 * 512 + 1)))
+    for bad, field in ((request([1] * 512), "prompt.ids"), (long, "text.text")):
+        with pytest.raises(InvalidRequestError, match=field):
+            check_size(bad, FACTS)
 
 
 def test_reasoning_reaches_the_engine_with_the_models_markers() -> None:
@@ -191,6 +220,10 @@ def test_good_requests_keep_what_was_set() -> None:
     made = engine_request(request([], max_new_tokens=5, temperature=0.5, top_k=3), [1, 2], FACTS)
     assert made.prompt == [1, 2]
     assert made.sampling == {"max_new_tokens": 5, "temperature": 0.5, "top_k": 3}
+    # Every token there is, a mass that a GPU would round to 0, and more bits than the sampler's seed has.
+    edges = engine_request(request([1], top_k=2**31 - 1, top_p=1e-45, seed=2**64 - 1), [1], FACTS).sampling
+    assert "top_k" not in edges
+    assert (edges["top_p"], edges["sampling_seed"]) == (1e-6, 2**63 - 1)
     assert engine_request(request([]), [1], FACTS).sampling == {"max_new_tokens": 128, "temperature": 0.0}
 
 

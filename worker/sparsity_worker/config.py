@@ -6,10 +6,12 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sparsity.engines import ECHO, ENGINES, SGLANG
 from sparsity.errors import ConfigurationError
 from sparsity.tls import ServerTls
 
 from sparsity_worker.coalescing import Coalescing
+from sparsity_worker.folders import state_folder
 
 TIERS = ("dense", "moderate", "aggressive")
 # Of a model's config.json.
@@ -31,6 +33,8 @@ class WorkerConfig:
         chunked_prefill_tokens: prompt tokens prefilled at once.
         dtype: `auto`, `bfloat16` or `float32`; auto takes bfloat16 where the CPU multiplies it natively.
         threads: compute threads.
+        overlap: whether a sparse tier on a GPU prepares a step while the last one runs, as the dense tier does.
+        state_folder: where compiled kernels are kept, and what `sparsity worker tune` found.
         lease_key_file: the key that routers sign leases with; None takes SPARSITY_LEASE_KEY.
         require_lease: whether a request without a router's lease is refused.
         coalescing: when the messages of a fast stream are joined.
@@ -46,6 +50,7 @@ class WorkerConfig:
         tensor_parallel: devices, or on the CPU processes, that share each layer's heads.
         load_format: how SGLang loads the weights, such as `auto` or `dummy`, which makes them up.
         dense_backend: SGLang's attention backend of the dense tier; None lets it choose, or takes the CPU's.
+        engine: `sglang`, or `echo`, which runs no model and answers with the prompt.
     """
 
     worker_id: str
@@ -63,6 +68,8 @@ class WorkerConfig:
     tensor_parallel: int = 1
     load_format: str = "auto"
     dense_backend: str | None = None
+    overlap: bool = True
+    state_folder: Path = field(default_factory=state_folder)
     lease_key_file: Path | None = None
     require_lease: bool = False
     coalescing: Coalescing = field(default_factory=Coalescing)
@@ -72,11 +79,16 @@ class WorkerConfig:
     drain_seconds: float = 30.0
     measured_share: float = 0.05
     reasoning_markers: tuple[str, str] = ("<think>", "</think>")
+    engine: str = SGLANG
 
     def __post_init__(self) -> None:
         if self.tier not in TIERS:
             raise ConfigurationError(f"--tier: must be one of {', '.join(TIERS)}, not {self.tier!r}")
-        if self.tier != "dense" and not self.profile:
+        if self.engine not in ENGINES:
+            raise ConfigurationError(f"--engine: must be one of {', '.join(ENGINES)}, not {self.engine!r}")
+        if self.engine == ECHO and self.profile:
+            raise ConfigurationError("--profile: an echo attends nothing, so it takes none")
+        if self.tier != "dense" and not self.profile and self.engine != ECHO:
             raise ConfigurationError(f"--profile: the {self.tier} tier needs one")
         if self.device not in ("cpu", "cuda"):
             raise ConfigurationError(f"--device: must be cpu or cuda, not {self.device!r}")

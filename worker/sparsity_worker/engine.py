@@ -7,15 +7,19 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sparsity import telemetry
+from sparsity.engines import SGLANG
 from sparsity.errors import EngineError
+from sparsity.v1 import inference_pb2
 
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.devices import DEVICES, pick_dtype, prepare_environment
 from sparsity_worker.plugin import CONFIG_KEY, FACTS_KEY, REPORT_KEY
-from sparsity_worker.tier_profile import TierProfile, model_overrides
+
+if TYPE_CHECKING:
+    from sparsity_worker.tier_profile import TierProfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +57,14 @@ class Engine:
     Construct it in the main thread: SGLang installs signal handlers and starts its scheduler process.
     """
 
+    name: Final = SGLANG
+    unreported: Final = ""
+
     def __init__(self, config: WorkerConfig, facts: ModelFacts, profile: TierProfile | None) -> None:
-        prepare_environment(config.device, config.threads, config.tensor_parallel)
+        prepare_environment(config.device, config.threads, config.tensor_parallel, config.state_folder)
         import sglang
+
+        from sparsity_worker.tier_profile import model_overrides
 
         self.device = config.device
         self.version: str = sglang.__version__
@@ -126,6 +135,14 @@ class Engine:
         finally:
             if not finished:
                 self._engine.tokenizer_manager.abort_request(rid=rid)
+
+    def report(
+        self, tier: inference_pb2.Tier.ValueType, profile: str, account: bytes
+    ) -> inference_pb2.SparsityReport | None:
+        """What was attended of a request, by its packed account."""
+        from sparsity_worker.report import sparsity_report
+
+        return sparsity_report(tier, profile, self.backend, account)
 
     @property
     def kv_tokens(self) -> int:

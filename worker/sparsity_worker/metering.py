@@ -56,7 +56,7 @@ class WorkerMetrics:
                 ("sparsity.worker.requests.limit", "{request}", "Accepted at once.", own(lambda: load.limit)),
                 ("sparsity.worker.outstanding", "{token}", "Still to work on.", own(lambda: load.outstanding_tokens)),
                 ("sparsity.worker.draining", "1", "1 while it admits no more.", own(lambda: load.draining)),
-                ("sparsity.worker.kv_use", "1", used, own(lambda: load.kv_used_tokens / kv_tokens)),
+                ("sparsity.worker.kv_use", "1", used, own(lambda: load.kv_used_tokens / max(kv_tokens, 1))),
             ],
             [("sparsity.worker.aborted", "{request}", aborted, own(lambda: load.aborted))],
         )

@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import grpc
 import torch
+from sparsity.tls import open_channel
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from tokenizers import Tokenizer
 
@@ -80,7 +80,7 @@ def compare(model_path: Path, target: str, new_tokens: int) -> list[Comparison]:
     exact = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
     texts = [f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n" for prompt in PROMPTS]
     encoded = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
-    with grpc.insecure_channel(target) as channel, ThreadPoolExecutor(_AT_ONCE) as pool:
+    with open_channel(target, None) as channel, ThreadPoolExecutor(_AT_ONCE) as pool:
         stub = worker_pb2_grpc.WorkerServiceStub(channel)
         answers = list(pool.map(lambda ids: _worker_tokens(stub, ids, new_tokens), encoded))
     return [_compare_one(model, exact, *one) for one in zip(PROMPTS, encoded, answers, strict=True)]

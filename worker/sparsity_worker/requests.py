@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from sparsity.errors import InvalidRequestError, TokenCountError
-from sparsity.sampling import DEFAULT_MAX_NEW_TOKENS
+from sparsity.sampling import DEFAULT_MAX_NEW_TOKENS, check_sampling
 from sparsity.v1 import inference_pb2, worker_pb2
 from tokenizers import Tokenizer
 
 from sparsity_worker.config import ModelFacts
 from sparsity_worker.engine import EngineRequest
-from sparsity_worker.plugin import MEASURE_KEY, REASONING_KEY
+from sparsity_worker.plugin import MEASURE_KEY, REASONING_KEY, STEPWISE_KEY
 
-MAX_STOPS = 16
+# Keeps the first candidate alone, as anything below does; a GPU that flushes smaller numbers to 0 would find none.
+_LEAST_TOP_P = 1e-6
+# Characters; vocabularies have runs of spaces this long at most.
+_LONGEST_TOKEN = 256
 
 
 def read_prompt(request: worker_pb2.WorkerServiceGenerateRequest, tokenizer: Tokenizer) -> list[int]:
@@ -35,6 +37,20 @@ def read_prompt(request: worker_pb2.WorkerServiceGenerateRequest, tokenizer: Tok
         problem = f"{len(ids)} tokens are not in [{text.min_tokens}, {text.max_tokens}], which the router decided for"
         raise TokenCountError(f"the prompt's {problem}")
     return ids
+
+
+def check_size(request: worker_pb2.WorkerServiceGenerateRequest, facts: ModelFacts) -> None:
+    """Refuses a prompt that cannot fit, before anybody goes through it.
+
+    Raises:
+        InvalidRequestError: naming the field.
+    """
+    if (count := len(request.prompt.ids)) >= facts.context_length:
+        problem = f"are {count}; the model takes {facts.context_length}, its answer included"
+        raise InvalidRequestError.of("prompt.ids", problem)
+    if (size := len(request.text.text)) > _LONGEST_TOKEN * facts.context_length:
+        problem = f"has {size} characters, more than {facts.context_length} tokens ever have"
+        raise InvalidRequestError.of("text.text", problem)
 
 
 def engine_request(
@@ -64,10 +80,12 @@ def engine_request(
         raise InvalidRequestError.of(
             "prompt.ids", f"{highest} is not below the vocabulary size {facts.vocabulary_size}"
         )
-    sampling = sampling_params(request.sampling)
+    sampling = sampling_params(request.sampling, facts)
     custom: dict[str, Any] = {REASONING_KEY: list(markers)} if request.dense_reasoning else {}
     if measured or request.measure_coverage:
         custom[MEASURE_KEY] = True
+    if request.sampling.stop:
+        custom[STEPWISE_KEY] = True
     if custom:
         sampling["custom_params"] = custom
     total = len(prompt) + sampling["max_new_tokens"]
@@ -91,33 +109,22 @@ def marker_ids(tokenizer: Tokenizer, markers: Sequence[str]) -> tuple[int, ...]:
     return () if None in found else tuple(int(each) for each in found if each is not None)
 
 
-def sampling_params(params: inference_pb2.SamplingParams) -> dict[str, Any]:
+def sampling_params(params: inference_pb2.SamplingParams, facts: ModelFacts) -> dict[str, Any]:
     """SGLang's sampling parameters; unset fields keep its defaults, except that decoding is greedy.
 
     Raises:
         InvalidRequestError: naming the field and its range.
     """
+    check_sampling(params, facts.context_length)
     out: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": DEFAULT_MAX_NEW_TOKENS}
-    ranges = {
-        "max_new_tokens": (1, math.inf),
-        "temperature": (0.0, 2.0),
-        "top_p": (math.nextafter(0.0, 1.0), 1.0),
-        "top_k": (1, math.inf),
-        "frequency_penalty": (-2.0, 2.0),
-        "presence_penalty": (-2.0, 2.0),
-    }
-    for name, (low, high) in ranges.items():
-        if not params.HasField(name):  # type: ignore[arg-type]
-            continue
-        value = getattr(params, name)
-        if not low <= value <= high:
-            bound = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
-            raise InvalidRequestError.of(f"sampling.{name}", f"must be {bound}, not {value:g}")
-        out[name] = value
-    if len(params.stop) > MAX_STOPS or not all(params.stop):
-        raise InvalidRequestError.of("sampling.stop", f"must be at most {MAX_STOPS} texts, none of them empty")
-    if params.HasField("ignore_eos"):
-        out["ignore_eos"] = params.ignore_eos
+    for name in ("max_new_tokens", "temperature", "frequency_penalty", "presence_penalty", "ignore_eos"):
+        if params.HasField(name):
+            out[name] = getattr(params, name)
+    if params.HasField("top_p"):
+        out["top_p"] = max(params.top_p, _LEAST_TOP_P)
+    # As many candidates as there are tokens is all of them, which is what the engine does without the field.
+    if params.HasField("top_k") and params.top_k < facts.vocabulary_size:
+        out["top_k"] = params.top_k
     if params.HasField("seed"):
         out["sampling_seed"] = params.seed & (2**63 - 1)
     return out

@@ -6,9 +6,11 @@ import asyncio
 import hashlib
 import logging
 import signal
+from typing import TYPE_CHECKING
 
 from sparsity import telemetry
 from sparsity.channels import MAX_MESSAGE_BYTES
+from sparsity.engines import ECHO
 from sparsity.errors import ConfigurationError
 from sparsity.leases import LeaseChecker, read_key
 from sparsity.serving import listen, require_free
@@ -16,13 +18,16 @@ from sparsity.v1 import worker_pb2
 from tokenizers import Tokenizer
 
 from sparsity_worker.config import ModelFacts, WorkerConfig
+from sparsity_worker.echo.engine import EchoEngine
 from sparsity_worker.engine import Engine
 from sparsity_worker.load import Load
 from sparsity_worker.metering import WorkerMetrics
-from sparsity_worker.proof import probe
 from sparsity_worker.requests import marker_ids
 from sparsity_worker.service import Identity, WorkerService
-from sparsity_worker.tier_profile import TierProfile, load_tier_profile
+
+if TYPE_CHECKING:
+    from sparsity_worker.proof import Proof
+    from sparsity_worker.tier_profile import TierProfile
 
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"]
 log = logging.getLogger("sparsity.worker")
@@ -36,7 +41,7 @@ def run(config: WorkerConfig) -> None:
     """
     facts = ModelFacts.read(config.model_path)
     facts.check_ranks(config.tensor_parallel)
-    profile = load_tier_profile(config, facts)
+    profile, crossover = _profile(config, facts)
     tokenizer_file = config.model_path / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     digest = hashlib.sha256(tokenizer_file.read_bytes()).hexdigest()
@@ -48,11 +53,29 @@ def run(config: WorkerConfig) -> None:
             require_free(address, option, any_port=False)
     # Before the engine: it would install a tracer provider of its own in this process.
     telemetry.configure("sparsity-worker", config.metrics_listen)
-    engine = Engine(config, facts, profile)
+    engine = EchoEngine(tokenizer) if config.engine == ECHO else Engine(config, facts, profile)
     try:
-        asyncio.run(_serve(config, facts, engine, tokenizer, digest, profile))
+        asyncio.run(_serve(config, facts, engine, tokenizer, digest, profile, crossover))
     finally:
         engine.shutdown()
+
+
+# An echo must start where torch is not installed, so what reads profiles and accounts is loaded for an engine only.
+def _profile(config: WorkerConfig, facts: ModelFacts) -> tuple[TierProfile | None, str]:
+    if config.engine == ECHO:
+        return None, ""
+    from sparsity_worker.tier_profile import load_tier_profile
+    from sparsity_worker.tune.crossover import tuned
+
+    return tuned(load_tier_profile(config, facts), config)
+
+
+async def _prove(engine: Engine | EchoEngine, facts: ModelFacts, profile: TierProfile | None) -> Proof | None:
+    if isinstance(engine, EchoEngine):
+        return None
+    from sparsity_worker.proof import probe
+
+    return await probe(engine, facts, profile)
 
 
 def _leases(config: WorkerConfig, identity: Identity) -> LeaseChecker | None:
@@ -63,15 +86,16 @@ def _leases(config: WorkerConfig, identity: Identity) -> LeaseChecker | None:
 async def _serve(
     config: WorkerConfig,
     facts: ModelFacts,
-    engine: Engine,
+    engine: Engine | EchoEngine,
     tokenizer: Tokenizer,
     digest: str,
     profile: TierProfile | None,
+    crossover: str,
 ) -> None:
-    proof = await probe(engine, facts, profile)
+    proof = await _prove(engine, facts, profile)
     load = Load(config.max_requests)
     markers = marker_ids(tokenizer, config.reasoning_markers)
-    identity = Identity(config, facts, profile, proof, digest, markers)
+    identity = Identity(config, facts, profile, proof, digest, markers, crossover)
     metrics = WorkerMetrics(config, facts, load, engine.kv_tokens)
     service = WorkerService(engine, tokenizer, identity, load, _leases(config, identity), metrics)
     endpoint = listen(config.listen, {SERVICE: service}, MAX_MESSAGE_BYTES, config.tls)
@@ -84,7 +108,7 @@ async def _serve(
     await endpoint.health.tell(True)
     host = config.listen.rsplit(":", 1)[0]
     log.info(
-        "worker %s serves %s on %s:%d: %s, profile %s, backend %s, probe density %.3f",
+        "worker %s serves %s on %s:%d: %s, profile %s, backend %s, %s",
         config.worker_id,
         config.tier,
         host,
@@ -92,7 +116,7 @@ async def _serve(
         facts.name,
         identity.label,
         engine.backend,
-        proof.density,
+        f"probe density {proof.density:.3f}" if proof else engine.unreported,
     )
     await stop.wait()
     await endpoint.health.drain()

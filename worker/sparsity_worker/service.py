@@ -8,10 +8,12 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from sparsity.engines import ECHO
 from sparsity.errors import InvalidRequestError
 from sparsity.leases import LeaseChecker
 from sparsity.metering import Times
@@ -22,13 +24,15 @@ from sparsity_worker import tracing
 from sparsity_worker.coalescing import coalesced
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.detokenizer import IncrementalDetokenizer
+from sparsity_worker.echo.engine import EchoEngine
 from sparsity_worker.engine import Engine, EngineRequest
 from sparsity_worker.load import Load
 from sparsity_worker.metering import WorkerMetrics
-from sparsity_worker.proof import Proof
-from sparsity_worker.report import sparsity_report
-from sparsity_worker.requests import engine_request, read_prompt
-from sparsity_worker.tier_profile import TierProfile
+from sparsity_worker.requests import check_size, engine_request, read_prompt
+
+if TYPE_CHECKING:
+    from sparsity_worker.proof import Proof
+    from sparsity_worker.tier_profile import TierProfile
 
 Context = grpc.aio.ServicerContext[worker_pb2.WorkerServiceGenerateRequest, worker_pb2.WorkerServiceGenerateResponse]
 _FINISH = {"stop": inference_pb2.FINISH_REASON_STOP, "length": inference_pb2.FINISH_REASON_LENGTH}
@@ -49,26 +53,29 @@ class Identity:
         config: its options.
         facts: its model.
         profile: of a sparse tier.
-        proof: the start-up probe.
+        proof: the start-up probe; None of an echo, which has nothing to prove.
         tokenizer_digest: SHA-256 of tokenizer.json, hexadecimal.
         markers: token ids around a reasoning span; none where the tokenizer lacks them.
+        crossover: from where sparse attention is faster on the device, in words.
     """
 
     config: WorkerConfig
     facts: ModelFacts
     profile: TierProfile | None
-    proof: Proof
+    proof: Proof | None
     tokenizer_digest: str
     markers: tuple[int, ...] = ()
+    crossover: str = ""
 
     @property
     def label(self) -> str:
-        """Name and version of its profile; `dense` without one."""
-        return self.profile.label if self.profile else "dense"
+        """Name and version of its profile; `dense` without one, and `echo` where nothing is attended."""
+        without = ECHO if self.config.engine == ECHO else "dense"
+        return self.profile.label if self.profile else without
 
     @property
     def densifies(self) -> bool:
-        """Whether it can decode a reasoning span densely."""
+        """Whether it can decode a reasoning span densely; what has no profile decodes none sparsely."""
         return self.profile is None or self.profile.densifies
 
     @property
@@ -82,7 +89,7 @@ class WorkerService:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine | EchoEngine,
         tokenizer: Tokenizer,
         identity: Identity,
         load: Load,
@@ -107,6 +114,7 @@ class WorkerService:
             self._leases.take(request)
         if request.dense_reasoning and not self._identity.densifies:
             raise InvalidRequestError.of("dense_reasoning", f"{self._identity.label} cannot; ask a denser worker")
+        check_size(request, self._identity.facts)
         self._load.require_room()
         if len(request.text.text) > _INLINE_CHARACTERS:
             prompt = await asyncio.to_thread(read_prompt, request, self._tokenizer)
@@ -144,7 +152,7 @@ class WorkerService:
                     rest = text.finish()
                     if rest.text:
                         yield inference_pb2.GenerateResponse(text=rest.text)
-        report = sparsity_report(self._identity.tier, self._identity.label, self._engine.backend, account)
+        report = self._engine.report(self._identity.tier, self._identity.label, account)
         times = Times(first, time.monotonic() - started)
         usage = inference_pb2.Usage(
             prompt_tokens=len(request.prompt),
@@ -153,10 +161,14 @@ class WorkerService:
             time_to_first_token=_duration(first or 0.0),
             total_time=_duration(times.total),
         )
-        trace.finished(usage, report, finish)
         completion = inference_pb2.Completion(
-            finish_reason=_FINISH[finish], usage=usage, sparsity=report, worker_id=self._identity.config.worker_id
+            finish_reason=_FINISH[finish],
+            usage=usage,
+            sparsity=report,
+            worker_id=self._identity.config.worker_id,
+            unreported=self._engine.unreported,
         )
+        trace.finished(completion, finish)
         self._metrics.finished(completion, times)
         yield inference_pb2.GenerateResponse(completion=completion)
 
@@ -166,9 +178,7 @@ class WorkerService:
         context: grpc.aio.ServicerContext[worker_pb2.GetCapabilitiesRequest, worker_pb2.GetCapabilitiesResponse],
     ) -> worker_pb2.GetCapabilitiesResponse:
         """What this worker serves."""
-        own, proof = self._identity, self._identity.proof
-        when = Timestamp()
-        when.FromNanoseconds(int(proof.time * 1e9))
+        own = self._identity
         return worker_pb2.GetCapabilitiesResponse(
             worker_id=own.config.worker_id,
             model=own.facts.name,
@@ -180,21 +190,17 @@ class WorkerService:
             max_requests=own.config.max_requests,
             kv_capacity_tokens=self._engine.kv_tokens,
             engine_version=self._engine.version,
-            proof=worker_pb2.BackendProof(
-                prompt_tokens=proof.prompt_tokens,
-                sparse_kernel_calls=proof.sparse_calls,
-                kernel_calls=proof.calls,
-                density=proof.density,
-                time=when,
-            ),
+            proof=_proof(own.proof) if own.proof else None,
             tokenizer_digest=own.tokenizer_digest,
             reasoning_markers=own.config.reasoning_markers if own.markers else (),
             engine=worker_pb2.EngineFacts(
+                name=self._engine.name,
                 device=self._engine.device,
                 dtype=self._engine.dtype,
                 page_size=self._engine.page_size,
                 tensor_parallel=own.config.tensor_parallel,
-                **proof.facts,
+                crossover=own.crossover,
+                **(own.proof.facts if own.proof else {}),
             ),
             sparse_from=own.profile.sparse_from if own.profile else 0,
             dense_reasoning=own.densifies,
@@ -228,6 +234,18 @@ class WorkerService:
         timeout = request.timeout.ToTimedelta().total_seconds() if request.HasField("timeout") else None
         await self._load.idle(timeout)
         return worker_pb2.DrainResponse(aborted_requests=len(self._load.requests))
+
+
+def _proof(proof: Proof) -> worker_pb2.BackendProof:
+    when = Timestamp()
+    when.FromNanoseconds(int(proof.time * 1e9))
+    return worker_pb2.BackendProof(
+        prompt_tokens=proof.prompt_tokens,
+        sparse_kernel_calls=proof.sparse_calls,
+        kernel_calls=proof.calls,
+        density=proof.density,
+        time=when,
+    )
 
 
 def _duration(seconds: float) -> Duration:

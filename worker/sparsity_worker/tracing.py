@@ -32,10 +32,11 @@ class Generation:
         self._first = time.time_ns()
         self._child("engine.prefill", self._started, self._first)
 
-    def finished(self, usage: inference_pb2.Usage, report: inference_pb2.SparsityReport, finish: str) -> None:
+    def finished(self, completion: inference_pb2.Completion, finish: str) -> None:
         """Ends the decode span and describes the request."""
         if not self._span.is_recording():
             return
+        usage = completion.usage
         self._child("engine.decode", self._first or self._started, time.time_ns())
         self._span.set_attributes(
             {
@@ -43,9 +44,7 @@ class Generation:
                 telemetry.GEN_AI_OUTPUT_TOKENS: usage.completion_tokens,
                 telemetry.GEN_AI_FINISH_REASONS: [finish],
                 telemetry.CACHED_TOKENS: usage.cached_tokens,
-                telemetry.PREFILL_DENSITY: report.prefill_density,
-                telemetry.DECODE_DENSITY: report.decode_density,
-                telemetry.COVERAGE: report.coverage,
+                **telemetry.attended(completion),
             }
         )
 

@@ -179,14 +179,17 @@ class GenerateRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Plain text, tokenized as it is."""
+    """Plain text, tokenized as it is; control tokens of the model that are written in it, as `<|im_end|>`, stay text."""
     priority: _builtins.int
-    """Scheduling priority, 0 (default) to 9 (first)."""
+    """Scheduling priority, 0 (default) to 9 (first); a tenant that may claim less gets that."""
     request_id: _builtins.str
-    """An id of the caller's choice, unique among its live requests; the router makes one when it is unset."""
+    """A label of the caller's choice, 256 characters at most, for traces and the request log. Nothing is looked up by it:
+    requests that share one, of one tenant or of several, at once or one after the other, are each decided and answered by
+    themselves, and told apart by their decision ids. So a request that is sent again under its label is generated again.
+    """
     @_builtins.property
     def chat(self) -> Global___ChatPrompt:
-        """Chat messages, rendered with the model's chat template."""
+        """Chat messages, rendered with the model's chat template; control tokens written in them stay text."""
 
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
@@ -239,7 +242,7 @@ class ChatPrompt(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
-        """Oldest first; at least one."""
+        """Oldest first; 1 to 10,000."""
 
     def __init__(
         self,
@@ -289,7 +292,7 @@ class TokenIds(_message.Message):
     IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Each in [0, vocabulary size)."""
+        """Each in [0, vocabulary size); fewer than the model's context, and 4 bytes each of the prompt's bytes at most."""
 
     def __init__(
         self,
@@ -306,7 +309,7 @@ Global___TokenIds: _TypeAlias = TokenIds  # noqa: Y015
 
 @_typing.final
 class RequestContext(_message.Message):
-    """What the caller declares about a request."""
+    """What the caller declares about a request. Every text has 256 characters at most."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -339,7 +342,9 @@ class RequestContext(_message.Message):
     MAX_TIER_FIELD_NUMBER: _builtins.int
     DENSE_REASONING_FIELD_NUMBER: _builtins.int
     domain: _builtins.str
-    """Risk domain, such as `medical` or `rag`. Unset or unknown is served dense."""
+    """Risk domain, such as `medical` or `rag`. Where it is unset, the router looks for one in the text, and serves dense
+    when it finds none; one without a policy is served dense.
+    """
     task: _builtins.str
     """What is asked: `qa`, `summarize`, `reason`, `code`, `chat` or another word that policies name."""
     tenant: _builtins.str
@@ -352,11 +357,11 @@ class RequestContext(_message.Message):
     """Ask that reasoning spans of the answer decode densely. False has no effect: policy may ask for it, too."""
     @_builtins.property
     def flags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Flags the caller raises; any flag makes the request dense."""
+        """Flags the caller raises, 64 at most; any flag makes the request dense."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Free labels that policy rules can read."""
+        """Free labels that policy rules can read, 64 at most."""
 
     def __init__(
         self,
@@ -417,15 +422,15 @@ class SamplingParams(_message.Message):
     FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
     PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
     max_new_tokens: _builtins.int
-    """Tokens to generate at most; 128 when unset."""
+    """Tokens to generate, 1 or more; with the prompt's no more than the model's context. 128 when unset."""
     temperature: _builtins.float
     """0 is greedy; 2 at most. 0 when unset."""
     top_p: _builtins.float
     """Nucleus mass in (0, 1]."""
     top_k: _builtins.int
-    """Candidates kept, 1 or more; unset keeps all."""
+    """Candidates kept, 1 to 2^31 - 1; unset keeps all."""
     seed: _builtins.int
-    """Seed of the sampler, where the engine supports one."""
+    """Seed of the sampler, where the engine supports one; its lower 63 bits count."""
     ignore_eos: _builtins.bool
     """Generate past the end-of-sequence token."""
     frequency_penalty: _builtins.float
@@ -434,7 +439,7 @@ class SamplingParams(_message.Message):
     """In [-2, 2]."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Texts that end generation; 16 at most."""
+        """Texts that end generation; 16 at most, of 1 to 1,024 characters each."""
 
     def __init__(
         self,
@@ -535,10 +540,13 @@ class Completion(_message.Message):
     DECISION_FIELD_NUMBER: _builtins.int
     SPARSITY_FIELD_NUMBER: _builtins.int
     WORKER_ID_FIELD_NUMBER: _builtins.int
+    UNREPORTED_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
     """Why generation ended."""
     worker_id: _builtins.str
     """The worker that answered."""
+    unreported: _builtins.str
+    """Why there is no sparsity report; empty where there is one."""
     @_builtins.property
     def usage(self) -> Global___Usage:
         """Tokens and times."""
@@ -549,7 +557,7 @@ class Completion(_message.Message):
 
     @_builtins.property
     def sparsity(self) -> Global___SparsityReport:
-        """What the worker attended."""
+        """What the worker attended; unset where nothing was, and `unreported` says why."""
 
     def __init__(
         self,
@@ -559,10 +567,11 @@ class Completion(_message.Message):
         decision: Global___Decision | None = ...,
         sparsity: Global___SparsityReport | None = ...,
         worker_id: _builtins.str = ...,
+        unreported: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_decision", b"_decision", "_sparsity", b"_sparsity", "decision", b"decision", "sparsity", b"sparsity", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decision", b"_decision", "_sparsity", b"_sparsity", "decision", b"decision", "finish_reason", b"finish_reason", "sparsity", b"sparsity", "usage", b"usage", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decision", b"_decision", "_sparsity", b"_sparsity", "decision", b"decision", "finish_reason", b"finish_reason", "sparsity", b"sparsity", "unreported", b"unreported", "usage", b"usage", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decision: _TypeAlias = _typing.Literal["decision"]  # noqa: Y015
     _WhichOneofArgType__decision: _TypeAlias = _typing.Literal["_decision", b"_decision"]  # noqa: Y015
@@ -1163,7 +1172,7 @@ class ReportOutcomeRequest(_message.Message):
     """The caller's measure, such as `exact_match`."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Free labels."""
+        """Free labels, 64 at most, of 256 characters each at most."""
 
     def __init__(
         self,

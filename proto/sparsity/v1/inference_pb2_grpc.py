@@ -30,8 +30,8 @@ class InferenceServiceStub:
 
     Errors common to all methods: INVALID_ARGUMENT carries google.rpc.BadRequest naming the field; RESOURCE_EXHAUSTED
     means that the tier is full, and may be retried after the google.rpc.RetryInfo delay; UNAVAILABLE means that no worker
-    could answer before the first token; ABORTED that one failed after it, and nothing is replayed; DEADLINE_EXCEEDED and
-    CANCELLED stop the engine and free its slot.
+    could answer before the first token; ABORTED that one failed after it, and nothing is replayed, or that two died with
+    the request in flight, and it is not tried on a third; DEADLINE_EXCEEDED and CANCELLED stop the engine and free its slot.
     """
 
     def __init__(self, channel):
@@ -67,8 +67,8 @@ class InferenceServiceServicer:
 
     Errors common to all methods: INVALID_ARGUMENT carries google.rpc.BadRequest naming the field; RESOURCE_EXHAUSTED
     means that the tier is full, and may be retried after the google.rpc.RetryInfo delay; UNAVAILABLE means that no worker
-    could answer before the first token; ABORTED that one failed after it, and nothing is replayed; DEADLINE_EXCEEDED and
-    CANCELLED stop the engine and free its slot.
+    could answer before the first token; ABORTED that one failed after it, and nothing is replayed, or that two died with
+    the request in flight, and it is not tried on a third; DEADLINE_EXCEEDED and CANCELLED stop the engine and free its slot.
     """
 
     def Generate(self, request, context):
@@ -137,8 +137,8 @@ class InferenceService:
 
     Errors common to all methods: INVALID_ARGUMENT carries google.rpc.BadRequest naming the field; RESOURCE_EXHAUSTED
     means that the tier is full, and may be retried after the google.rpc.RetryInfo delay; UNAVAILABLE means that no worker
-    could answer before the first token; ABORTED that one failed after it, and nothing is replayed; DEADLINE_EXCEEDED and
-    CANCELLED stop the engine and free its slot.
+    could answer before the first token; ABORTED that one failed after it, and nothing is replayed, or that two died with
+    the request in flight, and it is not tried on a third; DEADLINE_EXCEEDED and CANCELLED stop the engine and free its slot.
     """
 
     @staticmethod

@@ -31,8 +31,8 @@ class InferenceServiceStub:
 
     Errors common to all methods: INVALID_ARGUMENT carries google.rpc.BadRequest naming the field; RESOURCE_EXHAUSTED
     means that the tier is full, and may be retried after the google.rpc.RetryInfo delay; UNAVAILABLE means that no worker
-    could answer before the first token; ABORTED that one failed after it, and nothing is replayed; DEADLINE_EXCEEDED and
-    CANCELLED stop the engine and free its slot.
+    could answer before the first token; ABORTED that one failed after it, and nothing is replayed, or that two died with
+    the request in flight, and it is not tried on a third; DEADLINE_EXCEEDED and CANCELLED stop the engine and free its slot.
     """
 
     @_typing.overload
@@ -58,8 +58,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
     Errors common to all methods: INVALID_ARGUMENT carries google.rpc.BadRequest naming the field; RESOURCE_EXHAUSTED
     means that the tier is full, and may be retried after the google.rpc.RetryInfo delay; UNAVAILABLE means that no worker
-    could answer before the first token; ABORTED that one failed after it, and nothing is replayed; DEADLINE_EXCEEDED and
-    CANCELLED stop the engine and free its slot.
+    could answer before the first token; ABORTED that one failed after it, and nothing is replayed, or that two died with
+    the request in flight, and it is not tried on a third; DEADLINE_EXCEEDED and CANCELLED stop the engine and free its slot.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -81,8 +81,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Errors common to all methods: INVALID_ARGUMENT carries google.rpc.BadRequest naming the field; RESOURCE_EXHAUSTED
     means that the tier is full, and may be retried after the google.rpc.RetryInfo delay; UNAVAILABLE means that no worker
-    could answer before the first token; ABORTED that one failed after it, and nothing is replayed; DEADLINE_EXCEEDED and
-    CANCELLED stop the engine and free its slot.
+    could answer before the first token; ABORTED that one failed after it, and nothing is replayed, or that two died with
+    the request in flight, and it is not tried on a third; DEADLINE_EXCEEDED and CANCELLED stop the engine and free its slot.
     """
 
     @_abc_1.abstractmethod

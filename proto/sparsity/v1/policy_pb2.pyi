@@ -257,7 +257,8 @@ class Rule(_message.Message):
     """Unique in the policy."""
     when: _builtins.str
     """A CEL expression (github.com/google/cel-spec) over `tokens`, `domain`, `task`, `tenant`, `session`, `flags` and
-    `labels`, of type bool.
+    `labels`, of type bool. What it may cost for the largest request is told from its text, and refused past a bound:
+    comprehensions over comprehensions, and patterns that take long to compile. 256 rules at most.
     """
     tier: _inference_pb2.Tier.ValueType
     """The tier when it is true."""
@@ -467,7 +468,7 @@ class StoredPolicy(_message.Message):
     actor: _builtins.str
     """Who wrote it."""
     reason: _builtins.str
-    """Why."""
+    """Why; 4,096 characters at most."""
     deleted: _builtins.bool
     """Whether this revision deleted the policy; the policy is then the one that was deleted."""
     @_builtins.property
@@ -616,7 +617,7 @@ class PutPolicyRequest(_message.Message):
     validate_only: _builtins.bool
     """Check only."""
     reason: _builtins.str
-    """Why, for the revision log."""
+    """Why, for the revision log; 4,096 characters at most."""
     @_builtins.property
     def policy(self) -> Global___Policy:
         """The whole policy."""
@@ -677,7 +678,7 @@ class DeletePolicyRequest(_message.Message):
     etag: _builtins.str
     """The etag that was read; unset deletes whatever is there."""
     reason: _builtins.str
-    """Why, for the revision log."""
+    """Why, for the revision log; 4,096 characters at most."""
     def __init__(
         self,
         *,
@@ -886,7 +887,7 @@ class RollbackPolicyRequest(_message.Message):
     to_revision: _builtins.int
     """The revision whose document becomes the newest."""
     reason: _builtins.str
-    """Why, for the revision log."""
+    """Why, for the revision log; 4,096 characters at most."""
     def __init__(
         self,
         *,
@@ -1271,7 +1272,7 @@ class Override(_message.Message):
     max_tier: _inference_pb2.Tier.ValueType
     """No tier sparser than this; dense when unset. An override of a tier gives a denser one."""
     reason: _builtins.str
-    """Why."""
+    """Why; 4,096 characters at most."""
     actor: _builtins.str
     """Who set it."""
     @_builtins.property
@@ -1455,7 +1456,7 @@ class UpdateRolloutRequest(_message.Message):
     action: Global___RolloutAction.ValueType
     """What to do."""
     reason: _builtins.str
-    """Why, for the revision log."""
+    """Why, for the revision log; 4,096 characters at most."""
     etag: _builtins.str
     """The etag that was read; unset acts on whatever is there."""
     @_builtins.property

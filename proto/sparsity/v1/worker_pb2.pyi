@@ -220,7 +220,7 @@ class GetCapabilitiesResponse(_message.Message):
     kv_capacity_tokens: _builtins.int
     """KV cache, tokens."""
     engine_version: _builtins.str
-    """SGLang's version."""
+    """The engine's version."""
     tokenizer_digest: _builtins.str
     """SHA-256 of the model's tokenizer file, in hexadecimal; routers refuse a worker whose tokenizer differs from theirs."""
     sparse_from: _builtins.int
@@ -229,7 +229,7 @@ class GetCapabilitiesResponse(_message.Message):
     """Whether it decodes reasoning spans densely when asked; routers send no such request to a worker that does not."""
     @_builtins.property
     def proof(self) -> Global___BackendProof:
-        """The start-up proof that the sparse kernels run."""
+        """The start-up proof that the sparse kernels run; unset where nothing is attended."""
 
     @_builtins.property
     def reasoning_markers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -269,7 +269,7 @@ Global___GetCapabilitiesResponse: _TypeAlias = GetCapabilitiesResponse  # noqa: 
 
 @_typing.final
 class EngineFacts(_message.Message):
-    """How the engine was set up, as its own process says."""
+    """What the engine is and how it was set up, as its own process says."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -280,8 +280,11 @@ class EngineFacts(_message.Message):
     CUDA_GRAPHS_FIELD_NUMBER: _builtins.int
     SUMMARY_BYTES_FIELD_NUMBER: _builtins.int
     TENSOR_PARALLEL_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    KV_BYTES_FIELD_NUMBER: _builtins.int
+    CROSSOVER_FIELD_NUMBER: _builtins.int
     device: _builtins.str
-    """`cpu` or `cuda`."""
+    """`cpu` or `cuda`; empty for an echo."""
     kernels: _builtins.str
     """What computes attention: `torch`, `triton`, or `sglang` where a model picks its own tokens; empty on the dense tier."""
     dtype: _builtins.str
@@ -294,6 +297,14 @@ class EngineFacts(_message.Message):
     """Memory of the page summaries beside the KV cache, on each device, bytes."""
     tensor_parallel: _builtins.int
     """Devices that share each layer's heads."""
+    name: _builtins.str
+    """`sglang`, also when unset, or `echo`: no model at all, the prompt is the answer. Routers use only workers of the engine
+    that they were told of, and demand no proof of an echo, because it attends nothing.
+    """
+    kv_bytes: _builtins.int
+    """Memory of the KV cache, on each device, bytes; 0 where it is not known."""
+    crossover: _builtins.str
+    """From where sparse attention is faster on this device, for people to read; empty on the dense tier."""
     def __init__(
         self,
         *,
@@ -304,10 +315,13 @@ class EngineFacts(_message.Message):
         cuda_graphs: _builtins.bool = ...,
         summary_bytes: _builtins.int = ...,
         tensor_parallel: _builtins.int = ...,
+        name: _builtins.str = ...,
+        kv_bytes: _builtins.int = ...,
+        crossover: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cuda_graphs", b"cuda_graphs", "device", b"device", "dtype", b"dtype", "kernels", b"kernels", "page_size", b"page_size", "summary_bytes", b"summary_bytes", "tensor_parallel", b"tensor_parallel"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crossover", b"crossover", "cuda_graphs", b"cuda_graphs", "device", b"device", "dtype", b"dtype", "kernels", b"kernels", "kv_bytes", b"kv_bytes", "name", b"name", "page_size", b"page_size", "summary_bytes", b"summary_bytes", "tensor_parallel", b"tensor_parallel"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

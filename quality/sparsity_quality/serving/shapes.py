@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from sparsity_worker.echo.model import byte_tokenizer
 
 LLAMA_8B: Mapping[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 4096,
@@ -21,15 +21,6 @@ TINY: Mapping[str, Any] = {
     "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 2048, "vocab_size": 260, "bos_token_id": 258,
     "eos_token_id": 259, "torch_dtype": "float32",
 }  # fmt: skip
-
-
-def byte_tokenizer() -> Tokenizer:
-    """A byte-level tokenizer without merges: one token a byte."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({symbol: number for number, symbol in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
 
 
 def write_model(folder: Path, config: Mapping[str, Any]) -> Path:

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 from sparsity import benchmark
-from sparsity.errors import InvalidRequestError
+from sparsity.engines import SGLANG
+from sparsity.errors import ConfigurationError, InvalidRequestError
 
 from sparsity_router.bench import service
 from sparsity_router.bench.policies import Counts
@@ -40,6 +41,8 @@ def tiers(
     """Of the running embedded service: time to first token of each tier against dense, memory, start-up, parity."""
     with reported():
         running = read_running(state or state_folder())
+        if running.engine != SGLANG:
+            raise ConfigurationError(f"the running service answers by {running.engine}: there is nothing to measure")
         lengths = _lengths(tokens)
         rows = measure(running, lengths, repeats, new_tokens, _say)
         _say("greedy parity with transformers ...")

@@ -11,21 +11,26 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from sparsity.engines import ECHO
 from sparsity.errors import SparsityError
 from sparsity.v1 import inference_pb2
-from sparsity_client import Client, make_request
+from sparsity_client import Client, make_request, user_turn
 from sparsity_policies.model import Reason, Tier
 
 from sparsity_router.cli.connection import client_of
-from sparsity_router.cli.console import DEFAULT_ROUTER, AsJson, Router, State, err, out, print_json, reported
-from sparsity_router.cli.prompts import user_turn
+from sparsity_router.cli.console import DEFAULT_ROUTER, AsJson, Router, State, err, escaped, out, print_json, reported
 from sparsity_router.corpus import excerpt
 from sparsity_router.embedded.folders import state_folder
 from sparsity_router.embedded.state import Running, read_running
 
 _QUESTION = "\n\nQuestion: in one sentence, what is the text above about?"
 _CHARACTERS_PER_TOKEN = 4.0
+_COUNTED_IN = "rag"
+# A mean over layers need not be 1 to the last bit.
+_WHOLE = 1 - 1e-9
+_FIRST_BYTE, _BYTES = 20, 70
+_LINE = "{:<30} {:>6}  {:<10}  {:<16} {:>7} {:>8} {:>13} {:>8}  {}"
+_HEADINGS = ("request", "tokens", "tier", "reason", "density", "coverage", "first token s", "tokens/s", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ CASES = (
     Case("long code", 5000, "code", Tier.MODERATE, Reason.LENGTH_BAND, text=4),
     Case("code search, by rule", 5000, "code", Tier.AGGRESSIVE, Reason.RULE_MATCH, task="search", text=5),
     Case("caller asks for dense", 5000, "rag", Tier.DENSE, Reason.CALLER_REQUESTED, max_tier=Tier.DENSE, text=6),
-    Case("worker killed mid-way", 7000, "summarization", Tier.MODERATE, Reason.TIER_UNAVAILABLE, kill=True, text=7),
+    Case("a worker is killed", 7000, "summarization", Tier.MODERATE, Reason.TIER_UNAVAILABLE, kill=True, text=7),
 )
 
 
@@ -70,13 +75,27 @@ class Row:
     tier: str = "-"
     reason: str = "-"
     prompt_tokens: int = 0
-    density: float = 0.0
-    coverage: float = 0.0
+    density: float | None = None
+    decode_density: float | None = None
+    coverage: float | None = None
+    unreported: str = ""
     first_token_seconds: float = 0.0
     tokens_per_second: float = 0.0
     text: str = ""
     problem: str = ""
     ok: bool = field(default=False)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether a sparse tier answered."""
+        return self.tier not in ("-", Tier.DENSE.word)
+
+    @property
+    def whole(self) -> str:
+        """What a sparse tier attended all the same, in words; empty where it pruned."""
+        if not self.sparse or self.density is None or self.density < _WHOLE:
+            return ""
+        return "attended everything" if (self.decode_density or 0.0) >= _WHOLE else "attended the whole prompt"
 
 
 def demo(
@@ -90,29 +109,43 @@ def demo(
     with reported(), client_of(router) as client:
         running = read_running(state or state_folder()) if kill else None
         rows = []
+        if not as_json:
+            out.print(_LINE.format(*_HEADINGS), soft_wrap=True)
         for case in (case for case in CASES if kill or not case.kill):
-            err.print(f"[dim]{case.name} ...[/dim]")
-            rows.append(_run(client, case, new_tokens, running if case.kill else None))
+            if as_json:
+                err.print(f"[dim]{case.name} ...[/dim]")
+            with err.status(f"{case.name} ..."):
+                row = _run(client, case, new_tokens, running if case.kill else None)
+            rows.append(row)
+            if not as_json:
+                _print(row)
     if as_json:
         print_json([{name: getattr(row, name) for name in Row.__slots__} for row in rows])
-    else:
-        _print(rows)
-    wrong = sum(not row.ok for row in rows)
-    err.print(f"{len(rows) - wrong} of {len(rows)} requests got the tier and reason that policy says")
-    raise typer.Exit(1 if wrong else 0)
+    _sum_up(rows)
+    raise typer.Exit(0 if all(row.ok for row in rows) else 1)
+
+
+def _sum_up(rows: list[Row]) -> None:
+    right, sparse = sum(row.ok for row in rows), [row for row in rows if row.sparse]
+    err.print(f"{right} of {len(rows)} requests got the tier and reason that policy says")
+    if whole := sum(bool(row.whole) for row in sparse):
+        short = "a prompt shorter than the profile's sparse_from is read densely"
+        err.print(f"{whole} of {len(sparse)} answers of sparse tiers read their whole prompt: {short}", soft_wrap=True)
+    for reason in sorted({row.unreported for row in rows if row.unreported}):
+        err.print(f"no density, no coverage: {reason}", soft_wrap=True)
 
 
 def _run(client: Client, case: Case, new_tokens: int, running: Running | None) -> Row:
     row = Row(case.name, f"{case.tier.word} {case.reason.name}")
     try:
         request = _request(client, case, new_tokens)
-        started, first, produced = time.monotonic(), 0.0, 0
-        stream = client.generate(request, timeout=300.0)
+        started, first, at_first, produced = time.monotonic(), 0.0, 0, 0
         if running is not None:
-            _kill_soon(running)
+            _kill(running)
+        stream = client.generate(request, timeout=300.0)
         for response in stream:
             if response.token_ids and not first:
-                first = time.monotonic() - started
+                first, at_first = time.monotonic() - started, len(response.token_ids)
             produced += len(response.token_ids)
             row.text += response.text
             if response.HasField("completion"):
@@ -122,7 +155,7 @@ def _run(client: Client, case: Case, new_tokens: int, running: Running | None) -
         return row
     row.first_token_seconds = first
     decoding = time.monotonic() - started - first
-    row.tokens_per_second = (produced - 1) / decoding if produced > 1 else 0.0
+    row.tokens_per_second = (produced - at_first) / decoding if produced > at_first else 0.0
     row.ok = f"{row.tier} {row.reason}" == row.expected
     return row
 
@@ -131,8 +164,10 @@ def _fill(row: Row, completion: inference_pb2.Completion) -> None:
     row.tier = Tier(completion.decision.tier).word
     row.reason = Reason(completion.decision.reason).name
     row.prompt_tokens = completion.usage.prompt_tokens
-    row.density = completion.sparsity.prefill_density
-    row.coverage = completion.sparsity.coverage
+    row.unreported = completion.unreported
+    if completion.HasField("sparsity"):
+        report = completion.sparsity
+        row.density, row.decode_density, row.coverage = report.prefill_density, report.decode_density, report.coverage
 
 
 def _request(client: Client, case: Case, new_tokens: int) -> inference_pb2.GenerateRequest:
@@ -142,7 +177,8 @@ def _request(client: Client, case: Case, new_tokens: int) -> inference_pb2.Gener
         text = text[:middle] + case.planted + text[middle:]
     prompt: str | list[int] | inference_pb2.ChatPrompt = user_turn(text + _QUESTION if case.tokens else text)
     if case.as_token_ids:
-        prompt = [1000 + 37 * step % 40_000 for step in range(case.tokens)]
+        # Plain bytes in every byte-level vocabulary, whose special tokens come before or after them.
+        prompt = [_FIRST_BYTE + 3 * step % _BYTES for step in range(case.tokens)]
     return make_request(
         prompt,
         domain=case.domain,
@@ -157,30 +193,33 @@ def _sized(client: Client, tokens: int, part: int) -> str:
     """An excerpt of about ``tokens`` tokens, as the router counts them; another one for each part."""
     start = part * 40_000
     guess = excerpt(int(tokens * _CHARACTERS_PER_TOKEN), start)
-    counted = client.explain(make_request(guess)).signals.max_tokens
+    # A declared domain spares the router the search for one, which takes most of a second at such a length.
+    counted = client.explain(make_request(guess, domain=_COUNTED_IN)).signals.max_tokens
     return excerpt(int(len(guess) * tokens / counted), start)
 
 
-def _kill_soon(running: Running) -> None:
-    """Kills the aggressive worker while it works on the prompt, before its first token."""
-    threading.Timer(1.0, os.kill, (running.workers[Tier.AGGRESSIVE.word].pid, signal.SIGKILL)).start()
+def _kill(running: Running) -> None:
+    """Kills the aggressive worker while it works on the prompt; an echo, which answers at once, before that."""
+    pid = running.workers[Tier.AGGRESSIVE.word].pid
+    if running.engine == ECHO:
+        os.kill(pid, signal.SIGKILL)
+    else:
+        threading.Timer(1.0, os.kill, (pid, signal.SIGKILL)).start()
 
 
-def _print(rows: list[Row]) -> None:
-    table = Table(box=None)
-    for heading in ("request", "tokens", "tier", "reason", "density", "coverage", "first token s", "tokens/s", ""):
-        table.add_column(heading, justify="left" if heading in ("request", "tier", "reason", "") else "right")
-    for row in rows:
-        verdict = "[green]as policy says[/green]" if row.ok else f"[red]expected {row.expected}[/red] {row.problem}"
-        table.add_row(
-            row.name,
-            str(row.prompt_tokens),
-            row.tier,
-            row.reason,
-            f"{row.density:.3f}",
-            f"{row.coverage:.3f}",
-            f"{row.first_token_seconds:.2f}",
-            f"{row.tokens_per_second:.1f}",
-            verdict,
-        )
-    out.print(table)
+def _print(row: Row) -> None:
+    wrong = f"[red]expected {row.expected}[/red] {escaped(row.problem)}"
+    verdict = "[green]as policy says[/green]" if row.ok else wrong
+    mark = f", [yellow]but {row.whole}[/yellow]" if row.whole else ""
+    line = _LINE.format(
+        row.name,
+        row.prompt_tokens,
+        row.tier,
+        row.reason,
+        "-" if row.density is None else f"{row.density:.3f}",
+        "-" if row.coverage is None else f"{row.coverage:.3f}",
+        f"{row.first_token_seconds:.2f}",
+        f"{row.tokens_per_second:.1f}",
+        verdict + mark,
+    )
+    out.print(line, soft_wrap=True)

@@ -14,10 +14,12 @@ from sparsity_router.cli.prompts import (
     File,
     Flag,
     MaxTier,
+    Raw,
     Session,
     Task,
     Tenant,
     Text,
+    as_sent,
     read_prompt,
     read_tier,
 )
@@ -33,13 +35,14 @@ def explain(
     dense_reasoning: DenseReasoning = False,
     tenant: Tenant = None,
     session: Session = None,
+    raw: Raw = False,
     router: Router = DEFAULT_ROUTER,
     as_json: AsJson = False,
 ) -> None:
     """Show the tier a prompt would get, every check behind it, and what would change it."""
     with reported(), client_of(router) as client:
         request = make_request(
-            read_prompt(text, file),
+            as_sent(read_prompt(text, file), raw),
             domain=domain,
             task=task,
             flags=flag or (),

@@ -26,13 +26,14 @@ from sparsity_router.cli.prompts import (
     File,
     Flag,
     MaxTier,
+    Raw,
     Session,
     Task,
     Tenant,
     Text,
+    as_sent,
     read_prompt,
     read_tier,
-    user_turn,
 )
 
 
@@ -48,7 +49,7 @@ def generate(
     session: Session = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    raw: Annotated[bool, typer.Option(help="Send plain text, not a chat message.")] = False,
+    raw: Raw = False,
     direct: Annotated[bool, typer.Option(help="Stream from the worker itself, by a lease of the router.")] = False,
     timeout: Annotated[float | None, typer.Option(help="Deadline, seconds.")] = None,
     router: Router = DEFAULT_ROUTER,
@@ -56,9 +57,8 @@ def generate(
 ) -> None:
     """Generate a completion and say how much attention it got, and why."""
     with reported():
-        prompt = read_prompt(text, file)
         request = make_request(
-            prompt if raw or not prompt else user_turn(prompt),
+            as_sent(read_prompt(text, file), raw),
             domain=domain,
             task=task,
             flags=flag or (),
@@ -86,19 +86,28 @@ def generate(
 
 
 def _summary(completion: inference_pb2.Completion) -> None:
-    decision, usage, sparsity = completion.decision, completion.usage, completion.sparsity
+    decision, usage = completion.decision, completion.usage
     reason = inference_pb2.Reason.Name(decision.reason).removeprefix("REASON_")
     lines: tuple[str, ...] = (
         f"tier {tier_word(decision.tier)}, {reason} ({decision.matched_rule}): {decision.explanation}",
         f"policy {decision.policy} at revision {decision.policy_revision}, decision {decision.decision_id}",
-        f"worker {completion.worker_id}, profile {sparsity.profile}, backend {sparsity.backend}:"
-        f" density {sparsity.prefill_density:.3f} prefill, {sparsity.decode_density:.3f} decode;"
-        f" coverage {coverage(sparsity)}, lowest layer {sparsity.min_layer_coverage:.3f}",
+        f"worker {completion.worker_id}, {_attended(completion)}",
         f"{usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached), {usage.completion_tokens} new;"
         f" first after {usage.time_to_first_token.ToMilliseconds() / 1000:.2f} s,"
         f" all after {usage.total_time.ToMilliseconds() / 1000:.2f} s",
     )
     if decision.dense_reasoning and decision.tier != inference_pb2.TIER_DENSE:
-        lines += (f"{sparsity.dense_reasoning_tokens} tokens decoded densely, as reasoning",)
+        lines += (f"{completion.sparsity.dense_reasoning_tokens} tokens decoded densely, as reasoning",)
     for line in lines:
         err.print(f"[dim]{line.replace('[', chr(92) + '[')}[/dim]", soft_wrap=True)
+
+
+def _attended(completion: inference_pb2.Completion) -> str:
+    if not completion.HasField("sparsity"):
+        return completion.unreported or "no report of what it attended"
+    report = completion.sparsity
+    return (
+        f"profile {report.profile}, backend {report.backend}:"
+        f" density {report.prefill_density:.3f} prefill, {report.decode_density:.3f} decode;"
+        f" coverage {coverage(report)}, lowest layer {report.min_layer_coverage:.3f}"
+    )

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from sparsity.errors import InvalidRequestError
 from sparsity.v1 import inference_pb2
+from sparsity_client import Prompt, user_turn
 from sparsity_policies.model import Tier
 
 Text = Annotated[str | None, typer.Argument(help="The prompt; `-` reads standard input.")]
@@ -19,7 +20,7 @@ Flag = Annotated[list[str] | None, typer.Option("--flag", help="Flag the request
 Tenant = Annotated[str | None, typer.Option(help="The tenant, for rules, overrides and rollouts.")]
 Session = Annotated[str | None, typer.Option(help="The session, which keeps its side of a rollout.")]
 MaxTier = Annotated[str | None, typer.Option(help="Accept no tier sparser than dense, moderate or aggressive.")]
-
+Raw = Annotated[bool, typer.Option(help="Send plain text, not a chat message.")]
 DenseReasoning = Annotated[bool, typer.Option("--dense-reasoning", help="Ask that reasoning spans decode densely.")]
 
 
@@ -57,6 +58,6 @@ def read_tier(word: str | None, option: str = "--max-tier") -> inference_pb2.Tie
     raise InvalidRequestError.of(option, f"must be one of {', '.join(t.word for t in Tier)}, not {word!r}")
 
 
-def user_turn(text: str) -> inference_pb2.ChatPrompt:
-    """A chat of one user message."""
-    return inference_pb2.ChatPrompt(messages=[inference_pb2.ChatMessage(role="user", content=text)])
+def as_sent(prompt: str, raw: bool) -> Prompt:
+    """The prompt as commands send it: a chat's user message, which the model was trained to answer, or plain text."""
+    return prompt if raw or not prompt else user_turn(prompt)

@@ -89,4 +89,7 @@ def _gpu_seconds(row: policy_pb2.DomainSavings, speed: GpuSpeed) -> float:
 def _guard(row: policy_pb2.DomainSavings) -> str:
     if row.guard_tripped:
         return "tripped"
-    return f"holds, from {row.min_coverage:g}" if row.HasField("min_coverage") else "none"
+    if not row.HasField("min_coverage"):
+        return "none"
+    # Without a coverage there was nothing that it could have judged.
+    return f"{'holds' if row.HasField('coverage') else 'unjudged'}, from {row.min_coverage:g}"

@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sparsity.errors import ConfigurationError
+from sparsity.tls import open_channel
 
 from sparsity_router.lifeline import end_with_parent
 
@@ -61,7 +62,7 @@ class Child:
 
     def serving(self) -> bool:
         """Whether its health service says SERVING."""
-        with grpc.insecure_channel(self.address) as channel:
+        with open_channel(self.address, None) as channel:
             try:
                 stub: Any = health_pb2_grpc.HealthStub(channel)
                 answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=1.0)

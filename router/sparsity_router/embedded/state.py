@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+from sparsity.engines import SGLANG
 from sparsity.errors import NotFoundError
 
 
@@ -32,6 +33,7 @@ class Running:
         model_path: the served model.
         workers: the workers by tier.
         ready_seconds: from the start of `sparsity up` to ready.
+        engine: of the workers.
     """
 
     supervisor: int
@@ -40,6 +42,7 @@ class Running:
     model_path: str
     workers: dict[str, Process]
     ready_seconds: float
+    engine: str = SGLANG
 
     def write(self, folder: Path) -> None:
         """Replaces the note in one step."""

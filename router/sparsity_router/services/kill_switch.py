@@ -41,14 +41,7 @@ class KillSwitch(Part):
             override = dataclasses.replace(override, expire_time=now + seconds)
         overrides = self._state.policies.overrides
         overrides.put(override)
-        stored = False
-        if self._state.store is not None:
-            try:
-                await self._state.store.put_override(override)
-                overrides.hand_over(override)
-                stored = True
-            except StoreError:
-                pass
+        stored = self._state.store is not None and await overrides.write(self._state.store, override)
         return policy_pb2.PutOverrideResponse(override=override_to_wire(override), stored=stored)
 
     async def DeleteOverride(
@@ -59,7 +52,7 @@ class KillSwitch(Part):
         try:
             if self._state.store is None:
                 raise NotFoundError(f"override {request.id!r} does not exist")
-            await self._state.store.delete_override(request.id)
+            revision = await self._state.store.delete_override(request.id)
         except NotFoundError:
             if not overrides.end(request.id):
                 raise
@@ -67,7 +60,7 @@ class KillSwitch(Part):
             # One that was set here while the store was away never reached it.
             if not any(override.id == request.id for override in overrides.waiting()):
                 raise
-            overrides.end(request.id)
+            overrides.end(request.id, 0)
         else:
-            overrides.end(request.id)
+            overrides.end(request.id, revision)
         return policy_pb2.DeleteOverrideResponse()

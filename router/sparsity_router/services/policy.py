@@ -19,4 +19,4 @@ class PolicyService(Documents, Revisions, KillSwitch, Rollouts, Simulations, Sav
 
 def policy_service(state: PolicyState) -> Guarded:
     """The service behind access control and audit."""
-    return Guarded(PolicyService(state), state.access, state.recorder)
+    return Guarded(PolicyService(state), state.access, state.recorder, state.policies.now)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from sparsity.errors import InvalidRequestError
 from sparsity.v1 import policy_pb2
+from sparsity_policies.confined import EDITS
+from sparsity_policies.threads import DRAFTS
 from sparsity_policies.wire import stored_to_wire
 
 from sparsity_router.services.guarded import caller
@@ -38,7 +40,10 @@ class Revisions(Part):
         """Writes an old revision's document as a new revision."""
         store = self._state.writable()
         old = await store.revision(request.domain, request.to_revision)
-        self._state.check(old.policy)
+        # What was taken once need not be now, and other domains have changed.
+        if violations := await DRAFTS.run(EDITS.check, old.policy):
+            raise InvalidRequestError(*violations)
+        await DRAFTS.run(self._state.check, old.policy)
         reason = f"rollback to revision {request.to_revision}" + (f": {request.reason}" if request.reason else "")
         stored = await store.put(old.policy, etag=None, actor=caller(), reason=reason)
         await self._state.seen(stored.revision)

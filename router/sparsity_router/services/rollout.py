@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from sparsity.errors import InvalidRequestError
 from sparsity.v1 import policy_pb2
+from sparsity_policies.confined import EDITS
 from sparsity_policies.document import parse_policy, to_document
 from sparsity_policies.rollout import Action, move
+from sparsity_policies.threads import DRAFTS
 from sparsity_policies.wire import policy_from_wire, stored_to_wire
 
 from sparsity_router.services.guarded import caller
@@ -31,7 +33,7 @@ class Rollouts(Part):
             draft.bands.add(tier=1)
             fresh = policy_from_wire(draft).rollout
         # Checked whole, because a rollout can be at odds with the rest of its policy.
-        moved = parse_policy(to_document(move(stored.policy, action, fresh)))
+        moved = await DRAFTS.run(parse_policy, to_document(move(stored.policy, action, fresh)), EDITS.check)
         percent = moved.rollout.percent if moved.rollout else 0
         reason = f"rollout {action.name.lower()} at {percent} percent" + (
             f": {request.reason}" if request.reason else ""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from sparsity.v1 import policy_pb2
 from sparsity_policies.journal import Entry
 from sparsity_policies.savings import DomainSavings, Savings
+from sparsity_policies.threads import REPLAYS
 
-from sparsity_router.guards import override_id
+from sparsity_router.guards import capped
 from sparsity_router.services.logged import Seen, logged
 from sparsity_router.services.policy_state import Context, Part
 
@@ -22,7 +21,7 @@ class SavingsReport(Part):
         """Requests, tokens, attention and guards of each domain."""
         savings, seen = Savings(self._state.shape), Seen()
         async for batch in logged(self._state.decisions, request.since, "since"):
-            await asyncio.to_thread(_add, savings, seen.readable(batch))
+            await REPLAYS.run(_add, savings, seen.readable(batch))
         response = policy_pb2.GetSavingsResponse()
         for domain, account in sorted(savings.domains.items()):
             response.domains.append(self._row(domain, account))
@@ -50,8 +49,7 @@ class SavingsReport(Part):
         guards, rollout = policy.guards, policy.rollout
         if guards.min_coverage is not None:
             row.min_coverage = guards.min_coverage
-        capped = any(override.id == override_id(domain) for override in self._state.policies.overrides.active())
-        row.guard_tripped = capped or (rollout is not None and rollout.halted)
+        row.guard_tripped = capped(self._state.policies, domain) is not None or (rollout is not None and rollout.halted)
         return row
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections.abc import Sequence
 
 from sparsity.errors import InvalidRequestError
 from sparsity.v1 import policy_pb2
+from sparsity_policies.confined import EDITS
 from sparsity_policies.journal import Entry
 from sparsity_policies.model import Signals
 from sparsity_policies.simulate import SimulatedRequest, Simulation
+from sparsity_policies.threads import DRAFTS, REPLAYS
 from sparsity_policies.wire import policy_from_wire, signals_from_wire, summary_to_wire
 
 from sparsity_router.services.logged import Seen, logged
@@ -26,8 +27,8 @@ class Simulations(Part):
         self, request: policy_pb2.SimulatePolicyRequest, context: Context
     ) -> policy_pb2.SimulatePolicyResponse:
         """Decides by the present policies and by the draft."""
-        draft = policy_from_wire(request.policy)
-        self._state.check(draft)
+        draft = await DRAFTS.run(policy_from_wire, request.policy, EDITS.check)
+        await DRAFTS.run(self._state.check, draft)
         replays, now = request.HasField("replay"), self._state.policies.now()
         if replays == bool(request.signals):
             raise InvalidRequestError.of("signals", "give signals, or a time to replay, and not both")
@@ -35,14 +36,14 @@ class Simulations(Part):
             raise InvalidRequestError.of("signals", f"are {len(request.signals)}; one call takes {MAX_SIGNALS}")
         signals = [signals_from_wire(item, f"signals[{n}]", now) for n, item in enumerate(request.signals)]
         present = self._state.policies.snapshot
-        changed = await asyncio.to_thread(present.with_draft, draft)
+        changed = await DRAFTS.run(present.with_draft, draft, EDITS.compile)
         simulation = Simulation(present, changed, self._state.shape)
         if not replays:
-            found = await asyncio.to_thread(_decide_all, simulation, signals)
+            found = await REPLAYS.run(_decide_all, simulation, signals)
             return summary_to_wire(simulation.summary(), found)
         seen = Seen()
         async for batch in logged(self._state.decisions, request.replay, "replay"):
-            await asyncio.to_thread(_replay, simulation, seen.readable(batch), now)
+            await REPLAYS.run(_replay, simulation, seen.readable(batch), now)
         response = summary_to_wire(simulation.summary())
         seen.tell(response.summary)
         return response

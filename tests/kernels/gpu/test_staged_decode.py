@@ -5,11 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sparse_kernels import PagedSequence, PageSummaries
 from sparse_kernels.gpu.page_selection import MOST_BLOCKS
-from sparsity_worker.plugin.accounting import DECODE, Account, Ledger
+from sparsity_worker.plugin.accounting import Account, Ledger
 from sparsity_worker.plugin.attention import Prompt, Spans
 from sparsity_worker.plugin.triton_attention import TritonAttention
 from sparsity_worker.profile import Profile, parse_profile
@@ -75,11 +76,11 @@ def test_pages_are_summarized_whether_a_layer_decodes_sparsely_or_densely(dense_
         attention.stage(spans, *on(DEVICE, (torch.tensor([1, 2]), torch.tensor(lengths))))
         attention.attend(pool.normal(2, HEADS, DIM), pool.keys, pool.values, LAYER, decode=True)
         attention.book()
-        found, keys, values, slots = on("cpu", (summaries, pool.keys, pool.values, pool.req_to_token))
+        found, keys, values = on("cpu", (summaries, pool.keys, pool.values))
         for number, length in enumerate(lengths):
-            table = slots[number + 1, :length:PAGE].long() // PAGE
+            table = pool.req_to_token[number + 1, :length:PAGE].long().cpu() // PAGE
             assert not found.stale[table].any()
-            wanted = PageSummaries(keys.shape[0], PAGE, KV_HEADS, DIM, SUB)
+            wanted = PageSummaries(pool.keys.shape[0], PAGE, KV_HEADS, DIM, SUB)
             wanted.refresh(PagedSequence(keys, values, table, length))
             for name in ("mean", "value_mean", "sub_mean", "sub_count"):
                 torch.testing.assert_close(getattr(found, name)[table], getattr(wanted, name)[table], msg=name)
@@ -132,10 +133,7 @@ def test_replayed_decode_equals_eager_while_lengths_grow() -> None:
     for rid in rids:
         ours, theirs = (Account.unpack(ledger.pack(rid)) for ledger in ledgers)
         assert (ours.table == theirs.table).all()
-    long = Account.unpack(ledgers[0].pack("c"))
-    contexts = [131 + step for step in range(STEPS)]
-    attended = [
-        context if step in REASONING else 48 - (-context % PAGE) for step, context in enumerate(contexts)
-    ]  # fmt: skip
-    assert long.table[0, DECODE, 0] == HEADS * sum(attended)
-    assert long.table[0, DECODE, 1] == HEADS * sum(contexts)
+    # What a step of the longest is priced at.
+    contexts, reasoned = 131 + np.arange(STEPS), np.isin(np.arange(STEPS), REASONING)
+    attended = np.where(reasoned, contexts, 48 - (-contexts % PAGE))
+    assert (replayed.step_prices().attended(contexts, reasoned)[0] == attended).all()

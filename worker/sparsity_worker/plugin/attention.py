@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
+
+from sparsity_worker.plugin import NOBODY
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -28,14 +30,16 @@ class Prompt(NamedTuple):
     Attributes:
         length: of its whole prompt, tokens.
         probe: whether it is the probe.
-        reasoning: whether its newest token lies in a reasoning span that decodes densely.
+        reasoning: whether its newest known token lies in a reasoning span that decodes densely.
         measured: whether its coverage is measured on some rows.
+        markers: the tokens that open and close such a span; None where it decodes no span densely, or all of the text.
     """
 
     length: int
     probe: bool = False
     reasoning: bool = False
     measured: bool = False
+    markers: tuple[int, int] | None = None
 
     def is_long(self, sparse_from: int) -> bool:
         """Whether its prefill is sparse."""
@@ -46,7 +50,7 @@ class Spans(NamedTuple):
     """The new tokens of a forward batch, by request and in its order; all lists are of one length.
 
     Attributes:
-        rids: ids of the requests.
+        rids: ids of the requests; `NOBODY` for made-up ones.
         slots: their rows in the pool of requests.
         lengths: tokens in the cache, the new ones included.
         new: new tokens.
@@ -61,13 +65,26 @@ class Spans(NamedTuple):
 
     @classmethod
     def of(cls, forward_batch: Any, prompts: Mapping[str, Prompt]) -> Spans:
-        """Reads an eager forward batch of SGLang's."""
+        """Reads an eager forward batch of SGLang's, or one that it captures or warms up with, which names nobody."""
         lengths = on_the_host(forward_batch, "seq_lens")
         decode = forward_batch.forward_mode.is_decode_or_idle()
         new = [1] * len(lengths) if decode else on_the_host(forward_batch, "extend_seq_lens")
-        rids = list(forward_batch.rids)
-        known = [prompts.get(rid, Prompt(length)) for rid, length in zip(rids, lengths, strict=True)]
-        return cls(rids, forward_batch.req_pool_indices.tolist(), lengths, new, known)
+        slots = on_the_host(forward_batch, "req_pool_indices")
+        return cls.named(forward_batch.rids or (), slots, lengths, new, prompts)
+
+    @classmethod
+    def named(
+        cls,
+        rids: Sequence[str],
+        slots: list[int],
+        lengths: list[int],
+        new: list[int],
+        prompts: Mapping[str, Prompt],
+    ) -> Spans:
+        """Rows of which the first are the requests ``rids``, and the others, if there are any, nobody's."""
+        names = [*rids, *[NOBODY] * (len(lengths) - len(rids))]
+        known = [prompts.get(rid, Prompt(length)) for rid, length in zip(names, lengths, strict=True)]
+        return cls(names, slots, lengths, new, known)
 
 
 def on_the_host(forward_batch: Any, name: str) -> list[int]:
@@ -97,7 +114,7 @@ class Attention(Protocol):
         """
 
     def book(self) -> None:
-        """Enters what was attended into the ledger, after the last layer."""
+        """Enters into the ledger what its lengths alone do not tell, after the last layer."""
 
 
 class GraphedAttention(Attention, Protocol):
@@ -108,3 +125,6 @@ class GraphedAttention(Attention, Protocol):
 
     def stage(self, spans: Spans, slots: torch.Tensor, lengths: torch.Tensor) -> None:
         """Takes note of a decode batch that a CUDA graph runs."""
+
+    def decoding(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the decode batch: bool ``[rows]``, which attend everything, and int32 ``[rows]``, tokens in the cache."""

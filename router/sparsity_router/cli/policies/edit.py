@@ -11,9 +11,10 @@ from typing import NoReturn
 
 from sparsity.errors import ConfigurationError, ConflictError, InvalidRequestError, SparsityError
 from sparsity.v1 import policy_pb2
+from sparsity_policies.confined import EDITS
 from sparsity_policies.model import Policy
 from sparsity_policies.wire import policy_from_wire, policy_to_wire
-from sparsity_policies.yamlfile import dump_yaml, load_yaml
+from sparsity_policies.yamlfile import dump_yaml
 
 from sparsity_router.cli.console import DEFAULT_ROUTER, AsJson, Router, err, escaped, out, print_json, to_dict
 from sparsity_router.cli.policies.differences import as_comments, difference, show, three_way
@@ -63,7 +64,7 @@ def _edited(api: Service, domain: str, base: Policy) -> Policy | None:
             _run_editor(path)
             body = _without_head(path.read_text(encoding="utf-8", errors="replace"))
             try:
-                policy = load_yaml(path.read_text(encoding="utf-8"), path.name)
+                policy = EDITS.load(path.read_text(encoding="utf-8"), path.name)
                 if policy.domain != domain:
                     problem = f"must stay {domain}; a new domain comes by `sparsity policy apply`"
                     raise InvalidRequestError.of("domain", problem)

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 from sparsity.errors import InvalidRequestError, Violation
+from sparsity_policies.confined import EDITS
 from sparsity_policies.model import Policy
 from sparsity_policies.validate import check_exemplars
-from sparsity_policies.yamlfile import load_yaml
 
 Files = Annotated[list[Path], typer.Argument(help="YAML files, one policy each, or folders of them.")]
 
@@ -40,7 +40,7 @@ def read_policies(paths: Iterable[Path]) -> dict[Path, Policy]:
     violations: list[Violation] = []
     for path in expand(paths):
         try:
-            policies[path] = load_yaml(path.read_text(encoding="utf-8"), str(path))
+            policies[path] = EDITS.load(path.read_text(encoding="utf-8"), str(path))
         except InvalidRequestError as error:
             violations += error.violations
         except (OSError, UnicodeDecodeError) as error:

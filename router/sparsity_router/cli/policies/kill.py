@@ -54,6 +54,9 @@ def kill(
         with service(address) as api:
             need_reason(reason)
             override = _override(domain, tenant, tier)
+            if domain:
+                # One that is misspelt would be thought safe.
+                api.get(domain)
             override.id, override.reason = override_id, reason
             override.max_tier = read_tier(max_tier) or inference_pb2.TIER_DENSE
             request = policy_pb2.PutOverrideRequest(override=override)

@@ -1,0 +1,45 @@
+"""What a request's span says of it."""
+
+from __future__ import annotations
+
+from opentelemetry import trace
+from sparsity import telemetry
+from sparsity.v1 import inference_pb2
+from sparsity_policies.model import Decision, Signals
+
+
+def describe(span: trace.Span, signals: Signals, decision: Decision, decision_id: str, model: str, label: str) -> None:
+    """As decided."""
+    if not span.is_recording():
+        return
+    span.set_attributes(
+        {
+            telemetry.GEN_AI_OPERATION: "text_completion",
+            telemetry.GEN_AI_MODEL: model,
+            telemetry.DECISION_ID: decision_id,
+            telemetry.REQUEST_LABEL: label,
+            telemetry.DOMAIN: signals.domain,
+            telemetry.FLAGS: sorted(signals.flags),
+            telemetry.PROMPT_TOKENS: signals.max_tokens,
+            telemetry.SCANNED_BYTES: signals.scanned_bytes,
+            telemetry.POLICY_TIER: decision.policy_tier.word,
+            telemetry.POLICY_REVISION: decision.policy_revision,
+            telemetry.MATCHED_RULE: decision.matched_rule,
+        }
+    )
+
+
+def conclude(span: trace.Span, decision: Decision, completion: inference_pb2.Completion) -> None:
+    """As served."""
+    if not span.is_recording():
+        return
+    span.set_attributes(
+        {
+            telemetry.TIER: decision.tier.word,
+            telemetry.REASON: decision.reason.name,
+            telemetry.WORKER_ID: completion.worker_id,
+            telemetry.GEN_AI_INPUT_TOKENS: completion.usage.prompt_tokens,
+            telemetry.GEN_AI_OUTPUT_TOKENS: completion.usage.completion_tokens,
+            **telemetry.attended(completion),
+        }
+    )

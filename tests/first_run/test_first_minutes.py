@@ -1,0 +1,131 @@
+"""What README promises of the first ten minutes: the whole service by one command, without torch or a model."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from support.embedded import Embedded, embedded
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 60.0
+HEAVY = ("torch", "sglang", "transformers", "triton")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    """The service after its tour, where nothing heavy can be imported, as in the light installation."""
+    absent = tmp_path_factory.mktemp("absent")
+    for name in HEAVY:
+        (absent / f"{name}.py").write_text(f"raise ModuleNotFoundError('the light installation has no {name}')\n")
+    state = tmp_path_factory.mktemp("state")
+    with embedded(state, "--engine", "echo", "--tour", seconds=SECONDS, PYTHONPATH=str(absent)) as running:
+        eventually_said(running, "tour: ended")
+        yield running
+
+
+def eventually_said(service: Embedded, words: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while words not in service.said():
+        assert time.monotonic() < deadline, service.said()
+        time.sleep(0.2)
+
+
+def prompt_file(folder: Path, characters: int) -> str:
+    path = folder / "prompt.txt"
+    path.write_text("All happy families are alike. " * (characters // 30))
+    return str(path)
+
+
+def test_a_decision_is_explained_and_an_edit_changes_the_next(tmp_path_factory: pytest.TempPathFactory) -> None:
+    state, started = tmp_path_factory.mktemp("fresh"), time.monotonic()
+    asked = ("explain", "--file", prompt_file(state, 6000), "--domain", "rag")
+    with embedded(state, "--engine", "echo", seconds=SECONDS) as service:
+        before = service.json(*asked)
+        assert before["decision"]["tier"] == "TIER_AGGRESSIVE"
+        assert before["decision"]["reason"] == "REASON_LENGTH_BAND"
+        assert "in domain medical: dense" in before["alternatives"]
+        draft = state / "rag.yaml"
+        document = yaml.safe_load(service.cli("policy", "get", "rag").stdout)
+        draft.write_text(yaml.safe_dump(document | {"bands": [{"from_tokens": 0, "tier": "dense"}]}))
+        service.cli("policy", "apply", str(draft), "--reason", "a first edit")
+        after = service.json(*asked)
+        assert after["decision"]["tier"] == "TIER_DENSE"
+        assert int(after["decision"]["policy_revision"]) > int(before["decision"]["policy_revision"])
+        answer = service.json("generate", *asked[1:], "--max-new-tokens", "16")
+        assert answer["decision"]["tier"] == "TIER_DENSE"
+        assert answer["worker_id"] == "echo-dense"
+    assert time.monotonic() - started < SECONDS
+
+
+def test_the_tour_shows_routing_an_explanation_and_a_change_of_policy(service: Embedded) -> None:
+    said = service.said()
+    assert "10 of 10 requests got the tier and reason that policy says" in said
+    before, _, after = said.partition("domain rag is dense at most until")
+    assert re.search(r"aggressive  LENGTH_BAND  \d+ prompt tokens lie in the band from 4096", before)
+    assert "dense  KILL_SWITCH  override tour caps at dense: a look around" in after
+    assert service.json("policy", "overrides") == []
+
+
+def test_no_process_of_it_has_loaded_torch(service: Embedded) -> None:
+    service.cli("generate", "hello", "--domain", "rag")
+    supervisor = psutil.Process(service.process.pid)
+    # Three workers, the router, its classifier, Valkey.
+    family = [supervisor, *supervisor.children(recursive=True)]
+    assert len(family) >= 7
+    maps = [Path(f"/proc/{process.pid}/maps").read_text() for process in family]
+    assert sum("/grpc/" in loaded for loaded in maps) >= 5
+    for name in HEAVY:
+        assert not any(f"/{name}/" in loaded for loaded in maps), name
+
+
+def test_an_answer_is_an_echo_and_says_that_nothing_was_measured(service: Embedded, tmp_path: Path) -> None:
+    sparse = ("generate", "--file", prompt_file(tmp_path, 6000), "--domain", "rag", "--max-new-tokens", "12")
+    shown = service.cli(*sparse)
+    assert shown.stdout.startswith("echo: All h")
+    assert "worker echo-aggressive, an echo: no model ran, so nothing was attended" in shown.stderr
+    answer = service.json(*sparse)
+    assert answer["decision"]["tier"] == "TIER_AGGRESSIVE"
+    assert "sparsity" not in answer
+    assert {row["profile"] for row in service.json("status")["workers"]} == {"echo"}
+    doctor = service.cli("worker", "doctor", "--json", check=4).stdout
+    assert doctor.count("nothing is measured") == 3
+
+
+def test_explain_counts_what_generate_sends(service: Embedded, tmp_path: Path) -> None:
+    asked = ("--file", prompt_file(tmp_path, 3000), "--domain", "rag")
+    for raw in ((), ("--raw",)):
+        explained = service.json("explain", *asked, *raw)["signals"]
+        answered = service.json("generate", *asked, *raw, "--max-new-tokens", "4")
+        assert explained["min_tokens"] == explained["max_tokens"] == answered["usage"]["prompt_tokens"]
+
+
+def test_the_demo_finds_policy_held_and_the_killed_worker_serves_again(service: Embedded) -> None:
+    shown = service.cli("demo", "--new-tokens", "8")
+    rows = shown.stdout.splitlines()
+    assert rows[0].split()[:3] == ["request", "tokens", "tier"]
+    assert len(rows) == 12
+    assert all(row.endswith("as policy says") for row in rows[1:])
+    assert "TIER_UNAVAILABLE" in rows[-1]
+    assert "11 of 11 requests" in shown.stderr
+    assert "no density, no coverage: an echo" in shown.stderr
+    eventually_said(service, "echo-aggressive serves again")
+
+
+def test_the_example_of_the_readme_prints_an_answer(service: Embedded) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (example,) = [block for block in blocks if "sparsity_client" in block]
+    assert "127.0.0.1:7000" in example
+    code = example.replace("127.0.0.1:7000", service.router)
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 0, shown.stderr
+    answer, explanation = shown.stdout.splitlines()
+    assert answer == "echo: What is the capital of France?"
+    assert "prompt tokens lie in the band from 0" in explanation

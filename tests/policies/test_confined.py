@@ -1,0 +1,142 @@
+"""What is made to take long is checked within limits, and what it is checked in goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sparsity.errors import InvalidRequestError
+from sparsity_policies import confined
+from sparsity_policies.confined import Confined
+from sparsity_policies.document import parse_policy, unchecked
+from sparsity_policies.folder import PolicyFolder
+from sparsity_policies.model import Policy
+from sparsity_policies.scan import Scanner
+from sparsity_policies.yaml_bounds import MAX_NESTING, MAX_NODES
+from sparsity_policies.yamlfile import dump_yaml, load_yaml
+
+SLOW = "[^a]{1,5000}[^b]{1,5000}z"
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefghi", "bcdefghij", strict=True)
+)
+
+
+def policy(**detection: Any) -> Policy:
+    bands = [{"from_tokens": 0, "tier": "dense"}]
+    return parse_policy({"domain": "x", "risk": "low", "bands": bands, "detection": detection}, unchecked)
+
+
+@pytest.fixture
+def limited() -> Iterator[Confined]:
+    made = Confined()
+    yield made
+    made.close()
+
+
+def test_mistakes_come_back_as_they_would_here(limited: Confined) -> None:
+    assert limited.check(policy(patterns=["a+b"])) == []
+    assert [violation.field for violation in limited.check(policy(patterns=["("]))] == ["detection.patterns[0]"]
+    good = policy(literals=["attorney-client"])
+    assert limited.load(dump_yaml(good), "p.yaml") == good
+    with pytest.raises(InvalidRequestError) as caught:
+        limited.load("domain: x\nrisk: none\nbands: []\n", "p.yaml")
+    with pytest.raises(InvalidRequestError) as here:
+        load_yaml("domain: x\nrisk: none\nbands: []\n", "p.yaml")
+    assert caught.value.violations == here.value.violations
+
+
+def test_a_database_that_was_compiled_there_scans_here(limited: Confined) -> None:
+    scanner = Scanner([policy(literals=["trade secret"], flag="legal")], None, limited.compile)
+    assert scanner.scan("a Trade\nsecret").flags == {"legal"}
+    with pytest.raises(ValueError, match="does not compile"):
+        limited.compile(["("])
+
+
+def test_a_pattern_past_the_limits_is_a_mistake_and_the_next_check_goes_on(
+    limited: Confined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(confined, "CHECK_SECONDS", 0.5)
+    (found,) = limited.check(policy(patterns=[SLOW]))
+    assert found.field == "detection.patterns"
+    assert "takes more than 0.51 s to check" in found.problem
+    assert limited.check(policy(patterns=["a+b"])) == []
+    monkeypatch.setattr(confined, "COMPILE_SECONDS", 0.5)
+    with pytest.raises(ValueError, match=r"takes more than 0\.51 s to compile"):
+        limited.compile([SLOW])
+
+
+def test_memory_is_limited(limited: Confined) -> None:
+    assert limited.check(policy()) == []
+    process = limited._process
+    assert process is not None
+    limits = Path(f"/proc/{process.pid}/limits").read_text()
+    (line,) = [line for line in limits.splitlines() if line.startswith("Max address space")]
+    assert line.split()[3:5] == [str(confined.MEMORY_BYTES)] * 2
+
+
+def test_one_that_was_killed_or_had_ended_is_started_again(limited: Confined) -> None:
+    limited.check(policy())
+    assert limited._process is not None
+    os.kill(limited._process.pid, signal.SIGKILL)
+    limited._process.wait()
+    assert limited.check(policy()) == []
+    assert limited._process.stdin is not None
+    # As one that had nothing to do for a while.
+    limited._process.stdin.close()
+    limited._process.wait()
+    assert limited.check(policy()) == []
+
+
+def test_calls_of_many_threads_take_turns(limited: Confined) -> None:
+    found: list[bool] = []
+    threads = [
+        threading.Thread(target=lambda n=n: found.append(not limited.check(policy(literals=[f"text {n}"] * 9))))
+        for n in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True] * 8
+
+
+def test_yaml_that_grows_is_refused_at_once() -> None:
+    assert len(BOMB) < 544
+    started = time.monotonic()
+    for text, words in (
+        (BOMB, f"more than {MAX_NODES} values"),
+        ("[" * (MAX_NESTING + 1), "nests deeper"),
+        ("a: &a {b: *a}", "stands in itself"),
+    ):
+        with pytest.raises(InvalidRequestError, match=words):
+            load_yaml(text, "p.yaml")
+    assert time.monotonic() - started < 1.0
+
+
+def test_aliases_that_do_not_grow_are_taken() -> None:
+    text = "domain: x\nrisk: low\nbands:\n- &b {from_tokens: 0, tier: dense}\n- {<<: *b, from_tokens: 9}\n"
+    assert [band.from_tokens for band in load_yaml(text, "p.yaml").bands] == [0, 9]
+
+
+async def test_a_file_that_cannot_be_read_is_told_and_the_others_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(dump_yaml(policy()))
+    (tmp_path / "bomb.yaml").write_text(BOMB)
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "gone.yaml").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.yaml")
+    folder = PolicyFolder(tmp_path, load=confined.EDITS.load)
+    contents = await folder.read()
+    assert [stored.policy.domain for stored in contents.policies] == ["x"]
+    assert "values once its aliases are written out" in contents.rejected["bomb"]
+    assert {name: contents.rejected[name] for name in ("folder", "gone", "pipe")} == dict.fromkeys(
+        ("folder", "gone", "pipe"), "is no file"
+    )
+    (tmp_path / "x.yaml").write_text(dump_yaml(policy(literals=["more"])))
+    assert await folder.delta(contents.cursor) is None
+    assert (await folder.read()).policies[0].policy.detection.literals == ("more",)

@@ -1,0 +1,161 @@
+"""No policy can hang a router: what editors, the store and a folder bring is checked beside it, within limits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import redis.asyncio as redis
+from sparsity.v1 import policy_pb2
+from sparsity_policies import confined
+from sparsity_policies.scripts import POLICIES
+from sparsity_router.config import RouterConfig
+from support.fake_worker import FakeWorker
+from support.rig import DENSE
+from support.router import Router, failure, running, until
+from support.tiny import tiny_model
+from support.valkey import Valkey
+
+from tests.policies.test_confined import BOMB, SLOW
+
+FOUR = "[1,2,3].all(a, [1,2,3].all(b, [1,2,3].all(c, labels.all(d, labels.all(e, labels.all(f, a + b + c > 0))))))"
+
+
+@pytest.fixture(autouse=True)
+def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confined, "CHECK_SECONDS", 1.0)
+
+
+@asynccontextmanager
+async def served(folder: Path, url: str | None = None, **options: Any) -> AsyncIterator[Router]:
+    model = tiny_model(folder / "model")
+    worker = await FakeWorker("d", DENSE, model).start()
+    try:
+        async with running(RouterConfig(model, (worker.address,), url, "127.0.0.1:0", **options)) as router:
+            yield router
+    finally:
+        await worker.stop()
+
+
+@contextlib.asynccontextmanager
+async def others_go_on(router: Router, at_most: float = 0.5) -> AsyncIterator[None]:
+    """Callers who are answered meanwhile, each within a bound."""
+    longest, stop = 0.0, asyncio.Event()
+
+    async def call() -> None:
+        nonlocal longest
+        while not stop.is_set():
+            started = time.monotonic()
+            await router.tier("rag")
+            longest = max(longest, time.monotonic() - started)
+            await asyncio.sleep(0.005)
+
+    calling = asyncio.create_task(call())
+    yield
+    stop.set()
+    await calling
+    assert 0 < longest < at_most, f"somebody waited {longest:.1f} s"
+
+
+def slow(policy: Any) -> None:
+    policy.detection.patterns.append(SLOW)
+
+
+def deep(policy: Any) -> None:
+    policy.rules.add(name="deep", when=FOUR, tier=1)
+
+
+@pytest.mark.parametrize("change", [slow, deep])
+@pytest.mark.parametrize("method", ["put", "validate", "simulate"])
+async def test_an_editor_is_refused_and_holds_up_nobody(
+    tmp_path: Path, method: str, change: Callable[[Any], None]
+) -> None:
+    with Valkey() as server:
+        async with served(tmp_path, server.url) as router:
+            await router.tier("rag")
+            draft = (await router.get("rag")).policy
+            change(draft)
+            async with others_go_on(router):
+                if method == "simulate":
+                    request = policy_pb2.SimulatePolicyRequest(policy=draft)
+                    request.replay.FromSeconds(60)
+                    call = router.policy.SimulatePolicy(request)
+                else:
+                    call = router.edit(policy=draft, validate_only=method == "validate")
+                error = await failure(call)
+            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert ("rules[0].when" if change is deep else "detection.patterns") in error.details()
+            assert (await router.edit(reason="the next one")).policy.revision
+
+
+async def test_a_store_with_a_policy_that_takes_long_is_served_without_it(tmp_path: Path) -> None:
+    with Valkey() as server:
+        async with served(tmp_path / "first", server.url):
+            pass
+        client = redis.Redis.from_url(server.url, decode_responses=True)
+        for domain, field, value in (
+            ("rag", "detection", {"patterns": [SLOW]}),
+            ("code", "rules", [{"name": "deep", "when": FOUR, "tier": "dense"}]),
+        ):
+            envelope = json.loads(await client.hget(POLICIES, domain))
+            envelope["body"] = json.dumps(json.loads(envelope["body"]) | {field: value})
+            await client.hset(POLICIES, domain, json.dumps(envelope))
+        await client.aclose()
+        async with served(tmp_path / "second", server.url) as router:
+            assert (await router.tier("rag"))[1] == "REASON_UNKNOWN_DOMAIN"
+            assert (await router.tier("code"))[1] == "REASON_UNKNOWN_DOMAIN"
+            assert (await router.tier("summarization", 300))[1] == "REASON_LENGTH_BAND"
+
+
+async def test_a_folder_with_a_file_that_cannot_be_read_is_followed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    policies = tmp_path / "policies"
+    policies.mkdir()
+    plain = "domain: {0}\nrisk: low\nbands: [{{from_tokens: 0, tier: {1}}}]\n"
+    for domain in ("rag", "code"):
+        (policies / f"{domain}.yaml").write_text(plain.format(domain, "moderate"))
+    async with served(tmp_path, policy_dir=policies) as router:
+        assert (await router.tier("rag"))[0] == "TIER_MODERATE"
+        for broken in (BOMB, plain.format("rag", "dense") + f"detection: {{patterns: ['{SLOW}']}}\n", "\0"):
+            async with others_go_on(router):
+                (policies / "rag.yaml").write_text(broken)
+                (policies / "code.yaml").write_text(plain.format("code", "aggressive"))
+                await router.becomes("TIER_AGGRESSIVE", "code")
+                (policies / "code.yaml").write_text(plain.format("code", "moderate"))
+                await router.becomes("TIER_MODERATE", "code")
+            assert "rag cannot be read" in caplog.text
+            assert "its last good version is kept" in caplog.text
+            caplog.clear()
+            assert (await router.tier("rag"))[0] == "TIER_MODERATE"
+        (policies / "rag.yaml").write_text(plain.format("rag", "aggressive"))
+        await router.becomes("TIER_AGGRESSIVE", "rag")
+
+        async def serving() -> bool:
+            return await router.health() == "SERVING"
+
+        await until(serving)
+
+
+async def test_policies_do_not_wait_for_the_threads_of_prompts(tmp_path: Path) -> None:
+    with Valkey() as server:
+        async with served(tmp_path, server.url) as router:
+            await router.tier("rag")
+            release = threading.Event()
+            prompts = [asyncio.create_task(asyncio.to_thread(release.wait, 20.0)) for _ in range(64)]
+            try:
+                await router.edit("rag", [(0, 2)])
+                assert await router.becomes("TIER_MODERATE") < 5.0
+                assert not any(prompt.done() for prompt in prompts)
+            finally:
+                release.set()
+                await asyncio.gather(*prompts)

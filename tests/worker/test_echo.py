@@ -1,0 +1,171 @@
+"""The echo worker: the real service, around an engine without a model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from sparsity.engines import ECHO
+from sparsity.errors import ConfigurationError
+from sparsity.leases import LeaseChecker, sign
+from sparsity.serving import listen
+from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
+from sparsity_router.tokens import ModelTokenizer
+from sparsity_worker.config import ModelFacts, WorkerConfig
+from sparsity_worker.echo.engine import EchoEngine
+from sparsity_worker.echo.model import CONTEXT, write_echo_model
+from sparsity_worker.load import Load
+from sparsity_worker.server import SERVICE
+from sparsity_worker.service import Identity, WorkerService
+from support.rig import refusal
+from tokenizers import Tokenizer
+
+KEY = b"k" * 32
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_echo_model(tmp_path / "echo")
+
+
+@asynccontextmanager
+async def echo(model: Path, tier: str = "moderate", require_lease: bool = False) -> AsyncIterator[Any]:
+    """A stub of a worker in this process."""
+    config = WorkerConfig("echo-1", tier, model, engine=ECHO, require_lease=require_lease)
+    tokenizer = ModelTokenizer(model)
+    engine = EchoEngine(Tokenizer.from_file(str(model / "tokenizer.json")))
+    identity = Identity(config, ModelFacts.read(model), None, None, tokenizer.digest)
+    leases = LeaseChecker(KEY, config.worker_id, identity.tier)
+    service = WorkerService(engine, Tokenizer.from_file(str(model / "tokenizer.json")), identity, Load(4), leases)
+    endpoint = listen("127.0.0.1:0", {SERVICE: service}, 2**26)
+    await endpoint.server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{endpoint.port}") as channel:
+        yield worker_pb2_grpc.WorkerServiceStub(channel)
+    await endpoint.server.stop(None)
+
+
+def request(text: str, tokens: int = 1000, **sampling: Any) -> worker_pb2.WorkerServiceGenerateRequest:
+    made = worker_pb2.WorkerServiceGenerateRequest(request_id="r1")
+    made.text.text, made.text.max_tokens = text, CONTEXT
+    made.sampling.max_new_tokens = tokens
+    for name, value in sampling.items():
+        setattr(made.sampling, name, value)
+    return made
+
+
+def chat(model: Path, *turns: tuple[str, str]) -> str:
+    """A conversation as a router renders it."""
+    messages = [inference_pb2.ChatMessage(role=role, content=content) for role, content in turns]
+    return ModelTokenizer(model).render(inference_pb2.ChatPrompt(messages=messages))
+
+
+async def answer(stub: Any, asked: worker_pb2.WorkerServiceGenerateRequest) -> tuple[str, inference_pb2.Completion]:
+    text, completion = "", inference_pb2.Completion()
+    async for message in stub.Generate(asked):
+        text += message.response.text
+        if message.response.HasField("completion"):
+            completion = message.response.completion
+    return text, completion
+
+
+async def test_it_says_what_it_is_and_claims_no_proof(model: Path) -> None:
+    async with echo(model) as stub:
+        own = await stub.GetCapabilities(worker_pb2.GetCapabilitiesRequest())
+        assert (own.engine.name, own.profile, own.backend) == ("echo", "echo", "none")
+        assert own.tier == inference_pb2.TIER_MODERATE
+        assert not own.HasField("proof")
+        assert own.tokenizer_digest == ModelTokenizer(model).digest
+        assert own.kv_capacity_tokens == 0
+
+
+async def test_the_last_message_of_a_chat_comes_back(model: Path) -> None:
+    asked = chat(model, ("system", "Be brief."), ("user", "one"), ("assistant", "two"), ("user", "drei Vögel"))
+    async with echo(model) as stub:
+        text, completion = await answer(stub, request(asked))
+        assert text == "echo: drei Vögel"
+        usage = completion.usage
+        assert usage.completion_tokens == len(text.encode())
+        assert usage.prompt_tokens == len(ModelTokenizer(model).encode(asked, special=False))
+        assert 0 < usage.time_to_first_token.ToNanoseconds() <= usage.total_time.ToNanoseconds()
+        assert completion.finish_reason == inference_pb2.FINISH_REASON_STOP
+        assert completion.worker_id == "echo-1"
+
+
+async def test_it_reports_no_attention_and_says_why(model: Path) -> None:
+    for tier in ("dense", "moderate", "aggressive"):
+        async with echo(model, tier) as stub:
+            _, completion = await answer(stub, request("hi"))
+            assert not completion.HasField("sparsity")
+            assert completion.unreported.startswith("an echo: no model ran")
+
+
+async def test_sampling_ends_it_as_it_ends_a_model(model: Path) -> None:
+    async with echo(model) as stub:
+        text, completion = await answer(stub, request("abcdef", 8))
+        assert (text, completion.finish_reason) == ("echo: ab", inference_pb2.FINISH_REASON_LENGTH)
+        text, completion = await answer(stub, request("ab", 12, ignore_eos=True))
+        assert (text, completion.usage.completion_tokens) == ("echo: abecho", 12)
+        stopped = request("abcdef")
+        stopped.sampling.stop.append("cd")
+        assert (await answer(stub, stopped))[0] == "echo: ab"
+        # Whole characters only: the second byte of the umlaut is past the limit.
+        text, completion = await answer(stub, request("aö", 8))
+        assert text == "echo: a�"
+
+
+async def test_what_it_cannot_serve_is_refused_as_a_model_refuses_it(model: Path) -> None:
+    async with echo(model) as stub:
+        wrong = request("hi")
+        wrong.tier = inference_pb2.TIER_DENSE
+        assert (await refusal(answer(stub, wrong))).code() is grpc.StatusCode.INVALID_ARGUMENT
+        short = request("hi")
+        short.text.min_tokens = 3
+        assert (await refusal(answer(stub, short))).code() is grpc.StatusCode.OUT_OF_RANGE
+        assert (await refusal(answer(stub, request("hi", temperature=9)))).code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_leases_hold_for_it_too(model: Path) -> None:
+    async with echo(model, require_lease=True) as stub:
+        asked = request("hi")
+        assert (await refusal(answer(stub, asked))).code() is grpc.StatusCode.PERMISSION_DENIED
+        asked.tier = inference_pb2.TIER_MODERATE
+        asked.lease.CopyFrom(sign(KEY, asked, "echo-1", "d"))
+        assert (await answer(stub, asked))[0] == "echo: hi"
+        assert (await refusal(answer(stub, asked))).code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_it_tells_its_load_and_drains(model: Path) -> None:
+    async with echo(model) as stub:
+        loads = stub.WatchLoad(worker_pb2.WatchLoadRequest())
+        assert (await loads.read()).requests == 0
+        running = aiter(stub.Generate(request("x" * 500)))
+        await anext(running)
+        load = await loads.read()
+        assert (load.requests, load.outstanding_tokens) == (1, 1500)
+        drain = stub.Drain(worker_pb2.DrainRequest())
+        while not (await loads.read()).draining:
+            pass
+        refused = request("hi")
+        refused.request_id = "r2"
+        assert (await refusal(answer(stub, refused))).code() is grpc.StatusCode.UNAVAILABLE
+        # What is in flight is finished.
+        received = [message.response async for message in running]
+        assert received[-1].completion.usage.completion_tokens == 506
+        assert (await drain).aborted_requests == 0
+
+
+def test_a_profile_is_refused(model: Path) -> None:
+    with pytest.raises(ConfigurationError, match="--profile: an echo attends nothing"):
+        WorkerConfig("w", "moderate", model, profile="generic-moderate", engine=ECHO)
+
+
+def test_it_loads_nothing_that_the_light_installation_lacks() -> None:
+    heavy = {"torch", "sglang", "transformers", "triton", "sparse_kernels"}
+    code = f"import sys, sparsity_worker.server, sparsity_worker.echo.model; assert not {heavy} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
