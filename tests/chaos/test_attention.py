@@ -16,6 +16,7 @@ import pytest
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_client import make_request
 from sparsity_policies.model import Override, Scope
+from sparsity_policies.scan import Scanner, ScanResult
 from sparsity_policies.shipped import shipped_policies
 from sparsity_policies.store import PolicyStore
 from sparsity_router.config import RouterConfig
@@ -142,6 +143,50 @@ async def test_no_answer_of_the_classifier_is_a_doubt_of_the_declared_too(tmp_pa
             assert (tier, reason) == ("TIER_DENSE", "REASON_CLASSIFIER_FAILED")
             print(f"sent: rag, declared, to a classifier that is not there in time; came: {tier}, {reason}", end=" ")
     await worker.stop()
+
+
+async def test_a_prompt_that_was_not_scanned_to_its_end_goes_dense(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Scanner.scan
+
+    def hasty(self: Scanner, text: str | bytes) -> ScanResult:
+        found = whole(self, text)
+        return found._replace(scanned_bytes=found.scanned_bytes - 1)
+
+    async with fleet(tmp_path) as (router, _):
+        monkeypatch.setattr(Scanner, "scan", hasty)
+        completion = await router.generate()
+        assert completion.worker_id == "d"
+        print(f"sent: rag to a scan that stops a byte early; came: {told(completion)}", end="")
+
+
+async def test_sixteen_made_up_metrics_blind_no_guard(tmp_path: Path) -> None:
+    async with fleet(tmp_path) as (router, _):
+        policy = (await router.get()).policy
+        policy.guards.max_quality_dip = 0.1
+        await router.edit(policy=policy)
+        start = policy_pb2.UpdateRolloutRequest(domain="rag", action=1, rollout=policy_pb2.Rollout(steps=[50, 100]))
+        await router.policy.UpdateRollout(start)
+        ids: dict[int, list[str]] = {DENSE: [], AGGRESSIVE: []}
+        for number in range(80):
+            decision = (await router.generate(session=f"s{number}")).decision
+            ids[decision.tier].append(decision.decision_id)
+
+        async def report(decision_id: str, metric: str, score: float) -> None:
+            made = inference_pb2.ReportOutcomeRequest(decision_id=decision_id, metric=metric, score=score)
+            await router.inference.ReportOutcome(made)
+
+        for number in range(16):
+            await report(ids[DENSE][0], f"made up {number}", 0.5)
+        for tier, score in ((DENSE, 0.9), (AGGRESSIVE, 0.7)):
+            for decision_id in ids[tier][:22]:
+                await report(decision_id, "exact_match", score)
+
+        async def halted() -> str:
+            return str((await router.get()).policy.rollout.halt_reason)
+
+        print(f"sent: sixteen made-up metrics, then a dip; came: halted, {await until(halted)}", end="")
 
 
 async def test_a_session_that_cannot_be_known_goes_dense(tmp_path: Path) -> None:
