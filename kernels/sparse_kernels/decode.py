@@ -31,13 +31,13 @@ def spread(q: torch.Tensor, at: Pages, scale: float) -> torch.Tensor:
 
 
 def sub_pages(q: torch.Tensor, at: Pages, scale: float) -> torch.Tensor:
-    """The largest share of softmax mass over the group, each sub-page's keys taken for its mean key.
+    """Logarithm of the largest share of softmax mass over the group, each sub-page's keys taken for its mean key.
 
-    A sub-page that answers is not drowned by the rest of its page.
+    Shares themselves would underflow to equal zeros. A sub-page that answers is not drowned by the rest of its page.
     """
     pages, subs = at.sub_count.shape
     dots = torch.bmm(q, at.sub_mean.permute(2, 3, 0, 1).flatten(2)).view(*q.shape[:2], pages, subs)
-    return (dots * scale + at.sub_count.float().log()).logsumexp(-1).softmax(-1).amax(1)
+    return (dots * scale + at.sub_count.float().log()).logsumexp(-1).log_softmax(-1).amax(1)
 
 
 # Of queries float32 [Hkv, group, D]; what is best of a page, float32 [Hkv, pages].
@@ -75,7 +75,9 @@ def select_pages(
     forced[max(0, sequence.length - config.recent) // block :] = True
     score.masked_fill_(forced[None, :], float("inf"))
     capacity = max(int(forced.sum()), min(blocks, config.budget // block))
-    pages = score.topk(capacity, dim=-1).indices.sort(dim=-1).values
+    # Stable: of pages that score equally the earlier one is taken.
+    best = score.sort(dim=-1, descending=True, stable=True).indices[:, :capacity]
+    pages = best.sort(dim=-1).values
     filled = torch.full((blocks,), block, device=q.device)
     filled[-1] = sequence.length - (blocks - 1) * block
     dots = torch.bmm(grouped, at.mean.permute(1, 2, 0))

@@ -1,6 +1,7 @@
-"""`python -m sparse_kernels.plot`: speed-up over dense attention and density, by prompt length, from a result file.
+"""`python -m sparse_kernels.plot`: charts of a result file that `make bench-kernels` writes.
 
-The file is what `make bench-kernels` writes; each figure keeps the baseline that its row names.
+Prefill beside the baseline that its rows name, the rate of attention over forced indexes and dense, and decode beside
+dense. What ran back to back is drawn where there is such a row, what ran after a pause where there is not.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_SHAPE = re.compile(r"(?P<heads>.+), (?P<tokens>\d+) tokens, density (?P<density>[\d.]+)$")
-_NAME = re.compile(r"ours, (?P<tier>\w+), selection included$")
+_PROMPT = re.compile(r"(?P<heads>.+), (?P<tokens>\d+) tokens(, density (?P<density>[\d.]+))?$")
+_LOAD = re.compile(r"(?P<heads>.+), (?P<load>\d+ x \d+) tokens$")
+_TIER = re.compile(r"prefill, (?P<tier>\w+, means of \d), selection included, (?P<mode>cool|sustained)$")
+_RATE = re.compile(r"(?P<what>(dense )?prefill, [^,]+), (?P<mode>cool|sustained), rate$")
+_STEP = re.compile(r"decode, (?P<tier>[^,]+)$")
 
 
 class Point(NamedTuple):
@@ -22,54 +26,95 @@ class Point(NamedTuple):
 
     Attributes:
         tokens: its length.
-        density: attended over causal pairs.
-        ratio: times faster than the row's baseline.
+        value: times faster than the row's baseline, or TFLOP/s.
+        density: attended over causal pairs; None where the row does not say.
     """
 
     tokens: int
-    density: float
-    ratio: float
+    value: float
+    density: float | None
 
 
-def points(document: dict[str, Any]) -> dict[str, list[Point]]:
-    """Prompts with selection included, in order of length, by tier and heads.
+Lines = dict[str, list[Point]]
+
+
+def _points(document: dict[str, Any], name: re.Pattern[str], label: str, value: str) -> Lines:
+    found: dict[str, dict[int, Point]] = defaultdict(dict)
+    for row in document.get("rows", []):
+        names, shape = name.fullmatch(row["name"]), _PROMPT.fullmatch(row["shape"])
+        if names and shape and row[value] is not None:
+            line = found[f"{names[label]}, {shape['heads']}"]
+            tokens, density = int(shape["tokens"]), shape["density"]
+            # Sustained rows follow cool ones of the same length.
+            line[tokens] = Point(tokens, row[value], None if density is None else float(density))
+    return {line: sorted(each.values()) for line, each in sorted(found.items())}
+
+
+def tiers(document: dict[str, Any]) -> Lines:
+    """Prompts with selection included, in order of length, by tier, blocks behind a mean, and heads.
 
     Raises:
         ValueError: when the file has no such row.
     """
-    found: dict[str, list[Point]] = defaultdict(list)
     if not isinstance(document, dict):
         raise ValueError("is no result file")
-    for row in document.get("rows", []):
-        name, shape = _NAME.fullmatch(row["name"]), _SHAPE.fullmatch(row["shape"])
-        if name and shape and row["ratio"] is not None:
-            point = Point(int(shape["tokens"]), float(shape["density"]), row["ratio"])
-            found[f"{name['tier']}, {shape['heads']}"].append(point)
+    found = _points(document, _TIER, "tier", "ratio")
     if not found:
         raise ValueError("rows: none of prefill with selection included; is this the file of make bench-kernels?")
-    return {name: sorted(each) for name, each in sorted(found.items())}
+    return found
+
+
+def rates(document: dict[str, Any]) -> Lines:
+    """TFLOP/s of attention alone, dense and over a full and a random index, of the heads that the first row is of."""
+    found = _points(document, _RATE, "what", "value")
+    heads = next(iter(document["rows"]))["shape"].split(" tokens")[0].rsplit(", ", 1)[0]
+    return {line.removesuffix(f", {heads}"): each for line, each in found.items() if line.endswith(heads)}
+
+
+def steps(document: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Times dense decode, by tier and then by load."""
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for row in document["rows"]:
+        name, shape = _STEP.fullmatch(row["name"]), _LOAD.fullmatch(row["shape"])
+        if name and shape and row["ratio"] is not None:
+            found[name["tier"]][f"{shape['heads']}\n{shape['load']}"] = row["ratio"]
+    return dict(found)
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
-    """Draws both charts into one PNG file."""
+    """Draws all charts into one PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (speed, density) = pyplot.subplots(1, 2, figsize=(11, 4.2))
-    for name, each in points(document).items():
+    figure, ((speed, density), (rate, decode)) = pyplot.subplots(2, 2, figsize=(13, 9))
+    for name, each in tiers(document).items():
         lengths = [point.tokens for point in each]
-        speed.plot(lengths, [point.ratio for point in each], marker=".", label=name)
+        speed.plot(lengths, [point.value for point in each], marker=".", label=name)
         density.plot(lengths, [point.density for point in each], marker=".", label=name)
     speed.axhline(1.0, color="gray", linewidth=0.8)
-    speed.set_ylabel("times dense attention, selection included")
+    speed.set_ylabel("prefill, times dense attention, selection included")
     density.set_ylabel("attended over causal pairs")
-    for axes in (speed, density):
+    for name, each in rates(document).items():
+        style = "--" if name.startswith("dense") else "-"
+        rate.plot([point.tokens for point in each], [point.value for point in each], style, marker=".", label=name)
+    rate.set_ylabel("TFLOP/s of kept pairs")
+    for axes in (speed, density, rate):
         axes.set_xscale("log", base=2)
         axes.set_xlabel("prompt, tokens")
         axes.grid(alpha=0.3)
-    speed.legend(fontsize=7)
+    loads = steps(document)
+    labels = list(dict.fromkeys(load for each in loads.values() for load in each))
+    for number, (name, ratios) in enumerate(loads.items()):
+        at = [labels.index(load) + number / (len(loads) + 1) for load in ratios]
+        decode.bar(at, list(ratios.values()), width=1 / (len(loads) + 1), label=name)
+    decode.set_xticks(range(len(labels)), labels, fontsize=5)
+    decode.axhline(1.0, color="gray", linewidth=0.8)
+    decode.set_ylabel("decode, times dense attention, selection included")
+    for axes in (speed, rate, decode):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=6)
     head = document["header"]
     figure.suptitle(f"{head['device']}, {head['date']}", fontsize=9)
     figure.tight_layout()

@@ -128,7 +128,7 @@ def _correction(
         dtype: of the queries.
     """
     whole = pruned.shape[2] // unit
-    counts = pruned[..., : whole * unit].unflatten(2, (whole, unit)).sum(-1)
+    counts = pruned[..., : whole * unit].reshape(*pruned.shape[:2], whole, unit).sum(-1)
     counts = counts * (torch.arange(whole) < before.sum(1, keepdim=True) // unit)
     return torch.nn.functional.pad((counts * float(block)).log(), (0, columns - whole), value=-math.inf).to(dtype)
 

@@ -34,10 +34,11 @@ def max_threshold(
 def top_p(need: torch.Tensor, given: torch.Tensor, threshold: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
     """The strongest blocks that bring what is kept of the tile's need to ``threshold`` (FlexPrefill, arXiv 2502.20766).
 
-    Those ``given``, bool ``[tiles, blocks]``, count first: they are attended whatever the rule says.
+    Those ``given``, bool ``[tiles, blocks]``, count first: they are attended whatever the rule says. Of equals the
+    earlier come first.
     """
     base = (need * given).sum(-1, keepdim=True)
-    rest, order = need.masked_fill(given, 0.0).sort(-1, descending=True)
+    rest, order = need.masked_fill(given, 0.0).sort(dim=-1, descending=True, stable=True)
     # Sums of shares may pass one by rounding: 1 stands for all.
     wanted = ((base + rest.cumsum(-1) - rest < threshold) | (threshold >= 1)) & (rest > 0)
     return torch.zeros_like(wanted).scatter(-1, order, wanted)
@@ -46,9 +47,9 @@ def top_p(need: torch.Tensor, given: torch.Tensor, threshold: torch.Tensor, bloc
 def top_k(need: torch.Tensor, given: torch.Tensor, threshold: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
     """Equally many of the strongest blocks for every tile, ``threshold`` of all blocks (MoBA, arXiv 2502.13189).
 
-    Those ``given`` come on top.
+    Of equals the earlier come first. Those ``given`` come on top.
     """
-    rest, order = need.masked_fill(given, 0.0).sort(-1, descending=True)
+    rest, order = need.masked_fill(given, 0.0).sort(dim=-1, descending=True, stable=True)
     first = torch.arange(need.shape[-1], device=need.device) < (threshold * blocks).round()
     return torch.zeros_like(given.expand_as(need)).scatter(-1, order, first & (rest > 0))
 

@@ -94,8 +94,8 @@ class _Captured:
 
                     self.error[name][layer] = error(config)
                     for unit in self.corrected if name == _CORRECTED else ():
-                        change = {"mean_correction": unit > 0, "mean_blocks": max(1, unit)}
-                        self.corrected[unit][layer] = error(replace(config, **change))
+                        corrected = replace(config, mean_correction=unit > 0, mean_blocks=max(1, unit))
+                        self.corrected[unit][layer] = error(corrected)
         return dense, stats
 
 

@@ -88,7 +88,7 @@ class PageSummaries:
         """Summarizes ``pages``; None for ``filled`` means whole pages, which need no masks and no float32 copies."""
         subs = self.page_size // self.sub_page
         k, v = keys[pages], values[pages]
-        count = torch.full((pages.numel(),), self.page_size) if filled is None else filled
+        count = torch.full_like(pages, self.page_size) if filled is None else filled
         valid = torch.arange(self.page_size, device=k.device)[None, :] < count[:, None]
         if filled is not None:
             # What lies past the end is left over from another sequence.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -13,8 +15,9 @@ from typing import Any
 
 import pytest
 from sparsity.leases import LeaseChecker
-from sparsity.v1 import inference_pb2
+from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_router.cli.main import app
+from sparsity_router.cli.worker import _described
 from support.fake_worker import FakeWorker
 from support.rig import AGGRESSIVE, DENSE
 from support.tiny import tiny_model
@@ -79,6 +82,29 @@ def test_what_workers_are_and_that_they_prune(tmp_path: Path) -> None:
         assert found[1]["sparse"] == "from 500 prompt tokens"
     assert [len(request.prompt.ids) for request in sparse.received] == [500, 500]
     assert [request.tier for request in dense.received] == [DENSE, DENSE]
+
+
+def test_what_the_device_makes_of_a_tier_is_told() -> None:
+    engine = worker_pb2.EngineFacts(
+        summary_bytes=47 << 20, kv_bytes=1000 << 20, crossover="prompts from 8192 tokens; measured on an H200"
+    )  # fmt: skip
+    own = worker_pb2.GetCapabilitiesResponse(tier=AGGRESSIVE, kv_capacity_tokens=400_000, engine=engine)
+    lines = dict(_described(own))
+    assert lines["summaries"] == "47.0 MiB beside the KV cache, the room of 18800 tokens"
+    assert lines["crossover"] == "prompts from 8192 tokens; measured on an H200"
+    own.engine.kv_bytes, own.engine.crossover = 0, ""
+    assert "room" not in dict(_described(own))["summaries"]
+    assert "crossover" not in dict(_described(own))
+
+
+def test_tune_runs_on_the_workers_side() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-c", "from sparsity_router.cli.main import app; app()", "worker", "tune", "--help"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert shown.returncode == 0
+    assert "--chunked-prefill-tokens" in shown.stdout
+    assert "sparsity worker tune" in shown.stdout
 
 
 @pytest.mark.parametrize(

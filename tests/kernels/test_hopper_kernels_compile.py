@@ -39,6 +39,7 @@ def built(dim: int, dtype: str, group: int, unit: int, folder: Path) -> tuple[st
     given = {(names.index(each),): value for each, value in constants.items()}
     made = triton.compile(GluonASTSource(kernel, kinds, given, aligned), target=HOPPER, options=dict(OPTIONS))
     ptx, cubin = folder / "kernel.ptx", folder / "kernel.cubin"
+    assert "f64" not in made.asm["ptx"]
     ptx.write_text(made.asm["ptx"])
     assembler = [triton.knobs.nvidia.ptxas.path, "-v", "-arch=sm_90a", str(ptx), "-o", str(cubin)]
     told = subprocess.run(assembler, capture_output=True, text=True, check=True).stderr

@@ -9,28 +9,60 @@ from typing import Any
 import pytest
 from sparse_kernels import plot
 
+HEADS = "32/8 heads, d=128"
 
-def row(name: str, shape: str, ratio: float | None) -> dict[str, Any]:
-    return {"name": name, "shape": shape, "ratio": ratio}
+
+def row(name: str, shape: str, value: float, ratio: float | None = None) -> dict[str, Any]:
+    return {"name": name, "shape": shape, "value": value, "ratio": ratio}
 
 
 DOCUMENT = {
     "header": {"device": "made up", "date": "2026-11-28"},
     "rows": [
-        row("dense, torch cuDNN", "32/8 heads, d=128, 8192 tokens", None),
-        row("ours, aggressive, selection included", "32/8 heads, d=128, 16384 tokens, density 0.340", 2.0),
-        row("ours, aggressive, selection included", "32/8 heads, d=128, 8192 tokens, density 0.540", 1.2),
-        row("ours, moderate, selection included", "9/3 heads, d=64, 8192 tokens, density 0.800", 0.9),
-        row("ours, aggressive, share of selection", "32/8 heads, d=128, 8192 tokens, density 0.540", 0.1),
+        row("dense prefill, cuDNN, cool, rate", f"{HEADS}, 8192 tokens", 600.0),
+        row("prefill, random 10%, cool, rate", f"{HEADS}, 8192 tokens, density 0.110", 500.0),
+        row("prefill, random 10%, sustained, rate", f"{HEADS}, 8192 tokens, density 0.110", 480.0),
+        row("prefill, random 10%, means of 1, cool", f"{HEADS}, 8192 tokens, density 0.110", 1.0),
+        row("prefill, full index, cool, rate", "9/3 heads, d=64, 8192 tokens", 300.0),
+        row(
+            "prefill, aggressive, means of 1, selection included, cool", f"{HEADS}, 16384 tokens, density 0.340", 1, 2.0
+        ),
+        row(
+            "prefill, aggressive, means of 1, selection included, cool", f"{HEADS}, 8192 tokens, density 0.540", 1, 1.2
+        ),
+        row(
+            "prefill, aggressive, means of 1, selection included, sustained",
+            f"{HEADS}, 8192 tokens, density 0.540",
+            1,
+            1.1,
+        ),
+        row(
+            "prefill, moderate, means of 1, selection included, cool",
+            "9/3 heads, d=64, 8192 tokens, density 0.8",
+            1,
+            0.9,
+        ),
+        row("prefill, aggressive, share of selection", f"{HEADS}, 8192 tokens, density 0.540", 0.1),
+        row("dense decode, torch, contiguous", f"{HEADS}, 16 x 32768 tokens", 480.0),
+        row("decode, aggressive", f"{HEADS}, 16 x 32768 tokens", 80.0, 6.0),
+        row("decode, aggressive, rate", f"{HEADS}, 16 x 32768 tokens", 3.0, 0.8),
     ],
 }
 
 
-def test_points_are_by_tier_and_heads_in_order_of_length() -> None:
-    assert plot.points(DOCUMENT) == {
-        "aggressive, 32/8 heads, d=128": [(8192, 0.54, 1.2), (16384, 0.34, 2.0)],
-        "moderate, 9/3 heads, d=64": [(8192, 0.8, 0.9)],
+def test_tiers_are_by_heads_in_order_of_length_and_sustained_where_there_is_such_a_row() -> None:
+    assert plot.tiers(DOCUMENT) == {
+        f"aggressive, means of 1, {HEADS}": [(8192, 1.1, 0.54), (16384, 2.0, 0.34)],
+        "moderate, means of 1, 9/3 heads, d=64": [(8192, 0.9, 0.8)],
     }
+
+
+def test_rates_are_of_the_first_heads_and_steps_of_every_load() -> None:
+    assert plot.rates(DOCUMENT) == {
+        "dense prefill, cuDNN": [(8192, 600.0, None)],
+        "prefill, random 10%": [(8192, 480.0, 0.11)],
+    }
+    assert plot.steps(DOCUMENT) == {"aggressive": {f"{HEADS}\n16 x 32768": 6.0}}
 
 
 def test_it_draws_a_picture(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_one_key_that_answers_is_found_by_its_sub_page() -> None:
     assert all(found["sub_pages"])
 
 
-def test_sub_page_scores_are_shares_of_softmax_mass() -> None:
+def test_sub_page_scores_are_logarithms_of_shares_of_softmax_mass() -> None:
     sequence, summaries = paged(100)
     q = queries(1)[0].view(2, 2, 8)
     summaries.refresh(sequence)
@@ -88,7 +88,7 @@ def test_sub_page_scores_are_shares_of_softmax_mass() -> None:
             shares = scores.softmax(0)
             pages = torch.stack([part.sum() for part in shares.split(4)])
             best = torch.maximum(best, pages)
-        torch.testing.assert_close(found[head], best)
+        torch.testing.assert_close(found[head], best.log())
 
 
 def test_bad_arguments_are_named() -> None:

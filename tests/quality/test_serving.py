@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,23 +13,26 @@ import pytest
 from sparsity.errors import ConfigurationError
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_quality.serving import __main__ as serving
-from sparsity_quality.serving import smoke, verdict
-from sparsity_quality.serving.measure import Measured, measure
-from sparsity_quality.serving.plan import DRY, REAL
+from sparsity_quality.serving import baseline, repeats, smoke, soak, verdict
+from sparsity_quality.serving.measure import measure
+from sparsity_quality.serving.measured import Measured, read_all
+from sparsity_quality.serving.plan import DRY, REAL, Plan
 from sparsity_quality.serving.shapes import LLAMA_8B, TINY, write_model
 from sparsity_quality.serving.worker import Taken
 from sparsity_worker.config import ModelFacts
 from sparsity_worker.profile import load_profile
 
-PLAN = replace(DRY, prompts=(100, 2000), load=5, rate=1e6)
+PLAN = replace(DRY, prompts=(100, 2000), load=5, rate=1e6, repeats=3)
 
 
 class Fake:
     """A worker that takes no time, and says that long prompts were pruned."""
 
-    def __init__(self, tier: str, *, pruned: float = 0.3, token: int = 7) -> None:
-        self.tier, self.pruned, self.token = tier, pruned, token
-        self.asked: list[tuple[int, int]] = []
+    def __init__(self, tier: str, *, pruned: float = 0.3, token: int = 7, wavers: bool = False) -> None:
+        self.tier, self.pruned, self.token, self.started = tier, pruned, token, 10.0
+        self.wavers, self.behind = wavers, (0, 0)
+        self.asked: list[tuple[int, int, str | None]] = []
+        self.left: list[tuple[int, float, str]] = []
 
     async def capabilities(self) -> worker_pb2.GetCapabilitiesResponse:
         sparse = self.tier != "dense"
@@ -38,66 +42,181 @@ class Fake:
             proof=worker_pb2.BackendProof(sparse_kernel_calls=5 if sparse else 0),
         )
 
-    async def ask(self, prompt: list[int], new: int) -> Taken:
-        self.asked.append((len(prompt), new))
+    async def ask(self, prompt: list[int], new: int, salt: str | None = None) -> Taken:
+        self.asked.append((len(prompt), new, salt))
         long = self.tier != "dense" and len(prompt) >= 256
         report = inference_pb2.SparsityReport(prefill_density=1.0, decode_density=1.0)
         if long:
             report.prefill_density, report.sparse_kernel_calls = self.pruned, 4
         first = len(prompt) * (1e-3 if not long else 5e-4)
-        return Taken(first, first + 0.01 * (new - 1), (self.token,) * new, report)
+        token = len(self.asked) if self.wavers and len(prompt) > 200 else self.token
+        return Taken(first, first + 0.01 * (new - 1), (token,) * new, report)
+
+    async def held(self) -> tuple[int, int]:
+        return self.behind
+
+    async def ask_and_leave(self, prompt: list[int], seconds: float, salt: str) -> None:
+        self.left.append((len(prompt), seconds, salt))
 
 
-def run(*fakes: Fake) -> dict[str, Measured]:
-    return {fake.tier: asyncio.run(measure(cast(Any, fake), PLAN)) for fake in fakes}
+def run(*fakes: Fake, plan: Plan = PLAN) -> dict[str, Measured]:
+    return {fake.tier: asyncio.run(measure(cast(Any, fake), plan, lambda found: None)) for fake in fakes}
+
+
+def kept(folder: Path, *fakes: Fake) -> Path:
+    for found in run(*fakes).values():
+        found.head = {"device": "a device"}
+        found.write(folder)
+    return folder
 
 
 def test_every_tier_is_asked_the_same_and_stands_beside_dense() -> None:
     dense, sparse = Fake("dense"), Fake("aggressive")
     found = run(dense, sparse)
-    assert dense.asked == sparse.asked
-    assert {length for length, _ in dense.asked} == {100, 2000, PLAN.context, *PLAN.load_lengths}
-    assert not verdict.faults(found, PLAN)
+    assert [asked[:2] for asked in dense.asked] == [asked[:2] for asked in sparse.asked]
+    lengths = {length for length, _, _ in dense.asked}
+    assert lengths == {100, 2000, 512, *PLAN.load_lengths, *PLAN.repeated, PLAN.interrupted}
+    assert not verdict.faults(found)
     rows = {(row.name, row.shape): row for row in verdict.rows(found, PLAN)}
     first = rows["aggressive: time to first token", "tiny, 2000 tokens, density 0.300"]
     assert (first.baseline, first.ratio) == ("dense, torch_native", pytest.approx(2.0))
     short = rows["aggressive: time to first token", "tiny, 100 tokens, density 1.000"]
     assert (short.goal, short.met) == (">= 0.98 times", True)
-    token = rows["dense: time per output token", f"tiny, 2 x {PLAN.context} tokens, density 1.000"]
+    token = rows["dense: time per output token", "tiny, 2 x 512 tokens, density 1.000"]
     assert token.value == pytest.approx(0.01)
+    load = next(row for row in rows.values() if row.name == "aggressive: throughput of a mixed load")
+    assert load.goal == ">= 1.4 times"
+    assert load.ratio == pytest.approx(found["aggressive"].throughput / found["dense"].throughput)  # type: ignore[operator]
+
+
+def test_sequences_decode_from_the_prefix_cache_so_that_none_waits_for_anothers_prompt() -> None:
+    fake = Fake("aggressive")
+    run(fake)
+    salted = [asked for asked in fake.asked if asked[2] == "2 x 512"]
+    assert salted == [(512, 2, "2 x 512")] * 2 + [(512, PLAN.new, "2 x 512")] * 2 * PLAN.repeats
+
+
+def test_what_there_is_no_time_for_is_named(tmp_path: Path) -> None:
+    (found,) = run(Fake("dense"), plan=replace(PLAN, seconds=0.0)).values()
+    assert found.left_out == ["100 tokens", "2000 tokens", "decode of 1 x 512", "decode of 2 x 512", "mixed load"]
+    assert len(found.answers) == PLAN.answers
+    found.write(tmp_path)
+    assert read_all(tmp_path) == {"dense": found}
 
 
 @pytest.mark.parametrize(
     ("broken", "words"),
-    [(Fake("aggressive", pruned=1.0), "were attended whole"), (Fake("aggressive", token=8), "only 0 get dense")],
+    [
+        (Fake("aggressive", pruned=1.0), "were attended whole"),
+        (Fake("aggressive", token=8), "only 0 get dense"),
+        (Fake("aggressive", wavers=True), "3 times alone, are not answered alike"),
+    ],
 )
 def test_what_proves_nothing_is_not_shown(
     broken: Fake, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = run(Fake("dense"), broken)
-    assert serving.judge(found, PLAN, tmp_path, "a device", dry=False) == 1
+    assert serving.judge(kept(tmp_path, Fake("dense"), broken), PLAN, dry=False) == 1
     caught = capsys.readouterr()
     assert words in caught.err
-    assert "times" not in caught.out
-    assert not list(tmp_path.iterdir())
+    assert "times dense" not in caught.out
+    assert not (tmp_path / "serving.json").exists()
 
 
-def test_the_backend_must_have_proved_itself() -> None:
+def test_an_answer_that_others_or_an_abort_change_is_a_fault() -> None:
+    class Swayed(Fake):
+        """Answers otherwise once a prompt was broken off."""
+
+        async def ask(self, prompt: list[int], new: int, salt: str | None = None) -> Taken:
+            taken = await super().ask(prompt, new, salt)
+            return taken._replace(answer=(9,) * new) if salt else taken
+
+    fake = Swayed("moderate")
+    found = asyncio.run(repeats.faults(cast(Any, fake), PLAN, 260))
+    assert found == ["of 11 answers among others, or after an abort, only 9 are those of the prompt alone"]
+    cold = PLAN.interrupted * 5e-4
+    assert [(length, seconds / cold) for length, seconds, _ in fake.left] == [
+        (PLAN.interrupted, pytest.approx(part)) for part in (0.3, 0.6)
+    ]  # fmt: skip
+
+
+def test_what_a_storm_leaves_behind_or_answers_badly_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soak, "_IDLE_SECONDS", 0.0)
+
+    class Short(Fake):
+        async def ask(self, prompt: list[int], new: int, salt: str | None = None) -> Taken:
+            taken = await super().ask(prompt, new, salt)
+            return taken._replace(answer=taken.answer[:1] if new == 64 else taken.answer)
+
+    good, bad = Fake("dense"), Short("dense")
+    assert not asyncio.run(soak.faults(cast(Any, good), PLAN, 260, 300))
+    assert len(good.asked) + len(good.left) == 300
+    assert 40 < len(good.left) < 80
+    assert max(length for length, _, _ in good.asked) > PLAN.interrupted / 2
+    bad.behind = (1, 64)
+    found = asyncio.run(soak.faults(cast(Any, bad), PLAN, 260, 300))
+    assert found[-1] == "1 requests and 64 tokens of the KV cache were left behind"
+    assert found[:-1]
+    assert all(fault.endswith("1 of 64 tokens came") for fault in found[:-1])
+    # Layers that were not called for each token.
+    sparse = Fake("aggressive")
+    report = inference_pb2.SparsityReport(prefill_density=0.5, decode_density=0.5, kernel_calls=3)
+    report.layers.add()
+    monkeypatch.setattr(sparse, "ask", lambda prompt, new: _taken(new, report))
+    assert any(
+        "3 kernel calls in 1 layers" in fault for fault in asyncio.run(soak.faults(cast(Any, sparse), PLAN, 260, 9))
+    )
+
+
+async def _taken(new: int, report: inference_pb2.SparsityReport) -> Taken:
+    return Taken(0.1, 0.2, (7,) * new, report)
+
+
+def test_the_backend_must_have_proved_itself_beside_a_dense_tier_of_the_same_device() -> None:
     found = run(Fake("dense"), Fake("moderate"))
-    found["moderate"].own.backend = "triton"
-    (fault,) = verdict.faults(found, PLAN)
+    found["moderate"].own["backend"] = "triton"
+    (fault,) = verdict.faults(found)
     assert fault == "moderate: the backend triton proved nothing at start"
+    found["moderate"].own["backend"], found["moderate"].head = "sparsity", {"device": "another"}
+    (fault,) = verdict.faults(found)
+    assert "another device" in fault
+    del found["dense"]
+    assert verdict.faults(found) == ["dense: was not measured; nothing stands beside the other tiers"]
 
 
-def test_a_run_writes_its_file_and_a_dry_one_does_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = run(Fake("dense"), Fake("moderate"), Fake("aggressive"))
-    assert serving.judge(found, PLAN, tmp_path, "a device", dry=True) == 0
+def test_tiers_of_several_runs_make_one_file_and_a_dry_run_makes_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept(tmp_path / "first", Fake("dense"))
+    assert serving.main(["--merge", "--dry", "--out", str(tmp_path)]) == 0
+    kept(tmp_path / "second", Fake("moderate"), Fake("aggressive"))
+    assert serving.main(["--merge", "--dry", "--out", str(tmp_path)]) == 0
     assert "mean nothing" in capsys.readouterr().out
-    assert not list(tmp_path.iterdir())
-    assert serving.judge(found, PLAN, tmp_path, "a device", dry=False) == 0
+    assert not (tmp_path / "serving.json").exists()
+    assert serving.main(["--merge", "--out", str(tmp_path)]) == 0
     document = json.loads((tmp_path / "serving.json").read_text())
     assert document["header"]["device"] == "a device"
+    assert {row["name"].partition(":")[0] for row in document["rows"]} == {"dense", "moderate", "aggressive"}
     assert {row["met"] for row in document["rows"] if row["goal"]} <= {True, False}
+
+
+def test_the_dense_tier_takes_the_best_backend_that_is_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    here = {"nvidia-cutlass-dsl"}
+
+    def version(name: str) -> str:
+        if name not in here:
+            raise metadata.PackageNotFoundError(name)
+        return "4.8.0"
+
+    monkeypatch.setattr(baseline.metadata, "version", version)
+    monkeypatch.setattr(baseline.importlib.util, "find_spec", lambda name: None)
+    assert list(baseline.present(REAL.dense_backends)) == ["fa4", "triton"]
+    assert list(baseline.starts(REAL, "dense", tmp_path)) == [("--dense-backend", "fa4"), ("--dense-backend", "triton")]
+    here.clear()
+    assert list(baseline.present(REAL.dense_backends)) == ["triton"]
+    assert list(baseline.starts(DRY, "dense", tmp_path)) == [()]
+    ((option, profile),) = baseline.starts(REAL, "moderate", tmp_path)
+    assert option == "--profile"
+    assert load_profile(profile).tier == "moderate"
 
 
 def test_a_smoke_run_says_what_is_wrong_and_shows_the_log_of_a_worker_that_died(

@@ -1,15 +1,22 @@
-"""Policy edits, rollouts, kill switches and worker faults in any order: nothing held dense by policy is placed sparse.
+"""Policy edits, rollouts, kill switches, worker faults in any order: nothing gets less attention than policy gives it.
 
-The oracle says independently of the decision function what must be dense, and how sparse a request may be at most.
+The oracles say independently of the decision function what must be dense, and how sparse a request may be at most: one
+for the decision and the place that it leads to, one for every attempt of whole routers over fake workers, where all
+changes while requests are under way. `SPARSITY_TEST_MUTATION=unreviewed` puts back that attempts go by the first
+decision: then this fails.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
-from hypothesis import settings
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from sparsity.errors import InvalidRequestError, OverloadedError, UnavailableError
@@ -18,12 +25,28 @@ from sparsity_policies.document import parse_policy
 from sparsity_policies.model import Guards, Override, Policy, Rollout, Scope, Signals, Tier
 from sparsity_policies.rollout import Action, bucket, move
 from sparsity_policies.snapshot import Snapshot
+from sparsity_router import line, workers
 from sparsity_router.fleet import Admission, Fleet
 from sparsity_router.placing import place
+from sparsity_router.review import Review
 from sparsity_router.workers import State
 from support.snapshots import stored
+from support.whole_path import (
+    DOMAINS,
+    RULES,
+    Asked,
+    Change,
+    Draft,
+    Step,
+    World,
+    age,
+    edit,
+    kill,
+    play,
+    roll_out,
+    unkill,
+)
 
-DOMAINS = ("chat", "clinic")
 TIERS = st.sampled_from(Tier)
 SIGNALS = st.builds(
     Signals,
@@ -184,3 +207,106 @@ class Machine(RuleBasedStateMachine):
 
 Machine.TestCase.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
 TestNeverSparser = Machine.TestCase
+
+MUTATION = "SPARSITY_TEST_MUTATION"
+# Mostly sparse, so that there is attention to lose.
+GIVEN = st.sampled_from((*Tier, Tier.AGGRESSIVE, Tier.AGGRESSIVE, Tier.AGGRESSIVE))
+NUMBERED = st.tuples(st.integers(0, len(RULES) - 1), GIVEN)
+DRAFTS = st.builds(
+    Draft,
+    GIVEN,
+    GIVEN,
+    st.lists(NUMBERED, max_size=2, unique_by=lambda rule: rule[0]).map(tuple),
+    st.sampled_from((None, None, None, *Tier)),
+    st.sampled_from((False, False, False, True)),
+)
+CAPS = st.sampled_from((Tier.DENSE, Tier.MODERATE))
+SWITCHES = (
+    (Scope.GLOBAL, "", CAPS),
+    (Scope.DOMAIN, "chat", CAPS),
+    (Scope.TENANT, "acme", CAPS),
+    (Scope.TIER, "aggressive", CAPS),
+    (Scope.TIER, "moderate", st.just(Tier.DENSE)),
+)
+ENDS = st.sampled_from((None, None, 50.0, 200.0))
+OVERRIDES = st.sampled_from(SWITCHES).flatmap(
+    lambda of: st.builds(Override, st.sampled_from("ab"), st.just(of[0]), st.just(of[1]), of[2], ENDS)
+)
+CHANGES = st.one_of(
+    OVERRIDES.map(kill),
+    OVERRIDES.map(kill),
+    st.sampled_from("ab").map(unkill),
+    st.builds(edit, st.sampled_from(DOMAINS), DRAFTS),
+    st.builds(roll_out, st.sampled_from(DOMAINS), st.sampled_from((Tier.DENSE, Tier.MODERATE)), st.integers(1, 99)),
+    st.sampled_from((0.0, 1e6)).map(age),
+)
+DEEDS = ("answer", "fail", "fail", "fail", "fail", "full", "count", "break", "wait", "wait")
+STEPS = st.builds(Step, st.none() | CHANGES, st.sampled_from(DEEDS))
+ASKED = st.builds(
+    Asked,
+    length=st.integers(1, 400),
+    domain=st.sampled_from((*DOMAINS * 8, "unknown", "")),
+    secret=st.booleans(),
+    flagged=st.sampled_from((*[False] * 9, True)),
+    task=st.sampled_from(("", "qa")),
+    severity=st.sampled_from((None, "high", "1", "4")),
+    tenant=st.sampled_from(("", "acme")),
+    session=st.sampled_from(("", "s1", "s2")),
+    max_tier=st.sampled_from((*[None] * 9, Tier.MODERATE)),
+    direct=st.sampled_from((False, False, False, True)),
+)
+ADMISSIONS = st.builds(
+    Admission,
+    queue_seconds=st.sampled_from((0.0, 0.05)),
+    dense_reserve=st.sampled_from((0.0, 0.5)),
+    hedge_seconds=st.sampled_from((0.0, 0.0, 0.005)),
+)
+
+
+def play_once(
+    drafts: tuple[Draft, Draft],
+    steps: list[Step],
+    waits: list[Change | None],
+    requests: list[Asked],
+    admission: Admission,
+) -> None:
+    world = World(dict(zip(DOMAINS, drafts, strict=True)), list(steps), list(waits))
+    asyncio.run(play(world, requests, admission))
+    assert not world.wrong, world.wrong
+
+
+def search(examples: int, *phases: Phase) -> None:
+    """Looks for a request that gets less attention than policy gives it when its worker is asked."""
+    found = given(
+        st.tuples(DRAFTS, DRAFTS),
+        st.lists(STEPS, min_size=2, max_size=12),
+        st.lists(st.none() | st.none() | CHANGES, max_size=4),
+        st.lists(ASKED, min_size=1, max_size=6),
+        ADMISSIONS,
+    )(play_once)
+    wanted = settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    cast(Callable[[], None], settings(wanted, phases=phases or tuple(Phase))(found))()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shortens what is waited for, and puts a fault back where the environment asks for it, to see that it is found."""
+    monkeypatch.setattr(workers, "_REFUSED_SECONDS", 0.003)
+    monkeypatch.setattr(line, "_BREATH_SECONDS", 0.001)
+    if os.environ.get(MUTATION) == "unreviewed":
+        unreviewed(monkeypatch)
+
+
+def unreviewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every attempt is made by the first decision."""
+    monkeypatch.setattr(Review, "__call__", lambda self: self.decision)
+
+
+def test_no_attempt_gives_less_attention_than_policy_gives_by_then() -> None:
+    search(300)
+
+
+def test_a_decision_that_is_not_reviewed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    unreviewed(monkeypatch)
+    with pytest.raises(AssertionError, match="was sent to"):
+        search(1000, Phase.generate)

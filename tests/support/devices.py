@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from sparse_kernels import PageSummaries
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -27,7 +26,7 @@ Launch = Callable[..., Any]
 
 
 def on(device: str, given: Any) -> Any:
-    """The same on a device: a tensor, summaries, or a tuple, list or dictionary of such; all else as it is."""
+    """The same on a device: a tensor, an object of ours that holds some, or a tuple, list or dictionary of such."""
     if isinstance(given, torch.Tensor):
         return given.to(device)
     if isinstance(given, dict):
@@ -35,18 +34,23 @@ def on(device: str, given: Any) -> Any:
     if isinstance(given, list | tuple):
         moved = [on(device, each) for each in given]
         return type(given)(*moved) if hasattr(given, "_fields") else type(given)(moved)
-    if isinstance(given, PageSummaries):
+    if _holds(given):
         moved = copy.copy(given)
         vars(moved).update(on(device, vars(given)))
         return moved
     return given
 
 
+def _holds(given: Any) -> bool:
+    """Whether it is of a class of ours with tensors in its attributes, such as page summaries."""
+    return type(given).__module__.startswith("sparse_kernels.") and hasattr(given, "__dict__")
+
+
 def tensors(given: Any) -> Iterator[torch.Tensor]:
     """The tensors of what :func:`on` moves, always in the same order."""
     if isinstance(given, torch.Tensor):
         yield given
-    elif isinstance(given, dict | PageSummaries):
+    elif isinstance(given, dict) or _holds(given):
         yield from tensors(list((given if isinstance(given, dict) else vars(given)).values()))
     elif isinstance(given, list | tuple):
         for each in given:

@@ -42,13 +42,13 @@ _GRAPH_SIZE = 4
 class Runner(SimpleNamespace):
     """What the backend reads of SGLang's model runner, around real pools."""
 
-    def __init__(self) -> None:
+    def __init__(self, cached: torch.dtype = torch.float32, **profile: Any) -> None:
         pool = MHATokenToKVPool(
-            size=_SLOTS, page_size=64, dtype=torch.float32, head_num=_KV_HEADS, head_dim=_DIM, layer_num=_LAYERS,
+            size=_SLOTS, page_size=64, dtype=cached, head_num=_KV_HEADS, head_dim=_DIM, layer_num=_LAYERS,
             device="cpu", enable_memory_saver=False,
         )  # fmt: skip
         config = SimpleNamespace(
-            hf_config=SimpleNamespace(**{CONFIG_KEY: profile_document()}), num_hidden_layers=_LAYERS,
+            hf_config=SimpleNamespace(**{CONFIG_KEY: profile_document() | profile}), num_hidden_layers=_LAYERS,
             num_attention_heads=_HEADS, is_encoder_decoder=False, context_len=_CONTEXT, vocab_size=256,
             get_total_num_kv_heads=lambda: _KV_HEADS,
         )  # fmt: skip
@@ -224,6 +224,35 @@ def padded_decode() -> Any:
     }  # fmt: skip
 
 
+def dense_rows() -> Any:
+    """Rows that turn dense by a token that only the device knows, or by their length in a batch of that size."""
+    lengths, markers = [400, 340, 301], (5, 6)
+    runner = Runner(decode_from={1: 0, 3: 332})
+    graph = DecodeGraph(runner)
+    prefill(runner, lengths)
+    told = {"none": (False, 0, 3), "opened": (False, 5, 3), "inside": (True, 0, 3), "closed": (True, 6, 3)}
+    told["alone"] = (False, 0, 1)
+    rows, outputs, counted = runner.rows(3), {}, {}
+    for name, (reasoning, token, count) in told.items():
+        batch = batch_of(runner, [length + 1 for length in lengths[:count]])
+        batch.input_ids[0] = token
+        first = runner.attn_backend.prompts["r0"]._replace(reasoning=reasoning, markers=markers)
+        runner.attn_backend.prompts["r0"] = first
+        outputs[name] = graph.replay(batch, rows[:count])
+        eager = (runner.attn_backend.init_forward_metadata(batch), runner.forward(batch, rows[:count]))[1]
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(outputs[name], eager, strict=True)), name
+        counted[name] = densities(runner.account(batch), DECODE)
+    pairs = {"opened": "inside", "closed": "none", "inside": "none", "alone": "none"}
+    differences = {
+        name: [
+            (outputs[name][1] - outputs[other][1][: told[name][2]])[row].abs().max().item()
+            for row in range(told[name][2])
+        ]
+        for name, other in pairs.items()
+    }
+    return {"differences": differences, "first": counted["none"], "last": counted["alone"]}
+
+
 def padded_eager() -> Any:
     """Eager decode of more rows than requests; and idle batches, of padding only and of nothing."""
     runner = Runner()
@@ -273,11 +302,17 @@ def refusals() -> Any:
     prompt = batch_of(runner, [64], [64])
     with envs.SGLANG_ENABLE_METADATA_GLUE_GRAPH.override(True):
         glued = told(Runner)
-    return {"full": told(lambda: runner.attn_backend.init_forward_metadata_out_graph(prompt, True)), "glue": glued}
+    narrow = told(lambda: Runner(torch.float8_e4m3fn))
+    return {
+        "full": told(lambda: runner.attn_backend.init_forward_metadata_out_graph(prompt, True)),
+        "glue": glued,
+        "narrow": narrow,
+    }
 
 
 CASES: dict[str, Callable[[], Any]] = {
-    case.__name__: case for case in (captured_prefill, padded_decode, padded_eager, unknown_prompts, refusals)
+    case.__name__: case
+    for case in (captured_prefill, padded_decode, dense_rows, padded_eager, unknown_prompts, refusals)
 }
 
 if __name__ == "__main__":

@@ -50,6 +50,17 @@ def test_a_padded_replay_decodes_and_counts_as_the_batch_without_a_graph(found: 
     assert case["calls"] == [2 + 2 + 2] * 3
 
 
+def test_a_graph_holds_which_rows_are_dense_by_their_newest_token_and_by_length(found: dict[str, Any]) -> None:
+    case = found["dense_rows"]
+    # A marker that the host has not seen yet turns the step as one that it has, and only its own row.
+    assert case["differences"]["opened"] == case["differences"]["closed"] == [0, 0, 0]
+    assert case["differences"]["inside"][0] > 0.01
+    assert case["differences"]["inside"][1:] == [0, 0]
+    # Three sequences at once decode sparsely from 332 tokens only, and one alone always.
+    assert [max(layers) < 1 for layers in case["first"]] == [True, True, False]
+    assert case["differences"]["alone"] == [0]
+
+
 def test_padding_and_idle_batches_count_for_nobody(found: dict[str, Any]) -> None:
     assert found["padded_eager"] == {"entries": 1, "calls": [4]}
 
@@ -61,6 +72,10 @@ def test_requests_that_nobody_told_of_are_served(found: dict[str, Any]) -> None:
     assert max(case["density"][0]) < 1
 
 
-def test_graphs_that_cannot_hold_attention_are_refused(found: dict[str, Any]) -> None:
+def test_what_attention_cannot_be_held_by_is_refused_with_its_reason(found: dict[str, Any]) -> None:
+    narrow = found["refusals"]["narrow"]
+    assert narrow.startswith(
+        "kv_cache_dtype: must be 16 or 32 bits wide, not torch.float8_e4m3fn: pages are summarized"
+    )
     assert "break them" in found["refusals"]["full"]
     assert found["refusals"]["glue"].startswith("SGLANG_ENABLE_METADATA_GLUE_GRAPH: must be off")

@@ -120,6 +120,35 @@ def test_the_kernels_for_gpus_serve_short_and_long_in_one_batch(workers: dict[st
         assert (completion.sparsity.prefill_density == 1) == (len(prompt) < 256)
 
 
+def test_a_prompt_is_answered_alike_whatever_its_last_page_its_batch_and_what_was_broken_off(
+    workers: dict[str, Worker],
+) -> None:
+    """Around the ends of pages, tiles and chunks; `sparsity_quality.serving` asks the same of workers on GPUs."""
+    worker, draw = workers["torch"], random.Random(10)
+    asked = [[draw.randrange(VOCABULARY) for _ in range(length)] for length in (257, 320, 321, 512, 513)]
+    alone = [worker.ask(prompt, 4, salt="alone") for prompt in asked]
+
+    def told(completion: inference_pb2.Completion | None) -> list[float]:
+        assert completion is not None
+        return [layer.prefill_density for layer in completion.sparsity.layers]
+
+    for prompt, first in zip(asked, alone, strict=True):
+        for number in range(2):
+            again = worker.ask(prompt, 4, salt=f"again {number}")
+            assert again.tokens == first.tokens
+            assert told(again.completion) == told(first.completion)
+    requests = [(worker_request(prompt, 4, salt="mixed"), None) for prompt in asked]
+    together = asyncio.run(storm(worker.address, requests, 5))
+    assert [told(completion) for completion in together] == [pytest.approx(told(each.completion)) for each in alone]
+    again = [worker.ask(prompt, 4, salt="mixed").tokens for prompt in asked]
+    assert again == [each.tokens for each in alone]
+    (cold,) = prompts(1, 1900, 1900, seed=11)
+    whole = worker.ask(cold, 4, salt="cold")
+    for number, seconds in enumerate((0.02, 0.06)):
+        asyncio.run(storm(worker.address, [(worker_request(cold, 4, salt=f"left {number}"), seconds)], 1))
+        assert worker.ask(cold, 4, salt=f"left {number}").tokens == whole.tokens
+
+
 def inside(prompt: list[int], generated: list[int]) -> bool:
     """Whether the newest token lies after an opening marker that is not closed."""
     markers = [token for token in prompt + generated if token in (OPEN_ID, CLOSE_ID)]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from sparsity.errors import (
 )
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_worker.config import ModelFacts, WorkerConfig
+from sparsity_worker.devices import prepare_environment
 from sparsity_worker.load import Load
 from sparsity_worker.plugin import CONFIG_KEY, REASONING_KEY, memory
 from sparsity_worker.plugin.accounting import DECODE, PREFILL, Account, Ledger
@@ -111,6 +113,19 @@ def test_worker_options(tmp_path: Path) -> None:
     (model / "config.json").write_text("{}")
     with pytest.raises(ConfigurationError, match="max_position_embeddings"):
         ModelFacts.read(model)
+
+
+@pytest.mark.parametrize(("own", "kept"), [(None, "state/kernels"), ("/elsewhere", "/elsewhere")])
+def test_compiled_kernels_are_kept_in_a_folder_that_is_told(
+    own: str | None, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(os, "environ", {} if own is None else {"TRITON_CACHE_DIR": own})
+    with caplog.at_level("INFO", "sparsity.worker"):
+        prepare_environment("cpu", 1, kept=tmp_path / "state")
+        assert os.environ.get("TRITON_CACHE_DIR") == own
+        prepare_environment("cuda", None, kept=tmp_path / "state")
+    assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / kept)
+    assert caplog.messages == [f"compiled kernels are kept in {tmp_path / kept}"]
 
 
 def request(ids: list[int], rid: str = "r", **sampling: Any) -> worker_pb2.WorkerServiceGenerateRequest:

@@ -14,6 +14,7 @@ from sparsity.tls import ServerTls
 
 from sparsity_worker.coalescing import Coalescing
 from sparsity_worker.config import TIERS, WorkerConfig
+from sparsity_worker.folders import state_folder
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -29,12 +30,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-requests", type=int, default=32, help="requests accepted at once")
     parser.add_argument("--chunked-prefill-tokens", type=int, default=8192, help="prompt tokens prefilled at once")
     parser.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda; nobody has measured cuda yet")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--tensor-parallel", type=int, default=1, help="devices that share each layer's heads")
     parser.add_argument("--load-format", default="auto", help="of the weights, SGLang's; dummy makes them up")
     parser.add_argument(
         "--dense-backend", help="SGLang's attention backend of the dense tier; its own choice without it"
     )
+    kept = "folder of compiled kernels, and of what `sparsity worker tune` found"
+    parser.add_argument("--state-folder", type=Path, default=state_folder(), help=kept)
+    overlap = "whether a step is prepared while the last one runs, on a GPU"
+    parser.add_argument("--overlap", action=argparse.BooleanOptionalAction, default=True, help=overlap)
     parser.add_argument("--mem-fraction", type=float, help="share of the device's memory that SGLang plans with")
     parser.add_argument("--threads", type=int, help="compute threads")
     parser.add_argument("--lease-key-file", type=Path, help="key that routers sign leases with")

@@ -11,6 +11,7 @@ from sparsity.errors import ConfigurationError
 from sparsity.tls import ServerTls
 
 from sparsity_worker.coalescing import Coalescing
+from sparsity_worker.folders import state_folder
 
 TIERS = ("dense", "moderate", "aggressive")
 # Of a model's config.json.
@@ -32,6 +33,8 @@ class WorkerConfig:
         chunked_prefill_tokens: prompt tokens prefilled at once.
         dtype: `auto`, `bfloat16` or `float32`; auto takes bfloat16 where the CPU multiplies it natively.
         threads: compute threads.
+        overlap: whether a sparse tier on a GPU prepares a step while the last one runs, as the dense tier does.
+        state_folder: where compiled kernels are kept, and what `sparsity worker tune` found.
         lease_key_file: the key that routers sign leases with; None takes SPARSITY_LEASE_KEY.
         require_lease: whether a request without a router's lease is refused.
         coalescing: when the messages of a fast stream are joined.
@@ -65,6 +68,8 @@ class WorkerConfig:
     tensor_parallel: int = 1
     load_format: str = "auto"
     dense_backend: str | None = None
+    overlap: bool = True
+    state_folder: Path = field(default_factory=state_folder)
     lease_key_file: Path | None = None
     require_lease: bool = False
     coalescing: Coalescing = field(default_factory=Coalescing)

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from sparsity_worker.config import WorkerConfig
 from sparsity_worker.plugin import BACKEND
 
+log = logging.getLogger("sparsity.worker")
 DENSE_BACKEND_CPU = "torch_native"
 _TOKENS_CPU = 20_480
 _MEMORY_CPU, _MEMORY_SPARSE_CUDA = 0.3, 0.8
 
 
-def prepare_environment(device: str, threads: int | None, ranks: int = 1) -> None:
-    """Sets what SGLang reads from the environment; before its first import, since its children inherit it."""
+def prepare_environment(device: str, threads: int | None, ranks: int = 1, kept: Path | None = None) -> None:
+    """Sets what SGLang and Triton read from the environment; before its first import, since its children inherit it.
+
+    Args:
+        device: `cpu` or `cuda`.
+        threads: of computation; None leaves the choice to torch.
+        ranks: that share each layer's heads.
+        kept: folder of what outlives the worker; compiled kernels go there unless TRITON_CACHE_DIR says otherwise.
+    """
+    if device == "cuda" and kept is not None:
+        # Compiling them takes longer than loading a small model; Triton itself tells versions and devices apart.
+        os.environ.setdefault("TRITON_CACHE_DIR", str(kept / "kernels"))
+        log.info("compiled kernels are kept in %s", os.environ["TRITON_CACHE_DIR"])
     if device == "cpu":
         os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
         if ranks > 1:
@@ -74,8 +88,7 @@ def _cuda(config: WorkerConfig, backend: str | None) -> dict[str, Any]:
         "attention_backend": backend,
         # Selection needs buffers that SGLang does not know of.
         "mem_fraction_static": config.mem_fraction or _MEMORY_SPARSE_CUDA,
-        # With it a step begins before the last token is known, which may open a span that decodes densely.
-        "disable_overlap_schedule": True,
+        "disable_overlap_schedule": not config.overlap,
     }
 
 

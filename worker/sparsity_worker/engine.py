@@ -61,7 +61,7 @@ class Engine:
     unreported: Final = ""
 
     def __init__(self, config: WorkerConfig, facts: ModelFacts, profile: TierProfile | None) -> None:
-        prepare_environment(config.device, config.threads, config.tensor_parallel)
+        prepare_environment(config.device, config.threads, config.tensor_parallel, config.state_folder)
         import sglang
 
         from sparsity_worker.tier_profile import model_overrides

@@ -15,7 +15,7 @@ from sparsity_worker.plugin import BACKEND
 from sparsity_worker.profile_document import Named, checked, read_document
 
 SCHEMA = "sparsity.profile/v1"
-_OPTIONAL = {"layers", "provenance"}
+_OPTIONAL = {"decode_from", "layers", "provenance"}
 _KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
 
 
@@ -27,6 +27,8 @@ class Profile(Named, SparseAttention):
         name: the profile's name.
         version: raised with every change of its numbers.
         tier: `moderate` or `aggressive`.
+        decode_from: by sequences that decode at once, the tokens from which sparse decode is faster than dense, as
+            measured on the device; a number between two takes the smaller's. Beside ``decode.sparse_from``.
         provenance: where the numbers come from, for people to read.
     """
 
@@ -36,6 +38,7 @@ class Profile(Named, SparseAttention):
     name: str
     version: int
     tier: str
+    decode_from: Mapping[int, int] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -68,6 +71,8 @@ class Profile(Named, SparseAttention):
         del document["prefill"]["head_thresholds"]
         if self.layers:
             document["layers"] = {number: _layer_document(layer) for number, layer in sorted(self.layers.items())}
+        if self.decode_from:
+            document["decode_from"] = dict(sorted(self.decode_from.items()))
         if self.provenance:
             document["provenance"] = dict(self.provenance)
         return document
@@ -93,6 +98,7 @@ def parse_profile(document: object, source: str) -> Profile:
         sub_block=values["sub_block"],
         dense_layers=frozenset(layers),
         layers=_layers(values.get("layers", {}), f"{source}: layers"),
+        decode_from=_decode_from(values.get("decode_from", {}), f"{source}: decode_from"),
         provenance=values.get("provenance", {}),
         prefill=_section(PrefillConfig, values["prefill"], f"{source}: prefill"),
         decode=_section(DecodeConfig, values["decode"], f"{source}: decode"),
@@ -103,6 +109,16 @@ def parse_profile(document: object, source: str) -> Profile:
         except ValueError as error:
             raise ConfigurationError(f"{source}: layers.{number}.{error}") from error
     return profile
+
+
+def _decode_from(values: object, source: str) -> dict[int, int]:
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{source}: must be a mapping of numbers of sequences to tokens")
+    for key, value in values.items():
+        # JSON, by which the document reaches the engine, knows no numbers as keys.
+        if not str(key).isdecimal() or not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ConfigurationError(f"{source}.{key}: must be a number of sequences with a whole number of tokens")
+    return {int(key): value for key, value in values.items()}
 
 
 def _layer_document(layer: LayerSchedule) -> dict[str, Any]:
@@ -116,7 +132,6 @@ def _layers(values: object, source: str) -> dict[int, LayerSchedule]:
     found = {}
     for number, own in values.items():
         at = f"{source}.{number}"
-        # JSON, by which the document reaches the engine, knows no numbers as keys.
         if not str(number).isdecimal() or not isinstance(own, dict) or own.keys() - {"thresholds", "budget"}:
             raise ConfigurationError(f"{at}: must be a layer number with thresholds and budget")
         numbers = own.get("thresholds", [])

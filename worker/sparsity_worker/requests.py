@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from sparsity_worker.config import ModelFacts
 from sparsity_worker.engine import EngineRequest
-from sparsity_worker.plugin import MEASURE_KEY, REASONING_KEY
+from sparsity_worker.plugin import MEASURE_KEY, REASONING_KEY, STEPWISE_KEY
 
 # Keeps the first candidate alone, as anything below does; a GPU that flushes smaller numbers to 0 would find none.
 _LEAST_TOP_P = 1e-6
@@ -84,6 +84,8 @@ def engine_request(
     custom: dict[str, Any] = {REASONING_KEY: list(markers)} if request.dense_reasoning else {}
     if measured or request.measure_coverage:
         custom[MEASURE_KEY] = True
+    if request.sampling.stop:
+        custom[STEPWISE_KEY] = True
     if custom:
         sampling["custom_params"] = custom
     total = len(prompt) + sampling["max_new_tokens"]

@@ -41,7 +41,7 @@ def run(config: WorkerConfig) -> None:
     """
     facts = ModelFacts.read(config.model_path)
     facts.check_ranks(config.tensor_parallel)
-    profile = _profile(config, facts)
+    profile, crossover = _profile(config, facts)
     tokenizer_file = config.model_path / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     digest = hashlib.sha256(tokenizer_file.read_bytes()).hexdigest()
@@ -55,18 +55,19 @@ def run(config: WorkerConfig) -> None:
     telemetry.configure("sparsity-worker", config.metrics_listen)
     engine = EchoEngine(tokenizer) if config.engine == ECHO else Engine(config, facts, profile)
     try:
-        asyncio.run(_serve(config, facts, engine, tokenizer, digest, profile))
+        asyncio.run(_serve(config, facts, engine, tokenizer, digest, profile, crossover))
     finally:
         engine.shutdown()
 
 
 # An echo must start where torch is not installed, so what reads profiles and accounts is loaded for an engine only.
-def _profile(config: WorkerConfig, facts: ModelFacts) -> TierProfile | None:
+def _profile(config: WorkerConfig, facts: ModelFacts) -> tuple[TierProfile | None, str]:
     if config.engine == ECHO:
-        return None
+        return None, ""
     from sparsity_worker.tier_profile import load_tier_profile
+    from sparsity_worker.tune.crossover import tuned
 
-    return load_tier_profile(config, facts)
+    return tuned(load_tier_profile(config, facts), config)
 
 
 async def _prove(engine: Engine | EchoEngine, facts: ModelFacts, profile: TierProfile | None) -> Proof | None:
@@ -89,11 +90,12 @@ async def _serve(
     tokenizer: Tokenizer,
     digest: str,
     profile: TierProfile | None,
+    crossover: str,
 ) -> None:
     proof = await _prove(engine, facts, profile)
     load = Load(config.max_requests)
     markers = marker_ids(tokenizer, config.reasoning_markers)
-    identity = Identity(config, facts, profile, proof, digest, markers)
+    identity = Identity(config, facts, profile, proof, digest, markers, crossover)
     metrics = WorkerMetrics(config, facts, load, engine.kv_tokens)
     service = WorkerService(engine, tokenizer, identity, load, _leases(config, identity), metrics)
     endpoint = listen(config.listen, {SERVICE: service}, MAX_MESSAGE_BYTES, config.tls)

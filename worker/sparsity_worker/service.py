@@ -57,6 +57,7 @@ class Identity:
         proof: the start-up probe; None of an echo, which has nothing to prove.
         tokenizer_digest: SHA-256 of tokenizer.json, hexadecimal.
         markers: token ids around a reasoning span; none where the tokenizer lacks them.
+        crossover: from where sparse attention is faster on the device, in words.
     """
 
     config: WorkerConfig
@@ -65,6 +66,7 @@ class Identity:
     proof: Proof | None
     tokenizer_digest: str
     markers: tuple[int, ...] = ()
+    crossover: str = ""
 
     @property
     def label(self) -> str:
@@ -198,6 +200,7 @@ class WorkerService:
                 dtype=self._engine.dtype,
                 page_size=self._engine.page_size,
                 tensor_parallel=own.config.tensor_parallel,
+                crossover=own.crossover,
                 **(own.proof.facts if own.proof else {}),
             ),
             sparse_from=own.profile.sparse_from if own.profile else 0,

@@ -15,7 +15,7 @@ import triton.language as tl
 from sparse_kernels.batch import PagedBatch
 from sparse_kernels.config import PrefillConfig
 from sparse_kernels.gpu.checks import check_cache, padded_rows
-from sparse_kernels.scores.energy import Energy, normalized
+from sparse_kernels.scores.energy import Energy, headroom, normalized
 from sparse_kernels.summaries import PageSummaries
 
 # Columns of one tensor-core product.
@@ -57,12 +57,8 @@ def block_energy(
     """
     heads, dim = q.shape[1:]
     page, kv_heads = batch.keys.shape[1:3]
-    check_cache(q, batch.keys, batch.values)
+    check_scored(q, batch, summaries, config)
     tile, tiles = batch.tiles.rows, batch.tiles.number.numel()
-    if config.score not in COLUMNS:
-        raise ValueError(f"score: must be one of {', '.join(COLUMNS)} on a GPU, not {config.score}")
-    if tile != config.query_tile or tile % page:
-        raise ValueError(f"batch: tiles of {tile} rows and pages of {page}; query_tile is {config.query_tile}")
     columns = COLUMNS[config.score](batch, summaries)
     per = columns.shape[1]
     if columns.stride(3) != 1 or per > _COLUMNS or _COLUMNS % per:
@@ -74,13 +70,30 @@ def block_energy(
         kernel[(tiles, kv_heads)](
             q, columns, mass, need,
             batch.tables, batch.lengths, batch.starts, batch.tiles.sequence, batch.tiles.number, asked,
-            scale, config.peak, -(-config.sink // page),
+            scale, config.peak, headroom(config.peak), -(-config.sink // page),
             tiles, mass.shape[2], batch.tables.stride(0), *q.stride()[:2], *columns.stride()[:3],
             TILE=tile, BLOCK=page, DIM=dim, GROUP=group, SAMPLED=sampled, STRIDE=config.query_stride,
             ROWS=padded_rows(sampled * group), COLUMNS=_COLUMNS, PER=per,
             num_warps=4 if dim <= 128 else 8, num_stages=2,
         )  # fmt: skip
     return Energy(mass, normalized(need))
+
+
+def check_scored(q: torch.Tensor, batch: PagedBatch, summaries: PageSummaries, config: PrefillConfig) -> None:
+    """Checks what is scored against what.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+    check_cache(q, batch.keys, batch.values)
+    page, kv_heads, dim = batch.keys.shape[1:]
+    tile = batch.tiles.rows
+    if config.score not in COLUMNS:
+        raise ValueError(f"score: must be one of {', '.join(COLUMNS)} on a GPU, not {config.score}")
+    if tile != config.query_tile or tile % page:
+        raise ValueError(f"batch: tiles of {tile} rows and pages of {page}; query_tile is {config.query_tile}")
+    if summaries.page_size != page or summaries.mean.shape[1:] != (kv_heads, dim):
+        raise ValueError(f"summaries: are of pages of {summaries.page_size} tokens and {tuple(summaries.mean.shape)}")
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -112,7 +125,7 @@ def _power(b_x, exponent):  # type: ignore[no-untyped-def]
 def kernel(  # type: ignore[no-untyped-def]
     q, columns, mass, need,
     tables, lengths, starts, tile_sequence, tile_number, asked,
-    scale, peak, sink,
+    scale, peak, headroom, sink,
     tiles, blocks, s_table, s_qt, s_qh, s_cp, s_ct, s_ch,
     TILE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, SAMPLED: tl.constexpr,
     STRIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PER: tl.constexpr,
@@ -171,7 +184,7 @@ def kernel(  # type: ignore[no-untyped-def]
             b_e = tl.sum(tl.reshape(tl.exp2(b_s - b_m[:, None]), (ROWS, NEW, PER)), 2)
             b_mass = tl.sum(b_e / b_l[:, None] * b_w[:, None], 0)
             # The sink's share of the rest has no bound, and its power may not fit float32.
-            b_e = tl.where((i + o_n >= sink)[None, :], b_e / b_rest[:, None], 0.0)
+            b_e = tl.where((i + o_n >= sink)[None, :], b_e / b_rest[:, None] * headroom, 0.0)
             b_need = _power(tl.sum(_power(b_e, peak) * b_w[:, None], 0), 1 / peak)
             m_n = i + o_n < near
             tl.store(mass + at + i + o_n, b_mass, mask=m_n)

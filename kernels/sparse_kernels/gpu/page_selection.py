@@ -1,4 +1,4 @@
-"""Which pages each new token of a batch attends, in Triton: pages are scored by their summaries, the best are kept.
+"""Which pages each new token of a batch attends, in Triton: the best by their scores, found without a sort.
 
 Every shape is fixed by the batch and the capacity, so that a CUDA graph can replay it while sequences grow: how many
 pages there are is read on the device.
@@ -6,19 +6,17 @@ pages there are is read on the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import triton
 import triton.language as tl
 
 from sparse_kernels.config import DecodeConfig
-from sparse_kernels.gpu.checks import padded_rows
-from sparse_kernels.gpu.sparse_paged_decode import DecodeBatch, check_batch
+from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace, check_batch, dependent_launch
+from sparse_kernels.gpu.page_scores import check_summaries, launch_scores, score_rows
 from sparse_kernels.summaries import PageSummaries
 
-# Columns of one tensor-core product: pages, or their sub-pages.
-_COLUMNS = 64
+# A sequence's scores lie in the registers of one program, and two counts of them in a word.
+MOST_BLOCKS = 16384
 
 
 def page_capacity(config: DecodeConfig, page: int) -> int:
@@ -26,161 +24,220 @@ def page_capacity(config: DecodeConfig, page: int) -> int:
     return max(config.budget // page, -(-config.sink // page) + -(-config.recent // page) + 1)
 
 
-def page_counts(batch: DecodeBatch, config: DecodeConfig, dense: torch.Tensor | None = None) -> torch.Tensor:
-    """How many pages each sequence attends, int32 ``[sequences]``: all of a short one, else the capacity.
-
-    Args:
-        batch: where the sequences lie.
-        config: budget, and the length from which it holds.
-        dense: bool ``[sequences]``, those that attend all their pages whatever their length.
-    """
-    page = batch.keys.shape[1]
-    there = (batch.lengths + page - 1) // page
-    whole = batch.lengths < config.sparse_from
-    whole = whole if dense is None else whole | dense
-    return torch.where(whole, there, there.clamp_max(page_capacity(config, page))).int()
-
-
 def select_pages(
-    q: torch.Tensor, batch: DecodeBatch, summaries: PageSummaries, config: DecodeConfig, scale: float
+    q: torch.Tensor,
+    batch: DecodeBatch,
+    summaries: PageSummaries,
+    config: DecodeConfig,
+    scale: float,
+    *,
+    dense: torch.Tensor | None = None,
+    summarized: bool = False,
+    workspace: DecodeWorkspace | None = None,
 ) -> torch.Tensor:
-    """The best pages of each sequence and KV head by ``config.score``; those of sink and recent tokens come first.
+    """The best pages of each sequence and KV head by ``config.score``, those of sink and recent tokens among them.
+
+    Pages that score equally go by their place: the earlier one is taken. The newest token's page is summarized on the
+    way: its page's other sub-pages, and all other pages, must have been summarized before.
 
     Args:
         q: ``[sequences, Hq, D]``.
         batch: where the sequences lie.
-        summaries: of the layer; not stale.
-        config: score, budget, sink and recent tokens.
+        summaries: of the layer, in the dtype of the queries.
+        config: score, budget, sink and recent tokens, and the length from which pages are chosen.
         scale: softmax scale.
+        dense: bool ``[sequences]``, those that attend all their pages whatever their length.
+        summarized: whether the newest page's summaries are left as they stand, as where several tokens are new.
+        workspace: buffers; None makes some.
 
     Returns:
-        int32 ``[sequences, Hkv, capacity]``, logical pages, the best first; of a sequence with fewer, the first so many
-        are valid.
+        int32 ``[sequences, Hkv, capacity]``, physical pages in the order of the sequence, the newest one last. Of a
+        sequence that attends everything (one that is dense, shorter than ``config.sparse_from``, or of no more pages
+        than the capacity) nothing is written.
 
     Raises:
         ValueError: naming the argument that does not fit.
     """
-    check_batch(q, batch)
-    pages, page, kv_heads, dim = batch.keys.shape
-    if summaries.mean.shape != (pages, kv_heads, dim) or summaries.page_size != page:
-        raise ValueError(f"summaries: are of {tuple(summaries.mean.shape)}, the cache is of {(pages, kv_heads, dim)}")
-    scores = PAGE_SCORES[config.score](q, batch, summaries, config, scale)
-    # A sequence with fewer pages than the capacity has them all among the first ones.
-    return scores.topk(min(page_capacity(config, page), scores.shape[2]), dim=-1).indices.int()
-
-
-def spread(
-    q: torch.Tensor, batch: DecodeBatch, summaries: PageSummaries, config: DecodeConfig, scale: float
-) -> torch.Tensor:
-    """``max over the group of (q . mean + 0.5 |q| spread)`` (UNIQUE, arXiv 2605.27740)."""
-    sequences, heads, dim = q.shape
-    page, kv_heads = batch.keys.shape[1:3]
-    blocks, means, spreads = batch.tables.shape[1], summaries.mean, summaries.spread
-    scores = torch.empty(sequences, kv_heads, blocks, dtype=torch.float32, device=q.device)
-    score_pages[(sequences, kv_heads, triton.cdiv(blocks, _COLUMNS))](
-        q, means, spreads, batch.tables, batch.lengths, scores,
-        blocks, config.sink, config.recent, batch.tables.stride(0),
-        *q.stride()[:2], *means.stride()[:2], *spreads.stride(),
-        PAGE=page, DIM=dim, GROUP=heads // kv_heads, ROWS=padded_rows(heads // kv_heads), PAGES=_COLUMNS,
+    check_batch(q, batch, dense)
+    check_summaries(q, batch, summaries)
+    sequences, heads = q.shape[:2]
+    page, kv_heads, blocks = batch.keys.shape[1], batch.keys.shape[2], batch.tables.shape[1]
+    if blocks > MOST_BLOCKS:
+        raise ValueError(f"batch: tables of {blocks} blocks, the most are {MOST_BLOCKS}")
+    capacity = page_capacity(config, page)
+    workspace = workspace or DecodeWorkspace.of(q, batch, capacity)
+    workspace.check(q, batch, capacity)
+    held = workspace.nobody if dense is None else dense.view(torch.uint8)
+    launch_scores(q, batch, summaries, config, scale, capacity, held, workspace, summarized=summarized)
+    width, rows = max(16, triton.next_power_of_2(blocks)), score_rows(config, heads // kv_heads)
+    choose_pages[(kv_heads, sequences)](
+        batch.tables, batch.lengths, held, workspace.masses, workspace.chosen,
+        config.sink, config.recent, config.sparse_from, capacity, blocks, batch.tables.stride(0),
+        PAGE=page, GROUP=rows, GROUPS=triton.next_power_of_2(rows), HEADS=kv_heads, WIDTH=width,
+        SHARES=config.score != "spread", FUSED=not triton.knobs.runtime.interpret,
+        num_warps=8 if width <= 2048 else 16 if width <= 8192 else 32, **dependent_launch(q.device),
     )  # fmt: skip
-    return scores
-
-
-def sub_pages(
-    q: torch.Tensor, batch: DecodeBatch, summaries: PageSummaries, config: DecodeConfig, scale: float
-) -> torch.Tensor:
-    """The largest share of softmax mass over the group, each sub-page's keys taken for its mean key."""
-    sequences, heads, dim = q.shape
-    page, kv_heads = batch.keys.shape[1:3]
-    blocks, means, counts = batch.tables.shape[1], summaries.sub_mean, summaries.sub_count
-    subs = means.shape[1]
-    if _COLUMNS % subs:
-        raise ValueError(f"summaries: {subs} sub-pages a page do not divide {_COLUMNS}")
-    masses = torch.empty(sequences, heads, blocks, dtype=torch.float32, device=q.device)
-    score_sub_pages[(sequences, kv_heads, triton.cdiv(blocks * subs, _COLUMNS))](
-        q, means, counts, batch.tables, batch.lengths, masses,
-        scale, blocks, batch.tables.stride(0), *q.stride()[:2], *means.stride()[:3],
-        PAGE=page, DIM=dim, GROUP=heads // kv_heads, ROWS=padded_rows(heads // kv_heads), SUBS=subs, COLUMNS=_COLUMNS,
-    )  # fmt: skip
-    shares = masses.softmax(-1).view(sequences, kv_heads, -1, blocks).amax(2)
-    number, lengths = torch.arange(blocks, device=q.device), batch.lengths[:, None]
-    first = (lengths - config.recent).clamp_min(0) // page
-    always = ((number * page < config.sink) | (number >= first)) & (number * page < lengths)
-    # What is not there comes last.
-    shares = torch.where((number * page < lengths)[:, None], shares, -1.0)
-    return torch.where(always[:, None], float("inf"), shares)
-
-
-PageScore = Callable[[torch.Tensor, DecodeBatch, PageSummaries, DecodeConfig, float], torch.Tensor]
-# What is best of a page, float32 [sequences, Hkv, pages]; infinite where a page is always kept.
-PAGE_SCORES: dict[str, PageScore] = {score.__name__: score for score in (spread, sub_pages)}
+    return workspace.chosen[: sequences * kv_heads * capacity].view(sequences, kv_heads, capacity)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def score_pages(  # type: ignore[no-untyped-def]
-    q, means, spreads, tables, lengths, scores,
-    blocks, sink, recent, s_table,
-    s_qs, s_qh, s_mp, s_mh, s_sp, s_sh,
-    PAGE: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, PAGES: tl.constexpr,
+def choose_pages(  # type: ignore[no-untyped-def]
+    tables, lengths, dense, masses, chosen, sink, recent, sparse_from, capacity, blocks, s_table,
+    PAGE: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr,
+    SHARES: tl.constexpr, FUSED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Scores of some pages of one sequence and KV head; those that are always kept score infinitely."""
-    i_s = tl.program_id(0).to(tl.int64)
-    i_kv = tl.program_id(1)
-    o_b = tl.program_id(2) * PAGES + tl.arange(0, PAGES)
-    o_r = tl.arange(0, ROWS)
-    o_d = tl.arange(0, DIM)
+    """The pages of one sequence and KV head; a tile no wider than it needs holds their scores."""
+    i_kv = tl.program_id(0)
+    i_s = tl.program_id(1).to(tl.int64)
     length = tl.load(lengths + i_s)
     there = (length + PAGE - 1) // PAGE
-    m_b = o_b < there
-    # [ROWS, DIM]
-    p_q = q + i_s * s_qs + (i_kv * GROUP + o_r)[:, None] * s_qh + o_d[None, :]
-    b_q = tl.load(p_q, mask=(o_r < GROUP)[:, None], other=0.0).to(tl.float32)
-    page = tl.load(tables + i_s * s_table + o_b, mask=m_b, other=0).to(tl.int64)
-    p_mean = means + (page * s_mp + i_kv * s_mh)[:, None] + o_d[None, :]
-    b_mean = tl.load(p_mean, mask=m_b[:, None], other=0.0).to(tl.float32)
-    b_spread = tl.load(spreads + page * s_sp + i_kv * s_sh, mask=m_b, other=0.0)
-    b_norm = tl.sqrt(tl.sum(b_q * b_q, 1))
-    # In float32 throughout: pages that nearly tie must not change places with the precision.
-    b_s = tl.dot(b_q, tl.trans(b_mean), input_precision="ieee") + 0.5 * b_norm[:, None] * b_spread[None, :]
-    b_s = tl.max(tl.where((o_r < GROUP)[:, None], b_s, float("-inf")), 0)
-    first = tl.maximum(length - recent, 0) // PAGE
-    b_s = tl.where((o_b * PAGE < sink) | (o_b >= first), float("inf"), b_s)
-    p_score = scores + (i_s * tl.num_programs(1) + i_kv) * blocks + o_b
-    tl.store(p_score, tl.where(m_b, b_s, float("-inf")), mask=o_b < blocks)
+    whole = (length < sparse_from) | (tl.load(dense + i_s) != 0) | (there <= capacity)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    if whole == 0:
+        p_mass = masses + (i_s * HEADS + i_kv) * GROUP * blocks
+        p_table = tables + i_s * s_table
+        p_out = chosen + (i_s * HEADS + i_kv) * capacity
+        if WIDTH <= 512:
+            _choose(
+                p_mass, p_table, p_out, there, length, capacity, sink, recent, blocks,
+                PAGE, GROUP, GROUPS, WIDTH, SHARES, FUSED,
+            )  # fmt: skip
+        elif there <= 512:
+            _choose(
+                p_mass, p_table, p_out, there, length, capacity, sink, recent, blocks,
+                PAGE, GROUP, GROUPS, 512, SHARES, FUSED,
+            )  # fmt: skip
+        elif (WIDTH > 2048) & (there <= 2048):
+            _choose(
+                p_mass, p_table, p_out, there, length, capacity, sink, recent, blocks,
+                PAGE, GROUP, GROUPS, 2048, SHARES, FUSED,
+            )  # fmt: skip
+        else:
+            _choose(
+                p_mass, p_table, p_out, there, length, capacity, sink, recent, blocks,
+                PAGE, GROUP, GROUPS, WIDTH, SHARES, FUSED,
+            )  # fmt: skip
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def score_sub_pages(  # type: ignore[no-untyped-def]
-    q, sub_means, sub_counts, tables, lengths, masses,
-    scale, blocks, s_table, s_qs, s_qh, s_mp, s_mt, s_mh,
-    PAGE: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, SUBS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+def _choose(  # type: ignore[no-untyped-def]
+    p_mass, p_table, p_out, there, length, capacity, sink, recent, blocks,
+    PAGE: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, SHARES: tl.constexpr,
+    FUSED: tl.constexpr,
 ):  # fmt: skip
-    """Logarithm of what some pages of one sequence and KV head weigh for each of its query heads."""
-    i_s = tl.program_id(0).to(tl.int64)
-    i_kv = tl.program_id(1)
-    NEW: tl.constexpr = COLUMNS // SUBS
-    o_c = tl.arange(0, COLUMNS)
-    o_n = tl.program_id(2) * NEW + tl.arange(0, NEW)
-    o_b = tl.program_id(2) * NEW + o_c // SUBS
-    o_r = tl.arange(0, ROWS)
-    o_d = tl.arange(0, DIM)
-    m_r = o_r < GROUP
-    m_c = o_b * PAGE < tl.load(lengths + i_s)
-    # [ROWS, DIM]
-    p_q = q + i_s * s_qs + (i_kv * GROUP + o_r)[:, None] * s_qh + o_d[None, :]
-    b_q = tl.load(p_q, mask=m_r[:, None], other=0.0).to(tl.float32)
-    page = tl.load(tables + i_s * s_table + o_b, mask=m_c, other=0).to(tl.int64)
-    p_mean = sub_means + (page * s_mp + (o_c % SUBS) * s_mt + i_kv * s_mh)[:, None] + o_d[None, :]
-    b_mean = tl.load(p_mean, mask=m_c[:, None], other=0.0).to(tl.float32)
-    b_count = tl.load(sub_counts + page * SUBS + o_c % SUBS, mask=m_c, other=0).to(tl.float32)
-    # In float32 throughout: pages that nearly tie must not change places with the precision.
-    b_s = tl.dot(b_q, tl.trans(b_mean), input_precision="ieee") * (scale * 1.4426950408889634)
-    b_s = tl.where((b_count > 0)[None, :], b_s + tl.log2(tl.maximum(b_count, 1.0))[None, :], float("-inf"))
-    b_s = tl.reshape(b_s, (ROWS, NEW, SUBS))
-    b_m = tl.max(b_s, 2)
-    b_safe = tl.where(b_m == float("-inf"), 0.0, b_m)
-    b_l = tl.sum(tl.exp2(b_s - b_safe[:, :, None]), 2)
-    b_mass = tl.where(b_l > 0, (b_safe + tl.log2(tl.maximum(b_l, 1e-30))) * 0.6931471805599453, float("-inf"))
-    p_mass = masses + ((i_s * tl.num_programs(1) + i_kv) * GROUP + o_r).to(tl.int64)[:, None] * blocks + o_n[None, :]
-    tl.store(p_mass, b_mass, mask=m_r[:, None] & (o_n < blocks)[None, :])
+    """The ``capacity`` best of more pages, in their order."""
+    o_w = tl.arange(0, WIDTH)
+    m_w = o_w < there
+    if WIDTH <= 8192:
+        # Early, while registers last: nothing waits for it then.
+        page = tl.load(p_table + o_w, mask=m_w, other=0)
+    score = _scores(p_mass, m_w, blocks, GROUP, GROUPS, WIDTH, SHARES)
+    first = tl.maximum(length - recent, 0) // PAGE
+    forced = ((o_w * PAGE < sink) | (o_w >= first)) & m_w
+    free = m_w & (forced == 0)
+    number = tl.sum(free.to(tl.int32), 0)
+    want = capacity - (there - number)
+    score = tl.where(free, score, float("-inf"))
+    lo, hi, above = _bounds(score, free, number, want, FUSED)
+    # Those that score `hi` or more are in; of those between, which score alike or are all wanted, the earliest.
+    sure = forced | (score >= hi)
+    tied = free & (score >= lo) & (score < hi)
+    both = tl.cumsum(tied.to(tl.int32) + (sure.to(tl.int32) << 16), 0)
+    rank = both & 0xFFFF
+    left = want - above
+    if WIDTH > 8192:
+        page = tl.load(p_table + o_w, mask=m_w, other=0)
+    tl.store(p_out + (both >> 16) + tl.minimum(rank, left) - 1, page, mask=sure | (tied & (rank <= left)))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _scores(  # type: ignore[no-untyped-def]
+    p_mass, m_w, blocks, GROUP: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, SHARES: tl.constexpr
+):  # fmt: skip
+    """Finite scores of all pages: of shares the logarithm, the largest of the group."""
+    MANY: tl.constexpr = 8192 // WIDTH if WIDTH < 8192 else 1
+    TILE: tl.constexpr = GROUPS if GROUPS < MANY else MANY
+    o_w = tl.arange(0, WIDTH)
+    score = tl.full([WIDTH], float("-inf"), tl.float32)
+    for head in range(0, GROUP, TILE):
+        o_g = head + tl.arange(0, TILE)
+        m_x = (o_g < GROUP)[:, None] & m_w[None, :]
+        p_x = p_mass + o_g[:, None] * blocks + o_w[None, :]
+        # Another kernel wrote it, maybe while this one had begun.
+        x = tl.load(p_x, mask=m_x, other=float("-inf"), cache_modifier=".cg")
+        if SHARES:
+            b_m = tl.maximum(tl.max(x, 1), -1e30)
+            b_l = tl.sum(tl.exp2(x - b_m[:, None]), 1)
+            x -= (b_m + tl.log2(tl.maximum(b_l, 1e-30)))[:, None]
+        score = tl.maximum(score, tl.max(x, 0))
+    return tl.where(score > -1e30, tl.minimum(score, 1e30), -1e30)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _bounds(score, free, number, want, FUSED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``lo < hi``, and how many score ``hi`` or more: less than are wanted, and with those from ``lo`` on enough.
+
+    Seven pivots a step, until those from ``lo`` on are as many as are wanted or all between score alike.
+    """
+    lo = tl.min(tl.where(free, score, float("inf")), 0)
+    hi = tl.max(score, 0)
+    hi += tl.maximum(1.0, tl.abs(hi) * 1e-6)
+    above_lo = number
+    above_hi = want * 0
+    goal = want
+    if want <= 0:
+        lo = hi
+        above_lo = want
+    while above_lo != goal:
+        step = (hi - lo) * 0.125
+        p1 = lo + step
+        p2 = lo + step * 2
+        p3 = lo + step * 3
+        p4 = lo + step * 4
+        p5 = lo + step * 5
+        p6 = lo + step * 6
+        p7 = lo + step * 7
+        # Two counts to a word.
+        a = (score >= p1).to(tl.int32) + ((score >= p2).to(tl.int32) << 16)
+        b = (score >= p3).to(tl.int32) + ((score >= p4).to(tl.int32) << 16)
+        c = (score >= p5).to(tl.int32) + ((score >= p6).to(tl.int32) << 16)
+        d = (score >= p7).to(tl.int32)
+        if FUSED:
+            a, b, c, d = tl.reduce((a, b, c, d), 0, _add)
+        else:
+            a = tl.sum(a, 0)
+            b = tl.sum(b, 0)
+            c = tl.sum(c, 0)
+            d = tl.sum(d, 0)
+        low = lo
+        high = hi
+        lo, hi, above_lo, above_hi = _narrow(lo, hi, above_lo, above_hi, p1, a & 0xFFFF, want)
+        lo, hi, above_lo, above_hi = _narrow(lo, hi, above_lo, above_hi, p2, a >> 16, want)
+        lo, hi, above_lo, above_hi = _narrow(lo, hi, above_lo, above_hi, p3, b & 0xFFFF, want)
+        lo, hi, above_lo, above_hi = _narrow(lo, hi, above_lo, above_hi, p4, b >> 16, want)
+        lo, hi, above_lo, above_hi = _narrow(lo, hi, above_lo, above_hi, p5, c & 0xFFFF, want)
+        lo, hi, above_lo, above_hi = _narrow(lo, hi, above_lo, above_hi, p6, c >> 16, want)
+        lo, hi, above_lo, above_hi = _narrow(lo, hi, above_lo, above_hi, p7, d, want)
+        if (lo <= low) & (hi >= high):
+            # No number lies between.
+            goal = above_lo
+    return lo, hi, above_hi
+
+
+@triton.jit
+def _narrow(lo, hi, above_lo, above_hi, pivot, above, want):  # type: ignore[no-untyped-def]
+    """The interval with a pivot in place of one of its ends, and how many score at least so much."""
+    lower = (above >= want) & (pivot > lo)
+    upper = (above < want) & (pivot < hi)
+    lo = tl.where(lower, pivot, lo)
+    above_lo = tl.where(lower, above, above_lo)
+    hi = tl.where(upper, pivot, hi)
+    above_hi = tl.where(upper, above, above_hi)
+    return lo, hi, above_lo, above_hi
+
+
+@triton.jit
+def _add(a0, a1, a2, a3, b0, b1, b2, b3):  # type: ignore[no-untyped-def]
+    return a0 + b0, a1 + b1, a2 + b2, a3 + b3

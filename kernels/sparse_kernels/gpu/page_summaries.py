@@ -39,44 +39,58 @@ def summarize_pages(
     summarize[(pages.numel(), kv_heads)](
         keys, values, pages.contiguous(), filled.contiguous(),
         summaries.sub_mean, summaries.sub_count, summaries.mean, summaries.value_mean, summaries.spread,
-        *keys.stride()[:3],
+        summaries.stale.view(torch.uint8), *keys.stride()[:3],
         PAGE=page, SUB=summaries.sub_page, HEADS=kv_heads, DIM=dim, num_warps=4 if dim <= 128 else 8,
     )  # fmt: skip
-    summaries.stale.index_fill_(0, pages.clamp_min(0).long(), False)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def summarize(  # type: ignore[no-untyped-def]
-    k, v, pages, filled, sub_means, sub_counts, means, value_means, spreads,
+    k, v, pages, filled, sub_means, sub_counts, means, value_means, spreads, stale,
     s_kp, s_kt, s_kh,
     PAGE: tl.constexpr, SUB: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     """One page of one KV head."""
     i_n = tl.program_id(0)
-    i_h = tl.program_id(1)
     page = tl.load(pages + i_n).to(tl.int64)
     if page >= 0:
-        SUBS: tl.constexpr = PAGE // SUB
-        count = tl.load(filled + i_n)
-        o_t = tl.arange(0, PAGE)
-        o_d = tl.arange(0, DIM)
-        o_s = tl.arange(0, SUBS)
-        m_t = o_t < count
-        at = page * s_kp + i_h * s_kh
-        o_in = o_t[:, None] * s_kt + o_d[None, :]
-        # Slots past the end may hold anything, NaN included.
-        b_k = tl.load(k + at + o_in, mask=m_t[:, None], other=0.0).to(tl.float32)
-        b_v = tl.load(v + at + o_in, mask=m_t[:, None], other=0.0).to(tl.float32)
-        b_sum = tl.sum(tl.reshape(b_k, (SUBS, SUB, DIM)), 1)
-        b_count = tl.minimum(tl.maximum(count - o_s * SUB, 0), SUB)
-        p_sub = sub_means + ((page * SUBS + o_s) * HEADS + i_h)[:, None] * DIM + o_d[None, :]
-        tl.store(p_sub, b_sum / tl.maximum(b_count, 1)[:, None].to(tl.float32))
-        tokens = count.to(tl.float32)
-        b_mean = tl.sum(b_sum, 0) / tokens
-        tl.store(means + (page * HEADS + i_h) * DIM + o_d, b_mean)
-        tl.store(value_means + (page * HEADS + i_h) * DIM + o_d, tl.sum(b_v, 0) / tokens)
-        # About the mean rather than by the mean of squares, which cancels where keys lie far from zero.
-        b_off = tl.where(m_t[:, None], b_k - b_mean[None, :], 0.0)
-        tl.store(spreads + page * HEADS + i_h, tl.sqrt(tl.sum(b_off * b_off) / (tokens * DIM)))
-        if i_h == 0:
-            tl.store(sub_counts + page * SUBS + o_s, b_count.to(tl.int16))
+        summarize_page(
+            k, v, sub_means, sub_counts, means, value_means, spreads, stale,
+            page, tl.load(filled + i_n), tl.program_id(1), 0, s_kp, s_kt, s_kh, PAGE, SUB, HEADS, DIM,
+        )  # fmt: skip
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def summarize_page(  # type: ignore[no-untyped-def]
+    k, v, sub_means, sub_counts, means, value_means, spreads, stale, page, count, i_h, first, s_kp, s_kt, s_kh,
+    PAGE: tl.constexpr, SUB: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
+    """Writes a page's summaries of one KV head, sub-means from the ``first`` one on."""
+    SUBS: tl.constexpr = PAGE // SUB
+    ROWS: tl.constexpr = SUBS if SUBS > 16 else 16
+    o_t = tl.arange(0, PAGE)
+    o_d = tl.arange(0, DIM)
+    o_s = tl.arange(0, ROWS)
+    m_t = (o_t < count)[:, None]
+    at = page * s_kp + i_h * s_kh + o_t[:, None] * s_kt + o_d[None, :]
+    tokens = count.to(tl.float32)
+    # Slots past the end may hold anything, NaN included.
+    b_k = tl.load(k + at, mask=m_t, other=0.0)
+    b_v = tl.load(v + at, mask=m_t, other=0.0)
+    # Sums by sub-page as a product with zeros and ones, which is exact and takes few registers.
+    ones = tl.where(o_t[None, :] // SUB == o_s[:, None], 1.0, 0.0).to(b_k.dtype)
+    b_value = tl.sum(tl.dot(ones, b_v, input_precision="ieee"), 0) / tokens
+    tl.store(value_means + (page * HEADS + i_h) * DIM + o_d, b_value)
+    b_sum = tl.dot(ones, b_k, input_precision="ieee")
+    b_mean = tl.sum(b_sum, 0) / tokens
+    tl.store(means + (page * HEADS + i_h) * DIM + o_d, b_mean)
+    b_count = tl.minimum(tl.maximum(count - o_s * SUB, 0), SUB)
+    p_sub = sub_means + ((page * SUBS + o_s) * HEADS + i_h)[:, None] * DIM + o_d[None, :]
+    b_sub = b_sum / tl.maximum(b_count, 1)[:, None].to(tl.float32)
+    tl.store(p_sub, b_sub, mask=((o_s >= first) & (o_s < SUBS))[:, None])
+    # About the mean rather than by the mean of squares, which cancels where keys lie far from zero.
+    b_off = tl.where(m_t, b_k.to(tl.float32) - b_mean[None, :], 0.0)
+    tl.store(spreads + page * HEADS + i_h, tl.sqrt(tl.sum(b_off * b_off) / (tokens * DIM)))
+    if i_h == 0:
+        tl.store(sub_counts + page * SUBS + o_s, b_count.to(tl.int16), mask=o_s < SUBS)
+        tl.store(stale + page, 0)

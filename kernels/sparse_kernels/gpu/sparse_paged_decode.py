@@ -1,52 +1,62 @@
-"""Sparse paged decode over a batch, in Triton: chosen pages are attended in splits, and the splits merged.
+"""Sparse paged decode over a batch, in Triton: pages are scored, chosen, and attended in splits that are merged.
 
-Every shape is fixed by the batch and the capacity, so that a CUDA graph can replay it while sequences grow: how many
-pages there are is read on the device.
+Three launches, or two where every page is attended. Grids and buffers are fixed by the batch and the capacity, so that
+a CUDA graph can replay them while sequences grow: how many pages there are is read on the device.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
 
 import torch
 import triton
 import triton.language as tl
 
-from sparse_kernels.gpu.checks import check_cache, padded_rows
+from sparse_kernels.config import DecodeConfig
+from sparse_kernels.gpu.checks import padded_rows
+from sparse_kernels.gpu.decode_batch import (
+    DecodeBatch,
+    DecodeWorkspace,
+    check_batch,
+    chosen_splits,
+    dependent_launch,
+    whole_splits,
+)
+from sparse_kernels.gpu.decode_splits import attended_tokens, merge_group, merge_splits, share_splits
+from sparse_kernels.gpu.page_scores import check_summaries
+from sparse_kernels.gpu.page_selection import page_capacity, select_pages
+from sparse_kernels.summaries import PageSummaries
 
-# As many as fill an H100 twice; more splits than the merge can hold in one tile are none the faster.
-_PROGRAMS, _MOST_SPLITS = 264, 64
-
-
-class DecodeBatch(NamedTuple):
-    """One new token of each of several sequences; its key and value are written.
-
-    Attributes:
-        keys: ``[pages, page, Hkv, D]``, the layer's whole key cache.
-        values: same shape.
-        tables: int32 ``[sequences, blocks]``, physical page of each logical block; past a sequence's end any page.
-        lengths: int32 ``[sequences]``, valid tokens, the new one included.
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    tables: torch.Tensor
-    lengths: torch.Tensor
+# Keys of one tensor-core product, and bytes of its tile; a split has at least two tiles.
+_KEYS, _TILE_BYTES, _LEAST = 64, 16384, 2
+# Numbers of the parts that a merging program holds at once.
+_MERGED = 8192
+_ALWAYS = 2**31 - 1
 
 
 def sparse_paged_decode(
-    q: torch.Tensor, batch: DecodeBatch, pages: torch.Tensor, scale: float, counts: torch.Tensor | None = None
+    q: torch.Tensor,
+    batch: DecodeBatch,
+    summaries: PageSummaries,
+    config: DecodeConfig,
+    scale: float,
+    *,
+    dense: torch.Tensor | None = None,
+    summarized: bool = False,
+    workspace: DecodeWorkspace | None = None,
 ) -> torch.Tensor:
-    """Attention of each sequence's new token over chosen pages of each KV head.
+    """Attention of each sequence's new token over the best pages of each KV head.
 
     Args:
         q: ``[sequences, Hq, D]``.
         batch: keys and values.
-        pages: int32 ``[sequences, Hkv, capacity]``, logical pages, no page twice; of a sequence with fewer pages than
-            the capacity, the first so many count.
+        summaries: of the layer; the newest page's are brought up to date.
+        config: score and budget, and the length from which they hold.
         scale: softmax scale.
-        counts: int32 ``[sequences]``, pages that each attends: all it has, whatever ``pages`` says, or the first of
-            ``pages``. None takes the capacity, or all where there are fewer.
+        dense: bool ``[sequences]``, those that attend all their pages whatever their length.
+        summarized: whether the newest pages' summaries are left as they stand, as where several tokens are new and
+            :func:`sparse_kernels.gpu.page_summaries.summarize_pages` was told of them.
+        workspace: buffers; None makes some.
 
     Returns:
         ``[sequences, Hq, D]`` in the dtype of the queries.
@@ -54,108 +64,168 @@ def sparse_paged_decode(
     Raises:
         ValueError: naming the argument that does not fit.
     """
-    sequences, heads, dim = q.shape
-    page, kv_heads = batch.keys.shape[1:3]
-    check_batch(q, batch)
-    if pages.shape[:2] != (sequences, kv_heads) or pages.dtype != torch.int32:
-        raise ValueError(f"pages: {tuple(pages.shape)} of {pages.dtype}, not int32 {(sequences, kv_heads, 'capacity')}")
-    group, capacity = heads // kv_heads, pages.shape[2]
-    if counts is None:
-        counts = ((batch.lengths + page - 1) // page).clamp_max(capacity).int()
-    if counts.shape != (sequences,) or counts.dtype != torch.int32:
-        raise ValueError(f"counts: {tuple(counts.shape)} of {counts.dtype}, not int32 {(sequences,)}")
-    # From shapes only, which a CUDA graph fixes.
-    splits = min(triton.cdiv(_PROGRAMS, max(1, sequences * kv_heads)), batch.tables.shape[1], _MOST_SPLITS)
-    parts = torch.empty(sequences, heads, splits, dim, dtype=torch.float32, device=q.device)
-    lse = torch.empty(sequences, heads, splits, dtype=torch.float32, device=q.device)
-    attend_pages[(sequences, kv_heads, splits)](
-        q, batch.keys, batch.values, pages.contiguous(), counts, batch.tables, batch.lengths, parts, lse,
-        scale, capacity, splits, batch.tables.stride(0),
-        *q.stride()[:2], *batch.keys.stride()[:3],
-        PAGE=page, DIM=dim, GROUP=group, ROWS=padded_rows(group),
+    capacity = page_capacity(config, batch.keys.shape[1])
+    check_batch(q, batch, dense)
+    check_summaries(q, batch, summaries)
+    if not q.shape[0]:
+        return torch.empty_like(q)
+    workspace = workspace or DecodeWorkspace.of(q, batch, capacity)
+    chosen = select_pages(
+        q, batch, summaries, config, scale, dense=dense, summarized=summarized, workspace=workspace
     )  # fmt: skip
-    out = torch.empty_like(q)
-    merge_splits[(sequences, heads)](
-        parts, lse, out, splits, *out.stride()[:2], DIM=dim, SPLITS=triton.next_power_of_2(splits)
-    )
+    out, sequences, kv_heads = torch.empty_like(q), q.shape[0], batch.keys.shape[2]
+    held = workspace.nobody if dense is None else dense.view(torch.uint8)
+    splits = chosen_splits(sequences, kv_heads)
+    _attend(
+        q, batch, chosen, held, workspace, out, scale, config.sparse_from, capacity, splits,
+        merge=True, **dependent_launch(q.device),
+    )  # fmt: skip
     return out
 
 
-def check_batch(q: torch.Tensor, batch: DecodeBatch) -> None:
-    """Checks queries ``[sequences, Hq, D]`` against a batch.
+def paged_decode(
+    q: torch.Tensor, batch: DecodeBatch, scale: float, *, workspace: DecodeWorkspace | None = None
+) -> torch.Tensor:
+    """Attention of each sequence's new token over all its pages; arguments as in :func:`sparse_paged_decode`.
 
-    Raises:
-        ValueError: naming the argument that does not fit.
+    Its splits are so many that a launch of their own merges them.
     """
-    check_cache(q, batch.keys, batch.values)
-    sequences = q.shape[0]
-    if batch.tables.shape[0] != sequences or batch.lengths.shape != (sequences,):
-        raise ValueError(f"batch: tables and lengths are not those of {sequences} sequences")
+    check_batch(q, batch)
+    if not q.shape[0]:
+        return torch.empty_like(q)
+    workspace = workspace or DecodeWorkspace.of(q, batch)
+    workspace.check(q, batch)
+    out, (sequences, heads, dim), kv_heads = torch.empty_like(q), q.shape, batch.keys.shape[2]
+    splits, group = whole_splits(sequences, kv_heads), heads // kv_heads
+    _attend(
+        q, batch, batch.tables, workspace.nobody, workspace, out, scale, _ALWAYS, 0, splits, merge=False, PDL=False
+    )  # fmt: skip
+    merge_splits[(kv_heads, sequences, group)](
+        workspace.nobody, batch.lengths, workspace.parts, workspace.lse, out,
+        sequences, splits, *out.stride()[:2],
+        PAGE=batch.keys.shape[1], DIM=dim, GROUP=group, SEQUENCES=triton.next_power_of_2(sequences),
+        TILE=_tile(q, batch), LEAST=_LEAST, MERGED=min(32, _MERGED // dim), **dependent_launch(q.device),
+    )  # fmt: skip
+    return out
+
+
+def _tile(q: torch.Tensor, batch: DecodeBatch) -> int:
+    """Keys that a program multiplies at once."""
+    return min(_KEYS, max(16, _TILE_BYTES // (q.shape[2] * q.element_size())))
+
+
+def _attend(
+    q: torch.Tensor,
+    batch: DecodeBatch,
+    chosen: torch.Tensor,
+    dense: torch.Tensor,
+    workspace: DecodeWorkspace,
+    out: torch.Tensor,
+    scale: float,
+    sparse_from: int,
+    capacity: int,
+    splits: int,
+    *,
+    merge: bool,
+    PDL: bool,
+    **options: bool,
+) -> None:
+    sequences, heads, dim = q.shape
+    page, kv_heads = batch.keys.shape[1:3]
+    rows, group = padded_rows(heads // kv_heads), heads // kv_heads
+    groups = triton.next_power_of_2(group)
+    # Each sequence may have one split more than its share.
+    attend_pages[(kv_heads, splits + sequences)](
+        q, batch.keys, batch.values, batch.tables, batch.lengths, dense, chosen,
+        workspace.parts, workspace.lse, workspace.counters, out,
+        scale * math.log2(math.e), sparse_from, capacity, sequences, splits, batch.tables.stride(0),
+        *q.stride()[:2], *batch.keys.stride()[:3], *out.stride()[:2],
+        PAGE=page, DIM=dim, GROUP=group, GROUPS=groups, ROWS=rows, HEADS=kv_heads, TILE=_tile(q, batch),
+        SEQUENCES=triton.next_power_of_2(sequences), LEAST=_LEAST,
+        MERGED=max(1, min(16, _MERGED // (groups * dim))) if merge else 0,
+        STAGES=3, PDL=PDL, num_warps=4 if rows * dim <= 2048 else 8, **options,
+    )  # fmt: skip
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def attend_pages(  # type: ignore[no-untyped-def]
-    q, k, v, pages, counts, tables, lengths, parts, lse,
-    scale, capacity, splits, s_table,
-    s_qs, s_qh, s_kp, s_kt, s_kh,
-    PAGE: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
+    q, k, v, tables, lengths, dense, chosen, parts, lse, counters, out,
+    scale, sparse_from, capacity, sequences, splits, s_table,
+    s_qs, s_qh, s_kp, s_kt, s_kh, s_os, s_oh,
+    PAGE: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr,
+    HEADS: tl.constexpr, TILE: tl.constexpr, SEQUENCES: tl.constexpr, LEAST: tl.constexpr, MERGED: tl.constexpr,
+    STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The query heads of one KV head over one split of its pages."""
-    i_s = tl.program_id(0).to(tl.int64)
-    i_kv = tl.program_id(1)
-    i_p = tl.program_id(2)
-    o_r = tl.arange(0, ROWS)
-    o_d = tl.arange(0, DIM)
-    o_n = tl.arange(0, PAGE)
-    m_r = o_r < GROUP
-    o_h = i_kv * GROUP + o_r
-    length = tl.load(lengths + i_s)
-    count = tl.load(counts + i_s)
-    whole = count == (length + PAGE - 1) // PAGE
-    each = (count + splits - 1) // splits
-    b_q = tl.load(q + i_s * s_qs + o_h[:, None] * s_qh + o_d[None, :], mask=m_r[:, None], other=0.0)
-    b_m = tl.full([ROWS], float("-inf"), tl.float32)
-    b_l = tl.zeros([ROWS], tl.float32)
-    b_acc = tl.zeros([ROWS, DIM], tl.float32)
-    p_pages = pages + (i_s * tl.num_programs(1) + i_kv) * capacity
-    for i in range(i_p * each, tl.minimum((i_p + 1) * each, count)):
-        i_b = i
-        if not whole:
-            i_b = tl.load(p_pages + i)
-        at = tl.load(tables + i_s * s_table + i_b).to(tl.int64) * s_kp + i_kv * s_kh
-        # Slots past the end may hold anything, NaN included.
-        m_n = i_b * PAGE + o_n < length
-        o_in = o_n[:, None] * s_kt + o_d[None, :]
-        b_k = tl.load(k + at + o_in, mask=m_n[:, None], other=0.0)
-        b_v = tl.load(v + at + o_in, mask=m_n[:, None], other=0.0)
-        b_s = tl.dot(b_q, tl.trans(b_k)) * (scale * 1.4426950408889634)
-        b_s = tl.where(m_n[None, :], b_s, float("-inf"))
-        # A page that is attended holds a key.
-        b_new = tl.maximum(b_m, tl.max(b_s, 1))
-        b_p = tl.exp2(b_s - b_new[:, None])
-        b_old = tl.exp2(b_m - b_new)
-        b_acc = b_acc * b_old[:, None] + tl.dot(b_p.to(b_v.dtype), b_v)
-        b_l = b_l * b_old + tl.sum(b_p, 1)
-        b_m = b_new
-    # A split without pages weighs nothing.
-    none = b_l == 0
-    b_l = tl.where(none, 1.0, b_l)
-    o_part = ((i_s * tl.num_programs(1) * GROUP + o_h) * splits + i_p).to(tl.int64)
-    tl.store(parts + o_part[:, None] * DIM + o_d[None, :], b_acc / b_l[:, None], mask=m_r[:, None])
-    tl.store(lse + o_part, tl.where(none, float("-inf"), b_m + tl.log2(b_l)), mask=m_r)
+    """The query heads of one KV head over one split of its pages; where MERGED, the last split's program merges.
 
-
-@triton.jit  # type: ignore[untyped-decorator]
-def merge_splits(parts, lse, out, splits, s_os, s_oh, DIM: tl.constexpr, SPLITS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """One query head's splits by their weights (Flash-Decoding)."""
-    i_s = tl.program_id(0).to(tl.int64)
-    i_h = tl.program_id(1)
-    o_p = tl.arange(0, SPLITS)
-    o_d = tl.arange(0, DIM)
-    m_p = o_p < splits
-    at = (i_s * tl.num_programs(1) + i_h) * splits
-    b_lse = tl.load(lse + at + o_p, mask=m_p, other=float("-inf"))
-    b_w = tl.exp2(b_lse - tl.max(b_lse, 0))
-    b_part = tl.load(parts + (at + o_p)[:, None] * DIM + o_d[None, :], mask=m_p[:, None], other=0.0)
-    b_out = tl.sum(b_part * b_w[:, None], 0) / tl.sum(b_w, 0)
-    tl.store(out + i_s * s_os + i_h * s_oh + o_d, b_out.to(out.dtype.element_ty))
+    ``scale`` is that of powers of two.
+    """
+    i_kv = tl.program_id(0)
+    i_p = tl.program_id(1)
+    o_s = tl.arange(0, SEQUENCES)
+    tiles, active = share_splits(lengths, dense, sparse_from, capacity, sequences, splits, PAGE, TILE, SEQUENCES, LEAST)
+    ends = tl.cumsum(active, 0)
+    # The sequence that this program has a split of, its first program, and how many it has.
+    number = tl.sum((ends <= i_p).to(tl.int32), 0)
+    mine = o_s == number
+    first = tl.sum(tl.where(mine, ends - active, 0), 0)
+    active = tl.sum(tl.where(mine, active, 0), 0)
+    tiles = tl.sum(tl.where(mine, tiles, 0), 0)
+    each = (tiles + active - 1) // tl.maximum(active, 1)
+    begin = (i_p - first) * each
+    end = tl.minimum(begin + each, tiles)
+    if begin < end:
+        i_s = number.to(tl.int64)
+        o_r = tl.arange(0, ROWS)
+        o_d = tl.arange(0, DIM)
+        m_r = o_r < GROUP
+        o_h = i_kv * GROUP + o_r
+        length = tl.load(lengths + i_s)
+        count, tokens = attended_tokens(length, tl.load(dense + i_s), sparse_from, capacity, PAGE)
+        # Written before the pages were scored: no need to wait for the choice.
+        p_q = q + i_s * s_qs + o_h[:, None] * s_qh + o_d[None, :]
+        b_q = tl.load(p_q, mask=m_r[:, None], other=0.0)
+        if PDL:
+            tl.extra.cuda.gdc_wait()
+        p_pages = chosen + (i_s * HEADS + i_kv) * capacity
+        if tokens == length:
+            p_pages = tables + i_s * s_table
+        b_m = tl.full([ROWS], -1e30, tl.float32)
+        b_l = tl.zeros([ROWS], tl.float32)
+        b_acc = tl.zeros([ROWS, DIM], tl.float32)
+        o_n = tl.arange(0, TILE)
+        for i in tl.range(begin, end, num_stages=STAGES):
+            if PAGE >= TILE:
+                PER: tl.constexpr = PAGE // TILE
+                page = tl.load(p_pages + i // PER).to(tl.int64)
+                at = page * s_kp + i_kv * s_kh + ((i % PER * TILE + o_n) * s_kt)[:, None] + o_d[None, :]
+            else:
+                pages = tl.load(p_pages + tl.minimum((i * TILE + o_n) // PAGE, count - 1)).to(tl.int64)
+                at = (pages * s_kp + i_kv * s_kh + o_n % PAGE * s_kt)[:, None] + o_d[None, :]
+            # Slots past the end may hold anything, NaN included.
+            m_n = i * TILE + o_n < tokens
+            b_k = tl.load(k + at, mask=m_n[:, None], other=0.0)
+            b_v = tl.load(v + at, mask=m_n[:, None], other=0.0)
+            b_s = tl.where(m_n[None, :], tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * scale, float("-inf"))
+            b_new = tl.maximum(b_m, tl.max(b_s, 1))
+            b_p = tl.exp2(b_s - b_new[:, None])
+            b_old = tl.exp2(b_m - b_new)
+            b_acc = b_acc * b_old[:, None] + tl.dot(b_p.to(b_v.dtype), b_v, input_precision="ieee")
+            b_l = b_l * b_old + tl.sum(b_p, 1)
+            b_m = b_new
+        b_o = b_acc / b_l[:, None]
+        if active == 1:
+            p_out = out + i_s * s_os + o_h[:, None] * s_oh + o_d[None, :]
+            tl.store(p_out, b_o.to(out.dtype.element_ty), mask=m_r[:, None])
+        else:
+            row = i_kv * (splits + sequences) + first
+            o_part = (i_kv * (splits + sequences) + i_p) * GROUP + o_r
+            tl.store(parts + o_part[:, None] * DIM + o_d[None, :], b_o, mask=m_r[:, None])
+            tl.store(lse + o_part, b_m + tl.log2(b_l), mask=m_r)
+            if MERGED > 0:
+                tl.debug_barrier()
+                counter = counters + i_s * HEADS + i_kv
+                if tl.atomic_add(counter, 1, sem="acq_rel") == active - 1:
+                    p_group = out + i_s * s_os + i_kv * GROUP * s_oh
+                    merge_group(parts, lse, p_group, row, active, s_oh, DIM, GROUP, GROUPS, MERGED)
+                    tl.store(counter, 0)

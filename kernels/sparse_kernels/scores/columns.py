@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from sparse_kernels.config import PrefillConfig
-from sparse_kernels.scores.energy import TINY, Energy, Keys, Score, normalized
+from sparse_kernels.scores.energy import TINY, Energy, Keys, Score, headroom, normalized
 from sparse_kernels.tiles import TileGrid
 
 # As many scores as stay in the cache: larger buffers cost more to map than to fill.
@@ -141,7 +141,9 @@ def _energy(rows: Rows, columns: Columns, at: Keys, grid: TileGrid, config: Pref
         mass[:, tiles, :near] = torch.einsum("htrgb,tr->htb", shares, weight[tiles])
         shares[..., :sink] = 0.0
         shares /= shares.sum(-1, keepdim=True).clamp_min(TINY)
-        pooled = torch.einsum("htrgb,tr->htb", shares.pow_(config.peak), weight[tiles]).pow_(1 / config.peak)
+        if config.peak != 1:
+            shares.mul_(headroom(config.peak)).pow_(config.peak)
+        pooled = torch.einsum("htrgb,tr->htb", shares, weight[tiles]).pow_(1 / config.peak)
         need[:, tiles, :near] = normalized(pooled)
     return Energy(mass, need)
 

@@ -12,6 +12,8 @@ from sparse_kernels.summaries import PageSummaries
 from sparse_kernels.tiles import TileGrid
 
 TINY = torch.finfo(torch.float32).tiny
+# Powers of shares lie below 2 to this, and sums of them within float32.
+_POWER_BITS = 112
 
 
 class Keys(NamedTuple):
@@ -66,6 +68,11 @@ Score = Callable[[torch.Tensor, Keys, TileGrid, PrefillConfig, float], Energy]
 def normalized(weights: torch.Tensor) -> torch.Tensor:
     """The weights as shares of the last dimension's sum; zero where that is zero."""
     return weights / weights.sum(-1, keepdim=True).clamp_min(TINY)
+
+
+def headroom(peak: float) -> float:
+    """What shares are multiplied by before a power is taken: float32 would lose small ones, and needs are relative."""
+    return 1.0 if peak == 1 else 2.0 ** (_POWER_BITS / peak)
 
 
 def earlier(grid: TileGrid, blocks: int, block: int) -> torch.Tensor:

@@ -281,6 +281,8 @@ class EngineFacts(_message.Message):
     SUMMARY_BYTES_FIELD_NUMBER: _builtins.int
     TENSOR_PARALLEL_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    KV_BYTES_FIELD_NUMBER: _builtins.int
+    CROSSOVER_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """`cpu` or `cuda`; empty for an echo."""
     kernels: _builtins.str
@@ -299,6 +301,10 @@ class EngineFacts(_message.Message):
     """`sglang`, also when unset, or `echo`: no model at all, the prompt is the answer. Routers use only workers of the engine
     that they were told of, and demand no proof of an echo, because it attends nothing.
     """
+    kv_bytes: _builtins.int
+    """Memory of the KV cache, on each device, bytes; 0 where it is not known."""
+    crossover: _builtins.str
+    """From where sparse attention is faster on this device, for people to read; empty on the dense tier."""
     def __init__(
         self,
         *,
@@ -310,10 +316,12 @@ class EngineFacts(_message.Message):
         summary_bytes: _builtins.int = ...,
         tensor_parallel: _builtins.int = ...,
         name: _builtins.str = ...,
+        kv_bytes: _builtins.int = ...,
+        crossover: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cuda_graphs", b"cuda_graphs", "device", b"device", "dtype", b"dtype", "kernels", b"kernels", "name", b"name", "page_size", b"page_size", "summary_bytes", b"summary_bytes", "tensor_parallel", b"tensor_parallel"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crossover", b"crossover", "cuda_graphs", b"cuda_graphs", "device", b"device", "dtype", b"dtype", "kernels", b"kernels", "kv_bytes", b"kv_bytes", "name", b"name", "page_size", b"page_size", "summary_bytes", b"summary_bytes", "tensor_parallel", b"tensor_parallel"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,7 +1,8 @@
 """`python -m sparsity_quality.serving`: whole workers, one tier after the other on one device, beside the dense one.
 
 Weights are made up, in the shape of Llama-3.1-8B: times hang on shapes. Needs a GPU; `--dry` runs the same code on a
-tiny model on the CPU, where times mean nothing, and writes nothing.
+tiny model on the CPU, where times mean nothing. Each tier's figures are written as they come, so that tiers can be
+measured in several runs: `--only` names one, and `--merge` makes the result file of what is there.
 """
 
 from __future__ import annotations
@@ -10,76 +11,104 @@ import argparse
 import asyncio
 import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from sparsity.benchmark import header, markdown, write
-from sparsity.errors import SparsityError
+from sparsity.errors import ConfigurationError, SparsityError
 from sparsity_worker.config import TIERS
 
 from sparsity_quality.serving import verdict
-from sparsity_quality.serving.measure import Measured, measure
-from sparsity_quality.serving.plan import DRY, REAL, Plan
+from sparsity_quality.serving.baseline import starts
+from sparsity_quality.serving.measure import measure
+from sparsity_quality.serving.measured import Measured, read_all
+from sparsity_quality.serving.plan import DRY, QUICK, REAL, Plan
 from sparsity_quality.serving.shapes import write_model
 from sparsity_quality.serving.worker import Worker
 
+_LOG_LINES = 40
 
-async def measured(plan: Plan, folder: Path) -> dict[str, Measured]:
-    """Every tier's figures; one worker at a time, since each takes the device whole.
+
+async def measured(plan: Plan, tier: str, folder: Path, out: Path, head: dict[str, object]) -> Measured:
+    """A tier's figures, written to ``out`` as they come.
 
     Raises:
-        ConfigurationError: when a worker does not start.
+        ConfigurationError: when no worker starts.
     """
-    found = {}
-    model = write_model(folder / plan.name, plan.config)
-    for tier in TIERS:
-        own = [*plan.options, *plan.tier_options(tier, folder)]
-        async with Worker(tier, model, folder / f"{tier}.log", own) as worker:
-            print(f"{tier}: serving", file=sys.stderr, flush=True)
-            found[tier] = await measure(worker, plan)
-    return found
+
+    def keep(found: Measured) -> None:
+        found.head = head
+        found.write(out)
+
+    model, problem = write_model(folder / plan.name, plan.config), f"{tier}: there is nothing to start it with"
+    for own in starts(plan, tier, folder):
+        worker = Worker(tier, model, folder / f"{tier}.log", [*plan.options, *own])
+        try:
+            async with worker:
+                print(f"{tier}: serves after {worker.started:.0f} s {' '.join(own)}", file=sys.stderr, flush=True)
+                return await measure(worker, plan, keep)
+        except ConfigurationError as error:
+            problem = str(error)
+            print(*worker.told(_LOG_LINES), f"{tier}: {' '.join(own)} did not start", sep="\n", file=sys.stderr)
+    raise ConfigurationError(problem)
 
 
-def judge(found: Mapping[str, Measured], plan: Plan, out: Path, device: str, *, dry: bool) -> int:
-    """Prints the table, and writes it unless the run was dry; 1 when the figures may not be shown."""
-    if wrong := verdict.faults(found, plan):
+def judge(out: Path, plan: Plan, *, dry: bool) -> int:
+    """Prints the table of what is there, and writes it unless the run was dry; 1 when it may not be shown."""
+    found = {tier: measured for tier in TIERS if (measured := read_all(out).get(tier))}
+    if wrong := verdict.faults(found):
         for fault in wrong:
             print(f"error: {fault}", file=sys.stderr)
         print("error: no figure is shown of a run that proves nothing", file=sys.stderr)
         return 1
     rows = list(verdict.rows(found, plan))
-    head = header("make bench-serving", {"model": f"{plan.name}, made-up weights"}) | {"device": device}
+    head = found["dense"].head | {
+        f"left out, {tier}": ", ".join(own.left_out) for tier, own in found.items() if own.left_out
+    }
     if dry:
         print("a dry run: these times mean nothing, and are not written")
     else:
         write(out, "serving", head, rows)
     print(markdown("serving", {"header": head, "rows": [asdict(row) for row in rows]}))
+    missed = [row for row in rows if row.met is False]
+    print(f"{len(missed)} of {sum(row.met is not None for row in rows)} goals missed", file=sys.stderr)
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs it; 2 when there is no GPU, or a worker does not start."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs it; 1 when figures may not be shown, 2 when there is no GPU, or a worker does not start."""
     import torch
 
     parser = argparse.ArgumentParser(prog="python -m sparsity_quality.serving", description=__doc__)
-    parser.add_argument("--dry", action="store_true", help="a tiny model on the CPU; nothing is written")
-    parser.add_argument(
-        "--out", type=Path, default=Path("docs/benchmarks"), help="folder of serving.json and serving.md"
-    )
+    parser.add_argument("--dry", action="store_true", help="a tiny model on the CPU; no result file is written")
+    parser.add_argument("--quick", action="store_true", help="fewer lengths and batches: three tiers in ten minutes")
+    parser.add_argument("--only", action="append", choices=TIERS, help="a tier; repeat for more, all without it")
+    parser.add_argument("--seconds", type=float, help="that a tier may take from when it serves")
+    parser.add_argument("--merge", action="store_true", help="measure nothing: judge what --out holds")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="folder of all files")
     options = parser.parse_args(arguments)
+    plan = DRY if options.dry else QUICK if options.quick else REAL
+    if options.merge:
+        return judge(options.out, plan, dry=options.dry)
     if not options.dry and not torch.cuda.is_available():
         print("error: torch finds no GPU; --dry tries the code without one", file=sys.stderr)
         return 2
     device = "the CPU" if options.dry else torch.cuda.get_device_name()
-    plan = DRY if options.dry else REAL
+    head = header("make bench-serving", {"model": f"{plan.name}, made-up weights"}) | {"device": device}
+    plan = replace(plan, seconds=options.seconds or plan.seconds)
+    tiers = options.only or TIERS
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            found = asyncio.run(measured(plan, Path(folder)))
-        except SparsityError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-    return judge(found, plan, options.out, device, dry=options.dry)
+        for tier in tiers:
+            try:
+                asyncio.run(measured(plan, tier, Path(folder), options.out, head))
+            except SparsityError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 2
+    if "dense" not in read_all(options.out):
+        print(f"{', '.join(tiers)}: written to {options.out}; to be judged beside the dense tier with --merge")
+        return 0
+    return judge(options.out, plan, dry=options.dry)
 
 
 if __name__ == "__main__":

@@ -6,83 +6,85 @@ import asyncio
 import random
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
-from sparsity.benchmark import percentile
-from sparsity.v1 import worker_pb2
+from sparsity_worker.nvml import energy_joules
 
-from sparsity_quality.serving.plan import Plan
-from sparsity_quality.serving.worker import Taken, Worker
-
-_PARITY = 50
+from sparsity_quality.serving import repeats
+from sparsity_quality.serving.measured import Measured, described
+from sparsity_quality.serving.plan import Decode, Plan
+from sparsity_quality.serving.worker import Taken, Worker, prompt_of
 
 
-@dataclass(slots=True)
-class Measured:
-    """One tier's figures.
+async def measure(worker: Worker, plan: Plan, keep: Callable[[Measured], None]) -> Measured:
+    """Everything of one tier, what proves the rest first; what the plan has no time for is left out, and named.
 
-    Attributes:
-        own: what the worker says of itself.
-        first: seconds to the first token, median, by prompt length.
-        density: of prefill, by prompt length.
-        per_token: seconds a token of the fastest of the sequences, by their number.
-        decode_density: of decode, by their number.
-        throughput: tokens a second of prompts and answers under the mixed load.
-        load_first: seconds to the first token under it, median and 99th percentile of the short requests.
-        sparse_calls: kernel calls that pruned something, by prompt length.
-        answers: to short prompts, which every tier attends densely.
+    Args:
+        worker: that serves it.
+        plan: of the run.
+        keep: is handed the figures as they come.
     """
-
-    own: worker_pb2.GetCapabilitiesResponse
-    first: dict[int, float] = field(default_factory=dict)
-    density: dict[int, float] = field(default_factory=dict)
-    per_token: dict[int, float] = field(default_factory=dict)
-    decode_density: dict[int, float] = field(default_factory=dict)
-    throughput: float = 0.0
-    load_first: tuple[float, float] = (0.0, 0.0)
-    sparse_calls: dict[int, int] = field(default_factory=dict)
-    answers: list[tuple[int, ...]] = field(default_factory=list)
-
-
-def prompt_of(length: int, vocabulary: int, seed: int) -> list[int]:
-    """Random tokens, the same for every tier."""
-    draw = random.Random(f"{length} {seed}")
-    return [draw.randrange(vocabulary) for _ in range(length)]
-
-
-async def measure(worker: Worker, plan: Plan) -> Measured:
-    """Everything of one tier."""
-    own = await worker.capabilities()
-    found, vocabulary = Measured(own), int(own.vocabulary_size)
-    # Compilers and caches are warm after one of each.
+    own = described(await worker.capabilities())
+    found, vocabulary = Measured(worker.tier, own, worker.started), int(own["vocabulary"])
+    deadline = time.monotonic() + plan.seconds
+    for number in range(plan.answers):
+        found.answers.append(list((await worker.ask(prompt_of(plan.short, vocabulary, number), 1)).answer))
+    found.faults = await repeats.faults(worker, plan, vocabulary)
+    keep(found)
     for length in plan.prompts:
-        await worker.ask(prompt_of(length, vocabulary, -1), 2)
-    for length in plan.prompts:
-        taken = [await worker.ask(prompt_of(length, vocabulary, number), 1) for number in range(plan.repeats)]
-        found.first[length] = statistics.median(each.first for each in taken)
-        found.density[length] = taken[0].report.prefill_density
-        found.sparse_calls[length] = int(taken[0].report.sparse_kernel_calls)
-    for batch in plan.batches:
-        together = await asyncio.gather(
-            *(worker.ask(prompt_of(plan.context, vocabulary, number), plan.new) for number in range(batch))
-        )
-        found.per_token[batch] = _steady(together)
-        found.decode_density[batch] = statistics.mean(each.report.decode_density for each in together)
-    await _load(worker, plan, found, vocabulary)
-    for number in range(_PARITY):
-        found.answers.append((await worker.ask(prompt_of(plan.short, vocabulary, number), 1)).answer)
+        if time.monotonic() < deadline:
+            await _first(worker, plan, found, length)
+            keep(found)
+        else:
+            found.left_out.append(f"{length} tokens")
+    for decode in plan.decodes:
+        if time.monotonic() < deadline:
+            await _per_token(worker, plan, found, decode)
+            keep(found)
+        else:
+            found.left_out.append(f"decode of {decode}")
+    if time.monotonic() < deadline:
+        await _load(worker, plan, found, vocabulary)
+    else:
+        found.left_out.append("mixed load")
+    keep(found)
     return found
 
 
-def _steady(together: Sequence[Taken]) -> float:
-    """Seconds a token of the fastest: the others also wait for prompts that are read after theirs."""
-    return min(each.per_token for each in together if each.tokens > 1)
+async def _first(worker: Worker, plan: Plan, found: Measured, length: int) -> None:
+    vocabulary = int(found.own["vocabulary"])
+    # Compilers and caches are warm after one.
+    await worker.ask(prompt_of(length, vocabulary, -1), 2)
+    before = energy_joules()
+    taken = [await worker.ask(prompt_of(length, vocabulary, number), 1) for number in range(plan.repeats)]
+    _note_energy(found, str(length), before, length * plan.repeats)
+    found.first[length] = [each.first for each in taken]
+    # Made-up weights leave nothing to the prompt: of all of them the densest.
+    found.density[length] = max(each.report.prefill_density for each in taken)
+    found.sparse_calls[length] = min(int(each.report.sparse_kernel_calls) for each in taken)
+
+
+async def _per_token(worker: Worker, plan: Plan, found: Measured, decode: Decode) -> None:
+    vocabulary = int(found.own["vocabulary"])
+    prompts = [prompt_of(decode.context, vocabulary, number) for number in range(decode.batch)]
+
+    async def together(new: int) -> list[Taken]:
+        # By one salt each: after the first time the prompts are in the prefix cache, and all decode from the start on.
+        return list(await asyncio.gather(*(worker.ask(prompt, new, f"{decode}") for prompt in prompts)))
+
+    await together(2)
+    times = []
+    for _ in range(plan.repeats):
+        taken = await together(plan.new)
+        times.append(statistics.median(each.per_token for each in taken))
+    found.per_token[str(decode)] = times
+    found.decode_density[str(decode)] = statistics.mean(each.report.decode_density for each in taken)
 
 
 async def _load(worker: Worker, plan: Plan, found: Measured, vocabulary: int) -> None:
     """Requests arrive at random (Poisson), whatever became of those before; every fifth is long."""
-    draw, tasks, started = random.Random(0), [], time.perf_counter()
+    draw, tasks = random.Random(0), []
+    before, started = energy_joules(), time.perf_counter()
     for number in range(plan.load):
         length = plan.load_lengths[number % 5 == 4]
         prompt = prompt_of(length, vocabulary, 1000 + number)
@@ -91,5 +93,11 @@ async def _load(worker: Worker, plan: Plan, found: Measured, vocabulary: int) ->
     taken = [(length, await task) for length, task in tasks]
     tokens = sum(length + each.tokens for length, each in taken)
     found.throughput = tokens / (time.perf_counter() - started)
-    short = [each.first for length, each in taken if length == plan.load_lengths[0]]
-    found.load_first = percentile(short, 0.5), percentile(short, 0.99)
+    found.load_first = [each.first for length, each in taken if length == plan.load_lengths[0]]
+    _note_energy(found, "load", before, tokens)
+
+
+def _note_energy(found: Measured, name: str, before: float | None, tokens: int) -> None:
+    after = energy_joules()
+    if before is not None and after is not None and found.own["kernels"] != "torch":
+        found.joules[name] = (after - before) / tokens * 1e3

@@ -20,6 +20,16 @@ class Sparsity(NamedTuple):
     sparse_from: int
 
 
+class Decode(NamedTuple):
+    """Sequences that decode at once, and the prompt of each."""
+
+    batch: int
+    context: int
+
+    def __str__(self) -> str:
+        return f"{self.batch} x {self.context}"
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """One run.
@@ -29,16 +39,19 @@ class Plan:
         config: of the model, which gets made-up weights.
         device: `cuda` or `cpu`.
         options: of every worker's command line.
-        dense_options: of the dense one's, beside these.
+        dense_backends: SGLang's, of which the first that starts is the baseline; none takes SGLang's own choice.
         prompts: lengths at which the time to the first token is taken.
-        repeats: of each.
-        context: prompt of each sequence at which the time a token is taken.
-        batches: sequences at once.
+        repeats: of every figure, of which the median is shown.
+        decodes: batches at which the time a token is taken.
         new: tokens that each generates then.
         load: requests of the mixed load, of which every fifth is long.
         load_lengths: prompts of its short and of its long requests.
-        rate: requests a second that arrive.
+        rate: requests a second that arrive: more than the dense tier can take.
         short: prompts that all tiers attend densely.
+        answers: of these, compared among tiers.
+        repeated: lengths of prompts that must be answered alike every time.
+        interrupted: a prompt of several chunks, whose reading is broken off and begun again.
+        seconds: that one tier may take from when it serves; what is left then is left out.
         sparsity: of the sparse tiers.
     """
 
@@ -46,21 +59,20 @@ class Plan:
     config: Mapping[str, Any]
     device: str
     options: tuple[str, ...]
-    dense_options: tuple[str, ...]
+    dense_backends: tuple[str, ...]
     prompts: tuple[int, ...]
     repeats: int
-    context: int
-    batches: tuple[int, ...]
+    decodes: tuple[Decode, ...]
     new: int
     load: int
     load_lengths: tuple[int, int]
     rate: float
     short: int
+    answers: int
+    repeated: tuple[int, ...]
+    interrupted: int
+    seconds: float
     sparsity: Mapping[str, Sparsity]
-
-    def tier_options(self, tier: str, folder: Path) -> tuple[str, ...]:
-        """A tier's own part of the command line; its profile is written to ``folder``."""
-        return self.dense_options if tier == "dense" else ("--profile", str(self.profile(tier, folder)))
 
     def profile(self, tier: str, folder: Path) -> Path:
         """Writes a sparse tier's profile: with made-up weights only a share of the blocks gives a known density."""
@@ -84,17 +96,24 @@ class Plan:
 
 REAL = Plan(
     name="Llama-3.1-8B", config=LLAMA_8B, device="cuda",
-    options=("--device", "cuda", "--load-format", "dummy", "--max-total-tokens", "400000", "--max-requests", "32",
+    options=("--device", "cuda", "--load-format", "dummy", "--max-total-tokens", "440000", "--max-requests", "32",
              "--chunked-prefill-tokens", "16384"),
-    dense_options=("--dense-backend", "fa4"),
-    prompts=(1024, 4096, 8192, 32768, 65536, 102400), repeats=3, context=32768, batches=(1, 8, 12), new=64,
-    load=120, load_lengths=(1024, 32768), rate=2.0, short=1024,
-    sparsity={"moderate": Sparsity(0.12, 4096, 12288), "aggressive": Sparsity(0.06, 2048, 8192)},
+    dense_backends=("fa4", "flashinfer", "fa3", "triton"),
+    prompts=(1024, 4096, 8192, 32768, 65536, 102400), repeats=3,
+    decodes=(Decode(1, 32768), Decode(8, 32768), Decode(12, 32768), Decode(4, 102400)), new=128,
+    load=60, load_lengths=(1024, 32768), rate=8.0, short=1024, answers=50,
+    repeated=(4097, 4160, 4161, 16385, 16448, 16449), interrupted=49_217, seconds=400.0,
+    sparsity={"moderate": Sparsity(0.12, 4096, 8192), "aggressive": Sparsity(0.06, 2048, 8192)},
+)  # fmt: skip
+QUICK = replace(
+    REAL, prompts=(1024, 8192, 32768, 102400), decodes=(Decode(1, 32768), Decode(8, 32768)), load=30, answers=20,
+    repeated=(4097, 4161, 16449), seconds=110.0,
 )  # fmt: skip
 DRY = replace(
-    REAL, name="tiny", config=TINY, device="cpu", dense_options=(), prompts=(128, 700), repeats=1, context=512,
+    REAL, name="tiny", config=TINY, device="cpu", dense_backends=(), prompts=(128, 700), repeats=2,
     options=("--load-format", "dummy", "--dtype", "float32", "--threads", "1", "--max-total-tokens", "8192",
              "--chunked-prefill-tokens", "512"),
-    batches=(1, 2), new=8, load=6, load_lengths=(64, 512), rate=20.0, short=100,
+    decodes=(Decode(1, 512), Decode(2, 512)), new=8, load=6, load_lengths=(64, 512), rate=20.0, short=100, answers=10,
+    repeated=(257, 320, 321), interrupted=1601,
     sparsity={"moderate": Sparsity(0.2, 256, 256), "aggressive": Sparsity(0.1, 192, 256)},
 )  # fmt: skip

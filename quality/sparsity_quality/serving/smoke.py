@@ -17,25 +17,30 @@ from pathlib import Path
 from sparsity.errors import ConfigurationError
 from sparsity_worker.config import TIERS
 
-from sparsity_quality.serving.measure import prompt_of
+from sparsity_quality.serving import repeats, soak
+from sparsity_quality.serving.baseline import starts
 from sparsity_quality.serving.plan import DRY, REAL, Plan
 from sparsity_quality.serving.shapes import write_model
-from sparsity_quality.serving.worker import Worker
+from sparsity_quality.serving.worker import Worker, prompt_of
 
 _LOG_LINES = 80
 
 
-async def smoke(plan: Plan, tier: str, folder: Path, options: Sequence[str], lengths: Sequence[int]) -> list[str]:
-    """Starts a worker, asks it for prompts of ``lengths`` alone and all at once; what is wrong with it.
+async def smoke(
+    plan: Plan, tier: str, folder: Path, options: Sequence[str], lengths: Sequence[int], requests: int
+) -> list[str]:
+    """Starts a worker, asks it for prompts of ``lengths`` alone and all at once, then for as many of all lengths.
+
+    Returns:
+        What is wrong with it.
 
     Raises:
         ConfigurationError: when it does not start.
     """
     wrong, started = [], time.perf_counter()
     model = write_model(folder / plan.name, plan.config)
-    async with Worker(
-        tier, model, folder / "worker.log", [*plan.options, *plan.tier_options(tier, folder), *options]
-    ) as worker:
+    command = [*plan.options, *next(starts(plan, tier, folder)), *options]
+    async with Worker(tier, model, folder / "worker.log", command) as worker:
         own = await worker.capabilities()
         took = time.perf_counter() - started
         proof = own.proof
@@ -62,6 +67,8 @@ async def smoke(plan: Plan, tier: str, folder: Path, options: Sequence[str], len
         together = await asyncio.gather(*(worker.ask(prompt, plan.new) for prompt in prompts * 2))
         wrong += [f"at once: {each.tokens} of {plan.new} tokens came" for each in together if each.tokens != plan.new]
         print(f"  all of them twice at once: {max(each.total for each in together):.3f} s", flush=True)
+        wrong += await repeats.faults(worker, plan, own.vocabulary_size)
+        wrong += await soak.faults(worker, plan, own.vocabulary_size, requests)
         wrong += [line for line in worker.told(100_000) if "Failed to apply hooks" in line]
     return wrong
 
@@ -72,6 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tier", default="aggressive", choices=TIERS)
     parser.add_argument("--layers", type=int, help="of the model; those of the shape without it")
     parser.add_argument("--lengths", default="", help="of prompts, by commas; those of the plan without it")
+    parser.add_argument("--requests", type=int, default=100, help="of all lengths, a fifth of them left in the middle")
     parser.add_argument("--dry", action="store_true", help="a tiny model on the CPU")
     parser.add_argument("options", nargs="*", help="more options of the worker, after --")
     options = parser.parse_args(arguments)
@@ -81,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     lengths = [int(length) for length in options.lengths.split(",") if length] or plan.prompts
     with tempfile.TemporaryDirectory() as folder:
         try:
-            wrong = asyncio.run(smoke(plan, options.tier, Path(folder), options.options, lengths))
+            wrong = asyncio.run(smoke(plan, options.tier, Path(folder), options.options, lengths, options.requests))
         except Exception as error:
             log = Path(folder) / "worker.log"
             print(*log.read_text(errors="replace").splitlines()[-_LOG_LINES:] if log.exists() else (), sep="\n")

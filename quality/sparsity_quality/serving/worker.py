@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import grpc
 from sparsity.channels import MAX_MESSAGE_BYTES
@@ -23,8 +23,7 @@ from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 _START_SECONDS, _ANSWER_SECONDS = 1800.0, 900.0
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(NamedTuple):
     """What one request took.
 
     Attributes:
@@ -50,6 +49,12 @@ class Taken:
         return (self.total - self.first) / (self.tokens - 1) if self.tokens > 1 else 0.0
 
 
+def prompt_of(length: int, vocabulary: int, seed: int) -> list[int]:
+    """Random tokens, the same for every tier."""
+    draw = random.Random(f"{length} {seed}")
+    return [draw.randrange(vocabulary) for _ in range(length)]
+
+
 class Worker:
     """A worker process, from entering to leaving.
 
@@ -69,6 +74,7 @@ class Worker:
             "--model", str(model), "--listen", self._address, "--measured-share", "0", *options,
         ]  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
+        self.started = 0.0
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
 
@@ -78,7 +84,7 @@ class Worker:
         Raises:
             ConfigurationError: when it ends before, with the end of its output.
         """
-        self._process = self._spawn()
+        began, self._process = time.monotonic(), self._spawn()
         limits = [("grpc.max_send_message_length", MAX_MESSAGE_BYTES), ("grpc.max_receive_message_length", -1)]
         self._channel = grpc.aio.insecure_channel(self._address, options=limits)
         self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
@@ -86,6 +92,7 @@ class Worker:
         while True:
             with suppress(grpc.aio.AioRpcError):
                 await self.capabilities()
+                self.started = time.monotonic() - began
                 return self
             if self._process.poll() is not None or time.monotonic() > deadline:
                 await self.__aexit__(None, None, None)
@@ -117,18 +124,20 @@ class Worker:
         )
         return found
 
-    async def ask(self, prompt: Sequence[int], new: int) -> Taken:
-        """One request, greedy and to its full length; each keeps a prefix cache of its own."""
-        request = worker_pb2.WorkerServiceGenerateRequest(
-            request_id=uuid.uuid4().hex,
-            prompt=inference_pb2.TokenIds(ids=prompt),
-            sampling=inference_pb2.SamplingParams(max_new_tokens=new, ignore_eos=True),
-            cache_salt=uuid.uuid4().hex,
-        )
+    async def held(self) -> tuple[int, int]:
+        """Requests in flight, and tokens that they hold of the KV cache."""
+        stream = self._stub.WatchLoad(worker_pb2.WatchLoadRequest(), timeout=20.0)
+        async for load in stream:
+            stream.cancel()
+            return int(load.requests), int(load.kv_used_tokens)
+        return 0, 0
+
+    async def ask(self, prompt: Sequence[int], new: int, salt: str | None = None) -> Taken:
+        """One request, greedy and to its full length; prompts of one ``salt`` share a prefix cache."""
         started, first = time.perf_counter(), 0.0
         tokens: list[int] = []
         report = inference_pb2.SparsityReport()
-        async for message in self._stub.Generate(request, timeout=_ANSWER_SECONDS):
+        async for message in self._stub.Generate(_request(prompt, new, salt), timeout=_ANSWER_SECONDS):
             answer = message.response
             if answer.token_ids and not first:
                 first = time.perf_counter() - started
@@ -136,3 +145,18 @@ class Worker:
             if answer.HasField("completion"):
                 report = answer.completion.sparsity
         return Taken(first, time.perf_counter() - started, tuple(tokens), report)
+
+    async def ask_and_leave(self, prompt: Sequence[int], seconds: float, salt: str) -> None:
+        """One request that is cancelled after ``seconds``."""
+        call = self._stub.Generate(_request(prompt, 8, salt), timeout=_ANSWER_SECONDS)
+        await asyncio.sleep(seconds)
+        call.cancel()
+
+
+def _request(prompt: Sequence[int], new: int, salt: str | None) -> worker_pb2.WorkerServiceGenerateRequest:
+    return worker_pb2.WorkerServiceGenerateRequest(
+        request_id=uuid.uuid4().hex,
+        prompt=inference_pb2.TokenIds(ids=prompt),
+        sampling=inference_pb2.SamplingParams(max_new_tokens=new, ignore_eos=True),
+        cache_salt=salt or uuid.uuid4().hex,
+    )

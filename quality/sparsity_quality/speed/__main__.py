@@ -1,7 +1,7 @@
-"""`python -m sparsity_quality.speed`: checks the Triton kernels at real sizes, then times them beside dense attention.
+"""`python -m sparsity_quality.speed`: the kernels' times on one GPU, each checked in float64 first, beside dense ones.
 
-Needs a GPU. `--dry` runs the same code on tiny shapes in Triton's interpreter (TRITON_INTERPRET=1): its times mean
-nothing, and nothing is written.
+Results are written after every part, so that a run that is cut short keeps what it has. `--dry` runs the same code on
+tiny shapes in Triton's interpreter (TRITON_INTERPRET=1): its times mean nothing, and nothing is written.
 """
 
 from __future__ import annotations
@@ -9,50 +9,22 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 
 import torch
 import triton
-from sparsity.benchmark import Row, header, markdown, write
+from sparse_kernels import plot
+from sparsity.benchmark import Row, header, write
 
-from sparsity_quality.speed import decode, gate, prefill
-from sparsity_quality.speed.inputs import Shape
-
-_SHAPES = (Shape(32, 8, 128), Shape(9, 3, 64), Shape(28, 4, 128))
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is run.
-
-    Attributes:
-        device: `cuda` or `cpu`.
-        dtype: of queries, keys and values.
-        checked: prompt lengths at which kernels are checked.
-        shapes: heads.
-        prompts: prompt lengths that are timed.
-        steps: contexts and sequences of decode that are timed, for the first shape.
-    """
-
-    device: str
-    dtype: torch.dtype
-    checked: tuple[int, ...]
-    shapes: tuple[Shape, ...]
-    prompts: tuple[int, ...]
-    steps: tuple[tuple[int, int], ...]
-
-
-DRY = Plan("cpu", torch.float32, (500,), (Shape(4, 2, 16),), (256,), ((256, 2),))
-REAL = Plan(
-    "cuda",
-    torch.bfloat16,
-    (1000, 8192),
-    _SHAPES,
-    (8192, 16384, 32768, 65536, 131072),
-    tuple((length, sequences) for length in (16384, 32768, 65536, 131072) for sequences in (1, 4, 16, 64)),
-)
+from sparsity_quality.speed import dense, tokens
+from sparsity_quality.speed.gate import Gate
+from sparsity_quality.speed.kernels import chosen_kernel
+from sparsity_quality.speed.parts import DRY, PARTS, Part, Plan, planned
+from sparsity_quality.speed.summary import summary
+from sparsity_quality.speed.timing import Clock
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sparsity_quality.speed", description=__doc__)
     parser.add_argument("--dry", action="store_true", help="tiny shapes in Triton's interpreter; nothing is written")
     parser.add_argument("--checks-only", action="store_true", help="check the kernels, and time nothing")
+    parser.add_argument("--quick", action="store_true", help="fewer lengths and shapes: about two minutes")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to run; all without it")
+    parser.add_argument("--seconds", type=float, default=480.0, help="no part begins later; the file says what is left")
     parser.add_argument(
         "--out", type=Path, default=Path("docs/benchmarks"), help="folder of kernels.json and kernels.md"
     )
@@ -69,42 +44,89 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.dry and not torch.cuda.is_available():
         print("error: torch finds no GPU; --dry tries the code without one", file=sys.stderr)
         return 2
-    plan = DRY if options.dry else REAL
-    wrong = 0
-    for shape in plan.shapes:
-        for length in plan.checked:
-            for check in gate.checks(shape, length, plan.device, plan.dtype):
-                wrong += not check.passed
-                told = "ok    " if check.passed else "FAILED"
-                print(f"{told} {check.name}: {check.error:.2e} (at most {check.bound:g})", flush=True)
-    if wrong:
-        print(f"error: {wrong} checks failed; nothing is timed", file=sys.stderr)
-        return 1
+    plan = DRY if options.dry else planned(quick=options.quick)
+    parts = [part for part in plan.parts() if options.only is None or part.kind in options.only]
+    run = _Run(plan, None if options.dry else options.out)
     if options.checks_only:
-        return 0
-    found = []
-    for row in _rows(plan):
-        found.append(row)
-        print(f"{row.name} | {row.shape} | {row.value:.4g} {row.unit}", flush=True)
-    name = torch.cuda.get_device_name() if plan.device == "cuda" else "Triton's interpreter"
-    versions = {"torch": torch.__version__, "triton": triton.__version__}
-    head = header("make bench-kernels", {"kernels": versions}) | {"device": name}
-    if options.dry:
-        print("a dry run: these times are an interpreter's, and are not written")
-        return 0
-    write(options.out, "kernels", head, found)
-    print(markdown("kernels", {"header": head, "rows": [asdict(row) for row in found]}))
-    return 0
+        parts = [part for part in parts if part.kind == "checks"]
+    for part in parts:
+        if time.monotonic() - run.started > options.seconds:
+            run.left.append(part.name)
+        else:
+            run.take(part)
+    print(run.told())
+    if not options.dry:
+        _draw(options.out)
+    if run.passing.failed:
+        print(f"error: {run.passing.failed} checks failed; what they are of is not timed", file=sys.stderr)
+    return 1 if run.passing.failed else 0
 
 
-def _rows(plan: Plan) -> Iterator[Row]:
-    for shape in plan.shapes:
-        for length in plan.prompts:
-            yield from prefill.rows(shape, length, plan.device, plan.dtype)
-    for length, sequences in plan.steps:
-        yield from decode.rows(plan.shapes[0], length, sequences, plan.device, plan.dtype)
-    if plan.device == "cuda":
-        yield Row("peak memory of the run", "all of it", torch.cuda.max_memory_allocated() / 2**30, "GiB")
+class _Run:
+    """What was found so far; ``out`` is where it is written, None for nowhere."""
+
+    def __init__(self, plan: Plan, out: Path | None) -> None:
+        self.started = time.monotonic()
+        self.passing, self.left = Gate(), list[str]()
+        self._plan, self._out, self._rows = plan, out, list[Row]()
+        self._clock = Clock(plan.device)
+        self._absent = {} if plan.device == "cpu" else _absent()
+
+    def take(self, part: Part) -> None:
+        """Runs a part, and writes what it found."""
+        print(f"# {part.name}, at {time.monotonic() - self.started:.0f} s", flush=True)
+        for row in self._measured(part):
+            self._rows.append(row)
+            print(f"{row.name} | {row.shape} | {row.value:.4g} {row.unit}", flush=True)
+        if self._plan.device != "cpu":
+            torch.cuda.empty_cache()
+        if self._out is not None and self._rows:
+            write(self._out, "kernels", self._header(), self._rows)
+
+    def _measured(self, part: Part) -> Iterator[Row]:
+        try:
+            yield from part.run(self._clock, self._plan.dtype, self.passing)
+        except (RuntimeError, ValueError) as error:
+            # One shape without a kernel, or without the memory for it, is no reason to lose the others.
+            self.passing.broken(part.name)
+            self.left.append(f"{part.name}: {type(error).__name__}: {error}".splitlines()[0][:200])
+            print(f"FAILED {self.left[-1]}", flush=True)
+
+    def _header(self) -> dict[str, object]:
+        name = torch.cuda.get_device_name() if self._plan.device == "cuda" else "Triton's interpreter"
+        versions = {"torch": torch.__version__, "triton": triton.__version__}
+        head = header("make bench-kernels", {"kernels": versions}) | {"device": name}
+        shapes = (self._plan.base, *self._plan.others)
+        chosen = {str(shape): chosen_kernel(shape, self._plan.device, self._plan.dtype) for shape in shapes}
+        head |= {"kernel of prefill": chosen, "checks": f"{self.passing.passed} passed, {self.passing.failed} failed"}
+        head |= {"seconds": round(time.monotonic() - self.started)}
+        if self._absent:
+            head["not on this machine"] = self._absent
+        if self.left:
+            head["not run"] = self.left
+        return head
+
+    def told(self) -> str:
+        """Tables of what was found."""
+        if self._out is None:
+            return "a dry run: these times are an interpreter's, and are not written\n" + summary(self._rows)
+        return summary(self._rows)
+
+
+def _draw(out: Path) -> None:
+    """The charts, where there is something to draw with."""
+    try:
+        import_module("matplotlib")
+    except ModuleNotFoundError:
+        print(f"no matplotlib here: python -m sparse_kernels.plot --results {out / 'kernels.json'} draws the charts")
+        return
+    plot.main(["--results", str(out / "kernels.json")])
+
+
+def _absent() -> dict[str, str]:
+    """Baselines that do not load here, and why."""
+    problem = dense.cute_problem()
+    return ({dense.CUTE: problem} if problem else {}) | dense.absent(*tokens.RIVALS)
 
 
 if __name__ == "__main__":

@@ -1,81 +1,153 @@
-"""Decode beside dense attention: selection included, replayed from a CUDA graph."""
+"""Decode beside dense attention: selection included, replayed from a CUDA graph of as many layers as fit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from sparse_kernels import DecodeConfig
-from sparse_kernels.gpu.page_selection import page_counts, select_pages
-from sparse_kernels.gpu.sparse_paged_decode import DecodeBatch, sparse_paged_decode
+from sparse_kernels.gpu.decode_batch import DecodeBatch
+from sparse_kernels.gpu.page_summaries import summarize_pages
 from sparsity.benchmark import Row, against, judged
 
+from sparsity_quality.speed import dense, gate, goals
+from sparsity_quality.speed.gate import Check, Gate
 from sparsity_quality.speed.inputs import PAGE, Inputs, Shape, inputs
-from sparsity_quality.speed.timing import copy_tbps, median_ms, replayed
+from sparsity_quality.speed.kernels import Step, chosen_pages, decode_call, decode_workspace, dense_decode_call
+from sparsity_quality.speed.prefill import BASE
+from sparsity_quality.speed.timing import Clock
 
-BUDGETS: Mapping[str, int] = {"aggressive": 2048, "moderate": 4096}
-# Times the fastest dense decode, by context, at many sequences; and what a single one must not lose.
-_GOALS: Mapping[str, Mapping[int, float]] = {
-    "aggressive": {8192: 2.2, 16384: 4.5, 32768: 8.0, 65536: 12.0, 131072: 15.0},
-    "moderate": {8192: 1.0, 16384: 2.6, 32768: 5.0, 65536: 5.0, 131072: 5.0},
-}
-_MANY, _SINGLE_FROM, _BANDWIDTH = 16, 16384, 0.75
-
-
-def rows(shape: Shape, length: int, sequences: int, device: str, dtype: torch.dtype) -> Iterator[Row]:
-    """What one step of ``sequences`` contexts of ``length`` tokens takes."""
-    given = inputs(shape, length * sequences, device, dtype, queries=sequences)
-    blocks = length // PAGE
-    tables = given.sequence.table[: blocks * sequences].view(sequences, blocks).int().contiguous()
-    lengths = torch.full((sequences,), length, dtype=torch.int32, device=device)
-    batch = DecodeBatch(given.sequence.keys, given.sequence.values, tables, lengths)
-    what = f"{shape}, {sequences} x {length} tokens"
-    dense = {"torch's attention, contiguous": _sdpa(given, sequences, length, device)}
-    everything = torch.zeros(sequences, shape.kv_heads, 1, dtype=torch.int32, device=device)
-    every = torch.full((sequences,), blocks, dtype=torch.int32, device=device)
-    ours = replayed(lambda: sparse_paged_decode(given.q, batch, everything, given.scale, every), device)
-    dense["ours, all pages"] = median_ms(ours, device)
-    for name, taken in dense.items():
-        yield Row(f"dense decode, {name}", what, taken, "ms")
-    fastest = min(dense, key=lambda name: dense[name])
-    bandwidth = copy_tbps(device)
-    for tier, budget in BUDGETS.items():
-        config = DecodeConfig(
-            sparse_from=0, budget=min(budget, length), sink=64, recent=min(512, length // 4), score="sub_pages"
-        )
-
-        def step(config: DecodeConfig = config) -> torch.Tensor:
-            pages = select_pages(given.q, batch, given.summaries, config, given.scale)
-            return sparse_paged_decode(given.q, batch, pages, given.scale, page_counts(batch, config))
-
-        taken = median_ms(replayed(step, device), device)
-        ratio = dense[fastest] / taken
-        row = against(Row(f"decode, {tier}, {budget} tokens", what, taken, "ms"), fastest, dense[fastest])
-        goal = _GOALS[tier].get(length) if sequences >= _MANY else None
-        if goal is None and sequences == 1 and length > _SINGLE_FROM:
-            goal = 1.0
-        yield judged(row, f">= {goal:g} times", met=ratio >= goal) if goal else row
-        share = _bytes(shape, min(budget, length), length, given) * sequences / (taken * 1e-3) / 1e12 / bandwidth
-        kept = Row(f"decode, {tier}, of copy bandwidth ({bandwidth:.2f} TB/s)", what, share, "share")
-        bounded = judged(kept, f">= {_BANDWIDTH:g}", met=share >= _BANDWIDTH)
-        yield bounded if sequences >= _MANY else kept
+TIERS = {2048: "aggressive", 4096: "moderate", 512: "512 tokens"}
+# Blocks of a serving engine's table, whatever the sequences' lengths; past their ends stand zeros.
+_TABLE = 2048
+_MOST_LAYERS = 16
+_OURS, _EVERYTHING = "ours, all pages", DecodeConfig(sparse_from=2**30)
+_RAGGED = (1, 63, 64, 65, 2047, 2049, 3001, 4096)
 
 
-def _bytes(shape: Shape, budget: int, length: int, given: Inputs) -> float:
-    """Read for one sequence: kept keys and values, and the summaries of all pages."""
-    kept = budget * 2 * shape.dim * given.q.element_size()
-    summary = length / PAGE * given.summaries.sub_mean.shape[1] * shape.dim * given.summaries.sub_mean.element_size()
-    return float(shape.kv_heads * (kept + summary))
+class Load(NamedTuple):
+    """What is decoded at once.
+
+    Attributes:
+        sequences: in a batch.
+        length: tokens of each.
+        budgets: tokens that a KV head attends.
+    """
+
+    sequences: int
+    length: int
+    budgets: tuple[int, ...] = (2048, 4096)
 
 
-def _sdpa(given: Inputs, sequences: int, length: int, device: str) -> float:
-    keys, values = (
-        part.view(part.shape[1], -1, length, part.shape[3])[:, :sequences].transpose(0, 1).contiguous()
-        for part in given.contiguous()
-    )
-    q = given.q[:, :, None].contiguous()
+class Decodes:
+    """Cached keys of one length, cut into loads.
 
-    def run() -> torch.Tensor:
-        return torch.nn.functional.scaled_dot_product_attention(q, keys, values, scale=given.scale, enable_gqa=True)
+    Args:
+        shape: heads.
+        length: tokens of a sequence.
+        sequences: that the cache holds.
+        clock: by which loads are timed.
+        dtype: of queries, keys and values.
+    """
 
-    return median_ms(replayed(run, device), device)
+    def __init__(self, shape: Shape, length: int, sequences: int, clock: Clock, dtype: torch.dtype) -> None:
+        self.shape, self.length, self.sequences, self.clock = shape, length, sequences, clock
+        self._given = inputs(shape, length * sequences, clock.device, dtype, queries=sequences)
+        self._tables = tables(self._given, length, sequences)
+
+    def steps(self, count: int) -> list[Step]:
+        """A step of ``count`` sequences for each of several layers, which share nothing."""
+        given, device = self._given, self._given.q.device
+        lengths = torch.full((count,), self.length, dtype=torch.int32, device=device)
+        found = []
+        for first in range(0, min(self.sequences, count * _MOST_LAYERS) - count + 1, count):
+            part = slice(first, first + count)
+            batch = DecodeBatch(given.sequence.keys, given.sequence.values, self._tables[part], lengths)
+            found.append(Step(given.q[part], batch, given.summaries, given.scale))
+        return found
+
+    def rows(self, load: Load, passing: Gate) -> Iterator[Row]:
+        """What one step of a layer takes."""
+        steps = self.steps(load.sequences)
+        what = f"{self.shape}, {load.sequences} x {load.length} tokens"
+        found: dict[str, float] = {}
+        room = decode_workspace(steps[0], DecodeConfig(budget=max(load.budgets), recent=64))
+        ours = dense.Decode(_OURS, [dense_decode_call(step, room) for step in steps], lambda out: out)
+        for name, calls, view in (*dense.decodes(steps), ours):
+            if passing.holds(*_right(f"decode, {name}, {what}", steps[0], _EVERYTHING, view(calls[0]()))):
+                found[name] = self.clock.layers(calls)
+        if not found:
+            return
+        for name, taken in found.items():
+            yield Row(f"dense decode, {name}", what, taken * 1e3, "us a layer")
+        fastest = min(found, key=lambda name: found[name])
+        for budget in load.budgets:
+            yield from self._sparse(load, budget, steps, (fastest, found[fastest] * 1e3), what, passing)
+
+    def _sparse(
+        self, load: Load, budget: int, steps: Sequence[Step], baseline: tuple[str, float], what: str, passing: Gate
+    ) -> Iterator[Row]:
+        config = configured(budget, load.length)
+        name = f"decode, {TIERS.get(budget, budget)}"
+        room = decode_workspace(steps[0], config)
+        calls = [decode_call(step, config, room) for step in steps]
+        if not passing.holds(*_right(f"{name}, {what}", steps[0], config, calls[0]())):
+            return
+        taken = self.clock.layers(calls)
+        row = against(Row(name, what, taken * 1e3, "us a layer"), *baseline)
+        wanted = goals.DECODE.get(budget, {}).get((load.sequences, load.length)) if self.shape == BASE else None
+        ratio = baseline[1] / (taken * 1e3)
+        yield row if wanted is None else judged(row, f">= {wanted:g} times", met=ratio >= wanted)
+        tbps = _bytes(self.shape, config.budget, load, self._given) / (taken * 1e-3) / 1e12
+        share = tbps / self.clock.copy_tbps
+        rate = Row(f"{name}, rate", what, tbps, "TB/s", "a device copy", self.clock.copy_tbps, share)
+        bounded = load.sequences >= goals.BANDWIDTH_FROM and self.shape == BASE
+        yield judged(rate, f">= {goals.BANDWIDTH:g} times", met=share >= goals.BANDWIDTH) if bounded else rate
+
+
+def tables(given: Inputs, length: int, sequences: int) -> torch.Tensor:
+    """Cuts the pages of one long sequence into tables of several, int32 ``[sequences, blocks]``."""
+    blocks = -(-length // PAGE)
+    cut = given.sequence.table[: blocks * sequences].view(sequences, blocks).int()
+    return torch.nn.functional.pad(cut, (0, max(0, _TABLE - blocks) if cut.is_cuda else 0)).contiguous()
+
+
+def configured(budget: int, length: int) -> DecodeConfig:
+    """The settings of a tier that attends ``budget`` tokens."""
+    recent = min(512, budget // 4, length // 4)
+    return DecodeConfig(sparse_from=0, budget=min(budget, length), sink=64, recent=recent, score="sub_pages")
+
+
+def ragged_checks(shape: Shape, clock: Clock, dtype: torch.dtype) -> Iterator[Check]:
+    """Sequences of odd lengths, whose pages hold NaN past their ends."""
+    length = max(_RAGGED) if clock.device != "cpu" else 512
+    lengths = [min(each, length) for each in _RAGGED]
+    given = inputs(shape, length * len(lengths), clock.device, dtype, queries=len(lengths))
+    at = torch.tensor(lengths, dtype=torch.int32, device=given.q.device)
+    cut = tables(given, length, len(lengths))
+    last = cut.gather(1, ((at - 1) // PAGE).long()[:, None])[:, 0]
+    filled = (at - 1) % PAGE + 1
+    for page, count in zip(last.tolist(), filled.tolist(), strict=True):
+        for cache in (given.sequence.keys, given.sequence.values):
+            cache[page, count:] = float("nan")
+    summarize_pages(given.summaries, given.sequence.keys, given.sequence.values, last.contiguous(), filled)
+    step = Step(given.q, DecodeBatch(given.sequence.keys, given.sequence.values, cut, at), given.summaries, given.scale)
+    config = configured(max(192, length // 4), length)
+    yield from _right(f"decode, odd lengths, {shape}", step, config, decode_call(step, config)())
+
+
+def _right(name: str, step: Step, config: DecodeConfig, out: torch.Tensor) -> Iterator[Check]:
+    if config is _EVERYTHING:
+        there = -(-step.batch.lengths // PAGE)
+        every = torch.arange(step.batch.tables.shape[1], device=there.device) < there[:, None, None]
+        return gate.decode(name, step, config, out, every.expand(-1, step.batch.keys.shape[2], -1))
+    return gate.decode(name, step, config, out, chosen_pages(step, config))
+
+
+def _bytes(shape: Shape, budget: int, load: Load, given: Inputs) -> float:
+    """Read for one step: kept keys and values, and the summaries of all pages."""
+    kept = min(budget, load.length) * 2 * shape.dim * given.q.element_size()
+    means = given.summaries.sub_mean
+    summary = load.length / PAGE * means.shape[1] * shape.dim * means.element_size()
+    return float(load.sequences * shape.kv_heads * (kept + summary))

@@ -1,8 +1,14 @@
-"""`sparsity worker doctor`: what workers are, and whether each does what its tier says, by one request to each."""
+"""`sparsity worker doctor`: what workers are, and whether each does what its tier says, by one request to each.
+
+`sparsity worker tune` is passed on to the worker's own package.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import random
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -31,6 +37,7 @@ from sparsity_router.cli.console import (
     reported,
     tier_word,
 )
+from sparsity_router.cli.quality import FORWARDED
 
 app = typer.Typer(help="Look at workers themselves.", no_args_is_help=True)
 # A dense worker's request, and tokens that are decoded.
@@ -38,9 +45,14 @@ _SHORT, _NEW = 64, 4
 _ASK_SECONDS = 10.0
 
 
-@app.callback()
-def _group() -> None:
-    """Keeps `doctor` a command of its own: Typer folds a group of one."""
+@app.command("tune", context_settings=FORWARDED)
+def tune(context: typer.Context) -> None:
+    """Find from which lengths sparse attention is faster on this GPU; workers heed it (`--help` has the options)."""
+    with reported():
+        # In a process of its own: the router side loads no torch.
+        if importlib.util.find_spec("sglang") is None:
+            raise ConfigurationError("sglang: not installed; run pip install 'sparsity-router[worker]' and try again")
+        raise typer.Exit(subprocess.run([sys.executable, "-m", "sparsity_worker.tune", *context.args]).returncode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +147,10 @@ def _described(own: worker_pb2.GetCapabilitiesResponse) -> Iterator[tuple[str, s
     yield "backend", f"{own.backend}{kernels}, profile {own.profile}"
     if own.tier != inference_pb2.TIER_DENSE:
         if engine.summary_bytes:
-            yield "summaries", f"{engine.summary_bytes / 2**20:.1f} MiB beside the KV cache"
+            yield "summaries", f"{engine.summary_bytes / 2**20:.1f} MiB beside the KV cache{_worth(own)}"
         yield "sparse", f"from {own.sparse_from} prompt tokens"
+        if engine.crossover:
+            yield "crossover", engine.crossover
         markers = " ... ".join(own.reasoning_markers) or "no markers: answers held dense as reasoning decode densely"
         yield "reasoning", markers if own.dense_reasoning else "cannot decode densely: such requests go to denser tiers"
     when = datetime.fromtimestamp(proof.time.ToNanoseconds() / 1e9).strftime("%Y-%m-%d %H:%M:%S")
@@ -145,6 +159,14 @@ def _described(own: worker_pb2.GetCapabilitiesResponse) -> Iterator[tuple[str, s
         f"{proof.prompt_tokens} tokens at {when}: density {proof.density:.3f},"
         f" {proof.sparse_kernel_calls} of {proof.kernel_calls} kernel calls sparse",
     )
+
+
+def _worth(own: worker_pb2.GetCapabilitiesResponse) -> str:
+    """What the page summaries cost, in tokens that the KV cache could hold in their place."""
+    if not own.engine.kv_bytes:
+        return ""
+    tokens = own.engine.summary_bytes * own.kv_capacity_tokens / own.engine.kv_bytes
+    return f", the room of {tokens:.0f} tokens"
 
 
 def _one_answer(

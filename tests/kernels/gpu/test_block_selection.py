@@ -2,53 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from sparse_kernels import BlockSelection, Keys, PrefillConfig, TileGrid
-from sparse_kernels import select_blocks as select_one
-from sparse_kernels.batch import PagedBatch
+from sparse_kernels import PrefillConfig
 from sparse_kernels.gpu.block_energy import block_energy
 from sparse_kernels.gpu.block_selection import select_blocks
 from sparse_kernels.reference import block_energy_reference
 from support.devices import launch
-from support.paging import PAGE, SUB, joined, queries
+from support.paging import PAGE, SUB
+from support.selecting import SCALE
+from support.selecting import SelectionCase as Case
 
-HEADS, DIM = 6, 16
-SCALE = DIM**-0.5
 CONFIG = PrefillConfig(
     score="sub_means", rule="top_p", threshold=0.7, query_tile=32, query_stride=8, peak=4.0, sink=16, window=16,
     dense_last_tiles=0,
 )  # fmt: skip
 SCORES = ("sampled_rows", "sub_means", "block_means")
-
-
-class Case:
-    """A batch; ``counts`` are (prefix, queries) of each sequence."""
-
-    def __init__(self, counts: Sequence[tuple[int, int]], dtype: torch.dtype = torch.float32) -> None:
-        self.sequences, self.summaries = joined([prefix + new for prefix, new in counts], dim=DIM, dtype=dtype)
-        self.new = [new for _, new in counts]
-        self.q = 3 * queries(sum(self.new), HEADS, DIM, dtype=dtype)
-        self.batch = PagedBatch.of(self.sequences, self.new, CONFIG.query_tile)
-        self.totals = torch.tensor([sequence.length for sequence in self.sequences])
-
-    def one(self, number: int, config: PrefillConfig, total: int | None = None) -> BlockSelection:
-        """What the CPU selects for one sequence."""
-        sequence, new = self.sequences[number], self.new[number]
-        grid = TileGrid.of(sequence.length - new, new, config.query_tile)
-        keys = sequence.gather()[0]
-        keys.flatten(1, 2)[:, sequence.length :] = 0
-        at = Keys(keys, self.summaries.sub_mean[sequence.table], self.summaries.sub_count[sequence.table])
-        rows = self.q.split(self.new)[number]
-        return select_one(grid.split(rows), at, grid, total or sequence.length, config, SCALE)
-
-    def of(self, number: int, each: torch.Tensor) -> torch.Tensor:
-        """The tiles of one sequence."""
-        return each[:, self.batch.tiles.sequence == number]
 
 
 @pytest.mark.parametrize("score", SCORES)

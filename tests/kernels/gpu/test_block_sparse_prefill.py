@@ -12,7 +12,7 @@ from sparse_kernels.block_index import BlockIndex
 from sparse_kernels.gpu.block_sparse_prefill import PrefillOutput, block_sparse_prefill, implementation
 from sparse_kernels.mean_correction import Corrections
 from sparse_kernels.reference import block_sparse_prefill_reference
-from support.devices import EXACT, launch
+from support.devices import DEVICE, EXACT, launch, on
 from support.exact_prefill import exact_prefill
 from support.paging import PAGE, joined, queries, rms_ratio
 
@@ -165,10 +165,12 @@ def test_weak_blocks_are_skipped_within_the_bound() -> None:
 def test_what_is_given_is_written_to() -> None:
     case = Case([(0, 70)])
     out, lse = case.run()
-    into = PrefillOutput(torch.full_like(out, math.nan), torch.full_like(lse, math.nan))
-    assert case.run(into=into) is into
-    assert torch.equal(into.out, out)
-    assert torch.equal(into.lse, lse)
+    into = on(DEVICE, PrefillOutput(torch.full_like(out, math.nan), torch.full_like(lse, math.nan)))
+    given = on(DEVICE, (case.q, case.batch, BlockIndex.of(case.kept)))
+    assert block_sparse_prefill(*given, case.scale, into=into) is into
+    written = on("cpu", into)
+    assert torch.equal(written.out, out)
+    assert torch.equal(written.lse, lse)
     with pytest.raises(ValueError, match="into: out is"):
         case.run(into=PrefillOutput(out.half(), lse))
     with pytest.raises(ValueError, match="into: lse is"):

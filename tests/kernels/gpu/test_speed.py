@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from sparse_kernels import plot
+from sparsity.benchmark import Row, judged
 from sparsity_quality.speed import __main__ as speed
-from sparsity_quality.speed import gate, prefill, recorded
+from sparsity_quality.speed import goals, kernels, parts
+from sparsity_quality.speed.gate import Check, Gate
 from sparsity_quality.speed.inputs import PAGE, Shape, inputs
+from sparsity_quality.speed.summary import summary
+from sparsity_quality.speed.timing import Clock
 from support.devices import DEVICE, INTERPRETED
 
 
@@ -23,32 +29,96 @@ def interpreted() -> None:
 def test_a_dry_run_checks_times_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert speed.main(["--dry", "--out", str(tmp_path)]) == 0
     told = capsys.readouterr().out
-    assert told.count("ok    ") == 5
-    for words in (
-        "dense, torch cuDNN",
-        "ours, full index",
-        "ours, forced index",
-        "share of selection",
-        "decode, moderate",
-    ):
-        assert words in told
-    assert "are not written" in told
+    assert "FAILED" not in told
+    rows = [line.split(" | ") for line in told.splitlines() if line.count(" | ") == 2 and not line.startswith("|")]
+    document = {"rows": [{"name": name, "shape": shape, "value": 1.0, "ratio": 1.0} for name, shape, _ in rows]}
     # The plot finds the rows that it draws.
-    lines = [line.split(" | ") for line in told.splitlines() if line.startswith("ours, aggressive, selection")]
-    rows = [{"name": name, "shape": shape, "ratio": 1.0} for name, shape, _ in lines]
-    assert list(plot.points({"rows": rows})) == ["aggressive, 4/2 heads, d=16"]
+    assert {line.split(", ")[0] for line in plot.tiers(document)} == {"aggressive", "moderate"}
+    assert {"prefill, full index", "prefill, random 10%", "dense prefill, cuDNN"} <= plot.rates(document).keys()
+    assert plot.steps(document)
+    names = {name for name, _, _ in rows}
+    for unit in (1, 2, 4):
+        assert f"prefill, random 10%, means of {unit}, cool, extra time" in names
+    assert {"selection, top_k, cool", "dense decode, ours, all pages", "lightning_scores, cool"} <= names
+    assert "are not written" in told
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("interpreted")
 def test_a_wrong_kernel_is_timed_by_nobody(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    right = gate.sparse_paged_decode
-    monkeypatch.setattr(gate, "sparse_paged_decode", lambda *given: right(*given) * 1.01)
-    monkeypatch.setattr(prefill, "rows", lambda *_: pytest.fail("timed all the same"))
-    assert speed.main(["--dry"]) == 1
+    right = kernels.block_sparse_prefill
+
+    def wrong(*given: Any, **named: Any) -> Any:
+        found = right(*given, **named)
+        return found._replace(out=found.out * 1.01)
+
+    monkeypatch.setattr(kernels, "block_sparse_prefill", wrong)
+    assert speed.main(["--dry", "--only", "prefill", "tokens"]) == 1
     caught = capsys.readouterr()
-    assert caught.out.count("FAILED") == 2
-    assert "2 checks failed; nothing is timed" in caught.err
+    timed = [line for line in caught.out.splitlines() if line.count(" | ") == 2]
+    assert not [line for line in timed if line.startswith("prefill")]
+    # The others are right.
+    assert [line for line in timed if line.startswith("selection")]
+    assert [line for line in timed if line.startswith("token_sparse_latent_attention")]
+    assert "checks failed; what they are of is not timed" in caught.err
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_wrong_selection_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    right = kernels.selection_call
+
+    def wrong(prompt: kernels.Prompt, config: Any) -> Any:
+        # The blocks that are not the best, and as many.
+        found = right(prompt, config)()
+        other = found.kept.roll(1, -1) & prompt.before
+        return lambda: found._replace(index=kernels.BlockIndex.of(other))
+
+    monkeypatch.setattr(parts, "selection_call", wrong)
+    assert speed.main(["--dry", "--checks-only"]) == 1
+    assert "FAILED selection, means of 1" in capsys.readouterr().out
+
+
+def test_what_is_found_is_written_as_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_absent", lambda: {"someone's kernel": "ModuleNotFoundError"})
+    run = speed._Run(parts.DRY, tmp_path)
+
+    def measured(clock: Clock, dtype: torch.dtype, passing: Gate) -> Any:
+        passing.holds(Check("a kernel", 0.0, 1.0))
+        yield Row("a kernel, cool", "a shape", 2.0, "ms")
+
+    def broken(clock: Clock, dtype: torch.dtype, passing: Gate) -> Any:
+        yield Row("another, cool", "a shape", 3.0, "ms")
+        raise ValueError("q: has no kernel")
+
+    run.take(parts.Part("prefill", "one", measured))
+    first = json.loads((tmp_path / "kernels.json").read_text())
+    assert [row["name"] for row in first["rows"]] == ["a kernel, cool"]
+    run.take(parts.Part("prefill", "two", broken))
+    second = json.loads((tmp_path / "kernels.json").read_text())
+    assert [row["value"] for row in second["rows"]] == [2.0, 3.0]
+    assert second["header"]["not run"] == ["two: ValueError: q: has no kernel"]
+    assert second["header"]["checks"] == "1 passed, 1 failed"
+
+
+def test_the_summary_tells_what_was_missed() -> None:
+    rows = [
+        judged(Row("fast, cool", "here", 2.0, "ms", "dense", 4.0, 2.0), ">= 1.5 times", met=True),
+        Row("fast, cool, rate", "here", 500.0, "TFLOP/s"),
+        judged(Row("slow, cool", "here", 2.0, "ms", "dense", 2.0, 1.0), ">= 1.5 times", met=False),
+    ]
+    told = summary(rows)
+    assert "| fast, cool | here | 2 ms | 500 TFLOP/s | 2.00 (dense) |" in told
+    assert "1 of 2 goals met; missed:\n- slow, cool, here: 1, goal >= 1.5 times" in told
+
+
+def test_every_goal_is_of_something_that_is_measured() -> None:
+    plan = parts.planned(quick=False)
+    for bounds in (goals.FULL, goals.FORCED, goals.CORRECTION, goals.SELECTION_MS, *goals.PREFILL.values()):
+        assert bounds.keys() == set(plan.prompts)
+    loads = {(load.sequences, load.length): load.budgets for _, each in plan.loads for load in each}
+    for budget, bounds in goals.DECODE.items():
+        for load in bounds:
+            assert budget in loads[load]
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,9 +136,3 @@ def test_inputs_have_topics_that_selection_can_find() -> None:
     assert (mass.sort(-1, descending=True).values[:, : mass.shape[1] // 5].sum(-1) > 0.3).all()
     again = inputs(Shape(4, 2, 16), 4096, DEVICE, torch.float32, queries=64)
     assert torch.equal(again.q, given.q)
-
-
-def test_the_recorded_baseline_follows_this_runs_cudnn() -> None:
-    assert recorded.fastest_dense(32768, recorded.CUDNN[32768]) == recorded.FLASH_ATTENTION_3[32768]
-    assert recorded.fastest_dense(32768, 2 * recorded.CUDNN[32768]) == 2 * recorded.FLASH_ATTENTION_3[32768]
-    assert recorded.fastest_dense(1000, 1.0) is None

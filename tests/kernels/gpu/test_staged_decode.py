@@ -5,8 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
-from sparse_kernels import PageSummaries
+from sparse_kernels import PagedSequence, PageSummaries
+from sparse_kernels.gpu.page_selection import MOST_BLOCKS
 from sparsity_worker.plugin.accounting import DECODE, Account, Ledger
 from sparsity_worker.plugin.attention import Prompt, Spans
 from sparsity_worker.plugin.triton_attention import TritonAttention
@@ -20,13 +22,13 @@ REASONING = range(4, 8)
 LAYER: Any = SimpleNamespace(layer_id=0, scaling=DIM**-0.5, tp_q_head_num=HEADS)
 
 
-def profile() -> Profile:
+def profile(**more: Any) -> Profile:
     small = {"block_size": PAGE, "sub_block": SUB}
     document = profile_document(
         prefill={"score": "sub_means", "query_tile": 32, "query_stride": 8},
         decode={"sparse_from": 60, "budget": 48, "sink": 16, "recent": 16, "score": "sub_pages"},
     )
-    return parse_profile(document | small, "test")
+    return parse_profile(document | small | more, "test")
 
 
 class Pool:
@@ -49,6 +51,44 @@ class Pool:
         at = self.req_to_token[row, first : first + count].long()
         for cache in (self.keys, self.values):
             cache.view(-1, KV_HEADS, DIM)[at] = self.normal(count, KV_HEADS, DIM)
+
+
+@pytest.mark.parametrize("dense_layers", [[], [0]])
+def test_pages_are_summarized_whether_a_layer_decodes_sparsely_or_densely(dense_layers: list[int]) -> None:
+    pool, own = Pool(2), profile(dense_layers=dense_layers)
+    summaries = PageSummaries(pool.keys.shape[0], PAGE, KV_HEADS, DIM, SUB)
+    attention = TritonAttention(own, {0: summaries}, pool.req_to_token, Ledger(1, 8), HEADS)
+    attention.allocate(2)
+    lengths = [31, 100]
+    for number, length in enumerate(lengths):
+        pool.write(number + 1, 0, length)
+    spans = Spans(["a", "b"], [1, 2], lengths, lengths, [Prompt(length) for length in lengths])
+    attention.prepare(spans, decode=False)
+    attention.attend(pool.normal(sum(lengths), HEADS, DIM), pool.keys, pool.values, LAYER, decode=False)
+    attention.book()
+    # Over the end of a page, in a reasoning span and out of it.
+    for step in range(4):
+        lengths = [length + 1 for length in lengths]
+        for number, length in enumerate(lengths):
+            pool.write(number + 1, length - 1, 1)
+        spans = Spans(["a", "b"], [1, 2], lengths, [1, 1], [Prompt(1), Prompt(1, reasoning=step % 2 == 0)])
+        attention.stage(spans, torch.tensor([1, 2]), torch.tensor(lengths))
+        attention.attend(pool.normal(2, HEADS, DIM), pool.keys, pool.values, LAYER, decode=True)
+        attention.book()
+        for number, length in enumerate(lengths):
+            table = pool.req_to_token[number + 1, :length:PAGE].long() // PAGE
+            assert not summaries.stale[table].any()
+            wanted = PageSummaries(pool.keys.shape[0], PAGE, KV_HEADS, DIM, SUB)
+            wanted.refresh(PagedSequence(pool.keys, pool.values, table, length))
+            for name in ("mean", "value_mean", "sub_mean", "sub_count"):
+                torch.testing.assert_close(getattr(summaries, name)[table], getattr(wanted, name)[table], msg=name)
+
+
+def test_contexts_of_more_blocks_than_decode_chooses_from_are_refused() -> None:
+    summaries = {0: PageSummaries(2, PAGE, KV_HEADS, DIM, SUB)}
+    pool = torch.zeros(1, (MOST_BLOCKS + 1) * PAGE, dtype=torch.int32)
+    with pytest.raises(ValueError, match="block_size: contexts of 16385 blocks"):
+        TritonAttention(profile(), summaries, pool, Ledger(1, 8), HEADS)
 
 
 def test_replayed_decode_equals_eager_while_lengths_grow() -> None:

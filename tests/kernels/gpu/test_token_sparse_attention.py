@@ -114,7 +114,11 @@ def test_a_replayed_step_takes_what_then_stands_in_its_tensors(dtype: torch.dtyp
         given = drawn(seed)
         tokens, found = replay(*given)
         scores = lightning_scores_reference(*given[:3], 100)
-        assert torch.equal(tokens.sort(-1).values, select_tokens(scores, 33).sort(-1).values)
+        best = select_tokens(scores, 33)
+        # Tokens that nearly tie may change places with the rounding of a score, and no others.
+        assert all(len(set(row.tolist())) == 33 for row in tokens)
+        weakest = scores.gather(1, best.long()).amin(1, keepdim=True)
+        assert (scores.gather(1, tokens.long()) >= weakest - tolerance * scores[scores.isfinite()].abs().amax()).all()
         assert rms_ratio(found, token_sparse_latent_attention_reference(*given[3:], tokens, SCALE)) < tolerance
 
 

@@ -6,7 +6,7 @@ import struct
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,20 +76,30 @@ def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.
 # Sparse calls, calls, measured share summed over rows, measured rows.
 _COUNTS: Final = 4
 
+StepPrices = Callable[[NDArray[np.int64], NDArray[np.bool_]], NDArray[np.int64]]
+"""Tokens that a query head attends, ``[layers, steps]``, of lengths and of which steps are dense."""
+Inside = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
+"""Which steps, by their lengths, lie in a reasoning span."""
+
 
 class _Entry:
-    """What was attended, over all ranks, and what this rank attended since they last added up."""
+    """What was attended: over all ranks, by this rank since they last added up, and steps whose price is not yet in."""
 
-    __slots__ = ("fresh", "reasoning", "settled")
+    __slots__ = ("entered", "fresh", "reasoning", "settled", "steps")
 
     def __init__(self, layers: int) -> None:
         self.settled = np.zeros(_COUNTS + layers * 2 * _FIELDS)
         self.fresh = np.zeros_like(self.settled)
         self.reasoning = 0
+        # Tokens in the cache at each; negative where all of them were attended.
+        self.steps: list[int] = []
+        self.entered = 0
 
-    def table(self, layers: int) -> NDArray[np.float64]:
-        """The fresh part of the table, to add to."""
-        return self.fresh[_COUNTS:].reshape(layers, 2, _FIELDS)
+
+class _Deferred(NamedTuple):
+    rids: frozenset[str]
+    enter: Callable[[], None]
+    ready: Callable[[], bool]
 
 
 class Ledger:
@@ -99,9 +109,22 @@ class Ledger:
         self._layers = layers
         self._capacity = capacity
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._deferred: list[_Deferred] = []
+        self._priced: tuple[Sequence[int], StepPrices, int, int] | None = None
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def price_steps(self, layers: Sequence[int], prices: StepPrices, heads: int, ranks: int) -> None:
+        """How :meth:`step` counts.
+
+        Args:
+            layers: numbers of those that attend.
+            prices: tokens that a query head attends in each.
+            heads: query heads of a layer, of one rank.
+            ranks: that attend alike.
+        """
+        self._priced = layers, prices, heads, ranks
 
     def add(self, rid: str, layer: int, phase: int, stats: AttentionStats) -> None:
         """Books one kernel call."""
@@ -109,7 +132,7 @@ class Ledger:
         entry.fresh[:2] += (stats.attended < stats.causal, 1)
         if stats.measured_rows:
             self.measured(rid, stats.measured, stats.measured_rows)
-        entry.table(self._layers)[layer, phase] += (
+        self._table(entry.fresh)[layer, phase] += (
             stats.attended, stats.causal, stats.coverage * stats.rows, stats.rows,
         )  # fmt: skip
 
@@ -124,7 +147,22 @@ class Ledger:
         """
         entry = self._entry(rid)
         entry.fresh[:2] += ((table[:, 0] < table[:, 1]).sum(), len(layers))
-        entry.table(self._layers)[layers, phase] += table
+        self._table(entry.fresh)[layers, phase] += table
+
+    def step(self, rid: str, length: int, *, dense: bool) -> None:
+        """Books one decode step of all layers, whose price is asked when the account is packed.
+
+        Args:
+            rid: the request.
+            length: tokens in the cache, the new one included.
+            dense: whether all of them were attended, be there a reasoning span or not.
+        """
+        self._entry(rid).steps.append(-length if dense else length)
+
+    def steps(self, rid: str) -> int:
+        """Steps of a request so far."""
+        entry = self._entries.get(rid)
+        return entry.entered + len(entry.steps) if entry else 0
 
     def measured(self, rid: str, share: float, rows: int) -> None:
         """Books that ``rows`` rows kept ``share`` of their softmax mass, as measured."""
@@ -134,6 +172,25 @@ class Ledger:
         """Books one token that decodes densely because it lies in a reasoning span."""
         self._entry(rid).reasoning += 1
 
+    def defer(self, rids: Sequence[str], enter: Callable[[], None], ready: Callable[[], bool]) -> None:
+        """Has ``enter`` book later what the device has not told yet.
+
+        Args:
+            rids: the requests that it books for, of which none is packed before.
+            enter: books them.
+            ready: whether it would not wait.
+        """
+        self._catch_up(lambda deferred: deferred.ready())
+        self._deferred.append(_Deferred(frozenset(rids), enter, ready))
+
+    def _catch_up(self, due: Callable[[_Deferred], bool]) -> None:
+        late, self._deferred = self._deferred, []
+        for each in late:
+            if due(each):
+                each.enter()
+            else:
+                self._deferred.append(each)
+
     def settle(self, rids: Sequence[str], add_up: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> None:
         """Adds up what the ranks attended; every rank must call it after the same batches.
 
@@ -141,11 +198,52 @@ class Ledger:
             rids: the batch's requests, in an order that all ranks have.
             add_up: sums a float64 array of any shape over the ranks.
         """
-        entries = [self._entry(rid) for rid in rids]
+        self._catch_up(lambda deferred: not deferred.rids.isdisjoint(rids))
+        # Of calls each rank has as many: none of them skips what another adds up. Steps are priced for all ranks.
+        entries = [entry for entry in map(self._entry, rids) if entry.fresh[1]]
         if entries:
             for entry, found in zip(entries, add_up(np.stack([entry.fresh for entry in entries])), strict=True):
                 entry.settled += found
                 entry.fresh[:] = 0
+
+    def pack(self, rid: str, steps: int | None = None, inside: Inside | None = None) -> bytes:
+        """The request's account so far; empty for an unknown request.
+
+        Args:
+            rid: the request.
+            steps: decode steps that belong to it, of :meth:`steps`; later ones are left for a later call.
+            inside: which of them lie in a reasoning span that decodes densely; none without it.
+        """
+        self._catch_up(lambda deferred: rid in deferred.rids)
+        entry = self._entries.get(rid)
+        if entry is None:
+            return b""
+        self._enter_steps(entry, len(entry.steps) if steps is None else max(steps - entry.entered, 0), inside)
+        whole = entry.settled + entry.fresh
+        sparse_calls, calls, mass, rows = whole[:_COUNTS]
+        head = (self._layers, int(sparse_calls), int(calls), entry.reasoning, mass, int(rows))
+        return _HEADER.pack(*head) + whole[_COUNTS:].tobytes()
+
+    def _enter_steps(self, entry: _Entry, count: int, inside: Inside | None) -> None:
+        if not entry.steps[:count] or self._priced is None:
+            return
+        layers, prices, heads, ranks = self._priced
+        signed = np.array(entry.steps[:count])
+        del entry.steps[:count]
+        entry.entered += len(signed)
+        lengths, dense = np.abs(signed), signed < 0
+        if inside is not None:
+            held = inside(lengths)
+            entry.reasoning += int(held.sum())
+            dense |= held
+        attended = prices(lengths, dense)
+        entry.settled[:2] += ((attended < lengths).sum() * ranks, attended.size * ranks)
+        table = self._table(entry.settled)
+        table[layers, DECODE, 0] += attended.sum(1) * (heads * ranks)
+        table[layers, DECODE, 1] += lengths.sum() * (heads * ranks)
+
+    def _table(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        return counts[_COUNTS:].reshape(self._layers, 2, _FIELDS)
 
     def _entry(self, rid: str) -> _Entry:
         entry = self._entries.get(rid)
@@ -156,15 +254,6 @@ class Ledger:
             self._entries[rid] = entry
             if len(self._entries) > self._capacity:
                 self._entries.popitem(last=False)
+        else:
+            self._entries.move_to_end(rid)
         return entry
-
-    def pack(self, rid: str) -> bytes:
-        """The request's account so far; empty for an unknown request."""
-        entry = self._entries.get(rid)
-        if entry is None:
-            return b""
-        self._entries.move_to_end(rid)
-        whole = entry.settled + entry.fresh
-        sparse_calls, calls, mass, rows = whole[:_COUNTS]
-        head = (self._layers, int(sparse_calls), int(calls), entry.reasoning, mass, int(rows))
-        return _HEADER.pack(*head) + whole[_COUNTS:].tobytes()

@@ -30,14 +30,16 @@ class Prompt(NamedTuple):
     Attributes:
         length: of its whole prompt, tokens.
         probe: whether it is the probe.
-        reasoning: whether its newest token lies in a reasoning span that decodes densely.
+        reasoning: whether its newest known token lies in a reasoning span that decodes densely.
         measured: whether its coverage is measured on some rows.
+        markers: the tokens that open and close such a span; None where it decodes no span densely, or all of the text.
     """
 
     length: int
     probe: bool = False
     reasoning: bool = False
     measured: bool = False
+    markers: tuple[int, int] | None = None
 
     def is_long(self, sparse_from: int) -> bool:
         """Whether its prefill is sparse."""
@@ -112,7 +114,7 @@ class Attention(Protocol):
         """
 
     def book(self) -> None:
-        """Enters what was attended into the ledger, after the last layer."""
+        """Enters into the ledger what its lengths alone do not tell, after the last layer."""
 
 
 class GraphedAttention(Attention, Protocol):
@@ -123,3 +125,6 @@ class GraphedAttention(Attention, Protocol):
 
     def stage(self, spans: Spans, slots: torch.Tensor, lengths: torch.Tensor) -> None:
         """Takes note of a decode batch that a CUDA graph runs."""
+
+    def decoding(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the decode batch: bool ``[rows]``, which attend everything, and int32 ``[rows]``, tokens in the cache."""

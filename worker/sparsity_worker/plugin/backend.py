@@ -18,7 +18,9 @@ from sparsity.errors import ConfigurationError
 from sparsity_worker.plugin import BACKEND, CONFIG_KEY
 from sparsity_worker.plugin.accounting import Ledger
 from sparsity_worker.plugin.attention import Attention, GraphedAttention, Prompt, Spans, on_the_host
+from sparsity_worker.plugin.decode_steps import DenseRows
 from sparsity_worker.plugin.memory import summaries_of
+from sparsity_worker.plugin.packing import Followed, Packed
 from sparsity_worker.plugin.ranks import Ranks
 from sparsity_worker.plugin.torch_attention import TorchAttention
 from sparsity_worker.profile import Profile, parse_profile
@@ -63,11 +65,15 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         summaries = summaries_of(paged, self.profile.sub_block, layers)
         self.ledger = Ledger(runner.model_config.num_hidden_layers, capacity=4 * self.req_to_token_pool.size)
         self.prompts: dict[str, Prompt] = {}
+        self.followed: dict[str, Followed] = {}
         self._replayed: GraphedAttention | None = None
         self.attention = self._attention(runner, summaries)
+        rows, device = self.req_to_token_pool.req_to_token.shape[0], keys.device
+        self._dense_rows = DenseRows(rows, self.profile.decode_from, self.ledger, device)
         self._facts = {
             "kernels": kernels_of(str(runner.device)),
             "cuda_graphs": str(runner.device) != "cpu" and not runner.server_args.disable_cuda_graph,
+            "kv_bytes": 2 * keys.nbytes * len(layers),
             "summary_bytes": sum(layer.nbytes for layer in summaries.values()),
         }
 
@@ -78,8 +84,13 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
     def book(self, forward_batch: ForwardBatch) -> None:
         """Enters what a batch attended into the ledger, after its last layer."""
         self.attention.book()
+        self._dense_rows.book()
         if self._ranks.size > 1 and forward_batch.rids:
             self.ledger.settle(forward_batch.rids, self._ranks.add_up)
+
+    def packed(self, rid: str) -> Packed:
+        """A request's account up to the batch that was booked last."""
+        return Packed(self.ledger, rid, self.followed.get(rid))
 
     def _attention(self, runner: ModelRunner, summaries: dict[int, PageSummaries]) -> Attention:
         shared = (self.profile, summaries, self.req_to_token_pool.req_to_token, self.ledger)
@@ -89,9 +100,10 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         from sparsity_worker.plugin.triton_attention import TritonAttention
 
         try:
-            heads = runner.model_config.num_attention_heads // self._ranks.size
-            self._replayed = TritonAttention(*shared, heads)
-            return self._replayed
+            heads, layers = runner.model_config.num_attention_heads // self._ranks.size, sorted(summaries)
+            found = self._replayed = TritonAttention(*shared, heads)
+            self.ledger.price_steps(layers, found.step_prices().attended, heads, self._ranks.size)
+            return found
         except ValueError as error:
             raise ConfigurationError(f"profile {self.profile.label}: {error}") from error
 
@@ -102,7 +114,9 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
             raise ConfigurationError("SGLANG_ENABLE_METADATA_GLUE_GRAPH: must be off; a batch is prepared on the host")
         cached = self.token_to_kv_pool.get_key_buffer(self.token_to_kv_pool.start_layer).dtype
         if cached not in (torch.float32, torch.float16, torch.bfloat16):
-            raise ConfigurationError(f"kv_cache_dtype: must be 16 or 32 bits wide, not {cached}")
+            reason = "pages are summarized and chosen by keys as they are, and no kernel scales them back"
+            problem = f"must be 16 or 32 bits wide, not {cached}: {reason}; set bfloat16, or serve this model dense"
+            raise ConfigurationError(f"kv_cache_dtype: {problem}")
         if runner.page_size != self.profile.block_size:
             wanted = self.profile.block_size
             raise ConfigurationError(f"page_size: must equal the profile's block_size {wanted}, not {runner.page_size}")
@@ -119,9 +133,10 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
             raise ConfigurationError("speculative_algorithm: speculative decoding is not supported by this backend")
         decode = forward_batch.forward_mode.is_decode_or_idle()
         spans = Spans.of(forward_batch, self.prompts)
-        if decode:
-            self._note_reasoning(spans.rids, spans.prompts)
         self.attention.prepare(spans, decode)
+        if decode and self._replayed is not None:
+            self._dense_rows.stage(spans)
+            self.init_forward_metadata_in_graph(forward_batch)
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
         """Buffers of decode under CUDA graphs."""
@@ -146,13 +161,12 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         rids = list(self.prompts)[:count]
         on_host = on_the_host(forward_batch, "seq_lens")[:count] if count else []
         spans = Spans.named(rids, [0] * count, on_host, [1] * count, self.prompts)
-        self._note_reasoning(spans.rids, spans.prompts)
         self._graphed().stage(spans, slots, lengths)
+        self._dense_rows.stage(spans)
 
-    def _note_reasoning(self, rids: list[str], prompts: list[Prompt]) -> None:
-        for rid, prompt in zip(rids, prompts, strict=True):
-            if prompt.reasoning:
-                self.ledger.reasoned(rid)
+    def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:
+        """What a graph does before the first layer of decode: by the newest tokens, which the host may not know yet."""
+        self._dense_rows.apply(*self._graphed().decoding(), forward_batch.input_ids)
 
     def forward_extend(
         self,

@@ -14,6 +14,7 @@ from sparsity_worker.indexer_profile import INDEXER_SCHEMA, parse_indexer_profil
 from sparsity_worker.plugin import CONFIG_KEY
 from sparsity_worker.plugin.accounting import DECODE, PREFILL, Ledger
 from sparsity_worker.plugin.attention import Prompt, on_the_host
+from sparsity_worker.plugin.packing import Followed
 from sparsity_worker.profile_document import schema_of
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class IndexerMeter:
     def __init__(self, backend: Any, layers: int, index_topk: int, capacity: int, *, cuda_graphs: bool) -> None:
         self.ledger = Ledger(layers, capacity)
         self.prompts: dict[str, Prompt] = {}
+        self.followed: dict[str, Followed] = {}
         self._layers = layers
         self._index_topk = index_topk
         self._capacity = capacity
@@ -104,6 +106,10 @@ class IndexerMeter:
             return forward_extend(q, k, v, layer, *args, topk_indices=topk_indices, **kwargs)
 
         return watched
+
+    def packed(self, rid: str) -> bytes:
+        """A request's account so far."""
+        return self.ledger.pack(rid)
 
     def book(self, forward_batch: ForwardBatch) -> None:
         """Enters what a batch attended, after its last layer."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from sparsity_worker.plugin import BACKEND, FACTS_KEY, MEASURE_KEY, PROBE_KEY, REASONING_KEY, REPORT_KEY
-from sparsity_worker.plugin.attention import Prompt
+from sparsity_worker.plugin import BACKEND, FACTS_KEY, REPORT_KEY
 from sparsity_worker.plugin.backend import SparsityAttnBackend
 from sparsity_worker.plugin.indexer import IndexerMeter
 from sparsity_worker.plugin.memory import CELL_SIZE, charge
-from sparsity_worker.plugin.reasoning import Reasoning
+from sparsity_worker.plugin.packing import Followed
 
 
 def register() -> None:
@@ -38,21 +37,8 @@ def _note_prompts(result: Any, *args: Any, **_: Any) -> None:
     """A forward batch knows its chunk only; the last chunk of a prompt is told by the whole prompt's length."""
     batch, runner = next((pair for pair in pairwise(args) if hasattr(pair[0], "reqs")), (None, None))
     if batch is not None and (accountant := _accountant(runner)) is not None:
-        accountant.prompts = {req.rid: _prompt(req) for req in batch.reqs}
-
-
-def _prompt(req: Any) -> Prompt:
-    asked = req.sampling_params.custom_params or {}
-    reasoning = REASONING_KEY in asked and _reasons(req)
-    return Prompt(len(req.origin_input_ids), PROBE_KEY in asked, reasoning, MEASURE_KEY in asked)
-
-
-def _reasons(req: Any) -> bool:
-    """Whether the request's newest token lies in a reasoning span; what was read of it stays with the request."""
-    if not hasattr(req, REASONING_KEY):
-        setattr(req, REASONING_KEY, Reasoning(req.sampling_params.custom_params[REASONING_KEY], req.origin_input_ids))
-    reasoning: Reasoning = getattr(req, REASONING_KEY)
-    return reasoning.goes_on(req.output_ids)
+        accountant.followed = {req.rid: Followed.of(req) for req in batch.reqs}
+        accountant.prompts = {rid: each.prompt() for rid, each in accountant.followed.items()}
 
 
 def _attach_accounts(result: Any, runner: Any, forward_batch: Any, *_: Any, **__: Any) -> None:
@@ -63,7 +49,7 @@ def _attach_accounts(result: Any, runner: Any, forward_batch: Any, *_: Any, **__
     output = getattr(result, "logits_output", None)
     if output is not None and forward_batch.rids:
         info = dict(output.customized_info or {})
-        info[REPORT_KEY] = [accountant.ledger.pack(rid) for rid in forward_batch.rids]
+        info[REPORT_KEY] = [accountant.packed(rid) for rid in forward_batch.rids]
         probes = [rid in accountant.prompts and accountant.prompts[rid].probe for rid in forward_batch.rids]
         if any(probes):
             info[FACTS_KEY] = [accountant.facts() if probe else "" for probe in probes]

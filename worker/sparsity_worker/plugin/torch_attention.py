@@ -59,6 +59,8 @@ class TorchAttention:
         for rid, slot, length, new, prompt in zip(*spans, strict=True):
             table = (self._req_to_token[slot, :length:page] // page).to(torch.int64)
             self._rows.append(_Row(rid, start, start + new, length, prompt, table))
+            if decode and prompt.reasoning:
+                self._ledger.reasoned(rid)
             pages.append(table[(length - new) // page :])
             start += new
         self._written = torch.cat(pages)

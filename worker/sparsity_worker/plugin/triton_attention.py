@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from sparse_kernels import PagedSequence, PageSummaries, causal_pairs
+import triton
+from sparse_kernels import PageSummaries
 from sparse_kernels.batch import BatchTiles, PagedBatch
 from sparse_kernels.block_index import BlockIndex
-from sparse_kernels.config import PrefillConfig
 from sparse_kernels.gpu.block_energy import COLUMNS
-from sparse_kernels.gpu.block_selection import select_blocks
+from sparse_kernels.gpu.block_selection import select_blocks, tile_shape
 from sparse_kernels.gpu.block_sparse_prefill import block_sparse_prefill
 from sparse_kernels.gpu.checks import check_dim
-from sparse_kernels.gpu.page_selection import page_capacity, page_counts, select_pages
+from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace, fill_tables
+from sparse_kernels.gpu.page_selection import MOST_BLOCKS, page_capacity
 from sparse_kernels.gpu.page_summaries import summarize_pages
-from sparse_kernels.gpu.sparse_paged_decode import DecodeBatch, sparse_paged_decode
-from sparse_kernels.mean_correction import Corrections
-from sparse_kernels.measured_coverage import measured_coverage, spread_rows
+from sparse_kernels.gpu.selection.plan import SelectionPlan, Workspace
+from sparse_kernels.gpu.sparse_paged_decode import paged_decode, sparse_paged_decode
 
-from sparsity_worker.plugin.accounting import DECODE, PREFILL, Ledger
-from sparsity_worker.plugin.attention import MEASURED_ROWS, Spans, watched
+from sparsity_worker.plugin.accounting import Ledger
+from sparsity_worker.plugin.attention import Spans, watched
+from sparsity_worker.plugin.decode_steps import StepPrices
+from sparsity_worker.plugin.host_device import upload
+from sparsity_worker.plugin.prefill_accounts import PrefillAccounts
 from sparsity_worker.profile import Profile
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ class _Batch(NamedTuple):
         written: int32, physical pages that the new tokens touch.
         filled: int32, tokens in each of these.
         tiles: of prefill.
+        workspace: buffers of decode under a CUDA graph.
     """
 
     spans: Spans
@@ -57,6 +60,21 @@ class _Batch(NamedTuple):
     written: torch.Tensor
     filled: torch.Tensor
     tiles: BatchTiles
+    workspace: DecodeWorkspace | None = None
+
+
+class _Tiles(NamedTuple):
+    """What of a prefill batch's tiles all layers share, made at the first that selects.
+
+    Attributes:
+        plan: of selection; None where it needs none.
+        owner: int64 ``[tiles]``, whose tile it is.
+        rows: int32 ``[tiles]``, new tokens in it.
+    """
+
+    plan: SelectionPlan | None
+    owner: torch.Tensor
+    rows: torch.Tensor
 
 
 class TritonAttention:
@@ -88,45 +106,59 @@ class TritonAttention:
             raise ValueError(f"prefill.query_tile: {prefill.query_tile} must be a power of 2 and whole blocks on a GPU")
         for layer in summaries.values():
             check_dim("head_dim", layer.mean.shape[2])
+        blocks = -(-req_to_token.shape[1] // profile.block_size)
+        if blocks > MOST_BLOCKS:
+            raise ValueError(
+                f"block_size: contexts of {blocks} blocks, the most that decode chooses from {MOST_BLOCKS}"
+            )
         self._profile = profile
         self._summaries = summaries
         self._req_to_token = req_to_token
-        self._ledger = ledger
         self._layers = sorted(summaries)
         self._heads, self._kv_heads = heads, summaries[self._layers[0]].mean.shape[1]
         self._watched = watched(summaries)
         self._staged: _Batch | None = None
         self._batch: _Batch | None = None
         self._full: BlockIndex | None = None
-        # By layer: kept blocks' rows and coverage times rows of each request, float64 [2, requests], on the device.
-        self._attended: dict[int, torch.Tensor] = {}
+        self._decode_workspace: DecodeWorkspace | None = None
+        self._tiles: _Tiles | None = None
+        self._selection_workspace = Workspace(req_to_token.device)
+        self._accounts = PrefillAccounts(ledger, self._layers, heads, self._kv_heads, profile.block_size)
 
     def prepare(self, spans: Spans, decode: bool) -> None:
-        """Tables, tiles and written pages of the batch, on the device."""
-        page, device = self._profile.block_size, self._req_to_token.device
-        widest = max(spans.lengths, default=1)
-        slots = torch.tensor(spans.slots, dtype=torch.int64, device=device)
-        tables = (self._req_to_token[slots, :widest:page] // page).int()
-        touched = [
-            (number, block, min(page, length - block * page))
-            for number, (length, new) in enumerate(zip(spans.lengths, spans.new, strict=True))
-            for block in range((length - new) // page, (length - 1) // page + 1)
-        ]
-        owner, block, filled = torch.tensor(touched, dtype=torch.int64, device=device).view(-1, 3).unbind(1)
+        """Tables, tiles and written pages of the batch, on the device; waits for nothing."""
+        page, device, tile = self._profile.block_size, self._req_to_token.device, self._profile.prefill.query_tile
+        length, new = np.array(spans.lengths, dtype=np.int64), np.array(spans.new, dtype=np.int64)
+        first, touched = (length - new) // page, np.where(new > 0, (length - 1) // page + 1 - (length - new) // page, 0)
+        owner = np.repeat(np.arange(len(length)), touched)
+        block = first[owner] + np.arange(len(owner)) - np.repeat(touched.cumsum() - touched, touched)
         sparse_from = self._profile.prefill.sparse_from
-        dense = [prompt.reasoning if decode else not prompt.is_long(sparse_from) for prompt in spans.prompts]
-        each = ([*spans.lengths], [*accumulate(spans.new, initial=0)], [prompt.length for prompt in spans.prompts])
-        lengths, starts, totals = (torch.tensor(values, dtype=torch.int32, device=device) for values in each)
-        tiles = BatchTiles.of(
-            *([], []) if decode else (spans.lengths, spans.new), self._profile.prefill.query_tile, device
+        flags = [prompt.reasoning if decode else not prompt.is_long(sparse_from) for prompt in spans.prompts]
+        tiles = BatchTiles.of(*([], []) if decode else (spans.lengths, spans.new), tile)
+        slots, owners, blocks, filled, lengths, starts, totals, dense, *moved = upload(
+            device, spans.slots, owner, block, np.minimum(page, length[owner] - block * page), length,
+            [0, *new.cumsum()], [prompt.length for prompt in spans.prompts], flags, *tiles[1:],
         )  # fmt: skip
+        tiles = BatchTiles(tile, *(there.view(part.shape) for there, part in zip(moved, tiles[1:], strict=True)))
+        tables = (self._req_to_token[slots.long(), : max(spans.lengths, default=1) : page] // page).int()
         self._batch = _Batch(
-            spans, decode, dense, tables, lengths, starts, totals, torch.tensor(dense, dtype=torch.bool, device=device),
-            tables[owner, block], filled.int(), tiles,
+            spans, decode, flags, tables, lengths, starts, totals, dense.bool(), tables[owners.long(), blocks.long()],
+            filled, tiles,
         )  # fmt: skip
-        self._full = None
+        self._full = self._tiles = None
         # Of a batch that SGLang captured or warmed up with, which nobody booked.
-        self._attended = {}
+        self._accounts.forget()
+
+    def step_prices(self) -> StepPrices:
+        """What each layer attends in a decode step."""
+        configs, page = [self._profile.decode_at(layer) for layer in self._layers], self._profile.block_size
+        pages = [page_capacity(config, page) if config else 0 for config in configs]
+        return StepPrices(page, [config.sparse_from if config else None for config in configs], pages)
+
+    def decoding(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the decode batch: bool ``[rows]``, which attend everything, and int32 ``[rows]``, tokens in the cache."""
+        assert self._batch is not None
+        return self._batch.dense, self._batch.lengths
 
     def allocate(self, most: int) -> None:
         """Buffers for a decode batch of ``most`` requests that a CUDA graph reads, whatever stands in them."""
@@ -136,7 +168,9 @@ class TritonAttention:
         dense = torch.zeros(most, dtype=torch.bool, device=pool.device)
         tiles = BatchTiles.of([], [], self._profile.prefill.query_tile, pool.device)
         nobody = Spans([], [], [], [], [])
-        self._staged = _Batch(nobody, True, [], tables, lengths, starts, totals, dense, written, filled, tiles)
+        self._staged = _Batch(
+            nobody, True, [], tables, lengths, starts, totals, dense, written, filled, tiles, self._buffers(most)
+        )  # fmt: skip
 
     def stage(self, spans: Spans, slots: torch.Tensor, lengths: torch.Tensor) -> None:
         """Takes note of a decode batch that a CUDA graph runs, in the buffers of :meth:`allocate`; waits for nothing.
@@ -147,19 +181,17 @@ class TritonAttention:
             lengths: int ``[padded requests]``, tokens in the cache.
         """
         assert self._staged is not None
-        page, count, all_of = self._profile.block_size, slots.shape[0], self._staged
+        count, all_of = slots.shape[0], self._staged
         dense = [prompt.reasoning for prompt in spans.prompts]
         flags = torch.tensor(dense + [False] * (count - len(dense)), dtype=torch.bool)
-        tables = (self._req_to_token[slots.long(), ::page] // page).int()
-        last = (lengths - 1).long()
-        all_of.tables[:count, : tables.shape[1]].copy_(tables)
-        all_of.lengths[:count].copy_(lengths)
-        all_of.dense[:count].copy_(flags, non_blocking=True)
-        all_of.written[:count].copy_(tables.gather(1, last[:, None] // page)[:, 0])
-        all_of.filled[:count].copy_(last % page + 1)
         names = ("tables", "lengths", "starts", "totals", "dense", "written", "filled")
-        views = {name: getattr(all_of, name)[:count] for name in names}
-        self._batch = all_of._replace(spans=spans, dense_host=dense, **views)
+        own = all_of._replace(**{name: getattr(all_of, name)[:count] for name in names})
+        own.dense.copy_(flags, non_blocking=True)
+        fill_tables(
+            self._req_to_token, slots, lengths, self._profile.block_size,
+            tables=own.tables, held=own.lengths, written=own.written, filled=own.filled,
+        )  # fmt: skip
+        self._batch = own._replace(spans=spans, dense_host=dense)
 
     def attend(
         self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layer: RadixAttention, decode: bool
@@ -167,8 +199,9 @@ class TritonAttention:
         """Attention of one layer."""
         assert self._batch is not None
         summaries = self._summaries[layer.layer_id]
-        # Here and not when they are read: a graph cannot ask which pages are stale.
-        summarize_pages(summaries, keys, values, self._batch.written, self._batch.filled)
+        # Here and not when they are read: a graph cannot ask which pages are stale. Sparse decode does it on its own.
+        if not decode or self._profile.decode_at(layer.layer_id) is None:
+            summarize_pages(summaries, keys, values, self._batch.written, self._batch.filled)
         attend = self._decode if decode else self._prefill
         return attend(q.contiguous(), self._batch, keys, values, summaries, layer)
 
@@ -187,54 +220,31 @@ class TritonAttention:
             if self._full is None:
                 self._full = BlockIndex.full(batch.before, keys.shape[2], own.tables.shape[1])
             return block_sparse_prefill(q, batch, self._full, layer.scaling).out
-        kept, coverage = select_blocks(
-            q, batch, summaries, config, layer.scaling, totals=own.totals, dense=own.dense
+        if self._tiles is None:
+            self._tiles = self._shared_by_layers(q, own)
+        found = select_blocks(
+            q, batch, summaries, config, layer.scaling,
+            totals=own.totals, dense=own.dense, plan=self._tiles.plan, workspace=self._selection_workspace,
         )  # fmt: skip
-        corrections = None
-        if config.mean_correction:
-            corrections = Corrections.of(kept, batch, summaries, config.mean_blocks, q.dtype)
-        out = block_sparse_prefill(q, batch, BlockIndex.of(kept), layer.scaling, corrections=corrections).out
-        self._note(layer.layer_id, own, kept, coverage, config)
+        out = block_sparse_prefill(q, batch, found.index, layer.scaling, corrections=found.corrections).out
+        shared = self._tiles
+        self._accounts.note(layer.layer_id, len(own.spans.rids), shared.owner, shared.rows, found)
         if layer.layer_id in self._watched:
-            self._measure(q, own, keys, values, kept, layer.scaling)
+            self._accounts.measure(own.spans, own.dense_host, q, batch, found, layer.scaling)
         return out
 
-    def _measure(
-        self,
-        q: torch.Tensor,
-        own: _Batch,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        kept: torch.Tensor,
-        scale: float,
-    ) -> None:
-        """Holds a few rows of the requests that ask for it against every key; it waits for the device."""
-        page, tile, row = self._profile.block_size, own.tiles.rows, 0
-        for number, (rid, length, new, prompt) in enumerate(
-            zip(own.spans.rids, own.spans.lengths, own.spans.new, own.spans.prompts, strict=True)
-        ):
-            if prompt.measured and not own.dense_host[number]:
-                table = own.tables[number, : -(-length // page)].long()
-                every = PagedSequence(keys, values, table, length).gather()[0]
-                positions = spread_rows(length - new, new, MEASURED_ROWS).to(q.device)
-                tiles = kept[:, own.tiles.sequence == number, : every.shape[1]]
-                first = (length - new) // tile
-                blocks = torch.arange(every.shape[1], device=q.device)
-                mine = blocks >= positions[:, None] // tile * (tile // page)
-                attended = tiles[:, positions // tile - first] | mine
-                share = measured_coverage(q[row + positions - (length - new)], positions, every, attended, scale)
-                self._ledger.measured(rid, share, positions.numel())
-            row += new
-
-    def _note(self, layer: int, own: _Batch, kept: torch.Tensor, coverage: torch.Tensor, config: PrefillConfig) -> None:
-        """Adds up on the device, for :meth:`book` to read once a pass."""
-        owner = own.tiles.sequence.long()
-        first = own.tiles.number * config.query_tile
+    def _shared_by_layers(self, q: torch.Tensor, own: _Batch) -> _Tiles:
+        profile, tile, group = self._profile, own.tiles.rows, self._heads // self._kv_heads
+        shape = tile_shape(
+            profile.prefill, group, q.shape[2], profile.block_size, profile.sub_block, q.dtype, q.device
+        )  # fmt: skip
+        plan = None
+        if shape is not None:
+            plan = SelectionPlan.of(own.spans.lengths, own.spans.new, self._kv_heads, shape, q.device)
+        owner, first = own.tiles.sequence.long(), own.tiles.number * tile
         prefix = own.lengths - own.starts.diff()
-        rows = torch.minimum(own.lengths[owner], first + config.query_tile) - torch.maximum(prefix[owner], first)
-        each = torch.stack([kept.sum((0, 2)) * rows, coverage.mean(0) * rows]).double()
-        found = torch.zeros(2, len(own.spans.rids), dtype=torch.float64, device=kept.device)
-        self._attended[layer] = found.index_add_(1, owner, each)
+        rows = torch.minimum(own.lengths[owner], first + tile) - torch.maximum(prefix[owner], first)
+        return _Tiles(plan, owner, rows)
 
     def _decode(
         self,
@@ -246,53 +256,31 @@ class TritonAttention:
         layer: RadixAttention,
     ) -> torch.Tensor:
         batch = DecodeBatch(keys, values, own.tables, own.lengths)
-        config = self._profile.decode_at(layer.layer_id)
+        config, workspace = self._profile.decode_at(layer.layer_id), own.workspace or self._eager(q.shape[0])
         if config is None:
-            page, kv_heads = keys.shape[1:3]
-            every = (own.lengths + page - 1) // page
-            none = torch.zeros(q.shape[0], kv_heads, 1, dtype=torch.int32, device=q.device)
-            return sparse_paged_decode(q, batch, none, layer.scaling, every.int())
-        pages = select_pages(q, batch, summaries, config, layer.scaling)
-        return sparse_paged_decode(q, batch, pages, layer.scaling, page_counts(batch, config, own.dense))
+            return paged_decode(q, batch, layer.scaling, workspace=workspace)
+        return sparse_paged_decode(
+            q, batch, summaries, config, layer.scaling, dense=own.dense, workspace=workspace
+        )  # fmt: skip
+
+    def _eager(self, sequences: int) -> DecodeWorkspace:
+        """Buffers of decode without a CUDA graph; kept until a larger batch comes."""
+        held = self._decode_workspace
+        if held is None or held.sequences < sequences:
+            held = self._decode_workspace = self._buffers(max(1, triton.next_power_of_2(sequences)))
+        return held
+
+    def _buffers(self, sequences: int) -> DecodeWorkspace:
+        page, dim = self._profile.block_size, self._summaries[self._layers[0]].mean.shape[2]
+        configs = [config for layer in self._layers if (config := self._profile.decode_at(layer)) is not None]
+        capacity = max((page_capacity(config, page) for config in configs), default=0)
+        blocks, device = -(-self._req_to_token.shape[1] // page), self._req_to_token.device
+        return DecodeWorkspace(sequences, self._heads, self._kv_heads, dim, blocks, capacity, device)
 
     def book(self) -> None:
-        """Enters the pass into the ledger: what was selected in prefill, what the budgets allow in decode."""
-        if self._batch is None:
-            return
+        """Enters a pass of prefill into the ledger when the device has said what was selected; decode has its price."""
         own, self._batch = self._batch, None
-        measured = torch.stack(list(self._attended.values())).cpu().numpy() if self._attended else None
-        rows = [self._layers.index(layer) for layer in self._attended]
-        self._attended = {}
-        for number, (rid, length, new) in enumerate(zip(own.spans.rids, own.spans.lengths, own.spans.new, strict=True)):
-            # Pairs attended, causal pairs, coverage summed over rows, and rows, of one query head.
-            table = np.zeros((len(self._layers), 4))
-            table[:, :2] = causal_pairs(new, length - new)
-            if own.decode:
-                # Coverage of decode is not estimated: it would cost more than the scores themselves.
-                if not own.dense_host[number]:
-                    table[:, 0] = [self._decoded(layer, length) for layer in self._layers]
-            else:
-                table[:, 2:] = new
-                if measured is not None:
-                    inside = _pairs_inside(length - new, length, own.tiles.rows)
-                    table[rows, 0] = measured[:, 0, number] * self._profile.block_size / self._kv_heads + inside
-                    table[rows, 2] = measured[:, 1, number]
-            self._ledger.add_layers(rid, DECODE if own.decode else PREFILL, self._layers, table * self._heads)
-
-    def _decoded(self, layer: int, length: int) -> int:
-        """Tokens that one step attends in a layer; the last page, which may not be full, is always among them."""
-        config, page = self._profile.decode_at(layer), self._profile.block_size
-        there = -(-length // page)
-        if config is None or length < config.sparse_from or there <= page_capacity(config, page):
-            return length
-        return page_capacity(config, page) * page - (there * page - length)
-
-
-def _pairs_inside(first: int, last: int, tile: int) -> int:
-    """Causal pairs of rows ``first .. last - 1`` with the keys of their own tiles."""
-
-    def below(row: int) -> int:
-        whole, rest = divmod(row, tile)
-        return whole * causal_pairs(tile, 0) + causal_pairs(rest, 0)
-
-    return below(last) - below(first)
+        if own is None or own.decode:
+            self._accounts.forget()
+        else:
+            self._accounts.book(own.spans, own.tiles.rows)

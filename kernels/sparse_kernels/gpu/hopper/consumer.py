@@ -22,12 +22,14 @@ _LN2 = gl.constexpr(0.6931471805599453)
 def _rescale_code(count: int) -> str:
     """Products of a lane's accumulators with its two rows' factors, or nothing where these are 1.
 
-    Operands: ``count`` results, tied to as many accumulators; then ``count`` factors, of which the first is that of the
-    lane's first row, and the third that of its second row.
+    Operands: ``count`` results; as many accumulators, tied to them; then ``count`` factors, of which the first is that
+    of the lane's first row, and the third that of its second row.
     """
-    products = " ".join(f"mul.f32 ${k}, ${k}, ${count if k % 4 < 2 else count + 2};" for k in range(count))
+    # Tied operands are numbered too.
+    low, high = 2 * count, 2 * count + 2
+    products = " ".join(f"mul.f32 ${k}, ${k}, ${low if k % 4 < 2 else high};" for k in range(count))
     return (
-        f"{{ .reg .pred p, q; setp.neu.f32 p, ${count}, 0f3F800000; setp.neu.f32 q, ${count + 2}, 0f3F800000; "
+        f"{{ .reg .pred p, q; setp.neu.f32 p, ${low}, 0f3F800000; setp.neu.f32 q, ${high}, 0f3F800000; "
         f"or.pred p, p, q; @!p bra KEEP; {products} KEEP: }}"
     )
 

@@ -1,0 +1,1 @@
+"""Block selection for prefill in one pass over sub-page means."""

@@ -1,0 +1,78 @@
+"""One tier's figures, and the file that they are written to as they come."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparsity.v1 import worker_pb2
+
+_SUFFIX = ".measured.json"
+
+
+@dataclass(slots=True)
+class Measured:
+    """One tier's figures.
+
+    Attributes:
+        tier: that served.
+        own: what the worker says of itself.
+        start: seconds until it served, its proof included.
+        head: versions, device and date.
+        answers: to short prompts, which every tier attends densely.
+        faults: what was not answered alike each time.
+        first: seconds to the first token, by prompt length.
+        density: of prefill, by prompt length.
+        sparse_calls: kernel calls that pruned something, by prompt length.
+        per_token: seconds a token, by batch.
+        decode_density: by batch.
+        throughput: tokens a second of prompts and answers under the mixed load; None before it ran.
+        load_first: seconds to the first token of its short requests.
+        joules: energy of a thousand tokens of a prompt, by its length, and of the load, by `load`.
+        left_out: for want of time.
+    """
+
+    tier: str
+    own: dict[str, Any]
+    start: float = 0.0
+    head: dict[str, Any] = field(default_factory=dict)
+    answers: list[list[int]] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    first: dict[int, list[float]] = field(default_factory=dict)
+    density: dict[int, float] = field(default_factory=dict)
+    sparse_calls: dict[int, int] = field(default_factory=dict)
+    per_token: dict[str, list[float]] = field(default_factory=dict)
+    decode_density: dict[str, float] = field(default_factory=dict)
+    throughput: float | None = None
+    load_first: list[float] = field(default_factory=list)
+    joules: dict[str, float] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    def write(self, folder: Path) -> None:
+        """Writes it as it stands, beside those of other tiers."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"serving-{self.tier}{_SUFFIX}").write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def read_all(folder: Path) -> dict[str, Measured]:
+    """Of every tier that has been written, by its name."""
+    found = {}
+    for path in sorted(folder.rglob(f"serving-*{_SUFFIX}")):
+        document = json.loads(path.read_text())
+        for name in ("first", "density", "sparse_calls"):
+            document[name] = {int(length): value for length, value in document[name].items()}
+        found[document["tier"]] = Measured(**document)
+    return found
+
+
+def described(own: worker_pb2.GetCapabilitiesResponse) -> dict[str, Any]:
+    """What is kept of a worker's capabilities."""
+    engine = own.engine
+    return {
+        "backend": own.backend, "kernels": engine.kernels, "cuda_graphs": engine.cuda_graphs,
+        "sparse_calls": own.proof.sparse_kernel_calls, "calls": own.proof.kernel_calls,
+        "vocabulary": own.vocabulary_size, "kv_tokens": own.kv_capacity_tokens, "kv_bytes": engine.kv_bytes,
+        "summary_bytes": engine.summary_bytes, "sparse_from": own.sparse_from, "crossover": engine.crossover,
+    }  # fmt: skip

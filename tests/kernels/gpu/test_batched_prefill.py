@@ -1,0 +1,67 @@
+"""A ragged prefill batch through the worker's kernels, beside the CPU's attention of each request."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sparse_kernels import PageSummaries
+from sparsity_worker.plugin.accounting import PREFILL, Account, Ledger
+from sparsity_worker.plugin.attention import Prompt, Spans
+from sparsity_worker.plugin.torch_attention import TorchAttention
+from sparsity_worker.plugin.triton_attention import TritonAttention
+from sparsity_worker.profile import parse_profile
+from support.devices import DEVICE, EXACT, on
+from support.paging import PAGE, SUB, joined, queries, rms_ratio
+from support.profiles import profile_document
+
+HEADS, KV_HEADS, DIM = 4, 2, 16
+# Prefix, new tokens and the whole prompt of each request; the second is short, the third has chunks to come.
+REQUESTS = [(0, 300, 300), (0, 30, 30), (200, 100, 600)]
+RIDS = ["long", "short", "chunk"]
+
+
+@pytest.mark.parametrize("score", ["sub_means", "sampled_rows"])
+def test_a_batch_is_attended_and_booked_as_each_request_alone(score: str) -> None:
+    change = {"score": score, "query_tile": 32, "window": 16, "sink": 16, "sparse_from": 60, "peak": 8.0}
+    document = profile_document(prefill=change | {"mean_blocks": 2}) | {"block_size": PAGE, "sub_block": SUB}
+    own = parse_profile(document | {"layers": {1: {"thresholds": [0.4, 0.9]}}}, "test")
+    sequences, _ = joined([prefix + new for prefix, new, _ in REQUESTS], KV_HEADS, DIM)
+    keys, values = sequences[0].keys, sequences[0].values
+    slots = torch.zeros(len(REQUESTS), 304, dtype=torch.int32)
+    for row, sequence in zip(slots, sequences, strict=True):
+        row[: sequence.table.numel() * PAGE] = (sequence.table[:, None] * PAGE + torch.arange(PAGE)).flatten()
+    lengths, new = [prefix + count for prefix, count, _ in REQUESTS], [count for _, count, _ in REQUESTS]
+    prompts = [Prompt(whole, measured=True) for _, _, whole in REQUESTS]
+    spans = Spans(RIDS, [0, 1, 2], lengths, new, prompts)
+
+    def attended(device: str, kernels: bool) -> tuple[list[torch.Tensor], list[Account]]:
+        layers, ledger = {}, Ledger(2, 8)
+        for number in range(2):
+            layers[number] = PageSummaries(keys.shape[0], PAGE, KV_HEADS, DIM, SUB)
+            # Earlier chunks have summarized the pages of the prefixes.
+            for sequence in sequences:
+                layers[number].refresh(sequence)
+        given = own, on(device, layers), slots.to(device), ledger
+        attention: Any = TritonAttention(*given, HEADS) if kernels else TorchAttention(*given)
+        attention.prepare(spans, decode=False)
+        out = []
+        for number in range(2):
+            layer: Any = SimpleNamespace(layer_id=number, scaling=DIM**-0.5, tp_q_head_num=HEADS)
+            q = 3 * queries(sum(new), HEADS, DIM, seed=number)
+            out.append(on("cpu", attention.attend(*on(device, (q, keys, values)), layer, decode=False)))
+        attention.book()
+        return out, [Account.unpack(ledger.pack(rid)) for rid in RIDS]
+
+    (wanted_out, wanted_accounts), (found_out, found_accounts) = attended("cpu", False), attended(DEVICE, True)
+    for found, wanted in zip(found_out, wanted_out, strict=True):
+        assert rms_ratio(found, wanted) < EXACT
+    for account, other in zip(found_accounts, wanted_accounts, strict=True):
+        tables = (torch.tensor(each.table[:, PREFILL]) for each in (account, other))
+        assert torch.allclose(*tables, rtol=1e-5, atol=1e-2)
+        assert abs(account.measured - other.measured) < 1e-4
+        assert account.measured_rows == other.measured_rows
+    assert found_accounts[0].density(PREFILL).max() < 0.9
+    assert found_accounts[1].density(PREFILL).min() == 1

@@ -1,0 +1,383 @@
+"""Requests through a whole router over fake workers, while policies, switches and workers change at every step.
+
+What may serve a request is said here by words of policy, independently of the decision function.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple, cast
+
+import grpc
+from grpc.aio import AioRpcError, Metadata
+from sparsity.errors import SparsityError
+from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity_client import make_request
+from sparsity_policies.document import parse_policy
+from sparsity_policies.model import Guards, Override, Policy, Rollout, Scope, Tier
+from sparsity_policies.rollout import Action, bucket, move
+from sparsity_policies.snapshot import Snapshot
+from sparsity_router.callers import Callers
+from sparsity_router.classify import Classifier
+from sparsity_router.fleet import Admission, Fleet
+from sparsity_router.services.inference import InferenceService
+from sparsity_router.sessions import Sessions
+from sparsity_router.tokens import ModelTokenizer
+from sparsity_router.workers import Worker
+from support.snapshots import stored
+from support.tiny import tiny_model
+
+DOMAINS = ("chat", "clinic")
+SECRET = "for internal eyes"
+NOW, TTL = 100.0, 300.0
+_KEY = b"k" * 32
+
+
+class Asked(NamedTuple):
+    """A request; ``direct`` asks for a lease in the place of an answer."""
+
+    length: int
+    domain: str = "chat"
+    secret: bool = False
+    flagged: bool = False
+    task: str = ""
+    severity: str | None = None
+    tenant: str = ""
+    session: str = ""
+    max_tier: Tier | None = None
+    direct: bool = False
+
+    @property
+    def text(self) -> str:
+        return f"{SECRET} {'y' * self.length}" if self.secret else "y" * self.length
+
+
+class Written(NamedTuple):
+    """A CEL condition, and what it means; None where it cannot be evaluated."""
+
+    source: str
+    holds: Callable[[Asked], bool | None]
+
+
+def _severe(asked: Asked) -> bool | None:
+    return int(asked.severity) >= 3 if asked.severity and asked.severity.isdigit() else None
+
+
+RULES = (
+    Written("task == 'qa'", lambda asked: asked.task == "qa"),
+    Written("int(labels['severity']) >= 3", _severe),
+    Written("tokens > 150", lambda asked: len(asked.text) > 150),
+    Written("tenant == 'acme'", lambda asked: asked.tenant == "acme"),
+)
+
+
+class Draft(NamedTuple):
+    """What a test says of one domain's policy: tiers below and from 200 tokens, rules by number, and the rest."""
+
+    low: Tier
+    high: Tier
+    rules: tuple[tuple[int, Tier], ...] = ()
+    cap: Tier | None = None
+    watches: bool = False
+
+    def of(self, domain: str) -> Policy:
+        """The policy."""
+        bands = [{"from_tokens": 0, "tier": self.low.word}, {"from_tokens": 200, "tier": self.high.word}]
+        rules = [{"name": f"r{n}", "when": RULES[n].source, "tier": tier.word} for n, tier in self.rules]
+        document = {"domain": domain, "risk": "low", "bands": bands, "rules": rules}
+        if self.watches:
+            document["detection"] = {"literals": [SECRET], "flag": "leak"}
+        return replace(parse_policy(document), guards=Guards(max_tier=self.cap))
+
+
+Change = Callable[["World"], None]
+
+
+def edit(domain: str, draft: Draft) -> Change:
+    """Writes a policy."""
+    return lambda world: world.set(draft.of(domain), draft)
+
+
+def roll_out(domain: str, held: Tier, first: int) -> Change:
+    """Begins a rollout."""
+    rollout = Rollout((first, 100), held_back=held)
+    return lambda world: world.set(move(replace(world.policies[domain], rollout=None), Action.START, rollout))
+
+
+def kill(override: Override) -> Change:
+    """Sets an override."""
+    return lambda world: world.switch({**world.overrides, override.id: override})
+
+
+def unkill(name: str) -> Change:
+    """Ends an override."""
+    return lambda world: world.switch({key: value for key, value in world.overrides.items() if key != name})
+
+
+def age(seconds: float) -> Change:
+    """Lets the store be away for so long, or come back."""
+    return lambda world: setattr(world, "age", seconds)
+
+
+class Step(NamedTuple):
+    """What a worker does: something changes, then it answers, fails, is full, counts, breaks off, or waits first."""
+
+    change: Change | None = None
+    does: str = "answer"
+
+
+@dataclass
+class World:
+    """Policies, overrides and workers as they are now, and what was seen of requests."""
+
+    drafts: dict[str, Draft]
+    steps: list[Step]
+    waits: list[Change | None]
+    age: float = 0.0
+    policies: dict[str, Policy] = field(default_factory=dict)
+    overrides: dict[str, Override] = field(default_factory=dict)
+    sessions: dict[tuple[str, str], Tier] = field(default_factory=dict)
+    asked: list[Asked] = field(default_factory=list)
+    spoken: set[int] = field(default_factory=set)
+    wrong: list[str] = field(default_factory=list)
+    sent: int = 0
+    snapshot: Any = None
+
+    def __post_init__(self) -> None:
+        self.policies = {domain: draft.of(domain) for domain, draft in self.drafts.items()}
+        self.build()
+
+    def now(self) -> float:
+        """By the policies' clock."""
+        return NOW
+
+    def build(self) -> None:
+        """Puts what is there in force."""
+        documents = [stored(policy) for policy in self.policies.values()]
+        self.snapshot = Snapshot.build(1, documents, self.overrides.values(), ttl=TTL, previous=self.snapshot)
+
+    def set(self, policy: Policy, draft: Draft | None = None) -> None:
+        """Puts a policy in force."""
+        self.policies[policy.domain] = policy
+        self.drafts |= {policy.domain: draft} if draft else {}
+        self.build()
+
+    def switch(self, overrides: dict[str, Override]) -> None:
+        """Puts overrides in force."""
+        self.overrides = overrides
+        self.snapshot = self.snapshot.with_overrides(overrides.values())
+
+    def change(self, change: Change | None) -> None:
+        """Makes a change, where there is one."""
+        if change is not None:
+            change(self)
+
+    def acting(self) -> list[Override]:
+        """Overrides that have not run out."""
+        return [o for o in self.overrides.values() if o.expire_time is None or o.expire_time > NOW]
+
+    def lasting(self, asked: Asked) -> Tier:
+        """How sparse policy lets a request be, but for what passes: switches, staleness, rollouts, its caller."""
+        domain = asked.domain
+        watching = [name for name, draft in self.drafts.items() if draft.watches]
+        if asked.secret and watching:
+            return Tier.DENSE
+        if asked.flagged or domain not in self.policies:
+            return Tier.DENSE
+        draft = self.drafts[domain]
+        limits = [draft.low if len(asked.text) < 200 else draft.high]
+        for number, tier in draft.rules:
+            holds = RULES[number].holds(asked)
+            if holds is None:
+                limits.append(tier)
+            elif holds:
+                limits = [tier, *limits[1:]]
+                break
+        return min([*limits, draft.cap or Tier.AGGRESSIVE])
+
+    def limit(self, asked: Asked) -> Tier:
+        """How sparse a request may be served at most now."""
+        limits = [self.lasting(asked), asked.max_tier or Tier.AGGRESSIVE]
+        limits.append(self.sessions.get((asked.tenant, asked.session), Tier.AGGRESSIVE))
+        if self.age > TTL:
+            return Tier.DENSE
+        if held := self.held_back(asked):
+            limits.append(held)
+        targets = {Scope.GLOBAL: "", Scope.DOMAIN: asked.domain, Scope.TENANT: asked.tenant}
+        limits += [o.max_tier for o in self.acting() if o.scope in targets and o.target == targets[o.scope]]
+        return min(limits)
+
+    def held_back(self, asked: Asked) -> Tier | None:
+        """The tier that a rollout holds a request back at."""
+        policy = self.policies.get(asked.domain)
+        rollout = policy.rollout if policy else None
+        if rollout is None or rollout.percent >= 100:
+            return None
+        inside = asked.session and bucket(asked.domain, asked.session) < rollout.percent
+        return None if inside else rollout.held_back
+
+    def begins(self, asked: Asked) -> None:
+        """Takes note of what a request's session gets, where that is more than what passes."""
+        passes = self.acting() or self.age > TTL or self.held_back(asked) or asked.max_tier
+        rules = self.drafts[asked.domain].rules if asked.domain in self.drafts else ()
+        doubtful = any(RULES[number].holds(asked) is None for number, _ in rules)
+        if asked.session and not passes and not doubtful:
+            key = (asked.tenant, asked.session)
+            self.sessions[key] = min(self.sessions.get(key, Tier.AGGRESSIVE), self.lasting(asked))
+
+    def sees(self, number: int, worker_tier: Tier, tier: int) -> None:
+        """Judges one attempt, at the moment at which its worker is asked."""
+        asked = self.asked[number]
+        self.sent += 1
+        limit = self.limit(asked)
+        killed = {o.target for o in self.acting() if o.scope is Scope.TIER}
+        if tier != worker_tier or worker_tier > limit:
+            self.wrong.append(f"{asked} was sent to {worker_tier.word}, and may have {limit.word}")
+        if worker_tier.word in killed and worker_tier is not Tier.DENSE:
+            self.wrong.append(f"{asked} was sent to {worker_tier.word}, which is killed")
+        if number in self.spoken:
+            self.wrong.append(f"{asked} was sent again after its first message")
+
+
+class Stub:
+    """The service of one fake worker, in this process."""
+
+    def __init__(self, world: World, tier: Tier) -> None:
+        self._world = world
+        self._tier = tier
+
+    def Generate(self, request: Any, timeout: float | None, metadata: Any) -> Stub.Call:
+        """Begins at once, so that an attempt is judged by what holds when it is made."""
+        self._world.sees(request.sampling.seed, self._tier, request.tier)
+        step = self._world.steps.pop(0) if self._world.steps else Step()
+        return Stub.Call(self._answer(request, step))
+
+    async def _answer(self, request: Any, step: Step) -> AsyncIterator[worker_pb2.WorkerServiceGenerateResponse]:
+        await asyncio.sleep(0)
+        self._world.change(step.change)
+        codes = {"fail": grpc.StatusCode.INTERNAL, "full": grpc.StatusCode.RESOURCE_EXHAUSTED}
+        if step.does in codes:
+            raise _error(codes[step.does])
+        if step.does == "count" and request.HasField("text"):
+            raise _error(grpc.StatusCode.OUT_OF_RANGE)
+        if step.does == "wait":
+            await asyncio.sleep(0.02)
+        yield _message(inference_pb2.GenerateResponse(text="a", token_ids=[1]))
+        if step.does == "break":
+            raise _error(grpc.StatusCode.OUT_OF_RANGE)
+        completion = inference_pb2.Completion(worker_id=self._tier.word)
+        completion.sparsity.tier = self._tier.value  # type: ignore[assignment]
+        completion.sparsity.kernel_calls = 1
+        yield _message(inference_pb2.GenerateResponse(completion=completion))
+
+    class Call:
+        """A stream that can be let go."""
+
+        def __init__(self, messages: AsyncIterator[Any]) -> None:
+            self._messages = messages
+
+        def __aiter__(self) -> AsyncIterator[Any]:
+            return self._messages
+
+        def cancel(self) -> None:
+            """Ends it."""
+
+
+def _message(response: inference_pb2.GenerateResponse) -> worker_pb2.WorkerServiceGenerateResponse:
+    return worker_pb2.WorkerServiceGenerateResponse(response=response)
+
+
+def _error(code: grpc.StatusCode) -> AioRpcError:
+    return AioRpcError(code, Metadata(), Metadata(), "as told")
+
+
+class Context:
+    """The call of a client without metadata or deadline."""
+
+    def set_trailing_metadata(self, metadata: Any) -> None:
+        """Not looked at."""
+
+    def invocation_metadata(self) -> None:
+        """None."""
+
+    def time_remaining(self) -> None:
+        """No deadline."""
+
+
+class Waiting(Callers):
+    """Counts tokens in a store that is waited for, in which something changes."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+
+    async def spend(self, *_: Any) -> None:
+        await asyncio.sleep(0)
+        self._world.change(self._world.waits.pop(0) if self._world.waits else None)
+
+
+@cache
+def _classifier() -> Classifier:
+    with TemporaryDirectory() as folder:
+        return Classifier(ModelTokenizer(tiny_model(Path(folder))), 10_000)
+
+
+def fleet_of(world: World, admission: Admission) -> Fleet:
+    """Two workers a tier, which are always heard."""
+    fleet = Fleet((), "digest", 1e9, _KEY, admission)
+    for tier in Tier:
+        for number in range(2):
+            worker = Worker(f"{tier.word}{number}", "digest", 1e9, lambda: None)
+            proof = worker_pb2.BackendProof(sparse_kernel_calls=0 if tier is Tier.DENSE else 1)
+            worker.capabilities = worker_pb2.GetCapabilitiesResponse(
+                worker_id=worker.target, tier=tier.value, max_requests=2, tokenizer_digest="digest",  # type: ignore[arg-type]
+                dense_reasoning=True, proof=proof,
+            )  # fmt: skip
+            worker.stub = cast(Any, Stub(world, tier))
+            worker._room = fleet._room
+            worker._heard = time.monotonic()
+            # One that fails is heard again at once: how workers come back is tested elsewhere.
+            worker.failed = lambda problem: None  # type: ignore[method-assign]
+            fleet.workers.append(worker)
+    return fleet
+
+
+async def play(world: World, requests: list[Asked], admission: Admission) -> None:
+    """Sends all requests at once, and waits for what becomes of them; what was wrong lies in the world."""
+    fleet = fleet_of(world, admission)
+    policies = cast(Any, world)
+    service = InferenceService(
+        _classifier(), policies, fleet, "tiny", lease_key=_KEY, sessions=Sessions(), callers=Waiting(world)
+    )
+    world.asked = list(requests)
+    await asyncio.gather(*(_ask(world, service, fleet, number) for number in range(len(requests))))
+    await fleet.close()
+
+
+async def _ask(world: World, service: InferenceService, fleet: Fleet, number: int) -> None:
+    asked = world.asked[number]
+    labels = {} if asked.severity is None else {"severity": asked.severity}
+    request = make_request(
+        asked.text, domain=asked.domain, flags=["abuse"] if asked.flagged else [], task=asked.task, labels=labels,
+        tenant=asked.tenant, session=asked.session, max_tier=asked.max_tier.value if asked.max_tier else None,  # type: ignore[arg-type]
+    )  # fmt: skip
+    request.sampling.seed = number
+    context = cast(Any, Context())
+    world.begins(asked)
+    try:
+        if asked.direct:
+            routed = await service.Route(inference_pb2.RouteRequest(request=request), context)
+            tiers = {worker.target: worker.tier for worker in fleet.workers}
+            world.sees(number, tiers[routed.endpoint] or Tier.AGGRESSIVE, routed.decision.tier)
+            return
+        async for _ in service.Generate(request, context):
+            world.spoken.add(number)
+    except SparsityError:
+        # Refused or broken off: never answered with less attention.
+        return

@@ -1,0 +1,123 @@
+"""Accounts of prefill by the kernels: added up on the device, and booked when the device has said them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from sparse_kernels import PagedSequence, causal_pairs
+from sparse_kernels.batch import PagedBatch
+from sparse_kernels.gpu.block_selection import BatchSelection
+from sparse_kernels.measured_coverage import measured_coverage, spread_rows
+
+from sparsity_worker.plugin.accounting import PREFILL, Ledger
+from sparsity_worker.plugin.attention import MEASURED_ROWS, Spans
+from sparsity_worker.plugin.host_device import Download
+
+
+class PrefillAccounts:
+    """What the layers of one pass at a time attended.
+
+    Args:
+        ledger: where it is booked.
+        layers: ids of all layers.
+        heads: query heads of a layer.
+        kv_heads: KV heads of a layer.
+        block: keys a block, tokens.
+    """
+
+    def __init__(self, ledger: Ledger, layers: Sequence[int], heads: int, kv_heads: int, block: int) -> None:
+        self._ledger, self._layers = ledger, list(layers)
+        self._heads, self._kv_heads, self._block = heads, kv_heads, block
+        # By layer: kept blocks' rows and coverage times rows of each request, float64 [2, requests], on the device.
+        self._attended: dict[int, torch.Tensor] = {}
+
+    def forget(self) -> None:
+        """Drops what was noted since the last booking."""
+        self._attended = {}
+
+    def note(self, layer: int, requests: int, owner: torch.Tensor, rows: torch.Tensor, found: BatchSelection) -> None:
+        """Adds up a layer on the device, for :meth:`book` to read once a pass.
+
+        Args:
+            layer: its id.
+            requests: of the batch.
+            owner: int64 ``[tiles]``, whose tile it is.
+            rows: int32 ``[tiles]``, new tokens in it.
+            found: what was selected.
+        """
+        each = torch.stack([found.index.counts.sum(0), found.coverage.mean(0)]).double() * rows
+        booked = torch.zeros(2, requests, dtype=torch.float64, device=each.device)
+        self._attended[layer] = booked.index_add_(1, owner, each)
+
+    def measure(
+        self,
+        spans: Spans,
+        dense: Sequence[bool],
+        q: torch.Tensor,
+        batch: PagedBatch,
+        found: BatchSelection,
+        scale: float,
+    ) -> None:
+        """Holds a few rows of the requests that ask for it against every key; it waits for the device.
+
+        Args:
+            spans: the requests.
+            dense: which of them attend everything.
+            q: ``[rows, Hq, D]``, of all requests.
+            batch: where they lie.
+            found: what was selected.
+            scale: softmax scale.
+        """
+        page, tile, row = self._block, batch.tiles.rows, 0
+        asked = [prompt.measured and not whole for prompt, whole in zip(spans.prompts, dense, strict=True)]
+        kept = found.kept if any(asked) else None
+        for number, (rid, length, new) in enumerate(zip(spans.rids, spans.lengths, spans.new, strict=True)):
+            if kept is not None and asked[number]:
+                table = batch.tables[number, : -(-length // page)].long()
+                every = PagedSequence(batch.keys, batch.values, table, length).gather()[0]
+                positions = spread_rows(length - new, new, MEASURED_ROWS).to(q.device)
+                tiles = kept[:, batch.tiles.sequence == number, : every.shape[1]]
+                first = (length - new) // tile
+                blocks = torch.arange(every.shape[1], device=q.device)
+                mine = blocks >= positions[:, None] // tile * (tile // page)
+                attended = tiles[:, positions // tile - first] | mine
+                share = measured_coverage(q[row + positions - (length - new)], positions, every, attended, scale)
+                self._ledger.measured(rid, share, positions.numel())
+            row += new
+
+    def book(self, spans: Spans, tile: int) -> None:
+        """Enters the pass into the ledger once the device has said what was selected.
+
+        Args:
+            spans: the requests.
+            tile: query rows that share an index.
+        """
+        attended, self._attended = self._attended, {}
+        found = Download(torch.stack(list(attended.values()))) if attended else None
+        rows, ready = [self._layers.index(layer) for layer in attended], found.ready if found else lambda: True
+        self._ledger.defer(spans.rids, lambda: self._enter(spans, tile, rows, found), ready)
+
+    def _enter(self, spans: Spans, tile: int, rows: list[int], found: Download | None) -> None:
+        """Books prefill: every layer as dense, but ``rows`` by what was ``found`` in them."""
+        selected = None if found is None else found.read()
+        for number, (rid, length, new) in enumerate(zip(spans.rids, spans.lengths, spans.new, strict=True)):
+            # Pairs attended, causal pairs, coverage summed over rows, and rows, of one query head.
+            table = np.empty((len(self._layers), 4))
+            table[:, :2], table[:, 2:] = causal_pairs(new, length - new), new
+            if selected is not None:
+                pairs = selected[:, 0, number] * self._block / self._kv_heads
+                table[rows, 0] = pairs + _pairs_inside(length - new, length, tile)
+                table[rows, 2] = selected[:, 1, number]
+            self._ledger.add_layers(rid, PREFILL, self._layers, table * self._heads)
+
+
+def _pairs_inside(first: int, last: int, tile: int) -> int:
+    """Causal pairs of rows ``first .. last - 1`` with the keys of their own tiles."""
+
+    def below(row: int) -> int:
+        whole, rest = divmod(row, tile)
+        return whole * causal_pairs(tile, 0) + causal_pairs(rest, 0)
+
+    return below(last) - below(first)
