@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from sparsity.bounds import seconds_of
 from sparsity.engines import ECHO
 from sparsity.errors import InvalidRequestError
 from sparsity.leases import LeaseChecker
@@ -212,7 +213,7 @@ class WorkerService:
         context: grpc.aio.ServicerContext[worker_pb2.WatchLoadRequest, worker_pb2.WatchLoadResponse],
     ) -> AsyncIterator[worker_pb2.WatchLoadResponse]:
         """The load at once and at every change."""
-        interval = request.interval.ToTimedelta().total_seconds() if request.HasField("interval") else 1.0
+        interval = seconds_of("interval", request.interval) if request.HasField("interval") else 1.0
         async for _ in self._load.changes(max(interval, 0.05)):
             self._load.kv_used_tokens = await self._engine.used_tokens()
             yield worker_pb2.WatchLoadResponse(
@@ -231,7 +232,7 @@ class WorkerService:
     ) -> worker_pb2.DrainResponse:
         """Stops admitting and waits for the requests in flight."""
         self._load.drain()
-        timeout = request.timeout.ToTimedelta().total_seconds() if request.HasField("timeout") else None
+        timeout = seconds_of("timeout", request.timeout) if request.HasField("timeout") else None
         await self._load.idle(timeout)
         return worker_pb2.DrainResponse(aborted_requests=len(self._load.requests))
 
