@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -197,6 +198,24 @@ def test_tiers_of_several_runs_make_one_file_and_a_dry_run_makes_none(
     assert document["header"]["device"] == "a device"
     assert {row["name"].partition(":")[0] for row in document["rows"]} == {"dense", "moderate", "aggressive"}
     assert {row["met"] for row in document["rows"] if row["goal"]} <= {True, False}
+
+
+def test_a_tier_is_tuned_by_the_profile_and_the_chunks_that_it_is_measured_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ran: list[list[str]] = []
+
+    def run(command: list[str], stdout: object) -> SimpleNamespace:
+        ran.append(command)
+        return SimpleNamespace(returncode=len(ran) - 1)
+
+    monkeypatch.setattr(serving.subprocess, "run", run)
+    serving.tune(REAL, "moderate", tmp_path / "model", tmp_path)
+    words = dict(zip(ran[0][3::2], ran[0][4::2], strict=True))
+    assert words["--chunked-prefill-tokens"] == "16384"
+    assert load_profile(words["--profile"]).label == "serving-moderate@1"
+    with pytest.raises(ConfigurationError, match="moderate: could not be tuned"):
+        serving.tune(REAL, "moderate", tmp_path / "model", tmp_path)
 
 
 def test_the_dense_tier_takes_the_best_backend_that_is_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

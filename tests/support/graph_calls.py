@@ -161,7 +161,6 @@ class DecodeGraph:
         own.get_spec_info.return_value = own._global_num_tokens_for_graph.return_value = None
         self.batch, _, _ = DecodeCudaGraphRunner.capture_prepare(own, _GRAPH_SIZE)
         backend.init_forward_metadata_out_graph(self.batch, in_capture=True)
-        self.run(runner.rows(_GRAPH_SIZE))
 
     def run(self, rows: torch.Tensor) -> list[torch.Tensor]:
         """What the graph holds."""
@@ -207,6 +206,7 @@ def padded_decode() -> Any:
     """Three requests in a graph of four, and the same ones without it."""
     runner = Runner()
     graph, lengths = DecodeGraph(runner), [400, 30, 301]
+    graph.run(runner.rows(_GRAPH_SIZE))
     prefill(runner, lengths)
     batch = batch_of(runner, [length + 1 for length in lengths])
     rows = runner.rows(3)
@@ -228,6 +228,8 @@ def dense_rows() -> Any:
     """Rows that turn dense by a token that only the device knows, or by their length in a batch of that size."""
     lengths, markers = [400, 340, 301], (5, 6)
     runner = Runner(decode_from={1: 0, 3: 332})
+    # One layer tells as much, and decode takes long in the interpreter.
+    runner.layers = runner.layers[1:]
     graph = DecodeGraph(runner)
     prefill(runner, lengths)
     told = {"none": (False, 0, 3), "opened": (False, 5, 3), "inside": (True, 0, 3), "closed": (True, 6, 3)}
@@ -238,15 +240,12 @@ def dense_rows() -> Any:
         batch.input_ids[0] = token
         first = runner.attn_backend.prompts["r0"]._replace(reasoning=reasoning, markers=markers)
         runner.attn_backend.prompts["r0"] = first
-        outputs[name] = graph.replay(batch, rows[:count])
-        eager = (runner.attn_backend.init_forward_metadata(batch), runner.forward(batch, rows[:count]))[1]
-        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(outputs[name], eager, strict=True)), name
+        (outputs[name],) = graph.replay(batch, rows[:count])
         counted[name] = densities(runner.account(batch), DECODE)
     pairs = {"opened": "inside", "closed": "none", "inside": "none", "alone": "none"}
     differences = {
         name: [
-            (outputs[name][1] - outputs[other][1][: told[name][2]])[row].abs().max().item()
-            for row in range(told[name][2])
+            (outputs[name] - outputs[other][: told[name][2]])[row].abs().max().item() for row in range(told[name][2])
         ]
         for name, other in pairs.items()
     }

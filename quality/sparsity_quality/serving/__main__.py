@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -28,6 +29,21 @@ from sparsity_quality.serving.shapes import write_model
 from sparsity_quality.serving.worker import Worker
 
 _LOG_LINES = 40
+
+
+def tune(plan: Plan, tier: str, model: Path, folder: Path) -> None:
+    """Finds from where the tier is faster on this device; its worker will heed it.
+
+    Raises:
+        ConfigurationError: when it cannot.
+    """
+    chunk = plan.options[plan.options.index("--chunked-prefill-tokens") + 1]
+    command = [
+        sys.executable, "-m", "sparsity_worker.tune", "--model", str(model),
+        "--profile", str(plan.profile(tier, folder)), "--chunked-prefill-tokens", chunk,
+    ]  # fmt: skip
+    if subprocess.run(command, stdout=sys.stderr).returncode:
+        raise ConfigurationError(f"{tier}: could not be tuned")
 
 
 async def measured(plan: Plan, tier: str, folder: Path, out: Path, head: dict[str, object]) -> Measured:
@@ -84,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry", action="store_true", help="a tiny model on the CPU; no result file is written")
     parser.add_argument("--quick", action="store_true", help="fewer lengths and batches: three tiers in ten minutes")
     parser.add_argument("--only", action="append", choices=TIERS, help="a tier; repeat for more, all without it")
+    parser.add_argument("--tune", action="store_true", help="find first from where each sparse tier is faster here")
     parser.add_argument("--seconds", type=float, help="that a tier may take from when it serves")
     parser.add_argument("--merge", action="store_true", help="measure nothing: judge what --out holds")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="folder of all files")
@@ -101,6 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for tier in tiers:
             try:
+                if options.tune and tier != "dense":
+                    tune(plan, tier, write_model(Path(folder) / plan.name, plan.config), Path(folder))
                 asyncio.run(measured(plan, tier, Path(folder), options.out, head))
             except SparsityError as error:
                 print(f"error: {error}", file=sys.stderr)
