@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import grpc
 from opentelemetry import context as otel_context
@@ -86,17 +86,23 @@ def plaintext_collector() -> str | None:
     return endpoint.netloc if endpoint.scheme == "http" else None
 
 
+def _named_resource() -> str:
+    """The service's name by OTEL_RESOURCE_ATTRIBUTES (`key=value,...`, percent-encoded); empty without one."""
+    pairs = (pair.partition("=") for pair in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","))
+    return next((unquote(value.strip()) for key, _, value in pairs if key.strip() == "service.name"), "")
+
+
 def configure(service: str, metrics_listen: str | None = None) -> None:
     """Installs the tracer and meter providers that are asked for; does nothing when none is.
 
     Args:
-        service: our name, where OTEL_SERVICE_NAME gives no other.
+        service: our name, where OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES give no other.
         metrics_listen: `host:port` to serve metrics on, see :mod:`sparsity.metering`.
 
     Raises:
         ConfigurationError: for an exporter other than otlp, console or none, or an address that cannot be listened on.
     """
-    name = os.environ.get("OTEL_SERVICE_NAME", service)
+    name = os.environ.get("OTEL_SERVICE_NAME") or _named_resource() or service
     _configure_traces(name)
     configure_metrics(name, metrics_listen, disabled=_disabled())
     _off.cache_clear()
@@ -150,6 +156,30 @@ def span(
 ) -> AbstractContextManager[trace.Span]:
     """A span under the present one; next to nothing where nobody would get it."""
     return nullcontext(trace.INVALID_SPAN) if _off() else tracer.start_as_current_span(name, kind=kind)
+
+
+@contextmanager
+def detached_span(
+    tracer: trace.Tracer, name: str, kind: trace.SpanKind
+) -> Iterator[tuple[trace.Span, tuple[tuple[str, str], ...]]]:
+    """A span under the present one that never becomes it, with the metadata that carries it.
+
+    For generators: each step of one may run in another task, and what one task attached another cannot detach.
+    """
+    if _off():
+        yield trace.INVALID_SPAN, outgoing()
+        return
+    opened = tracer.start_span(name, kind=kind)
+    with trace.use_span(opened, end_on_exit=False):
+        metadata = outgoing()
+    try:
+        yield opened, metadata
+    except Exception as error:
+        opened.record_exception(error)
+        opened.set_status(trace.Status(trace.StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+        raise
+    finally:
+        opened.end()
 
 
 @contextmanager
