@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -169,11 +169,20 @@ def detached_span(
     if _off():
         yield trace.INVALID_SPAN, outgoing()
         return
-    opened = tracer.start_span(name, kind=kind)
-    with trace.use_span(opened, end_on_exit=False):
-        metadata = outgoing()
-    try:
+    with _opened(tracer, name, kind, otel_context.get_current()) as opened:
+        with _within(trace.set_span_in_context(opened)):
+            metadata = outgoing()
         yield opened, metadata
+
+
+@contextmanager
+def _opened(
+    tracer: trace.Tracer, name: str, kind: trace.SpanKind, parent: otel_context.Context
+) -> Iterator[trace.Span]:
+    """A span that says how the block ended."""
+    opened = tracer.start_span(name, context=parent, kind=kind)
+    try:
+        yield opened
     except Exception as error:
         opened.record_exception(error)
         opened.set_status(trace.Status(trace.StatusCode.ERROR, f"{type(error).__name__}: {error}"))
@@ -183,15 +192,32 @@ def detached_span(
 
 
 @contextmanager
+def _within(context: otel_context.Context) -> Iterator[None]:
+    """Makes a context the present one."""
+    token = otel_context.attach(context)
+    try:
+        yield
+    finally:
+        # A stream whose client is gone is closed by another task, which has nothing of this to put back; the public
+        # function would log that as an error.
+        with suppress(ValueError):
+            otel_context._RUNTIME_CONTEXT.detach(token)
+
+
+@contextmanager
 def server_span(tracer: trace.Tracer, name: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterator[trace.Span]:
     """Opens a server span under the caller's, from the call's metadata (W3C trace context)."""
     carrier = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
     if _off() and not carrier.keys() & set(propagate.get_global_textmap().fields):
         yield trace.INVALID_SPAN
         return
-    token = otel_context.attach(propagate.extract(carrier))
-    try:
-        with span(tracer, name, trace.SpanKind.SERVER) as opened:
-            yield opened
-    finally:
-        otel_context.detach(token)
+    parent = propagate.extract(carrier)
+    if _off():
+        with _within(parent):
+            yield trace.INVALID_SPAN
+        return
+    with (
+        _opened(tracer, name, trace.SpanKind.SERVER, parent) as opened,
+        _within(trace.set_span_in_context(opened, parent)),
+    ):
+        yield opened

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sparsity import telemetry
 
 
@@ -25,3 +33,25 @@ def test_the_environment_names_it(monkeypatch: pytest.MonkeyPatch, environment: 
     monkeypatch.setattr(telemetry, "configure_metrics", lambda service, *_, **__: named.append(service))
     telemetry.configure("ours")
     assert named == [name, name]
+
+
+async def test_a_stream_that_another_task_closes_leaves_no_complaint(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spans, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    call = SimpleNamespace(invocation_metadata=lambda: (("traceparent", f"00-{'1' * 32}-{'2' * 16}-01"),))
+
+    async def stream() -> AsyncGenerator[int]:
+        with telemetry.server_span(provider.get_tracer("test"), "served", cast(Any, call)):
+            yield 1
+
+    for off in (False, True):
+        monkeypatch.setattr(telemetry, "_off", lambda off=off: off)
+        begun = stream()
+        assert await asyncio.create_task(anext(begun)) == 1
+        await asyncio.create_task(begun.aclose())
+    assert "detach" not in caplog.text
+    (found,) = spans.get_finished_spans()
+    assert found.parent is not None
+    assert f"{found.parent.span_id:x}" == "2" * 16
