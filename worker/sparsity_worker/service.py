@@ -109,7 +109,8 @@ class WorkerService:
     ) -> AsyncIterator[worker_pb2.WorkerServiceGenerateResponse]:
         """Streams one completion; leaving early aborts it in the engine."""
         if request.tier not in (inference_pb2.TIER_UNSPECIFIED, self._identity.tier):
-            wanted = inference_pb2.Tier.Name(request.tier)
+            known = request.tier in inference_pb2.Tier.values()
+            wanted = inference_pb2.Tier.Name(request.tier) if known else f"tier {request.tier}"
             raise InvalidRequestError.of("tier", f"this worker serves {self._identity.config.tier}, not {wanted}")
         if self._leases and (request.HasField("lease") or self._identity.config.require_lease):
             self._leases.take(request)
