@@ -21,6 +21,7 @@ from sparsity.benchmark import Row, header, write
 
 from sparsity_quality.speed import dense, tokens
 from sparsity_quality.speed.gate import Gate
+from sparsity_quality.speed.joined import join
 from sparsity_quality.speed.kernels import chosen_kernel
 from sparsity_quality.speed.parts import DRY, PARTS, Part, Plan, planned
 from sparsity_quality.speed.summary import summary
@@ -38,7 +39,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("docs/benchmarks"), help="folder of kernels.json and kernels.md"
     )
+    parser.add_argument("--join", type=Path, nargs="+", help="measure nothing: make one file of these runs' files")
     options = parser.parse_args(arguments)
+    if options.join:
+        try:
+            print(summary(join(options.join, options.out)))
+        except ValueError as error:
+            parser.error(f"--join: {error}")
+        _draw(options.out)
+        return 0
     if options.dry and os.environ.get("TRITON_INTERPRET") != "1":
         parser.error("--dry: set TRITON_INTERPRET=1")
     if not options.dry and not torch.cuda.is_available():

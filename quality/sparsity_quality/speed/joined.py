@@ -1,0 +1,46 @@
+"""One result file of several runs on the same device, such as one for each part where a call's time is bounded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparsity.benchmark import Row, write
+
+# What of a header must be the same in all runs, and what is told of each.
+_SAME = ("device", "versions", "kernels", "command")
+_TOLD = ("date", "seconds", "checks", "not run", "note")
+
+
+def join(files: Sequence[Path], out: Path) -> list[Row]:
+    """Writes ``kernels.json`` and ``kernels.md`` from the result files of runs; of a row in several the last counts.
+
+    Args:
+        files: result files, in the order of their runs.
+        out: folder to write to.
+
+    Returns:
+        The rows.
+
+    Raises:
+        ValueError: when a file is no result file, or of another device or other versions than the first.
+    """
+    found: dict[tuple[str, str], Row] = {}
+    runs: dict[str, str] = {}
+    head: dict[str, object] = {}
+    for number, file in enumerate(files, 1):
+        try:
+            document = json.loads(file.read_text())
+            own, rows = document["header"], [Row(**row) for row in document["rows"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file}: is no result file of make bench-kernels: {error}") from error
+        for key in _SAME:
+            if own.get(key) != (head or own).get(key):
+                raise ValueError(f"{file}: {key} is {own.get(key)}, not {head.get(key)} as in {files[0]}")
+        head = head or {key: value for key, value in own.items() if key not in _TOLD}
+        runs[f"run {number}"] = "; ".join(f"{key}: {own[key]}" for key in _TOLD if key in own)
+        head["date"] = own["date"]
+        found |= {(row.name, row.shape): row for row in rows}
+    write(out, "kernels", head | runs, list(found.values()))
+    return list(found.values())

@@ -1,0 +1,42 @@
+"""Result files of several runs of the kernels' benchmark become one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from sparsity.benchmark import Row, write
+from sparsity_quality.speed.joined import join
+
+HEAD = {"device": "card", "versions": {"torch": "2"}, "kernels": {"triton": "3"}, "command": "make bench-kernels"}
+
+
+def run(folder: Path, date: str, *rows: Row, **changed: object) -> Path:
+    write(folder, "kernels", HEAD | {"date": date, "checks": f"{len(rows)} passed"} | changed, rows)
+    return folder / "kernels.json"
+
+
+def test_the_last_of_two_rows_counts_and_every_run_is_told(tmp_path: Path) -> None:
+    first = run(tmp_path / "a", "day 1", Row("prefill", "8k", 2.0, "ms"), Row("decode", "1", 5.0, "us a layer"))
+    second = run(tmp_path / "b", "day 2", Row("decode", "1", 4.0, "us a layer"), note="warm")
+    join([first, second], tmp_path / "out")
+    document = json.loads((tmp_path / "out/kernels.json").read_text())
+    assert [(row["name"], row["value"]) for row in document["rows"]] == [("prefill", 2.0), ("decode", 4.0)]
+    assert document["header"]["run 1"] == "date: day 1; checks: 2 passed"
+    assert document["header"]["run 2"] == "date: day 2; checks: 1 passed; note: warm"
+    assert document["header"]["date"] == "day 2"
+
+
+@pytest.mark.parametrize(("key", "other"), [("device", "another"), ("versions", {"torch": "1"})])
+def test_runs_that_differ_are_refused(key: str, other: object, tmp_path: Path) -> None:
+    files = [run(tmp_path / "a", "day"), run(tmp_path / "b", "day", **{key: other})]
+    with pytest.raises(ValueError, match=f"b/kernels.json: {key} is"):
+        join(files, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_result_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "odd.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"odd\.json: is no result file"):
+        join([tmp_path / "odd.json"], tmp_path / "out")
