@@ -26,14 +26,16 @@ test: lint
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(SIDE_BY_SIDE)
 	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/kernels/gpu
 
-# The kernels' tests on this machine's GPU. GPU_PYTHON names another interpreter, with torch, triton, pytest and pytest-timeout:
-# then no environment is built, and what only pytest-asyncio understands is left aside.
+# The kernels' tests on this machine's GPU. GPU_PYTHON names another interpreter, with torch, triton, pytest, pytest-timeout
+# and pytest-xdist: then no environment is built, what only pytest-asyncio understands is left aside, and warnings of its versions are no errors.
 GPU_PYTHON ?= $(BIN)/python
+# Processes that compile kernels side by side.
+GPU_JOBS ?= 8
 GPU_PATH := proto:router:worker:kernels:policies:quality$(if $(PYTHONPATH),:$(PYTHONPATH))
 GPU_NEEDS := $(if $(filter $(BIN)/%,$(GPU_PYTHON)),environment)
 test-gpu: $(GPU_NEEDS)
-	@PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m pytest tests/kernels/gpu \
-	  -o addopts="--import-mode=importlib -ra --strict-markers" -W ignore::pytest.PytestConfigWarning
+	@PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m pytest tests/kernels/gpu -n $(GPU_JOBS) \
+	  -o addopts="--import-mode=importlib -ra --strict-markers" -W default -W ignore::pytest.PytestConfigWarning
 
 lint: environment
 	@$(BIN)/ruff check .
@@ -85,9 +87,12 @@ bench-kernels: $(GPU_NEEDS)
 bench-serving: environment
 	@$(BIN)/python -m sparsity_quality.serving --out docs/benchmarks
 
-# Faults of every kind, a line each, and a soak of 100,000 requests.
+# What callers, editors and workers do wrong, in a router of the test's process.
+FAULTS := never_sparser leases bounds control fair_counts hostile_policies watchdog
+
+# Faults of every kind, a line each, a fuzz of 20,000 calls, and a soak of 100,000 requests.
 chaos: environment
-	@$(BIN)/python -m pytest -v -s -m "" tests/chaos tests/router/test_never_sparser.py tests/router/test_leases.py
+	@$(BIN)/python -m pytest -v -s -m "" tests/chaos $(FAULTS:%=tests/router/test_%.py)
 
 # Needs Prometheus' promtool (Debian's package `prometheus`): checks the alerts, and plays them.
 alerts:

@@ -36,7 +36,7 @@ _EXPRESSION_SECONDS = 0.01
 # On a busy machine processor time passes more slowly than time.
 _PATIENCE = 10.0
 # A process that nobody asks for so long ends, and gives its memory back.
-_IDLE_SECONDS = 60.0
+_IDLE_SECONDS = 600.0
 _SIZE = struct.Struct("!Q")
 
 

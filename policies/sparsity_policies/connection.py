@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import redis.asyncio as redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
@@ -33,7 +33,7 @@ def connect(url: str, timeout: float) -> Any:
     """A client of the server behind ``url``; nothing is sent yet.
 
     `redis://host:port/db`, `rediss://` (TLS), `unix://path`, `redis+sentinel://host:port,host:port/master/db` and
-    `redis+cluster://host:port,host:port`; all but `unix` take `user:password@`.
+    `redis+cluster://host:port,host:port`; all but `unix` take `user:password@`, up to the last `@` before any `?`.
 
     Raises:
         ConfigurationError: when the URL cannot be used.
@@ -47,7 +47,11 @@ def connect(url: str, timeout: float) -> Any:
     }
     retry = Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.2), retries=2)
     scheme = url.partition("://")[0]
+    url = quoted(url)
     try:
+        if "ssl" in parse_qs(urlsplit(url).query, keep_blank_values=True):
+            # What is not heeded would be a connection in plain text.
+            raise ValueError("asks for TLS by `ssl`; begin it with rediss:// instead")
         if scheme == "redis+sentinel":
             return _sentinel(url, options | {"retry": retry})
         if scheme == "redis+cluster":
@@ -62,8 +66,20 @@ def connect(url: str, timeout: float) -> Any:
 def without_credentials(url: str) -> str:
     """The URL as it may be shown."""
     scheme, mark, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
+    # Options may hold a password, too.
+    place = rest.partition("?")[0]
+    return f"{scheme}{mark}{place if scheme == 'unix' else place.rpartition('@')[2]}"
+
+
+def quoted(url: str) -> str:
+    """The URL with its user and password so written that no letter in them ends them."""
+    scheme, mark, rest = url.partition("://")
+    place, question, options = rest.partition("?")
+    credentials, at, where = place.rpartition("@")
+    if scheme == "unix" or not at:
+        return url
+    user, colon, password = (quote(unquote(part), safe="") for part in credentials.partition(":"))
+    return f"{scheme}{mark}{user}{unquote(colon)}{password}{at}{where}{question}{options}"
 
 
 async def close(client: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
-from sparsity.bounds import check_flags, check_labels, check_name
+from sparsity.bounds import check_flags, check_labels, check_name, seconds_of
 from sparsity.errors import InvalidRequestError
 from sparsity.v1 import inference_pb2, policy_pb2
 
@@ -114,10 +114,12 @@ def override_from_wire(message: policy_pb2.Override, new_id: str, now: float) ->
     if (scope is Scope.GLOBAL) == bool(message.target):
         problem = "must be empty for a global override" if scope is Scope.GLOBAL else "is empty; name what to act on"
         raise InvalidRequestError.of("override.target", problem)
+    if message.max_tier and int(message.max_tier) not in list(Tier):
+        raise InvalidRequestError.of("override.max_tier", f"{message.max_tier} is not a tier")
     tier = Tier(message.max_tier) if message.max_tier else Tier.DENSE
     for field, text in (("id", message.id), ("target", message.target)):
         check_name(f"override.{field}", text)
-    expires = message.expire_time.ToNanoseconds() / 1e9 if message.HasField("expire_time") else None
+    expires = seconds_of("override.expire_time", message.expire_time) if message.HasField("expire_time") else None
     if scope is Scope.TIER:
         sparse = [other.word for other in Tier if other is not Tier.DENSE]
         if message.target not in sparse:

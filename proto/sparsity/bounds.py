@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Final
 
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from sparsity.errors import InvalidRequestError
 
 MAX_NAME: Final = 256
@@ -26,6 +29,18 @@ def check_name(field: str, text: str, most: int = MAX_NAME) -> None:
     """
     if len(text) > most:
         raise InvalidRequestError.of(field, f"has {len(text)} characters; it must have {most} at most")
+
+
+def seconds_of(field: str, message: Duration | Timestamp) -> float:
+    """The seconds of a duration, or since the epoch of a time.
+
+    Raises:
+        InvalidRequestError: naming ``field``, where it is none.
+    """
+    try:
+        return message.ToNanoseconds() / 1e9
+    except ValueError as error:
+        raise InvalidRequestError.of(field, f"is no {type(message).__name__.lower()}: {error}") from error
 
 
 def check_flags(field: str, flags: Collection[str]) -> None:

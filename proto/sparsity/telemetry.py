@@ -8,9 +8,9 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import grpc
 from opentelemetry import context as otel_context
@@ -86,17 +86,23 @@ def plaintext_collector() -> str | None:
     return endpoint.netloc if endpoint.scheme == "http" else None
 
 
+def _named_resource() -> str:
+    """The service's name by OTEL_RESOURCE_ATTRIBUTES (`key=value,...`, percent-encoded); empty without one."""
+    pairs = (pair.partition("=") for pair in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","))
+    return next((unquote(value.strip()) for key, _, value in pairs if key.strip() == "service.name"), "")
+
+
 def configure(service: str, metrics_listen: str | None = None) -> None:
     """Installs the tracer and meter providers that are asked for; does nothing when none is.
 
     Args:
-        service: our name, where OTEL_SERVICE_NAME gives no other.
+        service: our name, where OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES give no other.
         metrics_listen: `host:port` to serve metrics on, see :mod:`sparsity.metering`.
 
     Raises:
         ConfigurationError: for an exporter other than otlp, console or none, or an address that cannot be listened on.
     """
-    name = os.environ.get("OTEL_SERVICE_NAME", service)
+    name = os.environ.get("OTEL_SERVICE_NAME") or _named_resource() or service
     _configure_traces(name)
     configure_metrics(name, metrics_listen, disabled=_disabled())
     _off.cache_clear()
@@ -153,15 +159,65 @@ def span(
 
 
 @contextmanager
+def detached_span(
+    tracer: trace.Tracer, name: str, kind: trace.SpanKind
+) -> Iterator[tuple[trace.Span, tuple[tuple[str, str], ...]]]:
+    """A span under the present one that never becomes it, with the metadata that carries it.
+
+    For generators: each step of one may run in another task, and what one task attached another cannot detach.
+    """
+    if _off():
+        yield trace.INVALID_SPAN, outgoing()
+        return
+    with _opened(tracer, name, kind, otel_context.get_current()) as opened:
+        with _within(trace.set_span_in_context(opened)):
+            metadata = outgoing()
+        yield opened, metadata
+
+
+@contextmanager
+def _opened(
+    tracer: trace.Tracer, name: str, kind: trace.SpanKind, parent: otel_context.Context
+) -> Iterator[trace.Span]:
+    """A span that says how the block ended."""
+    opened = tracer.start_span(name, context=parent, kind=kind)
+    try:
+        yield opened
+    except Exception as error:
+        opened.record_exception(error)
+        opened.set_status(trace.Status(trace.StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+        raise
+    finally:
+        opened.end()
+
+
+@contextmanager
+def _within(context: otel_context.Context) -> Iterator[None]:
+    """Makes a context the present one."""
+    token = otel_context.attach(context)
+    try:
+        yield
+    finally:
+        # A stream whose client is gone is closed by another task, which has nothing of this to put back; the public
+        # function would log that as an error.
+        with suppress(ValueError):
+            otel_context._RUNTIME_CONTEXT.detach(token)
+
+
+@contextmanager
 def server_span(tracer: trace.Tracer, name: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterator[trace.Span]:
     """Opens a server span under the caller's, from the call's metadata (W3C trace context)."""
     carrier = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
     if _off() and not carrier.keys() & set(propagate.get_global_textmap().fields):
         yield trace.INVALID_SPAN
         return
-    token = otel_context.attach(propagate.extract(carrier))
-    try:
-        with span(tracer, name, trace.SpanKind.SERVER) as opened:
-            yield opened
-    finally:
-        otel_context.detach(token)
+    parent = propagate.extract(carrier)
+    if _off():
+        with _within(parent):
+            yield trace.INVALID_SPAN
+        return
+    with (
+        _opened(tracer, name, trace.SpanKind.SERVER, parent) as opened,
+        _within(trace.set_span_in_context(opened, parent)),
+    ):
+        yield opened

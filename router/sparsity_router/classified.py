@@ -131,9 +131,11 @@ class Classified(NamedTuple):
 
     def in_doubt(self, problem: str) -> Classified:
         """The same request, of which something cannot be known; an empty ``problem`` leaves it as it is."""
+        if not problem:
+            return self
         settled = replace(self.settled, problem=self.settled.problem or problem)
         signals = replace(self.signals, classifier_error=self.signals.classifier_error or problem)
-        return self._replace(settled=settled, signals=signals) if problem else self
+        return self._replace(settled=settled, signals=signals)
 
 
 def scanned(opened: Opened, snapshot: Snapshot, data: bytes = b"") -> Opened:

@@ -164,10 +164,13 @@ class Classifier:
     def _count(self, opened: Opened, signals: Settled, snapshot: Snapshot, exact: bool) -> Classified:
         """The request with a length from a sample of it where that will do, else counted."""
         prompt = opened.prompt
-        if len(prompt.text) >= SAMPLED_CHARACTERS and not exact:
+        if len(prompt.text) >= SAMPLED_CHARACTERS:
             interval = self._lengths.sample(prompt.text, opened.size)
-            if (sampled := self._within(interval, prompt, signals, snapshot)) is not None:
+            if not exact and (sampled := self._within(interval, prompt, signals, snapshot)) is not None:
                 return sampled
+            if interval.low > 2 * self._tokenizer.context_length:
+                # Counting takes a hundred times the prompt's memory; of one this long it would change nothing.
+                raise self._too_long(f"about {(interval.low + interval.high) // 2}")
         ids = self._tokenizer.encode(prompt.text, special=prompt.special)
         return self._counted(Prompt(Interval(0, 0), ids), signals)
 
@@ -184,11 +187,14 @@ class Classifier:
         if not count:
             raise InvalidRequestError.of("prompt", "is empty once tokenized")
         if count >= self._tokenizer.context_length:
-            limit = self._tokenizer.context_length
-            problem = f"has {count} tokens; the model takes {limit}, its answer included: shorten the prompt"
-            raise InvalidRequestError.of("prompt", problem)
+            raise self._too_long(str(count))
         exact = signals(min_tokens=count, max_tokens=count)
         return Classified(exact, prompt._replace(interval=Interval(count, count)), signals)
+
+    def _too_long(self, count: str) -> InvalidRequestError:
+        limit = self._tokenizer.context_length
+        problem = f"has {count} tokens; the model takes {limit}, its answer included: shorten the prompt"
+        return InvalidRequestError.of("prompt", problem)
 
     def _open(self, written: Written, request: inference_pb2.GenerateRequest, snapshot: Snapshot) -> Opened:
         """The prompt as far as it is known without counting, and the scan of all that the caller wrote."""

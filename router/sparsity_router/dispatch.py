@@ -63,10 +63,10 @@ async def dispatch(
     key, decision_id = lease
     if key is not None:
         own.lease.CopyFrom(sign(key, own, worker.name, decision_id))
-    with telemetry.span(_tracer, "router.dispatch", trace.SpanKind.CLIENT) as span:
+    with telemetry.detached_span(_tracer, "router.dispatch", trace.SpanKind.CLIENT) as (span, metadata):
         span.set_attributes({telemetry.WORKER_ID: worker.name, telemetry.TIER: tier.word, telemetry.ATTEMPT: attempt})
         with worker.dispatched(own.request_id, outstanding_tokens(own)):
-            call = worker.stub.Generate(own, timeout=timeout, metadata=telemetry.outgoing())
+            call = worker.stub.Generate(own, timeout=timeout, metadata=metadata)
             try:
                 async with aclosing(spoken(call, tier, worker.patience)) as messages:
                     async for message in messages:

@@ -27,7 +27,7 @@ from limits.errors import StorageError
 from limits.storage import storage_from_string
 from sparsity.bounds import MAX_PRIORITY
 from sparsity.errors import ConfigurationError, RateLimitError
-from sparsity_policies.connection import close
+from sparsity_policies.connection import close, quoted
 
 from sparsity_router.options_file import read_options_file
 
@@ -199,7 +199,7 @@ def _rates(entry: object, default: Rates, where: str) -> Rates:
 
 def _storage(redis_url: str) -> Storage:
     """The library's storage for one of our store URLs."""
-    scheme, _, rest = redis_url.partition("://")
+    scheme, _, rest = quoted(redis_url).partition("://")
     options: dict[str, Any] = {"implementation": "redispy", "key_prefix": "sparsity:limits", "wrap_exceptions": True}
     made = storage_from_string(f"async+{scheme}://{rest}", **options)
     assert isinstance(made, Storage)

@@ -82,13 +82,15 @@ def read_written(request: inference_pb2.GenerateRequest, bounds: Bounds) -> Writ
         text, field = "\n".join(contents) if any(contents) else "", "chat.messages"
     if not text:
         raise InvalidRequestError.of(field, "is empty")
-    size = len(text.encode())
+    data = text.encode()
+    size = len(data)
     if size > bounds.max_bytes:
         problem = f"is {size} bytes long; this router takes {bounds.max_bytes}: shorten the prompt"
         raise InvalidRequestError.of(field, problem)
-    data = bounds.control.to_scan(text).encode()
-    text = bounds.control.as_text(text)
-    return Written(kind, text, data, len(text.encode()))
+    if bounds.control.occur(text):
+        data, text = bounds.control.to_scan(text).encode(), bounds.control.as_text(text)
+        size = len(text.encode())
+    return Written(kind, text, data, size)
 
 
 def check_beside(request: inference_pb2.GenerateRequest, context_length: int) -> None:

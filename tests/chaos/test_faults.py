@@ -6,58 +6,29 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 import redis.asyncio as redis
-from sparsity.errors import ConflictError, DeadlineError, StreamBrokenError, UnavailableError
+from sparsity.errors import ConflictError, DeadlineError, StreamBrokenError
 from sparsity.v1 import inference_pb2, inference_pb2_grpc
 from sparsity_client import AsyncClient, make_request
 from sparsity_router.bench import pressure
-from sparsity_router.config import RouterConfig
+from support.chaos_router import router_over, text_of
 from support.chaos_worker import worker_process
 from support.fake_worker import FakeWorker, answer, hang
 from support.fault_proxy import FaultProxy
 from support.rig import DENSE
-from support.router import Router, running, until
+from support.router import Router, until
 from support.router_process import RouterProcess
 from support.tiny import tiny_model
 from support.valkey import Valkey
 
 # In real time, on a machine that may be busy with other tests.
 pytestmark = pytest.mark.chaos
-
-
-@asynccontextmanager
-async def router_over(
-    folder: Path, *places: str, redis_url: str | None = None, **options: Any
-) -> AsyncIterator[Router]:
-    """A router in this process, once it uses every worker."""
-    async with AsyncExitStack() as stack:
-        url = redis_url or stack.enter_context(Valkey()).url
-        config = RouterConfig(tiny_model(folder / "model"), places, url, "127.0.0.1:0", **options)
-        router = await stack.enter_async_context(running(config))
-        async with AsyncClient(router.address) as client:
-
-            async def used() -> bool:
-                try:
-                    return bool([1 async for _ in client.generate(make_request("hi", domain="rag"), 5.0)])
-                except UnavailableError:
-                    return False
-
-            await until(used)
-        # Every worker's first report is half a second away at most.
-        await asyncio.sleep(0.6)
-        yield router
-
-
-async def text_of(router: Router, **options: Any) -> str:
-    async with AsyncClient(router.address) as client:
-        stream = client.generate(make_request("hi", domain="rag"), options.pop("timeout", 15.0), **options)
-        return "".join([response.text async for response in stream])
 
 
 @pytest.mark.parametrize("fault", ["refusing", "garbage", "silent"])

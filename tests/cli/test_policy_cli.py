@@ -254,6 +254,10 @@ def test_a_rollout_from_the_command_line(service: Service) -> None:
     service.run("policy", "rollout", "start", "rag", "--steps", "5,50,100", *pause, "--reason", "r")
     rollout = service.json("policy", "get", "rag")["policy"]["rollout"]
     assert (rollout["pauses"], rollout["held_back"], rollout["sticky_by"]) == ([600, 600], "TIER_MODERATE", "tenant")
+    # What the next one does not say stays as it was.
+    service.run("policy", "rollout", "start", "rag", "--steps", "10,100", "--reason", "r")
+    rollout = service.json("policy", "get", "rag")["policy"]["rollout"]
+    assert (rollout["steps"], rollout["held_back"], rollout["sticky_by"]) == ([10, 100], "TIER_MODERATE", "tenant")
 
 
 def test_the_kill_switch_from_the_command_line(service: Service) -> None:

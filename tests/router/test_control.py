@@ -77,6 +77,8 @@ def test_thousands_of_tokens_make_one_quick_expression() -> None:
     )
     for _ in range(200):
         text = "".join(chance.choice((*words[-5:], *words[:3], "<", "|", "s", ">", "a", "[")) for _ in range(20))
+        assert control.occur(text) == bool(plain.search(text))
+        assert control.occur("<" * 150 + text) == bool(plain.search("<" * 150 + text))
         assert control.as_text(text) == plain.sub(lambda found: f"{found[0][0]}\u200b{found[0][1:]}", text)
         assert plain.search(control.as_text(text).replace("\u200b", "\0")) is None
     assert ControlTokens([]).as_text("<s>") == "<s>"

@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sparsity_router.fleet import Admission
 from support.fake_worker import Behaviour, FakeWorker, answer, fail, hang, say_nothing
 from support.rig import DENSE, Rig, refusal, rig, until
@@ -113,3 +117,23 @@ async def test_hedges_keep_to_the_retry_budget(tmp_path: Path) -> None:
         at.fleet.retries.spend = lambda: False  # type: ignore[method-assign]
         assert await ask(at) == ("abc", "a")
         assert not second.received
+
+
+async def test_a_race_under_tracing_leaves_no_context_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    monkeypatch.setattr("sparsity.telemetry._off", lambda: False)
+    for module in ("dispatch", "services.inference"):
+        monkeypatch.setattr(f"sparsity_router.{module}._tracer", provider.get_tracer("test"))
+    first, second = both(tmp_path, a=after(0.5, answer), b=answer)
+    async with rig(tmp_path, first, second, admission=HEDGED) as at:
+        assert await ask(at) == ("abc", "b")
+        await until(lambda: first.cancelled == 1)
+    assert "Failed to detach context" not in caplog.text
+    named = {span.name: span for span in spans.get_finished_spans()}
+    asked = [span for span in spans.get_finished_spans() if span.name == "router.dispatch"]
+    assert len(asked) == 2
+    assert {span.parent.span_id for span in asked} == {named["router.generate"].context.span_id}

@@ -63,6 +63,7 @@ async def others_go_on(router: Router, at_most: float = 0.5) -> AsyncIterator[No
     yield
     stop.set()
     await calling
+    print(f"others waited {longest * 1000:.0f} ms at most", end=" ")
     assert 0 < longest < at_most, f"somebody waited {longest:.1f} s"
 
 
@@ -92,6 +93,7 @@ async def test_an_editor_is_refused_and_holds_up_nobody(
                 else:
                     call = router.edit(policy=draft, validate_only=method == "validate")
                 error = await failure(call)
+            print(f"{error.code().name}: {error.details()[:90]}", end=" ")
             assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
             assert ("rules[0].when" if change is deep else "detection.patterns") in error.details()
             assert (await router.edit(reason="the next one")).policy.revision
@@ -159,3 +161,29 @@ async def test_policies_do_not_wait_for_the_threads_of_prompts(tmp_path: Path) -
             finally:
                 release.set()
                 await asyncio.gather(*prompts)
+
+
+@pytest.mark.parametrize(
+    ("override", "request_", "field"),
+    [
+        ({"scope": 99}, {}, "override.scope"),
+        ({"max_tier": 99}, {}, "override.max_tier"),
+        ({"expire_time": {"seconds": 2**63 - 1}}, {}, "override.expire_time"),
+        ({"expire_time": {"nanos": -(2**31)}}, {}, "override.expire_time"),
+        ({}, {"ttl": {"seconds": 2**63 - 1}}, "ttl"),
+        ({}, {"ttl": {"seconds": 315_576_000_000}}, "ttl"),
+        ({"reason": "x" * 4097}, {}, "reason"),
+        ({"id": "x" * 257}, {}, "override.id"),
+    ],
+)
+async def test_an_override_of_odd_values_names_the_field(
+    tmp_path: Path, override: dict[str, Any], request_: dict[str, Any], field: str
+) -> None:
+    with Valkey() as server:
+        async with served(tmp_path, server.url) as router:
+            good: dict[str, Any] = {"scope": 1, "reason": "incident"}
+            message = policy_pb2.PutOverrideRequest(override=policy_pb2.Override(**good | override), **request_)
+            error = await failure(router.policy.PutOverride(message))
+            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert error.details().startswith(f"{field}: ")
+            assert not (await router.policy.ListOverrides(policy_pb2.ListOverridesRequest())).overrides

@@ -154,3 +154,22 @@ async def test_the_worker_gets_text_where_nobody_counted(model: Path) -> None:
     assert (text.text.text, text.text.add_special_tokens, list(text.prompt.ids)) == ("hi", True, [])
     assert (ids.HasField("text"), list(ids.prompt.ids)) == (False, [1, 2])
     assert text.tier == inference_pb2.TIER_DENSE
+
+
+async def test_a_prompt_far_too_long_is_refused_without_counting_it(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    encode = ModelTokenizer.encode
+
+    def noted(self: ModelTokenizer, text: str, *, special: bool) -> list[int]:
+        counted.append(len(text))
+        return encode(self, text, special=special)
+
+    monkeypatch.setattr(ModelTokenizer, "encode", noted)
+    classifier = Classifier(ModelTokenizer(model), 10**7)
+    request, at = make_request("some words " * 300_000, domain="low"), snapshot([POLICY])
+    for exact in (False, True):
+        with pytest.raises(InvalidRequestError, match=rf"has about \d+ tokens; the model takes {CONTEXT}"):
+            await classifier.classify(request, at, exact=exact)
+    assert max(counted) < 10_000

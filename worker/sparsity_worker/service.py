@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from sparsity.bounds import seconds_of
 from sparsity.engines import ECHO
 from sparsity.errors import InvalidRequestError
 from sparsity.leases import LeaseChecker
@@ -108,7 +109,8 @@ class WorkerService:
     ) -> AsyncIterator[worker_pb2.WorkerServiceGenerateResponse]:
         """Streams one completion; leaving early aborts it in the engine."""
         if request.tier not in (inference_pb2.TIER_UNSPECIFIED, self._identity.tier):
-            wanted = inference_pb2.Tier.Name(request.tier)
+            known = request.tier in inference_pb2.Tier.values()
+            wanted = inference_pb2.Tier.Name(request.tier) if known else f"tier {request.tier}"
             raise InvalidRequestError.of("tier", f"this worker serves {self._identity.config.tier}, not {wanted}")
         if self._leases and (request.HasField("lease") or self._identity.config.require_lease):
             self._leases.take(request)
@@ -212,7 +214,7 @@ class WorkerService:
         context: grpc.aio.ServicerContext[worker_pb2.WatchLoadRequest, worker_pb2.WatchLoadResponse],
     ) -> AsyncIterator[worker_pb2.WatchLoadResponse]:
         """The load at once and at every change."""
-        interval = request.interval.ToTimedelta().total_seconds() if request.HasField("interval") else 1.0
+        interval = seconds_of("interval", request.interval) if request.HasField("interval") else 1.0
         async for _ in self._load.changes(max(interval, 0.05)):
             self._load.kv_used_tokens = await self._engine.used_tokens()
             yield worker_pb2.WatchLoadResponse(
@@ -231,7 +233,7 @@ class WorkerService:
     ) -> worker_pb2.DrainResponse:
         """Stops admitting and waits for the requests in flight."""
         self._load.drain()
-        timeout = request.timeout.ToTimedelta().total_seconds() if request.HasField("timeout") else None
+        timeout = seconds_of("timeout", request.timeout) if request.HasField("timeout") else None
         await self._load.idle(timeout)
         return worker_pb2.DrainResponse(aborted_requests=len(self._load.requests))
 

@@ -17,7 +17,7 @@ from sparse_kernels.gpu.block_energy import block_energy, check_scored
 from sparse_kernels.gpu.checks import padded_rows
 from sparse_kernels.gpu.selection.ordered_means import order_means
 from sparse_kernels.gpu.selection.plan import SelectionPlan, TileShape, Workspace
-from sparse_kernels.gpu.selection.tile_selection import select_tiles
+from sparse_kernels.gpu.selection.tiles import select_tiles
 from sparse_kernels.mean_correction import Corrections
 from sparse_kernels.selection import fixed_blocks, keep
 from sparse_kernels.summaries import PageSummaries

@@ -79,15 +79,16 @@ def launch_scores(
     _, page, kv_heads, _ = batch.keys.shape
     group, pairs, subs = heads // kv_heads, sequences * kv_heads, page // summaries.sub_page
     spread = config.score == PAGE_SCORE_NAMES[0]
-    splits = max(2, min(_MOST_SPLITS, _PROGRAMS // pairs))
     columns = min(128 if pairs >= _MANY_PAIRS else 64, _STEP_BYTES // (dim * q.element_size()))
+    step = max(16, columns) // (1 if spread else subs)
+    splits = min(max(2, min(_MOST_SPLITS, _PROGRAMS // pairs)), triton.cdiv(batch.tables.shape[1], step))
     score_pages[(kv_heads, splits + (not summarized), sequences)](
         q, batch.keys, batch.values, summaries.sub_mean, summaries.sub_count, summaries.mean, summaries.value_mean,
         summaries.spread, summaries.stale.view(torch.uint8), batch.tables, batch.lengths, dense, workspace.masses,
         scale * math.log2(math.e), config.sparse_from, capacity, batch.tables.shape[1], splits,
         batch.tables.stride(0), *q.stride()[:2], *batch.keys.stride()[:3],
         PAGE=page, DIM=dim, GROUP=group, ROWS=padded_rows(group), HEADS=kv_heads, SUBS=subs,
-        FULL=math.log2(summaries.sub_page), STEP=max(16, columns) // (1 if spread else subs),
+        FULL=math.log2(summaries.sub_page), STEP=step,
         SPREAD=spread, NEWEST=int(not summarized), STAGES=5, num_warps=4 if dim <= 128 else 8,
         **dependent_launch(q.device),
     )  # fmt: skip

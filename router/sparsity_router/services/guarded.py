@@ -118,7 +118,9 @@ def _read(request: Any, path: str) -> str:
         value = getattr(value, part)
     if isinstance(value, policy_pb2.Override):
         # Its id may not be made yet; whom it acts on says more.
-        scope = policy_pb2.OverrideScope.Name(value.scope).removeprefix("OVERRIDE_SCOPE_").lower()
+        known = value.scope in policy_pb2.OverrideScope.values()
+        name = policy_pb2.OverrideScope.Name(value.scope) if known else str(int(value.scope))
+        scope = name.removeprefix("OVERRIDE_SCOPE_").lower()
         return f"{scope} {value.target}".rstrip()
     return str(value) if path else ""
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import uuid
 
+from sparsity.bounds import seconds_of
 from sparsity.errors import InvalidRequestError, NotFoundError, StoreError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.wire import override_from_wire, override_to_wire
 
 from sparsity_router.services.guarded import caller
 from sparsity_router.services.policy_state import Context, Part
+
+_LONGEST = 10 * 366 * 86_400.0
 
 
 class KillSwitch(Part):
@@ -35,9 +38,10 @@ class KillSwitch(Part):
         fresh = override_from_wire(request.override, uuid.uuid4().hex[:8], now)
         override = dataclasses.replace(fresh, actor=caller())
         if request.HasField("ttl"):
-            seconds = request.ttl.ToNanoseconds() / 1e9
-            if seconds <= 0 or request.override.HasField("expire_time"):
-                raise InvalidRequestError.of("ttl", "must be more than 0 seconds, without override.expire_time")
+            seconds = seconds_of("ttl", request.ttl)
+            if not 0 < seconds <= _LONGEST or request.override.HasField("expire_time"):
+                problem = "must be more than 0 seconds and ten years at most, without override.expire_time"
+                raise InvalidRequestError.of("ttl", problem)
             override = dataclasses.replace(override, expire_time=now + seconds)
         overrides = self._state.policies.overrides
         overrides.put(override)

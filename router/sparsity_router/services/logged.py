@@ -6,13 +6,14 @@ import math
 from collections.abc import AsyncIterator, Sequence
 
 from google.protobuf.duration_pb2 import Duration
+from sparsity.bounds import seconds_of
 from sparsity.errors import ConfigurationError, InvalidRequestError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.decisionlog import DecisionLog, Replayed
 from sparsity_policies.journal import Entry
 from sparsity_policies.wire import timestamp
 
-_BATCH = 1000
+_BATCH, _LONGEST = 1000, 366 * 86_400.0
 
 
 class Seen:
@@ -53,9 +54,9 @@ async def logged(decisions: DecisionLog | None, since: Duration, name: str) -> A
     """
     if decisions is None:
         raise ConfigurationError("this router has no decision log: it was started without --redis-url")
-    seconds = since.ToNanoseconds() / 1e9
-    if seconds <= 0:
-        raise InvalidRequestError.of(name, "must be more than 0 seconds")
+    seconds = seconds_of(name, since)
+    if not 0 < seconds <= _LONGEST:
+        raise InvalidRequestError.of(name, "must be more than 0 seconds, and a year at most")
     batch: list[Replayed] = []
     async for replayed in decisions.replay(seconds):
         batch.append(replayed)

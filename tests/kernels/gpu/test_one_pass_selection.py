@@ -178,7 +178,8 @@ def test_scratch_that_others_left_changes_nothing(rule: tuple[str, float]) -> No
             select_blocks(q, batch, summaries, config, SCALE, totals=totals, plan=plan, workspace=workspace)
             for workspace in (shared, shared, wide)
         ]
-        assert shared.nbytes < wide.nbytes
+        # A GPU has more programs than this batch has items.
+        assert shared.nbytes < wide.nbytes or not INTERPRETED
         return found
 
     found = launch(each, case.q, case.batch, case.summaries, case.totals)

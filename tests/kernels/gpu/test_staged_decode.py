@@ -5,11 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sparse_kernels import PagedSequence, PageSummaries
 from sparse_kernels.gpu.page_selection import MOST_BLOCKS
-from sparsity_worker.plugin.accounting import DECODE, Account, Ledger
+from sparsity_worker.plugin.accounting import Account, Ledger
 from sparsity_worker.plugin.attention import Prompt, Spans
 from sparsity_worker.plugin.triton_attention import TritonAttention
 from sparsity_worker.profile import Profile, parse_profile
@@ -56,7 +57,7 @@ class Pool:
 @pytest.mark.parametrize("dense_layers", [[], [0]])
 def test_pages_are_summarized_whether_a_layer_decodes_sparsely_or_densely(dense_layers: list[int]) -> None:
     pool, own = Pool(2), profile(dense_layers=dense_layers)
-    summaries = PageSummaries(pool.keys.shape[0], PAGE, KV_HEADS, DIM, SUB)
+    summaries = PageSummaries(pool.keys.shape[0], PAGE, KV_HEADS, DIM, SUB, DEVICE)
     attention = TritonAttention(own, {0: summaries}, pool.req_to_token, Ledger(1, 8), HEADS)
     attention.allocate(2)
     lengths = [31, 100]
@@ -72,16 +73,17 @@ def test_pages_are_summarized_whether_a_layer_decodes_sparsely_or_densely(dense_
         for number, length in enumerate(lengths):
             pool.write(number + 1, length - 1, 1)
         spans = Spans(["a", "b"], [1, 2], lengths, [1, 1], [Prompt(1), Prompt(1, reasoning=step % 2 == 0)])
-        attention.stage(spans, torch.tensor([1, 2]), torch.tensor(lengths))
+        attention.stage(spans, *on(DEVICE, (torch.tensor([1, 2]), torch.tensor(lengths))))
         attention.attend(pool.normal(2, HEADS, DIM), pool.keys, pool.values, LAYER, decode=True)
         attention.book()
+        found, keys, values = on("cpu", (summaries, pool.keys, pool.values))
         for number, length in enumerate(lengths):
-            table = pool.req_to_token[number + 1, :length:PAGE].long() // PAGE
-            assert not summaries.stale[table].any()
+            table = pool.req_to_token[number + 1, :length:PAGE].long().cpu() // PAGE
+            assert not found.stale[table].any()
             wanted = PageSummaries(pool.keys.shape[0], PAGE, KV_HEADS, DIM, SUB)
-            wanted.refresh(PagedSequence(pool.keys, pool.values, table, length))
+            wanted.refresh(PagedSequence(keys, values, table, length))
             for name in ("mean", "value_mean", "sub_mean", "sub_count"):
-                torch.testing.assert_close(getattr(summaries, name)[table], getattr(wanted, name)[table], msg=name)
+                torch.testing.assert_close(getattr(found, name)[table], getattr(wanted, name)[table], msg=name)
 
 
 def test_contexts_of_more_blocks_than_decode_chooses_from_are_refused() -> None:
@@ -131,10 +133,7 @@ def test_replayed_decode_equals_eager_while_lengths_grow() -> None:
     for rid in rids:
         ours, theirs = (Account.unpack(ledger.pack(rid)) for ledger in ledgers)
         assert (ours.table == theirs.table).all()
-    long = Account.unpack(ledgers[0].pack("c"))
-    contexts = [131 + step for step in range(STEPS)]
-    attended = [
-        context if step in REASONING else 48 - (-context % PAGE) for step, context in enumerate(contexts)
-    ]  # fmt: skip
-    assert long.table[0, DECODE, 0] == HEADS * sum(attended)
-    assert long.table[0, DECODE, 1] == HEADS * sum(contexts)
+    # What a step of the longest is priced at.
+    contexts, reasoned = 131 + np.arange(STEPS), np.isin(np.arange(STEPS), REASONING)
+    attended = np.where(reasoned, contexts, 48 - (-contexts % PAGE))
+    assert (replayed.step_prices().attended(contexts, reasoned)[0] == attended).all()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from sparsity.errors import InvalidRequestError
-from sparsity.v1 import inference_pb2, policy_pb2
+from sparsity.v1 import policy_pb2
 from sparsity_policies.rollout import Action
 from sparsity_policies.wire import policy_from_wire
 
@@ -21,8 +21,13 @@ app = typer.Typer(help="Introduce a policy's sparse tiers by percentage.", no_ar
 def start(
     domain: DomainArgument,
     steps: Annotated[str, typer.Option(help="Percentages, such as 5,25,100; the policy's own when left out.")] = "",
-    held_back: Annotated[str | None, typer.Option(help="Sparsest tier of those held back: dense or moderate.")] = None,
-    sticky_by: Annotated[str, typer.Option(help="What keeps its side: session, tenant or request.")] = "session",
+    held_back: Annotated[
+        str | None,
+        typer.Option(help="Sparsest tier of those held back: dense or moderate; else the last one's."),
+    ] = None,
+    sticky_by: Annotated[
+        str, typer.Option(help="What keeps its side: session, tenant or request; else as the last rollout's.")
+    ] = "",
     pause: Annotated[str, typer.Option(help="Time after which each step goes on by itself, such as 1h.")] = "",
     reason: Reason = "",
     router: Router = DEFAULT_ROUTER,
@@ -33,7 +38,8 @@ def start(
     with reported():
         if steps:
             fresh = policy_pb2.Rollout(steps=_percentages(steps), sticky_by=sticky_by)
-            fresh.held_back = read_tier(held_back, "--held-back") or inference_pb2.TIER_DENSE
+            if tier := read_tier(held_back, "--held-back"):
+                fresh.held_back = tier
             if pause:
                 fresh.pauses.extend([int(seconds(pause, "--pause"))] * (len(fresh.steps) - 1))
         elif held_back or pause:
