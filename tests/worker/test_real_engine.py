@@ -120,6 +120,22 @@ def test_the_kernels_for_gpus_serve_short_and_long_in_one_batch(workers: dict[st
         assert (completion.sparsity.prefill_density == 1) == (len(prompt) < 256)
 
 
+def test_an_answer_that_a_stop_text_ends_has_its_report(workers: dict[str, Worker]) -> None:
+    worker, tokenizer = workers["torch"], tiny_tokenizer()
+    (prompt,) = prompts(1, 300, 330, seed=12)
+    whole = worker.ask(prompt, 64, salt="stop")
+    texts = [tokenizer.decode([token]) for token in whole.tokens]
+    at, stop = next((at, text) for at, text in enumerate(texts) if at and text.isascii() and text not in texts[:at])
+    ended = worker.ask(prompt, 64, salt="stop", stop=[stop])
+    count = len(ended.tokens)
+    # On a busy machine tokens come several at once.
+    assert at < count < 64
+    assert ended.tokens == whole.tokens[:count]
+    # The worker ends it, not the engine: the account is that of the last token that came, after a prefix hit.
+    assert ended.completion.sparsity.kernel_calls == 2 * count
+    assert len(ended.completion.sparsity.layers) == 2
+
+
 def test_a_prompt_is_answered_alike_whatever_its_last_page_its_batch_and_what_was_broken_off(
     workers: dict[str, Worker],
 ) -> None:
