@@ -48,6 +48,8 @@ class PolicyFollower:
         # Of what is decided from: counted up at every change.
         self._version = 0
         self._saved = -1
+        self.unsaved = ""
+        """What keeps the last policies from the disk; empty when nothing does."""
         self._ttl = ttl
         self._snapshot: Snapshot | None = None
         self._wanted = _Wanted(_NOWHERE, {}, frozenset(), ())
@@ -148,9 +150,12 @@ class PolicyFollower:
                 overrides = (self.overrides.active(), self.overrides.waiting())
                 try:
                     await BUILDS.run(self._disk.save, self.snapshot.revision, stored, *overrides, self.age)
-                    self._saved = version
+                    self._saved, self.unsaved = version, ""
                 except OSError as error:
-                    log.error("--snapshot-file: %s; a restart without the store would find none", error)
+                    # Told once, however often it is tried.
+                    if self.unsaved != str(error):
+                        log.error("--snapshot-file: %s; a restart without the store would find older policies", error)
+                    self.unsaved = str(error)
                     await asyncio.sleep(_RETRY_SECONDS)
 
     async def refresh(self) -> None:

@@ -20,6 +20,13 @@ def observe_loop(watchdog: Watchdog, meter: metrics.Meter | None = None) -> None
     )
 
 
+def observe_disk(policies: PolicyFollower, meter: metrics.Meter | None = None) -> None:
+    """Registers whether the last policies lie where a restart without the store would look for them."""
+    unsaved = "1 while policies cannot be written to the disk."
+    made = meter or metrics.get_meter("sparsity.router")
+    observe(made, [("sparsity.policy.unsaved", "1", unsaved, scalar(lambda: int(bool(policies.unsaved))))])
+
+
 def observe_policies(policies: PolicyFollower, recorder: Recorder, meter: metrics.Meter | None = None) -> None:
     """Registers what is read when metrics are taken; it costs nothing where none are."""
     age = "Since the policies were last known to be current."

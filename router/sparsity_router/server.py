@@ -37,7 +37,7 @@ from sparsity_router.guards import GuardMonitor
 from sparsity_router.limits import TenantLimits
 from sparsity_router.observer import Observer
 from sparsity_router.policies import PolicyFollower
-from sparsity_router.policy_metrics import observe_loop, observe_policies
+from sparsity_router.policy_metrics import observe_disk, observe_loop, observe_policies
 from sparsity_router.recorder import Recorder
 from sparsity_router.replicas import Replicas
 from sparsity_router.request_metrics import RequestMetrics
@@ -90,6 +90,7 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     policies, seeded = await _load(config, store)
     recorder = Recorder(decisions, config.decision_sample, config.decision_rate)
     observe_policies(policies, recorder)
+    observe_disk(policies)
     guards = GuardMonitor(policies, store)
     admission = Admission(
         config.queue_seconds, config.queue_limit, config.dense_reserve, config.hedge_seconds, config.patience

@@ -486,3 +486,39 @@ def test_watchers_that_leave_do_no_harm(tmp_path: Path) -> None:
                 call.cancel()
             assert len(stub.ListPolicies(policy_pb2.ListPoliciesRequest(), timeout=5.0).policies) == 10
         assert router.alive()
+
+
+async def test_a_full_disk_is_told_once_and_until_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sparsity_router.policies._RETRY_SECONDS", 0.02)
+    save, tries, full = SnapshotFile.save, 0, True
+
+    def saved(*arguments: Any, **named: Any) -> None:
+        nonlocal tries
+        tries += 1
+        if full:
+            raise OSError(28, "No space left on device")
+        save(*arguments, **named)
+
+    monkeypatch.setattr(SnapshotFile, "save", saved)
+    follower = PolicyFollower(PolicyFolder(tmp_path), ttl=300, disk=SnapshotFile(tmp_path / "snapshot.json"))
+    await follower.start()
+    following = asyncio.create_task(follower.follow())
+
+    async def tried() -> bool:
+        return tries > 4
+
+    async def saved_at_last() -> bool:
+        return not follower.unsaved
+
+    try:
+        await until(tried)
+        assert "No space left" in follower.unsaved
+        full = False
+        await until(saved_at_last)
+        assert (tmp_path / "snapshot.json").exists()
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    assert caplog.text.count("No space left") == 1
