@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from sparsity_worker.plugin import PROBE_KEY, REASONING_KEY, STEPWISE_KEY
-from sparsity_worker.plugin.accounting import DECODE, PREFILL, Account, Ledger
+from sparsity_worker.plugin.accounts.decode_steps import DenseRows, StepPrices
+from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Account, Ledger
+from sparsity_worker.plugin.accounts.packing import Followed, Packed
 from sparsity_worker.plugin.attention import Prompt, Spans
-from sparsity_worker.plugin.decode_steps import DenseRows, StepPrices
-from sparsity_worker.plugin.packing import Followed, Packed
 
 PAGE, CPU = 64, torch.device("cpu")
 # A dense layer, one of 4 pages from 300 tokens, one of 2 pages from 100.

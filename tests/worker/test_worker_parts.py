@@ -30,7 +30,7 @@ from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.devices import prepare_environment
 from sparsity_worker.load import Load
 from sparsity_worker.plugin import CONFIG_KEY, REASONING_KEY, memory
-from sparsity_worker.plugin.accounting import DECODE, PREFILL, Account, Ledger
+from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Account, Ledger
 from sparsity_worker.plugin.memory import charge, summaries_of
 from sparsity_worker.plugin.ranks import Ranks
 from sparsity_worker.plugin.reasoning import Reasoning

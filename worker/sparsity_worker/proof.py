@@ -14,7 +14,7 @@ from sparsity.errors import BackendInactiveError
 from sparsity_worker.config import ModelFacts
 from sparsity_worker.engine import Engine, EngineRequest
 from sparsity_worker.plugin import PROBE_KEY
-from sparsity_worker.plugin.accounting import PREFILL, Account
+from sparsity_worker.plugin.accounts.ledger import PREFILL, Account
 from sparsity_worker.tier_profile import TierProfile
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparsity.v1 import inference_pb2
 
-from sparsity_worker.plugin.accounting import DECODE, PREFILL, Account
+from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Account
 
 
 def sparsity_report(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sparse_kernels import PagedSequence, PageSummaries
 from sparse_kernels.gpu.page_selection import MOST_BLOCKS
-from sparsity_worker.plugin.accounting import Account, Ledger
+from sparsity_worker.plugin.accounts.ledger import Account, Ledger
 from sparsity_worker.plugin.attention import Prompt, Spans
 from sparsity_worker.plugin.triton_attention import TritonAttention
 from sparsity_worker.profile import Profile, parse_profile

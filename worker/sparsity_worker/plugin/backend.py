@@ -16,11 +16,11 @@ from sparse_kernels import PageSummaries
 from sparsity.errors import ConfigurationError
 
 from sparsity_worker.plugin import BACKEND, CONFIG_KEY
-from sparsity_worker.plugin.accounting import Ledger
+from sparsity_worker.plugin.accounts.decode_steps import DenseRows
+from sparsity_worker.plugin.accounts.ledger import Ledger
+from sparsity_worker.plugin.accounts.packing import Followed, Packed
 from sparsity_worker.plugin.attention import Attention, GraphedAttention, Prompt, Spans, on_the_host
-from sparsity_worker.plugin.decode_steps import DenseRows
 from sparsity_worker.plugin.memory import summaries_of
-from sparsity_worker.plugin.packing import Followed, Packed
 from sparsity_worker.plugin.ranks import Ranks
 from sparsity_worker.plugin.torch_attention import TorchAttention
 from sparsity_worker.profile import Profile, parse_profile

@@ -12,9 +12,9 @@ from sparse_kernels.stats import causal_pairs
 
 from sparsity_worker.indexer_profile import INDEXER_SCHEMA, parse_indexer_profile
 from sparsity_worker.plugin import CONFIG_KEY
-from sparsity_worker.plugin.accounting import DECODE, PREFILL, Ledger
+from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Ledger
+from sparsity_worker.plugin.accounts.packing import Followed
 from sparsity_worker.plugin.attention import Prompt, on_the_host
-from sparsity_worker.plugin.packing import Followed
 from sparsity_worker.profile_document import schema_of
 
 if TYPE_CHECKING:

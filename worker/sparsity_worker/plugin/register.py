@@ -6,10 +6,10 @@ from itertools import pairwise
 from typing import Any
 
 from sparsity_worker.plugin import BACKEND, FACTS_KEY, REPORT_KEY
+from sparsity_worker.plugin.accounts.packing import Followed
 from sparsity_worker.plugin.backend import SparsityAttnBackend
 from sparsity_worker.plugin.indexer import IndexerMeter
 from sparsity_worker.plugin.memory import CELL_SIZE, charge
-from sparsity_worker.plugin.packing import Followed
 
 
 def register() -> None:

@@ -8,7 +8,7 @@ import torch
 from sparse_kernels import PagedSequence, PageSummaries, block_sparse_prefill, dense_attention, sparse_paged_decode
 from sparse_kernels.stats import AttentionStats
 
-from sparsity_worker.plugin.accounting import DECODE, PREFILL, Ledger
+from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Ledger
 from sparsity_worker.plugin.attention import MEASURED_ROWS, Prompt, Spans, watched
 from sparsity_worker.profile import Profile
 

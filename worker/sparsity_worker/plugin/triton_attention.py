@@ -20,11 +20,11 @@ from sparse_kernels.gpu.page_summaries import summarize_pages
 from sparse_kernels.gpu.selection.plan import SelectionPlan, Workspace
 from sparse_kernels.gpu.sparse_paged_decode import paged_decode, sparse_paged_decode
 
-from sparsity_worker.plugin.accounting import Ledger
+from sparsity_worker.plugin.accounts.decode_steps import StepPrices
+from sparsity_worker.plugin.accounts.ledger import Ledger
+from sparsity_worker.plugin.accounts.prefill import PrefillAccounts
 from sparsity_worker.plugin.attention import Spans, watched
-from sparsity_worker.plugin.decode_steps import StepPrices
 from sparsity_worker.plugin.host_device import upload
-from sparsity_worker.plugin.prefill_accounts import PrefillAccounts
 from sparsity_worker.profile import Profile
 
 if TYPE_CHECKING:

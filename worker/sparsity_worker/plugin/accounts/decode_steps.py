@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sparsity_worker.plugin.accounting import Ledger
+from sparsity_worker.plugin.accounts.ledger import Ledger
 from sparsity_worker.plugin.attention import Spans
 from sparsity_worker.plugin.host_device import upload
 

@@ -11,7 +11,7 @@ from sparse_kernels.batch import PagedBatch
 from sparse_kernels.gpu.block_selection import BatchSelection
 from sparse_kernels.measured_coverage import measured_coverage, spread_rows
 
-from sparsity_worker.plugin.accounting import PREFILL, Ledger
+from sparsity_worker.plugin.accounts.ledger import PREFILL, Ledger
 from sparsity_worker.plugin.attention import MEASURED_ROWS, Spans
 from sparsity_worker.plugin.host_device import Download
 
