@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -27,6 +27,7 @@ class Ticket:
         place: negated priority, start tag in tokens, number of arrival.
         tenant: whose it is.
         tokens: what its turn costs.
+        need: what it needs of a worker; those that need the same find room, or none, alike.
         woken: set when it may be its turn.
         evicted: whether it has lost its place.
         tried: whether it had a turn, and there was no room after all.
@@ -35,6 +36,7 @@ class Ticket:
     place: tuple[int, int, int]
     tenant: str = field(compare=False)
     tokens: int = field(compare=False)
+    need: Hashable = field(default=None, compare=False)
     woken: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
     evicted: bool = field(default=False, compare=False)
     tried: bool = field(default=False, compare=False)
@@ -59,19 +61,20 @@ class Line:
         return len(self._waiting)
 
     @contextmanager
-    def ticket(self, priority: int, tenant: str = "", tokens: int = 1) -> Iterator[Ticket]:
+    def ticket(self, priority: int, tenant: str = "", tokens: int = 1, need: Hashable = None) -> Iterator[Ticket]:
         """Holds a place; a larger ``priority`` comes first, then the tenant that has had the least.
 
         Args:
             priority: of the request.
             tenant: whose it is; requests without one share a turn.
             tokens: what it may cost.
+            need: what it needs of a worker.
 
         Raises:
             OverloadedError: when the line is full of requests that come before it.
         """
         start = max(self._now, self._next.get(tenant, 0))
-        ticket = Ticket((-priority, start, next(self._numbers)), tenant, tokens)
+        ticket = Ticket((-priority, start, next(self._numbers)), tenant, tokens, need)
         if len(self._waiting) >= self._limit:
             last = self._waiting[-1] if self._waiting else None
             if last is None or last < ticket:
@@ -80,6 +83,9 @@ class Line:
             last.evicted = True
             last.woken.set()
         self._next[tenant] = start + tokens
+        if self._waiting and all(other.need != need for other in self._waiting):
+            # Those before it may wait for what it does not need.
+            ticket.woken.set()
         bisect.insort(self._waiting, ticket)
         try:
             yield ticket
@@ -89,7 +95,9 @@ class Line:
                 self.wake()
 
     def rejoin(self, ticket: Ticket, *, refused: bool = True) -> None:
-        """Takes the old place again, and passes the turn on: who comes next may need less.
+        """Takes the old place again, and passes the turn on to the first that has another need.
+
+        One turn a need: where there is no room for one request there is none for those that need the same.
 
         Args:
             ticket: whose turn it was.
@@ -98,9 +106,12 @@ class Line:
         ticket.tried = refused
         if ticket not in self._waiting:
             bisect.insort(self._waiting, ticket)
-        behind = self._waiting[bisect.bisect_right(self._waiting, ticket) :]
-        if behind:
-            behind[0].woken.set()
+        firsts: dict[Hashable, Ticket] = {}
+        for each in self._waiting:
+            firsts.setdefault(each.need, each)
+        needs = list(firsts)
+        for need in needs[needs.index(ticket.need) + 1 :][:1]:
+            firsts[need].woken.set()
 
     def leave(self, ticket: Ticket) -> None:
         """Gives the place up, once sent; where there was room for one there may be room for the next."""
@@ -132,6 +143,6 @@ class Line:
             await asyncio.sleep(_BREATH_SECONDS)
 
     def wake(self) -> None:
-        """Lets the first in line try again; where there is no room for that one, the next."""
+        """Lets the first in line try again; where there is no room for that one, the first with another need."""
         if self._waiting:
             self._waiting[0].woken.set()

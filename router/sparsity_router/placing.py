@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 
 from sparsity.errors import OverloadedError, SparsityError, UnavailableError
@@ -24,6 +24,11 @@ class Attempts:
     deaths: int = 0
     complete: bool = False
     last_problem: str = ""
+
+
+def need_of(decision: Decision) -> Hashable:
+    """What a decided request needs of the workers of its tier's line."""
+    return decision.tier, decision.fallback, decision.dense_reasoning
 
 
 def place(fleet: Fleet, decision: Decision, want: Callable[[], Want] | None = None) -> tuple[Worker, Decision]:

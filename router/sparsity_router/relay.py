@@ -26,7 +26,7 @@ from sparsity_router.dispatch import OvertakenError, died, dispatch, outstanding
 from sparsity_router.fleet import Fleet
 from sparsity_router.hedging import Leg, Race
 from sparsity_router.picking import Want
-from sparsity_router.placing import Attempts, is_full, nobody, pick, served
+from sparsity_router.placing import Attempts, is_full, need_of, nobody, pick, served
 from sparsity_router.proof import fault
 from sparsity_router.turns import patience
 from sparsity_router.workers import Worker
@@ -226,10 +226,8 @@ async def relay(
         if not is_full(fleet, one.decision, attempts) or until <= time.monotonic():
             raise nobody(fleet, one.decision, attempts)
     line = fleet.lines[one.decision.tier]
-    with line.ticket(request.priority, request.cache_salt, outstanding_tokens(request)) as ticket:
-        if len(line) > 1:
-            # Those before it may wait for what it does not need.
-            line.wake()
+    need = need_of(one.decision)
+    with line.ticket(request.priority, request.cache_salt, outstanding_tokens(request), need) as ticket:
         while not attempts.complete:
             await line.turn(ticket, until - time.monotonic())
             attempts.tried.clear()
@@ -241,4 +239,5 @@ async def relay(
             if not attempts.complete:
                 if not is_full(fleet, one.decision, attempts):
                     raise nobody(fleet, one.decision, attempts)
+                ticket.need = need_of(one.decision)
                 line.rejoin(ticket, refused=attempts.overloaded)

@@ -15,7 +15,7 @@ from sparsity_policies.model import Decision
 from sparsity_router.dispatch import outstanding_tokens
 from sparsity_router.fleet import Fleet
 from sparsity_router.picking import Want
-from sparsity_router.placing import place
+from sparsity_router.placing import need_of, place
 from sparsity_router.workers import Worker
 
 
@@ -54,9 +54,7 @@ async def place_in_turn(
         except OverloadedError:
             if until <= time.monotonic():
                 raise
-    with line.ticket(request.priority, request.cache_salt, outstanding_tokens(request)) as ticket:
-        if len(line) > 1:
-            line.wake()
+    with line.ticket(request.priority, request.cache_salt, outstanding_tokens(request), need_of(decision)) as ticket:
         while True:
             await line.turn(ticket, until - time.monotonic())
             with suppress(OverloadedError):

@@ -309,7 +309,7 @@ async def test_who_waits_for_what_others_do_not_need_holds_up_nobody(tmp_path: P
 
 async def test_who_is_first_takes_room_before_those_that_were_let_past() -> None:
     line, order = Line(8), list[str]()
-    with line.ticket(0) as first, line.ticket(0) as second:
+    with line.ticket(0, need="much") as first, line.ticket(0, need="less") as second:
         line.wake()
         await line.turn(first, 1.0)
         line.rejoin(first, refused=False)
@@ -320,3 +320,23 @@ async def test_who_is_first_takes_room_before_those_that_were_let_past() -> None
             if ticket.woken.is_set():
                 order.append(name)
     assert order == ["first"]
+
+
+async def test_a_turn_in_vain_is_passed_on_once_a_need() -> None:
+    line = Line(8)
+    with (
+        line.ticket(0, need="much") as first,
+        line.ticket(0, need="much") as second,
+        line.ticket(0, need="less") as third,
+        line.ticket(0, need="less") as fourth,
+    ):
+        # Others waited when it came, and none of them for the same.
+        assert [ticket.woken.is_set() for ticket in (first, second, third, fourth)] == [False, False, True, False]
+        line.wake()
+        await line.turn(first, 1.0)
+        await line.turn(third, 1.0)
+        line.rejoin(first)
+        assert [ticket.woken.is_set() for ticket in (first, second, third, fourth)] == [False, False, True, False]
+        await line.turn(third, 1.0)
+        line.rejoin(third)
+        assert not any(ticket.woken.is_set() for ticket in (first, second, third, fourth))
