@@ -121,10 +121,19 @@ def thresholds(config: PrefillConfig, kv_heads: int) -> torch.Tensor:
     Raises:
         ValueError: when there are thresholds for another number of heads.
     """
+    return torch.tensor(thresholds_by_head(config, kv_heads))[:, None, None]
+
+
+def thresholds_by_head(config: PrefillConfig, kv_heads: int) -> tuple[float, ...]:
+    """One threshold for each KV head.
+
+    Raises:
+        ValueError: when there are thresholds for another number of heads.
+    """
     each = config.head_thresholds or (config.threshold,) * kv_heads
     if len(each) != kv_heads:
         raise ValueError(f"head_thresholds: are {len(each)}, but there are {kv_heads} KV heads")
-    return torch.tensor(each)[:, None, None]
+    return each
 
 
 def fixed_blocks(

@@ -19,7 +19,7 @@ from sparse_kernels.gpu.selection.ordered_means import order_means
 from sparse_kernels.gpu.selection.plan import SelectionPlan, TileShape, Workspace
 from sparse_kernels.gpu.selection.tiles import select_tiles
 from sparse_kernels.mean_correction import Corrections
-from sparse_kernels.selection import fixed_blocks, keep, thresholds
+from sparse_kernels.selection import fixed_blocks, keep, thresholds_by_head
 from sparse_kernels.summaries import PageSummaries
 
 _SUBS = (2, 4, 8)
@@ -84,9 +84,8 @@ def select_blocks(
         raise ValueError(f"totals, dense: must be one of each of the {sequences} sequences")
     if not scale > 0:
         raise ValueError(f"scale: must be more than 0, not {scale}")
-    if config.head_thresholds:
-        # Refuses those of other heads before anything is launched.
-        thresholds(config, batch.keys.shape[2])
+    # Refuses those of other heads before anything is launched.
+    thresholds_by_head(config, batch.keys.shape[2])
     shape = tile_shape(
         config, q.shape[1] // batch.keys.shape[2], q.shape[2], batch.page, summaries.sub_page, q.dtype, q.device
     )

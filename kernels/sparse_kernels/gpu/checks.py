@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 
@@ -23,6 +25,12 @@ def check_cache(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> No
     check_page(page, dim)
     if q.stride(2) != 1 or keys.stride(3) != 1 or keys.stride() != values.stride():
         raise ValueError("q, keys, values: the head dimension must be contiguous, keys and values laid out alike")
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU, which as many persistent programs fill."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def padded_rows(rows: int) -> int:

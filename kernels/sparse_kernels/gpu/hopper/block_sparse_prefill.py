@@ -15,6 +15,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from sparse_kernels.batch import PagedBatch
 from sparse_kernels.block_index import BlockIndex
+from sparse_kernels.gpu.checks import processors
 from sparse_kernels.gpu.hopper.consumer import consume
 from sparse_kernels.gpu.hopper.producer import produce
 from sparse_kernels.mean_correction import WIDTH, Corrections
@@ -119,7 +120,7 @@ def attend(
     none = Corrections(batch.keys, batch.values, index.counts, index.counts, 0)
     means, value_means, offsets, weights, unit = corrections or none
     stages = STAGES[dim]
-    programs = torch.cuda.get_device_properties(q.device).multi_processor_count
+    programs = processors(q.device)
     laid = q if _taken(q) else q.contiguous()
     kernel[(min(programs, items),)](
         *(_rows(x) for x in (laid, batch.keys, batch.values, means, value_means, out)), out, lse, _counter(q.device),

@@ -12,11 +12,12 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from sparse_kernels.batch import PagedBatch
 from sparse_kernels.block_index import BlockIndex
 from sparse_kernels.config import PrefillConfig
+from sparse_kernels.gpu.checks import processors
 from sparse_kernels.gpu.selection.plan import COLUMNS, SelectionPlan, Workspace
 from sparse_kernels.gpu.selection.tile_selection import select_tile_blocks
 from sparse_kernels.mean_correction import WIDTH
 from sparse_kernels.scores.energy import headroom
-from sparse_kernels.selection import thresholds
+from sparse_kernels.selection import thresholds_by_head
 
 _LOG2E = 1.4426950408889634
 # So many blocks in registers at least: short batches take one kernel.
@@ -65,7 +66,7 @@ def select_tiles(
     # As wide as the tables, which is what attention asks for; what lies past the longest sequence is read by nobody.
     widest = -(-batch.tables.shape[1] // (shape.unit * WIDTH)) * WIDTH if shape.unit else 0
     weights = torch.empty(kv_heads, tiles, widest, dtype=torch.float16, device=q.device)
-    each = _thresholds(config.head_thresholds or (config.threshold,) * kv_heads, kv_heads, q.device)
+    each = _thresholds(thresholds_by_head(config, kv_heads), q.device)
     index = BlockIndex(plan.starts, counts, listed)
     if not tiles:
         return index, coverage, weights
@@ -105,9 +106,9 @@ def _stored(q: torch.Tensor, config: PrefillConfig) -> torch.dtype:
 
 
 @functools.lru_cache(maxsize=1024)
-def _thresholds(each: tuple[float, ...], kv_heads: int, device: torch.device) -> torch.Tensor:
+def _thresholds(each: tuple[float, ...], device: torch.device) -> torch.Tensor:
     """Kept on the device: a layer has its own, at every pass the same."""
-    return thresholds(PrefillConfig(head_thresholds=each), kv_heads).flatten().to(device)
+    return torch.tensor(each, device=device)
 
 
 def _squares(peak: float) -> int:
@@ -116,13 +117,8 @@ def _squares(peak: float) -> int:
     return int(power) if power.is_integer() else -1
 
 
-@functools.cache
-def _processors(device: torch.device) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
 def _programs(device: torch.device, programs: int, warps: int) -> int:
     """Persistent programs; 8 warps take all registers of a multiprocessor."""
     if device.type != "cuda":
         return programs
-    return _processors(device) * (programs if warps == 4 else 1)
+    return processors(device) * (programs if warps == 4 else 1)
