@@ -43,6 +43,7 @@ async def place_in_turn(
     until, decision = time.monotonic() + patience(fleet, context), review()
 
     def now() -> tuple[Worker, Decision, Decision]:
+        nonlocal decision
         decision = review()
         request.dense_reasoning = decision.dense_reasoning
         return *place(fleet, decision, want), decision
@@ -61,4 +62,5 @@ async def place_in_turn(
                 found = now()
                 line.leave(ticket)
                 return found
+            ticket.need = need_of(decision)
             line.rejoin(ticket, refused=False)

@@ -146,7 +146,9 @@ class Worker:
     def _is_proven(self) -> bool:
         """Whether its start-up proof shows what its tier promises: pruning on a sparse one, none on the dense one."""
         calls = self.capabilities.proof.sparse_kernel_calls if self.capabilities else 0
-        return calls > 0 or not self.must_prove if self.tier is not Tier.DENSE else calls == 0
+        if self.tier is Tier.DENSE:
+            return calls == 0
+        return calls > 0 or not self.must_prove
 
     def has_room(self, share: float) -> bool:
         """Whether less than ``share`` of the requests that it takes are there."""
