@@ -8,7 +8,7 @@ from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.model import Decision
 
 from sparsity_router.fleet.picking import Want
-from sparsity_router.prompts.classified import Classified
+from sparsity_router.prompts.classify import Classified
 
 
 def worker_request(

@@ -22,6 +22,7 @@ from sparsity_policies.model import Decision, Signals, Tier
 from sparsity_policies.wire import decision_to_wire, signals_to_wire
 
 from sparsity_router.callers.admission import Callers
+from sparsity_router.callers.fields import check_fields
 from sparsity_router.decisions.alternatives import alternatives
 from sparsity_router.decisions.review import Review
 from sparsity_router.decisions.sessions import Sessions, SessionTier
@@ -29,8 +30,8 @@ from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.observing.observer import Observer
 from sparsity_router.observing.spans import conclude, describe
-from sparsity_router.prompts.classified import Classified
-from sparsity_router.prompts.classify import Classifier
+from sparsity_router.prompts.classify import Classified, Classifier
+from sparsity_router.prompts.signals import Arrival
 from sparsity_router.relaying.dispatch import outstanding_tokens
 from sparsity_router.relaying.relay import relay
 from sparsity_router.relaying.shadow import Shadow
@@ -147,7 +148,7 @@ class InferenceService:
     async def _admit(self, request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Checks caller and request, and counts it."""
         tenant = self._callers.check(context, request)
-        self._classifier.check(request)
+        check_fields(request, self._classifier.context_length)
         self._callers.fell_back(context, tenant)
         await self._callers.count(tenant, request)
 
@@ -252,18 +253,11 @@ class InferenceService:
         if self._sessions:
             before = await self._sessions.tier(context.tenant, context.session)
         with telemetry.span(_tracer, "router.classify"):
-            classified = await self._classifier.classify(
-                request,
-                policies.snapshot,
-                received=policies.now(),
-                policy_age=policies.age,
-                request_key=key,
-                session_tier=before.tier,
-                exact=exact,
-            )
+            arrival = Arrival(policies.now(), policies.age, key, before.tier, before.problem)
+            classified = await self._classifier.classify(request, policies.snapshot, arrival, exact=exact)
         with telemetry.span(_tracer, "router.decide"):
             # A change that came while a long prompt was read counts: a kill switch must not wait for it.
-            review = Review(policies, classified.in_doubt(before.problem), partial(self._held, context))
+            review = Review(policies, classified, partial(self._held, context))
         if self._observer is not None:
             self._observer.classified(time.monotonic() - started)
         if self._sessions and key:
