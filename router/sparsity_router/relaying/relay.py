@@ -19,17 +19,17 @@ from sparsity.errors import (
     UnavailableError,
 )
 from sparsity.status import to_error
-from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision, Tier
 
 from sparsity_router.fleet.fleet import Fleet
-from sparsity_router.fleet.picking import Want
 from sparsity_router.fleet.proof import fault
 from sparsity_router.fleet.workers import Worker
-from sparsity_router.relaying.dispatch import OvertakenError, died, dispatch, outstanding_tokens
+from sparsity_router.relaying.dispatch import OvertakenError, died, dispatch
 from sparsity_router.relaying.hedging import Leg, Race
 from sparsity_router.relaying.placing import Attempts, is_full, need_of, nobody, pick, served
 from sparsity_router.relaying.turns import patience
+from sparsity_router.relaying.worker_request import WorkerRequest, outstanding_tokens
 
 _tracer = trace.get_tracer("sparsity.router")
 _OVERLOAD, _COUNT = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.OUT_OF_RANGE
@@ -66,20 +66,15 @@ class _Relay:
     def __init__(
         self,
         fleet: Fleet,
-        request: worker_pb2.WorkerServiceGenerateRequest,
-        review: Callable[[], Decision],
+        request: WorkerRequest,
         context: grpc.aio.ServicerContext[Any, Any],
-        decision_id: str,
-        want: Callable[[], Want] | None,
     ) -> None:
         self._fleet = fleet
         self._request = request
-        self._review = review
+        self._review = request.decided.review
         self._context = context
-        self._decision_id = decision_id
-        self._want = want
         self.attempts = Attempts(set())
-        self.decision = review()
+        self.decision = self._review()
 
     async def try_all(self, sent: Callable[[], None] = lambda: None) -> AsyncGenerator[Relayed]:
         """Tries every worker that may serve it, the decided tier's first; ends without a message when none did."""
@@ -117,7 +112,7 @@ class _Relay:
     def _decide(self) -> Decision:
         """The decision as of now: nobody is asked by an older one."""
         self.decision = self._review()
-        self._request.dense_reasoning = self.decision.dense_reasoning
+        self._request.message.dense_reasoning = self.decision.dense_reasoning
         return self.decision
 
     def _choose(self) -> tuple[Worker, Tier] | None:
@@ -139,13 +134,13 @@ class _Relay:
         return tier is decision.tier or tier in decision.fallback
 
     def _pick(self, tier: Tier) -> Worker | None:
-        return pick(self._fleet, tier, self.decision, self.attempts.tried, self._want)
+        return pick(self._fleet, tier, self.decision, self.attempts.tried, self._request.want)
 
     def _open(self, worker: Worker, tier: Tier) -> Leg:
         self.attempts.tried.add(worker.target)
         self.attempts.count += 1
-        lease, left = (self._fleet.lease_key, self._decision_id), self._context.time_remaining()
-        stream = dispatch(worker, self._request, tier, self.attempts.count, left, lease, self._allows)
+        lease, left = (self._fleet.lease_key, self._request.decided.decision_id), self._context.time_remaining()
+        stream = dispatch(worker, self._request.message, tier, self.attempts.count, left, lease, self._allows)
         # Asked again, so that what is told of the request does not hang on what picked its worker.
         return Leg(worker, stream, served(self.decision, tier, self._fleet), self._review())
 
@@ -189,21 +184,15 @@ class _Relay:
 
 async def relay(
     fleet: Fleet,
-    request: worker_pb2.WorkerServiceGenerateRequest,
-    review: Callable[[], Decision],
+    request: WorkerRequest,
     context: grpc.aio.ServicerContext[Any, Any],
-    decision_id: str = "",
-    want: Callable[[], Want] | None = None,
 ) -> AsyncGenerator[Relayed]:
     """Relays the stream of the first worker that answers.
 
     Args:
         fleet: the workers.
-        request: in their terms.
-        review: gives the decision as of now; asked before every attempt.
+        request: in their terms; its decision is reviewed before every attempt.
         context: of the client's call.
-        decision_id: goes into the leases.
-        want: what picking looks at.
 
     Raises:
         OverloadedError: when every worker that may serve the request is full.
@@ -212,7 +201,7 @@ async def relay(
         InvalidRequestError: when a worker refuses the request as invalid.
         TokenCountError: when the prompt's tokens lie outside the interval that it was decided for.
     """
-    one = _Relay(fleet, request, review, context, decision_id, want)
+    one = _Relay(fleet, request, context)
     attempts = one.attempts
     fleet.retries.earn()
     until = time.monotonic() + patience(fleet, context)
@@ -225,9 +214,8 @@ async def relay(
             return
         if not is_full(fleet, one.decision, attempts) or until <= time.monotonic():
             raise nobody(fleet, one.decision, attempts)
-    line = fleet.lines[one.decision.tier]
-    need = need_of(one.decision)
-    with line.ticket(request.priority, request.cache_salt, outstanding_tokens(request), need) as ticket:
+    line, message, need = fleet.lines[one.decision.tier], request.message, need_of(one.decision)
+    with line.ticket(message.priority, message.cache_salt, outstanding_tokens(message), need) as ticket:
         while not attempts.complete:
             await line.turn(ticket, until - time.monotonic())
             attempts.tried.clear()
