@@ -22,7 +22,9 @@ PACKAGES = {
     "sparsity_client": "router/sparsity_client",
     "sparse_kernels": "kernels/sparse_kernels",
     "sparsity_worker": "worker/sparsity_worker",
-    "sparsity_quality": "quality/sparsity_quality",
+    "sparsity_quality": "worker/sparsity_quality",
+    "sparsity_cli": "cli/sparsity_cli",
+    "sparsity_bench": "bench/sparsity_bench",
 }
 ALLOWED = {
     "sparsity": set(),
@@ -32,6 +34,11 @@ ALLOWED = {
     "sparse_kernels": set(),
     "sparsity_worker": {"sparsity", "sparse_kernels"},
     "sparsity_quality": {"sparsity", "sparse_kernels", "sparsity_worker"},
+    "sparsity_cli": {"sparsity", "sparsity_policies", "sparsity_client", "sparsity_router"},
+    "sparsity_bench": {
+        *("sparsity", "sparsity_policies", "sparsity_client", "sparsity_router", "sparsity_cli"),
+        *("sparse_kernels", "sparsity_worker"),
+    },
 }
 
 
@@ -51,13 +58,15 @@ def test_imports_point_one_way(package: str) -> None:
     assert imports(package) & PACKAGES.keys() <= ALLOWED[package] | {package}
 
 
-@pytest.mark.parametrize("package", ["sparsity", "sparsity_policies", "sparsity_router", "sparsity_client"])
+@pytest.mark.parametrize(
+    "package", ["sparsity", "sparsity_policies", "sparsity_router", "sparsity_client", "sparsity_cli"]
+)
 def test_the_router_side_never_loads_torch_or_sglang(package: str) -> None:
     assert not imports(package) & {"torch", "sglang", "transformers"}
 
 
 def test_importing_the_router_loads_no_torch() -> None:
-    code = "import sys, sparsity_router.server, sparsity_router.cli.main; assert 'torch' not in sys.modules"
+    code = "import sys, sparsity_router.server, sparsity_cli.main; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

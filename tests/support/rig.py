@@ -16,7 +16,7 @@ from sparsity.engines import SGLANG
 from sparsity.serving import listen
 from sparsity.v1 import inference_pb2, inference_pb2_grpc
 from sparsity_client import make_request
-from sparsity_policies.document import parse_policy
+from sparsity_policies.documents.document import parse_policy
 from sparsity_router.classify import Classifier
 from sparsity_router.fleet import Admission, Fleet
 from sparsity_router.server import INFERENCE
