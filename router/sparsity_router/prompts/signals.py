@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from sparsity.v1 import inference_pb2
+from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.model import Signals, Tier
-from sparsity_policies.snapshot import Snapshot
 
 from sparsity_router.prompts.domains import Detection, Found, resolve
 from sparsity_router.prompts.lengths import Interval

@@ -15,8 +15,8 @@ from sparsity.bounds import MAX_NAME, check_labels, check_name
 from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError, SparsityError, TokenCountError
 from sparsity.leases import sign
 from sparsity.v1 import inference_pb2
-from sparsity_policies.decisionlog import DecisionLog
 from sparsity_policies.model import Decision
+from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.wire import decision_to_wire, signals_to_wire
 
 from sparsity_router.callers.admission import Callers
