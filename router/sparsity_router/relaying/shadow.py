@@ -109,7 +109,7 @@ class Shadow:
         )
 
     async def sampled(self, request: WorkerRequest, answer: AsyncGenerator[Relayed]) -> AsyncGenerator[Relayed]:
-        """Passes an answer on; a whole one that is a sample is put in line before its last message."""
+        """Passes an answer on; a whole one that is a sample is queued before its last message."""
         sample = self._sample(request)
         async with aclosing(answer) as messages:
             async for relayed in messages:
@@ -131,7 +131,7 @@ class Shadow:
         return Sample(message.request_id, decision.policy, message)
 
     def _finish(self, sample: Sample, served: Decision, completion: inference_pb2.Completion) -> None:
-        """Puts a whole answer in line; where there is no room or budget it is passed over."""
+        """Queues a whole answer; where there is no room or budget it is passed over."""
         sample.tier = served.tier
         policy = self._policies.snapshot.policy(sample.domain)
         if served.tier is Tier.DENSE or policy is None or policy.shadow is None or not sample.tokens:
@@ -155,7 +155,7 @@ class Shadow:
         """What became of a sample, in a word."""
         # As a request that spills over: what policy holds dense comes first.
         worker = self._fleet.pick(Tier.DENSE, set(), spilled=True)
-        if worker is None or self._fleet.lines[Tier.DENSE]:
+        if worker is None or self._fleet.queues[Tier.DENSE]:
             return "busy"
         request = worker_pb2.WorkerServiceGenerateRequest()
         request.CopyFrom(sample.request)

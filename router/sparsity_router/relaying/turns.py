@@ -17,7 +17,7 @@ from sparsity_router.relaying.worker_request import WorkerRequest, outstanding_t
 
 
 def patience(fleet: Fleet, context: grpc.aio.ServicerContext[Any, Any]) -> float:
-    """Seconds that a request may wait in line: short of the caller's deadline, so that he is told why."""
+    """Seconds that a request may wait in the queue: short of the caller's deadline, so that he is told why."""
     left = context.time_remaining()
     return fleet.admission.queue_seconds if left is None else min(fleet.admission.queue_seconds, 0.9 * left)
 
@@ -29,7 +29,7 @@ async def place_in_turn(
 ) -> tuple[Worker, Decision, Decision]:
     """The worker that takes a request that its client brings, the decision as served by it, and as policy gave it.
 
-    Where every worker is full it waits in line like those that are relayed.
+    Where every worker is full it waits in the queue like those that are relayed.
 
     Raises:
         OverloadedError: when there is no room in time.
@@ -44,19 +44,19 @@ async def place_in_turn(
         message.dense_reasoning = decision.dense_reasoning
         return *place(fleet, decision, request.want), decision
 
-    line = fleet.lines[decision.tier]
-    if not line or until <= time.monotonic():
+    queue = fleet.queues[decision.tier]
+    if not queue or until <= time.monotonic():
         try:
             return now()
         except OverloadedError:
             if until <= time.monotonic():
                 raise
-    with line.ticket(message.priority, message.cache_salt, outstanding_tokens(message), need_of(decision)) as ticket:
+    with queue.ticket(message.priority, message.cache_salt, outstanding_tokens(message), need_of(decision)) as ticket:
         while True:
-            await line.turn(ticket, until - time.monotonic())
+            await queue.turn(ticket, until - time.monotonic())
             with suppress(OverloadedError):
                 found = now()
-                line.leave(ticket)
+                queue.leave(ticket)
                 return found
             ticket.need = need_of(decision)
-            line.rejoin(ticket, refused=False)
+            queue.rejoin(ticket, refused=False)

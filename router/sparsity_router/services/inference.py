@@ -91,8 +91,8 @@ class InferenceService:
             started = time.monotonic()
             await self._callers.admit(request, context, self._context_length)
             decided = await self._decide(request, uuid.uuid4().hex)
-            account = Account(self._observer, decided, request.request_id, started)
             charge = await self._callers.charge(request, decided.signals)
+            account = Account(self._observer, decided, request.request_id, started)
             try:
                 async with aclosing(self._relay(request, decided, context, account, span)) as messages:
                     async for relayed in messages:
