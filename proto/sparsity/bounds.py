@@ -43,6 +43,11 @@ def seconds_of(field: str, message: Duration | Timestamp) -> float:
         raise InvalidRequestError.of(field, f"is no {type(message).__name__.lower()}: {error}") from error
 
 
+def page_size(asked: int, most: int) -> int:
+    """Entries of one page of a list: as many as are asked for, where that is a number up to ``most``, else ``most``."""
+    return asked if 0 < asked <= most else most
+
+
 def check_flags(field: str, flags: Collection[str]) -> None:
     """Refuses flags that are too many or too long.
 

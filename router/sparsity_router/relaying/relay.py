@@ -14,10 +14,7 @@ from typing import Any
 
 import grpc
 from opentelemetry import trace
-from sparsity.errors import (
-    StreamBrokenError,
-    UnavailableError,
-)
+from sparsity.errors import StreamBrokenError, UnavailableError
 from sparsity.status import to_error
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision, Tier
@@ -63,12 +60,7 @@ class Relayed:
 class _Relay:
     """One request on its way."""
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        request: WorkerRequest,
-        context: grpc.aio.ServicerContext[Any, Any],
-    ) -> None:
+    def __init__(self, fleet: Fleet, request: WorkerRequest, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self._fleet = fleet
         self._request = request
         self._review = request.decided.review
@@ -184,9 +176,7 @@ class _Relay:
 
 
 async def relay(
-    fleet: Fleet,
-    request: WorkerRequest,
-    context: grpc.aio.ServicerContext[Any, Any],
+    fleet: Fleet, request: WorkerRequest, context: grpc.aio.ServicerContext[Any, Any]
 ) -> AsyncGenerator[Relayed]:
     """Relays the stream of the first worker that answers.
 

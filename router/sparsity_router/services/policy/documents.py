@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 
+from sparsity.bounds import page_size
 from sparsity.errors import ConflictError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.decisions.snapshot import Snapshot
@@ -32,7 +33,7 @@ async def list_policies(
     """All policies, a page at a time; the page token is the last domain of the page before."""
     snapshot = state.policies.snapshot
     domains = sorted(domain for domain in snapshot.policies if domain > request.page_token)
-    size = request.page_size if 0 < request.page_size <= _PAGE else _PAGE
+    size = page_size(request.page_size, _PAGE)
     page = domains[:size]
     return policy_pb2.ListPoliciesResponse(
         policies=[stored_to_wire(snapshot.policies[domain].stored) for domain in page],

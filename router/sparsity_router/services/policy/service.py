@@ -7,15 +7,7 @@ from types import SimpleNamespace
 from typing import Final
 
 from sparsity_router.callers.principals import Role
-from sparsity_router.services.policy import (
-    audit,
-    documents,
-    kill_switch,
-    revisions,
-    rollout,
-    savings,
-    simulation,
-)
+from sparsity_router.services.policy import audit, documents, kill_switch, revisions, rollout, savings, simulation
 from sparsity_router.services.policy.access_control import Method, controlled
 from sparsity_router.services.policy.state import PolicyState
 
