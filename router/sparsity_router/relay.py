@@ -144,7 +144,7 @@ class _Relay:
     def _open(self, worker: Worker, tier: Tier) -> Leg:
         self.attempts.tried.add(worker.target)
         self.attempts.count += 1
-        lease, left = (self._fleet.lease_key, self._decision_id), self._context.time_remaining()
+        lease, left = (self._fleet.lease_keys, self._decision_id), self._context.time_remaining()
         stream = dispatch(worker, self._request, tier, self.attempts.count, left, lease, self._allows)
         # Asked again, so that what is told of the request does not hang on what picked its worker.
         return Leg(worker, stream, served(self.decision, tier, self._fleet), self._review())

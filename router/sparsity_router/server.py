@@ -10,11 +10,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import uvloop
+from opentelemetry import metrics as otel_metrics
 from sparsity import telemetry
 from sparsity.channels import MAX_MESSAGE_BYTES
 from sparsity.engines import ECHO
 from sparsity.errors import ConfigurationError, StoreError
-from sparsity.leases import read_key
+from sparsity.lease_keys import LeaseKeys, read_keys
+from sparsity.reloading import ReloadedFile, Reloading
 from sparsity.serving import Endpoint, listen
 from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2
 from sparsity.watchdog import Watchdog, signals
@@ -34,7 +36,7 @@ from sparsity_router.config import RouterConfig
 from sparsity_router.fleet import Admission, Fleet
 from sparsity_router.fleet_metrics import observe_fleet
 from sparsity_router.guards import GuardMonitor
-from sparsity_router.limits import TenantLimits
+from sparsity_router.limits import TenantLimits, read_rates
 from sparsity_router.observer import Observer
 from sparsity_router.policies import PolicyFollower
 from sparsity_router.policy_metrics import observe_disk, observe_loop, observe_policies
@@ -82,7 +84,7 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
 async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held: contextlib.ExitStack) -> None:
     tokenizer = ModelTokenizer(config.model_path)
     access = Access.load(config.access)
-    lease_key = read_key(config.lease_key_file)
+    lease_keys = LeaseKeys.load(config.lease_key_file)
     store = None
     if config.redis_url:
         store = PolicyStore(config.redis_url, wait_replicas=config.redis_wait_replicas, check=SOURCES.check)
@@ -99,7 +101,7 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
         config.workers,
         tokenizer.digest,
         config.worker_timeout,
-        lease_key,
+        lease_keys,
         admission,
         config.worker_tls,
         config.engine,
@@ -119,9 +121,10 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     callers = Callers(access, limits)
     shadow = Shadow(policies, fleet, decisions)
     inference = InferenceService(
-        classifier, policies, fleet, tokenizer.name, observer, decisions, lease_key, sessions, callers, shadow
+        classifier, policies, fleet, tokenizer.name, observer, decisions, lease_keys, sessions, callers, shadow
     )
-    replicas = Replicas(policies, store.redis if store else None)
+    reloading = _reloading(config, access, limits, lease_keys)
+    replicas = Replicas(policies, store.redis if store else None, reloading.problems)
     services = {
         FLEET: FleetService(fleet, replicas, access),
         INFERENCE: inference,
@@ -155,10 +158,10 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
 
     kill, unkill = at_once(policies.overrides.kill), at_once(policies.overrides.unkill)
     handlers = {signal.SIGTERM: end, signal.SIGINT: end, signal.SIGUSR1: kill, signal.SIGUSR2: unkill}
+    handlers[signal.SIGHUP] = reloading.hurry
     held.enter_context(signals(handlers))
     work: list[Coroutine[Any, Any, None]] = [policies.follow(), fleet.watch(), recorder.run(), shadow.run()]
-    if access.tokens is not None:
-        work.append(access.tokens.run())
+    work += [access.follow_keys(), reloading.run()]
     if detector is not None:
         work.append(detector.run(policies))
     if config.siblings is not None:
@@ -202,6 +205,20 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     for result in results:
         if isinstance(result, Exception):
             raise result
+
+
+def _reloading(config: RouterConfig, access: Access, limits: TenantLimits | None, keys: LeaseKeys | None) -> Reloading:
+    """The files that may change while the router runs."""
+    files: list[ReloadedFile[Any]] = []
+    if config.access:
+        files.append(ReloadedFile("--access", config.access, access.read, access.take))
+    if config.tenant_limits and limits:
+        files.append(ReloadedFile("--tenant-limits", config.tenant_limits, read_rates, limits.take))
+    if config.lease_key_file and keys:
+        files.append(ReloadedFile("--lease-key-file", config.lease_key_file, read_keys, keys.take))
+    reloading = Reloading(*files)
+    reloading.observe(otel_metrics.get_meter("sparsity.router"))
+    return reloading
 
 
 async def _end(tasks: Sequence[asyncio.Task[Any]]) -> list[Any]:

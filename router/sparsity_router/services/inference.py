@@ -14,6 +14,7 @@ from opentelemetry import trace
 from sparsity import telemetry
 from sparsity.bounds import MAX_NAME, check_labels, check_name
 from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError, SparsityError, TokenCountError
+from sparsity.lease_keys import LeaseKeys
 from sparsity.leases import sign
 from sparsity.metering import Times
 from sparsity.v1 import inference_pb2
@@ -56,7 +57,7 @@ class InferenceService:
         model: the served model's name.
         observer: told of every decision that was relayed.
         decisions: joins outcomes to decisions; None without a store.
-        lease_key: what leases are signed with; None gives none.
+        lease_keys: what leases are signed with; None gives none.
         sessions: keeps conversations at their tier; None lets them move freely.
         callers: lets calls in; None lets everybody in.
         shadow: repeats a share of the sparse answers on dense workers.
@@ -70,7 +71,7 @@ class InferenceService:
         model: str,
         observer: Observer | None = None,
         decisions: DecisionLog | None = None,
-        lease_key: bytes | None = None,
+        lease_keys: LeaseKeys | None = None,
         sessions: Sessions | None = None,
         callers: Callers | None = None,
         shadow: Shadow | None = None,
@@ -81,7 +82,7 @@ class InferenceService:
         self._model = model
         self._observer = observer
         self._decisions = decisions
-        self._lease_key = lease_key
+        self._lease_keys = lease_keys
         self._sessions = sessions
         self._callers = callers or Callers()
         self._shadow = shadow
@@ -155,7 +156,7 @@ class InferenceService:
         """The decision, a worker, and the lease that it takes exactly this request by."""
         with telemetry.server_span(_tracer, "router.route", context) as span:
             await self._admit(request.request, context)
-            if self._lease_key is None:
+            if self._lease_keys is None:
                 raise ConfigurationError("this router signs no leases: it was started without --lease-key-file")
             decision_id = uuid.uuid4().hex
             classified, review = await self._decide(request.request, decision_id)
@@ -176,7 +177,7 @@ class InferenceService:
             return inference_pb2.RouteResponse(
                 decision=decision_to_wire(served, decision_id),
                 endpoint=worker.target,
-                lease=sign(self._lease_key, inner, worker.name, decision_id),
+                lease=sign(self._lease_keys, inner, worker.name, decision_id),
                 worker_request=inner.SerializeToString(),
             )
 
