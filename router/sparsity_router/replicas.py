@@ -55,7 +55,7 @@ class Replicas:
     Args:
         policies: the follower, whose state is told.
         redis: an asyncio client; None knows of this router only.
-        problems: what an operator must mend, in words.
+        problems: what an operator must mend besides, in words.
     """
 
     def __init__(self, policies: Any, redis: Any = None, problems: Callable[[], list[str]] = list) -> None:
@@ -69,7 +69,7 @@ class Replicas:
         """This router now."""
         policies, at = self._policies, self._policies.snapshot
         state = (at.revision, at.content_hash, policies.age, policies.lag)
-        problems = tuple(problem[:_MOST_CHARACTERS] for problem in self._problems())
+        problems = tuple(problem[:_MOST_CHARACTERS] for problem in (policies.unsaved, *self._problems()) if problem)
         return Replica(self.router_id, self.address, *state, time.time(), problems)
 
     async def all(self) -> list[Replica]:
