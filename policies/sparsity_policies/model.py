@@ -94,7 +94,7 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class Guards:
-    """Limits that hold whatever rules and bands say; the dip is told by ``quality_metric``, where empty by any metric."""
+    """Limits that hold whatever rules and bands say; ``quality_metric`` tells the dip, and where empty any metric."""
 
     min_coverage: float | None = None
     max_quality_dip: float | None = None

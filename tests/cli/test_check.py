@@ -12,7 +12,7 @@ import pytest
 from sparsity.v1 import inference_pb2
 from sparsity_router.cli.main import app
 from sparsity_router.config import RouterConfig
-from sparsity_router.snapshot_file import SnapshotFile
+from sparsity_router.following.snapshot_file import SnapshotFile
 from support.fake_worker import FakeWorker, answer
 from support.rig import DENSE
 from support.router import running, until

@@ -11,7 +11,7 @@ import pytest
 from sparsity.lease_keys import LeaseKey, LeaseKeys
 from sparsity.v1 import inference_pb2
 from sparsity_client import make_request
-from sparsity_router import workers
+from sparsity_router.fleet import workers
 from support.fake_worker import FakeWorker, answer
 from support.rig import DENSE, Rig, rig, until
 from support.tiny import tiny_model
