@@ -131,6 +131,8 @@ lifecycle:
 {{- if .endpoint }}
 - name: OTEL_EXPORTER_OTLP_ENDPOINT
   value: {{ .endpoint | quote }}
+- name: OTEL_EXPORTER_OTLP_PROTOCOL
+  value: {{ .protocol }}
 - name: OTEL_TRACES_SAMPLER
   value: {{ .sampler }}
 - name: OTEL_TRACES_SAMPLER_ARG
@@ -327,7 +329,7 @@ spec:
   - {port: 53, protocol: TCP}
 {{- if .Values.tracing.endpoint }}
 - ports:
-  - {port: {{ default "4317" (regexFind "[0-9]+$" (trimSuffix "/" .Values.tracing.endpoint)) }}, protocol: TCP}
+  - {port: {{ default (ternary "4317" "4318" (eq .Values.tracing.protocol "grpc")) (regexFind "[0-9]+$" (trimSuffix "/" .Values.tracing.endpoint)) }}, protocol: TCP}
 {{- end }}
 {{- with .Values.networkPolicy.extraEgress }}
 {{ toYaml . }}
