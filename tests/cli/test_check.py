@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from sparsity.v1 import inference_pb2
-from sparsity_router.cli.main import app
+from sparsity_cli.main import app
 from sparsity_router.config import RouterConfig
 from sparsity_router.following.snapshot_file import SnapshotFile
 from support.fake_worker import FakeWorker, answer

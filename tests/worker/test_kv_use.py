@@ -6,8 +6,8 @@ import asyncio
 import time
 
 import pytest
-from sparsity_worker.kv_use import KvUse
-from sparsity_worker.load import SPACING_SECONDS, Load
+from sparsity_worker.calls.kv_use import KvUse
+from sparsity_worker.calls.load import SPACING_SECONDS, Load
 
 _WATCHERS, _INTERVAL, _SECONDS = 30, 0.2, 1.5
 

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from sparsity_policies.envelope import UNREADABLE, open_overrides, seal_override
+from sparsity_policies.documents.envelope import UNREADABLE, open_overrides, seal_override
 
 from sparsity_router.following.overrides import Change, Overrides
 
