@@ -17,7 +17,7 @@ from sparsity.engines import ECHO
 from sparsity.errors import ConfigurationError, StoreError
 from sparsity.lease_keys import LeaseKeys, read_keys
 from sparsity.reloading import ReloadedFile, Reloading
-from sparsity.serving import Endpoint, listen
+from sparsity.serving import listen
 from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2
 from sparsity.watchdog import Watchdog, signals
 from sparsity_policies.decisions.costs import ModelShape
@@ -49,6 +49,7 @@ from sparsity_router.observing.request_metrics import RequestMetrics
 from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.semantic import Detector
 from sparsity_router.prompts.tokens import ModelTokenizer
+from sparsity_router.readiness import Readiness
 from sparsity_router.relaying.shadow import Shadow
 from sparsity_router.services.fleet import FleetService
 from sparsity_router.services.inference import InferenceService
@@ -59,7 +60,6 @@ log = logging.getLogger("sparsity.router")
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 FLEET = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"]
 POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"]
-_READINESS_SECONDS = 0.5
 _SEED_SECONDS = 5.0
 _CANCEL_SECONDS = 0.5
 
@@ -180,7 +180,8 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
             work.append(keep_moving(policies, store))
     await endpoint.server.start()
     await endpoint.health.serve(config.health_listen)
-    work.append(_tell_readiness(endpoint, policies, config.max_policy_lag))
+    readiness = Readiness(policies, fleet, config.max_policy_lag, config.worker_timeout)
+    work.append(readiness.tell(endpoint.health))
     background = [asyncio.create_task(job) for job in work]
     host = config.listen.rsplit(":", 1)[0]
     replicas.address = f"{host}:{endpoint.port}"
@@ -269,19 +270,3 @@ async def _keep_seeding(config: RouterConfig, store: PolicyStore) -> None:
         except StoreError:
             await asyncio.sleep(_SEED_SECONDS)
     await asyncio.Event().wait()
-
-
-async def _tell_readiness(endpoint: Endpoint, policies: PolicyFollower, max_lag: float) -> None:
-    """Keeps the health service true: a router that cannot take up a change it knows of is not ready.
-
-    One whose store is away stays ready: it serves from its last snapshot, and past its time to live all goes dense.
-    """
-    ready: bool | None = None
-    while True:
-        now = policies.lag <= max_lag
-        if now is not ready:
-            await endpoint.health.tell(now)
-            if not now:
-                log.error("not ready: a policy change has waited %.0f s to be taken up", policies.lag)
-            ready = now
-        await asyncio.sleep(_READINESS_SECONDS)
