@@ -17,7 +17,7 @@ from support.tiny import tiny_model
 
 
 class RouterProcess:
-    """`python -m sparsity_router` over a tiny model; ready on entry, ended on exit."""
+    """`python -m sparsity_router` over a tiny model; it answers on entry, and is ended on exit."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -41,12 +41,13 @@ class RouterProcess:
         self._process.wait(60)
 
     def _serving(self) -> bool:
+        """Whether it answers: without a worker it wants no traffic."""
         with grpc.insecure_channel(self.address) as channel:
             try:
-                answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1.0)
-            except grpc.RpcError:
-                return False
-            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+                health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1.0)
+            except grpc.RpcError as error:
+                return error.code() is grpc.StatusCode.NOT_FOUND
+            return True
 
     def alive(self) -> bool:
         return self._process.poll() is None

@@ -114,6 +114,7 @@ class _Reader:
         read: dict[str, Callable[[object, str], Any]] = {
             "min_coverage": self.share,
             "max_quality_dip": self.share,
+            "quality_metric": self.text,
             "max_tier": lambda tier, where: self.word(tier, where, Tier),
             "reasoning_spans_dense": self.flag,
         }

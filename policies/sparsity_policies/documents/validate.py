@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
+from sparsity.bounds import MAX_NAME
 from sparsity.errors import Violation
 
 from sparsity_policies.matching.cel_cost import MAX_POLICY_STEPS
@@ -25,6 +26,7 @@ def check_policy(policy: Policy) -> list[Violation]:
         *_rules(policy),
         *unreachable(policy),
         *_detection(policy),
+        *_guards(policy),
         *_rollout(policy),
         *_fallback(policy),
     ]
@@ -81,6 +83,14 @@ def _bands(policy: Policy) -> Iterator[Violation]:
                     "a high-risk domain may not reach aggressive; set guards.max_tier to allow or cap it explicitly"
                 )
                 yield Violation(path, problem)
+
+
+def _guards(policy: Policy) -> Iterator[Violation]:
+    metric, field = policy.guards.quality_metric, "guards.quality_metric"
+    if metric and policy.guards.max_quality_dip is None:
+        yield Violation(field, "names what no dip is told by; set guards.max_quality_dip, too")
+    if len(metric) > MAX_NAME:
+        yield Violation(field, f"must have {MAX_NAME} characters at most")
 
 
 def _tiers(policy: Policy) -> Iterator[tuple[str, Tier]]:
