@@ -13,9 +13,9 @@ import grpc
 import pytest
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_client import make_request
+from sparsity_policies.matching.scan import Scanner, ScanResult
 from sparsity_policies.model import Override, Scope
-from sparsity_policies.scan import Scanner, ScanResult
-from sparsity_policies.store import PolicyStore
+from sparsity_policies.storage.store import PolicyStore
 from sparsity_router.decisions.sessions import _key
 from sparsity_router.following.windows import MIN_SAMPLES
 from sparsity_router.prompts.corpus import excerpt
