@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -91,6 +92,17 @@ async def test_overrides(store: PolicyStore) -> None:
     assert (await store.read()).overrides == []
     with pytest.raises(NotFoundError):
         await store.delete_override("k")
+
+
+async def test_overrides_that_ran_out_go_with_the_next_write(store: PolicyStore, server: Valkey) -> None:
+    now = time.time()
+    ends = {"long ago": now - 61, "just now": now - 1, "later": now + 60, "never": None}
+    for name, expires in ends.items():
+        await store.put_override(Override(name, Scope.DOMAIN, "rag", Tier.MODERATE, expires, "why", "ann"))
+    server.client().hset("{sparsity}:overrides", "junk", "{")
+    await store.put_override(Override("k", Scope.GLOBAL))
+    left = {override.id for override in (await store.read()).overrides}
+    assert left == {"just now", "later", "never", "junk", "k"}
 
 
 async def test_an_absent_server_is_a_store_error() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import uuid
 
-from sparsity.bounds import seconds_of
-from sparsity.errors import InvalidRequestError, NotFoundError, StoreError
+from sparsity.bounds import MAX_OVERRIDES, seconds_of
+from sparsity.errors import InvalidRequestError, NotFoundError, OverloadedError, StoreError
 from sparsity.v1 import policy_pb2
+from sparsity_policies.model import Override, Scope
 from sparsity_policies.wire import override_from_wire, override_to_wire
 
 from sparsity_router.services.policy.guarded import caller
@@ -44,9 +45,21 @@ class KillSwitch(Part):
                 raise InvalidRequestError.of("ttl", problem)
             override = dataclasses.replace(override, expire_time=now + seconds)
         overrides = self._state.policies.overrides
+        self._require_room(override, now)
         overrides.put(override)
         stored = self._state.store is not None and await overrides.write(self._state.store, override)
         return policy_pb2.PutOverrideResponse(override=override_to_wire(override), stored=stored)
+
+    def _require_room(self, override: Override, now: float) -> None:
+        """Refuses one more than decisions have time for; the kill switch of everything always has its place."""
+        acting = {
+            known.id
+            for known in self._state.policies.overrides.active()
+            if known.expire_time is None or known.expire_time > now
+        }
+        if override.scope is not Scope.GLOBAL and override.id not in acting and len(acting) >= MAX_OVERRIDES:
+            remedy = "end some, set one of a wider scope, or write it into a policy"
+            raise OverloadedError(f"{len(acting)} overrides are in force, and {MAX_OVERRIDES} the most: {remedy}")
 
     async def DeleteOverride(
         self, request: policy_pb2.DeleteOverrideRequest, context: Context
