@@ -205,6 +205,22 @@ async def test_tenants_pay_for_what_they_used_and_once(tmp_path: Path) -> None:
     tell("B6", "20 requests of 5 tokens on 300 an hour, 3 direct ones that fall back on 3", came, at.others)
 
 
+async def test_no_phrase_hides_behind_characters(tmp_path: Path) -> None:
+    hidden = {
+        "no-break": "attorney\u2011client\u00a0privilege",
+        "unseen": "attor\u00adney-cli\u200bent privilege",
+        "full width": "\uff41ttorney-client privilege",
+    }
+    async with fleet(tmp_path) as at:
+        flags = {name: (await explained(at.router, text)).signals.flags for name, text in hidden.items()}
+        assert set(map(tuple, flags.values())) == {("legal",)}
+    tell("B7", f"a phrase in other characters: {', '.join(hidden)}", "flagged legal", at.others)
+
+
+async def explained(router: Router, text: str) -> Any:
+    return await router.inference.Explain(inference_pb2.ExplainRequest(request=make_request(text, domain="rag")))
+
+
 async def test_control_tokens_of_a_caller_stay_text(tmp_path: Path) -> None:
     (end,) = SPECIAL
     hidden = f"attorney-{end}client privilege"

@@ -46,6 +46,7 @@ class Opened(NamedTuple):
         size: bytes that are tokenized.
         text: what its caller wrote.
         written: bytes of that, before anybody scanned it.
+        data: what is scanned, in UTF-8: the text, and what it may be read as.
         scan: of the text.
         problem: what kept the scan from an answer.
     """
@@ -54,6 +55,7 @@ class Opened(NamedTuple):
     size: int
     text: str
     written: int
+    data: bytes
     scan: ScanResult = _NOTHING
     problem: str = ""
 
@@ -138,11 +140,11 @@ class Classified(NamedTuple):
         return self._replace(settled=settled, signals=signals)
 
 
-def scanned(opened: Opened, snapshot: Snapshot, data: bytes = b"") -> Opened:
-    """A prompt scanned for the detection of ``snapshot``; ``data`` is its text in UTF-8, where that is at hand."""
+def scanned(opened: Opened, snapshot: Snapshot) -> Opened:
+    """A prompt scanned for the detection of ``snapshot``."""
     started = time.monotonic()
     try:
-        scan = snapshot.scanner.scan(data or opened.text)
+        scan = snapshot.scanner.scan(opened.data)
         _scanning.record(time.monotonic() - started)
         return opened._replace(scan=scan, problem="")
     except ValueError as error:

@@ -13,6 +13,7 @@ from sparsity.metering import CLASSIFY_SECONDS, histogram
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.decide import hangs_on_length
 from sparsity_policies.decisions.snapshot import Snapshot
+from sparsity_policies.matching.folding import folded
 from sparsity_policies.model import Risk, Tier
 
 from sparsity_router.prompts.classified import Classified, Opened, Prompt, Settled, scanned
@@ -22,7 +23,7 @@ from sparsity_router.prompts.semantic import DetectionError, Detector
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_router.prompts.written import Bounds, Written, check_beside, read_written
 
-# Below these a thread costs more than the work: of tokenizing, and of reading and scanning alone.
+# Below these a thread costs more than the work: of tokenizing, or reading what is not ASCII, and of scanning alone.
 _INLINE_BYTES, _INLINE_SCAN_BYTES = 16_384, 262_144
 _NO_SCORES: Mapping[str, Score] = {}
 _meter = metrics.get_meter("sparsity.router")
@@ -98,7 +99,7 @@ class Classifier:
             "dense_reasoning": context.dense_reasoning,
         }
         if self._detector is None or not self._is_in_question(request.context, snapshot):
-            heavy = exact or written.kind == "token_ids"
+            heavy = exact or written.kind == "token_ids" or not written.text.isascii()
             if written.size > (_INLINE_BYTES if heavy else _INLINE_SCAN_BYTES):
                 return await asyncio.to_thread(self._read, written, request, snapshot, known, exact)
             opened = self._open(written, request, snapshot)
@@ -203,10 +204,19 @@ class Classifier:
         if kind == "token_ids":
             prompt = Prompt(unknown, list(request.token_ids.ids))
             text = self._tokenizer.decode(prompt.ids)
-            length = len(text.encode())
+            data = text.encode()
+            length = len(data)
         elif kind == "text":
             prompt = Prompt(unknown, [], text, special=True)
         else:
             prompt = Prompt(unknown, [], self._tokenizer.render(request.chat))
             size = len(prompt.text.encode())
-        return scanned(Opened(prompt, size, text, length), snapshot, data)
+        return scanned(Opened(prompt, size, text, length, _as_read(data)), snapshot)
+
+
+def _as_read(data: bytes) -> bytes:
+    """What is scanned of a text: as it was written, and as it is read."""
+    if data.isascii():
+        return data
+    read = folded(data.decode()).encode()
+    return data if read == data else data + b"\n" + read
