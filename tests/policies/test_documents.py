@@ -69,6 +69,10 @@ def test_band_sets() -> None:
         ({"rollout": {"steps": [50, 10]}}, "rollout.steps", "ascending percentages"),
         ({"fallback": ["dense", "moderate"]}, "fallback[1]", "must be denser than dense"),
         ({"labels": {"a": 1}}, "labels", "text to text"),
+        ({"labels": {"a": "\ud800"}}, "labels", "text to text"),
+        ({"description": "half \ud800"}, "description", "half a surrogate pair"),
+        ({"detection": {"literals": ["abc\udfffdef"]}}, "detection.literals[0]", "half a surrogate pair"),
+        ({"\ud800": 1}, "\\ud800", "is not a field"),
     ],
 )
 def test_mistakes_name_the_field_and_the_remedy(change: dict[str, object], field: str, words: str) -> None:

@@ -314,6 +314,17 @@ async def test_overrides_act_on_their_scope(router: Router, override: dict[str, 
     assert await router.tier(tenant="acme") == found
 
 
+async def test_a_document_of_thousands_of_mistakes_is_told_of_some(router: Router) -> None:
+    draft = (await router.get()).policy
+    draft.detection.literals.extend("a" for _ in range(5000))
+    failed = await failure(router.edit(policy=draft, validate_only=True))
+    assert failed.code() is grpc.StatusCode.INVALID_ARGUMENT
+    error = to_error(failed)
+    assert isinstance(error, InvalidRequestError)
+    assert 1 < len(error.violations) < 100
+    assert "more mistakes" in error.violations[-1].problem
+
+
 async def test_bad_overrides_are_refused(router: Router) -> None:
     for override, words in (
         ({"scope": 4, "target": "dense"}, "override.target: must be moderate or aggressive"),
