@@ -10,6 +10,7 @@ from sparsity.errors import Violation
 
 from sparsity_policies.matching.cel_cost import MAX_POLICY_STEPS
 from sparsity_policies.matching.conditions import Condition
+from sparsity_policies.matching.folding import folded
 from sparsity_policies.matching.reachability import unreachable
 from sparsity_policies.matching.scan import pattern_problem
 from sparsity_policies.model import Band, Policy, Risk, Tier
@@ -124,7 +125,7 @@ def _rules(policy: Policy) -> Iterator[Violation]:
 
 def _detection(policy: Policy) -> Iterator[Violation]:
     for number, literal in enumerate(policy.detection.literals):
-        if len(literal.strip()) < 3:
+        if len(folded(literal).strip()) < 3:
             yield Violation(f"detection.literals[{number}]", "must have at least 3 characters")
     seen: dict[str, int] = {}
     for number, exemplar in enumerate(policy.detection.exemplars):
