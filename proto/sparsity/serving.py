@@ -6,6 +6,8 @@ status, and methods that the servicer lacks UNIMPLEMENTED.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -32,6 +34,15 @@ _errors = metrics.get_meter("sparsity.rpc").create_counter(
 )
 
 
+# Where grpc writes down what a handler raised.
+_grpc_log = logging.getLogger("grpc._cython.cygrpc")
+
+
+def _is_a_fault(record: logging.LogRecord) -> bool:
+    """Whether a record is of more than a caller who left before the answer: those would fill the log."""
+    return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
+
+
 class _Malformed(NamedTuple):
     message: str
     problem: str
@@ -53,6 +64,8 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
             return _Malformed(method.input_type.name, str(error) + _remedy(data))
 
     def checked(request: Any) -> Callable[..., Any]:
+        if request is grpc.aio.EOF:
+            raise InvalidRequestError.of(method.input_type.name, "did not come: the call ended without a message")
         if isinstance(request, _Malformed):
             raise InvalidRequestError.of(request.message, request.problem)
         if function is None:
@@ -64,10 +77,16 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
 
     async def refuse(context: Context, error: SparsityError) -> NoReturn:
         count(error.code)
-        await answer(context, error)
-
-    async def unary(request: Any, context: Context) -> Any:
         try:
+            await answer(context, error)
+        except grpc.aio.InternalError as gone:
+            # Who has left cannot be answered.
+            raise asyncio.CancelledError from gone
+
+    # Read here: a call that ends without a message would get no answer at all from grpc's handlers of one message.
+    async def unary(_: object, context: Context) -> Any:
+        try:
+            request = await context.read()
             return await checked(request)(request, context)
         except SparsityError as error:
             await refuse(context, error)
@@ -75,8 +94,9 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
             count(grpc.StatusCode.UNKNOWN)
             raise
 
-    async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+    async def stream(_: object, context: Context) -> AsyncIterator[Any]:
         try:
+            request = await context.read()
             async with aclosing(checked(request)(request, context)) as responses:
                 async for response in responses:
                     yield response
@@ -90,8 +110,8 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
         return bytes(message.SerializeToString())
 
     if method.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(stream, parse, serialize)
-    return grpc.unary_unary_rpc_method_handler(unary, parse, serialize)
+        return grpc.stream_stream_rpc_method_handler(stream, parse, serialize)
+    return grpc.stream_unary_rpc_method_handler(unary, parse, serialize)
 
 
 def _remedy(data: bytes) -> str:
@@ -167,6 +187,7 @@ def listen(
     ]
     if connection_seconds:
         options.append(("grpc.max_connection_age_ms", int(connection_seconds * 1000)))
+    _grpc_log.addFilter(_is_a_fault)
     server = grpc.aio.server(options=options)
     for descriptor, servicer in services.items():
         add_service(server, descriptor, servicer)

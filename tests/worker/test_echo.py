@@ -13,6 +13,7 @@ import grpc
 import pytest
 from sparsity.engines import ECHO
 from sparsity.errors import ConfigurationError
+from sparsity.lease_keys import LeaseKey, LeaseKeys
 from sparsity.leases import LeaseChecker, sign
 from sparsity.serving import listen
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
@@ -26,7 +27,7 @@ from sparsity_worker.server import SERVICE
 from support.rig import refusal
 from tokenizers import Tokenizer
 
-KEY = b"k" * 32
+KEYS = LeaseKeys(LeaseKey("", b"k" * 32))
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ async def echo(model: Path, tier: str = "moderate", require_lease: bool = False)
     tokenizer = ModelTokenizer(model)
     engine = EchoEngine(Tokenizer.from_file(str(model / "tokenizer.json")))
     identity = Identity(config, ModelFacts.read(model), None, None, tokenizer.digest)
-    leases = LeaseChecker(KEY, config.worker_id, identity.tier)
+    leases = LeaseChecker(KEYS, config.worker_id, identity.tier)
     service = WorkerService(engine, Tokenizer.from_file(str(model / "tokenizer.json")), identity, Load(4), leases)
     endpoint = listen("127.0.0.1:0", {SERVICE: service}, 2**26)
     await endpoint.server.start()
@@ -135,7 +136,7 @@ async def test_leases_hold_for_it_too(model: Path) -> None:
         asked = request("hi")
         assert (await refusal(answer(stub, asked))).code() is grpc.StatusCode.PERMISSION_DENIED
         asked.tier = inference_pb2.TIER_MODERATE
-        asked.lease.CopyFrom(sign(KEY, asked, "echo-1", "d"))
+        asked.lease.CopyFrom(sign(KEYS, asked, "echo-1", "d"))
         assert (await answer(stub, asked))[0] == "echo: hi"
         assert (await refusal(answer(stub, asked))).code() is grpc.StatusCode.PERMISSION_DENIED
 

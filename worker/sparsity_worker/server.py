@@ -6,13 +6,16 @@ import asyncio
 import hashlib
 import logging
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from opentelemetry import metrics
 from sparsity import telemetry
 from sparsity.channels import MAX_MESSAGE_BYTES
 from sparsity.engines import ECHO
 from sparsity.errors import ConfigurationError
-from sparsity.leases import LeaseChecker, read_key
+from sparsity.lease_keys import LeaseKeys, read_keys
+from sparsity.leases import LeaseChecker
+from sparsity.reloading import ReloadedFile, Reloading
 from sparsity.serving import listen, require_free
 from sparsity.v1 import worker_pb2
 from tokenizers import Tokenizer
@@ -46,7 +49,7 @@ def run(config: WorkerConfig) -> None:
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     digest = hashlib.sha256(tokenizer_file.read_bytes()).hexdigest()
     require_free(config.listen)
-    if config.require_lease and read_key(config.lease_key_file) is None:
+    if config.require_lease and LeaseKeys.load(config.lease_key_file) is None:
         raise ConfigurationError("--require-lease: give the key with --lease-key-file or SPARSITY_LEASE_KEY")
     for option, address in (("--metrics-listen", config.metrics_listen), ("--health-listen", config.health_listen)):
         if address:
@@ -78,9 +81,14 @@ async def _prove(engine: Engine | EchoEngine, facts: ModelFacts, profile: TierPr
     return await probe(engine, facts, profile)
 
 
-def _leases(config: WorkerConfig, identity: Identity) -> LeaseChecker | None:
-    key = read_key(config.lease_key_file)
-    return LeaseChecker(key, config.worker_id, identity.tier) if key else None
+def _reloading(config: WorkerConfig, keys: LeaseKeys | None) -> Reloading:
+    """The files that may change while the worker runs."""
+    files: list[ReloadedFile[Any]] = []
+    if config.lease_key_file and keys:
+        files.append(ReloadedFile("--lease-key-file", config.lease_key_file, read_keys, keys.take))
+    reloading = Reloading(*files)
+    reloading.observe(metrics.get_meter("sparsity.worker"))
+    return reloading
 
 
 async def _serve(
@@ -96,13 +104,18 @@ async def _serve(
     load = Load(config.max_requests)
     markers = marker_ids(tokenizer, config.reasoning_markers)
     identity = Identity(config, facts, profile, proof, digest, markers, crossover)
-    metrics = WorkerMetrics(config, facts, load, engine.kv_tokens)
-    service = WorkerService(engine, tokenizer, identity, load, _leases(config, identity), metrics)
+    worker_metrics = WorkerMetrics(config, facts, load, engine.kv_tokens)
+    keys = LeaseKeys.load(config.lease_key_file)
+    leases = LeaseChecker(keys, config.worker_id, identity.tier) if keys else None
+    service = WorkerService(engine, tokenizer, identity, load, leases, worker_metrics)
     endpoint = listen(config.listen, {SERVICE: service}, MAX_MESSAGE_BYTES, config.tls)
     # SGLang took the signals at the probe; a drain must come before its shutdown.
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    reloading = _reloading(config, keys)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloading.hurry)
+    following = asyncio.create_task(reloading.run())
     await endpoint.server.start()
     await endpoint.health.serve(config.health_listen)
     await endpoint.health.tell(True)
@@ -119,6 +132,7 @@ async def _serve(
         f"probe density {proof.density:.3f}" if proof else engine.unreported,
     )
     await stop.wait()
+    following.cancel()
     await endpoint.health.drain()
     load.drain()
     await load.idle(config.drain_seconds)

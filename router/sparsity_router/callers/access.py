@@ -11,21 +11,24 @@
 
 A caller calls InferenceService; a viewer reads policies; an editor also writes them and moves rollouts; a breaker also
 sets and ends overrides, the kill switch. A principal with a tenant sends that tenant's requests only.
+
+The file is taken up anew when it changes (:mod:`sparsity.reloading`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from sparsity.errors import ConfigurationError, UnauthenticatedError
 
-from sparsity_router.callers.jwt import JwtConfig, JwtVerifier
+from sparsity_router.callers.jwt import REFRESH_SECONDS, JwtConfig, JwtVerifier
 from sparsity_router.callers.options_file import read_options_file
 from sparsity_router.callers.principals import Principal, Role
 
@@ -33,19 +36,25 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-class Access:
-    """The principals by the hash of their keys, and the verifier of tokens; without any, all may do everything."""
+class Rules(NamedTuple):
+    """What an access file says.
 
-    def __init__(
-        self,
-        principals: Mapping[str, Principal] | None,
-        tokens: JwtVerifier | None = None,
-        *,
-        guards_inference: bool = False,
-    ) -> None:
-        self._principals = principals
-        self.tokens = tokens
-        self.guards_inference = guards_inference
+    Attributes:
+        principals: by the hash of their keys; None opens everything.
+        tokens: the verifier of tokens; None takes none.
+        guards_inference: whether InferenceService asks for a principal, too.
+    """
+
+    principals: Mapping[str, Principal] | None = None
+    tokens: JwtVerifier | None = None
+    guards_inference: bool = False
+
+
+class Access:
+    """The rules as they are now; without any, all may do everything."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
 
     @classmethod
     def load(cls, path: Path | None) -> Access:
@@ -54,26 +63,31 @@ class Access:
         Raises:
             ConfigurationError: naming the file and the entry.
         """
-        if path is None:
-            return cls(None)
-        document = read_options_file("--access", path)
-        if not isinstance(document, dict) or not document.keys() <= {"principals", "jwt", "inference"}:
-            raise ConfigurationError(f"--access: {path}: must have principals, jwt and inference, and no other field")
-        entries = document.get("principals", [] if "jwt" in document else None)
-        if not isinstance(entries, list) or (not entries and "jwt" not in document):
-            raise ConfigurationError(f"--access: {path}: must have a list `principals`, or `jwt`")
-        inference = document.get("inference", "open")
-        if inference not in ("open", "required"):
-            raise ConfigurationError(f"--access: {path}: inference: must be open or required, not {inference!r}")
-        principals: dict[str, Principal] = {}
-        for number, entry in enumerate(entries):
-            where = f"--access: {path}: principals[{number}]"
-            digest, principal = _principal(entry, where)
-            if digest in principals or any(known.name == principal.name for known in principals.values()):
-                raise ConfigurationError(f"{where}: name and key must be its own")
-            principals[digest] = principal
-        tokens = _tokens(document["jwt"], f"--access: {path}: jwt") if "jwt" in document else None
-        return cls(principals, tokens, guards_inference=inference == "required")
+        return cls(Rules() if path is None else read_rules(path))
+
+    @property
+    def guards_inference(self) -> bool:
+        """Whether InferenceService asks for a principal."""
+        return self._rules.guards_inference
+
+    def read(self, path: Path) -> Rules:
+        """What the file says now; the issuer of tokens is asked for its keys only where the file names another.
+
+        Raises:
+            ConfigurationError: naming the file and the entry.
+        """
+        return read_rules(path, self._rules.tokens)
+
+    def take(self, rules: Rules) -> None:
+        """Goes by other rules from the next call on."""
+        self._rules = rules
+
+    async def follow_keys(self) -> None:
+        """Keeps the keys of tokens current, for as long as it runs."""
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            if self._rules.tokens is not None:
+                await self._rules.tokens.refresh()
 
     def authenticate(self, context: Context) -> Principal:
         """Who calls.
@@ -82,7 +96,8 @@ class Access:
             UnauthenticatedError: when the key is missing or not known.
         """
         metadata = dict(context.invocation_metadata() or ())
-        if self._principals is None:
+        principals, tokens, _ = self._rules
+        if principals is None:
             named = metadata.get("sparsity-actor", "")
             name = named if isinstance(named, str) and named else context.peer()
             return Principal(name, frozenset(Role))
@@ -90,11 +105,37 @@ class Access:
         if scheme.lower() != "bearer" or not key:
             raise UnauthenticatedError("the call carries no `authorization: Bearer KEY`; with the CLI set SPARSITY_KEY")
         # What is looked up is a digest: the time it takes tells nothing of a key.
-        if (principal := self._principals.get(key_digest(key))) is not None:
+        if (principal := principals.get(key_digest(key))) is not None:
             return principal
-        if self.tokens is not None and key.count(".") == 2:
-            return self.tokens.verify(key)
+        if tokens is not None and key.count(".") == 2:
+            return tokens.verify(key)
         raise UnauthenticatedError("the key is not known here")
+
+
+def read_rules(path: Path, known: JwtVerifier | None = None) -> Rules:
+    """What an access file says; ``known`` goes on where it verifies the tokens that the file names.
+
+    Raises:
+        ConfigurationError: naming the file and the entry.
+    """
+    document = read_options_file("--access", path)
+    if not isinstance(document, dict) or not document.keys() <= {"principals", "jwt", "inference"}:
+        raise ConfigurationError(f"--access: {path}: must have principals, jwt and inference, and no other field")
+    entries = document.get("principals", [] if "jwt" in document else None)
+    if not isinstance(entries, list) or (not entries and "jwt" not in document):
+        raise ConfigurationError(f"--access: {path}: must have a list `principals`, or `jwt`")
+    inference = document.get("inference", "open")
+    if inference not in ("open", "required"):
+        raise ConfigurationError(f"--access: {path}: inference: must be open or required, not {inference!r}")
+    principals: dict[str, Principal] = {}
+    for number, entry in enumerate(entries):
+        where = f"--access: {path}: principals[{number}]"
+        digest, principal = _principal(entry, where)
+        if digest in principals or any(each.name == principal.name for each in principals.values()):
+            raise ConfigurationError(f"{where}: name and key must be its own")
+        principals[digest] = principal
+    tokens = _tokens(document["jwt"], f"--access: {path}: jwt", known) if "jwt" in document else None
+    return Rules(principals, tokens, inference == "required")
 
 
 def key_digest(key: str) -> str:
@@ -122,14 +163,15 @@ def _principal(entry: object, where: str) -> tuple[str, Principal]:
     return digest, Principal(str(entry["name"]), frozenset(map(Role, roles)), tuple(domains), tenant)
 
 
-def _tokens(entry: object, where: str) -> JwtVerifier:
-    needed, known = {"issuer", "audience", "keys"}, {field.name for field in fields(JwtConfig)}
-    if not isinstance(entry, dict) or not needed <= entry.keys() <= known:
-        names = ", ".join(sorted(known))
+def _tokens(entry: object, where: str, known: JwtVerifier | None) -> JwtVerifier:
+    needed, allowed = {"issuer", "audience", "keys"}, {field.name for field in fields(JwtConfig)}
+    if not isinstance(entry, dict) or not needed <= entry.keys() <= allowed:
+        names = ", ".join(sorted(allowed))
         raise ConfigurationError(f"{where}: must have issuer, audience and keys, of {names}")
     if not all(isinstance(value, str) for value in entry.values()):
         raise ConfigurationError(f"{where}: every field must be text")
     try:
-        return JwtVerifier(JwtConfig(**entry))
+        config = JwtConfig(**entry)
+        return known if known is not None and known.config == config else JwtVerifier(config)
     except ConfigurationError as error:
         raise ConfigurationError(f"{where}: {error}") from error

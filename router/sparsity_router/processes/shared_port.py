@@ -23,7 +23,7 @@ _POLL_SECONDS = 0.1
 _RESTART_SECONDS = 1.0
 # A configuration that cannot be used ends a router with this.
 _UNUSABLE = 2
-_PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
+_PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 def run(arguments: Sequence[str], listen: str, count: int, own: Mapping[str, str | None]) -> int:

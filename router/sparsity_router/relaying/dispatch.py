@@ -8,6 +8,7 @@ from contextlib import aclosing
 import grpc
 from opentelemetry import trace
 from sparsity import telemetry
+from sparsity.lease_keys import LeaseKeys
 from sparsity.leases import sign
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.model import Tier
@@ -31,7 +32,7 @@ async def dispatch(
     tier: Tier,
     attempt: int,
     timeout: float | None,
-    lease: tuple[bytes | None, str],
+    lease: tuple[LeaseKeys | None, str],
     allows: Callable[[Tier], bool] = lambda tier: True,
 ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
     """Streams the worker's messages; closing the generator cancels the worker's request.
@@ -42,7 +43,7 @@ async def dispatch(
         tier: that it serves the request at.
         attempt: number of this try, which makes its id unique.
         timeout: seconds that are left of the client's deadline; None without one.
-        lease: the key to sign with, or None, and the decision's id.
+        lease: the keys to sign with, or None, and the decision's id.
         allows: whether policy still gives the request the tier; asked when nothing is left to wait for.
 
     Raises:
@@ -55,9 +56,9 @@ async def dispatch(
     own.CopyFrom(request)
     own.request_id = f"{request.request_id}.{attempt}"
     own.tier = tier.value  # type: ignore[assignment]
-    key, decision_id = lease
-    if key is not None:
-        own.lease.CopyFrom(sign(key, own, worker.name, decision_id))
+    keys, decision_id = lease
+    if keys is not None:
+        own.lease.CopyFrom(sign(keys, own, worker.name, decision_id))
     with telemetry.detached_span(_tracer, "router.dispatch", trace.SpanKind.CLIENT) as (span, metadata):
         span.set_attributes({telemetry.WORKER_ID: worker.name, telemetry.TIER: tier.word, telemetry.ATTEMPT: attempt})
         with worker.dispatched(own.request_id, outstanding_tokens(own)):

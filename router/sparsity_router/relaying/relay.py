@@ -132,7 +132,7 @@ class _Relay:
     def _open(self, worker: Worker, tier: Tier) -> Attempt:
         self.tried.targets.add(worker.target)
         self.tried.count += 1
-        lease, left = (self._fleet.lease_key, self._request.decided.decision_id), self._context.time_remaining()
+        lease, left = (self._fleet.lease_keys, self._request.decided.decision_id), self._context.time_remaining()
         stream = dispatch(worker, self._request.message, tier, self.tried.count, left, lease, self._allows)
         # Asked again, so that what is told of the request does not hang on what picked its worker.
         return Attempt(worker, stream, served(self.decision, tier, self._fleet), self._review())

@@ -72,6 +72,7 @@ def _router(replica: Replica) -> fleet_pb2.RouterStatus:
         address=replica.address,
         policy_revision=replica.revision,
         content_hash=replica.content_hash,
+        problems=replica.problems,
     )
     status.policy_age.FromNanoseconds(int(replica.policy_age * 1e9))
     status.policy_lag.FromNanoseconds(int(replica.policy_lag * 1e9))

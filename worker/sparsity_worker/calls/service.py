@@ -22,6 +22,7 @@ from sparsity.v1 import inference_pb2, worker_pb2
 from tokenizers import Tokenizer
 
 from sparsity_worker.calls import tracing
+from sparsity_worker.calls.kv_use import KvUse
 from sparsity_worker.calls.load import Load
 from sparsity_worker.calls.metering import WorkerMetrics
 from sparsity_worker.calls.requests import check_size, engine_request, read_prompt
@@ -101,6 +102,7 @@ class WorkerService:
         self._tokenizer = tokenizer
         self._identity = identity
         self._load = load
+        self._kv_use = KvUse(engine.used_tokens, load)
         self._leases = leases
         self._metrics = metrics or WorkerMetrics(identity.config, identity.facts, load, engine.kv_tokens)
 
@@ -214,14 +216,14 @@ class WorkerService:
         context: grpc.aio.ServicerContext[worker_pb2.WatchLoadRequest, worker_pb2.WatchLoadResponse],
     ) -> AsyncIterator[worker_pb2.WatchLoadResponse]:
         """The load at once and at every change."""
-        interval = seconds_of("interval", request.interval) if request.HasField("interval") else 1.0
-        async for _ in self._load.changes(max(interval, 0.05)):
-            self._load.kv_used_tokens = await self._engine.used_tokens()
+        interval = max(seconds_of("interval", request.interval) if request.HasField("interval") else 1.0, 0.05)
+        async for _ in self._load.changes(interval):
+            kv_used_tokens = await self._kv_use.read(interval)
             yield worker_pb2.WatchLoadResponse(
                 requests=len(self._load.requests),
                 outstanding_tokens=self._load.outstanding_tokens,
                 draining=self._load.draining,
-                kv_used_tokens=self._load.kv_used_tokens,
+                kv_used_tokens=kv_used_tokens,
                 finished_requests=self._load.finished,
                 aborted_requests=self._load.aborted,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -71,9 +72,13 @@ class Engine:
         self.dtype = pick_dtype(config.dtype, config.device)
         self.page_size = profile.page_size if profile else 64
         overrides = model_overrides(profile, facts) | ({CONFIG_KEY: profile.to_document()} if profile else {})
-        collector = telemetry.plaintext_collector()
+        collector = telemetry.traces_collector()
         self._traced = collector is not None
-        tracing = {"enable_trace": True, "otlp_traces_endpoint": collector, "otlp_service_name": "sglang"}
+        tracing: dict[str, object] = {}
+        if collector is not None:
+            # The only variable of them all that SGLang's processes read.
+            os.environ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = collector.protocol
+            tracing = {"enable_trace": True, "otlp_traces_endpoint": collector.endpoint, "otlp_service_name": "sglang"}
         self._engine = sglang.Engine(
             model_path=str(config.model_path),
             device=config.device,
@@ -91,7 +96,7 @@ class Engine:
             grammar_backend="none",
             log_level="warning",
             **DEVICES[config.device](config, profile.backend if profile else None),
-            **(tracing if self._traced else {}),
+            **tracing,
         )
         self.backend: str = profile.backend if profile else self._engine.server_args.attention_backend or "sglang"
 
