@@ -12,6 +12,7 @@ from typing import Any
 import uvloop
 from opentelemetry import metrics as otel_metrics
 from sparsity import telemetry
+from sparsity.access.access import Access
 from sparsity.channels import MAX_MESSAGE_BYTES
 from sparsity.engines import ECHO
 from sparsity.errors import ConfigurationError, StoreError
@@ -29,7 +30,6 @@ from sparsity_policies.storage.folder import PolicyFolder
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_policies.threads import BUILDS
 
-from sparsity_router.callers.access import Access
 from sparsity_router.callers.admission import Callers
 from sparsity_router.callers.limits import TenantLimits, read_rates
 from sparsity_router.config import RouterConfig

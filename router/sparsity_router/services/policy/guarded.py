@@ -10,13 +10,13 @@ from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
 import grpc
+from sparsity.access.access import Access
+from sparsity.access.principals import Principal, Role
 from sparsity.bounds import MAX_NAME, MAX_REASON, check_name
 from sparsity.errors import SparsityError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.storage.decisionlog import AuditEvent
 
-from sparsity_router.callers.access import Access
-from sparsity_router.callers.principals import Principal, Role
 from sparsity_router.observing.recorder import Recorder
 
 Context = grpc.aio.ServicerContext[Any, Any]

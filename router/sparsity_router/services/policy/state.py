@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from sparsity.access.access import Access
 from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError
 from sparsity_policies.decisions.costs import ModelShape
 from sparsity_policies.documents.validate import check_exemplars
@@ -14,7 +15,6 @@ from sparsity_policies.model import Policy, StoredPolicy
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.storage.store import PolicyStore
 
-from sparsity_router.callers.access import Access
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.observing.recorder import Recorder
 
