@@ -13,6 +13,7 @@ import uvloop
 from opentelemetry import metrics as otel_metrics
 from sparsity import telemetry
 from sparsity.access.access import Access
+from sparsity.addresses import joined, read_address
 from sparsity.channels import MAX_MESSAGE_BYTES
 from sparsity.engines import ECHO
 from sparsity.errors import ConfigurationError, StoreError
@@ -183,10 +184,9 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     readiness = Readiness(policies, fleet, config.max_policy_lag, config.worker_timeout)
     work.append(readiness.tell(endpoint.health))
     background = [asyncio.create_task(job) for job in work]
-    host = config.listen.rsplit(":", 1)[0]
-    replicas.address = f"{host}:{endpoint.port}"
+    replicas.address = joined(read_address(config.listen, "--listen").host, endpoint.port)
     snapshot = policies.snapshot
-    log.info("router on %s:%d, policy revision %d (%s)", host, endpoint.port, snapshot.revision, snapshot.content_hash)
+    log.info("router on %s, policy revision %d (%s)", replicas.address, snapshot.revision, snapshot.content_hash)
     if started is not None:
         started.set_result(endpoint.port)
     waiting = asyncio.create_task(stop.wait())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import metrics
 from sparsity import telemetry
 from sparsity.access.access import Access
+from sparsity.addresses import joined, read_address
 from sparsity.channels import MAX_MESSAGE_BYTES
 from sparsity.engines import ECHO
 from sparsity.errors import ConfigurationError
@@ -123,13 +124,11 @@ async def _serve(
     await endpoint.server.start()
     await endpoint.health.serve(config.health_listen)
     await endpoint.health.tell(True)
-    host = config.listen.rsplit(":", 1)[0]
     log.info(
-        "worker %s serves %s on %s:%d: %s, profile %s, backend %s, %s",
+        "worker %s serves %s on %s: %s, profile %s, backend %s, %s",
         config.worker_id,
         config.tier,
-        host,
-        endpoint.port,
+        joined(read_address(config.listen, "--listen").host, endpoint.port),
         facts.name,
         identity.label,
         engine.backend,
