@@ -92,7 +92,7 @@ class Siblings:
             sealed, revision = told["override"], int(told["revision"])
             found, broken = open_overrides({event.about: sealed} if sealed else {})
             change = Change(event.about, found[0] if found else None, revision)
-            self._overrides.take(change)
+            self._overrides.apply(change)
             event = _Event.of(change)
             if broken:
                 raise ValueError(broken)

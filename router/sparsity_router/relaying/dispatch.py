@@ -10,12 +10,12 @@ from opentelemetry import trace
 from sparsity import telemetry
 from sparsity.lease_keys import LeaseKeys
 from sparsity.leases import sign
-from sparsity.sampling import new_tokens
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.model import Tier
 
 from sparsity_router.fleet.patience import spoken
 from sparsity_router.fleet.workers import Worker
+from sparsity_router.relaying.worker_request import outstanding_tokens
 
 _tracer = trace.get_tracer("sparsity.router")
 # How gRPC begins where it found nobody to send to.
@@ -24,11 +24,6 @@ _NEVER_SENT = ("failed to connect to all addresses", "DNS resolution failed")
 
 class OvertakenError(Exception):
     """Policy took the tier from a request just before its worker was asked."""
-
-
-def outstanding_tokens(request: worker_pb2.WorkerServiceGenerateRequest) -> int:
-    """Tokens that a worker has to work on for a request, at most."""
-    return len(request.prompt.ids) + request.text.max_tokens + new_tokens(request.sampling)
 
 
 async def dispatch(
