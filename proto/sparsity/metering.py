@@ -75,14 +75,15 @@ def configure_metrics(service: str, listen: str | None, *, disabled: bool) -> No
 def _prometheus(listen: str) -> MetricReader:
     from prometheus_client import REGISTRY, start_http_server
 
+    from sparsity.addresses import read_address
     from sparsity.exemplars import ExemplarCollector
     from sparsity.serving import require_free
 
     require_free(listen, "--metrics-listen", any_port=False)
-    host, _, port = listen.rpartition(":")
+    host, port = read_address(listen, "--metrics-listen")
     collector = ExemplarCollector()
     REGISTRY.register(collector)
-    start_http_server(int(port), host.strip("[]"))
+    start_http_server(port, host)
     return collector.reader
 
 

@@ -22,6 +22,7 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 from opentelemetry import metrics
 
+from sparsity.addresses import FORM, read_address
 from sparsity.errors import ConfigurationError, InvalidRequestError, SparsityError, UnimplementedError
 from sparsity.health import Health
 from sparsity.metering import ERRORS
@@ -138,13 +139,11 @@ def require_free(address: str, option: str = "--listen", *, any_port: bool = Tru
     Raises:
         ConfigurationError: naming the address and the remedy.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535 or not (any_port or int(port)):
-        raise ConfigurationError(f"{option}: must be host:port{'' if any_port else ', and no port 0'}, not {address!r}")
+    place = read_address(address, option)
+    if not place.port and not any_port:
+        raise ConfigurationError(f"{option}: must be {FORM}, and no port 0, not {address!r}")
     try:
-        with socket.create_server(
-            (host.strip("[]"), int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-        ):
+        with socket.create_server(tuple(place), family=place.family):
             return
     except OSError as error:
         free = ", or port 0 for a free one" if any_port else ""
@@ -188,6 +187,7 @@ def listen(
     if connection_seconds:
         options.append(("grpc.max_connection_age_ms", int(connection_seconds * 1000)))
     _grpc_log.addFilter(_is_a_fault)
+    read_address(address, "--listen")
     server = grpc.aio.server(options=options)
     for descriptor, servicer in services.items():
         add_service(server, descriptor, servicer)

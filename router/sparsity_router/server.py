@@ -12,6 +12,8 @@ from typing import Any
 import uvloop
 from opentelemetry import metrics as otel_metrics
 from sparsity import telemetry
+from sparsity.access.access import Access
+from sparsity.addresses import joined, read_address
 from sparsity.channels import MAX_MESSAGE_BYTES
 from sparsity.engines import ECHO
 from sparsity.errors import ConfigurationError, StoreError
@@ -29,7 +31,6 @@ from sparsity_policies.storage.folder import PolicyFolder
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_policies.threads import BUILDS
 
-from sparsity_router.callers.access import Access
 from sparsity_router.callers.admission import Callers
 from sparsity_router.callers.limits import TenantLimits, read_rates
 from sparsity_router.config import RouterConfig
@@ -183,10 +184,9 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     readiness = Readiness(policies, fleet, config.max_policy_lag, config.worker_timeout)
     work.append(readiness.tell(endpoint.health))
     background = [asyncio.create_task(job) for job in work]
-    host = config.listen.rsplit(":", 1)[0]
-    replicas.address = f"{host}:{endpoint.port}"
+    replicas.address = joined(read_address(config.listen, "--listen").host, endpoint.port)
     snapshot = policies.snapshot
-    log.info("router on %s:%d, policy revision %d (%s)", host, endpoint.port, snapshot.revision, snapshot.content_hash)
+    log.info("router on %s, policy revision %d (%s)", replicas.address, snapshot.revision, snapshot.content_hash)
     if started is not None:
         started.set_result(endpoint.port)
     waiting = asyncio.create_task(stop.wait())

@@ -15,13 +15,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from sparsity.access.access import Access, Rules, key_digest
+from sparsity.access.jwt import JwtConfig, JwtVerifier
+from sparsity.access.principals import Role
 from sparsity.errors import ConfigurationError, PermissionDeniedError, RateLimitError, UnauthenticatedError
 from sparsity.v1 import inference_pb2
 from sparsity_client import Client, make_request
-from sparsity_router.callers.access import Access, Rules, key_digest
-from sparsity_router.callers.jwt import JwtConfig, JwtVerifier
 from sparsity_router.callers.limits import TenantLimits
-from sparsity_router.callers.principals import Role
 from sparsity_router.config import RouterConfig
 from support.fake_worker import FakeWorker
 from support.rig import DENSE
@@ -109,7 +109,7 @@ def test_a_remembered_token_expires(issuer: Issuer) -> None:
 
 
 async def test_keys_are_followed(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsity_router.callers.access.REFRESH_SECONDS", 0.02)
+    monkeypatch.setattr("sparsity.access.access.REFRESH_SECONDS", 0.02)
     tokens = verifier(issuer)
     old = issuer.token()
     tokens.verify(old)

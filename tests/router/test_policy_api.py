@@ -12,12 +12,12 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
+from sparsity.access.access import Access, key_digest
 from sparsity.bounds import MAX_OVERRIDES
 from sparsity.errors import ConfigurationError, InvalidRequestError
 from sparsity.status import to_error
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_policies.model import Tier
-from sparsity_router.callers.access import Access, key_digest
 from sparsity_router.config import RouterConfig
 from sparsity_router.services.policy.service import METHODS
 from support.fake_worker import FakeWorker

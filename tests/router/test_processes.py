@@ -90,7 +90,7 @@ def test_what_cannot_be_used_ends_all(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="--redis-url"), router:
         pass
     assert router._process.wait(30) == 2
-    with pytest.raises(ConfigurationError, match="--listen: cannot listen on nowhere"):
+    with pytest.raises(ConfigurationError, match="--listen: must be host:port"):
         processes.run([], "nowhere", 2, {})
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import grpc
 import pytest
 from sparsity import reloading
+from sparsity.access.access import key_digest
 from sparsity.errors import ConfigurationError
 from sparsity.lease_keys import LeaseKey, LeaseKeys, read_keys
 from sparsity.leases import LeaseChecker
 from sparsity.reloading import ReloadedFile, Reloading
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2, policy_pb2
 from sparsity_client import AsyncClient, make_request
-from sparsity_router.callers.access import key_digest
 from sparsity_router.config import RouterConfig
 from support.fake_worker import FakeWorker
 from support.metrics import Meter

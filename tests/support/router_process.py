@@ -13,15 +13,18 @@ from types import TracebackType
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from sparsity.addresses import Address
 from support.tiny import tiny_model
 
 
 class RouterProcess:
     """`python -m sparsity_router`, or another module, over a tiny model; it answers on entry, and is ended on exit."""
 
-    def __init__(self, folder: Path, *arguments: str, module: tuple[str, ...] = ("sparsity_router",)) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+    def __init__(
+        self, folder: Path, *arguments: str, module: tuple[str, ...] = ("sparsity_router",), host: str = "127.0.0.1"
+    ) -> None:
+        with socket.create_server((host.strip("[]"), 0), family=Address(host.strip("[]"), 0).family) as probe:
+            self.address = f"{host}:{probe.getsockname()[1]}"
         command = [sys.executable, "-m", *module, "--model", str(tiny_model(folder / "model"))]
         self._command = [*command, "--worker", "127.0.0.1:1", "--listen", self.address, "--detect", "off", *arguments]
         self._environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}

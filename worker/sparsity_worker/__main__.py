@@ -44,6 +44,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="compute threads")
     parser.add_argument("--lease-key-file", type=Path, help="key that routers sign leases with")
     parser.add_argument("--require-lease", action="store_true", help="refuse requests without a router's lease")
+    parser.add_argument("--access", type=Path, help="routers' YAML file of who may call what; an operator may drain it")
     parser.add_argument("--coalesce-tokens", type=int, default=8, help="a fast stream's tokens that a message gathers")
     parser.add_argument("--coalesce-seconds", type=float, default=0.025, help="that they are held at most")
     parser.add_argument("--metrics-listen", help="host:port to serve Prometheus' text on, at /metrics")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics
 from sparsity import telemetry
+from sparsity.access.access import Access
+from sparsity.addresses import joined, read_address
 from sparsity.channels import MAX_MESSAGE_BYTES
 from sparsity.engines import ECHO
 from sparsity.errors import ConfigurationError
@@ -49,6 +51,7 @@ def run(config: WorkerConfig) -> None:
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     digest = hashlib.sha256(tokenizer_file.read_bytes()).hexdigest()
     require_free(config.listen)
+    Access.load(config.access)
     if config.require_lease and LeaseKeys.load(config.lease_key_file) is None:
         raise ConfigurationError("--require-lease: give the key with --lease-key-file or SPARSITY_LEASE_KEY")
     for option, address in (("--metrics-listen", config.metrics_listen), ("--health-listen", config.health_listen)):
@@ -81,9 +84,11 @@ async def _prove(engine: Engine | EchoEngine, facts: ModelFacts, profile: TierPr
     return await probe(engine, facts, profile)
 
 
-def _reloading(config: WorkerConfig, keys: LeaseKeys | None) -> Reloading:
+def _reloading(config: WorkerConfig, access: Access, keys: LeaseKeys | None) -> Reloading:
     """The files that may change while the worker runs."""
     files: list[ReloadedFile[Any]] = []
+    if config.access:
+        files.append(ReloadedFile("--access", config.access, access.read, access.take))
     if config.lease_key_file and keys:
         files.append(ReloadedFile("--lease-key-file", config.lease_key_file, read_keys, keys.take))
     reloading = Reloading(*files)
@@ -105,34 +110,33 @@ async def _serve(
     markers = marker_ids(tokenizer, config.reasoning_markers)
     identity = Identity(config, facts, profile, proof, digest, markers, crossover)
     worker_metrics = WorkerMetrics(config, facts, load, engine.kv_tokens)
-    keys = LeaseKeys.load(config.lease_key_file)
+    access, keys = Access.load(config.access), LeaseKeys.load(config.lease_key_file)
     leases = LeaseChecker(keys, config.worker_id, identity.tier) if keys else None
-    service = WorkerService(engine, tokenizer, identity, load, leases, worker_metrics)
+    service = WorkerService(engine, tokenizer, identity, load, leases, worker_metrics, access)
     endpoint = listen(config.listen, {SERVICE: service}, MAX_MESSAGE_BYTES, config.tls)
     # SGLang took the signals at the probe; a drain must come before its shutdown.
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    reloading = _reloading(config, keys)
+    reloading = _reloading(config, access, keys)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloading.hurry)
-    following = asyncio.create_task(reloading.run())
+    following = [asyncio.create_task(job) for job in (reloading.run(), access.follow_keys())]
     await endpoint.server.start()
     await endpoint.health.serve(config.health_listen)
     await endpoint.health.tell(True)
-    host = config.listen.rsplit(":", 1)[0]
     log.info(
-        "worker %s serves %s on %s:%d: %s, profile %s, backend %s, %s",
+        "worker %s serves %s on %s: %s, profile %s, backend %s, %s",
         config.worker_id,
         config.tier,
-        host,
-        endpoint.port,
+        joined(read_address(config.listen, "--listen").host, endpoint.port),
         facts.name,
         identity.label,
         engine.backend,
         f"probe density {proof.density:.3f}" if proof else engine.unreported,
     )
     await stop.wait()
-    following.cancel()
+    for task in following:
+        task.cancel()
     await endpoint.health.drain()
     load.drain()
     await load.idle(config.drain_seconds)

@@ -6,15 +6,15 @@ import time
 from typing import Any, NamedTuple
 
 import grpc
+from sparsity.access.access import Access
+from sparsity.access.principals import Role
 from sparsity.leases import FELL_BACK
 from sparsity.sampling import new_tokens
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Signals
 
-from sparsity_router.callers.access import Access
 from sparsity_router.callers.fields import check_fields
 from sparsity_router.callers.limits import TenantLimits
-from sparsity_router.callers.principals import Role
 
 # A lease is good for a few seconds.
 _FALL_BACK_SECONDS = 30.0

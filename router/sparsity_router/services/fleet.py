@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
+from sparsity.access.access import Access
+from sparsity.access.principals import Role
 from sparsity.v1 import fleet_pb2
 from sparsity_policies.model import Tier
 
-from sparsity_router.callers.access import Access
-from sparsity_router.callers.principals import Role
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.fleet.replicas import Replica, Replicas
 from sparsity_router.fleet.workers import State, Worker

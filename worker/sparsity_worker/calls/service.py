@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from sparsity.access.access import Access
+from sparsity.access.principals import Role
 from sparsity.bounds import seconds_of
 from sparsity.engines import ECHO
-from sparsity.errors import InvalidRequestError
+from sparsity.errors import InvalidRequestError, PermissionDeniedError
 from sparsity.leases import LeaseChecker
 from sparsity.metering import Times
 from sparsity.v1 import inference_pb2, worker_pb2
@@ -97,6 +99,7 @@ class WorkerService:
         load: Load,
         leases: LeaseChecker | None = None,
         metrics: WorkerMetrics | None = None,
+        access: Access | None = None,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
@@ -104,6 +107,7 @@ class WorkerService:
         self._load = load
         self._kv_use = KvUse(engine.used_tokens, load)
         self._leases = leases
+        self._access = access or Access.load(None)
         self._metrics = metrics or WorkerMetrics(identity.config, identity.facts, load, engine.kv_tokens)
 
     async def Generate(
@@ -233,7 +237,18 @@ class WorkerService:
         request: worker_pb2.DrainRequest,
         context: grpc.aio.ServicerContext[worker_pb2.DrainRequest, worker_pb2.DrainResponse],
     ) -> worker_pb2.DrainResponse:
-        """Stops admitting and waits for the requests in flight."""
+        """Stops admitting and waits for the requests in flight.
+
+        Raises:
+            UnauthenticatedError: when the caller is not known.
+            PermissionDeniedError: when it has not the role operator, or nobody has: whoever may stream from this worker
+                itself, by a lease, may not end its service.
+        """
+        if self._identity.config.require_lease and not self._identity.config.access:
+            raise PermissionDeniedError(
+                "Drain needs the role operator, and no --access says whose it is; SIGTERM drains, too"
+            )
+        self._access.authenticate(context).require(Role.OPERATOR)
         self._load.drain()
         timeout = seconds_of("timeout", request.timeout) if request.HasField("timeout") else None
         await self._load.idle(timeout)

@@ -330,7 +330,7 @@ spec:
   - {port: 53, protocol: TCP}
 {{- if .Values.tracing.endpoint }}
 - ports:
-  - {port: {{ default (ternary "4317" "4318" (eq .Values.tracing.protocol "grpc")) (regexFind "[0-9]+$" (trimSuffix "/" .Values.tracing.endpoint)) }}, protocol: TCP}
+  - {port: {{ default "4317" (regexFind "[0-9]+$" (trimSuffix "/" .Values.tracing.endpoint)) }}, protocol: TCP}
 {{- end }}
 {{- with .Values.networkPolicy.extraEgress }}
 {{ toYaml . }}

@@ -6,8 +6,17 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Final
 
-from sparsity_router.callers.principals import Role
-from sparsity_router.services.policy import audit, documents, kill_switch, revisions, rollout, savings, simulation
+from sparsity.access.principals import Role
+
+from sparsity_router.services.policy import (
+    audit,
+    documents,
+    kill_switch,
+    revisions,
+    rollout,
+    savings,
+    simulation,
+)
 from sparsity_router.services.policy.access_control import Method, controlled
 from sparsity_router.services.policy.state import PolicyState
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparsity.access.access import Access
 from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError
 from sparsity_policies.decisions.costs import ModelShape
 from sparsity_policies.documents.validate import check_exemplars
@@ -12,7 +13,6 @@ from sparsity_policies.model import Policy, StoredPolicy
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.storage.store import PolicyStore
 
-from sparsity_router.callers.access import Access
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.observing.recorder import Recorder
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import jwt
 from jwt import PyJWKSet
+
+from sparsity.access.principals import Principal, Role
 from sparsity.errors import ConfigurationError, UnauthenticatedError
 
-from sparsity_router.callers.principals import Principal, Role
-
-log = logging.getLogger("sparsity.router.jwt")
+log = logging.getLogger("sparsity.access.jwt")
 # A key that both sides know would let every router issue tokens.
 _ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 REFRESH_SECONDS = 60.0

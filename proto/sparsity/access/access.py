@@ -10,7 +10,8 @@
     jwt: {issuer: "https://id.example", audience: sparsity, keys: /etc/sparsity/jwks.json}
 
 A caller calls InferenceService; a viewer reads policies; an editor also writes them and moves rollouts; a breaker also
-sets and ends overrides, the kill switch. A principal with a tenant sends that tenant's requests only.
+sets and ends overrides, the kill switch; an operator drains workers, which take the same file. A principal with a
+tenant sends that tenant's requests only.
 
 The file is taken up anew when it changes (:mod:`sparsity.reloading`).
 """
@@ -26,11 +27,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
-from sparsity.errors import ConfigurationError, UnauthenticatedError
 
-from sparsity_router.callers.jwt import REFRESH_SECONDS, JwtConfig, JwtVerifier
-from sparsity_router.callers.options_file import read_options_file
-from sparsity_router.callers.principals import Principal, Role
+from sparsity.access.jwt import REFRESH_SECONDS, JwtConfig, JwtVerifier
+from sparsity.access.options_file import read_options_file
+from sparsity.access.principals import Principal, Role
+from sparsity.errors import ConfigurationError, UnauthenticatedError
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _DIGEST = re.compile(r"[0-9a-f]{64}")
