@@ -80,10 +80,9 @@ async def test_a_pattern_that_takes_long_is_refused(
     async with fleet(tmp_path) as at:
         policy = (await at.router.get()).policy
         policy.detection.patterns.append(SLOW)
-        started = time.monotonic()
         came = await refused(method(at.router, policy), "detection.patterns")
-        # Three seconds of a processor; without a limit it is many times that.
-        assert time.monotonic() - started < 15.0
+        # Told of by the limit, and not by whatever a pattern of that size meets in the end.
+        assert "takes more than" in came
     tell("C2", f"`{SLOW}` to {method.__name__[1:]}", came, at.others)
 
 
