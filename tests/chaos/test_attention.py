@@ -20,7 +20,7 @@ from sparsity_router.decisions.sessions import _key
 from sparsity_router.following.windows import MIN_SAMPLES
 from sparsity_router.prompts.corpus import excerpt
 from support.chaos_fleet import fleet
-from support.fake_worker import Behaviour, FakeWorker, fail
+from support.fake_worker import Behaviour, FakeWorker, answer, fail
 from support.fault_proxy import FaultProxy
 from support.rig import AGGRESSIVE, DENSE, MODERATE
 from support.router import Router, failure, until
@@ -181,17 +181,34 @@ async def caps(router: Router) -> list[str]:
 
 
 async def test_an_operators_end_of_a_guards_cap_stands(tmp_path: Path) -> None:
+    go = asyncio.Event()
+
+    async def poor(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+        if request.sampling.seed == 2:
+            await go.wait()
+        async for response in answer(worker, request, context):
+            yield response
+
     async with fleet(tmp_path) as at:
         policy = (await at.router.get()).policy
         policy.guards.min_coverage = 0.8
         await at.router.edit(policy=policy)
-        at.aggressive.coverage = 0.5
+        at.aggressive.behaviour, at.aggressive.coverage = poor, 0.5
+
+        async def slow() -> None:
+            request = make_request("y" * 120, domain="rag")
+            request.sampling.seed = 2
+            assert [response async for response in at.router.inference.Generate(request, timeout=30.0)]
 
         async def capped() -> list[str]:
             await at.router.generate()
             return await caps(at.router)
 
+        under_way = [asyncio.create_task(slow()) for _ in range(MIN_SAMPLES - 1)]
         (cap,) = await until(capped)
+        # These end while the cap holds, and say nothing of what comes after it.
+        go.set()
+        await asyncio.gather(*under_way)
         await at.router.policy.DeleteOverride(policy_pb2.DeleteOverrideRequest(id=cap))
         served = [(await at.router.generate()).worker_id for _ in range(MIN_SAMPLES // 2)]
         assert set(served) == {"a"}

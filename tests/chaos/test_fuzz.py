@@ -85,16 +85,17 @@ async def an_operator_at_work(channel: grpc.aio.Channel) -> AsyncIterator[None]:
 
     async def work() -> None:
         for number in range(10**6):
-            stored = (await stub.GetPolicy(policy_pb2.GetPolicyRequest(domain="code"))).policy
-            stored.policy.description = f"edit {number}"
-            # Whatever else is written meanwhile, by chance.
+            # By chance others write it meanwhile, or delete it.
             with contextlib.suppress(grpc.aio.AioRpcError):
+                stored = (await stub.GetPolicy(policy_pb2.GetPolicyRequest(domain="code"))).policy
+                stored.policy.description = f"edit {number}"
                 await stub.PutPolicy(
                     policy_pb2.PutPolicyRequest(policy=stored.policy, etag=stored.etag, reason="at work")
                 )
-            override = policy_pb2.Override(id="operator", scope=2, target="code", max_tier=1, reason="incident")
+            # However many overrides there are, this one has its place.
+            override = policy_pb2.Override(id="operator", scope=1, reason="incident")
             await stub.PutOverride(policy_pb2.PutOverrideRequest(override=override))
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.1)
             await stub.DeleteOverride(policy_pb2.DeleteOverrideRequest(id="operator"))
             await asyncio.sleep(0.5)
 

@@ -81,6 +81,8 @@ async def test_a_pattern_that_takes_long_is_refused(
         policy = (await at.router.get()).policy
         policy.detection.patterns.append(SLOW)
         came = await refused(method(at.router, policy), "detection.patterns")
+        # Told of by the limit, and not by whatever a pattern of that size meets in the end.
+        assert "takes more than" in came
     tell("C2", f"`{SLOW}` to {method.__name__[1:]}", came, at.others)
 
 
