@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from itertools import pairwise
 from typing import Any
+
+from sparsity.logs import configure_logs
 
 from sparsity_worker.plugin import BACKEND, FACTS_KEY, REPORT_KEY
 from sparsity_worker.plugin.accounts.packing import Followed
@@ -17,6 +20,11 @@ def register() -> None:
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+    logger = logging.getLogger("sparsity")
+    if not logger.handlers:
+        # SGLang's own processes log by its settings; what the backend says is to be seen there too.
+        configure_logs(logger)
+        logger.propagate = False
     register_attention_backend(BACKEND)(SparsityAttnBackend)
     HookRegistry.register(
         "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new", _note_prompts, HookType.AFTER

@@ -24,11 +24,14 @@ from sparsity_worker.plugin.accounts.decode_steps import StepPrices
 from sparsity_worker.plugin.accounts.ledger import Ledger
 from sparsity_worker.plugin.accounts.prefill import PrefillAccounts
 from sparsity_worker.plugin.attention import Spans, watched
-from sparsity_worker.plugin.host_device import upload
+from sparsity_worker.plugin.host_device import upload, uploaded
 from sparsity_worker.profile import Profile
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
+
+
+_ALIGNED_BLOCKS = 16
 
 
 class _Batch(NamedTuple):
@@ -128,7 +131,9 @@ class TritonAttention:
     def prepare(self, spans: Spans, decode: bool) -> None:
         """Tables, tiles and written pages of the batch, on the device; waits for nothing."""
         page, device, tile = self._profile.block_size, self._req_to_token.device, self._profile.prefill.query_tile
-        length, new = np.array(spans.lengths, dtype=np.int64), np.array(spans.new, dtype=np.int64)
+        new = np.array(spans.new, dtype=np.int64)
+        # A step that runs ahead of what its request may still generate can be one token past the context.
+        length = np.minimum(np.array(spans.lengths, dtype=np.int64), self._req_to_token.shape[1])
         first, touched = (length - new) // page, np.where(new > 0, (length - 1) // page + 1 - (length - new) // page, 0)
         owner = np.repeat(np.arange(len(length)), touched)
         block = first[owner] + np.arange(len(owner)) - np.repeat(touched.cumsum() - touched, touched)
@@ -140,7 +145,9 @@ class TritonAttention:
             [0, *new.cumsum()], [prompt.length for prompt in spans.prompts], flags, *tiles[1:],
         )  # fmt: skip
         tiles = BatchTiles(tile, *(there.view(part.shape) for there, part in zip(moved, tiles[1:], strict=True)))
-        tables = (self._req_to_token[slots.long(), : max(spans.lengths, default=1) : page] // page).int()
+        # Kernels have variants for rows that begin at 16 bytes and that do not, and decode's for widths.
+        widest = -(-max(spans.lengths, default=1) // (_ALIGNED_BLOCKS * page)) * _ALIGNED_BLOCKS * page
+        tables = (self._req_to_token[slots.long(), : None if decode else widest : page] // page).int()
         self._batch = _Batch(
             spans, decode, flags, tables, lengths, starts, totals, dense.bool(), tables[owners.long(), blocks.long()],
             filled, tiles,
@@ -148,6 +155,11 @@ class TritonAttention:
         self._full = self._tiles = None
         # Of a batch that SGLang captured or warmed up with, which nobody booked.
         self._accounts.forget()
+
+    @property
+    def layers(self) -> list[int]:
+        """Ids of those that it attends."""
+        return self._layers
 
     def step_prices(self) -> StepPrices:
         """What each layer attends in a decode step."""
@@ -188,7 +200,7 @@ class TritonAttention:
         own = all_of._replace(**{name: getattr(all_of, name)[:count] for name in names})
         own.dense.copy_(flags, non_blocking=True)
         fill_tables(
-            self._req_to_token, slots, lengths, self._profile.block_size,
+            self._req_to_token, slots, lengths.clamp(max=self._req_to_token.shape[1]), self._profile.block_size,
             tables=own.tables, held=own.lengths, written=own.written, filled=own.filled,
         )  # fmt: skip
         self._batch = own._replace(spans=spans, dense_host=dense)
@@ -240,7 +252,7 @@ class TritonAttention:
         )  # fmt: skip
         plan = None
         if shape is not None:
-            plan = SelectionPlan.of(own.spans.lengths, own.spans.new, self._kv_heads, shape, q.device)
+            plan = uploaded(q.device, SelectionPlan.of(own.spans.lengths, own.spans.new, self._kv_heads, shape, "cpu"))
         owner, first = own.tiles.sequence.long(), own.tiles.number * tile
         prefix = own.lengths - own.starts.diff()
         rows = torch.minimum(own.lengths[owner], first + tile) - torch.maximum(prefix[owner], first)
