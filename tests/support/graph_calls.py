@@ -12,10 +12,11 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import MagicMock
 
 import torch
+import torch.nn.functional as F
 from sglang.srt.environ import envs
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
@@ -31,6 +32,7 @@ from sparsity_worker.plugin import CONFIG_KEY, REPORT_KEY
 from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Account
 from sparsity_worker.plugin.attention import Prompt
 from sparsity_worker.plugin.backend import SparsityAttnBackend
+from sparsity_worker.plugin.dense_backend import DenseAttnBackend
 from sparsity_worker.plugin.ranks import Ranks
 from sparsity_worker.plugin.register import _attach_accounts
 from support.engine import profile_document
@@ -41,6 +43,8 @@ _GRAPH_SIZE = 4
 
 class Runner(SimpleNamespace):
     """What the backend reads of SGLang's model runner, around real pools."""
+
+    attends: ClassVar[type[SparsityAttnBackend]] = SparsityAttnBackend
 
     def __init__(self, cached: torch.dtype = torch.float32, **profile: Any) -> None:
         pool = MHATokenToKVPool(
@@ -60,7 +64,7 @@ class Runner(SimpleNamespace):
             ngram_embedding_manager=SimpleNamespace(enabled=False), attn_tp_sequence_sharded=lambda tokens: False,
             prepare_dummy_forward_batch=lambda batch: batch,
         )  # fmt: skip
-        self.attn_backend = SparsityAttnBackend(self)
+        self.attn_backend = self.attends(self)
         heads = (_HEADS, _DIM, _DIM**-0.5, _KV_HEADS)
         self.layers = [RadixAttention(*heads, layer) for layer in range(_LAYERS)]
         self.draw = torch.Generator().manual_seed(0)
@@ -287,6 +291,45 @@ def unknown_prompts() -> Any:
     return {"decoded": [account.calls for account in accounts], "density": densities(runner.account(again), PREFILL)}
 
 
+class DenseRunner(Runner):
+    """Of the dense tier by our kernels."""
+
+    attends = DenseAttnBackend
+
+
+def dense_tier() -> Any:
+    """A prompt in two chunks beside a short one, then decode by a graph: beside attention that torch computes."""
+    runner, lengths = DenseRunner(), [300, 70]
+    # One layer tells as much.
+    runner.layers = runner.layers[1:]
+    graph = DecodeGraph(runner)
+    rows = [runner.rows(length + 1) for length in lengths]
+    found: list[list[torch.Tensor]] = [[], []]
+
+    def attend(batch: Any, parts: list[torch.Tensor]) -> None:
+        runner.attn_backend.init_forward_metadata(batch)
+        (out,) = runner.forward(batch, torch.cat(parts))
+        for each, piece in zip(found, out.split([len(part) for part in parts]), strict=False):
+            each.append(piece)
+
+    attend(batch_of(runner, [200], [200]), [rows[0][:200]])
+    attend(batch_of(runner, lengths, [100, 70]), [rows[0][200:300], rows[1][:70]])
+    batch = batch_of(runner, [length + 1 for length in lengths])
+    (out,) = graph.replay(batch, torch.stack([each[-1] for each in rows]))
+    for each, step in zip(found, out, strict=True):
+        each.append(step[None])
+    differences = []
+    for each, own in zip(found, rows, strict=True):
+        q, k, v = (part.transpose(0, 1) for part in own.split((_HEADS, _KV_HEADS, _KV_HEADS), dim=1))
+        wanted = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, enable_gqa=True)[0]
+        differences.append((torch.cat(each) - wanted.transpose(0, 1).flatten(1)).abs().max().item())
+    facts = json.loads(runner.attn_backend.facts())
+    return {
+        "differences": differences, "accounts": len(runner.account(batch)), "entries": len(runner.attn_backend.ledger),
+        "summary_bytes": facts["summary_bytes"],
+    }  # fmt: skip
+
+
 def refusals() -> Any:
     """What cannot be served is said at start."""
 
@@ -311,7 +354,7 @@ def refusals() -> Any:
 
 CASES: dict[str, Callable[[], Any]] = {
     case.__name__: case
-    for case in (captured_prefill, padded_decode, dense_rows, padded_eager, unknown_prompts, refusals)
+    for case in (captured_prefill, padded_decode, dense_rows, padded_eager, unknown_prompts, dense_tier, refusals)
 }
 
 if __name__ == "__main__":

@@ -74,6 +74,12 @@ def test_requests_that_nobody_told_of_are_served(found: dict[str, Any]) -> None:
     assert max(case["density"][0]) < 1
 
 
+def test_the_dense_tier_by_our_kernels_attends_everything_and_reports_nothing(found: dict[str, Any]) -> None:
+    case = found["dense_tier"]
+    assert max(case["differences"]) < 1e-5
+    assert case["accounts"] == case["entries"] == case["summary_bytes"] == 0
+
+
 def test_what_attention_cannot_be_held_by_is_refused_with_its_reason(found: dict[str, Any]) -> None:
     narrow = found["refusals"]["narrow"]
     assert narrow.startswith(

@@ -4,6 +4,8 @@ from typing import Final
 
 BACKEND: Final = "sparsity"
 """The attention backend's name in SGLang's registry, and the plugin's entry-point name."""
+DENSE_BACKEND: Final = "sparsity_dense"
+"""The name of the same kernels attending everything, for the dense tier."""
 CONFIG_KEY: Final = "sparsity_profile"
 """Where the model config carries the profile."""
 PROBE_KEY: Final = "sparsity_probe"

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from sglang.srt.environ import envs
@@ -45,16 +45,20 @@ def kernels_of(device: str) -> str:
 class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
     """Block-sparse prefill and sparse paged decode by the profile in the model config.
 
+    Attributes:
+        accounts: whether what requests attend is reported.
+
     Raises:
         ConfigurationError: at start, naming the option it cannot serve.
     """
+
+    accounts: ClassVar[bool] = True
 
     def __init__(self, runner: ModelRunner) -> None:
         super().__init__()
         self.req_to_token_pool = runner.req_to_token_pool
         self.token_to_kv_pool = runner.token_to_kv_pool
-        document = getattr(runner.model_config.hf_config, CONFIG_KEY, None)
-        self.profile: Profile = parse_profile(document, f"model config {CONFIG_KEY}")
+        self.profile = self._profile(runner)
         self._refuse_unsupported(runner)
         pool = self.token_to_kv_pool
         keys = pool.get_key_buffer(pool.start_layer)
@@ -66,7 +70,7 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         self.profile = self.profile.for_heads(self._ranks.own_heads)
         self._page = self.profile.block_size
         layers = range(pool.start_layer, pool.start_layer + pool.layer_num)
-        summaries = summaries_of(self._paged(pool.start_layer)[0], self.profile.sub_block, layers)
+        summaries = self._summaries(layers)
         self.ledger = Ledger(runner.model_config.num_hidden_layers, capacity=4 * self.req_to_token_pool.size)
         self.prompts: dict[str, Prompt] = {}
         self.followed: dict[str, Followed] = {}
@@ -80,6 +84,13 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
             "kv_bytes": 2 * keys.nbytes * len(layers),
             "summary_bytes": sum(layer.nbytes for layer in summaries.values()),
         }
+
+    def _profile(self, runner: ModelRunner) -> Profile:
+        document = getattr(runner.model_config.hf_config, CONFIG_KEY, None)
+        return parse_profile(document, f"model config {CONFIG_KEY}")
+
+    def _summaries(self, layers: range) -> dict[int, PageSummaries]:
+        return summaries_of(self._paged(layers.start)[0], self.profile.sub_block, layers)
 
     def facts(self) -> str:
         """How it was set up, as JSON."""

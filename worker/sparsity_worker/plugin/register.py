@@ -8,9 +8,10 @@ from typing import Any
 
 from sparsity.logs import configure_logs
 
-from sparsity_worker.plugin import BACKEND, FACTS_KEY, REPORT_KEY
+from sparsity_worker.plugin import BACKEND, DENSE_BACKEND, FACTS_KEY, REPORT_KEY
 from sparsity_worker.plugin.accounts.packing import Followed
 from sparsity_worker.plugin.backend import SparsityAttnBackend
+from sparsity_worker.plugin.dense_backend import DenseAttnBackend
 from sparsity_worker.plugin.indexer import IndexerMeter
 from sparsity_worker.plugin.memory import CELL_SIZE, charge
 
@@ -26,6 +27,7 @@ def register() -> None:
         configure_logs(logger)
         logger.propagate = False
     register_attention_backend(BACKEND)(SparsityAttnBackend)
+    register_attention_backend(DENSE_BACKEND)(DenseAttnBackend)
     HookRegistry.register(
         "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new", _note_prompts, HookType.AFTER
     )
@@ -38,7 +40,9 @@ def register() -> None:
 def _accountant(runner: Any) -> SparsityAttnBackend | IndexerMeter | None:
     """Who counts what a runner attends; nobody on the dense tier."""
     backend = getattr(runner, "attn_backend", None)
-    return backend if isinstance(backend, SparsityAttnBackend) else IndexerMeter.of(runner)
+    if isinstance(backend, SparsityAttnBackend):
+        return backend if backend.accounts else None
+    return IndexerMeter.of(runner)
 
 
 def _note_prompts(result: Any, *args: Any, **_: Any) -> None:

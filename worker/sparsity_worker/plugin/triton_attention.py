@@ -211,8 +211,9 @@ class TritonAttention:
         """Attention of one layer."""
         assert self._batch is not None
         summaries = self._summaries[layer.layer_id]
-        # Here and not when they are read: a graph cannot ask which pages are stale. Sparse decode does it on its own.
-        if not decode or self._profile.decode_at(layer.layer_id) is None:
+        # Here and not when they are read: a graph cannot ask which pages are stale. Sparse decode does it on its own,
+        # and of a dense layer they are never read.
+        if not decode and self._profile.prefill_at(layer.layer_id) is not None:
             summarize_pages(summaries, keys, values, self._batch.written, self._batch.filled)
         attend = self._decode if decode else self._prefill
         return attend(q.contiguous(), self._batch, keys, values, summaries, layer)

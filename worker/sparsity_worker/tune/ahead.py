@@ -88,9 +88,8 @@ def compile_share(asked: dict[str, Any], share: int, of: int, device: str = "cud
     # One layer of each kind: attended densely, or by a budget of decode of its own or of all.
     told = {*profile.dense_layers, *profile.layers}
     kinds = {profile.decode_at(number): number for number in (*told, max(told, default=0) + 1)}
-    summaries = {
-        number: PageSummaries(*cache.shape, profile.sub_block, cache.device, dtype) for number in kinds.values()
-    }  # fmt: skip
+    shape = (2, profile.block_size, heads.kv_heads, heads.dim, profile.sub_block)
+    summaries = {number: PageSummaries(*shape, cache.device, dtype) for number in kinds.values()}
     attention = TritonAttention(profile, summaries, slots, Ledger(max(summaries) + 1, capacity=1), heads.heads)
     with compiling_only(share, of):
         warm_up(
