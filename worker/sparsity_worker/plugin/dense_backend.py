@@ -41,5 +41,6 @@ class DenseAttnBackend(SparsityAttnBackend):
     def _summaries(self, layers: range) -> dict[int, PageSummaries]:
         # On torch's meta device nothing is allocated.
         keys = self._paged(layers.start)[0]
-        shape = (0, *keys.shape[1:], self.profile.sub_block)
+        page, kv_heads, dim = keys.shape[1:]
+        shape = (0, page, kv_heads, dim, self.profile.sub_block)
         return {layer: PageSummaries(*shape, "meta", keys.dtype) for layer in layers}

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 from sparsity.logs import configure_logs
 
-from sparsity_worker.plugin import BACKEND, DENSE_BACKEND, FACTS_KEY, REPORT_KEY
+from sparsity_worker.plugin import BACKEND, CONFIG_KEY, DENSE_BACKEND, FACTS_KEY, REPORT_KEY
 from sparsity_worker.plugin.accounts.packing import Followed
 from sparsity_worker.plugin.backend import SparsityAttnBackend
 from sparsity_worker.plugin.dense_backend import DenseAttnBackend
 from sparsity_worker.plugin.indexer import IndexerMeter
 from sparsity_worker.plugin.memory import CELL_SIZE, charge
+from sparsity_worker.profile import SCHEMA, parse_profile
+from sparsity_worker.profile_document import schema_of
+
+CHUNK_ENDS: Final = "sglang.srt.managers.scheduler.Scheduler.init_dsa_kpool_truncation_align"
+"""The last of SGLang's own words on where it cuts prompts."""
 
 
 def register() -> None:
@@ -35,6 +41,19 @@ def register() -> None:
         "sglang.srt.model_executor.model_runner.ModelRunner.forward", _attach_accounts, HookType.AFTER
     )
     HookRegistry.register(CELL_SIZE, charge, HookType.AFTER)
+    HookRegistry.register(CHUNK_ENDS, end_chunks_on_tiles, HookType.AFTER)
+
+
+def end_chunks_on_tiles(_: Any, scheduler: Any) -> None:
+    """Lets a prompt's chunks end on query tiles only: a tile that is read in parts selects by each part's rows.
+
+    Args:
+        scheduler: SGLang's, which has just said at what multiples it cuts prompts.
+    """
+    document = getattr(scheduler.model_config.hf_config, CONFIG_KEY, None)
+    if schema_of(document) == SCHEMA:
+        tile = parse_profile(document, f"model config {CONFIG_KEY}").prefill.query_tile
+        scheduler.truncation_align_size = math.lcm(tile, scheduler.truncation_align_size or 1)
 
 
 def _accountant(runner: Any) -> SparsityAttnBackend | IndexerMeter | None:
