@@ -24,7 +24,7 @@ from sparsity_worker.plugin.accounts.ledger import Ledger
 from sparsity_worker.plugin.attention import Prompt, Spans
 from sparsity_worker.plugin.triton_attention import TritonAttention
 from sparsity_worker.plugin.warm_up import Served, warm_up
-from sparsity_worker.profile import Profile, load_profile
+from sparsity_worker.profiles.profile import Profile, load_profile
 from sparsity_worker.tune.ahead import compile_share
 from sparsity_worker.tune.crossover import Heads
 from torch.overrides import TorchFunctionMode

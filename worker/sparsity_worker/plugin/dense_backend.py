@@ -8,9 +8,9 @@ from sparse_kernels import PageSummaries
 from sparse_kernels.config import DecodeConfig, PrefillConfig
 from sparsity.errors import ConfigurationError
 
-from sparsity_worker.plugin import DENSE_BACKEND
+from sparsity_worker.keys import DENSE_BACKEND
 from sparsity_worker.plugin.backend import SparsityAttnBackend, kernels_of
-from sparsity_worker.profile import Profile
+from sparsity_worker.profiles.profile import Profile
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner

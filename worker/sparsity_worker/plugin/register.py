@@ -9,14 +9,14 @@ from typing import Any, Final
 
 from sparsity.logs import configure_logs
 
-from sparsity_worker.plugin import BACKEND, CONFIG_KEY, DENSE_BACKEND, FACTS_KEY, REPORT_KEY
+from sparsity_worker.keys import BACKEND, CONFIG_KEY, DENSE_BACKEND, FACTS_KEY, REPORT_KEY
 from sparsity_worker.plugin.accounts.packing import Followed
 from sparsity_worker.plugin.backend import SparsityAttnBackend
 from sparsity_worker.plugin.dense_backend import DenseAttnBackend
 from sparsity_worker.plugin.indexer import IndexerMeter
 from sparsity_worker.plugin.memory import CELL_SIZE, charge
-from sparsity_worker.profile import SCHEMA, parse_profile
-from sparsity_worker.profile_document import schema_of
+from sparsity_worker.profiles.profile import SCHEMA, parse_profile
+from sparsity_worker.profiles.profile_document import schema_of
 
 CHUNK_ENDS: Final = "sglang.srt.managers.scheduler.Scheduler.init_dsa_kpool_truncation_align"
 """The last of SGLang's own words on where it cuts prompts."""

@@ -8,8 +8,6 @@ import numpy as np
 import torch
 import triton
 from sparse_kernels import PageSummaries
-from sparse_kernels.batch import BatchTiles, PagedBatch
-from sparse_kernels.block_index import BlockIndex
 from sparse_kernels.gpu.block_energy import COLUMNS
 from sparse_kernels.gpu.block_selection import select_blocks, tile_shape
 from sparse_kernels.gpu.block_sparse_prefill import block_sparse_prefill
@@ -19,13 +17,15 @@ from sparse_kernels.gpu.page_selection import MOST_BLOCKS, page_capacity
 from sparse_kernels.gpu.page_summaries import summarize_pages
 from sparse_kernels.gpu.selection.plan import SelectionPlan, Workspace
 from sparse_kernels.gpu.sparse_paged_decode import paged_decode, sparse_paged_decode
+from sparse_kernels.layout.batch import BatchTiles, PagedBatch
+from sparse_kernels.layout.block_index import BlockIndex
 
 from sparsity_worker.plugin.accounts.decode_steps import StepPrices
 from sparsity_worker.plugin.accounts.ledger import Ledger
 from sparsity_worker.plugin.accounts.prefill import PrefillAccounts
 from sparsity_worker.plugin.attention import Spans, watched
 from sparsity_worker.plugin.host_device import upload, uploaded
-from sparsity_worker.profile import Profile
+from sparsity_worker.profiles.profile import Profile
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -90,6 +90,9 @@ class TritonAttention:
         ledger: where attended pairs are booked.
         heads: query heads of a layer.
 
+    Attributes:
+        layers: ids of those that it attends.
+
     Raises:
         ValueError: naming what of the profile, or of the model, has no kernel.
     """
@@ -114,11 +117,11 @@ class TritonAttention:
             raise ValueError(
                 f"block_size: contexts of {blocks} blocks, the most that decode chooses from {MOST_BLOCKS}"
             )
-        self._profile = profile
+        self._profile, self._sparse_from = profile, profile.prefill.sparse_from
         self._summaries = summaries
         self._req_to_token = req_to_token
-        self._layers = sorted(summaries)
-        self._heads, self._kv_heads = heads, summaries[self._layers[0]].mean.shape[1]
+        self.layers = sorted(summaries)
+        self._heads, self._kv_heads = heads, summaries[self.layers[0]].mean.shape[1]
         self._watched = watched(summaries)
         self._staged: _Batch | None = None
         self._batch: _Batch | None = None
@@ -126,7 +129,7 @@ class TritonAttention:
         self._decode_workspace: DecodeWorkspace | None = None
         self._tiles: _Tiles | None = None
         self._selection_workspace = Workspace(req_to_token.device)
-        self._accounts = PrefillAccounts(ledger, self._layers, heads, self._kv_heads, profile.block_size)
+        self._accounts = PrefillAccounts(ledger, self.layers, heads, self._kv_heads, profile.block_size)
 
     def prepare(self, spans: Spans, decode: bool) -> None:
         """Tables, tiles and written pages of the batch, on the device; waits for nothing."""
@@ -137,8 +140,7 @@ class TritonAttention:
         first, touched = (length - new) // page, np.where(new > 0, (length - 1) // page + 1 - (length - new) // page, 0)
         owner = np.repeat(np.arange(len(length)), touched)
         block = first[owner] + np.arange(len(owner)) - np.repeat(touched.cumsum() - touched, touched)
-        sparse_from = self._profile.prefill.sparse_from
-        flags = [prompt.reasoning if decode else not prompt.is_long(sparse_from) for prompt in spans.prompts]
+        flags = [each.reasoning if decode else not each.is_long(self._sparse_from) for each in spans.prompts]
         tiles = BatchTiles.of(*([], []) if decode else (spans.lengths, spans.new), tile)
         slots, owners, blocks, filled, lengths, starts, totals, dense, *moved = upload(
             device, spans.slots, owner, block, np.minimum(page, length[owner] - block * page), length,
@@ -156,14 +158,9 @@ class TritonAttention:
         # Of a batch that SGLang captured or warmed up with, which nobody booked.
         self._accounts.forget()
 
-    @property
-    def layers(self) -> list[int]:
-        """Ids of those that it attends."""
-        return self._layers
-
     def step_prices(self) -> StepPrices:
         """What each layer attends in a decode step."""
-        configs, page = [self._profile.decode_at(layer) for layer in self._layers], self._profile.block_size
+        configs, page = [self._profile.decode_at(layer) for layer in self.layers], self._profile.block_size
         pages = [page_capacity(config, page) if config else 0 for config in configs]
         return StepPrices(page, [config.sparse_from if config else None for config in configs], pages)
 
@@ -272,9 +269,7 @@ class TritonAttention:
         config, workspace = self._profile.decode_at(layer.layer_id), own.workspace or self._eager(q.shape[0])
         if config is None:
             return paged_decode(q, batch, layer.scaling, workspace=workspace)
-        return sparse_paged_decode(
-            q, batch, summaries, config, layer.scaling, dense=own.dense, workspace=workspace
-        )  # fmt: skip
+        return sparse_paged_decode(q, batch, summaries, config, layer.scaling, dense=own.dense, workspace=workspace)
 
     def _eager(self, sequences: int) -> DecodeWorkspace:
         """Buffers of decode without a CUDA graph; kept until a larger batch comes."""
@@ -284,8 +279,8 @@ class TritonAttention:
         return held
 
     def _buffers(self, sequences: int) -> DecodeWorkspace:
-        page, dim = self._profile.block_size, self._summaries[self._layers[0]].mean.shape[2]
-        configs = [config for layer in self._layers if (config := self._profile.decode_at(layer)) is not None]
+        page, dim = self._profile.block_size, self._summaries[self.layers[0]].mean.shape[2]
+        configs = [config for layer in self.layers if (config := self._profile.decode_at(layer)) is not None]
         capacity = max((page_capacity(config, page) for config in configs), default=0)
         blocks, device = -(-self._req_to_token.shape[1] // page), self._req_to_token.device
         return DecodeWorkspace(sequences, self._heads, self._kv_heads, dim, blocks, capacity, device)

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sparsity_worker.plugin import NOBODY
+from sparsity_worker.keys import NOBODY
 from sparsity_worker.plugin.attention import Prompt, Spans
 from sparsity_worker.plugin.triton_attention import TritonAttention
-from sparsity_worker.profile import Profile
+from sparsity_worker.profiles.profile import Profile
 
 Caches = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of a layer, ``[pages, page, Hkv, D]``."""

@@ -17,8 +17,8 @@ from typing import Any, Final
 
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.devices import pick_dtype
-from sparsity_worker.profile import Profile, parse_profile
-from sparsity_worker.tier_profile import TierProfile
+from sparsity_worker.profiles.profile import Profile, parse_profile
+from sparsity_worker.profiles.tier_profile import TierProfile
 from sparsity_worker.tune.crossover import Heads, versions
 
 _PROCESSES: Final = 4
