@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 import triton
 from triton.runtime.jit import JITFunction
 
-COMPILED: Final = "was compiled after warm-up"
-"""What the log says of a kernel that a request may have waited for."""
+from sparsity_worker.keys import COMPILED
+
 log = logging.getLogger("sparsity.worker")
 
 

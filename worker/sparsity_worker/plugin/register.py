@@ -11,6 +11,7 @@ from sparsity.logs import configure_logs
 
 from sparsity_worker.keys import BACKEND, CONFIG_KEY, DENSE_BACKEND, FACTS_KEY, REPORT_KEY
 from sparsity_worker.plugin.accounts.packing import Followed
+from sparsity_worker.plugin.attention import accounted
 from sparsity_worker.plugin.backend import SparsityAttnBackend
 from sparsity_worker.plugin.dense_backend import DenseAttnBackend
 from sparsity_worker.plugin.indexer import IndexerMeter
@@ -74,7 +75,8 @@ def _note_prompts(result: Any, *args: Any, **_: Any) -> None:
 
 def _attach_accounts(result: Any, runner: Any, forward_batch: Any, *_: Any, **__: Any) -> None:
     """Puts each request's account into the logits output, whence SGLang takes it to `meta_info`."""
-    if (accountant := _accountant(runner)) is None:
+    accountant = _accountant(runner)
+    if accountant is None or not accounted(accountant.prompts.values()):
         return
     accountant.book(forward_batch)
     output = getattr(result, "logits_output", None)

@@ -155,8 +155,7 @@ class TritonAttention:
             filled, tiles,
         )  # fmt: skip
         self._full = self._tiles = None
-        # Of a batch that SGLang captured or warmed up with, which nobody booked.
-        self._accounts.forget()
+        self._accounts.begin(spans)
 
     def step_prices(self) -> StepPrices:
         """What each layer attends in a decode step."""
@@ -288,7 +287,5 @@ class TritonAttention:
     def book(self) -> None:
         """Enters a pass of prefill into the ledger when the device has said what was selected; decode has its price."""
         own, self._batch = self._batch, None
-        if own is None or own.decode:
-            self._accounts.forget()
-        else:
+        if own is not None and not own.decode:
             self._accounts.book(own.spans, own.tiles.rows)
