@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +28,10 @@ from sparsity_bench.serving.shapes import write_model
 from sparsity_bench.serving.worker import Worker, prompt_of
 
 _LOG_LINES = 80
+# By its module: the command line as a whole needs more than a worker's machine may have.
+_DOCTOR: Final = (
+    sys.executable, "-c", "from sparsity_cli.fleet.worker import app; app()", "doctor", "--worker",
+)  # fmt: skip
 
 
 # What callers may ask for at most, and what a GPU's float32 flushes to 0.
@@ -42,11 +47,13 @@ class Asked(NamedTuple):
         lengths: prompts, alone and all at once.
         requests: of all lengths at the end, a fifth of them cancelled.
         seconds: after which no more of these are sent.
+        doctor: whether `sparsity worker doctor` looks at the worker, too.
     """
 
     lengths: Sequence[int]
     requests: int
     seconds: float
+    doctor: bool = False
 
 
 async def smoke(plan: Plan, tier: str, folder: Path, options: Sequence[str], asked: Asked) -> list[str]:
@@ -71,6 +78,8 @@ async def smoke(plan: Plan, tier: str, folder: Path, options: Sequence[str], ask
             end=" ",
         )
         print(f"{own.kv_capacity_tokens} KV tokens, summaries {own.engine.summary_bytes >> 20} MiB", flush=True)
+        if asked.doctor and (await asyncio.to_thread(subprocess.run, [*_DOCTOR, worker.address])).returncode:
+            wrong.append("the doctor found something, or did not run")
         prompts = [prompt_of(length, own.vocabulary_size, 0) for length in lengths]
         for _ in range(2):
             for prompt in prompts:
@@ -121,6 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--lengths", default="", help="of prompts, by commas; those of the plan without it")
     parser.add_argument("--requests", type=int, default=100, help="of all lengths, a fifth of them left in the middle")
     parser.add_argument("--seconds", type=float, default=math.inf, help="after which no more of these are sent")
+    parser.add_argument("--doctor", action="store_true", help="have `sparsity worker doctor` look at it, too")
     parser.add_argument("--dry", action="store_true", help="a tiny model on the CPU")
     parser.add_argument("options", nargs="*", help="more options of the worker, after --")
     options = parser.parse_args(arguments)
@@ -130,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     lengths = [int(length) for length in options.lengths.split(",") if length] or plan.prompts
     with tempfile.TemporaryDirectory() as folder:
         try:
-            asked = Asked(lengths, options.requests, options.seconds)
+            asked = Asked(lengths, options.requests, options.seconds, options.doctor)
             wrong = asyncio.run(smoke(plan, options.tier, Path(folder), options.options, asked))
         except Exception as error:
             log = Path(folder) / "worker.log"

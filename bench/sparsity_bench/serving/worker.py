@@ -75,10 +75,10 @@ class Worker:
         self.tier = tier
         self._log = log
         self._environment = os.environ | (environment or {})
-        self._address = f"127.0.0.1:{free_port()}"
+        self.address = f"127.0.0.1:{free_port()}"
         self._command = [
             sys.executable, "-m", "sparsity_worker", "--worker-id", f"bench-{tier}", "--tier", tier,
-            "--model", str(model), "--listen", self._address, "--measured-share", "0", *options,
+            "--model", str(model), "--listen", self.address, "--measured-share", "0", *options,
         ]  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
         self.started = 0.0
@@ -94,7 +94,7 @@ class Worker:
         """
         began, self._process = time.monotonic(), self._spawn()
         limits = [("grpc.max_send_message_length", MAX_MESSAGE_BYTES), ("grpc.max_receive_message_length", -1)]
-        self._channel = grpc.aio.insecure_channel(self._address, options=limits)
+        self._channel = grpc.aio.insecure_channel(self.address, options=limits)
         self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
         deadline = time.monotonic() + _START_SECONDS
         while True:
