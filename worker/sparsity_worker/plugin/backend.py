@@ -69,6 +69,7 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
             raise ConfigurationError(f"profile {self.profile.label}: {error}") from error
         self.profile = self.profile.for_heads(self._ranks.own_heads)
         self._page = self.profile.block_size
+        self._caches: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         layers = range(pool.start_layer, pool.start_layer + pool.layer_num)
         summaries = self._summaries(layers)
         self.ledger = Ledger(runner.model_config.num_hidden_layers, capacity=4 * self.req_to_token_pool.size)
@@ -137,10 +138,16 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         tell_of_compiling()
 
     def _paged(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of a layer, ``[pages, page, Hkv, D]``."""
-        pool = self.token_to_kv_pool
-        keys, values = pool.get_key_buffer(layer), pool.get_value_buffer(layer)
-        return keys.view(-1, self._page, *keys.shape[1:]), values.view(-1, self._page, *values.shape[1:])
+        """Keys and values of a layer, ``[pages, page, Hkv, D]``; the pool keeps them as long as it is there."""
+        found = self._caches.get(layer)
+        if found is None:
+            pool = self.token_to_kv_pool
+            keys, values = (
+                cache.view(-1, self._page, *cache.shape[1:])
+                for cache in (pool.get_key_buffer(layer), pool.get_value_buffer(layer))
+            )
+            found = self._caches[layer] = keys, values
+        return found
 
     def _refuse_unsupported(self, runner: ModelRunner) -> None:
         if str(runner.device).partition(":")[0] not in ("cpu", "cuda"):

@@ -225,7 +225,7 @@ class TritonAttention:
     ) -> torch.Tensor:
         batch = PagedBatch(keys, values, own.tables, own.lengths, own.starts, own.tiles)
         config = self._profile.prefill_at(layer.layer_id)
-        if config is None or all(not prompt.is_long(config.sparse_from) for prompt in own.spans.prompts):
+        if config is None or all(own.dense_host):
             if self._full is None:
                 self._full = BlockIndex.full(batch.before, keys.shape[2], own.tables.shape[1])
             return block_sparse_prefill(q, batch, self._full, layer.scaling).out
