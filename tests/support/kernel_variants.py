@@ -9,12 +9,13 @@ import json
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
+import triton
 from sparse_kernels import PageSummaries
 from sparse_kernels.gpu import block_sparse_prefill
 from sparse_kernels.gpu.hopper import block_sparse_prefill as hopper
@@ -68,13 +69,23 @@ def recorded(hopper_runs: bool) -> Iterator[Variants]:
     def run(function: Any, *args: Any, **options: Any) -> None:
         variants.run(function, *args, **options)
 
-    counter = torch.zeros(1, dtype=torch.int32)
-    with (
-        mock.patch.object(jit.JITFunction, "run", run),
-        mock.patch.object(block_sparse_prefill, "implementation", return_value="gluon" if hopper_runs else "triton"),
-        mock.patch.object(hopper, "processors", return_value=132),
-        mock.patch.object(hopper, "_counter", return_value=counter),
-    ):
+    def entered(_: Any) -> None:
+        """Launches that are hooked into go by Triton itself."""
+
+    # What asks a driver.
+    asked = {"processors": 132, "_counter": torch.zeros(1, dtype=torch.int32), "current_stream": 0}
+    with ExitStack() as patched:
+        patched.enter_context(mock.patch.object(jit.JITFunction, "run", run))
+        chosen = mock.patch.object(
+            block_sparse_prefill, "implementation", return_value="gluon" if hopper_runs else "triton"
+        )
+        patched.enter_context(chosen)
+        patched.enter_context(mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=False))
+        for name, value in asked.items():
+            if hasattr(hopper, name):
+                patched.enter_context(mock.patch.object(hopper, name, return_value=value))
+        triton.knobs.runtime.launch_enter_hook.add(entered)
+        patched.callback(triton.knobs.runtime.launch_enter_hook.remove, entered)
         yield variants
 
 

@@ -47,8 +47,10 @@ def test_variants_are_few(found: dict[str, Any]) -> None:
     warm = {
         name.rpartition(".")[0].rpartition(".")[2]: count for name, count in found["means on Hopper"]["warm"].items()
     }
+    # With means or none, at one go or at two.
+    assert warm.pop("block_sparse_prefill") in (2, 4)
     assert warm == {
-        "block_sparse_prefill": 2, "tile_selection": 3, "ordered_means": 1, "page_summaries": 1, "page_scores": 1,
+        "tile_selection": 3, "ordered_means": 1, "page_summaries": 1, "page_scores": 1,
         "page_selection": 1, "sparse_paged_decode": 2 * 6, "decode_splits": 6,
     }  # fmt: skip
 
