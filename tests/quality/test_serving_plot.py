@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sparsity_bench.serving import plot
+from sparsity_bench.serving import plot, summary
 
 
 def row(name: str, shape: str, value: float, ratio: float | None = None) -> dict[str, Any]:
-    return {"name": name, "shape": shape, "value": value, "ratio": ratio}
+    return {"name": name, "shape": shape, "value": value, "ratio": ratio, "baseline": ratio and "dense, fa4"}
 
 
 DOCUMENT = {
@@ -33,12 +33,28 @@ DOCUMENT = {
 
 
 def test_figures_are_by_tier_and_shape() -> None:
-    assert plot.figures(DOCUMENT, "time per output token", plot._BATCH) == {
+    assert plot.figures(DOCUMENT, "time per output token", plot.BATCH) == {
         "dense": {"8 x 32768": (0.014, None)},
         "aggressive": {"8 x 32768": (0.007, 2.0)},
     }
-    lengths = plot.figures(DOCUMENT, "time to first token", plot._LENGTH)["aggressive"]
+    lengths = plot.figures(DOCUMENT, "time to first token", plot.LENGTH)["aggressive"]
     assert lengths == {"32768": (0.8, 1.5), "1024": (0.03, 1.0), "65536": (1.7, None)}
+
+
+def test_a_table_tells_the_tiers_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = tmp_path / "serving.json"
+    results.write_text(json.dumps(DOCUMENT))
+    assert summary.main(["--results", str(results)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "| a model on one made up | dense, fa4 | moderate | aggressive |",
+        "|---|---|---|---|",
+        "| first token of 1,024 tokens | 30 ms |  | 30 ms, 1.00 times dense |",
+        "| first token of 32,768 tokens | 1.20 s |  | 0.80 s, 1.50 times dense |",
+        "| first token of 65,536 tokens |  |  | 1.70 s |",
+        "| a token, 8 x 32768 tokens | 14.0 ms |  | 7.0 ms, 2.00 times dense |",
+        "| mixed load | 20,000 tokens/s |  | 30,000 tokens/s, 1.50 times dense |",
+    ]
+    assert summary.main(["--results", str(tmp_path / "absent.json")]) == 2
 
 
 def test_it_draws_a_picture(tmp_path: Path) -> None:

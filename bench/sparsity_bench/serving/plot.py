@@ -13,10 +13,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-_FIRST, _TOKEN = "time to first token", "time per output token"
-_THROUGHPUT = "throughput of a mixed load"
-_LENGTH = re.compile(r".+, (\d+) tokens(, density .+)?$")
-_BATCH = re.compile(r".+, (\d+ x \d+) tokens, density .+$")
+# Names of rows, and what their shapes say.
+FIRST, TOKEN, THROUGHPUT = "time to first token", "time per output token", "throughput of a mixed load"
+LENGTH = re.compile(r".+, (\d+) tokens(, density .+)?$")
+BATCH = re.compile(r".+, (\d+ x \d+) tokens, density .+$")
 
 Figures = dict[str, dict[str, tuple[float, float | None]]]
 """By tier and then by shape: the figure in its unit, and how many times better than dense."""
@@ -51,7 +51,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, ((seconds, times), (step, load)) = pyplot.subplots(2, 2, figsize=(13, 9))
-    for tier, each in figures(document, _FIRST, _LENGTH).items():
+    for tier, each in figures(document, FIRST, LENGTH).items():
         points = sorted((int(length), *figure_of) for length, figure_of in each.items())
         lengths = [length for length, _, _ in points]
         seconds.plot(lengths, [value for _, value, _ in points], marker=".", label=tier)
@@ -67,9 +67,9 @@ def draw(document: dict[str, Any], path: Path) -> None:
         axes.set_xlabel("prompt, tokens")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    _bars(step, figures(document, _TOKEN, _BATCH), 1e3)
+    _bars(step, figures(document, TOKEN, BATCH), 1e3)
     step.set_ylabel("milliseconds a token")
-    _bars(load, figures(document, _THROUGHPUT), 1e-3)
+    _bars(load, figures(document, THROUGHPUT), 1e-3)
     load.set_ylabel("mixed load, thousand tokens a second")
     head = document["header"]
     figure.suptitle(f"{head['model']}, {head['device']}, {head['date']}", fontsize=9)
