@@ -35,6 +35,7 @@ from sparsity_worker.plugin.backend import SparsityAttnBackend
 from sparsity_worker.plugin.dense_backend import DenseAttnBackend
 from sparsity_worker.plugin.ranks import Ranks
 from sparsity_worker.plugin.register import _attach_accounts
+from sparsity_worker.plugin.warm_up import Served, warm_up
 from support.engine import profile_document
 
 _LAYERS, _HEADS, _KV_HEADS, _DIM, _CONTEXT, _SLOTS = 2, 4, 2, 16, 1024, 4096
@@ -291,6 +292,28 @@ def unknown_prompts() -> Any:
     return {"decoded": [account.calls for account in accounts], "density": densities(runner.account(again), PREFILL)}
 
 
+def warmed() -> Any:
+    """A warm-up, of which no page, no account and no answer afterwards knows."""
+    runner, cold = Runner(), Runner()
+    backend, pool = runner.attn_backend, runner.token_to_kv_pool
+    before = [pool.get_key_buffer(layer)[64:].clone() for layer in range(_LAYERS)]
+    warm_up(backend.attention, backend.profile, backend._paged, Served(_HEADS, _DIM, 320, 2))
+    same = [bool(torch.equal(pool.get_key_buffer(layer)[64:], before[layer])) for layer in range(_LAYERS)]
+    entries = len(backend.ledger)
+    batch = batch_of(runner, [300], [300])
+    rows = runner.rows(300)
+    outs = []
+    for each in (runner, cold):
+        batch = batch_of(each, [300], [300])
+        each.attn_backend.init_forward_metadata(batch)
+        outs.append(each.forward(batch, rows))
+    return {
+        "same": same, "entries": entries,
+        "difference": max((a - b).abs().max().item() for a, b in zip(*outs, strict=True)),
+        "density": densities(runner.account(batch), PREFILL),
+    }  # fmt: skip
+
+
 class DenseRunner(Runner):
     """Of the dense tier by our kernels."""
 
@@ -354,7 +377,16 @@ def refusals() -> Any:
 
 CASES: dict[str, Callable[[], Any]] = {
     case.__name__: case
-    for case in (captured_prefill, padded_decode, dense_rows, padded_eager, unknown_prompts, dense_tier, refusals)
+    for case in (
+        captured_prefill,
+        padded_decode,
+        dense_rows,
+        padded_eager,
+        unknown_prompts,
+        dense_tier,
+        warmed,
+        refusals,
+    )
 }
 
 if __name__ == "__main__":

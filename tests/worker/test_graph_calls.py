@@ -80,6 +80,14 @@ def test_the_dense_tier_by_our_kernels_attends_everything_and_reports_nothing(fo
     assert case["accounts"] == case["entries"] == case["summary_bytes"] == 0
 
 
+def test_a_warm_up_leaves_no_mark(found: dict[str, Any]) -> None:
+    case = found["warmed"]
+    assert case["same"] == [True, True]
+    assert case["entries"] == 0
+    assert case["difference"] == 0
+    assert max(case["density"][0]) < 1
+
+
 def test_what_attention_cannot_be_held_by_is_refused_with_its_reason(found: dict[str, Any]) -> None:
     narrow = found["refusals"]["narrow"]
     assert narrow.startswith(
