@@ -34,7 +34,7 @@ from sparsity_worker.plugin.attention import Prompt
 from sparsity_worker.plugin.backend import SparsityAttnBackend
 from sparsity_worker.plugin.dense_backend import DenseAttnBackend
 from sparsity_worker.plugin.ranks import Ranks
-from sparsity_worker.plugin.register import _attach_accounts
+from sparsity_worker.plugin.register import _attach_accounts, end_chunks_on_tiles
 from sparsity_worker.plugin.warm_up import Served, warm_up
 from support.engine import profile_document
 
@@ -368,10 +368,19 @@ def refusals() -> Any:
     with envs.SGLANG_ENABLE_METADATA_GLUE_GRAPH.override(True):
         glued = told(Runner)
     narrow = told(lambda: Runner(torch.float8_e4m3fn))
+    config, plain = runner.model_config, SimpleNamespace(hf_config=SimpleNamespace())
+    held = ((config, None), (config, 96), (plain, None))
+    schedulers = [SimpleNamespace(model_config=each, truncation_align_size=own) for each, own in held]
+    for scheduler in schedulers:
+        end_chunks_on_tiles(None, scheduler)
     return {
         "full": told(lambda: runner.attn_backend.init_forward_metadata_out_graph(prompt, True)),
         "glue": glued,
         "narrow": narrow,
+        "chunks": [
+            runner.attn_backend.profile.prefill.query_tile,
+            *(each.truncation_align_size for each in schedulers),
+        ],
     }
 
 

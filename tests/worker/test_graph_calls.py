@@ -88,6 +88,13 @@ def test_a_warm_up_leaves_no_mark(found: dict[str, Any]) -> None:
     assert max(case["density"][0]) < 1
 
 
+def test_chunks_end_on_tiles_of_the_profile_and_wherever_else_they_must(found: dict[str, Any]) -> None:
+    tile, alone, beside, dense = found["refusals"]["chunks"]
+    assert tile == alone
+    assert beside % tile == beside % 96 == 0
+    assert dense is None
+
+
 def test_what_attention_cannot_be_held_by_is_refused_with_its_reason(found: dict[str, Any]) -> None:
     narrow = found["refusals"]["narrow"]
     assert narrow.startswith(
