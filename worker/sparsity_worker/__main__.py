@@ -34,7 +34,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tensor-parallel", type=int, default=1, help="devices that share each layer's heads")
     parser.add_argument("--load-format", default="auto", help="of the weights, SGLang's; dummy makes them up")
     parser.add_argument(
-        "--dense-backend", help="SGLang's attention backend of the dense tier; its own choice without it"
+        "--dense-backend",
+        help="attention backend of the dense tier: one of SGLang's, or sparsity_dense; the fastest known without it",
     )
     kept = "folder of compiled kernels, and of what `sparsity worker tune` found"
     parser.add_argument("--state-folder", type=Path, default=state_folder(), help=kept)

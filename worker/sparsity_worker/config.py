@@ -50,7 +50,8 @@ class WorkerConfig:
         device: `cpu` or `cuda`.
         tensor_parallel: devices, or on the CPU processes, that share each layer's heads.
         load_format: how SGLang loads the weights, such as `auto` or `dummy`, which makes them up.
-        dense_backend: SGLang's attention backend of the dense tier; None lets it choose, or takes the CPU's.
+        dense_backend: attention backend of the dense tier, SGLang's or `sparsity_dense`, which is our kernels; None
+            takes what `sparsity worker tune` found fastest, else lets SGLang choose, or takes the CPU's.
         engine: `sglang`, or `echo`, which runs no model and answers with the prompt.
     """
 

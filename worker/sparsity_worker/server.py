@@ -46,7 +46,7 @@ def run(config: WorkerConfig) -> None:
     """
     facts = ModelFacts.read(config.model_path)
     facts.check_ranks(config.tensor_parallel)
-    profile, crossover = _profile(config, facts)
+    config, profile, crossover = _profile(config, facts)
     tokenizer_file = config.model_path / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     digest = hashlib.sha256(tokenizer_file.read_bytes()).hexdigest()
@@ -67,13 +67,17 @@ def run(config: WorkerConfig) -> None:
 
 
 # An echo must start where torch is not installed, so what reads profiles and accounts is loaded for an engine only.
-def _profile(config: WorkerConfig, facts: ModelFacts) -> tuple[TierProfile | None, str]:
+def _profile(config: WorkerConfig, facts: ModelFacts) -> tuple[WorkerConfig, TierProfile | None, str]:
     if config.engine == ECHO:
-        return None, ""
+        return config, None, ""
     from sparsity_worker.profiles.tier_profile import load_tier_profile
     from sparsity_worker.tune.crossover import tuned
+    from sparsity_worker.tune.dense import dense_tier
 
-    return tuned(load_tier_profile(config, facts), config)
+    if (profile := load_tier_profile(config, facts)) is None:
+        config, told = dense_tier(config, facts)
+        return config, None, told
+    return config, *tuned(profile, config)
 
 
 async def _prove(engine: Engine | EchoEngine, facts: ModelFacts, profile: TierProfile | None) -> Proof | None:

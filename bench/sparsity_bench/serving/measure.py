@@ -29,7 +29,9 @@ async def measure(worker: Worker, plan: Plan, keep: Callable[[Measured], None]) 
     deadline = time.monotonic() + plan.seconds
     for number in range(plan.answers):
         found.answers.append(list((await worker.ask(prompt_of(plan.short, vocabulary, number), 1)).answer))
-    found.faults = await repeats.faults(worker, plan, vocabulary)
+    if plan.repeated:
+        found.repeats = await repeats.repeated(worker, plan, vocabulary)
+        found.faults = found.repeats.faults(plan.device)
     keep(found)
     for length in plan.prompts:
         if time.monotonic() < deadline:
@@ -43,10 +45,11 @@ async def measure(worker: Worker, plan: Plan, keep: Callable[[Measured], None]) 
             keep(found)
         else:
             found.left_out.append(f"decode of {decode}")
-    if time.monotonic() < deadline:
+    if plan.load and time.monotonic() < deadline:
         await _load(worker, plan, found, vocabulary)
-    else:
+    elif plan.load:
         found.left_out.append("mixed load")
+    found.compiled = worker.compiled()
     keep(found)
     return found
 

@@ -183,7 +183,8 @@ def _attend(b_s, b_v, b_acc, b_m, b_l):  # type: ignore[no-untyped-def]
     return b_acc, b_new, b_l * b_old + tl.sum(b_p, 1)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# Of these, no value has a kernel of its own: each prompt has others.
+@triton.jit(do_not_specialize=("tiles", "s_table", "widest"))  # type: ignore[untyped-decorator]
 def kernel(  # type: ignore[no-untyped-def]
     q, k, v, out, lse,
     tables, lengths, starts, tile_sequence, tile_number,

@@ -94,7 +94,7 @@ def launch_scores(
     )  # fmt: skip
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=("splits",))  # type: ignore[untyped-decorator]
 def score_pages(  # type: ignore[no-untyped-def]
     q, k, v, sub_means, sub_counts, means, value_means, spreads, stale, tables, lengths, dense, masses,
     scale, sparse_from, capacity, blocks, splits, s_table,

@@ -148,7 +148,8 @@ def _attend(
     )  # fmt: skip
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# A batch's number of sequences has its variants by powers of 2 only.
+@triton.jit(do_not_specialize=("sequences", "splits"))  # type: ignore[untyped-decorator]
 def attend_pages(  # type: ignore[no-untyped-def]
     q, k, v, tables, lengths, dense, chosen, parts, lse, counters, out,
     scale, sparse_from, capacity, sequences, splits, s_table,
