@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sparse_kernels.gpu.checks import check_cache
+from sparse_kernels.gpu.checks import check_cache, generation
 from sparse_kernels.layout.batch import PagedBatch
 from sparse_kernels.layout.block_index import BlockIndex
 from sparse_kernels.mean_correction import UNITS, WIDTH, Corrections
@@ -110,9 +110,7 @@ def implementation(device: torch.device, dtype: torch.dtype, dim: int, page: int
     side.
     """
     known = dim in (64, 128) and page == 64 and tile == 128 and dtype in (torch.bfloat16, torch.float16)
-    if not known or device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device)[0] != 9:
-        return "triton"
-    return "triton" if _hopper() is None else "gluon"
+    return "gluon" if known and generation(device) == 9 and _hopper() is not None else "triton"
 
 
 @cache
