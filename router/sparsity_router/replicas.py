@@ -7,13 +7,12 @@ import json
 import logging
 import os
 import socket
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from redis.exceptions import RedisError
+from sparsity_policies.redis_faults import CLIENT_ERRORS, told
 from sparsity_policies.scripts import PREFIX
 
 log = logging.getLogger("sparsity.router.replicas")
@@ -34,7 +33,7 @@ class Replica:
         content_hash: equal on routers that decide alike.
         policy_age: since its policies were last known to be current, seconds.
         policy_lag: since it has known of a change that it has not taken up, seconds.
-        heard: when it said so, seconds since the epoch.
+        heard: when it said so, seconds since the epoch by the store's clock.
     """
 
     router_id: str
@@ -64,7 +63,7 @@ class Replicas:
         """This router now."""
         policies, at = self._policies, self._policies.snapshot
         state = (at.revision, at.content_hash, policies.age, policies.lag)
-        return Replica(self.router_id, self.address, *state, time.time())
+        return Replica(self.router_id, self.address, *state, policies.now())
 
     async def all(self) -> list[Replica]:
         """Every router heard lately, by its id; this one alone while the store is away."""
@@ -75,7 +74,8 @@ class Replicas:
                 other = Replica(**json.loads(text))
             except (ValueError, TypeError):
                 continue
-            if time.time() - other.heard < _HEARD_SECONDS:
+            # All tell the time by the store's clock: their own may be wrong.
+            if abs(self._policies.now() - other.heard) < _HEARD_SECONDS:
                 found.setdefault(other.router_id, other)
         return [found[name] for name in sorted(found)]
 
@@ -95,6 +95,6 @@ class Replicas:
     async def _try(self, command: Callable[[], Any]) -> Any:
         try:
             return await asyncio.wait_for(command(), _ANSWER_SECONDS)
-        except (RedisError, OSError, TimeoutError) as error:
-            log.debug("the store does not answer: %s", error)
+        except CLIENT_ERRORS as error:
+            log.debug("the store does not answer: %s", told(error))
             return None
