@@ -19,10 +19,10 @@ from sparsity.serving import Endpoint, listen
 from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2
 from sparsity.watchdog import Watchdog, signals
 from sparsity_policies.confined import SOURCES
-from sparsity_policies.connection import without_credentials
 from sparsity_policies.costs import ModelShape
 from sparsity_policies.decisionlog import DecisionLog
 from sparsity_policies.folder import PolicyFolder
+from sparsity_policies.redis_url import without_credentials
 from sparsity_policies.shipped import shipped_policies
 from sparsity_policies.store import PolicyStore
 from sparsity_policies.threads import BUILDS
@@ -230,9 +230,7 @@ async def _load(config: RouterConfig, store: PolicyStore | None) -> tuple[Policy
             seeded = True
         await policies.start()
     except StoreError as error:
-        shown = without_credentials(config.redis_url or "")
-        remedy = "start the server, or run `sparsity up` for an embedded one"
-        raise ConfigurationError(f"--redis-url: {shown}: {error}; {remedy}") from error
+        raise ConfigurationError(f"--redis-url: {without_credentials(config.redis_url or '')}: {error}") from error
     return policies, seeded
 
 

@@ -12,7 +12,6 @@ from rich.live import Live
 from rich.table import Table
 from sparsity.errors import ConfigurationError
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc
-from sparsity_policies.connection import without_credentials
 
 from sparsity_router.cli.connection import call_metadata, channel_to
 from sparsity_router.cli.console import AsJson, State, escaped, out, print_json, reported, tier_word, to_dict
@@ -76,7 +75,7 @@ def _report(address: str, fleet: fleet_pb2.GetFleetResponse, running: Running | 
     report: dict[str, object] = {"router": address} | to_dict(fleet)
     if running:
         report |= {
-            "redis_url": without_credentials(running.redis_url),
+            "redis_url": running.redis_url,
             "ready_seconds": round(running.ready_seconds, 1),
             "memory_bytes": memory_bytes(running),
         }
@@ -84,7 +83,7 @@ def _report(address: str, fleet: fleet_pb2.GetFleetResponse, running: Running | 
 
 
 def _view(address: str, fleet: fleet_pb2.GetFleetResponse, running: Running | None) -> Group:
-    store = f", store {without_credentials(running.redis_url)}" if running else ""
+    store = f", store {running.redis_url}" if running else ""
     parts: list[Any] = [f"router {address}{store}", _workers(fleet), "", _tiers(fleet), "", _routers(fleet)]
     if running:
         memory = memory_bytes(running) / 2**30
