@@ -8,10 +8,10 @@ from pathlib import Path
 from sparsity.engines import ENGINES, SGLANG
 from sparsity.errors import ConfigurationError
 from sparsity.tls import ClientTls, ServerTls
-from sparsity_policies.costs import H100, GpuSpeed
-from sparsity_policies.redis_url import read_url
+from sparsity_policies.decisions.costs import H100, GpuSpeed
+from sparsity_policies.storage.redis_url import read_url
 
-from sparsity_router.patience import Patience
+from sparsity_router.fleet.patience import Patience
 
 DETECT = ("undeclared", "declared", "off")
 SESSIONS = ("keep", "freely")

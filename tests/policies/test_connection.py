@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from redis.asyncio.connection import SSLConnection
 from sparsity.errors import ConfigurationError
-from sparsity_policies.connection import close, connect
-from sparsity_policies.redis_tls import secured_context
-from sparsity_policies.redis_url import (
+from sparsity_policies.storage.connection import close, connect
+from sparsity_policies.storage.redis_tls import secured_context
+from sparsity_policies.storage.redis_url import (
     ENVIRONMENT,
     SCHEMES,
     RedisTls,

@@ -12,12 +12,12 @@ import grpc
 import pytest
 import redis.asyncio as redis
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc
-from sparsity_policies.store import PolicyStore
-from sparsity_router.access import key_digest
-from sparsity_router.cli.main import app
+from sparsity_cli.main import app
+from sparsity_policies.storage.store import PolicyStore
+from sparsity_router.callers.access import key_digest
 from sparsity_router.config import RouterConfig
-from sparsity_router.policies import PolicyFollower
-from sparsity_router.replicas import Replicas
+from sparsity_router.fleet.replicas import Replicas
+from sparsity_router.following.follower import PolicyFollower
 from support.fake_worker import FakeWorker
 from support.rig import AGGRESSIVE, DENSE
 from support.router import Router, failure, running, until

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from sparsity.v1 import policy_pb2
+from sparsity_cli.main import app
 from sparsity_policies.model import Override, Scope
-from sparsity_policies.redis_url import RedisTls, read_url
-from sparsity_policies.store import PolicyStore
-from sparsity_router.cli.main import app
+from sparsity_policies.storage.redis_url import RedisTls, read_url
+from sparsity_policies.storage.store import PolicyStore
 from sparsity_router.config import RouterConfig
 from sparsity_router.embedded.child import Child
 from sparsity_router.embedded.supervisor import Supervisor, UpConfig

@@ -17,7 +17,7 @@ from sparsity.engines import ECHO, ENGINES, SGLANG
 from sparsity.errors import ConfigurationError
 from sparsity.serving import free_port, require_free
 from sparsity.telemetry import sends_traces
-from sparsity_policies.redis_url import ENVIRONMENT, without_credentials
+from sparsity_policies.storage.redis_url import ENVIRONMENT, without_credentials
 
 from sparsity_router.embedded.child import Child
 from sparsity_router.embedded.default_model import default_model, echo_model

@@ -1,0 +1,165 @@
+"""The overrides that act on one router: those of the store, and those set here while it was away.
+
+What a read of the store says is compared by revisions with what is known to have been written since: neither an old
+read nor an old end has a say in what came after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import NamedTuple
+
+from sparsity.errors import NotFoundError, StoreError
+from sparsity_policies.model import Override, Scope
+from sparsity_policies.storage.store import PolicyStore
+
+log = logging.getLogger("sparsity.router.overrides")
+KILL_SWITCH_ID = "signal"
+_RETRY_SECONDS = 1.0
+_ENDS_KEPT_SECONDS = 3600.0
+
+
+class Change(NamedTuple):
+    """What became of an override, here or at another process of this machine.
+
+    Attributes:
+        id: of the override.
+        override: as it is now; None once it was ended.
+        revision: of the store, which has the change; 0 where it never had it.
+    """
+
+    id: str
+    override: Override | None
+    revision: int = 0
+
+
+class Overrides:
+    """Overrides by id; ``publish`` is called at every change, before anything is waited for."""
+
+    def __init__(self, publish: Callable[[], None]) -> None:
+        self._publish = publish
+        self._read_at = 0
+        self._stored: dict[str, Override] = {}
+        # Set here, and not in the store yet.
+        self._local: dict[str, Override] = {}
+        # Of which the store is known, and the last read of it is too old to tell.
+        self._ahead: dict[str, Change] = {}
+        self._ended_at: dict[str, float] = {}
+        self.tell: Callable[[Change], None] = lambda change: None
+        """Told of every change that was made at this process."""
+
+    def active(self) -> list[Override]:
+        """What acts now; expiry is looked at by the decision."""
+        there = dict(self._stored)
+        for name, change in self._ahead.items():
+            known = there.get(name)
+            if known is None or known.revision < change.revision:
+                there.pop(name, None)
+                there |= {name: change.override} if change.override else {}
+        return list((there | self._local).values())
+
+    def ended_at(self, override_id: str) -> float:
+        """When one of this id was last ended, on the monotonic clock; long ago where none was of late."""
+        return self._ended_at.get(override_id, float("-inf"))
+
+    def stored(self, overrides: Iterable[Override], revision: int) -> None:
+        """Takes up what the store held at a revision."""
+        before = self.active()
+        self._stored = {override.id: override for override in overrides}
+        self._read_at = revision
+        self._ahead = {name: change for name, change in self._ahead.items() if change.revision > revision}
+        self._changed(before)
+
+    def put(self, override: Override) -> None:
+        """Makes an override act at once; it stays until it is ended here or handed over."""
+        self._tell(Change(override.id, override))
+
+    def hand_over(self, override: Override, revision: int) -> None:
+        """Leaves an override to the store, which has it since ``revision``."""
+        self._tell(Change(override.id, override, revision))
+
+    def end(self, override_id: str, revision: int | None = None) -> bool:
+        """Ends an override at once; False when it was not active.
+
+        Args:
+            override_id: of the override.
+            revision: at which the store ended it; None where the store, asked just now, has none.
+        """
+        known = any(override.id == override_id for override in self.active())
+        # Of what the last read has, the store must have lost it since.
+        self._tell(Change(override_id, None, self._read_at + 1 if revision is None else revision))
+        return known
+
+    def take(self, change: Change) -> None:
+        """Takes up what happened, here or at another process of this machine."""
+        before, (name, override, revision) = self.active(), change
+        ahead = self._ahead.get(name)
+        if override is None:
+            self._local.pop(name, None)
+            revision = max(revision, ahead.revision if ahead else 0)
+        elif not revision:
+            self._local[name] = override
+        elif self._local.get(name) == override:
+            del self._local[name]
+        if revision > self._read_at and (ahead is None or ahead.revision <= revision):
+            self._ahead[name] = Change(name, override and replace(override, revision=revision), revision)
+        self._changed(before)
+
+    def _tell(self, change: Change) -> None:
+        self.tell(change)
+        self.take(change)
+
+    def _changed(self, before: list[Override]) -> None:
+        after, now = self.active(), time.monotonic()
+        if after == before:
+            return
+        gone = {override.id for override in before} - {override.id for override in after}
+        kept = {name: at for name, at in self._ended_at.items() if now - at < _ENDS_KEPT_SECONDS}
+        self._ended_at = kept | dict.fromkeys(gone, now)
+        self._publish()
+
+    def kill(self) -> None:
+        """The kill switch that needs no store: everything dense, until :meth:`unkill`."""
+        log.warning("kill switch on: every request is served dense")
+        self.put(Override(KILL_SWITCH_ID, Scope.GLOBAL, reason="kill switch by signal", actor="signal"))
+
+    def unkill(self) -> None:
+        """Ends :meth:`kill`."""
+        log.warning("kill switch off")
+        self.end(KILL_SWITCH_ID, 0)
+
+    def publish(self) -> None:
+        """Has what acts now acted upon anew."""
+        self._publish()
+
+    def waiting(self) -> list[Override]:
+        """Overrides set here that the store does not have; the one by signal is this process's own."""
+        return [override for override in self._local.values() if override.id != KILL_SWITCH_ID]
+
+    async def write(self, store: PolicyStore, override: Override) -> bool:
+        """Writes one that was set here to the store, and leaves it to it; False while it cannot be reached."""
+        try:
+            revision = await store.put_override(override)
+        except StoreError:
+            return False
+        if any(active.id == override.id for active in self.active()):
+            self.hand_over(override, revision)
+            return True
+        log.warning("override %s was ended while it was written", override.id)
+        with contextlib.suppress(StoreError, NotFoundError):
+            await store.delete_override(override.id)
+        return True
+
+    async def deliver(self, store: PolicyStore) -> None:
+        """Writes what was set while the store was away once it is back, for as long as it runs."""
+        while True:
+            await asyncio.sleep(_RETRY_SECONDS)
+            for override in self.waiting():
+                if not await self.write(store, override):
+                    break
+                log.warning("override %s is in the store now", override.id)

@@ -1,0 +1,131 @@
+"""The last policies on disk, so that a router can start while the store is away.
+
+The file's modification time is when its contents were last known to be current: the time to live of policies goes on
+across a restart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from sparsity.errors import StoreError
+from sparsity_policies.documents.document import Check
+from sparsity_policies.documents.envelope import UNREADABLE, open_overrides, open_policy, seal_override, seal_policy
+from sparsity_policies.documents.validate import check_policy
+from sparsity_policies.model import Override, StoredPolicy
+from sparsity_policies.storage.contents import Contents, Cursor
+
+_TOUCH_SECONDS = 5.0
+# The document begins with its revision, so that the whole need not be read to know it.
+_REVISION, _HEAD = re.compile(r'\{"revision": (\d+),'), 64
+
+
+class Saved(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        contents: policies, and the overrides that acted.
+        waiting: ids of the overrides that the store did not have yet.
+        age: seconds since it was last known to be current.
+    """
+
+    contents: Contents
+    waiting: frozenset[str]
+    age: float
+
+
+class SnapshotFile:
+    """One file, replaced in one step; ``check`` finds the mistakes of what is read."""
+
+    def __init__(self, path: Path, check: Check = check_policy) -> None:
+        self._path = path
+        self._check = check
+        self._touched = 0.0
+
+    def save(
+        self,
+        revision: int,
+        policies: Iterable[StoredPolicy],
+        overrides: Iterable[Override],
+        waiting: Iterable[Override] = (),
+        age: float = 0.0,
+    ) -> None:
+        """Writes what is decided from now, unless another process wrote a newer revision, known current more lately.
+
+        Args:
+            revision: of the policies.
+            policies: all of them.
+            overrides: those that act.
+            waiting: of these, the ones that the store does not have yet.
+            age: seconds since this was last known to be current.
+
+        Raises:
+            OSError: when it cannot be written.
+        """
+        document = {
+            "revision": revision,
+            "policies": {stored.policy.domain: seal_policy(stored) for stored in policies},
+            "overrides": {override.id: seal_override(override) for override in overrides},
+            "waiting": [override.id for override in waiting],
+        }
+        scratch = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        scratch.write_text(json.dumps(document), encoding="utf-8")
+        current = time.time() - age
+        os.utime(scratch, (current, current))
+        with self._locked():
+            if self._is_newer(revision, current):
+                scratch.unlink()
+            else:
+                os.replace(scratch, self._path)
+        self._touched = time.monotonic()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keeps out the other processes that write the file."""
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
+    def _is_newer(self, revision: int, current: float) -> bool:
+        """Whether the file has a later revision than this, and was known to be current since."""
+        try:
+            with self._path.open(encoding="utf-8") as file:
+                begins = _REVISION.match(file.read(_HEAD))
+            return begins is not None and int(begins[1]) > revision and self._path.stat().st_mtime > current
+        except (OSError, UnicodeDecodeError):
+            return False
+
+    def confirm(self) -> None:
+        """Notes that the file is current, every few seconds."""
+        if time.monotonic() - self._touched > _TOUCH_SECONDS and self._path.exists():
+            os.utime(self._path)
+            self._touched = time.monotonic()
+
+    def load(self) -> Saved:
+        """What was saved.
+
+        Raises:
+            StoreError: when there is no file, or it cannot be read.
+        """
+        try:
+            age = max(time.time() - self._path.stat().st_mtime, 0.0)
+            document = json.loads(self._path.read_text(encoding="utf-8"))
+            policies = [open_policy(envelope, domain, self._check) for domain, envelope in document["policies"].items()]
+            overrides, rejected = open_overrides(document["overrides"])
+            waiting = frozenset(document.get("waiting", ()))
+            # No store has this head: the first look at one reads everything.
+            cursor = Cursor(int(document["revision"]), "on disk", "0-0")
+        except (OSError, *UNREADABLE, AttributeError) as error:
+            raise StoreError(f"--snapshot-file: {self._path}: {type(error).__name__}: {error}") from error
+        return Saved(Contents(cursor, policies, overrides, rejected, 0.0), waiting, age)

@@ -1,0 +1,83 @@
+"""Which domain a request is of: the declared one, unless the prompt says that it is of a riskier one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+from sparsity_policies.decisions.decide import MIN_CONFIDENCE
+from sparsity_policies.decisions.snapshot import Snapshot
+from sparsity_policies.model import Risk
+
+# A window this much like a riskier domain leaves it in doubt that the request is of a less risky one.
+DOUBT = 0.25
+
+
+class Score(NamedTuple):
+    """How much a prompt is like a domain's exemplars, as cosine similarity.
+
+    Attributes:
+        peak: of the window that is most like them.
+        mean: over all windows.
+    """
+
+    peak: float
+    mean: float
+
+
+class Found(NamedTuple):
+    """A request's domain.
+
+    Attributes:
+        domain: what policy is looked up by; empty when there is none.
+        declared: the declared domain, where another took its place.
+        detected: whether it was detected.
+        confidence: in what was detected, in [0, 1].
+    """
+
+    domain: str
+    declared: str = ""
+    detected: bool = False
+    confidence: float = 1.0
+
+
+def resolve(declared: str, matched: Collection[str], scores: Mapping[str, Score], snapshot: Snapshot) -> Found:
+    """The riskier of what was declared and what was detected.
+
+    A domain may take a less risky one's place on a single window of the prompt; to be taken as a less risky one, an
+    undeclared prompt has to be like it throughout.
+
+    Args:
+        declared: the caller's word; empty for none.
+        matched: domains whose literals or patterns the prompt has.
+        scores: of the semantic classifier; empty when it was not asked.
+        snapshot: the policies.
+    """
+    risks = {domain: snapshot.policies[domain].policy.risk for domain in {declared, *matched, *scores}
+             if domain in snapshot.policies}  # fmt: skip
+    certain = [domain for domain in matched if domain in risks]
+    if declared:
+        if declared not in risks:
+            return Found(declared)
+        sure = dict.fromkeys(certain, 1.0)
+        sure |= {domain: score.peak for domain, score in scores.items() if score.peak >= MIN_CONFIDENCE} | sure
+        return _riskier(declared, risks, sure) or Found(declared)
+    if certain:
+        domain = max(sorted(certain), key=risks.__getitem__)
+        return Found(domain, detected=True)
+    if not scores:
+        return Found("")
+    domain, score = max(sorted(scores.items()), key=lambda pair: pair[1].mean)
+    doubtful = [name for name, other in scores.items() if other.peak >= DOUBT and risks[name] > risks[domain]]
+    if doubtful:
+        domain = max(sorted(doubtful), key=lambda name: (risks[name], scores[name].peak))
+        return Found(domain, detected=True, confidence=max(scores[domain].peak, 0.0))
+    return Found(domain, detected=True, confidence=max(score.mean, 0.0))
+
+
+def _riskier(declared: str, risks: Mapping[str, Risk], sure: Mapping[str, float]) -> Found | None:
+    riskier = [domain for domain in sure if risks[domain] > risks[declared]]
+    if not riskier:
+        return None
+    domain = max(sorted(riskier), key=lambda name: (risks[name], sure[name]))
+    return Found(domain, declared, detected=True, confidence=min(sure[domain], 1.0))
