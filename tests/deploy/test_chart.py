@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
-from charts import CHART, examples, render
+from charts import CHART, examples, render, run
 from helm import helm
+from sparsity_policies.storage.redis_url import Login, RedisTls, read_url, whole_url
 from sparsity_router import __main__ as router
 from sparsity_worker import __main__ as worker
 
 ARGUMENTS = {"router": router.parse, "worker": worker.parse}
+STORE = ("redis.embedded.enabled=false",)
 SECRETS = {"access": "sparsity-access", "leases": "sparsity-leases"}
 
 
@@ -54,6 +56,8 @@ def refusal(*settings: str, example: str = "trial") -> str:
         ('defaults.image.digest="sha256:1"', "/defaults/image/digest"),
         ('redis.password="x"', "/redis': additional properties 'password'"),
         ('redis.url="http://x"', "/redis/url"),
+        ('redis.url="redis+other://x"', "/redis/url"),
+        ('redis.auth.password="x"', "/redis/auth': additional properties 'password'"),
         ('leases.key="x"', "/leases': additional properties 'key'"),
         ('operatorKey.value="x"', "/operatorKey': additional properties 'value'"),
         ("tracing.ratio=2", "/tracing/ratio"),
@@ -69,7 +73,20 @@ def test_the_schema_refuses_by_path(setting: str, path: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (['redis.url="redis://:secret@r:6379"', "redis.embedded.enabled=false"], "redis.url: holds credentials"),
+        ([*STORE, 'redis.url="redis://:secret@r:6379"'], "redis.url: holds credentials"),
+        ([*STORE, 'redis.url="redis://r?ssl=true"'], "redis.url: passwords belong into Secrets"),
+        ([*STORE, 'redis.url="rediss+sentinel://r/m?sentinel_password=x"'], "redis.url: passwords belong into Secrets"),
+        ([*STORE, 'redis.url="redis://a:1,b:2"'], "redis.url: several hosts are Sentinels'"),
+        ([*STORE, 'redis.url="redis+cluster://a:1,::1:2"'], 'redis.url: "::1:2" is no host:port'),
+        ([*STORE, 'redis.url="redis://r:65536"'], 'redis.url: "r:65536" has no port up to 65535'),
+        ([*STORE, 'redis.url="redis://r"', 'redis.tls.secretName="s"'], "redis.tls: redis.url is plain text"),
+        ([*STORE, 'redis.url="rediss://r"', 'redis.tls={"secretName":"s","caKey":""}'], "redis.tls: name the keys"),
+        (
+            [*STORE, 'redis.url="rediss://r"', 'redis.tls={"secretName":"s","certKey":"c"}'],
+            "redis.tls: give certKey",
+        ),
+        ([*STORE, 'redis.url="redis://r"', 'redis.sentinelAuth.secretName="s"'], "redis.url names no Sentinels"),
+        (['redis.auth.secretName="s"'], "redis.embedded: takes neither auth nor tls"),
         (['redis.url="redis://r:6379"'], "redis: give one of redis.secretName"),
         (["redis.embedded.enabled=false"], "redis: give one of redis.secretName"),
         (["model.builtin=false"], "model.existingClaim: name a claim"),
@@ -146,6 +163,65 @@ def test_production_holds_no_secret_and_names_its_own() -> None:
     url = next(entry for entry in environment if entry["name"] == "SPARSITY_REDIS_URL")
     assert url["valueFrom"]["secretKeyRef"] == {"name": "sparsity-redis", "key": "url"}
     assert "replicas" not in deployment["spec"], "an autoscaler sets them"
+
+
+def rendered(*settings: str, example: str = "trial") -> list[dict[str, Any]]:
+    """What an example renders with some values set anew."""
+    sets = [word for setting in settings for word in ("--set-json", setting)]
+    command = (
+        "template",
+        "r",
+        str(CHART),
+        "--namespace",
+        "ns",
+        "-f",
+        str(CHART / "examples" / f"{example}.yaml"),
+        *sets,
+    )
+    return [document for document in yaml.safe_load_all(run(*command)) if document]
+
+
+def egress_ports(found: list[dict[str, Any]], component: str = "router") -> list[int]:
+    """The ports of rules without a peer: of what lies outside."""
+    rules = of_kind(found, "NetworkPolicy")[f"r-sparsity-router-{component}"]["spec"]["egress"]
+    return [port["port"] for rule in rules if "to" not in rule for port in rule["ports"]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "ports"),
+    [
+        (('redis.url="rediss://cache:6380"',), [6380]),
+        (('redis.url="redis://cache-2/3"',), [6379]),
+        (('redis.url="redis://10.0.0.1"',), [6379]),
+        (('redis.url="rediss://[fd00::1]:7001/0?ssl_check_hostname=false"',), [7001]),
+        (('redis.url="redis://[fd00::1]"',), [6379]),
+        (('redis.url="rediss+cluster://a:7000,b-1:7001,c"',), [7000, 7001, 6379]),
+        (('redis.url="redis+sentinel://s-0:26380,s-1/m/0"',), [6379, 26380, 26379]),
+        (('redis.url="redis+sentinel://s/m"', "networkPolicy.redisPorts=[7002]"), [7002, 26379]),
+        (('redis.secretName="s"',), [6379]),
+        (('redis.secretName="s"', "networkPolicy.redisPorts=[6380]"), [6380]),
+    ],
+)
+def test_the_network_lets_through_what_the_url_says(settings: tuple[str, ...], ports: list[int]) -> None:
+    assert egress_ports(rendered(*STORE, *settings)) == ports
+
+
+def test_the_router_reads_the_store_out_of_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    pod = of_kind(documents("redis"), "Deployment")["r-sparsity-router-router"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    for variable in (entry for entry in container["env"] if entry["name"].startswith("SPARSITY_REDIS")):
+        key = variable.get("valueFrom", {}).get("secretKeyRef")
+        monkeypatch.setenv(variable["name"], f"{key['name']}/{key['key']}" if key else variable["value"])
+    options = router.parse(container["args"])
+    assert options.redis_url is not None
+    read = read_url(whole_url(options.redis_url, options.redis_ca, options.redis_cert, options.redis_key))
+    assert (read.kind, read.master, read.database) == ("sentinel", "policies", 2)
+    assert read.hosts == (("sentinel-0.redis", 26380), ("fd00::7", 26381), ("sentinel-2.redis", 26379))
+    assert read.login == Login("sparsity-redis/user", "sparsity-redis/password")
+    assert read.sentinel_login == Login("", "sparsity-redis/sentinel-password")
+    mount = next(mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "redis-tls")
+    assert read.tls == RedisTls(f"{mount}/ca.crt", f"{mount}/tls.crt", f"{mount}/tls.key")
+    assert {"name": "redis-tls", "secret": {"secretName": "sparsity-redis-tls"}} in pod["volumes"]
 
 
 def test_alerts_and_dashboards_go_along() -> None:

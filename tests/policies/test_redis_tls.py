@@ -187,3 +187,24 @@ async def test_a_cluster_that_is_away_is_told_as_such(tmp_path: Path) -> None:
     told = await Sessions(store.redis).tier("t", "s")
     assert "cannot be known" in told.problem
     await store.close()
+
+
+async def test_a_user_with_few_rights_is_enough(tmp_path: Path) -> None:
+    """What docs/operations.md says that it needs."""
+    rights = ("~{sparsity}*", "~sparsity:*", "+@all", "-@admin", "-@dangerous")
+    with RedisServer(tmp_path, "--user", "router", "on", f">{PASSWORD}", *rights) as server:
+        url = f"redis://router:{PASSWORD.replace('?', '%3F')}@127.0.0.1:{server.port}"
+        store = PolicyStore(url)
+        await store.seed(POLICIES)
+        cursor = (await store.read()).cursor
+        await store.wait(cursor, 0.01)
+        assert await store.delta(cursor) is not None
+        assert (await store.history("rag")).revisions
+        assert (await Sessions(store.redis).tier("t", "s")).problem == ""
+        (tmp_path / "limits.yaml").write_text("default: {requests: 3/minute}")
+        limits = TenantLimits.load(tmp_path / "limits.yaml", url)
+        assert limits is not None
+        await limits.request("acme")
+        assert [key async for key in store.redis.scan_iter("sparsity:limits*")], "it was counted in the store"
+        await limits.close()
+        await store.close()
