@@ -119,12 +119,10 @@ def component(own: Schema, image: Schema, program: Schema | None) -> Schema:
 
 def values() -> Schema:
     """All of them."""
-    image = of(
-        repository=TEXT,
-        tag=TEXT,
-        digest={"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"},
-        pullPolicy=one_of("Always", "IfNotPresent", "Never"),
-    )
+    # What names one image stands with the component that it is of.
+    any_image: Schema = {"registry": TEXT, "tag": TEXT, "pullPolicy": one_of("Always", "IfNotPresent", "Never")}
+    digest: Schema = {"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"}
+    image = of(**any_image, repository=TEXT, digest=digest)
     router: Schema = {
         "service": of(type=one_of("ClusterIP", "NodePort", "LoadBalancer"), annotations=TEXTS),
         "discovery": one_of("dns", "kubernetes"),
@@ -138,7 +136,7 @@ def values() -> Schema:
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Values of sparsity-router",
         **of(
-            **{"global": ANYTHING},
+            **{"global": {"type": "object", "properties": {"imageRegistry": TEXT}}},
             nameOverride=TEXT,
             fullnameOverride=TEXT,
             commonLabels=TEXTS,
@@ -146,7 +144,7 @@ def values() -> Schema:
             clusterDomain=SOME_TEXT,
             serviceAccount=of(create=YES_OR_NO, name=NAME, annotations=TEXTS),
             model=of(existingClaim=NAME, subPath=TEXT, builtin=YES_OR_NO),
-            defaults=component({}, image, None),
+            defaults=component({}, of(**any_image), None),
             router=component(router, image, options(parse_router)),
             workers=of(dense=component(tier, image, of_worker), moderate=sparse, aggressive=sparse),
             redis=of(

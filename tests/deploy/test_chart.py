@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from charts import CHART, examples, refusal, refusals, refuse_all, render, run
+from charts import CHART, examples, refusal, refusals, refuse_all, render, run, value_files
 from helm import PACKAGES, helm
 from sparsity_policies.storage.redis_url import Login, RedisTls, read_url, whole_url
 from sparsity_router import __main__ as router
@@ -20,7 +20,8 @@ SECRETS = {"access": "sparsity-access", "leases": "sparsity-leases"}
 
 
 def documents(name: str) -> list[dict[str, Any]]:
-    return [document for document in yaml.safe_load_all(render(CHART / "examples" / f"{name}.yaml")) if document]
+    (file,) = (file for file in value_files() if file.stem == name)
+    return [document for document in yaml.safe_load_all(render(file)) if document]
 
 
 def of_kind(found: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
@@ -60,7 +61,7 @@ def test_every_container_is_locked_down(name: str) -> None:
             assert container["pod"]["automountServiceAccountToken"] is False
 
 
-@pytest.mark.parametrize("name", [path.stem for path in examples()])
+@pytest.mark.parametrize("name", [path.stem for path in value_files()])
 def test_the_programs_take_the_arguments(name: str) -> None:
     asked = [container for container in containers(documents(name)) if container["name"] in ARGUMENTS]
     assert asked
@@ -194,3 +195,17 @@ def test_a_folder_of_examples_is_not_packed(tmp_path: Path) -> None:
     listing = subprocess.run(["tar", "tzf", str(packed)], check=True, capture_output=True, text=True).stdout
     assert "sparsity-router/files/alerts.yaml" in listing
     assert "examples/" not in listing
+
+
+def test_a_registry_stands_before_every_image() -> None:
+    found = {container["name"]: container["image"] for container in containers(documents("images"))}
+    images = {container["image"] for container in containers(documents("images"))}
+    team = "registry.example.com:5000/team"
+    assert {found[name] for name in ("router", "import", "check", "valkey")} == {f"{team}/sparsity-router:1.2.3"}
+    assert found["model"] == f"{team}/sparsity-worker:1.2.3"
+    assert images - {found["router"], found["model"]} == {
+        f"{team}/mirror/worker-of-ours:1.2.3",
+        "other.example.com/sparsity-worker:1.2.3",
+    }
+    everywhere = containers(rendered('global.imageRegistry="all.example.com"'))
+    assert all(container["image"].startswith("all.example.com/sparsity-") for container in everywhere)

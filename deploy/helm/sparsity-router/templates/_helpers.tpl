@@ -52,7 +52,8 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- define "sparsity.image" -}}
 {{- $root := index . 0 -}}{{- $image := (index . 1).image -}}
 {{- if eq $image.tag "latest" }}{{ fail (printf "%s.image.tag: latest names no version; give one, or a digest" (index . 2)) }}{{ end -}}
-{{- $repository := default (index . 3) $image.repository -}}
+{{- $registry := default (dig "imageRegistry" "" ($root.Values.global | default dict)) $image.registry | trimSuffix "/" -}}
+{{- $repository := join "/" (compact (list $registry (default (index . 3) $image.repository))) -}}
 {{- if $image.digest -}}
 {{- printf "%s@%s" $repository $image.digest -}}
 {{- else -}}
