@@ -209,3 +209,11 @@ def test_a_registry_stands_before_every_image() -> None:
     }
     everywhere = containers(rendered('global.imageRegistry="all.example.com"'))
     assert all(container["image"].startswith("all.example.com/sparsity-") for container in everywhere)
+
+
+def test_an_upgrade_waits_for_the_model() -> None:
+    found = of_kind(documents("slow"), "Deployment")
+    names = ("r-sparsity-router-router", "r-sparsity-router-worker-dense")
+    assert [found[name]["spec"]["progressDeadlineSeconds"] for name in names] == [900, 3900]
+    probe = found["r-sparsity-router-worker-dense"]["spec"]["template"]["spec"]["containers"][0]["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 3600
