@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -217,3 +218,11 @@ def test_an_upgrade_waits_for_the_model() -> None:
     assert [found[name]["spec"]["progressDeadlineSeconds"] for name in names] == [900, 3900]
     probe = found["r-sparsity-router-worker-dense"]["spec"]["template"]["spec"]["containers"][0]["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] == 3600
+
+
+def test_numbers_are_written_as_digits() -> None:
+    (file,) = (file for file in value_files() if file.stem == "numbers")
+    assert not re.search(r"[0-9]e\+", render(file))
+    container = of_kind(documents("numbers"), "Deployment")["r-sparsity-router-router"]["spec"]["template"]["spec"]
+    options = router.parse(container["containers"][0]["args"])
+    assert (options.queue_limit, options.queue_seconds, options.max_prompt_bytes) == (1_000_000, 1e-7, 2**24)

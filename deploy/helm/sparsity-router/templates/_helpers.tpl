@@ -266,7 +266,8 @@ metadata:
   labels:
     {{- include "sparsity.labels" (list $root $component) | nindent 4 }}
 spec:
-  maxUnavailable: {{ $values.podDisruptionBudget.maxUnavailable }}
+  {{- $disrupted := $values.podDisruptionBudget.maxUnavailable }}
+  maxUnavailable: {{ if kindIs "string" $disrupted }}{{ $disrupted }}{{ else }}{{ int $disrupted }}{{ end }}
   unhealthyPodEvictionPolicy: AlwaysAllow
   selector:
     matchLabels:
@@ -282,16 +283,16 @@ metadata:
     {{- include "sparsity.labels" (list $root $component) | nindent 4 }}
 spec:
   scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: {{ $name }}}
-  minReplicas: {{ $scaling.minReplicas }}
-  maxReplicas: {{ $scaling.maxReplicas }}
+  minReplicas: {{ int $scaling.minReplicas }}
+  maxReplicas: {{ int $scaling.maxReplicas }}
   metrics:
   - type: Resource
     resource:
       name: cpu
-      target: {type: Utilization, averageUtilization: {{ $scaling.targetCPU }}}
+      target: {type: Utilization, averageUtilization: {{ int $scaling.targetCPU }}}
   behavior:
     scaleDown:
-      stabilizationWindowSeconds: {{ $scaling.cooldownSeconds }}
+      stabilizationWindowSeconds: {{ int $scaling.cooldownSeconds }}
 {{- else if eq $scaling.kind "keda" }}
 ---
 apiVersion: keda.sh/v1alpha1
@@ -302,9 +303,9 @@ metadata:
     {{- include "sparsity.labels" (list $root $component) | nindent 4 }}
 spec:
   scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: {{ $name }}}
-  minReplicaCount: {{ $scaling.minReplicas }}
-  maxReplicaCount: {{ $scaling.maxReplicas }}
-  cooldownPeriod: {{ $scaling.cooldownSeconds }}
+  minReplicaCount: {{ int $scaling.minReplicas }}
+  maxReplicaCount: {{ int $scaling.maxReplicas }}
+  cooldownPeriod: {{ int $scaling.cooldownSeconds }}
   triggers:
   {{- range index . 3 }}
   - type: prometheus
@@ -312,7 +313,7 @@ spec:
     metadata:
       serverAddress: {{ $root.Values.monitoring.prometheusUrl | quote }}
       query: {{ .query | quote }}
-      threshold: {{ .threshold | quote }}
+      threshold: {{ include "sparsity.number" .threshold | quote }}
   {{- end }}
 {{- end }}
 {{- end }}
