@@ -141,6 +141,23 @@ def test_the_network_lets_through_what_the_url_says(settings: tuple[str, ...], p
     assert egress_ports(rendered(*STORE, *settings)) == ports
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [
+        ("http://otel-collector-2:4317", 4317),
+        ("http://10.0.0.1:4318/", 4318),
+        ("http://collector:4319/v1/9", 4319),
+        ("https://[fd00::1]:4320", 4320),
+        ("https://10.0.0.1", 443),
+        ("https://collector-7/", 443),
+    ],
+)
+def test_the_network_lets_traces_through(endpoint: str, port: int) -> None:
+    found = rendered(f'tracing.endpoint="{endpoint}"')
+    for component in ("router", "worker-dense"):
+        assert egress_ports(found, component) == [port]
+
+
 def test_the_router_reads_the_store_out_of_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     pod = of_kind(documents("redis"), "Deployment")["r-sparsity-router-router"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]

@@ -327,9 +327,9 @@ spec:
   ports:
   - {port: 53, protocol: UDP}
   - {port: 53, protocol: TCP}
-{{- if .Values.tracing.endpoint }}
+{{- with .Values.tracing.endpoint }}
 - ports:
-  - {port: {{ default "4317" (regexFind "[0-9]+$" (trimSuffix "/" .Values.tracing.endpoint)) }}, protocol: TCP}
+  - {port: {{ include "sparsity.port" (list (include "sparsity.urlHosts" .) "443") }}, protocol: TCP}
 {{- end }}
 {{- with .Values.networkPolicy.extraEgress }}
 {{ toYaml . }}
