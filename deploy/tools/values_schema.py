@@ -54,6 +54,7 @@ def one_of(*words: str) -> Schema:
     return {"enum": list(words)}
 
 
+PORT = whole(1, 65535)
 SECRET = of(secretName=NAME, secretKey=SOME_TEXT)
 LOGIN = of(secretName=NAME, usernameKey=TEXT, passwordKey=SOME_TEXT)
 
@@ -178,7 +179,8 @@ def values() -> Schema:
                 clients=several(),
                 monitoring=several(),
                 directClients=YES_OR_NO,
-                redisPorts=several(whole(1, 65535)),
+                redisPorts=several(PORT),
+                dns=of(ports=several(PORT), peers=several()),
                 extraEgress=several(),
             ),
             tracing=of(

@@ -119,7 +119,7 @@ def rendered(*settings: str, example: str = "trial") -> list[dict[str, Any]]:
 def egress_ports(found: list[dict[str, Any]], component: str = "router") -> list[int]:
     """The ports of rules without a peer: of what lies outside."""
     rules = of_kind(found, "NetworkPolicy")[f"r-sparsity-router-{component}"]["spec"]["egress"]
-    return [port["port"] for rule in rules if "to" not in rule for port in rule["ports"]]
+    return [port["port"] for rule in rules if "to" not in rule for port in rule["ports"] if port["protocol"] == "TCP"]
 
 
 @pytest.mark.parametrize(
@@ -139,6 +139,27 @@ def egress_ports(found: list[dict[str, Any]], component: str = "router") -> list
 )
 def test_the_network_lets_through_what_the_url_says(settings: tuple[str, ...], ports: list[int]) -> None:
     assert egress_ports(rendered(*STORE, *settings)) == ports
+
+
+def test_names_are_looked_up_on_ordinary_clusters() -> None:
+    """By kube-dns and its like, by OpenShift's, and by NodeLocal DNSCache; or where the values say."""
+
+    def lookups(found: list[dict[str, Any]], component: str) -> dict[str, Any]:
+        rules = of_kind(found, "NetworkPolicy")[f"r-sparsity-router-{component}"]["spec"]["egress"]
+        (rule,) = (rule for rule in rules if any(port["protocol"] == "UDP" for port in rule["ports"]))
+        return dict(rule)
+
+    for component in ("router", "worker-dense"):
+        rule = lookups(documents("trial"), component)
+        assert {(port["port"], port["protocol"]) for port in rule["ports"]} == {
+            (number, protocol) for number in (53, 5353) for protocol in ("TCP", "UDP")
+        }
+        assert {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "openshift-dns"}}} in rule["to"]
+        assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in rule["to"]
+        own = lookups(documents("dns"), component)
+        assert own["to"] == [{"ipBlock": {"cidr": "10.0.0.53/32"}}]
+        assert {port["port"] for port in own["ports"]} == {1053}
+        assert "to" not in lookups(rendered("networkPolicy.dns.peers=[]"), component)
 
 
 @pytest.mark.parametrize(

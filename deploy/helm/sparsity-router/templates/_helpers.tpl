@@ -320,13 +320,15 @@ spec:
 
 {{- /* Egress that routers and workers share. */ -}}
 {{- define "sparsity.egress" -}}
-- to:
-  - namespaceSelector: {}
-    podSelector:
-      matchLabels: {k8s-app: kube-dns}
-  ports:
-  - {port: 53, protocol: UDP}
-  - {port: 53, protocol: TCP}
+- ports:
+  {{- range .Values.networkPolicy.dns.ports }}
+  - {port: {{ int . }}, protocol: UDP}
+  - {port: {{ int . }}, protocol: TCP}
+  {{- end }}
+  {{- with .Values.networkPolicy.dns.peers }}
+  to:
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- with .Values.tracing.endpoint }}
 - ports:
   - {port: {{ include "sparsity.port" (list (include "sparsity.urlHosts" .) "443") }}, protocol: TCP}
