@@ -264,3 +264,27 @@ def test_numbers_are_written_as_digits() -> None:
     container = of_kind(documents("numbers"), "Deployment")["r-sparsity-router-router"]["spec"]["template"]["spec"]
     options = router.parse(container["containers"][0]["args"])
     assert (options.queue_limit, options.queue_seconds, options.max_prompt_bytes) == (1_000_000, 1e-7, 2**24)
+
+
+def pods(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The specs of all pods by the names of what makes them, without the release's."""
+    made = {container["pod"]["containers"][0]["name"]: container["pod"] for container in containers(found)}
+    for name, deployment in of_kind(found, "Deployment").items():
+        made[name.removeprefix("r-sparsity-router-")] = deployment["spec"]["template"]["spec"]
+    return made
+
+
+def test_each_component_has_its_own_nodes() -> None:
+    found = pods(documents("nodes"))
+    selectors = {name: pod.get("nodeSelector") for name, pod in found.items()}
+    general = {"pool": "general"}
+    assert [selectors[name] for name in ("router", "valkey", "import", "check")] == [general] * 4
+    assert selectors["worker-dense"] == {"pool": "inference"}
+    assert selectors["worker-moderate"] is None
+    assert selectors["worker-aggressive"] == {"gpu": "h200"}
+    tolerating = {name for name, pod in found.items() if pod.get("tolerations")}
+    assert {"router", "valkey", "import", "check", "worker-dense", "worker-aggressive"} <= tolerating
+    assert "worker-moderate" not in tolerating
+    assert "affinity" not in found["router"]
+    assert "affinity" in found["worker-dense"]
+    assert found["valkey"]["priorityClassName"] == "inference"

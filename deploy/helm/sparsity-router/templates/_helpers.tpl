@@ -45,6 +45,8 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- $own := $root.Values -}}
 {{- range splitList "." (index . 1) }}{{ $own = index $own . }}{{ end -}}
 {{- $merged := mustMergeOverwrite (deepCopy $root.Values.defaults) (deepCopy $own) -}}
+{{- /* An empty one takes the default off. */ -}}
+{{- range list "nodeSelector" "affinity" }}{{ if hasKey $own . }}{{ $_ := set $merged . (index $own .) }}{{ end }}{{ end -}}
 {{- toJson $merged -}}
 {{- end }}
 
@@ -218,23 +220,28 @@ initContainers:
 {{- end }}
 {{- end }}
 
+{{- /* What says which nodes a pod may go to: (values). */ -}}
+{{- define "sparsity.placement" -}}
+{{- with .priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
 {{- /* Where pods go: (list root values component). */ -}}
 {{- define "sparsity.scheduling" -}}
 {{- $root := index . 0 -}}{{- $values := index . 1 -}}
 {{- with $values.runtimeClassName }}
 runtimeClassName: {{ . }}
 {{- end }}
-{{- with $values.priorityClassName }}
-priorityClassName: {{ . }}
-{{- end }}
-{{- with $values.nodeSelector }}
-nodeSelector:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with $values.tolerations }}
-tolerations:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
+{{- include "sparsity.placement" $values }}
 {{- with $values.affinity }}
 affinity:
   {{- toYaml . | nindent 2 }}
