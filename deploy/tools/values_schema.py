@@ -97,6 +97,8 @@ def component(own: Schema, image: Schema, program: Schema | None) -> Schema:
         "tolerations": several(),
         "affinity": {"type": ["object", "null"]},
         "topologySpreadConstraints": several(),
+        "podSecurityContext": {"type": ["object", "null"]},
+        "securityContext": {"type": ["object", "null"]},
         "podAnnotations": TEXTS,
         "podLabels": TEXTS,
         "extraEnv": several({"type": "object", "required": ["name"]}),

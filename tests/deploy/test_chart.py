@@ -288,3 +288,21 @@ def test_each_component_has_its_own_nodes() -> None:
     assert "affinity" not in found["router"]
     assert "affinity" in found["worker-dense"]
     assert found["valkey"]["priorityClassName"] == "inference"
+
+
+@pytest.mark.parametrize("version", PACKAGES)
+def test_users_and_rights_are_values(version: str) -> None:
+    (file,) = (file for file in value_files() if file.stem == "openshift")
+    found = pods([document for document in yaml.safe_load_all(render(file, helm_version=version)) if document])
+    picked = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    for name in ("router", "worker-dense", "worker-aggressive", "valkey", "import", "check"):
+        assert found[name]["securityContext"] == picked
+    assert found["worker-moderate"]["securityContext"] == {"runAsUser": 1000, "fsGroup": 2000}
+
+    def rights(name: str) -> list[Any]:
+        pod = found[name]
+        return [each["securityContext"] for each in (*pod.get("initContainers", ()), *pod["containers"])]
+
+    assert [each["readOnlyRootFilesystem"] for each in rights("worker-dense")] == [False, False]
+    assert rights("worker-moderate") == [{}, {}]
+    assert all(each["readOnlyRootFilesystem"] for name in ("router", "valkey", "import") for each in rights(name))

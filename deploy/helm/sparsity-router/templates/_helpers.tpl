@@ -46,7 +46,7 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- range splitList "." (index . 1) }}{{ $own = index $own . }}{{ end -}}
 {{- $merged := mustMergeOverwrite (deepCopy $root.Values.defaults) (deepCopy $own) -}}
 {{- /* An empty one takes the default off. */ -}}
-{{- range list "nodeSelector" "affinity" }}{{ if hasKey $own . }}{{ $_ := set $merged . (index $own .) }}{{ end }}{{ end -}}
+{{- range list "nodeSelector" "affinity" "podSecurityContext" "securityContext" }}{{ if hasKey $own . }}{{ $_ := set $merged . (index $own .) }}{{ end }}{{ end -}}
 {{- toJson $merged -}}
 {{- end }}
 
@@ -82,22 +82,6 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 - {{ if kindIs "string" $value }}{{ $value | quote }}{{ else }}{{ include "sparsity.number" $value | quote }}{{ end }}
 {{- end }}
 {{- end }}
-{{- end }}
-
-{{- define "sparsity.podSecurity" -}}
-runAsNonRoot: true
-runAsUser: 10001
-runAsGroup: 10001
-fsGroup: 10001
-seccompProfile:
-  type: RuntimeDefault
-{{- end }}
-
-{{- define "sparsity.containerSecurity" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-capabilities:
-  drop: [ALL]
 {{- end }}
 
 {{- /* Probes of the plaintext health port: (list values). */ -}}
@@ -199,7 +183,7 @@ lifecycle:
   {{- end }}
 {{- end }}
 
-{{- /* Copies the worker image's model for all containers: (list root). */ -}}
+{{- /* Copies the worker image's model for all containers: (list root values), values of the component. */ -}}
 {{- define "sparsity.modelInit" -}}
 {{- $root := index . 0 -}}
 {{- if $root.Values.model.builtin }}
@@ -210,7 +194,7 @@ initContainers:
   imagePullPolicy: {{ $dense.image.pullPolicy }}
   command: [cp, -r, /opt/sparsity/models/SmolLM2-135M-Instruct, /models/]
   securityContext:
-    {{- include "sparsity.containerSecurity" . | nindent 4 }}
+    {{- toYaml (index . 1).securityContext | nindent 4 }}
   resources:
     requests: {cpu: 100m, memory: 64Mi}
     limits: {memory: 512Mi}
