@@ -57,6 +57,8 @@ def one_of(*words: str) -> Schema:
 PORT = whole(1, 65535)
 SECRET = of(secretName=NAME, secretKey=SOME_TEXT)
 LOGIN = of(secretName=NAME, usernameKey=TEXT, passwordKey=SOME_TEXT)
+CLAIM = {**of(name=SOME_TEXT, request=TEXT), "required": ["name"]}
+POD_CLAIM = {**of(name=SOME_TEXT, resourceClaimName=NAME, resourceClaimTemplateName=NAME), "required": ["name"]}
 
 
 def options(parse: Callable[[list[str] | None], Any]) -> Schema:
@@ -89,7 +91,8 @@ def component(own: Schema, image: Schema, program: Schema | None) -> Schema:
         "replicas": whole(0),
         "drainSeconds": number(minimum=0),
         "startupSeconds": whole(5),
-        "resources": of(requests=QUANTITIES, limits=QUANTITIES, claims=several()),
+        "resources": of(requests=QUANTITIES, limits=QUANTITIES, claims=several(CLAIM)),
+        "resourceClaims": several(POD_CLAIM),
         "shmSize": {"type": "string", "pattern": "^([0-9.]+[EPTGMK]i?)?$"},
         "runtimeClassName": TEXT,
         "priorityClassName": TEXT,

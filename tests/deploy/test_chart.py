@@ -306,3 +306,11 @@ def test_users_and_rights_are_values(version: str) -> None:
     assert [each["readOnlyRootFilesystem"] for each in rights("worker-dense")] == [False, False]
     assert rights("worker-moderate") == [{}, {}]
     assert all(each["readOnlyRootFilesystem"] for name in ("router", "valkey", "import") for each in rights(name))
+
+
+def test_a_claim_of_a_container_is_its_pods() -> None:
+    found = pods(documents("claims"))
+    dense = found["worker-dense"]
+    assert dense["resourceClaims"] == [{"name": "gpu", "resourceClaimTemplateName": "one-gpu"}]
+    assert dense["containers"][0]["resources"]["claims"] == [{"name": "gpu"}]
+    assert "resourceClaims" not in found["worker-moderate"]

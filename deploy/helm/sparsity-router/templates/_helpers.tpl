@@ -225,6 +225,10 @@ tolerations:
 {{- with $values.runtimeClassName }}
 runtimeClassName: {{ . }}
 {{- end }}
+{{- with $values.resourceClaims }}
+resourceClaims:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- include "sparsity.placement" $values }}
 {{- with $values.affinity }}
 affinity:
