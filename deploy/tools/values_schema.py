@@ -115,7 +115,7 @@ def component(own: Schema, image: Schema, program: Schema | None) -> Schema:
             targetCPU=whole(1, 100),
             targetWaiting=number(exclusiveMinimum=0),
             targetKvUse=number(exclusiveMinimum=0, maximum=1),
-            cooldownSeconds=whole(0),
+            cooldownSeconds=whole(0, 3600),
         ),
     }
     if program is not None:
@@ -209,6 +209,7 @@ def values() -> Schema:
                 ),
                 dashboards=of(enabled=YES_OR_NO, labels=TEXTS),
                 prometheusUrl=URL,
+                releaseLabel={"type": "string", "pattern": "^[a-zA-Z0-9_]*$"},
             ),
             extraObjects=several(),
         ),

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import promql_parser
 import pytest
 import yaml
 from charts import CHART, examples, refusal, refusals, refuse_all, render, run, value_files
@@ -212,8 +213,18 @@ def test_keda_asks_for_the_tier_of_its_pool() -> None:
     queries = [
         trigger["metadata"]["query"] for trigger in scaled["r-sparsity-router-worker-moderate"]["spec"]["triggers"]
     ]
-    scope = '{namespace="ns",sparsity_tier="moderate"}'
+    scope = '{namespace="ns",sparsity_tier="moderate",app_kubernetes_io_instance="r"}'
     assert queries == [f"sum(sparsity_router_waiting{scope})", f"avg(sparsity_worker_kv_use{scope})"]
+    for query in queries:
+        promql_parser.parse(query)
+    settings = ('defaults.autoscaling={"kind":"keda","cooldownSeconds":900}', 'monitoring.releaseLabel=""')
+    for scaler in of_kind(rendered(*settings, example="keda"), "ScaledObject").values():
+        behavior = scaler["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+        assert behavior == {"scaleDown": {"stabilizationWindowSeconds": 900}}
+        assert "cooldownPeriod" not in scaler["spec"], "it would be of the way to zero replicas"
+        assert "instance" not in scaler["spec"]["triggers"][0]["metadata"]["query"]
+    (monitor,) = of_kind(documents("production"), "PodMonitor").values()
+    assert "app.kubernetes.io/instance" in monitor["spec"]["podTargetLabels"]
 
 
 def test_discovery_by_endpointslices_may_read_them_and_no_more() -> None:

@@ -300,7 +300,12 @@ spec:
   scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: {{ $name }}}
   minReplicaCount: {{ int $scaling.minReplicas }}
   maxReplicaCount: {{ int $scaling.maxReplicas }}
-  cooldownPeriod: {{ int $scaling.cooldownSeconds }}
+  # KEDA's own cooldown is of the way to zero replicas only.
+  advanced:
+    horizontalPodAutoscalerConfig:
+      behavior:
+        scaleDown:
+          stabilizationWindowSeconds: {{ int $scaling.cooldownSeconds }}
   triggers:
   {{- range index . 3 }}
   - type: prometheus
