@@ -135,7 +135,8 @@ def values() -> Schema:
         "connectionSeconds": number(minimum=0),
         "policyTtl": number(exclusiveMinimum=0),
     }
-    tier: Schema = {"enabled": YES_OR_NO}
+    rollout: Schema = {"rollout": one_of("surge", "replace")}
+    tier: Schema = {"enabled": YES_OR_NO, **rollout}
     of_worker = options(parse_worker)
     sparse = component({**tier, "profile": SOME_TEXT}, image, of_worker)
     return {
@@ -150,7 +151,7 @@ def values() -> Schema:
             clusterDomain=SOME_TEXT,
             serviceAccount=of(create=YES_OR_NO, name=NAME, annotations=TEXTS),
             model=of(existingClaim=NAME, subPath=TEXT, builtin=YES_OR_NO),
-            defaults=component({}, of(**any_image), None),
+            defaults=component(rollout, of(**any_image), None),
             router=component(router, image, options(parse_router)),
             workers=of(dense=component(tier, image, of_worker), moderate=sparse, aggressive=sparse),
             redis=of(

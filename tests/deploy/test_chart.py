@@ -325,3 +325,13 @@ def test_a_claim_of_a_container_is_its_pods() -> None:
     assert dense["resourceClaims"] == [{"name": "gpu", "resourceClaimTemplateName": "one-gpu"}]
     assert dense["containers"][0]["resources"]["claims"] == [{"name": "gpu"}]
     assert "resourceClaims" not in found["worker-moderate"]
+
+
+def test_an_upgrade_leaves_a_dense_worker() -> None:
+    def unavailable(found: list[dict[str, Any]], tier: str) -> tuple[int, int]:
+        strategy = of_kind(found, "Deployment")[f"r-sparsity-router-worker-{tier}"]["spec"]["strategy"]["rollingUpdate"]
+        return strategy["maxUnavailable"], strategy["maxSurge"]
+
+    assert unavailable(documents("trial"), "dense") == (0, 1)
+    found = documents("rollout")
+    assert [unavailable(found, tier) for tier in ("dense", "moderate", "aggressive")] == [(1, 0), (1, 0), (0, 1)]
