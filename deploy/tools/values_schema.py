@@ -149,6 +149,7 @@ def values() -> Schema:
             commonLabels=TEXTS,
             imagePullSecrets=several({**of(name=NAME), "required": ["name"]}),
             clusterDomain=SOME_TEXT,
+            listenHost=one_of("0.0.0.0", "::"),
             serviceAccount=of(create=YES_OR_NO, name=NAME, annotations=TEXTS),
             model=of(existingClaim=NAME, subPath=TEXT, builtin=YES_OR_NO),
             defaults=component(rollout, of(**any_image), None),

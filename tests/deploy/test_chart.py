@@ -72,7 +72,8 @@ def test_the_programs_take_the_arguments(name: str) -> None:
         assert options.drain_seconds + 5 < container["pod"]["terminationGracePeriodSeconds"]
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         listens = {"grpc": options.listen, "health": options.health_listen, "metrics": options.metrics_listen}
-        assert {key: f"0.0.0.0:{port}" for key, port in ports.items()} == listens
+        host = "[::]" if name == "ipv6" else "0.0.0.0"
+        assert {key: f"{host}:{port}" for key, port in ports.items()} == listens
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert container[kind]["grpc"]["port"] == ports["health"]
 

@@ -63,6 +63,12 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- end -}}
 {{- end }}
 
+{{- /* What a program listens on: (list root port). */ -}}
+{{- define "sparsity.listen" -}}
+{{- $host := (index . 0).Values.listenHost -}}
+{{- if contains ":" $host }}[{{ $host }}]{{ else }}{{ $host }}{{ end }}:{{ index . 1 }}
+{{- end }}
+
 {{- /* A number as its digits: YAML numbers arrive as floats. */ -}}
 {{- define "sparsity.number" -}}
 {{- if eq (float64 .) (float64 (int64 .)) }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
