@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from sparsity_policies.model import Risk, Tier
 from sparsity_router.__main__ import parse as parse_router
 from sparsity_worker.__main__ import parse as parse_worker
 
@@ -59,6 +60,20 @@ SECRET = of(secretName=NAME, secretKey=SOME_TEXT)
 LOGIN = of(secretName=NAME, usernameKey=TEXT, passwordKey=SOME_TEXT)
 CLAIM = {**of(name=SOME_TEXT, request=TEXT), "required": ["name"]}
 POD_CLAIM = {**of(name=SOME_TEXT, resourceClaimName=NAME, resourceClaimTemplateName=NAME), "required": ["name"]}
+# What Helm can tell of a policy; the job before an install reads it whole.
+DOCUMENT: Schema = {
+    "type": "object",
+    "required": ["domain"],
+    "properties": {
+        "risk": one_of(*(risk.name.lower() for risk in Risk)),
+        "bands": several(
+            {
+                "type": "object",
+                "properties": {"from_tokens": whole(0), "tier": one_of(*(tier.name.lower() for tier in Tier))},
+            }
+        ),
+    },
+}
 
 
 def options(parse: Callable[[list[str] | None], Any]) -> Schema:
@@ -171,7 +186,7 @@ def values() -> Schema:
             policies=of(
                 bandSet=one_of("standard", "small-context", "none"),
                 configMap=NAME,
-                documents={"type": "object", "additionalProperties": {"type": "object", "required": ["domain"]}},
+                documents={"type": "object", "additionalProperties": DOCUMENT},
             ),
             leases=of(enabled=YES_OR_NO, **SECRET["properties"]),
             access=SECRET,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -336,3 +337,38 @@ def test_an_upgrade_leaves_a_dense_worker() -> None:
     assert unavailable(documents("trial"), "dense") == (0, 1)
     found = documents("rollout")
     assert [unavailable(found, tier) for tier in ("dense", "moderate", "aggressive")] == [(1, 0), (1, 0), (0, 1)]
+
+
+def test_policies_are_read_before_anything_is_changed(tmp_path: Path) -> None:
+    """By a hook that fails at the first mistake, with what it needs made before it."""
+    for name, code in (("policies", 2), ("production", 0)):
+        found = documents(name)
+        job, files = (of_kind(found, kind)["r-sparsity-router-policies-check"] for kind in ("Job", "ConfigMap"))
+        for each in (job, files):
+            assert each["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
+        assert int(files["metadata"]["annotations"]["helm.sh/hook-weight"]) < 0
+        assert job["spec"]["backoffLimit"] == 0
+        pod = job["spec"]["template"]["spec"]
+        assert pod["restartPolicy"] == "Never"
+        assert "serviceAccountName" not in pod, "there is none yet"
+        assert {"name": "policies", "configMap": {"name": files["metadata"]["name"]}} in pod["volumes"]
+        for file, text in files["data"].items():
+            (tmp_path / file).write_text(text)
+        *command, folder = pod["containers"][0]["command"]
+        assert folder == pod["containers"][0]["volumeMounts"][0]["mountPath"]
+        program = [str(Path(sys.executable).parent / command[0]), *command[1:], str(tmp_path)]
+        ended = subprocess.run(program, capture_output=True, text=True, check=False)
+        assert ended.returncode == code, ended.stderr
+        assert ("tokns" in ended.stderr) is bool(code)
+        for file in files["data"]:
+            (tmp_path / file).unlink()
+
+
+def test_the_job_ends_at_once_where_the_router_refuses() -> None:
+    job = of_kind(documents("production"), "Job")["r-sparsity-router-policies"]["spec"]
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule == {"action": "FailJob", "onExitCodes": {"containerName": "import", "operator": "In", "values": [2, 6]}}
+    assert job["template"]["spec"]["restartPolicy"] == "Never", "a failure policy needs it"
+    assert job["template"]["spec"]["containers"][0]["name"] == "import"
+    own = of_kind(documents("keda"), "Job")["r-sparsity-router-policies-check"]["spec"]["template"]["spec"]
+    assert {"name": "policies", "configMap": {"name": "our-policies"}} in own["volumes"]

@@ -160,6 +160,54 @@ lifecycle:
 {{- end }}
 {{- end }}
 
+{{- /* The pod of a job over policy documents: root, router, name, configMap, command and args. */ -}}
+{{- define "sparsity.policyPod" -}}
+template:
+  metadata:
+    labels:
+      {{- include "sparsity.labels" (list .root "policies") | nindent 6 }}
+  spec:
+    restartPolicy: Never
+    automountServiceAccountToken: false
+    enableServiceLinks: false
+    {{- with include "sparsity.placement" .router | trim }}
+    {{- . | nindent 4 }}
+    {{- end }}
+    {{- with .root.Values.imagePullSecrets }}
+    imagePullSecrets:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    securityContext:
+      {{- toYaml .router.podSecurityContext | nindent 6 }}
+    containers:
+    - name: {{ .name }}
+      image: {{ include "sparsity.image" (list .root .router "router" "sparsity-router") }}
+      imagePullPolicy: {{ .router.image.pullPolicy }}
+      command: {{ toJson .command }}
+      {{- with .args }}
+      args: {{ toJson . }}
+      {{- end }}
+      env:
+      {{- include "sparsity.callerEnvironment" (list .root) | nindent 6 }}
+      resources:
+        requests: {cpu: 100m, memory: 256Mi}
+        limits: {memory: 512Mi}
+      securityContext:
+        {{- toYaml .router.securityContext | nindent 8 }}
+      volumeMounts:
+      - {name: policies, mountPath: /etc/sparsity/policies, readOnly: true}
+      - {name: tmp, mountPath: /tmp}
+      {{- if .root.Values.tls.router.secretName }}
+      - {name: tls, mountPath: /etc/sparsity/tls, readOnly: true}
+      {{- end }}
+    volumes:
+    - {name: policies, configMap: {name: {{ default .configMap .root.Values.policies.configMap }}}}
+    - {name: tmp, emptyDir: {}}
+    {{- if .root.Values.tls.router.secretName }}
+    - {name: tls, secret: {secretName: {{ .root.Values.tls.router.secretName }}}}
+    {{- end }}
+{{- end }}
+
 {{- define "sparsity.leaseSecret" -}}
 {{- default (printf "%s-leases" (include "sparsity.fullname" .)) .Values.leases.secretName }}
 {{- end }}
