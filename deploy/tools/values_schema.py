@@ -148,6 +148,7 @@ def values() -> Schema:
         "service": of(type=one_of("ClusterIP", "NodePort", "LoadBalancer"), annotations=TEXTS),
         "discovery": one_of("dns", "kubernetes"),
         "connectionSeconds": number(minimum=0),
+        "snapshot": of(existingClaim=NAME),
         "policyTtl": number(exclusiveMinimum=0),
     }
     rollout: Schema = {"rollout": one_of("surge", "replace")}

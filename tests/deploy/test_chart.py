@@ -372,3 +372,14 @@ def test_the_job_ends_at_once_where_the_router_refuses() -> None:
     assert job["template"]["spec"]["containers"][0]["name"] == "import"
     own = of_kind(documents("keda"), "Job")["r-sparsity-router-policies-check"]["spec"]["template"]["spec"]
     assert {"name": "policies", "configMap": {"name": "our-policies"}} in own["volumes"]
+
+
+def test_the_last_policies_may_outlive_pods() -> None:
+    claim = {"persistentVolumeClaim": {"claimName": "snapshots"}}
+    for name, state in (("trial", {"emptyDir": {}}), ("snapshot", claim)):
+        router_pod = pods(documents(name))["router"]
+        (volume,) = (volume for volume in router_pod["volumes"] if volume["name"] == "state")
+        assert volume == {"name": "state"} | state
+        mount = next(each for each in router_pod["containers"][0]["volumeMounts"] if each["name"] == "state")
+        args = router_pod["containers"][0]["args"]
+        assert args[args.index("--snapshot-file") + 1].startswith(mount["mountPath"])

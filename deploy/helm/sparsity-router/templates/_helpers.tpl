@@ -183,9 +183,11 @@ template:
     - name: {{ .name }}
       image: {{ include "sparsity.image" (list .root .router "router" "sparsity-router") }}
       imagePullPolicy: {{ .router.image.pullPolicy }}
-      command: {{ toJson .command }}
+      command:
+      {{- toYaml .command | nindent 6 }}
       {{- with .args }}
-      args: {{ toJson . }}
+      args:
+      {{- toYaml . | nindent 6 }}
       {{- end }}
       env:
       {{- include "sparsity.callerEnvironment" (list .root) | nindent 6 }}
