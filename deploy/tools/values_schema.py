@@ -148,6 +148,7 @@ def values() -> Schema:
         "service": of(type=one_of("ClusterIP", "NodePort", "LoadBalancer"), annotations=TEXTS),
         "discovery": one_of("dns", "kubernetes"),
         "connectionSeconds": number(minimum=0),
+        "tokenizer": of(image=TEXT, path=SOME_TEXT, existingClaim=NAME, subPath=TEXT),
         "snapshot": of(existingClaim=NAME),
         "policyTtl": number(exclusiveMinimum=0),
     }

@@ -383,3 +383,24 @@ def test_the_last_policies_may_outlive_pods() -> None:
         mount = next(each for each in router_pod["containers"][0]["volumeMounts"] if each["name"] == "state")
         args = router_pod["containers"][0]["args"]
         assert args[args.index("--snapshot-file") + 1].startswith(mount["mountPath"])
+
+
+def test_routers_need_nothing_of_the_model_but_its_tokenizer() -> None:
+    def model(found: list[dict[str, Any]], name: str = "router") -> tuple[dict[str, Any], dict[str, Any]]:
+        pod = pods(found)[name]
+        (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "model")
+        (mount,) = (mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == "model")
+        assert pod["containers"][0]["args"][pod["containers"][0]["args"].index("--model") + 1] == mount["mountPath"]
+        return volume, mount
+
+    found = documents("tokenizer")
+    assert model(found)[0] == {"name": "model", "emptyDir": {}}
+    (init,) = pods(found)["router"]["initContainers"]
+    assert init["command"] == ["cp", "-rL", "/files/.", model(found)[1]["mountPath"] + "/"]
+    claim = {"claimName": "huge-model-of-one-node", "readOnly": True}
+    assert model(found, "worker-dense")[0] == {"name": "model", "persistentVolumeClaim": claim}
+    own = rendered('router.tokenizer={"image":"","existingClaim":"small","subPath":"llama"}', example="production")
+    volume, mount = model(own)
+    assert volume["persistentVolumeClaim"]["claimName"] == "small"
+    assert mount["subPath"] == "llama"
+    assert "initContainers" not in pods(own)["router"]
