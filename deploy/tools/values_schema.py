@@ -209,6 +209,7 @@ def values() -> Schema:
             ),
             tracing=of(
                 endpoint=URL,
+                protocol=one_of("grpc", "http/protobuf"),
                 sampler=one_of(
                     *(
                         f"{prefix}{name}"

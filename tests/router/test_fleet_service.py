@@ -11,10 +11,10 @@ from typing import Any
 import grpc
 import pytest
 import redis.asyncio as redis
+from sparsity.access.access import key_digest
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc
 from sparsity_cli.main import app
 from sparsity_policies.storage.store import PolicyStore
-from sparsity_router.callers.access import key_digest
 from sparsity_router.config import RouterConfig
 from sparsity_router.fleet.replicas import Replicas
 from sparsity_router.following.follower import PolicyFollower
