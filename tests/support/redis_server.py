@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -134,7 +135,7 @@ def cluster(folder: Path, security: Security | None = None) -> Iterator[str]:
     arguments = ["--cluster-enabled", "yes", *(("--tls-cluster", "yes") if security else ())]
     with contextlib.ExitStack() as stack:
         nodes = [
-            stack.enter_context(RedisServer(folder, *arguments, port=_port_below(2**16 - _BUS), security=security))
+            stack.enter_context(RedisServer(folder, *arguments, port=_port_with_bus(), security=security))
             for _ in range(3)
         ]
         clients = [stack.enter_context(node.client()) for node in nodes]
@@ -149,10 +150,13 @@ def cluster(folder: Path, security: Security | None = None) -> Iterator[str]:
         yield security.url("rediss+cluster", place) if security else f"redis+cluster://{place}"
 
 
-def _port_below(limit: int) -> int:
-    while (port := free_port()) >= limit:
-        pass
-    return port
+def _port_with_bus() -> int:
+    """A free port whose bus is free too."""
+    while True:
+        port = free_port()
+        if port + _BUS < 2**16:
+            with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port + _BUS)):
+                return port
 
 
 class Proxy:
