@@ -264,11 +264,31 @@ def test_a_registry_stands_before_every_image() -> None:
 
 
 def test_an_upgrade_waits_for_the_model() -> None:
-    found = of_kind(documents("slow"), "Deployment")
-    names = ("r-sparsity-router-router", "r-sparsity-router-worker-dense")
-    assert [found[name]["spec"]["progressDeadlineSeconds"] for name in names] == [900, 3900]
+    made = documents("slow")
+    found = of_kind(made, "Deployment")
+    # Routers too, which are ready once a worker is, and whom the job waits for.
+    names = ("r-sparsity-router-router", "r-sparsity-router-worker-dense", "r-sparsity-router-worker-moderate")
+    assert [found[name]["spec"]["progressDeadlineSeconds"] for name in names] == [3900, 3900, 900]
+    assert of_kind(made, "Job")["r-sparsity-router-policies"]["spec"]["activeDeadlineSeconds"] == 3900
     probe = found["r-sparsity-router-worker-dense"]["spec"]["template"]["spec"]["containers"][0]["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] == 3600
+
+
+def test_traces_go_by_the_protocol_that_is_asked_for() -> None:
+    programs = [each for each in containers(documents("collector")) if each["name"] in ("router", "worker")]
+    assert programs
+    for program in programs:
+        assert {"name": "OTEL_EXPORTER_OTLP_PROTOCOL", "value": "http/protobuf"} in program["env"]
+
+
+def test_workers_take_the_routers_access_file() -> None:
+    workers = [each for each in containers(documents("production")) if each["name"] == "worker"]
+    assert workers
+    for each in workers:
+        file = each["args"][each["args"].index("--access") + 1]
+        [mount] = [one for one in each["volumeMounts"] if file.startswith(one["mountPath"] + "/")]
+        [volume] = [one for one in each["pod"]["volumes"] if one["name"] == mount["name"]]
+        assert volume["secret"]["secretName"] == "sparsity-access"
 
 
 def test_numbers_are_written_as_digits() -> None:

@@ -50,6 +50,16 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- toJson $merged -}}
 {{- end }}
 
+{{- /* Seconds until a router serves: it waits for its workers. */ -}}
+{{- define "sparsity.routerStart" -}}
+{{- $slowest := int (include "sparsity.component" (list . "router") | fromJson).startupSeconds -}}
+{{- range $tier := list "dense" "moderate" "aggressive" -}}
+{{- $worker := include "sparsity.component" (list $ (printf "workers.%s" $tier)) | fromJson -}}
+{{- if $worker.enabled }}{{ $slowest = max $slowest (int $worker.startupSeconds) }}{{ end -}}
+{{- end -}}
+{{- add 300 $slowest -}}
+{{- end }}
+
 {{- /* (list root values path program): program is the image's name, sparsity-router or sparsity-worker. */ -}}
 {{- define "sparsity.image" -}}
 {{- $root := index . 0 -}}{{- $image := (index . 1).image -}}
