@@ -20,7 +20,7 @@ from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import Decision, Policy, Signals, StoredPolicy, Tier
 from sparsity_policies.storage.store import PolicyStore
-from sparsity_router.corpus import excerpt
+from sparsity_router.prompts.corpus import excerpt
 
 from sparsity_bench.policies.latency import toggled
 from sparsity_bench.policies.replicas import Group

@@ -17,9 +17,9 @@ from typing import Any
 
 from sparsity.benchmark import Row
 from sparsity.errors import ConfigurationError, EngineError
-from sparsity_router.corpus import excerpt
 from sparsity_router.embedded.child import Child
 from sparsity_router.embedded.folders import cache_folder
+from sparsity_router.prompts.corpus import excerpt
 
 from sparsity_bench import processes, timing
 from sparsity_bench.router import paths

