@@ -12,6 +12,7 @@ import pytest
 from sparsity import errors
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_policies import model
+from support.slow import SLOW
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,3 +54,7 @@ def test_files_name_no_registry_and_no_path_of_a_machine() -> None:
         path = ROOT / name
         if path.suffix in (".py", ".txt", ".toml", ".md", ".yaml", ".json") and path.name != Path(__file__).name:
             assert not hosts.search(path.read_text()), name
+
+
+def test_a_reason_to_be_slow_outlives_no_file() -> None:
+    assert not [place for place in SLOW if not (ROOT / place).exists()]

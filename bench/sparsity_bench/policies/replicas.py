@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 from sparsity.channels import MESSAGE_SIZE
 from sparsity.errors import EngineError
+from sparsity.serving import free_port
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, policy_pb2, policy_pb2_grpc
 from sparsity_client import make_request
 from sparsity_policies.model import Policy
@@ -111,7 +112,7 @@ class Group:
 @asynccontextmanager
 async def group(model: Path, folder: Path) -> AsyncIterator[Group]:
     """Starts Valkey and the routers, and ends them."""
-    server = ValkeyServer()
+    server = ValkeyServer(port=free_port())
     server.start()
     with contextlib.ExitStack() as stack:
         stack.callback(_stop, server)
