@@ -34,7 +34,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tensor-parallel", type=int, default=1, help="devices that share each layer's heads")
     parser.add_argument("--load-format", default="auto", help="of the weights, SGLang's; dummy makes them up")
     parser.add_argument(
-        "--dense-backend", help="SGLang's attention backend of the dense tier; its own choice without it"
+        "--dense-backend",
+        help="attention backend of the dense tier: one of SGLang's, or sparsity_dense; the fastest known without it",
     )
     kept = "folder of compiled kernels, and of what `sparsity worker tune` found"
     parser.add_argument("--state-folder", type=Path, default=state_folder(), help=kept)
@@ -44,6 +45,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="compute threads")
     parser.add_argument("--lease-key-file", type=Path, help="key that routers sign leases with")
     parser.add_argument("--require-lease", action="store_true", help="refuse requests without a router's lease")
+    parser.add_argument("--access", type=Path, help="routers' YAML file of who may call what; an operator may drain it")
     parser.add_argument("--coalesce-tokens", type=int, default=8, help="a fast stream's tokens that a message gathers")
     parser.add_argument("--coalesce-seconds", type=float, default=0.025, help="that they are held at most")
     parser.add_argument("--metrics-listen", help="host:port to serve Prometheus' text on, at /metrics")

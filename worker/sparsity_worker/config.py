@@ -37,6 +37,7 @@ class WorkerConfig:
         state_folder: where compiled kernels are kept, and what `sparsity worker tune` found.
         lease_key_file: the key that routers sign leases with; None takes SPARSITY_LEASE_KEY.
         require_lease: whether a request without a router's lease is refused.
+        access: file of who may drain it; None lets nobody where leases are demanded, and else everybody.
         coalescing: when the messages of a fast stream are joined.
         tls: what the worker proves itself with; None is plain text.
         metrics_listen: `host:port` of the Prometheus endpoint; None serves none.
@@ -49,7 +50,8 @@ class WorkerConfig:
         device: `cpu` or `cuda`.
         tensor_parallel: devices, or on the CPU processes, that share each layer's heads.
         load_format: how SGLang loads the weights, such as `auto` or `dummy`, which makes them up.
-        dense_backend: SGLang's attention backend of the dense tier; None lets it choose, or takes the CPU's.
+        dense_backend: attention backend of the dense tier, SGLang's or `sparsity_dense`, which is our kernels; None
+            takes what `sparsity worker tune` found fastest, else lets SGLang choose, or takes the CPU's.
         engine: `sglang`, or `echo`, which runs no model and answers with the prompt.
     """
 
@@ -72,6 +74,7 @@ class WorkerConfig:
     state_folder: Path = field(default_factory=state_folder)
     lease_key_file: Path | None = None
     require_lease: bool = False
+    access: Path | None = None
     coalescing: Coalescing = field(default_factory=Coalescing)
     tls: ServerTls | None = None
     metrics_listen: str | None = None
