@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Chart and dashboards find the folder of caches as the environment does.
 DEPLOY_TOOL := PYTHONPATH=tools $(BIN)/python deploy/tools
 
-.PHONY: environment try run test test-gpu lint format protos charts bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts clean
+.PHONY: environment try run check test test-gpu lint format protos charts bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts clean
 
 environment:
 	@$(PYTHON) tools/environment.py
@@ -19,14 +19,23 @@ try:
 run: environment
 	@$(BIN)/sparsity up
 
-# Tests of computation, and such as wait for little but themselves: they run side by side, the others in real time.
-SIDE_BY_SIDE := tests/deploy tests/kernels tests/quality
+# Two tests at a time, each on a core of its own.
+PAIR := -n 2 --dist loadfile
+# Three engines have the machine to themselves.
+ALONE := tests/e2e
+# Tests that compute: those that run in real time do not run beside them.
+COMPUTING := tests/deploy tests/kernels tests/quality tests/worker/test_graph_calls.py tests/worker/test_tune.py
 
-# Everything: style, types, stubs, unit and end-to-end tests.
+# Everything: style, types, stubs, unit and end-to-end tests. Each line ends with its ten slowest, and why they are.
 test: lint
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE:%=--ignore=%)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(SIDE_BY_SIDE)
+	@$(BIN)/python -m pytest $(ALONE)
+	@$(BIN)/python -m pytest $(PAIR) $(foreach place,$(ALONE) $(COMPUTING),--ignore=$(place))
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PAIR) $(COMPUTING)
 	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/kernels/gpu
+
+# What is worth waiting for before each commit: style, types, stubs, and the tests that take no more than a moment.
+check: lint
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PAIR) -m "not chaos and not slow"
 
 # The kernels' tests on this machine's GPU. GPU_PYTHON names another interpreter, with torch, triton, pytest, pytest-timeout
 # and pytest-xdist: then no environment is built, what only pytest-asyncio understands is left aside, and warnings of its versions are no errors.

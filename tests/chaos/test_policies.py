@@ -15,12 +15,12 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from sparsity.serving import free_port
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_client import make_request
 from sparsity_policies.storage.scripts import POLICIES
 from support.chaos_fleet import SPARSE, fleet
 from support.embedded import SPARSITY
+from support.ports import free_port
 from support.rig import DENSE
 from support.router import Router, failure, until
 from support.router_process import RouterProcess

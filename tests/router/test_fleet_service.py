@@ -1,4 +1,4 @@
-"""GetFleet and `sparsity status`: workers, breakers, lines and every router of the store."""
+"""GetFleet and `sparsity status`: workers, breakers, queues and every router of the store."""
 
 from __future__ import annotations
 

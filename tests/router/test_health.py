@@ -9,10 +9,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sparsity.errors import ConfigurationError
 from sparsity.health import LIVENESS, READINESS, Health
-from sparsity.serving import free_port
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_router.config import RouterConfig
 from support.fake_worker import FakeWorker
+from support.ports import free_port
 from support.rig import DENSE
 from support.router import running, until
 from support.tiny import tiny_model

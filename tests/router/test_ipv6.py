@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import time
 import urllib.request
@@ -25,28 +24,15 @@ from sparsity_client import AsyncClient, make_request
 from sparsity_router.config import RouterConfig
 from sparsity_router.fleet.discovery import discover
 from support.fake_worker import SERVICE, FakeWorker
+from support.ports import free_port, free_ports
 from support.rig import DENSE
 from support.router import running, until
 from support.router_process import RouterProcess
 from support.tiny import tiny_model
 from support.valkey import Valkey
 
-
-def _free_port(first: int = 0) -> int:
-    with closing(socket.create_server(("::1", first), family=socket.AF_INET6)) as probe:
-        return int(probe.getsockname()[1])
-
-
-def _free_pair() -> int:
-    """The first of two free ports in a row, below those that the kernel gives out by itself."""
-    for first in range(20_000, 30_000, 2):
-        with contextlib.suppress(OSError):
-            return _free_port(_free_port(first) + 1) - 1
-    raise AssertionError("there are none")
-
-
 try:
-    _free_port()
+    socket.create_server(("::1", 0), family=socket.AF_INET6).close()
 except OSError:
     pytest.skip("this machine has no ::1", allow_module_level=True)
 
@@ -85,7 +71,7 @@ def test_one_that_is_taken_is_told() -> None:
 
 @pytest.mark.parametrize("place", ["{}", "dns:///{}"])
 async def test_a_router_and_its_worker_meet_by_it(tmp_path: Path, place: str) -> None:
-    keys, probes = LeaseKeys(LeaseKey("", b"k" * 32)), f"[::1]:{_free_port()}"
+    keys, probes = LeaseKeys(LeaseKey("", b"k" * 32)), f"[::1]:{free_port('::1')}"
     (tmp_path / "key").write_bytes(b"k" * 32)
     model = tiny_model(tmp_path / "model")
     worker = FakeWorker("w", DENSE, model, leases=LeaseChecker(keys, "w", DENSE), host="[::1]")
@@ -132,7 +118,7 @@ def scraped(address: str) -> str:
 
 def test_processes_share_a_port_of_it(tmp_path: Path) -> None:
     (tmp_path / "policies").mkdir()
-    metrics = f"[::1]:{_free_pair()}"
+    metrics = f"[::1]:{free_ports(2, '::1')}"
     options = ("--policy-dir", str(tmp_path / "policies"), "--processes", "2", "--metrics-listen", metrics)
     with RouterProcess(tmp_path, *options, host="[::1]"):
         host, port = read_address(metrics, "--metrics-listen")

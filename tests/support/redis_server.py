@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 import redis
-from sparsity.serving import free_port
+from support.ports import free_port
 from support.redis_security import Security
 from tls_redis import Server, server
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from types import TracebackType
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from sparsity.addresses import Address
+from support.ports import free_port
 from support.tiny import tiny_model
 
 
@@ -23,8 +22,7 @@ class RouterProcess:
     def __init__(
         self, folder: Path, *arguments: str, module: tuple[str, ...] = ("sparsity_router",), host: str = "127.0.0.1"
     ) -> None:
-        with socket.create_server((host.strip("[]"), 0), family=Address(host.strip("[]"), 0).family) as probe:
-            self.address = f"{host}:{probe.getsockname()[1]}"
+        self.address = f"{host}:{free_port(host.strip('[]'))}"
         command = [sys.executable, "-m", *module, "--model", str(tiny_model(folder / "model"))]
         self._command = [*command, "--worker", "127.0.0.1:1", "--listen", self.address, "--detect", "off", *arguments]
         self._environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}

@@ -13,9 +13,9 @@ from typing import Any
 import grpc
 from sparsity.lease_keys import LeaseKey, LeaseKeys
 from sparsity.leases import sign
-from sparsity.serving import free_port
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_worker.echo.model import CONTEXT, write_echo_model
+from support.ports import free_port
 
 _OLD, _NEW = LeaseKey("old", b"o" * 32), LeaseKey("new", b"n" * 32)
 

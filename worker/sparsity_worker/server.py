@@ -22,10 +22,11 @@ from sparsity.serving import listen, require_free
 from sparsity.v1 import worker_pb2
 from tokenizers import Tokenizer
 
+from sparsity_worker.calls.identity import Identity
 from sparsity_worker.calls.load import Load
 from sparsity_worker.calls.metering import WorkerMetrics
 from sparsity_worker.calls.requests import marker_ids
-from sparsity_worker.calls.service import Identity, WorkerService
+from sparsity_worker.calls.service import WorkerService
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.echo.engine import EchoEngine
 from sparsity_worker.engine.sglang_engine import Engine

@@ -14,6 +14,7 @@ import psutil
 from sparsity.benchmark import Row, against, judged
 from sparsity.channels import MESSAGE_SIZE
 from sparsity.errors import EngineError
+from sparsity.serving import free_port
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
 from sparsity_client import make_request
 from sparsity_router.embedded.child import Child
@@ -181,7 +182,7 @@ async def measure(model: Path, folder: Path, count: int, say: Callable[[str], No
 async def _target(model: Path, folder: Path) -> AsyncIterator[Target]:
     """A mock worker and a router over it, each in a process of its own."""
     tokenizer = ModelTokenizer(model)
-    with ValkeyServer() as server:
+    with ValkeyServer(port=free_port()) as server:
         worker = processes.mock_worker(folder, tokenizer.digest)
         router = processes.router(folder, model, server.port, worker.address)
         address = processes.free_address()

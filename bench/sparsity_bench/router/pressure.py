@@ -17,6 +17,7 @@ import grpc
 import psutil
 from sparsity.benchmark import Row, judged, percentile
 from sparsity.errors import EngineError
+from sparsity.serving import free_port
 from sparsity.v1 import inference_pb2_grpc, worker_pb2, worker_pb2_grpc
 from sparsity_client import make_request
 from sparsity_router.embedded.child import Child
@@ -55,7 +56,7 @@ class Offered:
 @asynccontextmanager
 async def _router(model: Path, folder: Path, places: int, seconds: float) -> AsyncIterator[tuple[Any, Child, Child]]:
     """The stub of a router over one mock worker, and both processes."""
-    with ValkeyServer() as server:
+    with ValkeyServer(port=free_port()) as server:
         worker = processes.mock_worker(folder, ModelTokenizer(model).digest, places=places, seconds=seconds)
         router = processes.router(folder, model, server.port, worker.address, "--detect", "off")
         async with processes.running(worker, router), grpc.aio.insecure_channel(router.address) as channel:

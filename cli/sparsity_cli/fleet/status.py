@@ -1,4 +1,4 @@
-"""`sparsity status`: workers, lines and routers as a router sees them, and the embedded service's memory."""
+"""`sparsity status`: workers, queues and routers as a router sees them, and the embedded service's memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show it anew every s
 
 
 def status(router: Address = None, state: State = None, watch: Watch = False, as_json: AsJson = False) -> None:
-    """Show workers, lines and routers; of the embedded service also memory."""
+    """Show workers, queues and routers; of the embedded service also memory."""
     with reported():
         running = None if router and not state else _running(state)
         address = router or (running.router if running else "")

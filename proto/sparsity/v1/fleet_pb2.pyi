@@ -235,7 +235,7 @@ Global___WorkerStatus: _TypeAlias = WorkerStatus  # noqa: Y015
 
 @_typing.final
 class TierStatus(_message.Message):
-    """The workers and the line of a tier."""
+    """The workers and the queue of a tier."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

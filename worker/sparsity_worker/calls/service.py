@@ -7,7 +7,6 @@ import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import grpc
@@ -16,7 +15,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sparsity.access.access import Access
 from sparsity.access.principals import Role
 from sparsity.bounds import seconds_of
-from sparsity.engines import ECHO
 from sparsity.errors import InvalidRequestError, PermissionDeniedError
 from sparsity.leases import LeaseChecker
 from sparsity.metering import Times
@@ -24,68 +22,23 @@ from sparsity.v1 import inference_pb2, worker_pb2
 from tokenizers import Tokenizer
 
 from sparsity_worker.calls import tracing
+from sparsity_worker.calls.identity import Identity
 from sparsity_worker.calls.kv_use import KvUse
 from sparsity_worker.calls.load import Load
 from sparsity_worker.calls.metering import WorkerMetrics
 from sparsity_worker.calls.requests import check_size, engine_request, read_prompt
 from sparsity_worker.coalescing import coalesced
-from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.detokenizer import IncrementalDetokenizer
 from sparsity_worker.echo.engine import EchoEngine
 from sparsity_worker.engine.sglang_engine import Engine, EngineRequest
 
 if TYPE_CHECKING:
     from sparsity_worker.engine.proof import Proof
-    from sparsity_worker.profiles.tier_profile import TierProfile
 
 Context = grpc.aio.ServicerContext[worker_pb2.WorkerServiceGenerateRequest, worker_pb2.WorkerServiceGenerateResponse]
 _FINISH = {"stop": inference_pb2.FINISH_REASON_STOP, "length": inference_pb2.FINISH_REASON_LENGTH}
 # A longer text is tokenized in a thread.
 _INLINE_CHARACTERS = 16_384
-TIERS = {
-    "dense": inference_pb2.TIER_DENSE,
-    "moderate": inference_pb2.TIER_MODERATE,
-    "aggressive": inference_pb2.TIER_AGGRESSIVE,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What the worker says of itself.
-
-    Attributes:
-        config: its options.
-        facts: its model.
-        profile: of a sparse tier.
-        proof: the start-up probe; None of an echo, which has nothing to prove.
-        tokenizer_digest: SHA-256 of tokenizer.json, hexadecimal.
-        markers: token ids around a reasoning span; none where the tokenizer lacks them.
-        crossover: from where sparse attention is faster on the device, in words.
-    """
-
-    config: WorkerConfig
-    facts: ModelFacts
-    profile: TierProfile | None
-    proof: Proof | None
-    tokenizer_digest: str
-    markers: tuple[int, ...] = ()
-    crossover: str = ""
-
-    @property
-    def label(self) -> str:
-        """Name and version of its profile; `dense` without one, and `echo` where nothing is attended."""
-        without = ECHO if self.config.engine == ECHO else "dense"
-        return self.profile.label if self.profile else without
-
-    @property
-    def densifies(self) -> bool:
-        """Whether it can decode a reasoning span densely; what has no profile decodes none sparsely."""
-        return self.profile is None or self.profile.densifies
-
-    @property
-    def tier(self) -> inference_pb2.Tier.ValueType:
-        """The tier on the wire."""
-        return TIERS[self.config.tier]
 
 
 class WorkerService:

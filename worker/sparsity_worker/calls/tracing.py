@@ -13,7 +13,7 @@ from sparsity import telemetry
 from sparsity.v1 import inference_pb2
 
 if TYPE_CHECKING:
-    from sparsity_worker.calls.service import Identity
+    from sparsity_worker.calls.identity import Identity
     from sparsity_worker.engine.sglang_engine import EngineRequest
 
 _tracer = trace.get_tracer("sparsity.worker")

@@ -42,6 +42,7 @@ class Fake:
         return worker_pb2.GetCapabilitiesResponse(
             backend="sparsity" if sparse else "torch_native",
             vocabulary_size=260,
+            max_requests=4,
             proof=worker_pb2.BackendProof(sparse_kernel_calls=5 if sparse else 0),
         )
 
