@@ -3,7 +3,7 @@ PYTHON ?= python3
 export GRPC_VERBOSITY ?= ERROR
 BIN := .venv/bin
 
-.PHONY: environment try run test test-gpu lint format protos charts bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts clean
+.PHONY: environment try run test test-gpu lint format protos charts options bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts clean
 
 environment:
 	@$(PYTHON) tools/environment.py
@@ -47,6 +47,7 @@ lint: environment
 	@$(BIN)/yamllint --strict .
 	@$(BIN)/hadolint deploy/docker/*.Dockerfile
 	@$(BIN)/python tools/dashboards.py --check
+	@$(BIN)/python tools/options.py --check
 	@$(BIN)/python tools/promql.py
 	@$(BIN)/python tools/charts.py
 
@@ -61,6 +62,10 @@ protos: environment
 charts: environment
 	@$(BIN)/python tools/dashboards.py
 	@$(BIN)/python tools/charts.py --write
+
+# The page of options, and the chart's schema of them, after an edit of RouterConfig or WorkerConfig.
+options: environment
+	@$(BIN)/python tools/options.py
 
 # Needs `make run` in another terminal.
 bench-tiers: environment

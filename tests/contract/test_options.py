@@ -1,0 +1,135 @@
+"""An option is stated once; command line, environment, file, page and chart follow it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from sparsity.errors import ConfigurationError
+from sparsity.options import Option, check_bounds, group, leaves, option
+from sparsity.settings import parser_of, read_settings
+from sparsity_router.config import RouterConfig
+from sparsity_worker.config import WorkerConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = ROOT / "deploy" / "helm" / "sparsity-router" / "values.schema.json"
+
+
+@dataclass(frozen=True)
+class Lamp:
+    wire: Path
+    colour: str = "white"
+
+
+@dataclass(frozen=True)
+class Timer:
+    minutes: float = 5.0
+    repeats: int = 1
+
+
+@dataclass(frozen=True)
+class House:
+    name: str = option("of the house")
+    rooms: int = option("how many", 2, least=1, below=10)
+    doors: tuple[str, ...] = option("each", (), name="door")
+    heated: bool = option("in winter", True)
+    kind: str = option("of house", "flat", choices=("flat", "villa"))
+    lamp: Lamp | None = group(None, wire=Option("to it", "lamp-wire"), colour=Option("of it", "lamp-colour"))
+    timer: Timer = group(Timer, minutes=Option("to run", "timer-minutes", above=0), repeats=Option("", "timer-repeats"))
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+def read(*arguments: str, **environment: str) -> House:
+    return read_settings(House, "HOUSE", parser_of(House, "HOUSE", "house", None), arguments, environment)
+
+
+def test_command_line_counts_before_environment_before_file_before_default(tmp_path: Path) -> None:
+    file = tmp_path / "house.yaml"
+    file.write_text("name: filed\nrooms: 4\nheated: false\ndoor: [north, south]\ntimer-repeats: 3\n")
+    found = read("--name", "said", "--config", str(file), HOUSE_ROOMS="5", HOUSE_NAME="set")
+    assert found == House("said", 5, ("north", "south"), False, "flat", None, Timer(5.0, 3))
+    assert read(HOUSE_CONFIG=str(file), HOUSE_DOOR="a b") == House("filed", 4, ("a", "b"), False, timer=Timer(5.0, 3))
+
+
+def test_groups_are_put_together_and_say_what_they_lack() -> None:
+    assert read("--name", "n", "--lamp-wire", "w").lamp == Lamp(Path("w"))
+    assert read("--name", "n", "--timer-minutes", "2").timer == Timer(2.0, 1)
+    assert read("--name", "n").lamp is None
+    with pytest.raises(ConfigurationError, match=r"^--lamp-wire: must be given with --lamp-colour$"):
+        read("--name", "n", "--lamp-colour", "red")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "problem"),
+    [
+        ((), {}, r"--name: must be given \(of the house\), here or by --config, HOUSE_NAME"),
+        (("--rooms", "x"), {}, "--rooms: must be a whole number, not 'x'"),
+        (("--rooms", "1.5"), {}, "--rooms: must be a whole number"),
+        (("--rooms", "10"), {}, "--rooms: must be at least 1 and less than 10, not 10"),
+        (("--kind", "tent"), {}, "--kind: must be one of flat, villa, not 'tent'"),
+        (("--timer-minutes", "nan"), {}, "--timer-minutes: must be more than 0, not nan"),
+        ((), {"HOUSE_ROOMS": "many"}, "HOUSE_ROOMS: must be a whole number, not 'many'"),
+        ((), {"HOUSE_HEATED": "warm"}, "HOUSE_HEATED: must be true or false, not 'warm'"),
+        ((), {"HOUSE_CONFIG": "/nowhere"}, "--config: /nowhere: cannot be read"),
+    ],
+)
+def test_what_cannot_be_used_is_named_with_its_source(
+    arguments: tuple[str, ...], environment: dict[str, str], problem: str
+) -> None:
+    name = () if problem.startswith("--name") else ("--name", "n")
+    with pytest.raises(ConfigurationError, match=f"^{problem}"):
+        read(*name, *arguments, **environment)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("romms: 3", "romms: no such option; did you mean rooms?"),
+        ("rooms: [3]", r"rooms: must be a whole number, not \[3\]"),
+        ("rooms: true", "rooms: must be a whole number, not True"),
+        ("rooms:", "rooms: must be a whole number, not None"),
+        ("- rooms", "must be a mapping"),
+        ("a: [", "cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_with_the_key(tmp_path: Path, text: str, problem: str) -> None:
+    file = tmp_path / "house.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigurationError, match=problem):
+        read("--name", "n", "--config", str(file))
+
+
+@pytest.mark.parametrize("settings", [RouterConfig, WorkerConfig])
+def test_every_option_says_what_it_is_and_no_two_share_a_name(settings: type) -> None:
+    names = [leaf.said.name for leaf in leaves(settings)]
+    assert len(names) == len(set(names)) > 20
+    assert all(leaf.said.help for leaf in leaves(settings))
+    # Variables that a cluster sets for a service of our name: SPARSITY_ROUTER_PORT, SPARSITY_ROUTER_SERVICE_HOST.
+    assert not [name for name in names if name.startswith(("port", "service"))]
+
+
+@pytest.mark.parametrize(("settings", "name"), [(RouterConfig, "routerOptions"), (WorkerConfig, "workerOptions")])
+def test_the_chart_takes_every_option_and_no_other(settings: type, name: str) -> None:
+    allowed = json.loads(SCHEMA.read_text())["$defs"][name]
+    assert set(allowed["properties"]) == {leaf.said.name for leaf in leaves(settings) if not leaf.said.inner}
+    assert allowed["additionalProperties"] is False
+
+
+def test_a_changed_default_makes_the_page_stale(tmp_path: Path) -> None:
+    script = (
+        "import sys, dataclasses; sys.path.insert(0, 'tools'); import options;"
+        "from sparsity_router.config import RouterConfig;"
+        "field = {field.name: field for field in dataclasses.fields(RouterConfig)}['queue_seconds'];"
+        "field.default = float(sys.argv[1]); print(options.page() == options.PAGE.read_text())"
+    )
+    told = [
+        subprocess.run([sys.executable, "-c", script, seconds], cwd=ROOT, capture_output=True, text=True, check=True)
+        for seconds in ("10", "11")
+    ]
+    assert [one.stdout.strip() for one in told] == ["True", "False"]
