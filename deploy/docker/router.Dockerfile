@@ -6,8 +6,9 @@ COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY proto proto
 COPY policies policies
 COPY router router
+COPY cli cli
 COPY kernels kernels
-COPY worker worker
+COPY worker/sparsity_worker worker/sparsity_worker
 RUN python -m venv /opt/sparsity/venv \
     && /opt/sparsity/venv/bin/python -m pip install --no-cache-dir -c constraints.txt ".[kubernetes]"
 RUN mkdir /opt/sparsity/bin \
