@@ -124,7 +124,7 @@ class Leaf(NamedTuple):
 
 
 @functools.cache
-def leaves(settings: type) -> tuple[Leaf, ...]:
+def leaves(settings: Any) -> tuple[Leaf, ...]:
     """The options of a class of settings, in the order of its fields."""
     return tuple(_leaves(settings))
 

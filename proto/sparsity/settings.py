@@ -102,7 +102,9 @@ def _values(settings: type, found: Mapping[tuple[str, ...], Any]) -> dict[str, A
 
 def _class_of(settings: type, name: str) -> type:
     [field] = [field for field in dataclasses.fields(settings) if field.name == name]
-    return type(field.default if field.default is not dataclasses.MISSING else field.default_factory())  # type: ignore[misc]
+    if field.default_factory is not dataclasses.MISSING:
+        return type(field.default_factory())
+    return type(field.default)
 
 
 def _group(members: Sequence[Leaf], given: Mapping[str, Any]) -> Any:
