@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sparsity.options import Leaf, leaves
-from sparsity.settings import variable
+from sparsity.options.declaration import Leaf, leaves
+from sparsity.options.settings import variable
 from sparsity_router.config import PREFIX as ROUTER
 from sparsity_router.config import RouterConfig
 from sparsity_worker.config import PREFIX as WORKER
@@ -77,10 +77,10 @@ def schema_of(settings: type) -> dict[str, Any]:
 
 def _schema(leaf: Leaf) -> Iterator[tuple[str, Any]]:
     yield "description", leaf.said.help
-    kind = _TYPES.get(leaf.kind, "string") if not leaf.said.read else ["string", "number"]
-    yield "type", ["array", kind] if leaf.repeats else kind
     if leaf.said.choices:
         yield "enum", list(leaf.said.choices)
+    else:
+        yield "type", ["string", "number"] if leaf.said.read else _TYPES.get(leaf.kind, "string")
     for name, keyword in _BOUNDS.items():
         if (bound := getattr(leaf.said, name)) is not None:
             yield keyword, bound

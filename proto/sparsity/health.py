@@ -14,6 +14,7 @@ from typing import Final
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from sparsity.addresses import read_address
 from sparsity.errors import ConfigurationError
 
 LIVENESS: Final = "liveness"
@@ -45,6 +46,7 @@ class Health:
         """
         if address is None:
             return
+        read_address(address, "--health-listen")
         self._server = grpc.server(ThreadPoolExecutor(_PROBES, thread_name_prefix="probes"))
         health_pb2_grpc.add_HealthServicer_to_server(self._probed, self._server)
         try:

@@ -6,6 +6,8 @@ status, and methods that the servicer lacks UNIMPLEMENTED.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -20,6 +22,7 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 from opentelemetry import metrics
 
+from sparsity.addresses import FORM, read_address
 from sparsity.errors import ConfigurationError, InvalidRequestError, SparsityError, UnimplementedError
 from sparsity.health import Health
 from sparsity.metering import ERRORS
@@ -30,6 +33,15 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _errors = metrics.get_meter("sparsity.rpc").create_counter(
     ERRORS, "{request}", "Refused or failed, by method and status."
 )
+
+
+# Where grpc writes down what a handler raised.
+_grpc_log = logging.getLogger("grpc._cython.cygrpc")
+
+
+def _is_a_fault(record: logging.LogRecord) -> bool:
+    """Whether a record is of more than a caller who left before the answer: those would fill the log."""
+    return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
 
 
 class _Malformed(NamedTuple):
@@ -53,6 +65,8 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
             return _Malformed(method.input_type.name, str(error) + _remedy(data))
 
     def checked(request: Any) -> Callable[..., Any]:
+        if request is grpc.aio.EOF:
+            raise InvalidRequestError.of(method.input_type.name, "did not come: the call ended without a message")
         if isinstance(request, _Malformed):
             raise InvalidRequestError.of(request.message, request.problem)
         if function is None:
@@ -64,10 +78,16 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
 
     async def refuse(context: Context, error: SparsityError) -> NoReturn:
         count(error.code)
-        await answer(context, error)
-
-    async def unary(request: Any, context: Context) -> Any:
         try:
+            await answer(context, error)
+        except grpc.aio.InternalError as gone:
+            # Who has left cannot be answered.
+            raise asyncio.CancelledError from gone
+
+    # Read here: a call that ends without a message would get no answer at all from grpc's handlers of one message.
+    async def unary(_: object, context: Context) -> Any:
+        try:
+            request = await context.read()
             return await checked(request)(request, context)
         except SparsityError as error:
             await refuse(context, error)
@@ -75,8 +95,9 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
             count(grpc.StatusCode.UNKNOWN)
             raise
 
-    async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+    async def stream(_: object, context: Context) -> AsyncIterator[Any]:
         try:
+            request = await context.read()
             async with aclosing(checked(request)(request, context)) as responses:
                 async for response in responses:
                     yield response
@@ -90,8 +111,8 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
         return bytes(message.SerializeToString())
 
     if method.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(stream, parse, serialize)
-    return grpc.unary_unary_rpc_method_handler(unary, parse, serialize)
+        return grpc.stream_stream_rpc_method_handler(stream, parse, serialize)
+    return grpc.stream_unary_rpc_method_handler(unary, parse, serialize)
 
 
 def _remedy(data: bytes) -> str:
@@ -118,13 +139,11 @@ def require_free(address: str, option: str = "--listen", *, any_port: bool = Tru
     Raises:
         ConfigurationError: naming the address and the remedy.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535 or not (any_port or int(port)):
-        raise ConfigurationError(f"{option}: must be host:port{'' if any_port else ', and no port 0'}, not {address!r}")
+    place = read_address(address, option)
+    if not place.port and not any_port:
+        raise ConfigurationError(f"{option}: must be {FORM}, and no port 0, not {address!r}")
     try:
-        with socket.create_server(
-            (host.strip("[]"), int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-        ):
+        with socket.create_server(tuple(place), family=place.family):
             return
     except OSError as error:
         free = ", or port 0 for a free one" if any_port else ""
@@ -167,6 +186,8 @@ def listen(
     ]
     if connection_seconds:
         options.append(("grpc.max_connection_age_ms", int(connection_seconds * 1000)))
+    _grpc_log.addFilter(_is_a_fault)
+    read_address(address, "--listen")
     server = grpc.aio.server(options=options)
     for descriptor, servicer in services.items():
         add_service(server, descriptor, servicer)

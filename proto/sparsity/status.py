@@ -48,22 +48,38 @@ _ERRORS: dict[grpc.StatusCode, type[SparsityError]] = {
 }
 
 RETRY_DELAY_SECONDS = 1
+# Of a message and of its details each: gRPC refuses 16 KiB of metadata, and may refuse 8.
+_MOST_BYTES = 2048
 
 
 def to_status(error: SparsityError) -> status_pb2.Status:
     """The rich status of an error: BadRequest for invalid fields, RetryInfo for overload."""
-    status = status_pb2.Status(code=error.code.value[0], message=str(error))
+    status = status_pb2.Status(code=error.code.value[0], message=_cut(str(error)))
     if isinstance(error, InvalidRequestError):
-        bad = error_details_pb2.BadRequest()
-        for field, problem in error.violations:
-            bad.field_violations.add(field=field, description=problem)
-        status.details.append(_packed(bad))
+        status.details.append(_packed(_bad_request(error)))
     if isinstance(error, OverloadedError):
         delay = Duration()
         seconds = error.retry_after if isinstance(error, RateLimitError) else RETRY_DELAY_SECONDS
         delay.FromNanoseconds(int(seconds * 1e9))
         status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
     return status
+
+
+def _bad_request(error: InvalidRequestError) -> error_details_pb2.BadRequest:
+    """The mistakes, as many as a status has room for."""
+    bad = error_details_pb2.BadRequest()
+    for number, (field, problem) in enumerate(error.violations):
+        if bad.ByteSize() > _MOST_BYTES // 2:
+            bad.field_violations.add(field="request", description=f"and {len(error.violations) - number} more mistakes")
+            break
+        bad.field_violations.add(field=_cut(field, _MOST_BYTES // 4), description=_cut(problem, _MOST_BYTES // 4))
+    return bad
+
+
+def _cut(text: str, most: int = _MOST_BYTES) -> str:
+    """The text, or as much of it as fits into so many bytes."""
+    data = text.encode("utf-8", "backslashreplace")
+    return data.decode() if len(data) <= most else f"{data[: most - 3].decode('utf-8', 'ignore')}..."
 
 
 def to_error(error: grpc.RpcError) -> SparsityError:

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping, Sequence
 
 from sparsity.errors import SparsityError
 from sparsity.logs import configure_logs
-from sparsity.settings import parser_of, read_settings
+from sparsity.options.settings import parser_of, read_settings
 
 from sparsity_router.config import PREFIX, RouterConfig
 from sparsity_router.processes import shared_port
+
+
+def read_config(arguments: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> RouterConfig:
+    """What the command line says, else the environment, else a file; this process's own without arguments.
+
+    Raises:
+        ConfigurationError: naming the option that is missing or cannot be used.
+    """
+    parser = parser_of(RouterConfig, PREFIX, "python -m sparsity_router", __doc__)
+    return read_settings(RouterConfig, PREFIX, parser, arguments, environment)
 
 
 def main() -> int:
     """Runs the router; 0 after a clean stop, 2 when it cannot serve."""
     try:
         configure_logs(logging.getLogger())
-        parser = parser_of(RouterConfig, PREFIX, "python -m sparsity_router", __doc__)
-        config = read_settings(RouterConfig, PREFIX, parser)
+        config = read_config()
         if config.processes > 1:
             own = {"--metrics-listen": config.metrics_listen, "--health-listen": config.health_listen}
             return shared_port.run(sys.argv[1:], config.listen, config.processes, own)

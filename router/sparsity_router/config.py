@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sparsity.engines import ENGINES, SGLANG
 from sparsity.errors import ConfigurationError
-from sparsity.options import Option, check_bounds, group, option
+from sparsity.options.declaration import Option, check_bounds, group, option
 from sparsity.tls import ClientTls, ServerTls
 from sparsity_policies.decisions.costs import H100, GpuSpeed
 from sparsity_policies.documents.shipped import band_sets

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sparsity.lease_keys import LeaseKey, LeaseKeys
 from sparsity.leases import LeaseChecker
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_cli.fleet.worker import _described
@@ -146,7 +147,7 @@ def test_leases_are_signed_and_what_is_not_there_is_told(tmp_path: Path) -> None
     key = tmp_path / "lease.key"
     key.write_text("k" * 32)
     behaviour = partial(told, density=1.0, sparse=0)
-    leases = LeaseChecker(b"k" * 32, "d", DENSE)
+    leases = LeaseChecker(LeaseKeys(LeaseKey("", b"k" * 32)), "d", DENSE)
     worker = FakeWorker("d", DENSE, tiny_model(tmp_path / "m"), behaviour=behaviour, leases=leases)
     with serving(worker) as addresses:
         assert run(*of(addresses)).exit_code == 4

@@ -10,10 +10,9 @@ import pytest
 import yaml
 from charts import CHART, examples, render
 from helm import helm
-from sparsity_router import __main__ as router
-from sparsity_worker import __main__ as worker
+from support.configured import configured
 
-ARGUMENTS = {"router": router.parse, "worker": worker.parse}
+PROGRAMS = {"router": "sparsity_router", "worker": "sparsity_worker"}
 SECRETS = {"access": "sparsity-access", "leases": "sparsity-leases"}
 
 
@@ -111,11 +110,13 @@ def test_every_container_is_locked_down(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [path.stem for path in examples()])
-def test_the_programs_take_the_arguments(name: str) -> None:
-    asked = [container for container in containers(documents(name)) if container["name"] in ARGUMENTS]
+def test_the_programs_take_the_arguments(name: str, tmp_path: Path) -> None:
+    asked = [container for container in containers(documents(name)) if container["name"] in PROGRAMS]
     assert asked
     for container in asked:
-        options = ARGUMENTS[container["name"]](container["args"])
+        # What a Secret holds is known to the cluster only.
+        environment = {entry["name"]: entry.get("value", "redis://store") for entry in container["env"]}
+        options = configured(PROGRAMS[container["name"]], container["args"], environment, tmp_path)
         assert options.drain_seconds + 5 < container["pod"]["terminationGracePeriodSeconds"]
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         listens = {"grpc": options.listen, "health": options.health_listen, "metrics": options.metrics_listen}

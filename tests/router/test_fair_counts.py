@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from sparsity.errors import OverloadedError, RateLimitError
+from sparsity.lease_keys import LeaseKey, LeaseKeys
 from sparsity.leases import LeaseChecker
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2
 from sparsity_client import AsyncClient, make_request
@@ -43,7 +44,7 @@ async def limited(folder: Path, limits: str, **options: Any) -> AsyncIterator[tu
     (folder / "limits.yaml").write_text(limits)
     (folder / "key").write_bytes(KEY)
     worker = await FakeWorker(
-        "d", DENSE, model, behaviour=counts, leases=LeaseChecker(KEY, "d", DENSE), **options
+        "d", DENSE, model, behaviour=counts, leases=LeaseChecker(LeaseKeys(LeaseKey("", KEY)), "d", DENSE), **options
     ).start()
     with Valkey() as server:
         files = {"tenant_limits": folder / "limits.yaml", "lease_key_file": folder / "key"}

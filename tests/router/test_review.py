@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import grpc
 import pytest
+from sparsity.lease_keys import LeaseKey, LeaseKeys
 from sparsity.v1 import inference_pb2
 from sparsity_client import make_request
 from sparsity_policies.documents.document import parse_policy
@@ -159,7 +160,7 @@ class Slow(Callers):
         super().__init__()
         self._then = then
 
-    async def spend(self, *_: Any) -> None:
+    async def charge(self, *_: Any) -> None:
         await asyncio.sleep(0.01)
         self._then()
 
@@ -168,7 +169,7 @@ class Slow(Callers):
 async def test_a_wait_for_the_tenants_tokens_is_reviewed(tmp_path: Path, direct: bool) -> None:
     then = Changing(kill)
     workers = fleet(tmp_path, answer)
-    async with rig(tmp_path, *workers, callers=Slow(then), lease_key=b"k" * 32) as at:
+    async with rig(tmp_path, *workers, callers=Slow(then), lease_keys=LeaseKeys(LeaseKey("", b"k" * 32))) as at:
         then.at = at.policies
         request = make_request(LONG, domain="low")
         if direct:

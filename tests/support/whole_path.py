@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, cast
 import grpc
 from grpc.aio import AioRpcError, Metadata
 from sparsity.errors import SparsityError
+from sparsity.lease_keys import LeaseKey, LeaseKeys
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_client import make_request
 from sparsity_policies.decisions.rollout import Action, bucket, move
@@ -36,7 +37,7 @@ from support.tiny import tiny_model
 DOMAINS = ("chat", "clinic")
 SECRET = "for internal eyes"
 NOW, TTL = 100.0, 300.0
-_KEY = b"k" * 32
+_KEYS = LeaseKeys(LeaseKey("", b"k" * 32))
 
 
 class Asked(NamedTuple):
@@ -317,7 +318,7 @@ class Waiting(Callers):
         super().__init__()
         self._world = world
 
-    async def spend(self, *_: Any) -> None:
+    async def charge(self, *_: Any) -> None:
         await asyncio.sleep(0)
         self._world.change(self._world.waits.pop(0) if self._world.waits else None)
 
@@ -330,7 +331,7 @@ def _classifier() -> Classifier:
 
 def fleet_of(world: World, admission: Admission) -> Fleet:
     """Two workers a tier, which are always heard."""
-    fleet = Fleet((), "digest", 1e9, _KEY, admission)
+    fleet = Fleet((), "digest", 1e9, _KEYS, admission)
     for tier in Tier:
         for number in range(2):
             worker = Worker(f"{tier.word}{number}", "digest", 1e9, lambda: None)
@@ -353,7 +354,7 @@ async def play(world: World, requests: list[Asked], admission: Admission) -> Non
     fleet = fleet_of(world, admission)
     policies = cast(Any, world)
     service = InferenceService(
-        _classifier(), policies, fleet, "tiny", lease_key=_KEY, sessions=Sessions(), callers=Waiting(world)
+        _classifier(), policies, fleet, "tiny", lease_keys=_KEYS, sessions=Sessions(), callers=Waiting(world)
     )
     world.asked = list(requests)
     await asyncio.gather(*(_ask(world, service, fleet, number) for number in range(len(requests))))

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping, Sequence
 
 from sparsity.errors import SparsityError
 from sparsity.logs import configure_logs
-from sparsity.settings import parser_of, read_settings
+from sparsity.options.settings import parser_of, read_settings
 
 from sparsity_worker.config import PREFIX, WorkerConfig
+
+
+def read_config(arguments: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> WorkerConfig:
+    """What the command line says, else the environment, else a file; this process's own without arguments.
+
+    Raises:
+        ConfigurationError: naming the option that is missing or cannot be used.
+    """
+    parser = parser_of(WorkerConfig, PREFIX, "python -m sparsity_worker", __doc__)
+    return read_settings(WorkerConfig, PREFIX, parser, arguments, environment)
 
 
 def main() -> int:
@@ -19,8 +30,7 @@ def main() -> int:
     logger.propagate = False
     try:
         configure_logs(logger)
-        parser = parser_of(WorkerConfig, PREFIX, "python -m sparsity_worker", __doc__)
-        config = read_settings(WorkerConfig, PREFIX, parser)
+        config = read_config()
         from sparsity_worker.server import run
 
         run(config)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sparsity.engines import ECHO, ENGINES, SGLANG
 from sparsity.errors import ConfigurationError
-from sparsity.options import Option, check_bounds, group, option
+from sparsity.options.declaration import Option, check_bounds, group, option
 from sparsity.tls import ServerTls
 
 from sparsity_worker.coalescing import Coalescing
@@ -44,7 +44,11 @@ class WorkerConfig:
     device: str = option("what it computes on", "cpu", choices=("cpu", "cuda"))
     tensor_parallel: int = option("devices, or on a CPU processes, that share each layer's heads", 1, least=1)
     load_format: str = option("how SGLang loads the weights, such as auto or dummy, which makes them up", "auto")
-    dense_backend: str | None = option("SGLang's attention backend of the dense tier; its own choice without it", None)
+    dense_backend: str | None = option(
+        "attention backend of the dense tier: one of SGLang's, or sparsity_dense, which is our kernels; without it what"
+        " `sparsity worker tune` found fastest, else SGLang's choice, or the CPU's",
+        None,
+    )
     overlap: bool = option(
         "whether a sparse tier on a GPU prepares a step while the last one runs, as the dense tier does", True
     )
@@ -57,6 +61,11 @@ class WorkerConfig:
         "the key that routers sign leases with; SPARSITY_LEASE_KEY holds the key itself", None
     )
     require_lease: bool = option("refuse requests without a router's lease", False)
+    access: Path | None = option(
+        "routers' YAML file of who may call what; an operator may drain it. Without it nobody may where leases are"
+        " demanded, and else everybody",
+        None,
+    )
     coalescing: Coalescing = group(
         Coalescing,
         tokens=Option("tokens of a fast stream that a message gathers; 1 holds nothing", "coalesce-tokens", least=1),

@@ -86,6 +86,7 @@ def _report(address: str, fleet: fleet_pb2.GetFleetResponse, running: Running | 
 def _view(address: str, fleet: fleet_pb2.GetFleetResponse, running: Running | None) -> Group:
     store = f", store {without_credentials(running.redis_url)}" if running else ""
     parts: list[Any] = [f"router {address}{store}", _workers(fleet), "", _tiers(fleet), "", _routers(fleet)]
+    parts += [f"problem at {name}: {escaped(problem)}" for name, problem in problems(fleet)]
     if running:
         memory = memory_bytes(running) / 2**30
         parts += ["", f"memory {memory:.2f} GiB, ready in {running.ready_seconds:.0f} s"]
@@ -126,6 +127,11 @@ def _routers(fleet: fleet_pb2.GetFleetResponse) -> Table:
         row = (f"{router.router_id}{mark}", router.address, f"{router.policy_revision}", router.content_hash, *times)
         table.add_row(*row)
     return table
+
+
+def problems(fleet: fleet_pb2.GetFleetResponse) -> list[tuple[str, str]]:
+    """What operators must mend, each once for every process that tells it: router and problem."""
+    return [(router.router_id, problem) for router in fleet.routers for problem in router.problems]
 
 
 def _word(name: str, prefix: str) -> str:

@@ -8,6 +8,7 @@ A request that claims more than its tenant's ``priority`` (0 to 9, the default) 
 
 Counted by sliding windows (the `limits` library). A request counts its prompt tokens, as far as they are known, and the
 tokens that it may generate; once it has ended, what it did not use is taken off the tenant's next calls to this router.
+The file is taken up anew when it changes (:mod:`sparsity.reloading`).
 """
 
 from __future__ import annotations
@@ -18,18 +19,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from limits import RateLimitItem, parse
 from limits.aio.storage import MemoryStorage, Storage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.errors import StorageError
 from limits.storage import storage_from_string
+from sparsity.access.options_file import read_options_file
 from sparsity.bounds import MAX_PRIORITY
 from sparsity.errors import ConfigurationError, RateLimitError
 from sparsity_policies.storage.connection import close, quoted
-
-from sparsity_router.callers.options_file import read_options_file
 
 log = logging.getLogger("sparsity.router.limits")
 _ANSWER_SECONDS = 0.05
@@ -47,18 +47,41 @@ class Rates:
     priority: int = MAX_PRIORITY
 
 
+class TenantRates(NamedTuple):
+    """What a file says: the rates of tenants, and of those without their own."""
+
+    default: Rates
+    tenants: Mapping[str, Rates]
+
+
+def read_rates(path: Path) -> TenantRates:
+    """Reads a file.
+
+    Raises:
+        ConfigurationError: naming the file and the entry.
+    """
+    document = read_options_file("--tenant-limits", path)
+    if not isinstance(document, dict) or not document.keys() <= {"default", "tenants"}:
+        raise ConfigurationError(f"--tenant-limits: {path}: must have `default` and `tenants`, and no other field")
+    default = _of_entry(document.get("default", {}), Rates(), f"--tenant-limits: {path}: default")
+    entries = document.get("tenants", {})
+    if not isinstance(entries, dict):
+        raise ConfigurationError(f"--tenant-limits: {path}: tenants: must map names to rates")
+    where = f"--tenant-limits: {path}: tenants"
+    tenants = {str(name): _of_entry(entry, default, f"{where}.{name}") for name, entry in entries.items()}
+    return TenantRates(default, tenants)
+
+
 class TenantLimits:
     """Counts what tenants use.
 
     Args:
-        default: rates of tenants without their own.
-        tenants: rates by tenant.
+        rates: by tenant.
         redis_url: where routers count together; None counts in this process.
     """
 
-    def __init__(self, default: Rates, tenants: Mapping[str, Rates], redis_url: str | None) -> None:
-        self._default = default
-        self._tenants = dict(tenants)
+    def __init__(self, rates: TenantRates, redis_url: str | None) -> None:
+        self._rates = rates
         self._local = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._shared = SlidingWindowCounterRateLimiter(_storage(redis_url)) if redis_url else None
         self._away_until = 0.0
@@ -72,25 +95,18 @@ class TenantLimits:
         Raises:
             ConfigurationError: naming the file and the entry.
         """
-        if path is None:
-            return None
-        document = read_options_file("--tenant-limits", path)
-        if not isinstance(document, dict) or not document.keys() <= {"default", "tenants"}:
-            raise ConfigurationError(f"--tenant-limits: {path}: must have `default` and `tenants`, and no other field")
-        default = _rates(document.get("default", {}), Rates(), f"--tenant-limits: {path}: default")
-        entries = document.get("tenants", {})
-        if not isinstance(entries, dict):
-            raise ConfigurationError(f"--tenant-limits: {path}: tenants: must map names to rates")
-        where = f"--tenant-limits: {path}: tenants"
-        tenants = {str(name): _rates(entry, default, f"{where}.{name}") for name, entry in entries.items()}
-        return cls(default, tenants, redis_url)
+        return None if path is None else cls(read_rates(path), redis_url)
+
+    def take(self, rates: TenantRates) -> None:
+        """Goes by other rates from the next call on; what was counted stays counted."""
+        self._rates = rates
 
     def priority(self, tenant: str) -> int:
         """The most urgent priority that a tenant's requests may have."""
         return self._of(tenant).priority
 
     def _of(self, tenant: str) -> Rates:
-        return self._tenants.get(tenant, self._default)
+        return self._rates.tenants.get(tenant, self._rates.default)
 
     async def request(self, tenant: str) -> None:
         """Counts a request.
@@ -179,7 +195,7 @@ def _per(rate: RateLimitItem) -> str:
     return f"per {rate.multiples} {rate.GRANULARITY.name}s" if rate.multiples > 1 else f"per {rate.GRANULARITY.name}"
 
 
-def _rates(entry: object, default: Rates, where: str) -> Rates:
+def _of_entry(entry: object, default: Rates, where: str) -> Rates:
     if not isinstance(entry, dict) or not entry.keys() <= {"requests", "tokens", "priority"}:
         problem = "must have requests and tokens, such as 100/second, and priority, and no other field"
         raise ConfigurationError(f"{where}: {problem}")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sparsity.engines import ECHO, ENGINES, SGLANG
 from sparsity.errors import ConfigurationError
+from sparsity.otlp import GRPC
 from sparsity.serving import free_port, require_free
 from sparsity.telemetry import sends_traces
 
@@ -164,6 +165,7 @@ class Supervisor:
         for child in (*self._workers.values(), self._router):
             if self._traces:
                 child.environment["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] = f"http://127.0.0.1:{self._traces.port}"
+                child.environment["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = GRPC
             child.log.write_bytes(b"")
             child.start()
             self._say(f"{child.name} starts, pid {child.pid}, log {child.log}")

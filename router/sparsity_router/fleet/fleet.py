@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from sparsity.engines import SGLANG
+from sparsity.lease_keys import LeaseKeys
 from sparsity.tls import ClientTls
 from sparsity_policies.model import Tier
 
@@ -15,7 +16,7 @@ from sparsity_router.fleet.breaker import RetryBudget
 from sparsity_router.fleet.discovery import Discovery, discover
 from sparsity_router.fleet.patience import Patience
 from sparsity_router.fleet.picking import Picker, Want
-from sparsity_router.fleet.queue import Line
+from sparsity_router.fleet.queue import TierQueue
 from sparsity_router.fleet.workers import State, Worker
 
 log = logging.getLogger("sparsity.router.fleet")
@@ -48,7 +49,7 @@ class Fleet:
         places: where workers are, see :mod:`sparsity_router.fleet.discovery`.
         tokenizer_digest: a worker of another tokenizer is not used.
         timeout: silence after which a worker counts as gone, seconds.
-        lease_key: what requests to workers are signed with.
+        lease_keys: what requests to workers are signed with.
         admission: how requests are let in.
         tls: what is trusted of workers, and shown to them.
         engine: a worker of another engine is not used.
@@ -59,15 +60,15 @@ class Fleet:
         places: tuple[str, ...],
         tokenizer_digest: str,
         timeout: float,
-        lease_key: bytes | None = None,
+        lease_keys: LeaseKeys | None = None,
         admission: Admission | None = None,
         tls: ClientTls | None = None,
         engine: str = SGLANG,
     ) -> None:
-        self.lease_key = lease_key
+        self.lease_keys = lease_keys
         self.admission = admission or Admission()
         self.retries = RetryBudget()
-        self.lines = {tier: Line(self.admission.queue_limit) for tier in Tier}
+        self.queues = {tier: TierQueue(self.admission.queue_limit) for tier in Tier}
         self.workers: list[Worker] = []
         self._about = (tokenizer_digest, timeout, self._room, tls, engine, self.admission.patience)
         self._sources: list[Discovery] = discover(places)
@@ -120,7 +121,7 @@ class Fleet:
     def _room(self) -> None:
         # The densest first: what policy holds dense has nowhere else to go.
         for tier in Tier:
-            self.lines[tier].wake()
+            self.queues[tier].wake()
 
     def of(self, tier: Tier, dense_reasoning: bool = False) -> list[Worker]:
         """The workers of a tier, or those of them that decode reasoning densely."""

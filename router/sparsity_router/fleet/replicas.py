@@ -21,6 +21,7 @@ _KEY = PREFIX + "replicas"
 _TELL_SECONDS = 2.0
 _HEARD_SECONDS = 10.0
 _ANSWER_SECONDS = 0.5
+_MOST_CHARACTERS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Replica:
         policy_age: since its policies were last known to be current, seconds.
         policy_lag: since it has known of a change that it has not taken up, seconds.
         heard: when it said so, seconds since the epoch.
+        problems: what an operator must mend.
     """
 
     router_id: str
@@ -44,6 +46,7 @@ class Replica:
     policy_age: float
     policy_lag: float
     heard: float
+    problems: tuple[str, ...] = ()
 
 
 class Replicas:
@@ -52,19 +55,22 @@ class Replicas:
     Args:
         policies: the follower, whose state is told.
         redis: an asyncio client; None knows of this router only.
+        problems: what an operator must mend besides, in words.
     """
 
-    def __init__(self, policies: Any, redis: Any = None) -> None:
+    def __init__(self, policies: Any, redis: Any = None, problems: Callable[[], list[str]] = list) -> None:
         self.router_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.address = ""
         self._policies = policies
         self._redis = redis
+        self._problems = problems
 
     def own(self) -> Replica:
         """This router now."""
         policies, at = self._policies, self._policies.snapshot
         state = (at.revision, at.content_hash, policies.age, policies.lag)
-        return Replica(self.router_id, self.address, *state, time.time())
+        problems = tuple(problem[:_MOST_CHARACTERS] for problem in (policies.unsaved, *self._problems()) if problem)
+        return Replica(self.router_id, self.address, *state, time.time(), problems)
 
     async def all(self) -> list[Replica]:
         """Every router heard lately, by its id; this one alone while the store is away."""

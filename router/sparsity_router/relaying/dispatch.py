@@ -8,13 +8,14 @@ from contextlib import aclosing
 import grpc
 from opentelemetry import trace
 from sparsity import telemetry
+from sparsity.lease_keys import LeaseKeys
 from sparsity.leases import sign
-from sparsity.sampling import new_tokens
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.model import Tier
 
 from sparsity_router.fleet.patience import spoken
 from sparsity_router.fleet.workers import Worker
+from sparsity_router.relaying.worker_request import outstanding_tokens
 
 _tracer = trace.get_tracer("sparsity.router")
 # How gRPC begins where it found nobody to send to.
@@ -25,18 +26,13 @@ class OvertakenError(Exception):
     """Policy took the tier from a request just before its worker was asked."""
 
 
-def outstanding_tokens(request: worker_pb2.WorkerServiceGenerateRequest) -> int:
-    """Tokens that a worker has to work on for a request, at most."""
-    return len(request.prompt.ids) + request.text.max_tokens + new_tokens(request.sampling)
-
-
 async def dispatch(
     worker: Worker,
     request: worker_pb2.WorkerServiceGenerateRequest,
     tier: Tier,
     attempt: int,
     timeout: float | None,
-    lease: tuple[bytes | None, str],
+    lease: tuple[LeaseKeys | None, str],
     allows: Callable[[Tier], bool] = lambda tier: True,
 ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
     """Streams the worker's messages; closing the generator cancels the worker's request.
@@ -47,7 +43,7 @@ async def dispatch(
         tier: that it serves the request at.
         attempt: number of this try, which makes its id unique.
         timeout: seconds that are left of the client's deadline; None without one.
-        lease: the key to sign with, or None, and the decision's id.
+        lease: the keys to sign with, or None, and the decision's id.
         allows: whether policy still gives the request the tier; asked when nothing is left to wait for.
 
     Raises:
@@ -60,9 +56,9 @@ async def dispatch(
     own.CopyFrom(request)
     own.request_id = f"{request.request_id}.{attempt}"
     own.tier = tier.value  # type: ignore[assignment]
-    key, decision_id = lease
-    if key is not None:
-        own.lease.CopyFrom(sign(key, own, worker.name, decision_id))
+    keys, decision_id = lease
+    if keys is not None:
+        own.lease.CopyFrom(sign(keys, own, worker.name, decision_id))
     with telemetry.detached_span(_tracer, "router.dispatch", trace.SpanKind.CLIENT) as (span, metadata):
         span.set_attributes({telemetry.WORKER_ID: worker.name, telemetry.TIER: tier.word, telemetry.ATTEMPT: attempt})
         with worker.dispatched(own.request_id, outstanding_tokens(own)):

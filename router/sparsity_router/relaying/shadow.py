@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -24,6 +25,8 @@ from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.relaying.dispatch import dispatch
+from sparsity_router.relaying.relay import Relayed
+from sparsity_router.relaying.worker_request import WorkerRequest
 
 METRIC = "shadow_agreement"
 _WAITING = 32
@@ -105,20 +108,30 @@ class Shadow:
             meter, "sparsity.router.shadow.samples", "{request}", "Sparse answers, by what became of them."
         )
 
-    def take(
-        self, decision_id: str, decision: Decision, request: worker_pb2.WorkerServiceGenerateRequest
-    ) -> Sample | None:
+    async def sampled(self, request: WorkerRequest, answer: AsyncGenerator[Relayed]) -> AsyncGenerator[Relayed]:
+        """Passes an answer on; a whole one that is a sample is queued before its last message."""
+        sample = self._sample(request)
+        async with aclosing(answer) as messages:
+            async for relayed in messages:
+                if sample is not None:
+                    sample.tokens += relayed.response.token_ids
+                    if relayed.response.HasField("completion"):
+                        self._finish(sample, relayed.served, relayed.response.completion)
+                yield relayed
+
+    def _sample(self, request: WorkerRequest) -> Sample | None:
         """A sample to fill, where this answer is one: sparse, greedy, and of the share that its policy asks for."""
+        decision, message = request.decided.review.decision, request.message
         policy = self._policies.snapshot.policy(decision.policy)
         wanted = policy.shadow if policy else None
-        if wanted is None or decision.tier is Tier.DENSE or request.sampling.temperature > 0:
+        if wanted is None or decision.tier is Tier.DENSE or message.sampling.temperature > 0:
             return None
         if random.random() * 100 >= wanted.percent:
             return None
-        return Sample(decision_id, decision.policy, request)
+        return Sample(message.request_id, decision.policy, message)
 
-    def finish(self, sample: Sample, served: Decision, completion: inference_pb2.Completion) -> None:
-        """Puts a whole answer in line; where there is no room or budget it is passed over."""
+    def _finish(self, sample: Sample, served: Decision, completion: inference_pb2.Completion) -> None:
+        """Queues a whole answer; where there is no room or budget it is passed over."""
         sample.tier = served.tier
         policy = self._policies.snapshot.policy(sample.domain)
         if served.tier is Tier.DENSE or policy is None or policy.shadow is None or not sample.tokens:
@@ -142,14 +155,14 @@ class Shadow:
         """What became of a sample, in a word."""
         # As a request that spills over: what policy holds dense comes first.
         worker = self._fleet.pick(Tier.DENSE, set(), spilled=True)
-        if worker is None or self._fleet.lines[Tier.DENSE]:
+        if worker is None or self._fleet.queues[Tier.DENSE]:
             return "busy"
         request = worker_pb2.WorkerServiceGenerateRequest()
         request.CopyFrom(sample.request)
         request.request_id, request.priority = f"shadow-{sample.decision_id}", 0
         request.sampling.max_new_tokens = len(sample.tokens)
         found: list[int] = []
-        lease = (self._fleet.lease_key, sample.decision_id)
+        lease = (self._fleet.lease_keys, sample.decision_id)
         try:
             async with aclosing(dispatch(worker, request, Tier.DENSE, 1, _SECONDS, lease)) as answers:
                 async for answer in answers:

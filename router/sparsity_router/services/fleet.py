@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
+from sparsity.access.access import Access
+from sparsity.access.principals import Role
 from sparsity.v1 import fleet_pb2
 from sparsity_policies.model import Tier
 
-from sparsity_router.callers.access import Access
-from sparsity_router.callers.principals import Role
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.fleet.replicas import Replica, Replicas
 from sparsity_router.fleet.workers import State, Worker
@@ -18,7 +18,7 @@ Context = grpc.aio.ServicerContext[fleet_pb2.GetFleetRequest, fleet_pb2.GetFleet
 
 
 class FleetService:
-    """Tells workers, lines and routers.
+    """Tells workers, queues and routers.
 
     Args:
         fleet: the workers.
@@ -39,7 +39,7 @@ class FleetService:
         for tier in Tier:
             own = self._fleet.of(tier)
             ready = sum(worker.state is State.READY for worker in own)
-            waiting = len(self._fleet.lines[tier])
+            waiting = len(self._fleet.queues[tier])
             response.tiers.add(tier=tier.value, workers=len(own), ready_workers=ready, waiting_requests=waiting)
         response.routers.extend(_router(replica) for replica in await self._replicas.all())
         return response
@@ -72,6 +72,7 @@ def _router(replica: Replica) -> fleet_pb2.RouterStatus:
         address=replica.address,
         policy_revision=replica.revision,
         content_hash=replica.content_hash,
+        problems=replica.problems,
     )
     status.policy_age.FromNanoseconds(int(replica.policy_age * 1e9))
     status.policy_lag.FromNanoseconds(int(replica.policy_lag * 1e9))

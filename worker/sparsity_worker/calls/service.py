@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from sparsity.access.access import Access
+from sparsity.access.principals import Role
 from sparsity.bounds import seconds_of
 from sparsity.engines import ECHO
-from sparsity.errors import InvalidRequestError
+from sparsity.errors import InvalidRequestError, PermissionDeniedError
 from sparsity.leases import LeaseChecker
 from sparsity.metering import Times
 from sparsity.v1 import inference_pb2, worker_pb2
 from tokenizers import Tokenizer
 
 from sparsity_worker.calls import tracing
+from sparsity_worker.calls.kv_use import KvUse
 from sparsity_worker.calls.load import Load
 from sparsity_worker.calls.metering import WorkerMetrics
 from sparsity_worker.calls.requests import check_size, engine_request, read_prompt
@@ -96,12 +99,15 @@ class WorkerService:
         load: Load,
         leases: LeaseChecker | None = None,
         metrics: WorkerMetrics | None = None,
+        access: Access | None = None,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._identity = identity
         self._load = load
+        self._kv_use = KvUse(engine.used_tokens, load)
         self._leases = leases
+        self._access = access or Access.load(None)
         self._metrics = metrics or WorkerMetrics(identity.config, identity.facts, load, engine.kv_tokens)
 
     async def Generate(
@@ -214,14 +220,14 @@ class WorkerService:
         context: grpc.aio.ServicerContext[worker_pb2.WatchLoadRequest, worker_pb2.WatchLoadResponse],
     ) -> AsyncIterator[worker_pb2.WatchLoadResponse]:
         """The load at once and at every change."""
-        interval = seconds_of("interval", request.interval) if request.HasField("interval") else 1.0
-        async for _ in self._load.changes(max(interval, 0.05)):
-            self._load.kv_used_tokens = await self._engine.used_tokens()
+        interval = max(seconds_of("interval", request.interval) if request.HasField("interval") else 1.0, 0.05)
+        async for _ in self._load.changes(interval):
+            kv_used_tokens = await self._kv_use.read(interval)
             yield worker_pb2.WatchLoadResponse(
                 requests=len(self._load.requests),
                 outstanding_tokens=self._load.outstanding_tokens,
                 draining=self._load.draining,
-                kv_used_tokens=self._load.kv_used_tokens,
+                kv_used_tokens=kv_used_tokens,
                 finished_requests=self._load.finished,
                 aborted_requests=self._load.aborted,
             )
@@ -231,7 +237,18 @@ class WorkerService:
         request: worker_pb2.DrainRequest,
         context: grpc.aio.ServicerContext[worker_pb2.DrainRequest, worker_pb2.DrainResponse],
     ) -> worker_pb2.DrainResponse:
-        """Stops admitting and waits for the requests in flight."""
+        """Stops admitting and waits for the requests in flight.
+
+        Raises:
+            UnauthenticatedError: when the caller is not known.
+            PermissionDeniedError: when it has not the role operator, or nobody has: whoever may stream from this worker
+                itself, by a lease, may not end its service.
+        """
+        if self._identity.config.require_lease and not self._identity.config.access:
+            raise PermissionDeniedError(
+                "Drain needs the role operator, and no --access says whose it is; SIGTERM drains, too"
+            )
+        self._access.authenticate(context).require(Role.OPERATOR)
         self._load.drain()
         timeout = seconds_of("timeout", request.timeout) if request.HasField("timeout") else None
         await self._load.idle(timeout)

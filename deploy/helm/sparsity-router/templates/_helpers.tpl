@@ -100,7 +100,8 @@ capabilities:
 {{- /* Probes of the plaintext health port: (list values). */ -}}
 {{- define "sparsity.probes" -}}
 startupProbe:
-  grpc: {port: 7002, service: readiness}
+  # The port opens once a worker has proved itself and a router has policies; no restart brings a router its workers.
+  grpc: {port: 7002, service: liveness}
   periodSeconds: 5
   failureThreshold: {{ max 1 (div (int (index . 0).startupSeconds) 5) }}
 readinessProbe:
@@ -131,6 +132,8 @@ lifecycle:
 {{- if .endpoint }}
 - name: OTEL_EXPORTER_OTLP_ENDPOINT
   value: {{ .endpoint | quote }}
+- name: OTEL_EXPORTER_OTLP_PROTOCOL
+  value: {{ .protocol }}
 - name: OTEL_TRACES_SAMPLER
   value: {{ .sampler }}
 - name: OTEL_TRACES_SAMPLER_ARG

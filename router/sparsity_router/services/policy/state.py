@@ -1,12 +1,11 @@
-"""What the parts of PolicyService share."""
+"""What the methods of PolicyService work on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import grpc
+from sparsity.access.access import Access
 from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError
 from sparsity_policies.decisions.costs import ModelShape
 from sparsity_policies.documents.validate import check_exemplars
@@ -14,11 +13,9 @@ from sparsity_policies.model import Policy, StoredPolicy
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.storage.store import PolicyStore
 
-from sparsity_router.callers.access import Access
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.observing.recorder import Recorder
 
-Context = grpc.aio.ServicerContext[Any, Any]
 READ_YOUR_WRITE_SECONDS = 1.0
 
 
@@ -91,10 +88,3 @@ class PolicyState:
     async def seen(self, revision: int) -> None:
         """Lets the caller's next request to this router see its write."""
         await self.policies.reached(revision, READ_YOUR_WRITE_SECONDS)
-
-
-class Part:
-    """A part of the service."""
-
-    def __init__(self, state: PolicyState) -> None:
-        self._state = state

@@ -1,13 +1,12 @@
 """Options of a process, each stated once: a dataclass field that says name, default, bounds and help.
 
-What is made of the statement: command line, environment and file (`settings`), the table in the docs and the chart's
-schema (`option_table`).
+What is made of the statement: command line, environment and file (`settings`), the page in the docs and the chart's
+schema (`tools/options.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -32,7 +31,8 @@ class Option:
         most: the largest value.
         below: a value that it must not reach.
         environment: the variable's name, where it is not made of prefix and name.
-        read: from text, in place of the field's type; gets the option as errors name it, and the text.
+        read: from text to the whole value, in place of the field's type; gets the option as errors name it, and the
+            text.
         shown: the default as text, where that is not the value's own.
         inner: whether only our own processes give it: it is in no table, no file and no environment.
     """
@@ -123,26 +123,23 @@ class Leaf(NamedTuple):
         return self.default is dataclasses.MISSING
 
 
-@functools.cache
-def leaves(settings: Any) -> tuple[Leaf, ...]:
+def leaves(settings: type) -> Iterator[Leaf]:
     """The options of a class of settings, in the order of its fields."""
-    return tuple(_leaves(settings))
-
-
-def _leaves(settings: type) -> Iterator[Leaf]:
     hints = typing.get_type_hints(settings)
     for field in dataclasses.fields(settings):
         said = field.metadata.get(_KEY)
         if isinstance(said, Option):
             name = said.name or field.name.replace("_", "-")
-            kind, repeats = _kind(hints[field.name])
+            kind, several = _kind(hints[field.name])
+            repeats = several and said.read is None
             yield Leaf((field.name,), dataclasses.replace(said, name=name), kind, repeats, _default(field))
         elif said is not None:
             whole, cls = _default(field), _kind(hints[field.name])[0]
             member_hints = typing.get_type_hints(cls)
             for name, member in said.items():
                 default = None if whole is None else getattr(whole, name)
-                kind, repeats = _kind(member_hints[name])
+                kind, several = _kind(member_hints[name])
+                repeats = several and member.read is None
                 yield Leaf((field.name, name), member, kind, repeats, default, cls if whole is None else None)
 
 

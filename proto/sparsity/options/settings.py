@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import yaml
 
 from sparsity.errors import ConfigurationError
-from sparsity.options import Leaf, leaves
+from sparsity.options.declaration import Leaf, leaves
 
 _Settings = TypeVar("_Settings")
 _TRUTHS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
