@@ -65,7 +65,7 @@ charts: environment
 	@$(DEPLOY_TOOL)/dashboards.py
 	@$(DEPLOY_TOOL)/charts.py --write
 
-# The page of options, and the chart's schema of them, after an edit of RouterConfig or WorkerConfig.
+# The page of options, after an edit of RouterConfig or WorkerConfig; `make charts` for what the chart takes of them.
 options: environment
 	@$(BIN)/python tools/options.py
 

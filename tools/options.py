@@ -1,12 +1,9 @@
-"""Writes the page of options, and the options that the chart takes; with --check, fails when they are stale."""
+"""Writes the page of options; with --check, fails when it is stale."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from sparsity.options.declaration import Leaf, leaves
 from sparsity.options.settings import variable
@@ -17,7 +14,6 @@ from sparsity_worker.config import WorkerConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "options.md"
-SCHEMA = ROOT / "deploy" / "helm" / "sparsity-router" / "values.schema.json"
 INTRODUCTION = """\
 # What options are there?
 
@@ -30,8 +26,6 @@ In the chart, `router.options` and `workers.TIER.options` take them by name. A v
 process with status 2 and a line that names the option, what it takes, and what was given.
 """
 PROCESSES = ((RouterConfig, ROUTER, "python -m sparsity_router"), (WorkerConfig, WORKER, "python -m sparsity_worker"))
-_TYPES = {bool: "boolean", int: "integer", float: "number"}
-_BOUNDS = {"least": "minimum", "above": "exclusiveMinimum", "most": "maximum", "below": "exclusiveMaximum"}
 
 
 def page() -> str:
@@ -69,43 +63,16 @@ def _takes(leaf: Leaf) -> str:
     return ", ".join(filter(None, (kind, leaf.said.bounds())))
 
 
-def schema_of(settings: type) -> dict[str, Any]:
-    """What a chart's `options` of such a process may hold."""
-    properties = {leaf.said.name: dict(_schema(leaf)) for leaf in leaves(settings) if not leaf.said.inner}
-    return {"type": "object", "additionalProperties": False, "properties": properties}
-
-
-def _schema(leaf: Leaf) -> Iterator[tuple[str, Any]]:
-    yield "description", leaf.said.help
-    if leaf.said.choices:
-        yield "enum", list(leaf.said.choices)
-    else:
-        yield "type", ["string", "number"] if leaf.said.read else _TYPES.get(leaf.kind, "string")
-    for name, keyword in _BOUNDS.items():
-        if (bound := getattr(leaf.said, name)) is not None:
-            yield keyword, bound
-
-
-def chart() -> str:
-    """The chart's schema with its two sets of options made anew."""
-    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
-    schema["$defs"] |= {"routerOptions": schema_of(RouterConfig), "workerOptions": schema_of(WorkerConfig)}
-    return json.dumps(schema, indent=1) + "\n"
-
-
 def main() -> int:
-    """Writes what is stale, or tells it; 0 unless --check finds any."""
-    stale = [(path, text) for path, text in ((PAGE, page()), (SCHEMA, chart())) if not _is(path, text)]
-    for path, text in stale:
-        if "--check" in sys.argv[1:]:
-            print(f"{path.relative_to(ROOT)} is not what the code says: run `make options`", file=sys.stderr)
-        else:
-            path.write_text(text, encoding="utf-8")
-    return 1 if stale and "--check" in sys.argv[1:] else 0
-
-
-def _is(path: Path, text: str) -> bool:
-    return path.exists() and path.read_text(encoding="utf-8") == text
+    """Writes the page; with --check, 1 when it is stale, and nothing is written."""
+    text = page()
+    if "--check" not in sys.argv[1:]:
+        PAGE.write_text(text, encoding="utf-8")
+        return 0
+    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text:
+        return 0
+    print(f"{PAGE.relative_to(ROOT)} is not what the code says: run `make options`", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from sparsity.errors import SparsityError
 from sparsity.logs import configure_logs
 from sparsity.options.settings import parser_of, read_settings
+from sparsity_policies.storage.redis_url import whole_url
 
 from sparsity_router.config import PREFIX, RouterConfig
 from sparsity_router.processes import shared_port
@@ -17,11 +19,17 @@ from sparsity_router.processes import shared_port
 def read_config(arguments: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> RouterConfig:
     """What the command line says, else the environment, else a file; this process's own without arguments.
 
+    The store's URL is whole: it has its files, and what only the environment holds of it.
+
     Raises:
         ConfigurationError: naming the option that is missing or cannot be used.
     """
     parser = parser_of(RouterConfig, PREFIX, "python -m sparsity_router", __doc__)
-    return read_settings(RouterConfig, PREFIX, parser, arguments, environment)
+    config = read_settings(RouterConfig, PREFIX, parser, arguments, environment)
+    if config.redis_url is None:
+        return config
+    url = whole_url(config.redis_url, config.redis_ca, config.redis_cert, config.redis_key, environment)
+    return replace(config, redis_url=url)
 
 
 def main() -> int:

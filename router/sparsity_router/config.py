@@ -11,6 +11,7 @@ from sparsity.options.declaration import Option, check_bounds, group, option
 from sparsity.tls import ClientTls, ServerTls
 from sparsity_policies.decisions.costs import H100, GpuSpeed
 from sparsity_policies.documents.shipped import band_sets
+from sparsity_policies.storage.redis_url import ENVIRONMENT, read_url
 
 from sparsity_router.fleet.patience import FIRST_SECONDS, NEXT_SECONDS, Patience, read_seconds
 
@@ -18,7 +19,10 @@ DETECT = ("undeclared", "declared", "off")
 SESSIONS = ("keep", "freely")
 PREFIX = "SPARSITY_ROUTER"
 _NO_BAND_SET = "none"
-_STORES = "redis://host:port/db, redis+sentinel://host:port,host:port/master, redis+cluster://host:port,host:port"
+_STORES = (
+    "redis://host:port/db, redis+sentinel://host:port,host:port/master, redis+cluster://host:port,host:port; TLS by"
+    " rediss://, rediss+sentinel:// and rediss+cluster://"
+)
 _BY_TIER = "also by tier: dense=600,moderate=300,aggressive=300"
 
 
@@ -35,9 +39,11 @@ class RouterConfig:
         "a worker's host:port, dns:///name:port or k8s:///namespace/service:port; repeat", name="worker"
     )
     redis_url: str | None = option(
-        f"policy store: {_STORES}; the variable keeps a password out of the process list",
+        f"policy store: {_STORES}. Passwords stay out of the process list in the variable, or in"
+        f" {ENVIRONMENT['password']} and {ENVIRONMENT['sentinel_password']}",
         None,
         environment="SPARSITY_REDIS_URL",
+        secret=True,
     )
     listen: str = option("gRPC address, host:port; port 0 takes a free one", "127.0.0.1:7000")
     band_set: str | None = option(
@@ -57,6 +63,13 @@ class RouterConfig:
     redis_wait_replicas: int = option(
         "replicas of the store that must hold a policy before its write is acknowledged", 0, least=0
     )
+    redis_ca: Path | None = option(
+        "PEM authorities of the policy store; the system's without it", None, environment=ENVIRONMENT["ssl_ca_certs"]
+    )
+    redis_cert: Path | None = option(
+        "PEM certificate that is shown to the policy store", None, environment=ENVIRONMENT["ssl_certfile"]
+    )
+    redis_key: Path | None = option("its PEM key", None, environment=ENVIRONMENT["ssl_keyfile"])
     lease_key_file: Path | None = option(
         "the key that workers check leases with, 16 bytes or more; SPARSITY_LEASE_KEY holds the key itself; no leases"
         " without either",
@@ -142,6 +155,8 @@ class RouterConfig:
             raise ConfigurationError("--worker-ca: must be given with the other options of workers' TLS")
         if self.redis_url is None and self.policy_dir is None:
             raise ConfigurationError("--redis-url: give a policy store, or a folder of policies with --policy-dir")
-        if self.redis_wait_replicas and (self.redis_url or "").startswith("redis+cluster"):
+        if self.redis_url is None and (self.redis_ca or self.redis_cert or self.redis_key):
+            raise ConfigurationError("--redis-ca, --redis-cert and --redis-key: give them with --redis-url")
+        if self.redis_wait_replicas and self.redis_url and read_url(self.redis_url).kind == "cluster":
             problem = "WAIT is not to be had through a cluster client; set min-replicas-to-write on its servers"
             raise ConfigurationError(f"--redis-wait-replicas: {problem}")

@@ -15,12 +15,13 @@ from sparsity.options.declaration import Option, check_bounds, group, leaves, op
 from sparsity.options.settings import parser_of, read_settings
 from sparsity.tls import ClientTls
 from sparsity_policies.decisions.costs import H100, GpuSpeed
+from sparsity_policies.storage.redis_url import RedisTls, read_url
 from sparsity_router.__main__ import read_config as read_router
 from sparsity_router.config import RouterConfig
 from sparsity_router.fleet.patience import Patience
 from sparsity_worker.__main__ import read_config as read_worker
 from sparsity_worker.coalescing import Coalescing
-from sparsity_worker.config import WorkerConfig
+from sparsity_worker.config import TIERS, WorkerConfig
 from support.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,11 +175,28 @@ def test_every_option_says_what_it_is_and_no_two_share_a_name(settings: type) ->
     assert not [name for name in names if name.startswith(("port", "service"))]
 
 
-@pytest.mark.parametrize(("settings", "name"), [(RouterConfig, "routerOptions"), (WorkerConfig, "workerOptions")])
-def test_the_chart_takes_every_option_and_no_other(settings: type, name: str) -> None:
-    allowed = json.loads(SCHEMA.read_text())["$defs"][name]
+@pytest.mark.parametrize(
+    ("settings", "path"),
+    [(RouterConfig, ("router",)), *((WorkerConfig, ("workers", tier)) for tier in TIERS)],
+)
+def test_the_chart_takes_every_option_and_no_other(settings: type, path: tuple[str, ...]) -> None:
+    allowed = json.loads(SCHEMA.read_text())
+    for name in (*path, "options"):
+        allowed = allowed["properties"][name]
     assert set(allowed["properties"]) == {leaf.said.name for leaf in leaves(settings) if not leaf.said.inner}
     assert allowed["additionalProperties"] is False
+
+
+def test_a_store_has_its_files_and_passwords_and_shows_none(tmp_path: Path) -> None:
+    words = ("--model", str(tiny_model(tmp_path)), "--worker", "a:1", "--redis-url", "rediss://r", "--redis-ca", "ca")
+    environment = {"SPARSITY_REDIS_CERT": "c", "SPARSITY_REDIS_KEY": "k", "SPARSITY_REDIS_PASSWORD": "s/cret"}
+    config = read_router(words, environment)
+    read_back = read_url(str(config.redis_url))
+    assert read_back.login.password == "s/cret"
+    assert read_back.tls == RedisTls("ca", "c", "k")
+    assert "cret" not in repr(config)
+    with pytest.raises(ConfigurationError, match=r"^--redis-ca, --redis-cert and --redis-key: give them with"):
+        read_router((*words[:4], "--policy-dir", str(tmp_path), "--redis-key", "k"), {})
 
 
 def test_a_changed_default_makes_the_page_stale(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Options of a process, each stated once: a dataclass field that says name, default, bounds and help.
 
-What is made of the statement: command line, environment and file (`settings`), the page in the docs and the chart's
-schema (`tools/options.py`).
+What is made of the statement: command line, environment and file (`settings`), the page in the docs
+(`tools/options.py`) and the chart's schema (`deploy/tools/values_schema.py`).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Option:
         read: from text to the whole value, in place of the field's type; gets the option as errors name it, and the
             text.
         shown: the default as text, where that is not the value's own.
+        secret: whether its value may hold a password: settings are told without it.
         inner: whether only our own processes give it: it is in no table, no file and no environment.
     """
 
@@ -47,6 +48,7 @@ class Option:
     environment: str | None = None
     read: Callable[[str, str], Any] | None = None
     shown: str | None = None
+    secret: bool = False
     inner: bool = False
 
     def bounds(self) -> str:
@@ -88,9 +90,10 @@ def group(default: Any = dataclasses.MISSING, **members: Option) -> Any:
 
 
 def _field(said: Option | dict[str, Option], default: Any) -> Any:
+    shown = not (isinstance(said, Option) and said.secret)
     if callable(default):
-        return dataclasses.field(default_factory=default, metadata={_KEY: said})
-    return dataclasses.field(default=default, metadata={_KEY: said})
+        return dataclasses.field(default_factory=default, repr=shown, metadata={_KEY: said})
+    return dataclasses.field(default=default, repr=shown, metadata={_KEY: said})
 
 
 class Leaf(NamedTuple):
