@@ -6,12 +6,16 @@ import asyncio
 import contextlib
 import json
 import secrets
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from sparsity.errors import ConfigurationError
 from sparsity.serving import free_port
 from sparsity_router.embedded.child import Child
+
+_START_SECONDS = 120.0
 
 
 def free_address() -> str:
@@ -50,21 +54,33 @@ def roomy(model: Path, folder: Path, tokens: int) -> Path:
     return copy
 
 
-@asynccontextmanager
-async def running(*children: Child) -> AsyncIterator[None]:
-    """Starts the processes, waits until they serve, and ends them.
+async def arrived(child: Child, until: Callable[[Child], bool] = Child.serving) -> None:
+    """Waits for a process.
 
     Raises:
-        ConfigurationError: when one ends before it serves.
+        ConfigurationError: when it ends before, or is not there in two minutes.
+    """
+    deadline = time.monotonic() + _START_SECONDS
+    while not await asyncio.to_thread(until, child):
+        child.check_alive()
+        if time.monotonic() > deadline:
+            raise ConfigurationError(f"{child.name} is not ready after {_START_SECONDS:g} s; log: {child.log}")
+        await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def running(*children: Child, until: Callable[[Child], bool] = Child.serving) -> AsyncIterator[None]:
+    """Starts the processes, waits until they serve, or what else is waited for, and ends them.
+
+    Raises:
+        ConfigurationError: when one ends before, or is not there in two minutes.
     """
     try:
         # All before the first health check: a process that talks gRPC should not fork.
         for child in children:
             child.start()
         for child in children:
-            while not await asyncio.to_thread(child.serving):
-                child.check_alive()
-                await asyncio.sleep(0.05)
+            await arrived(child, until)
         yield
     finally:
         for child in reversed(children):

@@ -40,10 +40,8 @@ class Replica:
         self._inference: Any = inference_pb2_grpc.InferenceServiceStub(self._channel)
 
     async def ready(self) -> None:
-        """Waits until it serves."""
-        while not await asyncio.to_thread(self.child.serving):
-            self.child.check_alive()
-            await asyncio.sleep(0.05)
+        """Waits until it answers; without a worker it wants no traffic."""
+        await processes.arrived(self.child, Child.answering)
         # A channel that met a restart waits before it tries again.
         await self.policy.ListOverrides(policy_pb2.ListOverridesRequest(), wait_for_ready=True)
 
@@ -122,7 +120,7 @@ async def group(model: Path, folder: Path) -> AsyncIterator[Group]:
             # The classifiers' processes would take the cores while they learn what the benchmark writes.
             arguments += ["--redis-url", f"redis://127.0.0.1:{server.port}/0", "--listen", address, "--detect", "off"]
             children.append(Child(f"router-{number}", arguments, address, folder / f"router-{number}.log"))
-        async with processes.running(*children):
+        async with processes.running(*children, until=Child.answering):
             replicas = [Replica(child) for child in children]
             await asyncio.gather(*(replica.ready() for replica in replicas))
             yield Group(replicas, server)
