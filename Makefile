@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Chart and dashboards find the folder of caches as the environment does.
 DEPLOY_TOOL := PYTHONPATH=tools $(BIN)/python deploy/tools
 
-.PHONY: environment try run check test test-gpu lint format protos charts bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts options clean
+.PHONY: environment try run check test coverage test-gpu lint format protos charts bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts options clean
 
 environment:
 	@$(PYTHON) tools/environment.py
@@ -36,6 +36,10 @@ test: lint
 # What is worth waiting for before each commit: style, types, stubs, and the tests that take no more than a moment.
 check: lint
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PAIR) -m "not chaos and not slow"
+
+# The lines that the same tests run, of every package and in every process; fails where they are fewer than pyproject.toml says.
+coverage: environment
+	@OMP_NUM_THREADS=1 $(BIN)/python tools/line_coverage.py $(PAIR) -m "not chaos and not slow"
 
 # The kernels' tests on this machine's GPU. GPU_PYTHON names another interpreter, with torch, triton, pytest, pytest-timeout
 # and pytest-xdist: then no environment is built, what only pytest-asyncio understands is left aside, and warnings of its versions are no errors.
