@@ -28,7 +28,7 @@ from support.telling import tell
 from support.valkey import Valkey
 
 from tests.policies.test_confined import BOMB, SLOW
-from tests.router.test_hostile_policies import FOUR
+from tests.router.services.test_hostile_policies import FOUR
 
 pytestmark = pytest.mark.chaos
 TWO = "labels.all(a, labels.all(b, labels[a] != labels[b] + 'x'))"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from support.slow import SLOW
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -141,6 +143,15 @@ def test_folders_hold_what_a_reader_can_take_in() -> None:
                 folder = path.parent.relative_to(ROOT).as_posix()
                 counts[folder] = counts.get(folder, 0) + 1
     assert {folder for folder, count in counts.items() if count > MOST_MODULES} == WIDE
+
+
+def test_folders_of_tests_are_as_small() -> None:
+    counts = Counter(path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert not {folder for folder, count in counts.items() if count > MOST_MODULES}
+
+
+def test_what_is_slow_is_there() -> None:
+    assert not [place for place in SLOW if not (ROOT / place).exists()]
 
 
 def test_modules_are_short() -> None:
