@@ -74,6 +74,9 @@ def measure(suite: Suite, done: Done, said: Callable[[str], None]) -> tuple[Tabl
 
     Returns:
         The standings, and the tier of each profile by its name in them.
+
+    Raises:
+        ConfigurationError: for options that do not go together, and for what cannot be loaded or put to the model.
     """
     results = Results(suite.folder / "cells.jsonl")
     if suite.workers:

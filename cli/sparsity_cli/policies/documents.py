@@ -35,7 +35,12 @@ def get(
 
 
 def at_revision(api: Service, domain: str, revision: int) -> policy_pb2.StoredPolicy:
-    """A policy as it was; an error of the router's where it never was."""
+    """A policy as it was.
+
+    Raises:
+        NotFoundError: when it never was at that revision.
+        SparsityError: when the router refuses, or cannot be reached.
+    """
     request = policy_pb2.ListPolicyRevisionsRequest(domain=domain, page_size=1, page_token=str(revision + 1))
     found: list[policy_pb2.StoredPolicy] = list(api.call("ListPolicyRevisions", request).revisions)
     if not found or found[0].revision != revision:

@@ -54,7 +54,11 @@ class Worker:
         self.digest = hashlib.sha256(of.encode()).hexdigest()[:16]
 
     def measure(self, case: Case, blank: Cell) -> Cell:
-        """Sends every question after its context; the worker's prefix cache may hold the context."""
+        """Sends every question after its context; the worker's prefix cache may hold the context.
+
+        Raises:
+            SparsityError: as the worker failed; UnavailableError when it ended without a completion.
+        """
         answers, densities, coverages, started = [], [], [], time.monotonic()
         first = 0.0
         for question in case.questions:

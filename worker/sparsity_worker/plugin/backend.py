@@ -170,7 +170,11 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
             raise ConfigurationError("model: encoder-decoder models are not supported; serve this model dense")
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
-        """What the layers of a batch share."""
+        """What the layers of a batch share.
+
+        Raises:
+            ConfigurationError: under speculative decoding.
+        """
         if forward_batch.spec_info is not None:
             raise ConfigurationError("speculative_algorithm: speculative decoding is not supported by this backend")
         decode = forward_batch.forward_mode.is_decode_or_idle()
