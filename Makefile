@@ -31,7 +31,7 @@ test: lint
 GPU_PYTHON ?= $(BIN)/python
 # Processes that compile kernels side by side.
 GPU_JOBS ?= 8
-GPU_PATH := proto:router:worker:kernels:policies:quality$(if $(PYTHONPATH),:$(PYTHONPATH))
+GPU_PATH := proto:client:router:worker:kernels:policies:quality$(if $(PYTHONPATH),:$(PYTHONPATH))
 GPU_NEEDS := $(if $(filter $(BIN)/%,$(GPU_PYTHON)),environment)
 test-gpu: $(GPU_NEEDS)
 	@PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m pytest tests/kernels/gpu -n $(GPU_JOBS) \

@@ -5,6 +5,7 @@ FROM python:3.11.14-slim-bookworm AS build
 WORKDIR /src
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY proto proto
+COPY client client
 COPY policies policies
 COPY router router
 COPY kernels kernels

@@ -9,7 +9,7 @@ SparsityError
 │   └── LeaseError            a lease that is forged, expired, used before, or for something else
 ├── NotFoundError           no such policy, override or model
 ├── ConflictError           somebody else wrote first
-├── OverloadedError         no room now; the same call may succeed later
+├── OverloadedError         no room now; the same call may succeed later, in how many seconds it says
 │   └── RateLimitError        the tenant has used up its rate
 ├── UnavailableError        nobody can answer now
 │   ├── DrainingError         the process is going away
@@ -24,6 +24,7 @@ SparsityError
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
@@ -41,9 +42,18 @@ class Violation(NamedTuple):
 
 
 class SparsityError(Exception):
-    """Base of the tree; ``code`` is the gRPC status it is answered with."""
+    """Base of the tree.
+
+    Attributes:
+        code: the gRPC status it is answered with.
+        reason: the kind's name on the wire (AIP-193), such as `STREAM_BROKEN`: several kinds share a status.
+    """
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+    reason: ClassVar[str] = "SPARSITY"
+
+    def __init_subclass__(cls) -> None:
+        cls.reason = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Error")).upper()
 
 
 class ConfigurationError(SparsityError):
@@ -64,6 +74,11 @@ class InvalidRequestError(SparsityError):
     def __init__(self, *violations: Violation) -> None:
         super().__init__("; ".join(map(str, violations)))
         self.violations: Sequence[Violation] = violations
+
+    @property
+    def field(self) -> str:
+        """The path of the first field that is wrong."""
+        return self.violations[0].field
 
     @classmethod
     def of(cls, field: str, problem: str) -> InvalidRequestError:
@@ -100,17 +115,17 @@ class ConflictError(SparsityError):
 
 
 class OverloadedError(SparsityError):
-    """No room now; the same call may succeed later."""
+    """No room now; the same call may succeed in ``retry_after`` seconds."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
-
-
-class RateLimitError(OverloadedError):
-    """The tenant has used up its rate; ``retry_after`` seconds tell when there is some again."""
 
     def __init__(self, problem: str, retry_after: float = 1.0) -> None:
         super().__init__(problem)
         self.retry_after = retry_after
+
+
+class RateLimitError(OverloadedError):
+    """The tenant has used up its rate."""
 
 
 class UnavailableError(SparsityError):

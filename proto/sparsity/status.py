@@ -2,56 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NoReturn
 
 import grpc
 from google.protobuf import any_pb2
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from sparsity.errors import (
-    CancelledError,
-    ConfigurationError,
-    ConflictError,
-    DeadlineError,
-    EngineError,
-    InvalidRequestError,
-    NotFoundError,
-    OverloadedError,
-    PermissionDeniedError,
-    RateLimitError,
-    SparsityError,
-    TokenCountError,
-    UnauthenticatedError,
-    UnavailableError,
-    UnimplementedError,
-    Violation,
-)
+from sparsity.errors import EngineError, InvalidRequestError, OverloadedError, SparsityError, Violation
 
-_ERRORS: dict[grpc.StatusCode, type[SparsityError]] = {
-    kind.code: kind
-    for kind in (
-        CancelledError,
-        ConfigurationError,
-        ConflictError,
-        DeadlineError,
-        NotFoundError,
-        OverloadedError,
-        PermissionDeniedError,
-        TokenCountError,
-        UnauthenticatedError,
-        UnavailableError,
-        UnimplementedError,
-    )
-}
+# Whose reasons they are (AIP-193).
+_DOMAIN: Final = "sparsity"
+_DETAILS: Final = "grpc-status-details-bin"
 
-RETRY_DELAY_SECONDS = 1
+
+def _kinds(base: type[SparsityError]) -> Iterator[type[SparsityError]]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from _kinds(kind)
+
+
+_BY_REASON: dict[str, type[SparsityError]] = {kind.reason: kind for kind in _kinds(SparsityError)}
+# For what answers without a reason, such as a proxy: the first kind of a status in the tree is its most general.
+_BY_CODE: dict[grpc.StatusCode, type[SparsityError]] = {}
+for _kind in SparsityError.__subclasses__():
+    _BY_CODE.setdefault(_kind.code, _kind)
 
 
 def to_status(error: SparsityError) -> status_pb2.Status:
-    """The rich status of an error: BadRequest for invalid fields, RetryInfo for overload."""
+    """The rich status of an error: its kind, BadRequest for invalid fields, RetryInfo for overload."""
     status = status_pb2.Status(code=error.code.value[0], message=str(error))
     if isinstance(error, InvalidRequestError):
         bad = error_details_pb2.BadRequest()
@@ -60,26 +42,37 @@ def to_status(error: SparsityError) -> status_pb2.Status:
         status.details.append(_packed(bad))
     if isinstance(error, OverloadedError):
         delay = Duration()
-        seconds = error.retry_after if isinstance(error, RateLimitError) else RETRY_DELAY_SECONDS
-        delay.FromNanoseconds(int(seconds * 1e9))
+        delay.FromNanoseconds(int(error.retry_after * 1e9))
         status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+    status.details.append(_packed(error_details_pb2.ErrorInfo(reason=error.reason, domain=_DOMAIN)))
     return status
 
 
 def to_error(error: grpc.RpcError) -> SparsityError:
-    """The error behind a failed call."""
+    """The error behind a failed call: of the kind that was raised there, or by its status where it tells no kind."""
     call: Any = error
-    code, details = call.code(), call.details() or "no details"
-    if code is not grpc.StatusCode.INVALID_ARGUMENT:
-        return _ERRORS.get(code, EngineError)(details)
-    violations = []
-    metadata = dict(call.trailing_metadata() or ())
-    status = status_pb2.Status.FromString(metadata.get("grpc-status-details-bin", b""))
-    for packed in status.details:
-        bad = error_details_pb2.BadRequest()
-        if packed.Unpack(bad):
-            violations += [Violation(found.field, found.description) for found in bad.field_violations]
-    return InvalidRequestError(*violations or [Violation("request", details)])
+    code, problem = call.code(), call.details() or "no details"
+    info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+    for packed in _details(call):
+        for detail in (info, bad, retry):
+            packed.Unpack(detail)
+    kind = _BY_REASON.get(info.reason) if info.domain == _DOMAIN else None
+    kind = kind if kind is not None and kind.code is code else _BY_CODE.get(code, EngineError)
+    if issubclass(kind, InvalidRequestError):
+        violations = [Violation(found.field, found.description) for found in bad.field_violations]
+        return kind(*violations or [Violation("request", problem)])
+    if issubclass(kind, OverloadedError) and retry.HasField("retry_delay"):
+        return kind(problem, retry.retry_delay.ToNanoseconds() / 1e9)
+    return kind(problem)
+
+
+def _details(call: Any) -> Sequence[any_pb2.Any]:
+    packed = dict(call.trailing_metadata() or ()).get(_DETAILS, b"")
+    try:
+        status: status_pb2.Status = status_pb2.Status.FromString(packed)
+    except DecodeError:
+        return ()
+    return status.details
 
 
 def _packed(detail: Message) -> any_pb2.Any:

@@ -16,7 +16,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_router.config import RouterConfig
 from support.fake_worker import FakeWorker
 from support.rig import AGGRESSIVE, DENSE, MODERATE

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_router.config import RouterConfig
 from support.chaos_worker import worker_process
 from support.router import failure, running

@@ -19,7 +19,7 @@ PACKAGES = {
     "sparsity": "proto/sparsity",
     "sparsity_policies": "policies/sparsity_policies",
     "sparsity_router": "router/sparsity_router",
-    "sparsity_client": "router/sparsity_client",
+    "sparsity_client": "client/sparsity_client",
     "sparse_kernels": "kernels/sparse_kernels",
     "sparsity_worker": "worker/sparsity_worker",
     "sparsity_quality": "quality/sparsity_quality",

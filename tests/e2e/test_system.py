@@ -19,8 +19,8 @@ from promql import TARGET_LABELS, documented, panels, selectors
 from sparsity import telemetry
 from sparsity.errors import DeadlineError, InvalidRequestError
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
-from sparsity_client import make_request
-from sparsity_client.direct import worker_request
+from sparsity_client.wire import make_request
+from sparsity_client.wire.direct import worker_request
 from sparsity_router.corpus import excerpt
 from support.otlp import attributes
 

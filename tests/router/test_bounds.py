@@ -12,7 +12,7 @@ import pytest
 from sparsity.errors import ConfigurationError, DrainingError, InvalidRequestError
 from sparsity.status import to_error
 from sparsity.v1 import inference_pb2
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_policies.wire import signals_from_wire
 from sparsity_router.callers import Callers
 from sparsity_router.fleet import Admission

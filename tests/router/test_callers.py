@@ -17,7 +17,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from sparsity.errors import ConfigurationError, PermissionDeniedError, RateLimitError, UnauthenticatedError
 from sparsity.v1 import inference_pb2
-from sparsity_client import Client, make_request
+from sparsity_client.wire import WireClient, make_request
 from sparsity_router.access import Access, key_digest
 from sparsity_router.config import RouterConfig
 from sparsity_router.jwt import JwtConfig, JwtVerifier
@@ -188,7 +188,7 @@ async def test_inference_wants_a_caller_of_the_right_tenant(tmp_path: Path, issu
                 assert (await failure(method(request))).code() is grpc.StatusCode.UNAUTHENTICATED
 
             def generate() -> str:
-                with Client(router.address, key="search-key") as client:
+                with WireClient(router.address, key="search-key") as client:
                     return "".join(response.text for response in client.generate(make_request("hi")))
 
             assert await asyncio.to_thread(generate) == "abc"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from sparsity.errors import ConfigurationError
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_router import discovery
 from sparsity_router.discovery import Dns, EndpointSlices, discover
 from sparsity_router.workers import State

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sparsity.errors import ConfigurationError
 from sparsity.v1 import inference_pb2
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_policies.decide import decide
 from sparsity_policies.document import parse_policy
 from sparsity_policies.model import Decision, Override, Reason, Risk, Scope, Signals, Tier

@@ -14,7 +14,7 @@ import pytest
 from sparsity.errors import OverloadedError, RateLimitError
 from sparsity.leases import LeaseChecker
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2
-from sparsity_client import AsyncClient, make_request
+from sparsity_client.wire import AsyncWireClient, make_request
 from sparsity_router.config import RouterConfig
 from sparsity_router.limits import TenantLimits
 from support.fake_worker import FakeWorker, answer, fail
@@ -119,7 +119,7 @@ async def test_a_direct_request_that_falls_back_is_counted_once(tmp_path: Path) 
     limits = (
         "default: {requests: 3/hour, tokens: 500/hour}\ntenants: {nobody: {requests: 9999/hour, tokens: 99999/hour}}"
     )
-    async with limited(tmp_path, limits) as (router, worker), AsyncClient(router.address) as client:
+    async with limited(tmp_path, limits) as (router, worker), AsyncWireClient(router.address) as client:
         refused = 0
 
         async def once(own: FakeWorker, asked: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:

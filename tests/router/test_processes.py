@@ -14,7 +14,7 @@ import psutil
 import pytest
 from sparsity.errors import ConfigurationError
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, policy_pb2, policy_pb2_grpc
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_policies.model import Override, Scope
 from sparsity_router import processes
 from sparsity_router.overrides import Overrides

@@ -11,7 +11,7 @@ from typing import Any, cast
 import grpc
 import pytest
 from sparsity.v1 import inference_pb2
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_policies.document import parse_policy
 from sparsity_policies.model import Override, Scope, Tier
 from sparsity_router import relay

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsity.serving import free_port
-from sparsity_client import Client
+from sparsity_client.wire import WireClient
 
 SPARSITY = str(Path(sys.executable).parent / "sparsity")
 
@@ -44,8 +44,8 @@ class Embedded:
         """Its answer to a command with --json."""
         return json.loads(self.cli(*arguments, "--json").stdout)
 
-    def client(self) -> Client:
-        return Client(self.router)
+    def client(self) -> WireClient:
+        return WireClient(self.router)
 
     def worker_address(self, tier: str) -> str:
         note = json.loads((self.state / "up.json").read_text())

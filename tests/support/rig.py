@@ -15,7 +15,7 @@ import pytest
 from sparsity.engines import SGLANG
 from sparsity.serving import listen
 from sparsity.v1 import inference_pb2, inference_pb2_grpc
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_policies.document import parse_policy
 from sparsity_router.classify import Classifier
 from sparsity_router.fleet import Admission, Fleet

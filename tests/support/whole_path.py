@@ -18,7 +18,7 @@ import grpc
 from grpc.aio import AioRpcError, Metadata
 from sparsity.errors import SparsityError
 from sparsity.v1 import inference_pb2, worker_pb2
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_policies.document import parse_policy
 from sparsity_policies.model import Guards, Override, Policy, Rollout, Scope, Tier
 from sparsity_policies.rollout import Action, bucket, move

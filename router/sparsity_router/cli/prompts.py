@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from sparsity.errors import InvalidRequestError
 from sparsity.v1 import inference_pb2
-from sparsity_client import Prompt, user_turn
+from sparsity_client.wire import Prompt, user_turn
 from sparsity_policies.model import Tier
 
 Text = Annotated[str | None, typer.Argument(help="The prompt; `-` reads standard input.")]

@@ -15,12 +15,12 @@ from sparsity.status import to_error
 from sparsity.tls import ClientTls, open_channel
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2_grpc
 
-from sparsity_client.direct import broken, falls_back, fell_back, remaining, with_decision, worker_request
+from sparsity_client.wire.direct import broken, falls_back, fell_back, remaining, with_decision, worker_request
 
 _tracer = trace.get_tracer("sparsity.client")
 
 
-class Client:
+class WireClient:
     """One channel to a router at ``target``; safe to share between threads.
 
     Args:
@@ -37,7 +37,7 @@ class Client:
         self._lock = threading.Lock()
         self._inference: inference_pb2_grpc.InferenceServiceStub = inference_pb2_grpc.InferenceServiceStub(self.channel)
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> WireClient:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -15,13 +15,13 @@ from sparsity.status import to_error
 from sparsity.tls import ClientTls, open_aio_channel
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2_grpc
 
-from sparsity_client.direct import broken, falls_back, fell_back, remaining, with_decision, worker_request
+from sparsity_client.wire.direct import broken, falls_back, fell_back, remaining, with_decision, worker_request
 
 _tracer = trace.get_tracer("sparsity.client")
 
 
-class AsyncClient:
-    """One channel to a router at ``target``, for one event loop; arguments and methods are those of `Client`."""
+class AsyncWireClient:
+    """One channel to a router at ``target``, for one event loop; arguments and methods are those of `WireClient`."""
 
     def __init__(self, target: str, *, tls: ClientTls | None = None, key: str | None = None) -> None:
         self._tls = tls
@@ -32,7 +32,7 @@ class AsyncClient:
             self.channel
         )
 
-    async def __aenter__(self) -> AsyncClient:
+    async def __aenter__(self) -> AsyncWireClient:
         return self
 
     async def __aexit__(
@@ -48,7 +48,7 @@ class AsyncClient:
     async def generate(
         self, request: inference_pb2.GenerateRequest, timeout: float | None = None, *, direct: bool = False
     ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
-        """Streams a completion; see `Client.generate`. Close it (`contextlib.aclosing`) to leave early.
+        """Streams a completion; see `WireClient.generate`. Close it (`contextlib.aclosing`) to leave early.
 
         Raises:
             SparsityError: the kind tells what failed.
@@ -134,7 +134,7 @@ class AsyncClient:
         labels: Mapping[str, str] | None = None,
         timeout: float | None = 5.0,
     ) -> None:
-        """Reports how good an answer was; see `Client.report_outcome`.
+        """Reports how good an answer was; see `WireClient.report_outcome`.
 
         Raises:
             SparsityError: the kind tells what failed.
