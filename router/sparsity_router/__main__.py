@@ -15,9 +15,9 @@ from sparsity.tls import ClientTls, ServerTls
 from sparsity_policies.costs import H100, GpuSpeed
 from sparsity_policies.shipped import band_sets
 
-from sparsity_router import processes
 from sparsity_router.config import DETECT, SESSIONS, RouterConfig
-from sparsity_router.patience import FIRST_SECONDS, NEXT_SECONDS, Patience, read_seconds
+from sparsity_router.fleet.patience import FIRST_SECONDS, NEXT_SECONDS, Patience, read_seconds
+from sparsity_router.processes import shared_port as processes
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -10,7 +10,7 @@ from sparsity.errors import ConfigurationError
 from sparsity.tls import ClientTls, ServerTls
 from sparsity_policies.costs import H100, GpuSpeed
 
-from sparsity_router.patience import Patience
+from sparsity_router.fleet.patience import Patience
 
 DETECT = ("undeclared", "declared", "off")
 SESSIONS = ("keep", "freely")

@@ -27,31 +27,31 @@ from sparsity_policies.shipped import shipped_policies
 from sparsity_policies.store import PolicyStore
 from sparsity_policies.threads import BUILDS
 
-from sparsity_router.access import Access
-from sparsity_router.callers import Callers
-from sparsity_router.classify import Classifier
+from sparsity_router.callers.access import Access
+from sparsity_router.callers.admission import Callers
+from sparsity_router.callers.limits import TenantLimits
 from sparsity_router.config import RouterConfig
-from sparsity_router.fleet import Admission, Fleet
-from sparsity_router.fleet_metrics import observe_fleet
-from sparsity_router.guards import GuardMonitor
-from sparsity_router.limits import TenantLimits
-from sparsity_router.observer import Observer
-from sparsity_router.policies import PolicyFollower
-from sparsity_router.policy_metrics import observe_disk, observe_loop, observe_policies
-from sparsity_router.recorder import Recorder
-from sparsity_router.replicas import Replicas
-from sparsity_router.request_metrics import RequestMetrics
-from sparsity_router.rollouts import keep_moving
-from sparsity_router.semantic import Detector
+from sparsity_router.decisions.sessions import Sessions
+from sparsity_router.fleet.fleet import Admission, Fleet
+from sparsity_router.fleet.replicas import Replicas
+from sparsity_router.following.follower import PolicyFollower
+from sparsity_router.following.guards import GuardMonitor
+from sparsity_router.following.rollouts import keep_moving
+from sparsity_router.following.siblings import Siblings
+from sparsity_router.following.snapshot_file import SnapshotFile
+from sparsity_router.observing.fleet_metrics import observe_fleet
+from sparsity_router.observing.observer import Observer
+from sparsity_router.observing.policy_metrics import observe_disk, observe_loop, observe_policies
+from sparsity_router.observing.recorder import Recorder
+from sparsity_router.observing.request_metrics import RequestMetrics
+from sparsity_router.prompts.classify import Classifier
+from sparsity_router.prompts.semantic import Detector
+from sparsity_router.prompts.tokens import ModelTokenizer
+from sparsity_router.relaying.shadow import Shadow
 from sparsity_router.services.fleet import FleetService
 from sparsity_router.services.inference import InferenceService
-from sparsity_router.services.policy import policy_service
-from sparsity_router.services.policy_state import PolicyState
-from sparsity_router.sessions import Sessions
-from sparsity_router.shadow import Shadow
-from sparsity_router.siblings import Siblings
-from sparsity_router.snapshot_file import SnapshotFile
-from sparsity_router.tokens import ModelTokenizer
+from sparsity_router.services.policy.service import policy_service
+from sparsity_router.services.policy.state import PolicyState
 
 log = logging.getLogger("sparsity.router")
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]

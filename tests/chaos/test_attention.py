@@ -20,7 +20,7 @@ from sparsity_policies.scan import Scanner, ScanResult
 from sparsity_policies.shipped import shipped_policies
 from sparsity_policies.store import PolicyStore
 from sparsity_router.config import RouterConfig
-from sparsity_router.corpus import excerpt
+from sparsity_router.prompts.corpus import excerpt
 from support.chaos_router import router_over
 from support.fake_worker import Behaviour, FakeWorker, answer, fail
 from support.fault_proxy import FaultProxy

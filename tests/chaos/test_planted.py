@@ -6,7 +6,7 @@ import pytest
 from sparsity_policies.decide import decide
 from sparsity_policies.model import Reason, Signals, Tier
 from sparsity_policies.shipped import shipped_policies
-from sparsity_router.corpus import excerpt
+from sparsity_router.prompts.corpus import excerpt
 from support.snapshots import snapshot
 
 PHRASE = "attorney-client\nprivilege"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sparsity.errors import EngineError
 from sparsity_router.bench import paths, peers, pressure, processes, router, timing
-from sparsity_router.tokens import ModelTokenizer
+from sparsity_router.prompts.tokens import ModelTokenizer
 from support.tiny import tiny_model
 
 SMALL = router.Plan(requests=40, soak=1000, overload_seconds=1.0, cancels=3, changes=2, peers=())

@@ -22,7 +22,7 @@ from sparsity_policies.model import Reason, Signals, Tier
 from sparsity_policies.shipped import shipped_policies
 from sparsity_policies.store import PolicyStore
 from sparsity_policies.yamlfile import dump_yaml
-from sparsity_router.access import key_digest
+from sparsity_router.callers.access import key_digest
 from sparsity_router.cli.main import app
 from support.router_process import RouterProcess
 from support.valkey import Valkey

@@ -14,8 +14,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError
 from sparsity_router.cli.main import app
 from sparsity_router.embedded import traces
+from sparsity_router.embedded.trace_tree import read_trace
 from sparsity_router.embedded.traces import FILE_NAME, TraceReceiver, older
-from sparsity_router.trace_tree import read_trace
 from typer.testing import CliRunner
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"

@@ -21,7 +21,7 @@ from sparsity.errors import DeadlineError, InvalidRequestError
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
 from sparsity_client.wire import make_request
 from sparsity_client.wire.direct import worker_request
-from sparsity_router.corpus import excerpt
+from sparsity_router.prompts.corpus import excerpt
 from support.otlp import attributes
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]

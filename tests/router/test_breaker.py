@@ -5,9 +5,9 @@ from typing import Any
 
 import grpc
 import pytest
-from sparsity_router import breaker as module
-from sparsity_router.breaker import Breaker, RetryBudget
-from sparsity_router.workers import State
+from sparsity_router.fleet import breaker as module
+from sparsity_router.fleet.breaker import Breaker, RetryBudget
+from sparsity_router.fleet.workers import State
 from support.fake_worker import FakeWorker, answer, fail
 from support.rig import DENSE, refusal, rig, until
 from support.tiny import tiny_model

@@ -18,11 +18,11 @@ from grpc_status import rpc_status
 from sparsity.errors import ConfigurationError, PermissionDeniedError, RateLimitError, UnauthenticatedError
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import WireClient, make_request
-from sparsity_router.access import Access, key_digest
+from sparsity_router.callers.access import Access, key_digest
+from sparsity_router.callers.jwt import JwtConfig, JwtVerifier
+from sparsity_router.callers.limits import TenantLimits
+from sparsity_router.callers.principals import Role
 from sparsity_router.config import RouterConfig
-from sparsity_router.jwt import JwtConfig, JwtVerifier
-from sparsity_router.limits import TenantLimits
-from sparsity_router.principals import Role
 from support.fake_worker import FakeWorker
 from support.rig import DENSE
 from support.router import Router, failure, running, until
@@ -109,7 +109,7 @@ def test_a_remembered_token_expires(issuer: Issuer) -> None:
 
 
 async def test_keys_are_followed(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsity_router.jwt._REFRESH_SECONDS", 0.02)
+    monkeypatch.setattr("sparsity_router.callers.jwt._REFRESH_SECONDS", 0.02)
     tokens = verifier(issuer)
     old = issuer.token()
     tokens.verify(old)

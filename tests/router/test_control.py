@@ -11,9 +11,9 @@ import pytest
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import make_request
 from sparsity_policies.document import parse_policy
-from sparsity_router.classify import Classifier
-from sparsity_router.control import ControlTokens
-from sparsity_router.tokens import ModelTokenizer
+from sparsity_router.prompts.classify import Classifier
+from sparsity_router.prompts.control import ControlTokens
+from sparsity_router.prompts.tokens import ModelTokenizer
 from support.snapshots import snapshot
 from support.tiny import SPECIAL, tiny_model
 

@@ -14,9 +14,9 @@ import pytest
 from aiohttp import web
 from sparsity.errors import ConfigurationError
 from sparsity_client.wire import make_request
-from sparsity_router import discovery
-from sparsity_router.discovery import Dns, EndpointSlices, discover
-from sparsity_router.workers import State
+from sparsity_router.fleet import discovery
+from sparsity_router.fleet.discovery import Dns, EndpointSlices, discover
+from sparsity_router.fleet.workers import State
 from support.fake_worker import FakeWorker, answer
 from support.rig import DENSE, rig, until
 from support.tiny import tiny_model

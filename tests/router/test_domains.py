@@ -18,14 +18,14 @@ from sparsity_policies.decide import decide
 from sparsity_policies.document import parse_policy
 from sparsity_policies.model import Decision, Override, Reason, Risk, Scope, Signals, Tier
 from sparsity_policies.shipped import shipped_policies
-from sparsity_router import embedding_process
-from sparsity_router.classify import Classifier
 from sparsity_router.config import RouterConfig
-from sparsity_router.corpus import excerpt
-from sparsity_router.domains import Found, Score, resolve
-from sparsity_router.embedding import WINDOW_TOKENS, Embedder
-from sparsity_router.semantic import DetectionError, Detector
-from sparsity_router.tokens import ModelTokenizer
+from sparsity_router.prompts import embedding_process
+from sparsity_router.prompts.classify import Classifier
+from sparsity_router.prompts.corpus import excerpt
+from sparsity_router.prompts.domains import Found, Score, resolve
+from sparsity_router.prompts.embedding import WINDOW_TOKENS, Embedder
+from sparsity_router.prompts.semantic import DetectionError, Detector
+from sparsity_router.prompts.tokens import ModelTokenizer
 from support.prompts import LABELLED
 from support.router import running, until
 from support.snapshots import snapshot

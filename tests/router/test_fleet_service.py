@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import redis.asyncio as redis
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc
-from sparsity_router.access import key_digest
+from sparsity_router.callers.access import key_digest
 from sparsity_router.cli.main import app
 from sparsity_router.config import RouterConfig
 from support.fake_worker import FakeWorker

@@ -10,10 +10,10 @@ from sparsity_policies.document import parse_policy
 from sparsity_policies.journal import Outcome
 from sparsity_policies.model import Override, Tier
 from sparsity_policies.rollout import HELD_BACK, ROLLED_OUT
-from sparsity_router import windows
-from sparsity_router.guards import GuardMonitor, override_id
-from sparsity_router.overrides import Overrides
-from sparsity_router.windows import MIN_SAMPLES
+from sparsity_router.following import windows
+from sparsity_router.following.guards import GuardMonitor, override_id
+from sparsity_router.following.overrides import Overrides
+from sparsity_router.following.windows import MIN_SAMPLES
 from support.rig import Policies
 from support.snapshots import snapshot
 

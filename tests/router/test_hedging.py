@@ -12,7 +12,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from sparsity_router.fleet import Admission
+from sparsity_router.fleet.fleet import Admission
 from support.fake_worker import Behaviour, FakeWorker, answer, fail, hang, say_nothing
 from support.rig import DENSE, Rig, refusal, rig, until
 from support.tiny import tiny_model
@@ -126,7 +126,7 @@ async def test_a_race_under_tracing_leaves_no_context_behind(
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     monkeypatch.setattr("sparsity.telemetry._off", lambda: False)
-    for module in ("dispatch", "services.inference"):
+    for module in ("relaying.dispatch", "services.inference"):
         monkeypatch.setattr(f"sparsity_router.{module}._tracer", provider.get_tracer("test"))
     first, second = both(tmp_path, a=after(0.5, answer), b=answer)
     async with rig(tmp_path, first, second, admission=HEDGED) as at:

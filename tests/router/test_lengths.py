@@ -14,11 +14,11 @@ from sparsity_client.wire import make_request
 from sparsity_policies.decide import decide, hangs_on_length
 from sparsity_policies.document import parse_policy
 from sparsity_policies.model import Reason, Signals, Tier
-from sparsity_router.classified import Classified
-from sparsity_router.classify import Classifier
-from sparsity_router.corpus import excerpt
-from sparsity_router.lengths import SAMPLED_CHARACTERS, Interval, LengthModel
-from sparsity_router.tokens import ModelTokenizer
+from sparsity_router.prompts.classified import Classified
+from sparsity_router.prompts.classify import Classifier
+from sparsity_router.prompts.corpus import excerpt
+from sparsity_router.prompts.lengths import SAMPLED_CHARACTERS, Interval, LengthModel
+from sparsity_router.prompts.tokens import ModelTokenizer
 from support.fake_worker import FakeWorker, answer
 from support.rig import AGGRESSIVE, BANDS, DENSE, MODERATE, rig
 from support.snapshots import snapshot

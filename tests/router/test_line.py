@@ -14,8 +14,8 @@ from sparsity.errors import ConfigurationError, OverloadedError
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_client.wire import AsyncWireClient, make_request
 from sparsity_router.config import RouterConfig
-from sparsity_router.fleet import Admission
-from sparsity_router.line import Line
+from sparsity_router.fleet.fleet import Admission
+from sparsity_router.fleet.queue import Line
 from support.fake_worker import FakeWorker, answer, fail
 from support.rig import rig as fake_rig
 from support.rig import until as until_true

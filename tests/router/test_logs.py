@@ -12,7 +12,7 @@ from sparsity.logs import FORMAT_VARIABLE, configure_logs
 from sparsity.metering import Times
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision, Reason, Tier
-from sparsity_router import observer
+from sparsity_router.observing import observer
 
 
 @pytest.fixture

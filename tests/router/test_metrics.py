@@ -11,9 +11,9 @@ from sparsity.v1 import inference_pb2
 from sparsity_policies.costs import ModelShape
 from sparsity_policies.decide import decide
 from sparsity_policies.model import Decision, Reason, Signals, Tier
-from sparsity_router.fleet_metrics import observe_fleet
-from sparsity_router.processes import _own
-from sparsity_router.request_metrics import RequestMetrics
+from sparsity_router.observing.fleet_metrics import observe_fleet
+from sparsity_router.observing.request_metrics import RequestMetrics
+from sparsity_router.processes.shared_port import _own
 from support.fake_worker import FakeWorker
 from support.metrics import Meter
 from support.rig import AGGRESSIVE, DENSE, rig

@@ -25,11 +25,12 @@ from sparsity_policies.document import parse_policy
 from sparsity_policies.model import Guards, Override, Policy, Rollout, Scope, Signals, Tier
 from sparsity_policies.rollout import Action, bucket, move
 from sparsity_policies.snapshot import Snapshot
-from sparsity_router import line, workers
-from sparsity_router.fleet import Admission, Fleet
-from sparsity_router.placing import place
-from sparsity_router.review import Review
-from sparsity_router.workers import State
+from sparsity_router.decisions.review import Review
+from sparsity_router.fleet import queue as line
+from sparsity_router.fleet import workers
+from sparsity_router.fleet.fleet import Admission, Fleet
+from sparsity_router.fleet.workers import State
+from sparsity_router.relaying.placing import place
 from support.snapshots import stored
 from support.whole_path import (
     DOMAINS,

@@ -15,12 +15,12 @@ from sparsity_policies.contents import Contents, Cursor, Delta
 from sparsity_policies.document import parse_policy
 from sparsity_policies.model import Override, Scope, Tier
 from sparsity_policies.store import PolicyStore
-from sparsity_router import guards
 from sparsity_router.config import RouterConfig
-from sparsity_router.guards import GuardMonitor, override_id
-from sparsity_router.overrides import Overrides
-from sparsity_router.policies import PolicyFollower
-from sparsity_router.windows import MIN_SAMPLES
+from sparsity_router.following import guards
+from sparsity_router.following.follower import PolicyFollower
+from sparsity_router.following.guards import GuardMonitor, override_id
+from sparsity_router.following.overrides import Overrides
+from sparsity_router.following.windows import MIN_SAMPLES
 from support.fault_proxy import FaultProxy
 from support.router import running, until
 from support.snapshots import stored

@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from sparsity_router.picking import Picker, PrefixIndex, Want, blocks
+from sparsity_router.fleet.picking import Picker, PrefixIndex, Want, blocks
 
 KB = 1024
 

@@ -24,10 +24,10 @@ from sparsity_policies.snapshot import Snapshot
 from sparsity_policies.store import PolicyStore
 from sparsity_policies.yamlfile import dump_yaml
 from sparsity_router.config import RouterConfig
-from sparsity_router.policies import PolicyFollower
-from sparsity_router.policy_metrics import observe_policies
-from sparsity_router.recorder import Recorder
-from sparsity_router.snapshot_file import SnapshotFile
+from sparsity_router.following.follower import PolicyFollower
+from sparsity_router.following.snapshot_file import SnapshotFile
+from sparsity_router.observing.policy_metrics import observe_policies
+from sparsity_router.observing.recorder import Recorder
 from support.metrics import Meter
 from support.redis_server import RedisServer
 from support.router import failure, running, until
@@ -491,7 +491,7 @@ def test_watchers_that_leave_do_no_harm(tmp_path: Path) -> None:
 async def test_a_full_disk_is_told_once_and_until_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("sparsity_router.policies._RETRY_SECONDS", 0.02)
+    monkeypatch.setattr("sparsity_router.following.follower._RETRY_SECONDS", 0.02)
     save, tries, full = SnapshotFile.save, 0, True
 
     def saved(*arguments: Any, **named: Any) -> None:

@@ -7,8 +7,8 @@ from sparsity.errors import StoreError
 from sparsity_policies.decisionlog import AuditEvent
 from sparsity_policies.journal import Entry
 from sparsity_policies.model import Reason, Signals, Tier
-from sparsity_router import recorder as module
-from sparsity_router.recorder import Recorder
+from sparsity_router.observing import recorder as module
+from sparsity_router.observing.recorder import Recorder
 
 
 class Log:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import make_request
-from sparsity_router import workers
+from sparsity_router.fleet import workers
 from support.fake_worker import FakeWorker, answer
 from support.rig import DENSE, Rig, rig, until
 from support.tiny import tiny_model

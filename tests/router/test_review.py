@@ -14,13 +14,13 @@ from sparsity.v1 import inference_pb2
 from sparsity_client.wire import make_request
 from sparsity_policies.document import parse_policy
 from sparsity_policies.model import Override, Scope, Tier
-from sparsity_router import relay
-from sparsity_router.callers import Callers
-from sparsity_router.fleet import Admission
-from sparsity_router.guards import GuardMonitor
-from sparsity_router.observer import Observer
-from sparsity_router.recorder import Recorder
-from sparsity_router.request_metrics import RequestMetrics
+from sparsity_router.callers.admission import Callers
+from sparsity_router.fleet.fleet import Admission
+from sparsity_router.following.guards import GuardMonitor
+from sparsity_router.observing.observer import Observer
+from sparsity_router.observing.recorder import Recorder
+from sparsity_router.observing.request_metrics import RequestMetrics
+from sparsity_router.relaying import relay
 from support.fake_worker import Behaviour, FakeWorker, answer, fail, hang
 from support.metrics import Meter
 from support.rig import AGGRESSIVE, BANDS, DENSE, LONG, MODERATE, Policies, Rig, refusal, rig, until

@@ -15,7 +15,7 @@ from sparsity.v1 import inference_pb2
 from sparsity_policies.decide import decide
 from sparsity_policies.document import parse_policy
 from sparsity_policies.model import Decision, Reason, Signals, Tier
-from sparsity_router.sessions import Sessions, _key
+from sparsity_router.decisions.sessions import Sessions, _key
 from support.fake_worker import FakeWorker, fail
 from support.rig import AGGRESSIVE, BANDS, DENSE, LONG, MODERATE, rig
 from support.router import until

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sparsity.errors import NotFoundError
 from sparsity.v1 import inference_pb2
-from sparsity_router.fleet import Admission
-from sparsity_router.shadow import METRIC, Shadow, agreement
+from sparsity_router.fleet.fleet import Admission
+from sparsity_router.relaying.shadow import METRIC, Shadow, agreement
 from support.fake_worker import FakeWorker, fail
 from support.metrics import Meter
 from support.rig import AGGRESSIVE, DENSE, LONG, Rig, rig, until

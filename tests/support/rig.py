@@ -17,14 +17,14 @@ from sparsity.serving import listen
 from sparsity.v1 import inference_pb2, inference_pb2_grpc
 from sparsity_client.wire import make_request
 from sparsity_policies.document import parse_policy
-from sparsity_router.classify import Classifier
-from sparsity_router.fleet import Admission, Fleet
+from sparsity_router.decisions.sessions import Sessions
+from sparsity_router.fleet.fleet import Admission, Fleet
+from sparsity_router.fleet.workers import State
+from sparsity_router.prompts.classify import Classifier
+from sparsity_router.prompts.tokens import ModelTokenizer
+from sparsity_router.relaying.shadow import Shadow
 from sparsity_router.server import INFERENCE
 from sparsity_router.services.inference import InferenceService
-from sparsity_router.sessions import Sessions
-from sparsity_router.shadow import Shadow
-from sparsity_router.tokens import ModelTokenizer
-from sparsity_router.workers import State
 from support.fake_worker import FakeWorker
 from support.snapshots import snapshot
 from support.tiny import tiny_model

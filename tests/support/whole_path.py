@@ -23,13 +23,13 @@ from sparsity_policies.document import parse_policy
 from sparsity_policies.model import Guards, Override, Policy, Rollout, Scope, Tier
 from sparsity_policies.rollout import Action, bucket, move
 from sparsity_policies.snapshot import Snapshot
-from sparsity_router.callers import Callers
-from sparsity_router.classify import Classifier
-from sparsity_router.fleet import Admission, Fleet
+from sparsity_router.callers.admission import Callers
+from sparsity_router.decisions.sessions import Sessions
+from sparsity_router.fleet.fleet import Admission, Fleet
+from sparsity_router.fleet.workers import Worker
+from sparsity_router.prompts.classify import Classifier
+from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_router.services.inference import InferenceService
-from sparsity_router.sessions import Sessions
-from sparsity_router.tokens import ModelTokenizer
-from sparsity_router.workers import Worker
 from support.snapshots import stored
 from support.tiny import tiny_model
 

@@ -16,7 +16,7 @@ from sparsity.errors import ConfigurationError
 from sparsity.leases import LeaseChecker, sign
 from sparsity.serving import listen
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
-from sparsity_router.tokens import ModelTokenizer
+from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.echo.engine import EchoEngine
 from sparsity_worker.echo.model import CONTEXT, write_echo_model

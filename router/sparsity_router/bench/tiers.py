@@ -16,9 +16,9 @@ from sparsity.channels import MESSAGE_SIZE
 from sparsity.errors import EngineError
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 
-from sparsity_router.corpus import technical_text
 from sparsity_router.embedded.state import Running
-from sparsity_router.tokens import ModelTokenizer
+from sparsity_router.prompts.corpus import technical_text
+from sparsity_router.prompts.tokens import ModelTokenizer
 
 DENSE = "dense"
 # What this benchmark is asked for: ratio to dense by tier and prompt length.

@@ -19,9 +19,9 @@ from sparsity_policies.model import Reason, Tier
 
 from sparsity_router.cli.connection import client_of
 from sparsity_router.cli.console import DEFAULT_ROUTER, AsJson, Router, State, err, escaped, out, print_json, reported
-from sparsity_router.corpus import excerpt
 from sparsity_router.embedded.folders import state_folder
 from sparsity_router.embedded.state import Running, read_running
+from sparsity_router.prompts.corpus import excerpt
 
 _QUESTION = "\n\nQuestion: in one sentence, what is the text above about?"
 _CHARACTERS_PER_TOKEN = 4.0

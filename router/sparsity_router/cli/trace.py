@@ -11,8 +11,8 @@ from sparsity.errors import NotFoundError
 
 from sparsity_router.cli.console import AsJson, State, escaped, out, print_json, reported
 from sparsity_router.embedded.folders import state_folder
+from sparsity_router.embedded.trace_tree import Span, read_trace
 from sparsity_router.embedded.traces import FILE_NAME, older
-from sparsity_router.trace_tree import Span, read_trace
 
 _BAR = 24
 _SHOWN = ("sparsity.", "gen_ai.")

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sparsity.errors import ConfigurationError
 from sparsity.tls import open_channel
 
-from sparsity_router.lifeline import end_with_parent
+from sparsity_router.processes.lifeline import end_with_parent
 
 
 @dataclass(slots=True)

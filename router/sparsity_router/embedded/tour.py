@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sparsity_router.corpus import excerpt
+from sparsity_router.prompts.corpus import excerpt
 
 _CHARACTERS = 6000
 _OVERRIDE = "tour"

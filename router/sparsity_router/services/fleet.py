@@ -8,11 +8,11 @@ import grpc
 from sparsity.v1 import fleet_pb2
 from sparsity_policies.model import Tier
 
-from sparsity_router.access import Access
-from sparsity_router.fleet import Fleet
-from sparsity_router.principals import Role
-from sparsity_router.replicas import Replica, Replicas
-from sparsity_router.workers import State, Worker
+from sparsity_router.callers.access import Access
+from sparsity_router.callers.principals import Role
+from sparsity_router.fleet.fleet import Fleet
+from sparsity_router.fleet.replicas import Replica, Replicas
+from sparsity_router.fleet.workers import State, Worker
 
 Context = grpc.aio.ServicerContext[fleet_pb2.GetFleetRequest, fleet_pb2.GetFleetResponse]
 

@@ -21,21 +21,21 @@ from sparsity_policies.decisionlog import DecisionLog
 from sparsity_policies.model import Decision, Signals, Tier
 from sparsity_policies.wire import decision_to_wire, signals_to_wire
 
-from sparsity_router.alternatives import alternatives
-from sparsity_router.callers import Callers
-from sparsity_router.classified import Classified
-from sparsity_router.classify import Classifier
-from sparsity_router.dispatch import outstanding_tokens
-from sparsity_router.fleet import Fleet
-from sparsity_router.observer import Observer
-from sparsity_router.policies import PolicyFollower
-from sparsity_router.relay import relay
-from sparsity_router.review import Review
-from sparsity_router.sessions import Sessions, SessionTier
-from sparsity_router.shadow import Shadow
-from sparsity_router.spans import conclude, describe
-from sparsity_router.turns import place_in_turn
-from sparsity_router.worker_request import wanted, worker_request
+from sparsity_router.callers.admission import Callers
+from sparsity_router.decisions.alternatives import alternatives
+from sparsity_router.decisions.review import Review
+from sparsity_router.decisions.sessions import Sessions, SessionTier
+from sparsity_router.fleet.fleet import Fleet
+from sparsity_router.following.follower import PolicyFollower
+from sparsity_router.observing.observer import Observer
+from sparsity_router.observing.spans import conclude, describe
+from sparsity_router.prompts.classified import Classified
+from sparsity_router.prompts.classify import Classifier
+from sparsity_router.relaying.dispatch import outstanding_tokens
+from sparsity_router.relaying.relay import relay
+from sparsity_router.relaying.shadow import Shadow
+from sparsity_router.relaying.turns import place_in_turn
+from sparsity_router.relaying.worker_request import wanted, worker_request
 
 GenerateContext = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
 OutcomeContext = grpc.aio.ServicerContext[inference_pb2.ReportOutcomeRequest, inference_pb2.ReportOutcomeResponse]

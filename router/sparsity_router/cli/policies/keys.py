@@ -9,9 +9,9 @@ import typer
 import yaml
 from sparsity.errors import InvalidRequestError
 
-from sparsity_router.access import key_digest
+from sparsity_router.callers.access import key_digest
+from sparsity_router.callers.principals import Role
 from sparsity_router.cli.console import AsJson, err, print_json, reported
-from sparsity_router.principals import Role
 
 
 def new_key(

@@ -1,0 +1,95 @@
+"""Who calls InferenceService, for which tenant, and whether the tenant has requests and tokens left."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import grpc
+from sparsity.leases import FELL_BACK
+from sparsity.sampling import new_tokens
+from sparsity.v1 import inference_pb2
+from sparsity_policies.model import Signals
+
+from sparsity_router.callers.access import Access
+from sparsity_router.callers.limits import TenantLimits
+from sparsity_router.callers.principals import Role
+
+# A lease is good for a few seconds.
+_FALL_BACK_SECONDS = 30.0
+
+
+class Callers:
+    """Lets calls in.
+
+    Args:
+        access: who may call; it may leave InferenceService open.
+        limits: rates by tenant; None limits nobody.
+    """
+
+    def __init__(self, access: Access | None = None, limits: TenantLimits | None = None) -> None:
+        self._access = access if access and access.guards_inference else None
+        self._limits = limits
+        # What directed requests were charged, by decision, while their client may still fall back to the relay.
+        self._routed: dict[str, tuple[str, int, float]] = {}
+
+    def check(self, context: grpc.aio.ServicerContext[Any, Any], request: inference_pb2.GenerateRequest | None) -> str:
+        """Checks the caller, and puts its tenant into the request; whose calls are counted.
+
+        Raises:
+            UnauthenticatedError: when it is not known.
+            PermissionDeniedError: when it may not call, or not for this tenant.
+        """
+        named = request.context.tenant if request is not None else ""
+        if self._access is None:
+            return named
+        principal = self._access.authenticate(context)
+        principal.require(Role.CALLER)
+        tenant = principal.tenant_of(named)
+        if request is not None and tenant:
+            request.context.tenant = tenant
+        return tenant
+
+    async def count(self, tenant: str, request: inference_pb2.GenerateRequest | None = None) -> None:
+        """Counts a call, and holds its request's priority to what its tenant may claim.
+
+        Raises:
+            RateLimitError: when its tenant has used up its requests.
+        """
+        if self._limits is not None:
+            if request is not None:
+                request.priority = min(request.priority, self._limits.priority(tenant))
+            await self._limits.request(tenant)
+
+    async def spend(self, request: inference_pb2.GenerateRequest, signals: Signals) -> int:
+        """Counts a request's tokens, as many as it may come to, and says how many.
+
+        Raises:
+            RateLimitError: when its tenant has used up its tokens.
+        """
+        if self._limits is None:
+            return 0
+        count = signals.max_tokens + new_tokens(request.sampling)
+        await self._limits.tokens(signals.tenant, count)
+        return count
+
+    def settle(self, tenant: str, counted: int, used: int) -> None:
+        """Takes back what was counted of a request and not used, once that is known."""
+        if self._limits is not None:
+            self._limits.give_back(tenant, tokens=counted - used)
+
+    def routed(self, decision_id: str, tenant: str, counted: int) -> None:
+        """Remembers for a moment what a request was charged that its client takes to a worker itself."""
+        if self._limits is not None:
+            now = time.monotonic()
+            while self._routed and next(iter(self._routed.values()))[2] < now:
+                del self._routed[next(iter(self._routed))]
+            self._routed[decision_id] = tenant, counted, now + _FALL_BACK_SECONDS
+
+    def fell_back(self, context: grpc.aio.ServicerContext[Any, Any], tenant: str) -> None:
+        """Takes back, once, what a request was charged that its worker would not have, and that comes here instead."""
+        decision_id = dict(context.invocation_metadata() or ()).get(FELL_BACK, "") if self._routed else ""
+        if decision_id and self._limits is not None:
+            owner, counted, until = self._routed.pop(str(decision_id), ("", 0, 0.0))
+            if owner == tenant and time.monotonic() < until:
+                self._limits.give_back(tenant, requests=1, tokens=counted)

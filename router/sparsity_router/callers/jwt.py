@@ -1,0 +1,132 @@
+"""Callers by JSON Web Token (RFC 7519), signed by an identity provider whose keys are a JWK Set (RFC 7517)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+import urllib.request
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import jwt
+from jwt import PyJWKSet
+from sparsity.errors import ConfigurationError, UnauthenticatedError
+
+from sparsity_router.callers.principals import Principal, Role
+
+log = logging.getLogger("sparsity.router.jwt")
+# A key that both sides know would let every router issue tokens.
+_ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+_REFRESH_SECONDS = 60.0
+_FETCH_SECONDS = 5.0
+_REMEMBERED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class JwtConfig:
+    """Whose tokens count.
+
+    Attributes:
+        issuer: the token's `iss`.
+        audience: must be in the token's `aud`.
+        keys: file or https URL of the issuer's JWK Set.
+        tenant_claim: names the caller's tenant.
+        roles_claim: lists the caller's roles; without it a caller may call InferenceService only.
+    """
+
+    issuer: str
+    audience: str
+    keys: str
+    tenant_claim: str = "tenant"
+    roles_claim: str = "roles"
+
+    def __post_init__(self) -> None:
+        if "://" in self.keys and not self.keys.startswith("https://"):
+            raise ConfigurationError(f"jwt.keys: {self.keys}: keys come from a file or by https")
+
+
+class JwtVerifier:
+    """Checks tokens; one that was good is remembered until it expires or the keys change.
+
+    Raises:
+        ConfigurationError: when the keys cannot be read.
+    """
+
+    def __init__(self, config: JwtConfig) -> None:
+        self._config = config
+        self._data = b""
+        self._good: OrderedDict[bytes, tuple[Principal, float]] = OrderedDict()
+        try:
+            self._load(self._fetch())
+        except (OSError, ValueError, jwt.PyJWTError) as error:
+            raise ConfigurationError(f"jwt.keys: {config.keys}: {error}") from error
+
+    def _fetch(self) -> bytes:
+        if not self._config.keys.startswith("https://"):
+            return Path(self._config.keys).read_bytes()
+        with urllib.request.urlopen(self._config.keys, timeout=_FETCH_SECONDS) as answer:
+            data: bytes = answer.read()
+            return data
+
+    def _load(self, data: bytes) -> None:
+        if data != self._data:
+            self._keys = {key.key_id: key for key in PyJWKSet.from_json(data.decode()).keys}
+            self._data = data
+            self._good.clear()
+
+    async def run(self) -> None:
+        """Follows the keys, for as long as it runs; the last good ones hold."""
+        while True:
+            await asyncio.sleep(_REFRESH_SECONDS)
+            try:
+                self._load(await asyncio.to_thread(self._fetch))
+            except (OSError, ValueError, jwt.PyJWTError) as error:
+                log.warning("jwt.keys: %s: %s; the keys that were read before hold", self._config.keys, error)
+
+    def verify(self, token: str) -> Principal:
+        """Who the token is of.
+
+        Raises:
+            UnauthenticatedError: saying what is wrong with it.
+        """
+        digest = hashlib.sha256(token.encode()).digest()
+        known = self._good.get(digest)
+        if known is not None and known[1] > time.time():
+            return known[0]
+        try:
+            header = jwt.get_unverified_header(token)
+            key = self._keys.get(header.get("kid")) or self._only()
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=_ALGORITHMS,
+                audience=self._config.audience,
+                issuer=self._config.issuer,
+                options={"require": ["exp", "iss", "aud", "sub"]},
+            )
+        except jwt.PyJWTError as error:
+            raise UnauthenticatedError(f"the token is not good: {error}") from error
+        principal = self._principal(claims)
+        self._good[digest] = (principal, float(claims["exp"]))
+        if len(self._good) > _REMEMBERED:
+            self._good.popitem(last=False)
+        return principal
+
+    def _only(self) -> jwt.PyJWK:
+        if len(self._keys) != 1:
+            raise jwt.InvalidTokenError("its `kid` names no key of the issuer")
+        return next(iter(self._keys.values()))
+
+    def _principal(self, claims: dict[str, object]) -> Principal:
+        listed = claims.get(self._config.roles_claim)
+        words = {role.value for role in Role}
+        roles = frozenset(Role(word) for word in listed if word in words) if isinstance(listed, list) else None
+        tenant = claims.get(self._config.tenant_claim)
+        return Principal(
+            str(claims["sub"]),
+            frozenset({Role.CALLER}) if roles is None else roles,
+            tenant=tenant if isinstance(tenant, str) else "",
+        )

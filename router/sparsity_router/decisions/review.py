@@ -1,0 +1,62 @@
+"""A request's decision, held against what policy says now: it may get denser before every attempt, never sparser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from sparsity_policies.decide import decide
+from sparsity_policies.model import Decision, Signals, Tier
+
+from sparsity_router.following.follower import PolicyFollower
+from sparsity_router.prompts.classified import Classified
+
+
+class Review:
+    """Decides a request, and anew at every call that finds something changed.
+
+    Args:
+        policies: what to decide from.
+        classified: the request.
+        session: the densest tier that its session is known to have got by now.
+
+    Attributes:
+        signals: what the latest decision was made from.
+        decision: the latest.
+    """
+
+    def __init__(
+        self, policies: PolicyFollower, classified: Classified, session: Callable[[], Tier | None] = lambda: None
+    ) -> None:
+        self._policies = policies
+        self._classified = classified
+        self._session = session
+        # While these are the same, and its session got nothing denser, so is the decision.
+        self._seen, self._was_stale = policies.snapshot, self._is_stale()
+        self.signals = self._read()
+        self.decision = decide(self.signals, self._seen)
+
+    def __call__(self) -> Decision:
+        """The decision as of now."""
+        snapshot, stale, session, held = self._policies.snapshot, self._is_stale(), self._session(), self.decision
+        is_known = snapshot is self._seen and stale is self._was_stale
+        if is_known and (session is None or session >= held.tier):
+            return held
+        self._seen, self._was_stale = snapshot, stale
+        self.signals = self._read()
+        # What policy has loosened meanwhile does not count; overrides of a tier must see the tier that is held.
+        most = min(held.tier, self.signals.max_tier or held.tier)
+        now = decide(replace(self.signals, max_tier=most), snapshot)
+        stays = replace(held, fallback=now.fallback) if now.tier is held.tier else now
+        self.decision = replace(stays, dense_reasoning=held.dense_reasoning or now.dense_reasoning)
+        return self.decision
+
+    def _is_stale(self) -> bool:
+        return self._policies.age > self._policies.snapshot.ttl
+
+    def _read(self) -> Signals:
+        """The signals as of now: a scan by new detection, staleness, and what its session got meanwhile."""
+        read = self._classified.under(self._seen)
+        tiers = [tier for tier in (read.session_tier, self._session()) if tier is not None]
+        densest, age, now = min(tiers, default=None), self._policies.age, self._policies.now()
+        return replace(read, session_tier=densest, policy_age=age, received_at=now)

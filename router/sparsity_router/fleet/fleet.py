@@ -1,0 +1,150 @@
+"""All workers of a router: who they are, and which one takes the next request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from sparsity.engines import SGLANG
+from sparsity.tls import ClientTls
+from sparsity_policies.model import Tier
+
+from sparsity_router.fleet.breaker import RetryBudget
+from sparsity_router.fleet.discovery import Discovery, discover
+from sparsity_router.fleet.patience import Patience
+from sparsity_router.fleet.picking import Picker, Want
+from sparsity_router.fleet.queue import Line
+from sparsity_router.fleet.workers import State, Worker
+
+log = logging.getLogger("sparsity.router.fleet")
+_LEAVING_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """How requests are let in.
+
+    Attributes:
+        queue_seconds: how long a request may wait for room; 0 refuses at once.
+        queue_limit: requests that may wait at a tier.
+        dense_reserve: share of each dense worker that only requests which policy holds dense may use.
+        hedge_seconds: after which a second worker is asked too, while the first has not spoken; 0 never does.
+        patience: how long a worker may say nothing.
+    """
+
+    queue_seconds: float = 0.0
+    queue_limit: int = 256
+    dense_reserve: float = 0.25
+    hedge_seconds: float = 0.0
+    patience: Patience = field(default_factory=Patience)
+
+
+class Fleet:
+    """The workers that discovery names, watched.
+
+    Args:
+        places: where workers are, see :mod:`sparsity_router.fleet.discovery`.
+        tokenizer_digest: a worker of another tokenizer is not used.
+        timeout: silence after which a worker counts as gone, seconds.
+        lease_key: what requests to workers are signed with.
+        admission: how requests are let in.
+        tls: what is trusted of workers, and shown to them.
+        engine: a worker of another engine is not used.
+    """
+
+    def __init__(
+        self,
+        places: tuple[str, ...],
+        tokenizer_digest: str,
+        timeout: float,
+        lease_key: bytes | None = None,
+        admission: Admission | None = None,
+        tls: ClientTls | None = None,
+        engine: str = SGLANG,
+    ) -> None:
+        self.lease_key = lease_key
+        self.admission = admission or Admission()
+        self.retries = RetryBudget()
+        self.lines = {tier: Line(self.admission.queue_limit) for tier in Tier}
+        self.workers: list[Worker] = []
+        self._about = (tokenizer_digest, timeout, self._room, tls, engine, self.admission.patience)
+        self._sources: list[Discovery] = discover(places)
+        self._found: dict[Discovery, Collection[str]] = {source: source.known for source in self._sources}
+        self._watching: dict[Worker, asyncio.Task[None]] = {}
+        self._picker = Picker()
+        self._change()
+
+    async def watch(self) -> None:
+        """Follows discovery and watches every worker, for as long as it runs."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for source in self._sources:
+                    group.create_task(self._follow(source))
+                while True:
+                    for worker in self.workers:
+                        if worker not in self._watching:
+                            self._watching[worker] = group.create_task(worker.watch())
+                    await self._let_go()
+                    await asyncio.sleep(_LEAVING_SECONDS)
+        finally:
+            self._watching.clear()
+
+    async def _follow(self, source: Discovery) -> None:
+        async for found in source.follow():
+            self._found[source] = found
+            self._change()
+
+    def _change(self) -> None:
+        """Takes up who was found, and keeps of those who were not found the ones with streams, unused."""
+        wanted = dict.fromkeys(target for found in self._found.values() for target in found)
+        known = {worker.target for worker in self.workers}
+        fresh = [Worker(target, *self._about) for target in wanted if target not in known]
+        for worker in fresh:
+            # Who is there from the beginning is no colder than its peers.
+            worker.late = bool(known)
+        self.workers += fresh
+        for worker in self.workers:
+            worker.leaving = worker.target not in wanted
+        if gone := sorted(known - wanted.keys()):
+            log.info("workers that are no longer found: %s", ", ".join(gone))
+
+    async def _let_go(self) -> None:
+        for worker in [worker for worker in self.workers if worker.leaving and not worker.in_flight]:
+            self.workers.remove(worker)
+            if task := self._watching.pop(worker, None):
+                task.cancel()
+            await worker.close()
+
+    def _room(self) -> None:
+        # The densest first: what policy holds dense has nowhere else to go.
+        for tier in Tier:
+            self.lines[tier].wake()
+
+    def of(self, tier: Tier, dense_reasoning: bool = False) -> list[Worker]:
+        """The workers of a tier, or those of them that decode reasoning densely."""
+        return [w for w in self.workers if w.tier is tier and (w.densifies or not dense_reasoning)]
+
+    def pick(
+        self,
+        tier: Tier,
+        tried: set[str],
+        *,
+        spilled: bool = False,
+        dense_reasoning: bool = False,
+        want: Callable[[], Want] | None = None,
+    ) -> Worker | None:
+        """The worker of ``tier`` that takes the request, of those whose target was not tried; None when all are busy.
+
+        A ``spilled`` request, which policy gave a sparser tier, leaves the reserve of dense workers alone.
+        """
+        share = 1.0 - self.admission.dense_reserve if spilled and tier is Tier.DENSE else 1.0
+        able = self.of(tier, dense_reasoning)
+        ready = [w for w in able if w.state is State.READY and w.target not in tried and w.has_room(share)]
+        # A prompt is copied and hashed only where there is a choice.
+        return self._picker.pick(ready, want() if want and len(ready) > 1 else None)
+
+    async def close(self) -> None:
+        """Closes all channels."""
+        await asyncio.gather(*(worker.close() for worker in self.workers))

@@ -1,0 +1,1 @@
+"""The policies as of now: source, snapshot file, overrides, rollouts, guards."""

@@ -1,0 +1,279 @@
+"""Follows a source of policies and holds the snapshot that the router decides from."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+from sparsity.errors import StoreError
+from sparsity_policies.confined import SOURCES
+from sparsity_policies.contents import Cursor, PolicySource
+from sparsity_policies.model import StoredPolicy
+from sparsity_policies.snapshot import Snapshot
+from sparsity_policies.threads import BUILDS
+
+from sparsity_router.following.overrides import Change, Overrides
+from sparsity_router.following.snapshot_file import SnapshotFile
+
+log = logging.getLogger("sparsity.router.policies")
+_WAIT_SECONDS = 1.0
+_RETRY_SECONDS = 0.5
+_CLOCK_TOLERANCE = 0.5
+# No source is ever there, so the first look reads everything.
+_NOWHERE = Cursor(-1, "", "0-0")
+
+
+class _Wanted(NamedTuple):
+    """What the source holds, as far as it was read: what the snapshot is to become."""
+
+    cursor: Cursor
+    policies: dict[str, StoredPolicy]
+    rejected: frozenset[str]
+    drifted: tuple[str, ...]
+
+
+class PolicyFollower:
+    """The newest good snapshot, kept while the source is away.
+
+    Overrides set on this router act at once and hold whether or not the source can be reached.
+    """
+
+    def __init__(self, source: PolicySource, ttl: float, disk: SnapshotFile | None = None) -> None:
+        self._source = source
+        self._disk = disk
+        # Of what is decided from: counted up at every change.
+        self._version = 0
+        self._saved = -1
+        self.unsaved = ""
+        """What keeps the last policies from the disk; empty when nothing does."""
+        self._ttl = ttl
+        self._snapshot: Snapshot | None = None
+        self._wanted = _Wanted(_NOWHERE, {}, frozenset(), ())
+        self._cursor = _NOWHERE
+        self.overrides = Overrides(self._publish_overrides)
+        self._confirmed = 0.0
+        self._looked = 0.0
+        self._behind_since: float | None = None
+        self._loaded_at = 0.0
+        self._clock_offset = 0.0
+        self._changed = asyncio.Event()
+        self._looking, self._building = asyncio.Lock(), asyncio.Lock()
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What to decide from now."""
+        assert self._snapshot is not None, "the follower has not started"
+        return self._snapshot
+
+    @property
+    def age(self) -> float:
+        """Seconds since the snapshot was last known to be current."""
+        return time.monotonic() - self._confirmed
+
+    @property
+    def lag(self) -> float:
+        """Seconds since this router has known of a change that it has not taken up; 0 when there is none."""
+        return 0.0 if self._behind_since is None else time.monotonic() - self._behind_since
+
+    @property
+    def loaded_at(self) -> float:
+        """When the snapshot was taken up, seconds since the epoch."""
+        return self._loaded_at
+
+    def now(self) -> float:
+        """Seconds since the epoch by the source's clock, so that replicas with skewed clocks expire overrides alike."""
+        return time.time() + self._clock_offset
+
+    async def start(self) -> None:
+        """Loads the first snapshot; from disk, where there is one, while the source is away.
+
+        Raises:
+            StoreError: when neither can be read.
+        """
+        try:
+            await self.refresh()
+        except StoreError as error:
+            if self._disk is None:
+                raise
+            contents, waiting, age = await BUILDS.run(self._disk.load)
+            policies = {stored.policy.domain: stored for stored in contents.policies}
+            self._wanted = _Wanted(contents.cursor, policies, frozenset(contents.rejected), ())
+            handed_over = (override for override in contents.overrides if override.id not in waiting)
+            self.overrides.stored(handed_over, contents.cursor.revision)
+            for override in contents.overrides:
+                if override.id in waiting:
+                    self.overrides.take(Change(override.id, override))
+            await self._build()
+            self._confirmed = time.monotonic() - age
+            log.warning("%s; serving revision %d from disk, %.0f s old", error, self.snapshot.revision, age)
+
+    async def follow(self) -> None:
+        """Takes up every change, for as long as it runs; a failing source is asked again and again.
+
+        Overrides act as soon as they are read: compiling and saving policies go on beside it, however long they take.
+        """
+        building: asyncio.Task[None] | None = None
+        saving = asyncio.create_task(self._keep_saved())
+        try:
+            while True:
+                try:
+                    await self._source.wait(self._wanted.cursor, _WAIT_SECONDS)
+                    await self._look()
+                    if building is None or building.done():
+                        building = asyncio.create_task(self._keep_building())
+                    if self._disk is not None and self._saved == self._version and self._is_current:
+                        self._disk.confirm()
+                    continue
+                except StoreError as error:
+                    log.warning("%s; serving revision %d, %.0f s old", error, self.snapshot.revision, self.age)
+                await asyncio.sleep(_RETRY_SECONDS)
+        finally:
+            for task in (saving, *((building,) if building else ())):
+                task.cancel()
+
+    @property
+    def _is_current(self) -> bool:
+        """Whether what is decided from is what the source held at the last look."""
+        return self._wanted.cursor == self._cursor
+
+    async def _keep_saved(self) -> None:
+        """Writes the file at every change, also while the source is away: a restart then would find nothing else."""
+        if self._disk is None:
+            return
+        async for _ in self.snapshots():
+            while self._saved != self._version:
+                version, stored = self._version, [item.stored for item in self.snapshot.policies.values()]
+                overrides = (self.overrides.active(), self.overrides.waiting())
+                try:
+                    await BUILDS.run(self._disk.save, self.snapshot.revision, stored, *overrides, self.age)
+                    self._saved, self.unsaved = version, ""
+                except OSError as error:
+                    # Told once, however often it is tried.
+                    if self.unsaved != str(error):
+                        log.error("--snapshot-file: %s; a restart without the store would find older policies", error)
+                    self.unsaved = str(error)
+                    await asyncio.sleep(_RETRY_SECONDS)
+
+    async def refresh(self) -> None:
+        """Takes up what changed.
+
+        Raises:
+            StoreError: when the source cannot be read.
+            ValueError: when a change does not compile.
+        """
+        await self._look()
+        await self._build()
+
+    async def _keep_building(self) -> None:
+        try:
+            while not self._is_current:
+                await self._build()
+        except ValueError:
+            log.exception("a change could not be taken up; serving revision %d", self.snapshot.revision)
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _look(self) -> None:
+        """Reads what changed, and lets overrides act; by turns, so that no read brings back an older state."""
+        async with self._looking:
+            await self._look_once()
+
+    async def _look_once(self) -> None:
+        wanted = self._wanted
+        looked = time.monotonic()
+        delta = await self._source.delta(wanted.cursor)
+        if delta is None:
+            contents = await self._source.read()
+            self._tell_rejected(contents.rejected)
+            held = [wanted.policies[domain] for domain in contents.rejected if domain in wanted.policies]
+            policies = {stored.policy.domain: stored for stored in (*contents.policies, *held)}
+            rejected = frozenset(contents.rejected)
+            self._wanted = _Wanted(contents.cursor, policies, rejected, contents.drifted)
+            overrides, at, offset = contents.overrides, contents.overrides_at, contents.clock_offset
+        else:
+            if delta.cursor != wanted.cursor:
+                self._tell_rejected(delta.rejected)
+                gone = {domain for domain, stored in delta.policies.items() if stored is None}
+                policies = {domain: stored for domain, stored in wanted.policies.items() if domain not in gone}
+                policies |= {domain: stored for domain, stored in delta.policies.items() if stored}
+                told = {name for name in wanted.rejected if not name.startswith("override ")} - delta.policies.keys()
+                rejected = frozenset(told | delta.rejected.keys())
+                self._wanted = _Wanted(delta.cursor, policies, rejected, wanted.drifted)
+            overrides, at, offset = delta.overrides, delta.overrides_at, delta.clock_offset
+        self.overrides.stored(overrides, at)
+        self._set_clock(offset)
+        self._looked = looked
+        self._confirm()
+
+    def _confirm(self) -> None:
+        """Notes whether what is decided from is what the source holds."""
+        if self._is_current:
+            self._confirmed = self._looked
+            self._behind_since = None
+        else:
+            self._behind_since = self._behind_since or time.monotonic()
+
+    async def _build(self) -> None:
+        """Compiles what is wanted now, off the event loop, and decides from it."""
+        async with self._building:
+            wanted = self._wanted
+            if wanted.cursor == self._cursor and self._snapshot is not None:
+                return
+            fresh = await BUILDS.run(
+                Snapshot.build,
+                wanted.cursor.revision,
+                list(wanted.policies.values()),
+                (),
+                wanted.rejected,
+                ttl=self._ttl,
+                previous=self._snapshot,
+                compiled=SOURCES.compile,
+            )
+            self._cursor = wanted.cursor
+            self._publish(dataclasses.replace(fresh, drifted=wanted.drifted))
+            self._confirm()
+
+    def _set_clock(self, offset: float) -> None:
+        if abs(offset - self._clock_offset) > _CLOCK_TOLERANCE:
+            log.warning("this machine's clock differs from the policy source's by %.1f s; theirs is used", -offset)
+        self._clock_offset = offset
+
+    def _tell_rejected(self, rejected: dict[str, str]) -> None:
+        for domain, problem in rejected.items():
+            fate = "its last good version is kept" if domain in self._wanted.policies else "it is served dense"
+            log.error("policy store: %s cannot be read (%s); %s", domain, problem, fate)
+
+    def _publish_overrides(self) -> None:
+        if self._snapshot is not None:
+            self._publish(self._snapshot)
+
+    def _publish(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot.with_overrides(self.overrides.active())
+        self._loaded_at = time.time()
+        self._version += 1
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def snapshots(self) -> AsyncIterator[Snapshot]:
+        """The present snapshot, then each that follows."""
+        while True:
+            changed = self._changed
+            yield self.snapshot
+            await changed.wait()
+
+    async def reached(self, revision: int, timeout: float) -> bool:
+        """Waits until the snapshot has ``revision``."""
+
+        async def wait() -> None:
+            async for snapshot in self.snapshots():
+                if snapshot.revision >= revision:
+                    return
+
+        try:
+            await asyncio.wait_for(wait(), timeout)
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,150 @@
+"""Watches the guards of policies on live traffic, and steps in when one is broken.
+
+Coverage comes from the sparsity report of every completion this router relays; quality from outcomes that callers
+report, the rolled-out side of a rollout against the side that is held back. A broken guard halts the domain's rollout,
+or, where none is under way, caps the domain one tier denser for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from sparsity.errors import ConflictError, StoreError
+from sparsity.v1 import inference_pb2
+from sparsity_policies.decisionlog import DecisionLog
+from sparsity_policies.journal import Outcome
+from sparsity_policies.model import Override, Policy, Rollout, Scope, Tier
+from sparsity_policies.rollout import HELD_BACK, ROLLED_OUT, halt
+from sparsity_policies.store import PolicyStore
+
+from sparsity_router.following.follower import PolicyFollower
+from sparsity_router.following.windows import Metrics, Window
+
+log = logging.getLogger("sparsity.router.guards")
+ACTOR = "guard"
+_DEMOTION_SECONDS = 3600.0
+_OUTCOME_WAIT_SECONDS = 1.0
+
+
+def override_id(domain: str) -> str:
+    """The override by which a broken guard caps a domain."""
+    return f"guard-{domain}"
+
+
+def capped(policies: PolicyFollower, domain: str) -> Override | None:
+    """The override by which a broken guard caps a domain now."""
+    now, name = policies.now(), override_id(domain)
+    acting = (o for o in policies.overrides.active() if o.expire_time is None or o.expire_time > now)
+    return next((override for override in acting if override.id == name), None)
+
+
+class GuardMonitor:
+    """The guards of all domains on one router.
+
+    Args:
+        policies: what to guard.
+        store: where to halt rollouts and set caps; None caps on this router only.
+    """
+
+    def __init__(self, policies: PolicyFollower, store: PolicyStore | None) -> None:
+        self._policies = policies
+        self._store = store
+        self._coverage: dict[tuple[str, Tier, str], Window] = {}
+        self._scores: dict[str, Metrics] = {}
+        self._acting: dict[str, asyncio.Task[None]] = {}
+
+    def coverage(self, domain: str, tier: Tier, report: inference_pb2.SparsityReport) -> None:
+        """Takes up the coverage of one sparse answer: as estimated, and by itself as measured, where it was."""
+        self._covered(domain, tier, "coverage", report.coverage)
+        if report.HasField("measured_coverage"):
+            self._covered(domain, tier, "measured coverage", report.measured_coverage)
+
+    def _covered(self, domain: str, tier: Tier, kind: str, value: float) -> None:
+        policy = self._policies.snapshot.policy(domain)
+        if policy is None or policy.guards.min_coverage is None or tier is Tier.DENSE:
+            return
+        window = self._coverage.setdefault((domain, tier, kind), Window())
+        window.add(value)
+        mean = window.mean(self._since(domain))
+        if mean is not None and mean < policy.guards.min_coverage:
+            what = f"{kind} {mean:.3f} of {tier.word} is below the guard {policy.guards.min_coverage:g}"
+            self._act(domain, self._step_in(domain, tier, what))
+
+    def outcome(self, outcome: Outcome) -> None:
+        """Takes up the quality of one answer."""
+        policy = self._policies.snapshot.policy(outcome.domain)
+        if policy is None or policy.guards.max_quality_dip is None or not outcome.arm:
+            return
+        windows = self._scores.setdefault(outcome.domain, Metrics()).add(outcome.metric, outcome.arm, outcome.score)
+        since = self._since(outcome.domain)
+        means = {arm: windows[arm].mean(since) for arm in (ROLLED_OUT, HELD_BACK) if arm in windows}
+        rolled, held = means.get(ROLLED_OUT), means.get(HELD_BACK)
+        if rolled is None or held is None or held - rolled <= policy.guards.max_quality_dip:
+            return
+        dip = f"{outcome.metric} {rolled:.3f} rolled out against {held:.3f} held back"
+        what = f"{dip} is a dip above the guard {policy.guards.max_quality_dip:g}"
+        self._act(outcome.domain, self._step_in(outcome.domain, outcome.tier, what))
+
+    async def follow_outcomes(self, decisions: DecisionLog) -> None:
+        """Takes up outcomes that any router was told of, for as long as it runs."""
+        place = "$"
+        while True:
+            try:
+                place, found = await decisions.outcomes(place, _OUTCOME_WAIT_SECONDS)
+                for outcome in found:
+                    self.outcome(outcome)
+            except StoreError:
+                # The policy follower tells of an absent store.
+                await asyncio.sleep(_OUTCOME_WAIT_SECONDS)
+
+    def _act(self, domain: str, action: Coroutine[Any, Any, None]) -> None:
+        running = self._acting.get(domain)
+        if running is not None and not running.done():
+            action.close()
+            return
+        self._acting[domain] = asyncio.get_running_loop().create_task(action)
+
+    def _since(self, domain: str) -> float:
+        """From when on samples count: an operator who ends a guard's cap has seen those before."""
+        return self._policies.overrides.ended_at(override_id(domain))
+
+    def _forget(self, domain: str) -> None:
+        self._coverage = {key: window for key, window in self._coverage.items() if key[0] != domain}
+        self._scores.pop(domain, None)
+
+    async def _step_in(self, domain: str, tier: Tier, what: str) -> None:
+        self._forget(domain)
+        policy = self._policies.snapshot.policy(domain)
+        if policy is None:
+            return
+        rollout = policy.rollout
+        if self._store and rollout and not rollout.halted and await self._halt(policy, rollout, what):
+            return
+        cap = Tier(max(tier - 1, Tier.DENSE))
+        if (there := capped(self._policies, domain)) is not None and there.max_tier <= cap:
+            return
+        expires = self._policies.now() + _DEMOTION_SECONDS
+        override = Override(override_id(domain), Scope.DOMAIN, domain, cap, expires, what, ACTOR)
+        log.error("guard of %s: %s; capped at %s for %.0f s", domain, what, cap.word, _DEMOTION_SECONDS)
+        self._policies.overrides.put(override)
+        if self._store is not None:
+            # It acts here, and is delivered once the store is back, where it is away.
+            await self._policies.overrides.write(self._store, override)
+
+    async def _halt(self, policy: Policy, rollout: Rollout, what: str) -> bool:
+        """Halts a rollout; False when the store cannot be told."""
+        assert self._store is not None
+        stored = self._policies.snapshot.policies[policy.domain].stored
+        reason = f"halted at {rollout.percent} percent: {what}"
+        try:
+            await self._store.put(halt(policy, what), etag=stored.etag, actor=ACTOR, reason=reason)
+        except ConflictError:
+            # Somebody else wrote, perhaps another router's guard; what is there now is judged anew.
+            return True
+        except StoreError:
+            return False
+        log.error("guard of %s: %s; its rollout is halted", policy.domain, what)
+        return True

@@ -1,0 +1,1 @@
+"""What is counted, traced, logged and kept of requests, policies and workers."""

@@ -1,0 +1,1 @@
+"""Processes that belong together: routers of one port, children that end with their parent."""

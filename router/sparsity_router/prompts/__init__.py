@@ -1,0 +1,1 @@
+"""What was asked: text, token ids, length, domain; a request becomes signals."""

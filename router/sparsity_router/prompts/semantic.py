@@ -1,0 +1,154 @@
+"""Semantic detection of domains: asks the embedding process, within a time budget, and says why when it cannot tell."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import multiprocessing
+import time
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from sparsity.errors import ConfigurationError
+from sparsity_policies.snapshot import Snapshot
+
+from sparsity_router.prompts import embedding_process
+from sparsity_router.prompts.domains import Score
+
+log = logging.getLogger("sparsity.router.semantic")
+_LEARNT_AT_ONCE = 16
+# Prompts that may wait for the process; more could not be answered in time.
+_WAITING = 8
+# Several times what the model reads in a second: a longer text is not even handed over.
+_MOST_CHARACTERS = 1_000_000
+_RETRY_SECONDS = 5.0
+_POLL_SECONDS = 1.0
+
+
+class DetectionError(Exception):
+    """The classifier gave no answer; the request must go dense."""
+
+
+class Detector:
+    """Scores of prompts against the exemplars of all policies.
+
+    Args:
+        folder: with model.onnx and tokenizer.json; None takes the installed model.
+        seconds: the time budget of one prompt.
+
+    Raises:
+        ConfigurationError: when there is no such model.
+    """
+
+    def __init__(self, folder: Path | None, seconds: float) -> None:
+        try:
+            self._files = (
+                (folder / "model.onnx", folder / "tokenizer.json") if folder else embedding_process.default_files()
+            )
+        except FileNotFoundError as error:
+            raise ConfigurationError(f"--detect: {error}; install it, or give a folder with --detect-model") from error
+        for file in self._files:
+            if not file.is_file():
+                raise ConfigurationError(f"--detect-model: {file} is missing")
+        self._seconds = seconds
+        self._pool: ProcessPoolExecutor | None = None
+        self._waiting = 0
+        self._ready = ""
+        self._wanted: tuple[str, str] = ("", "")
+
+    async def detect(self, text: str, snapshot: Snapshot) -> Mapping[str, Score]:
+        """Every domain's score over the whole text; empty where no policy has exemplars.
+
+        Raises:
+            DetectionError: saying why there is none.
+        """
+        key = self._key(snapshot)
+        if not key:
+            return {}
+        if self._pool is None or key != self._ready:
+            raise DetectionError("the semantic classifier is not ready for these policies yet")
+        if len(text) > self._seconds * _MOST_CHARACTERS:
+            problem = f"cannot read {len(text)} characters within its {self._seconds:g} s"
+            raise DetectionError(f"the semantic classifier {problem}")
+        if self._waiting >= _WAITING:
+            raise DetectionError(f"{self._waiting} prompts wait for the semantic classifier")
+        self._waiting += 1
+        try:
+            asked = self._ask("scores", key, text, time.time() + self._seconds)
+            found = await asyncio.wait_for(asked, self._seconds)
+        except (TimeoutError, LookupError) as error:
+            raise DetectionError(f"semantic detection ran out of time ({self._seconds:g} s)") from error
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            # Not the caller went away, but the process that was to answer.
+            raise DetectionError("semantic detection was started anew meanwhile") from error
+        except Exception as error:  # whatever the process raised, there is no answer
+            raise DetectionError(f"semantic detection failed: {type(error).__name__}: {error}") from error
+        finally:
+            self._waiting -= 1
+        if found is None:
+            raise DetectionError(f"semantic detection ran out of time ({self._seconds:g} s)")
+        scores: Mapping[str, Score] = found
+        return scores
+
+    async def run(self, policies: Any) -> None:
+        """Keeps the process alive and taught, for as long as it runs.
+
+        Args:
+            policies: whose ``snapshot`` is followed.
+        """
+        try:
+            while True:
+                try:
+                    await self._teach(policies.snapshot)
+                except (BrokenProcessPool, OSError):
+                    log.exception("the semantic classifier failed; undeclared requests go dense until it is back")
+                    self.close()
+                    await asyncio.sleep(_RETRY_SECONDS)
+                await asyncio.sleep(_POLL_SECONDS)
+        finally:
+            self.close()
+
+    async def _teach(self, snapshot: Snapshot) -> None:
+        key = self._key(snapshot)
+        if not key or key == self._ready:
+            return
+        if self._pool is None:
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(1, spawn, embedding_process.start, self._files)
+        pairs = [(domain, text) for domain, texts in _exemplars(snapshot) for text in texts]
+        # In small parts, so that prompts are answered in between.
+        for start in range(0, len(pairs), _LEARNT_AT_ONCE):
+            await self._ask("learn", [text for _, text in pairs[start : start + _LEARNT_AT_ONCE]])
+        await self._ask("use", key, pairs)
+        self._ready = key
+
+    async def _ask(self, method: str, *arguments: Any) -> Any:
+        assert self._pool is not None
+        return await asyncio.get_running_loop().run_in_executor(self._pool, embedding_process.call, method, *arguments)
+
+    def _key(self, snapshot: Snapshot) -> str:
+        """Names the exemplars of a snapshot; empty when it has none."""
+        at = snapshot.policies_hash
+        if self._wanted[0] != at:
+            exemplars = _exemplars(snapshot)
+            key = hashlib.sha256(json.dumps(exemplars).encode()).hexdigest() if exemplars else ""
+            self._wanted = (at, key)
+        return self._wanted[1]
+
+    def close(self) -> None:
+        """Ends the process."""
+        pool, self._pool, self._ready = self._pool, None, ""
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _exemplars(snapshot: Snapshot) -> list[tuple[str, tuple[str, ...]]]:
+    found = ((domain, item.policy.detection.exemplars) for domain, item in sorted(snapshot.policies.items()))
+    return [(domain, texts) for domain, texts in found if texts]

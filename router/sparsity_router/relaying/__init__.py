@@ -1,0 +1,1 @@
+"""One decided request to a worker and back: attempts, hedges, turns, shadow."""

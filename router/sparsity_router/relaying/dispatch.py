@@ -1,0 +1,85 @@
+"""Sends one request to one worker, with the lease that it takes it by, and gives its stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+import grpc
+from opentelemetry import trace
+from sparsity import telemetry
+from sparsity.leases import sign
+from sparsity.sampling import new_tokens
+from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity_policies.model import Tier
+
+from sparsity_router.fleet.patience import spoken
+from sparsity_router.fleet.workers import Worker
+
+_tracer = trace.get_tracer("sparsity.router")
+# How gRPC begins where it found nobody to send to.
+_NEVER_SENT = ("failed to connect to all addresses", "DNS resolution failed")
+
+
+class OvertakenError(Exception):
+    """Policy took the tier from a request just before its worker was asked."""
+
+
+def outstanding_tokens(request: worker_pb2.WorkerServiceGenerateRequest) -> int:
+    """Tokens that a worker has to work on for a request, at most."""
+    return len(request.prompt.ids) + request.text.max_tokens + new_tokens(request.sampling)
+
+
+async def dispatch(
+    worker: Worker,
+    request: worker_pb2.WorkerServiceGenerateRequest,
+    tier: Tier,
+    attempt: int,
+    timeout: float | None,
+    lease: tuple[bytes | None, str],
+    allows: Callable[[Tier], bool] = lambda tier: True,
+) -> AsyncGenerator[inference_pb2.GenerateResponse]:
+    """Streams the worker's messages; closing the generator cancels the worker's request.
+
+    Args:
+        worker: that is asked.
+        request: in its terms.
+        tier: that it serves the request at.
+        attempt: number of this try, which makes its id unique.
+        timeout: seconds that are left of the client's deadline; None without one.
+        lease: the key to sign with, or None, and the decision's id.
+        allows: whether policy still gives the request the tier; asked when nothing is left to wait for.
+
+    Raises:
+        OvertakenError: when it does not.
+        grpc.aio.AioRpcError: as the worker answers; INTERNAL where it says nothing for too long.
+    """
+    if not allows(tier):
+        raise OvertakenError(f"{worker.name} was not asked: policy gives {tier.word} no more")
+    own = worker_pb2.WorkerServiceGenerateRequest()
+    own.CopyFrom(request)
+    own.request_id = f"{request.request_id}.{attempt}"
+    own.tier = tier.value  # type: ignore[assignment]
+    key, decision_id = lease
+    if key is not None:
+        own.lease.CopyFrom(sign(key, own, worker.name, decision_id))
+    with telemetry.detached_span(_tracer, "router.dispatch", trace.SpanKind.CLIENT) as (span, metadata):
+        span.set_attributes({telemetry.WORKER_ID: worker.name, telemetry.TIER: tier.word, telemetry.ATTEMPT: attempt})
+        with worker.dispatched(own.request_id, outstanding_tokens(own)):
+            call = worker.stub.Generate(own, timeout=timeout, metadata=metadata)
+            try:
+                async with aclosing(spoken(call, tier, worker.patience)) as messages:
+                    async for message in messages:
+                        yield message.response
+            finally:
+                # Ends the worker's engine request when the client is gone.
+                call.cancel()
+
+
+def died(error: Exception) -> bool:
+    """Whether a worker was lost with the request, in place of refusing it (draining), or of never having had it."""
+    if not isinstance(error, grpc.aio.AioRpcError) or error.code() is not grpc.StatusCode.UNAVAILABLE:
+        return False
+    # What a worker says itself comes with a rich status; gRPC's own words are all there is of a lost connection.
+    said = "grpc-status-details-bin" in dict(error.trailing_metadata() or ())
+    return not said and not (error.details() or "").startswith(_NEVER_SENT)

@@ -1,0 +1,116 @@
+"""Hedged requests: when a worker is slow with its first message, a second one is asked, and the first to speak serves.
+
+After Dean and Barroso, "The Tail at Scale", CACM 2013. The loser's request is cancelled, which aborts it in its engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import grpc
+from sparsity.v1 import inference_pb2
+from sparsity_policies.model import Decision
+
+from sparsity_router.fleet.workers import Worker
+from sparsity_router.relaying.dispatch import OvertakenError
+
+Responses = AsyncGenerator[inference_pb2.GenerateResponse]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Leg:
+    """One worker's stream.
+
+    Attributes:
+        worker: that was asked.
+        stream: its messages.
+        served: the decision as this worker serves it.
+        policy: what policy gave the request when the worker was asked.
+    """
+
+    worker: Worker
+    stream: Responses
+    served: Decision
+    policy: Decision
+
+
+class Race:
+    """The stream of whichever worker speaks first.
+
+    Args:
+        leg: asked at once.
+        spare: gives another worker's stream, or None where nobody else may be asked.
+        seconds: that the first is waited for.
+        fell: told of a worker that failed while the other still runs.
+
+    Attributes:
+        leg: whose stream it is; of a race that nobody won, who failed last.
+    """
+
+    def __init__(
+        self,
+        leg: Leg,
+        spare: Callable[[], Leg | None],
+        seconds: float,
+        fell: Callable[[Worker, Exception], None],
+    ) -> None:
+        self.leg = leg
+        self._spare = spare
+        self._seconds = seconds
+        self._fell = fell
+
+    async def responses(self) -> Responses:
+        """The winner's messages.
+
+        Raises:
+            grpc.aio.AioRpcError, OvertakenError: as the winner's stream, or the last leg's when none gave a message.
+        """
+        running = {asyncio.ensure_future(anext(self.leg.stream)): self.leg}
+        legs = [self.leg]
+        try:
+            await asyncio.wait(running, timeout=self._seconds)
+            if not any(task.done() for task in running) and (second := self._spare()) is not None:
+                legs.append(second)
+                running[asyncio.ensure_future(anext(second.stream))] = second
+            first = await self._first(running)
+            for loser in legs:
+                if loser is not self.leg:
+                    await _end(running, loser)
+            if first is None:
+                return
+            yield first
+            async for response in self.leg.stream:
+                yield response
+        finally:
+            for leg in legs:
+                await _end(running, leg)
+
+    async def _first(
+        self, running: dict[asyncio.Task[inference_pb2.GenerateResponse], Leg]
+    ) -> inference_pb2.GenerateResponse | None:
+        """The first message of any leg; None when the last one ended without any."""
+        while True:
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                self.leg = running.pop(task)
+                problem = task.exception()
+                if problem is None:
+                    return task.result()
+                if running and isinstance(problem, grpc.aio.AioRpcError | OvertakenError | StopAsyncIteration):
+                    self._fell(self.leg.worker, problem)
+                elif isinstance(problem, StopAsyncIteration):
+                    return None
+                else:
+                    raise problem
+
+
+async def _end(running: dict[asyncio.Task[inference_pb2.GenerateResponse], Leg], leg: Leg) -> None:
+    for task in [task for task, other in running.items() if other is leg]:
+        del running[task]
+        task.cancel()
+        with suppress(asyncio.CancelledError, StopAsyncIteration, grpc.aio.AioRpcError, OvertakenError):
+            await task
+    await leg.stream.aclose()

@@ -1,0 +1,84 @@
+"""Where a decided request may go: the worker that takes it now, or why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+
+from sparsity.errors import OverloadedError, SparsityError, UnavailableError
+from sparsity_policies.model import Decision, Reason, Tier
+
+from sparsity_router.fleet.fleet import Fleet
+from sparsity_router.fleet.picking import Want
+from sparsity_router.fleet.workers import State, Worker
+
+
+@dataclass(slots=True)
+class Attempts:
+    """What has been tried for one request."""
+
+    tried: set[str]
+    count: int = 0
+    overloaded: bool = False
+    failed: bool = False
+    deaths: int = 0
+    complete: bool = False
+    last_problem: str = ""
+
+
+def need_of(decision: Decision) -> Hashable:
+    """What a decided request needs of the workers of its tier's line."""
+    return decision.tier, decision.fallback, decision.dense_reasoning
+
+
+def place(fleet: Fleet, decision: Decision, want: Callable[[], Want] | None = None) -> tuple[Worker, Decision]:
+    """The worker that a request would be sent to now, and the decision as served by it.
+
+    Raises:
+        OverloadedError: when every worker that may serve the request is full.
+        UnavailableError: when none can be reached.
+    """
+    for tier in (decision.tier, *decision.fallback):
+        if worker := pick(fleet, tier, decision, set(), want):
+            return worker, served(decision, tier, fleet)
+    raise nobody(fleet, decision, Attempts(set()))
+
+
+def pick(
+    fleet: Fleet, tier: Tier, decision: Decision, tried: set[str], want: Callable[[], Want] | None
+) -> Worker | None:
+    """The worker of ``tier`` that a decided request is sent to, of those that were not tried."""
+    spilled, reasoning = tier is not decision.tier, decision.dense_reasoning
+    return fleet.pick(tier, tried, spilled=spilled, dense_reasoning=reasoning, want=want)
+
+
+def served(decision: Decision, tier: Tier, fleet: Fleet) -> Decision:
+    """The decision as served at ``tier``."""
+    if tier is decision.tier:
+        return decision
+    own = fleet.of(decision.tier)
+    unproven = any(worker.state is State.UNPROVEN for worker in own)
+    reason = Reason.MISSING_TELEMETRY if unproven else Reason.TIER_UNAVAILABLE
+    what = "prove what they attend" if unproven else "answer"
+    if decision.dense_reasoning and own and not fleet.of(decision.tier, dense_reasoning=True):
+        what = "decode reasoning densely"
+    detail = f"policy gives {decision.tier.word}, whose workers could not {what}; {decision.explanation}"
+    return replace(decision, tier=tier, reason=reason, explanation=detail)
+
+
+def is_full(fleet: Fleet, decision: Decision, attempts: Attempts) -> bool:
+    """Whether waiting may help: some worker that may serve the request has no room now."""
+    tiers = (decision.tier, *decision.fallback)
+    states = [worker.state for tier in tiers for worker in fleet.of(tier, decision.dense_reasoning)]
+    reserved = any(worker.state is State.READY and worker.target not in attempts.tried
+                   for tier in decision.fallback for worker in fleet.of(tier, decision.dense_reasoning))  # fmt: skip
+    return attempts.overloaded or reserved or State.FULL in states
+
+
+def nobody(fleet: Fleet, decision: Decision, attempts: Attempts) -> SparsityError:
+    """Why no worker takes the request."""
+    words = " or ".join(tier.word for tier in (decision.tier, *decision.fallback))
+    last = f"; last: {attempts.last_problem}" if attempts.last_problem else ""
+    if is_full(fleet, decision, attempts):
+        return OverloadedError(f"every {words} worker is full; try again{last}")
+    return UnavailableError(f"no {words} worker can be reached{last}")

@@ -1,0 +1,175 @@
+"""Repeats a share of the sparse answers on a dense worker, and tells how far the two agree.
+
+It uses only room that nobody waits for, and holds up no caller: answers are compared after they were given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import grpc
+from opentelemetry import metrics
+from sparsity import telemetry
+from sparsity.errors import NotFoundError, StoreError
+from sparsity.metering import SHARES, Total, histogram
+from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity_policies.decisionlog import DecisionLog
+from sparsity_policies.model import Decision, Tier
+
+from sparsity_router.fleet.fleet import Fleet
+from sparsity_router.following.follower import PolicyFollower
+from sparsity_router.relaying.dispatch import dispatch
+
+METRIC = "shadow_agreement"
+_WAITING = 32
+_SECONDS = 120.0
+log = logging.getLogger("sparsity.router.shadow")
+
+
+@dataclass(slots=True)
+class Sample:
+    """One sparse answer to compare.
+
+    Attributes:
+        decision_id: of its decision.
+        domain: the policy that decided.
+        request: as the worker got it.
+        tokens: what it generated, filled while it is relayed.
+        tier: that served it.
+    """
+
+    decision_id: str
+    domain: str
+    request: worker_pb2.WorkerServiceGenerateRequest
+    tokens: list[int] = field(default_factory=list)
+    tier: Tier = Tier.DENSE
+
+
+class _Budget:
+    """Tokens that may be spent, so many a minute; a minute's worth at most is saved up."""
+
+    def __init__(self) -> None:
+        self._left, self._at = float("inf"), time.monotonic()
+
+    def spend(self, tokens: int, a_minute: int) -> bool:
+        """Whether there are as many left; then they are spent."""
+        now = time.monotonic()
+        self._left = min(a_minute, self._left + a_minute * (now - self._at) / 60.0)
+        self._at = now
+        if tokens > self._left:
+            return False
+        self._left -= tokens
+        return True
+
+
+def agreement(ours: list[int], dense: list[int]) -> float:
+    """How much of two answers is the same from their beginning on: common tokens over those of the longer one."""
+    longest = max(len(ours), len(dense))
+    common = next(
+        (at for at, (a, b) in enumerate(zip(ours, dense, strict=False)) if a != b), min(len(ours), len(dense))
+    )
+    return common / longest if longest else 1.0
+
+
+class Shadow:
+    """Comparisons of one router.
+
+    Args:
+        policies: which say what share of a domain's sparse answers is repeated.
+        fleet: whose dense workers repeat them.
+        decisions: where agreement is reported as an outcome; None without a store.
+        meter: where it is measured.
+    """
+
+    def __init__(
+        self,
+        policies: PolicyFollower,
+        fleet: Fleet,
+        decisions: DecisionLog | None = None,
+        meter: metrics.Meter | None = None,
+    ) -> None:
+        self._policies = policies
+        self._fleet = fleet
+        self._decisions = decisions
+        self._budgets: dict[str, _Budget] = {}
+        self._waiting: asyncio.Queue[Sample] = asyncio.Queue(_WAITING)
+        meter = meter or metrics.get_meter("sparsity.router")
+        what = "Share of a sparse answer that dense attention gave too, from its beginning to the first other token."
+        self._agreement = histogram(meter, "sparsity.router.shadow.agreement", "1", what, SHARES)
+        self._samples = Total(
+            meter, "sparsity.router.shadow.samples", "{request}", "Sparse answers, by what became of them."
+        )
+
+    def take(
+        self, decision_id: str, decision: Decision, request: worker_pb2.WorkerServiceGenerateRequest
+    ) -> Sample | None:
+        """A sample to fill, where this answer is one: sparse, greedy, and of the share that its policy asks for."""
+        policy = self._policies.snapshot.policy(decision.policy)
+        wanted = policy.shadow if policy else None
+        if wanted is None or decision.tier is Tier.DENSE or request.sampling.temperature > 0:
+            return None
+        if random.random() * 100 >= wanted.percent:
+            return None
+        return Sample(decision_id, decision.policy, request)
+
+    def finish(self, sample: Sample, served: Decision, completion: inference_pb2.Completion) -> None:
+        """Puts a whole answer in line; where there is no room or budget it is passed over."""
+        sample.tier = served.tier
+        policy = self._policies.snapshot.policy(sample.domain)
+        if served.tier is Tier.DENSE or policy is None or policy.shadow is None or not sample.tokens:
+            return
+        limit, cost = policy.shadow.tokens_per_minute, completion.usage.prompt_tokens + len(sample.tokens)
+        if limit and not self._budgets.setdefault(sample.domain, _Budget()).spend(cost, limit):
+            self._count(sample, "over_budget")
+            return
+        try:
+            self._waiting.put_nowait(sample)
+        except asyncio.QueueFull:
+            self._count(sample, "busy")
+
+    async def run(self) -> None:
+        """Compares one after the other, for as long as it runs."""
+        while True:
+            sample = await self._waiting.get()
+            self._count(sample, await self._compare(sample))
+
+    async def _compare(self, sample: Sample) -> str:
+        """What became of a sample, in a word."""
+        # As a request that spills over: what policy holds dense comes first.
+        worker = self._fleet.pick(Tier.DENSE, set(), spilled=True)
+        if worker is None or self._fleet.lines[Tier.DENSE]:
+            return "busy"
+        request = worker_pb2.WorkerServiceGenerateRequest()
+        request.CopyFrom(sample.request)
+        request.request_id, request.priority = f"shadow-{sample.decision_id}", 0
+        request.sampling.max_new_tokens = len(sample.tokens)
+        found: list[int] = []
+        lease = (self._fleet.lease_key, sample.decision_id)
+        try:
+            async with aclosing(dispatch(worker, request, Tier.DENSE, 1, _SECONDS, lease)) as answers:
+                async for answer in answers:
+                    found += answer.token_ids
+        except grpc.aio.AioRpcError as error:
+            log.info("shadow of %s: %s %s", sample.decision_id, error.code().name, error.details())
+            return "failed"
+        share = agreement(sample.tokens, found)
+        self._agreement.record(share, {telemetry.DOMAIN: sample.domain, telemetry.TIER: sample.tier.word})
+        await self._report(sample, share)
+        return "compared"
+
+    async def _report(self, sample: Sample, share: float) -> None:
+        if self._decisions is None:
+            return
+        try:
+            await self._decisions.report(sample.decision_id, METRIC, share)
+        except (NotFoundError, StoreError) as error:
+            # Not every decision is logged, and the metric has it anyway.
+            log.debug("shadow of %s: %s", sample.decision_id, error)
+
+    def _count(self, sample: Sample, outcome: str) -> None:
+        self._samples.add(1, {telemetry.DOMAIN: sample.domain, "sparsity.shadow.outcome": outcome})

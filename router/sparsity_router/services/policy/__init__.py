@@ -1,0 +1,1 @@
+"""PolicyService: its methods by what they are about, behind access control and audit."""

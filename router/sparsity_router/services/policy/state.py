@@ -1,0 +1,100 @@
+"""What the parts of PolicyService share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError
+from sparsity_policies.costs import ModelShape
+from sparsity_policies.decisionlog import DecisionLog
+from sparsity_policies.model import Policy, StoredPolicy
+from sparsity_policies.store import PolicyStore
+from sparsity_policies.validate import check_exemplars
+
+from sparsity_router.callers.access import Access
+from sparsity_router.following.follower import PolicyFollower
+from sparsity_router.observing.recorder import Recorder
+
+Context = grpc.aio.ServicerContext[Any, Any]
+READ_YOUR_WRITE_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyState:
+    """The follower, the store and the rest of one router.
+
+    Attributes:
+        policies: what the router decides from.
+        store: documents, revisions and overrides; None for a folder without a store.
+        decisions: the decision log; None without a store.
+        recorder: takes audit events.
+        access: who may do what.
+        folder: the policy folder that is the source of truth; None when the store is.
+        shape: of the served model, for costs.
+    """
+
+    policies: PolicyFollower
+    store: PolicyStore | None
+    decisions: DecisionLog | None
+    recorder: Recorder
+    access: Access
+    folder: Path | None = None
+    shape: ModelShape | None = None
+
+    def need_store(self) -> PolicyStore:
+        """The store.
+
+        Raises:
+            ConfigurationError: when this router has none.
+        """
+        if self.store is None:
+            raise ConfigurationError("this router has no policy store: it was started without --redis-url")
+        return self.store
+
+    def writable(self) -> PolicyStore:
+        """The store, when policies may be written.
+
+        Raises:
+            ConfigurationError: when a folder is the source of truth.
+        """
+        if self.folder is not None:
+            raise ConfigurationError(f"policies come from the folder {self.folder}: edit the files there")
+        return self.need_store()
+
+    def find(self, domain: str) -> StoredPolicy:
+        """A policy of the snapshot.
+
+        Raises:
+            NotFoundError: naming those there are.
+        """
+        policies = self.policies.snapshot.policies
+        found = policies.get(domain)
+        if found is None:
+            some = sorted(policies)[:20]
+            more = f" and {len(policies) - len(some)} more" if len(policies) > len(some) else ""
+            raise NotFoundError(f"policy {domain!r} does not exist; there are {', '.join(some)}{more}")
+        return found.stored
+
+    def check(self, policy: Policy) -> None:
+        """What only the other policies can tell.
+
+        Raises:
+            InvalidRequestError: with one violation a mistake.
+        """
+        others = (item.policy for item in self.policies.snapshot.policies.values())
+        if violations := check_exemplars(policy, others):
+            raise InvalidRequestError(*violations)
+
+    async def seen(self, revision: int) -> None:
+        """Lets the caller's next request to this router see its write."""
+        await self.policies.reached(revision, READ_YOUR_WRITE_SECONDS)
+
+
+class Part:
+    """A part of the service."""
+
+    def __init__(self, state: PolicyState) -> None:
+        self._state = state

@@ -1,0 +1,129 @@
+"""Packages, rooms and the arrows between them are those of docs/architecture.md; folders and modules stay small."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator, Mapping
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+MOST_MODULES, MOST_LINES = 14, 300
+# Sub-packages on their way into a package of their own.
+LEAVING = {"cli", "bench"}
+# Folders that are still to be cut into rooms.
+WIDE = {
+    "kernels/sparse_kernels",
+    "policies/sparsity_policies",
+    "proto/sparsity",
+    "quality/sparsity_quality",
+    "router/sparsity_router/bench",
+    "router/sparsity_router/cli",
+    "worker/sparsity_worker",
+}
+
+
+def rows(title: str) -> list[list[str]]:
+    """The cells of the table under a heading of the page, without its head."""
+    _, _, after = PAGE.partition(f"\n{title}\n")
+    lines = re.split(r"\n#+ ", after)[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
+
+
+def words(cell: str) -> set[str]:
+    """What stands in backticks."""
+    return set(re.findall(r"`([^`]+)`", cell))
+
+
+PACKAGES = {package: ROOT / folder / package for folder, package in
+            ((row[0].strip("`"), row[1].strip("`")) for row in rows("## Packages"))}  # fmt: skip
+ARROWS = {row[1].strip("`"): words(row[3]) for row in rows("## Packages")}
+ROOMS = {package: {row[0].strip("`"): words(row[2]) for row in rows(f"### Rooms of `{package}`")}
+         for package in PACKAGES if f"### Rooms of `{package}`" in PAGE}  # fmt: skip
+
+
+def modules(folder: Path) -> Iterator[Path]:
+    """Everything that was written by hand."""
+    return (path for path in folder.rglob("*.py") if "_pb2" not in path.name)
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Full names of what a module imports, wherever in it; of `from a import b` that is `a.b`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: imports of ours are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def arrows(package: str, of: Callable[[str], str]) -> dict[str, set[str]]:
+    """What `of` makes of the importing and of the imported modules of a package."""
+    found: dict[str, set[str]] = {}
+    folder = PACKAGES[package]
+    for path in modules(folder):
+        own = of(".".join(path.relative_to(folder.parent).with_suffix("").parts))
+        found.setdefault(own, set()).update({of(name) for name in imported(path)} - {own})
+    return found
+
+
+def room(package: str, name: str) -> str:
+    """The room of a module; empty above the rooms, or outside of the package."""
+    parts = name.split(".")
+    inside = parts[0] == package and len(parts) > 1 and (PACKAGES[package] / parts[1]).is_dir()
+    return parts[1] if inside else ""
+
+
+def runs_in_a_circle(graph: Mapping[str, set[str]]) -> bool:
+    try:
+        return not list(TopologicalSorter(graph).static_order())
+    except ValueError:
+        return True
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_what_the_page_says(package: str) -> None:
+    assert arrows(package, lambda name: name.split(".")[0])[package] & PACKAGES.keys() <= ARROWS[package]
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_rooms_import_what_the_page_says(package: str) -> None:
+    found = arrows(package, lambda name: room(package, name))
+    above = {path.stem for path in PACKAGES[package].glob("*.py")}
+    for path in modules(PACKAGES[package]):
+        if path.parent != PACKAGES[package]:
+            assert not {f"{package}.{name}" for name in above} & {
+                ".".join(name.split(".")[:2]) for name in imported(path)
+            }, f"{path} imports what stands above the rooms"
+    inside = {name: to - {""} for name, to in found.items() if name and name not in LEAVING}
+    assert inside == ROOMS[package]
+
+
+def test_no_arrows_run_in_a_circle() -> None:
+    assert not runs_in_a_circle(ARROWS)
+    assert not [package for package, graph in ROOMS.items() if runs_in_a_circle(graph)]
+
+
+@pytest.mark.parametrize("package", ["sparsity", "sparsity_policies", "sparsity_router", "sparsity_client"])
+def test_the_router_side_never_loads_torch_or_sglang(package: str) -> None:
+    found = arrows(package, lambda name: name.split(".")[0])[package]
+    assert not found & {"torch", "sglang", "transformers"}
+
+
+def test_folders_hold_what_a_reader_can_take_in() -> None:
+    counts: dict[str, int] = {}
+    for package in PACKAGES.values():
+        for path in modules(package):
+            if path.name != "__init__.py":
+                folder = path.parent.relative_to(ROOT).as_posix()
+                counts[folder] = counts.get(folder, 0) + 1
+    assert {folder for folder, count in counts.items() if count > MOST_MODULES} == WIDE
+
+
+def test_modules_are_short() -> None:
+    found = (path for package in PACKAGES.values() for path in modules(package))
+    assert not [path for path in found if len(path.read_text(encoding="utf-8").splitlines()) > MOST_LINES]
