@@ -2,6 +2,8 @@ PYTHON ?= python3
 # gRPC's own chatter about forks and closed connections would stand between the lines of results.
 export GRPC_VERBOSITY ?= ERROR
 BIN := .venv/bin
+# Chart and dashboards find the folder of caches as the environment does.
+DEPLOY_TOOL := PYTHONPATH=tools $(BIN)/python deploy/tools
 
 .PHONY: environment try run test test-gpu lint format protos charts bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts clean
 
@@ -31,7 +33,7 @@ test: lint
 GPU_PYTHON ?= $(BIN)/python
 # Processes that compile kernels side by side.
 GPU_JOBS ?= 8
-GPU_PATH := proto:client:router:worker:kernels:policies:quality$(if $(PYTHONPATH),:$(PYTHONPATH))
+GPU_PATH := proto:client:router:worker:kernels:policies:cli:bench$(if $(PYTHONPATH),:$(PYTHONPATH))
 GPU_NEEDS := $(if $(filter $(BIN)/%,$(GPU_PYTHON)),environment)
 test-gpu: $(GPU_NEEDS)
 	@PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m pytest tests/kernels/gpu -n $(GPU_JOBS) \
@@ -46,9 +48,9 @@ lint: environment
 	@$(BIN)/python -m mypy
 	@$(BIN)/yamllint --strict .
 	@$(BIN)/hadolint deploy/docker/*.Dockerfile
-	@$(BIN)/python tools/dashboards.py --check
-	@$(BIN)/python tools/promql.py
-	@$(BIN)/python tools/charts.py
+	@$(DEPLOY_TOOL)/dashboards.py --check
+	@$(DEPLOY_TOOL)/promql.py
+	@$(DEPLOY_TOOL)/charts.py
 
 format: environment
 	@$(BIN)/ruff check --fix .
@@ -59,8 +61,8 @@ protos: environment
 
 # Dashboards, and the chart's golden renders, after an edit of either.
 charts: environment
-	@$(BIN)/python tools/dashboards.py
-	@$(BIN)/python tools/charts.py --write
+	@$(DEPLOY_TOOL)/dashboards.py
+	@$(DEPLOY_TOOL)/charts.py --write
 
 # Needs `make run` in another terminal.
 bench-tiers: environment
@@ -81,11 +83,11 @@ bench-quality: environment
 
 # On a machine with a Hopper GPU, by GPU_PYTHON: checks every kernel, then times it beside dense attention; under eight minutes.
 bench-kernels: $(GPU_NEEDS)
-	@PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m sparsity_quality.speed --out docs/benchmarks
+	@PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m sparsity_bench.kernels --out docs/benchmarks
 
 # On a machine with a Hopper GPU: time to first token, time a token and throughput of every tier, after proof and parity.
 bench-serving: environment
-	@$(BIN)/python -m sparsity_quality.serving --out docs/benchmarks
+	@$(BIN)/python -m sparsity_bench.serving --out docs/benchmarks
 
 # What callers, editors and workers do wrong, in a router of the test's process.
 FAULTS := never_sparser leases bounds control fair_counts hostile_policies watchdog

@@ -8,8 +8,9 @@ COPY proto proto
 COPY client client
 COPY policies policies
 COPY router router
+COPY cli cli
 COPY kernels kernels
-COPY worker worker
+COPY worker/sparsity_worker worker/sparsity_worker
 RUN python -m venv /opt/sparsity/venv \
     && /opt/sparsity/venv/bin/python -m pip install --no-cache-dir -c constraints.txt ".[worker]"
 # The small model of trials, 270 MB.

@@ -4,16 +4,16 @@ Imports nothing of sparsity-router, so it can be used alone.
 """
 
 from sparse_kernels.config import DecodeConfig, PrefillConfig
-from sparse_kernels.decode import select_pages, sparse_paged_decode
-from sparse_kernels.dense import dense_attention
-from sparse_kernels.paged import PagedSequence
-from sparse_kernels.prefill import block_sparse_prefill
+from sparse_kernels.cpu.block_selection import BlockSelection, select_blocks_cpu
+from sparse_kernels.cpu.block_sparse_prefill import block_sparse_prefill_cpu
+from sparse_kernels.cpu.dense_attention import dense_attention
+from sparse_kernels.cpu.sparse_paged_decode import select_pages_cpu, sparse_paged_decode_cpu
+from sparse_kernels.layout.page_summaries import PageSummaries
+from sparse_kernels.layout.paged import PagedSequence
+from sparse_kernels.layout.tiles import TileGrid
 from sparse_kernels.schedule import LayerSchedule, SparseAttention
 from sparse_kernels.scores import SCORES, Keys
-from sparse_kernels.selection import BlockSelection, select_blocks
 from sparse_kernels.stats import AttentionStats, causal_pairs
-from sparse_kernels.summaries import PageSummaries
-from sparse_kernels.tiles import TileGrid
 
 __all__ = [
     "SCORES",
@@ -27,10 +27,10 @@ __all__ = [
     "PrefillConfig",
     "SparseAttention",
     "TileGrid",
-    "block_sparse_prefill",
+    "block_sparse_prefill_cpu",
     "causal_pairs",
     "dense_attention",
-    "select_blocks",
-    "select_pages",
-    "sparse_paged_decode",
+    "select_blocks_cpu",
+    "select_pages_cpu",
+    "sparse_paged_decode_cpu",
 ]

@@ -29,7 +29,7 @@ class PrefillConfig:
     Attributes:
         sparse_from: prompts of fewer tokens are attended densely.
         score: what estimates a block's share, a name of :data:`sparse_kernels.scores.SCORES`.
-        rule: what becomes of the shares, a name of :data:`sparse_kernels.selection.RULES`.
+        rule: what becomes of the shares, a name of :data:`sparse_kernels.cpu.block_selection.RULES`.
         threshold: in [0, 1]. For ``max_threshold`` the share of the strongest block's mass that a block needs, 0 for
             all blocks; for ``top_p`` the share to keep of what a tile needs, 1 for every block that is needed at all;
             for ``top_k`` the share of the prompt's blocks that every tile keeps.
@@ -88,7 +88,7 @@ class DecodeConfig:
         budget: tokens attended a step and KV head, sink and recent pages included.
         sink: tokens at the start of the context that are always kept.
         recent: latest tokens that are always kept.
-        score: what pages are chosen by, a name of :data:`sparse_kernels.decode.PAGE_SCORES`.
+        score: what pages are chosen by, a name of :data:`sparse_kernels.cpu.sparse_paged_decode.PAGE_SCORES`.
 
     Raises:
         ValueError: naming the argument that is out of range.

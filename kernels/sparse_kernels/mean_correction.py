@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from sparse_kernels.batch import PagedBatch
-from sparse_kernels.summaries import PageSummaries
+from sparse_kernels.layout.batch import PagedBatch
+from sparse_kernels.layout.page_summaries import PageSummaries
 
 UNITS = (1, 2, 4)
 # Units of a sequence are padded to a multiple of it: a step of the kernels reads so many.

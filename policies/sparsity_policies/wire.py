@@ -11,10 +11,10 @@ from sparsity.bounds import check_flags, check_labels, check_name, seconds_of
 from sparsity.errors import InvalidRequestError
 from sparsity.v1 import inference_pb2, policy_pb2
 
-from sparsity_policies.document import Check, parse_policy, to_document
+from sparsity_policies.decisions.simulate import SimulatedRequest, Summary
+from sparsity_policies.documents.document import Check, parse_policy, to_document
+from sparsity_policies.documents.validate import check_policy
 from sparsity_policies.model import Decision, Override, Policy, Scope, Signals, StoredPolicy, Tier
-from sparsity_policies.simulate import SimulatedRequest, Summary
-from sparsity_policies.validate import check_policy
 
 _PREFIXES = {"tier": "TIER_", "max_tier": "TIER_", "held_back": "TIER_", "risk": "RISK_", "fallback": "TIER_"}
 

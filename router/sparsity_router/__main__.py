@@ -12,8 +12,8 @@ from sparsity.engines import ENGINES, SGLANG
 from sparsity.errors import ConfigurationError, SparsityError
 from sparsity.logs import configure_logs
 from sparsity.tls import ClientTls, ServerTls
-from sparsity_policies.costs import H100, GpuSpeed
-from sparsity_policies.shipped import band_sets
+from sparsity_policies.decisions.costs import H100, GpuSpeed
+from sparsity_policies.documents.shipped import band_sets
 
 from sparsity_router.config import DETECT, SESSIONS, RouterConfig
 from sparsity_router.fleet.patience import FIRST_SECONDS, NEXT_SECONDS, Patience, read_seconds

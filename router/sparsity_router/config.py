@@ -8,7 +8,7 @@ from pathlib import Path
 from sparsity.engines import ENGINES, SGLANG
 from sparsity.errors import ConfigurationError
 from sparsity.tls import ClientTls, ServerTls
-from sparsity_policies.costs import H100, GpuSpeed
+from sparsity_policies.decisions.costs import H100, GpuSpeed
 
 from sparsity_router.fleet.patience import Patience
 

@@ -18,13 +18,13 @@ from sparsity.leases import read_key
 from sparsity.serving import Endpoint, listen
 from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2
 from sparsity.watchdog import Watchdog, signals
-from sparsity_policies.confined import SOURCES
-from sparsity_policies.connection import without_credentials
-from sparsity_policies.costs import ModelShape
-from sparsity_policies.decisionlog import DecisionLog
-from sparsity_policies.folder import PolicyFolder
-from sparsity_policies.shipped import shipped_policies
-from sparsity_policies.store import PolicyStore
+from sparsity_policies.decisions.costs import ModelShape
+from sparsity_policies.documents.confined import SOURCES
+from sparsity_policies.documents.shipped import shipped_policies
+from sparsity_policies.storage.connection import without_credentials
+from sparsity_policies.storage.decisionlog import DecisionLog
+from sparsity_policies.storage.folder import PolicyFolder
+from sparsity_policies.storage.store import PolicyStore
 from sparsity_policies.threads import BUILDS
 
 from sparsity_router.callers.access import Access

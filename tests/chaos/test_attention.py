@@ -15,10 +15,10 @@ import grpc
 import pytest
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_client.wire import make_request
+from sparsity_policies.documents.shipped import shipped_policies
+from sparsity_policies.matching.scan import Scanner, ScanResult
 from sparsity_policies.model import Override, Scope
-from sparsity_policies.scan import Scanner, ScanResult
-from sparsity_policies.shipped import shipped_policies
-from sparsity_policies.store import PolicyStore
+from sparsity_policies.storage.store import PolicyStore
 from sparsity_router.config import RouterConfig
 from sparsity_router.prompts.corpus import excerpt
 from support.chaos_router import router_over

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from sparsity_policies.decide import decide
+from sparsity_policies.decisions.decide import decide
+from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import Reason, Signals, Tier
-from sparsity_policies.shipped import shipped_policies
 from sparsity_router.prompts.corpus import excerpt
 from support.snapshots import snapshot
 

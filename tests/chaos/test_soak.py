@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sparsity_router.bench import pressure
+from sparsity_bench.router import pressure
 from support.tiny import tiny_model
 
 

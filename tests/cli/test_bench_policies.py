@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 from sparsity.benchmark import percentile, spread
-from sparsity_router.bench import policy_latency, policy_scale
-from sparsity_router.bench.policies import Counts, measure
+from sparsity_bench.policies import latency, scale
+from sparsity_bench.policies.run import Counts, measure
 from support.tiny import tiny_model
 
 
 async def test_every_goal_is_a_row_and_the_routers_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy_scale, "DOMAINS", 300)
-    monkeypatch.setattr(policy_scale, "WRITES", 20)
-    monkeypatch.setattr(policy_latency, "_PHRASES", 1500)
+    monkeypatch.setattr(scale, "DOMAINS", 300)
+    monkeypatch.setattr(scale, "WRITES", 20)
+    monkeypatch.setattr(latency, "_PHRASES", 1500)
     said: list[str] = []
     rows = await measure(tiny_model(tmp_path), Counts(edits=2, puts=2, kills=2, large=2, sessions=40), said.append)
     found = {row.name: row for row in rows if row.goal}

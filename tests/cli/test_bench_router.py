@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 from sparsity.errors import EngineError
-from sparsity_router.bench import paths, peers, pressure, processes, router, timing
+from sparsity_bench import processes, timing
+from sparsity_bench.router import paths, peers, pressure, run
 from sparsity_router.prompts.tokens import ModelTokenizer
 from support.tiny import tiny_model
 
-SMALL = router.Plan(requests=40, soak=1000, overload_seconds=1.0, cancels=3, changes=2, peers=())
+SMALL = run.Plan(requests=40, soak=1000, overload_seconds=1.0, cancels=3, changes=2, peers=())
 
 
 async def test_every_goal_is_measured_beside_its_baseline(tmp_path: Path) -> None:
     said: list[str] = []
-    rows = await router.measure(tiny_model(tmp_path), SMALL, said.append)
+    rows = await run.measure(tiny_model(tmp_path), SMALL, said.append)
     goals = [row.name for row in rows if row.goal]
     assert goals == [
         *("decision in process, p50", "decision in process, p99") * 2,
@@ -32,7 +33,7 @@ async def test_every_goal_is_measured_beside_its_baseline(tmp_path: Path) -> Non
 
 async def test_a_peer_is_measured_by_its_own_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A server like the backend itself stands for a router: what is tested is the harness.
-    peer = peers.Peer("http-double", "1", "-m sparsity_router.bench.http_backend --port {port}")
+    peer = peers.Peer("http-double", "1", "-m sparsity_bench.router.http_backend --port {port}")
     monkeypatch.setattr(peers.Peer, "program", property(lambda _: Path(sys.executable)))
     own = timing.Path(added=2.0, cpu=2.0, chunk=2.0, large=2.0)
     rows = await peers.measure(own, "some text", tmp_path, 20, lambda _: None, [peer])

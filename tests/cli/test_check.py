@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsity.v1 import inference_pb2
-from sparsity_router.cli.main import app
+from sparsity_cli.main import app
 from sparsity_router.config import RouterConfig
 from support.fake_worker import FakeWorker, answer
 from support.rig import DENSE

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from sparsity.benchmark import Row, header, judged, markdown, write
-from sparsity_router.cli.main import app
+from sparsity_cli.main import app
 from sparsity_router.embedded.state import Process, Running, read_running
 from sparsity_router.prompts.corpus import excerpt, technical_text
 from typer.testing import CliRunner

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 from sparsity.v1 import inference_pb2
+from sparsity_cli.requests.demo import Row, _fill
 from sparsity_policies.model import Tier
-from sparsity_router.cli.demo import Row, _fill
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import Result
-from sparsity_policies.decisionlog import DecisionLog
-from sparsity_policies.journal import Entry
+from sparsity_cli.main import app
+from sparsity_policies.decisions.journal import Entry
+from sparsity_policies.documents.shipped import shipped_policies
+from sparsity_policies.documents.yamlfile import dump_yaml
 from sparsity_policies.model import Reason, Signals, Tier
-from sparsity_policies.shipped import shipped_policies
-from sparsity_policies.store import PolicyStore
-from sparsity_policies.yamlfile import dump_yaml
+from sparsity_policies.storage.decisionlog import DecisionLog
+from sparsity_policies.storage.store import PolicyStore
 from sparsity_router.callers.access import key_digest
-from sparsity_router.cli.main import app
 from support.router_process import RouterProcess
 from support.valkey import Valkey
 from typer.testing import CliRunner
@@ -189,7 +189,7 @@ def test_of_two_editors_one_gets_a_three_way_difference_and_loses_nothing(servic
         tmp_path,
         f"""
         import subprocess
-        code = "from sparsity_router.cli.main import main; main()"
+        code = "from sparsity_cli.main import main; main()"
         command = [{sys.executable!r}, "-c", code, "policy", "apply", {str(other)!r}, "--reason", "theirs"]
         subprocess.run(command, check=True, capture_output=True)
         text = text.replace("risk: low", "risk: elevated")
@@ -392,7 +392,7 @@ def test_outcomes_of_unknown_decisions_are_told(service: Service) -> None:
 
 
 def test_completion_offers_domains(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sparsity_router.cli.policies.service import _domains
+    from sparsity_cli.policies.service import _domains
 
     monkeypatch.setenv("SPARSITY_ROUTER", service.router.address)
     assert _domains("re") == ["reasoning"]

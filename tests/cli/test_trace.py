@@ -12,7 +12,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError
-from sparsity_router.cli.main import app
+from sparsity_cli.main import app
 from sparsity_router.embedded import traces
 from sparsity_router.embedded.trace_tree import read_trace
 from sparsity_router.embedded.traces import FILE_NAME, TraceReceiver, older

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from sparsity.leases import LeaseChecker
 from sparsity.v1 import inference_pb2, worker_pb2
-from sparsity_router.cli.main import app
-from sparsity_router.cli.worker import _described
+from sparsity_cli.fleet.worker import _described
+from sparsity_cli.main import app
 from support.fake_worker import FakeWorker
 from support.rig import AGGRESSIVE, DENSE
 from support.tiny import tiny_model
@@ -99,7 +99,7 @@ def test_what_the_device_makes_of_a_tier_is_told() -> None:
 
 def test_tune_runs_on_the_workers_side() -> None:
     shown = subprocess.run(
-        [sys.executable, "-c", "from sparsity_router.cli.main import app; app()", "worker", "tune", "--help"],
+        [sys.executable, "-c", "from sparsity_cli.main import app; app()", "worker", "tune", "--help"],
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert shown.returncode == 0

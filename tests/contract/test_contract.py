@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_importing_the_router_loads_no_torch() -> None:
-    code = "import sys, sparsity_router.server, sparsity_router.cli.main; assert 'torch' not in sys.modules"
+    code = "import sys, sparsity_router.server, sparsity_cli.main; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -68,6 +68,9 @@ def test_the_router_image_installs_and_runs_without_torch(tmp_path: Path) -> Non
     listed = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True, check=True).stdout
     assert not re.search(r"(?m)^(torch|sglang|nvidia-\S+) ", listed)
     assert "kubernetes_asyncio" in listed.replace("-", "_")
+    carried = {path.name for path in place.glob("venv/lib/*/site-packages/spars*") if path.suffix != ".dist-info"}
+    assert carried.isdisjoint({"sparsity_bench", "sparsity_quality"})
+    assert carried >= {"sparsity", "sparsity_cli", "sparsity_router"}
 
 
 def test_the_worker_image_installs_what_the_tests_run_on() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from sparse_kernels import DecodeConfig, PrefillConfig
-from sparse_kernels.adapter import NAME, SparseAttention, attend, use_sparsity
+from sparse_kernels.huggingface.adapter import NAME, SparseAttention, attend, use_sparsity
 from support.paging import rms_ratio
 from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sparse_kernels.batch import BatchTiles
+from sparse_kernels.layout.batch import BatchTiles
 
 TILE = 32
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sparse_kernels.block_index import BlockIndex
+from sparse_kernels.layout.block_index import BlockIndex
 
 
 @st.composite

@@ -11,15 +11,15 @@ from sparse_kernels import (
     PageSummaries,
     PrefillConfig,
     TileGrid,
-    block_sparse_prefill,
+    block_sparse_prefill_cpu,
     causal_pairs,
     dense_attention,
-    select_blocks,
+    select_blocks_cpu,
 )
 from sparse_kernels.config import RULE_NAMES, SCORE_NAMES
-from sparse_kernels.reference import block_energy_reference, block_sparse_prefill_reference
-from sparse_kernels.scores import block_energy
-from sparse_kernels.selection import RULES
+from sparse_kernels.cpu.block_selection import RULES
+from sparse_kernels.reference.attention import block_energy_reference, block_sparse_prefill_reference
+from sparse_kernels.scores import block_energy_cpu
 from support.paging import PAGE, SUB, paged, queries, rms_ratio
 
 SCALE = 8**-0.5
@@ -55,7 +55,7 @@ def view(sequence: PagedSequence, summaries: PageSummaries) -> Keys:
 
 def selection(q, sequence, summaries, chosen):
     grid = TileGrid.of(sequence.length - q.shape[0], q.shape[0], TILE)
-    return select_blocks(grid.split(q), view(sequence, summaries), grid, sequence.length, chosen, SCALE)
+    return select_blocks_cpu(grid.split(q), view(sequence, summaries), grid, sequence.length, chosen, SCALE)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -64,7 +64,7 @@ def selection(q, sequence, summaries, chosen):
 def test_threshold_zero_equals_dense(length: int, prefix: int, score: str) -> None:
     sequence, summaries = paged(prefix + length)
     q = queries(length)
-    out, stats = block_sparse_prefill(q, sequence, summaries, config(0.0, score=score), SCALE)
+    out, stats = block_sparse_prefill_cpu(q, sequence, summaries, config(0.0, score=score), SCALE)
     dense, _ = dense_attention(q, sequence, SCALE)
     assert rms_ratio(out, dense) < 1e-5
     assert stats.attended == stats.causal == 4 * causal_pairs(length, prefix)
@@ -79,7 +79,7 @@ def test_matches_the_reference(length: int, prefix: int, correction: bool, score
     q = queries(length)
     chosen = config(correction=correction, score=score)
     index = selection(q, sequence, summaries, chosen)
-    out, _ = block_sparse_prefill(q, sequence, summaries, chosen, SCALE, selection=index)
+    out, _ = block_sparse_prefill_cpu(q, sequence, summaries, chosen, SCALE, selection=index)
     wanted, _ = block_sparse_prefill_reference(q, sequence, index.kept, TILE, SCALE, mean_correction=correction)
     assert rms_ratio(out, wanted) < 1e-5
 
@@ -91,7 +91,7 @@ def test_means_of_several_blocks_match_the_reference(length: int, prefix: int, u
     sequence, summaries = paged(prefix + length)
     q, chosen = queries(length), config(0.6, unit=unit)
     index = selection(q, sequence, summaries, chosen)
-    out, _ = block_sparse_prefill(q, sequence, summaries, chosen, SCALE, selection=index)
+    out, _ = block_sparse_prefill_cpu(q, sequence, summaries, chosen, SCALE, selection=index)
     given = (q, sequence, index.kept, TILE, SCALE)
     wanted, _ = block_sparse_prefill_reference(*given, mean_correction=True, mean_blocks=unit)
     assert rms_ratio(out, wanted) < 1e-5
@@ -115,7 +115,7 @@ def test_bfloat16_stays_within_its_tolerance() -> None:
     q = queries(333, dim=64, dtype=torch.bfloat16)
     chosen = config()
     index = selection(q, sequence, summaries, chosen)
-    out, _ = block_sparse_prefill(q, sequence, summaries, chosen, 64**-0.5, selection=index)
+    out, _ = block_sparse_prefill_cpu(q, sequence, summaries, chosen, 64**-0.5, selection=index)
     wanted, _ = block_sparse_prefill_reference(q, sequence, index.kept, TILE, 64**-0.5, mean_correction=True)
     assert out.dtype == torch.bfloat16
     assert rms_ratio(out, wanted) < 0.005
@@ -126,7 +126,7 @@ def test_counts_what_the_index_says() -> None:
     q = queries(200)
     chosen = config(0.6)
     index = selection(q, sequence, summaries, chosen)
-    _, stats = block_sparse_prefill(q, sequence, summaries, chosen, SCALE, selection=index)
+    _, stats = block_sparse_prefill_cpu(q, sequence, summaries, chosen, SCALE, selection=index)
     pairs = 0
     for row in range(200):
         tile = row // TILE
@@ -148,12 +148,12 @@ def test_zero_queries_keep_every_block_of_equal_mass(score: str) -> None:
 def test_future_keys_change_nothing_before_their_tile(score: str) -> None:
     sequence, summaries = paged(200)
     q = queries(200)
-    before, _ = block_sparse_prefill(q, sequence, summaries, config(score=score), SCALE)
+    before, _ = block_sparse_prefill_cpu(q, sequence, summaries, config(score=score), SCALE)
     page = int(sequence.table[160 // PAGE])
     sequence.keys[page] += 7.0
     sequence.values[page] -= 3.0
     summaries.update(sequence.keys, sequence.values, torch.tensor([page]), torch.tensor([PAGE]))
-    after, _ = block_sparse_prefill(q, sequence, summaries, config(score=score), SCALE)
+    after, _ = block_sparse_prefill_cpu(q, sequence, summaries, config(score=score), SCALE)
     assert torch.equal(before[:160], after[:160])
     assert not torch.equal(before[160:], after[160:])
 
@@ -164,11 +164,11 @@ def test_chunked_equals_unchunked(cut: int, score: str) -> None:
     sequence, summaries = paged(200)
     q = queries(200)
     chosen = config(last=1, score=score)
-    whole, whole_stats = block_sparse_prefill(q, sequence, summaries, chosen, SCALE)
+    whole, whole_stats = block_sparse_prefill_cpu(q, sequence, summaries, chosen, SCALE)
     # The first chunk sees what was written by then; its summaries are those of whole pages all the same.
     first = sequence._replace(table=sequence.table[: -(-cut // PAGE)], length=cut)
-    head, head_stats = block_sparse_prefill(q[:cut], first, summaries, chosen, SCALE, total=200)
-    tail, tail_stats = block_sparse_prefill(q[cut:], sequence, summaries, chosen, SCALE, total=200)
+    head, head_stats = block_sparse_prefill_cpu(q[:cut], first, summaries, chosen, SCALE, total=200)
+    tail, tail_stats = block_sparse_prefill_cpu(q[cut:], sequence, summaries, chosen, SCALE, total=200)
     assert rms_ratio(torch.cat([head, tail]), whole) < 1e-5
     assert head_stats.attended + tail_stats.attended == whole_stats.attended
 
@@ -179,8 +179,8 @@ def test_dense_last_tiles_only_at_the_end_of_the_prompt() -> None:
     grid = TileGrid.of(0, 192, TILE)
     at = view(sequence, summaries)
     chosen = config(1.0, last=2)
-    end = select_blocks(grid.split(q), at, grid, 192, chosen, SCALE).kept
-    middle = select_blocks(grid.split(q), at, grid, 1000, chosen, SCALE).kept
+    end = select_blocks_cpu(grid.split(q), at, grid, 192, chosen, SCALE).kept
+    middle = select_blocks_cpu(grid.split(q), at, grid, 1000, chosen, SCALE).kept
     assert end[:, 4, :8].all()
     assert end[:, 5, :10].all()
     assert not middle[:, 4, :8].all()
@@ -194,7 +194,7 @@ def test_energy_matches_the_reference(score: str, peak: float, length: int, stri
     q = queries(length)
     grid, at = TileGrid.of(0, length, TILE), view(sequence, summaries)
     chosen = replace(config(score=score), query_stride=stride, peak=peak)
-    found = block_energy(grid.split(q), at, grid, chosen, SCALE)
+    found = block_energy_cpu(grid.split(q), at, grid, chosen, SCALE)
     wanted = block_energy_reference(q, at.keys.flatten(1, 2)[:, :length], PAGE, SUB, chosen, SCALE)
     for one, other in zip(found, wanted, strict=True):
         # Rows of the first tile that see no whole column say nothing; its own blocks, always attended, stand for them.
@@ -206,7 +206,7 @@ def test_every_row_scored_exactly_is_the_softmax_mass() -> None:
     q = queries(128)
     grid, at = TileGrid.of(0, 128, TILE), view(sequence, summaries)
     chosen = replace(config(score="sampled_rows"), query_stride=1, sink=0)
-    found = block_energy(grid.split(q), at, grid, chosen, SCALE)
+    found = block_energy_cpu(grid.split(q), at, grid, chosen, SCALE)
     scores = torch.einsum("thd,hkd->htk", q * SCALE, at.keys.flatten(1, 2).repeat_interleave(2, 0))
     mass = scores.masked_fill(torch.ones(128, 128).triu(1).bool(), float("-inf")).softmax(-1)
     wanted = mass.view(2, 2, 4, TILE, 8, PAGE).mean((1, 3)).sum(-1)
@@ -221,7 +221,7 @@ def test_a_block_that_one_row_looks_up_is_needed_more_than_its_mean_share_says()
     # All rows attend everything alike, but for one of the last tile, which looks for a key of block 3.
     q[100] = 30.0 * sequence.gather()[0].flatten(1, 2)[:, 3 * PAGE].repeat_interleave(2, 0)
     needs = [
-        block_energy(
+        block_energy_cpu(
             grid.split(q), at, grid, replace(config(score="sampled_rows"), query_stride=1, peak=peak), SCALE
         ).need[:, 3, 3]
         for peak in (1.0, 8.0)
@@ -235,8 +235,8 @@ def test_top_p_keeps_the_share_asked_for_and_no_more(score: str) -> None:
     q = queries(200)
     grid, at = TileGrid.of(0, 200, TILE), view(sequence, summaries)
     chosen = replace(config(0.6, score=score), rule="top_p", sink=0, window=0)
-    kept = select_blocks(grid.split(q), at, grid, 200, chosen, SCALE).kept
-    need = block_energy(grid.split(q), at, grid, chosen, SCALE).need
+    kept = select_blocks_cpu(grid.split(q), at, grid, 200, chosen, SCALE).kept
+    need = block_energy_cpu(grid.split(q), at, grid, chosen, SCALE).need
     for tile in range(1, grid.tiles):
         own = need[:, tile, tile * TILE // PAGE :].sum(-1)
         held = own + (need[:, tile] * kept[:, tile]).sum(-1)
@@ -270,8 +270,8 @@ def test_bad_config_names_the_argument(field: str, value: object) -> None:
 def test_bad_shapes_name_the_argument() -> None:
     sequence, summaries = paged(40)
     with pytest.raises(ValueError, match="q: 41 rows"):
-        block_sparse_prefill(queries(41), sequence, summaries, config(), SCALE)
+        block_sparse_prefill_cpu(queries(41), sequence, summaries, config(), SCALE)
     with pytest.raises(ValueError, match="3 query heads"):
-        block_sparse_prefill(queries(4, heads=3), sequence, summaries, config(), SCALE)
+        block_sparse_prefill_cpu(queries(4, heads=3), sequence, summaries, config(), SCALE)
     with pytest.raises(ValueError, match="query_tile"):
-        block_sparse_prefill(queries(4), sequence, summaries, PrefillConfig(query_tile=24), SCALE)
+        block_sparse_prefill_cpu(queries(4), sequence, summaries, PrefillConfig(query_tile=24), SCALE)

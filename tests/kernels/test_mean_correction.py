@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sparse_kernels.batch import PagedBatch
+from sparse_kernels.layout.batch import PagedBatch
 from sparse_kernels.mean_correction import WIDTH, Corrections
 from support.paging import PAGE, joined
 

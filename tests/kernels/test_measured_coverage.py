@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sparse_kernels import DecodeConfig, PrefillConfig, block_sparse_prefill, sparse_paged_decode
+from sparse_kernels import DecodeConfig, PrefillConfig, block_sparse_prefill_cpu, sparse_paged_decode_cpu
 from sparse_kernels.measured_coverage import measured_coverage, spread_rows
 from support.paging import PAGE, paged, queries
 
@@ -33,11 +33,11 @@ def test_it_is_the_mass_on_attended_blocks() -> None:
 def test_prefill_measures_what_it_estimates_exactly_where_every_row_is_sampled(prefix: int, new: int) -> None:
     sequence, summaries = paged(prefix + new)
     q = 2 * queries(new)
-    _, stats = block_sparse_prefill(q, sequence, summaries, CONFIG, 0.35, measured_rows=new)
+    _, stats = block_sparse_prefill_cpu(q, sequence, summaries, CONFIG, 0.35, measured_rows=new)
     assert stats.measured_rows == new
     assert stats.measured < 0.99
     assert stats.measured == pytest.approx(stats.coverage, abs=1e-4)
-    _, few = block_sparse_prefill(q, sequence, summaries, CONFIG, 0.35, measured_rows=8)
+    _, few = block_sparse_prefill_cpu(q, sequence, summaries, CONFIG, 0.35, measured_rows=8)
     assert few.measured_rows == 8
     assert few.measured == pytest.approx(stats.measured, abs=0.1)
 
@@ -45,9 +45,9 @@ def test_prefill_measures_what_it_estimates_exactly_where_every_row_is_sampled(p
 def test_a_full_index_keeps_all_and_nothing_is_measured_unasked() -> None:
     sequence, summaries = paged(150)
     full = PrefillConfig(threshold=0.0, query_tile=32)
-    _, stats = block_sparse_prefill(queries(150), sequence, summaries, full, 0.35, measured_rows=5)
+    _, stats = block_sparse_prefill_cpu(queries(150), sequence, summaries, full, 0.35, measured_rows=5)
     assert stats.measured == pytest.approx(1.0)
-    _, plain = block_sparse_prefill(queries(150), sequence, summaries, full, 0.35)
+    _, plain = block_sparse_prefill_cpu(queries(150), sequence, summaries, full, 0.35)
     assert (plain.measured, plain.measured_rows) == (1.0, 0)
 
 
@@ -55,11 +55,11 @@ def test_decode_measures_its_row() -> None:
     sequence, summaries = paged(333)
     q = 2 * queries(1)[0]
     config = DecodeConfig(sparse_from=0, budget=96, sink=16, recent=32)
-    _, stats = sparse_paged_decode(q, sequence, summaries, config, 0.35, measured=True)
+    _, stats = sparse_paged_decode_cpu(q, sequence, summaries, config, 0.35, measured=True)
     assert stats.measured_rows == 1
     assert 0.2 < stats.measured < 0.99
     whole = DecodeConfig(sparse_from=0, budget=336, sink=16, recent=32)
-    assert sparse_paged_decode(q, sequence, summaries, whole, 0.35, measured=True)[1].measured == pytest.approx(1.0)
+    assert sparse_paged_decode_cpu(q, sequence, summaries, whole, 0.35, measured=True)[1].measured == pytest.approx(1.0)
 
 
 @given(st.integers(0, 1000), st.integers(0, 300), st.integers(0, 20))

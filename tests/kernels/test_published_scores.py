@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sparse_kernels import Keys, LayerSchedule, PrefillConfig, SparseAttention, TileGrid, block_sparse_prefill
-from sparse_kernels.reference_scores import antidiagonal_reference, flex_reference, vertical_slash_reference
-from sparse_kernels.scores import block_energy, lines
-from sparse_kernels.selection import select_blocks
+from sparse_kernels import Keys, LayerSchedule, PrefillConfig, SparseAttention, TileGrid, block_sparse_prefill_cpu
+from sparse_kernels.cpu.block_selection import select_blocks_cpu
+from sparse_kernels.reference.scores import antidiagonal_reference, flex_reference, vertical_slash_reference
+from sparse_kernels.scores import block_energy_cpu, lines
 from support.paging import PAGE, paged, queries
 
 SCALE = 8**-0.5
@@ -25,7 +25,7 @@ def energy(length: int, config: PrefillConfig, q: torch.Tensor | None = None):
     keys.flatten(1, 2)[:, length:] = 0
     at = Keys(keys, summaries.sub_mean[sequence.table], summaries.sub_count[sequence.table])
     grid = TileGrid.of(0, length, TILE)
-    return block_energy(grid.split(q), at, grid, config, SCALE), q, keys.flatten(1, 2)[:, :length], at, grid
+    return block_energy_cpu(grid.split(q), at, grid, config, SCALE), q, keys.flatten(1, 2)[:, :length], at, grid
 
 
 @pytest.mark.parametrize("length", [1, 15, 64, 111, 200])
@@ -68,7 +68,7 @@ def test_a_vertical_line_is_found_wherever_it_stands() -> None:
 def test_patterns_keep_the_share_asked_for(score: str, share: float) -> None:
     config = replace(BASE, score=score, rule="top_k", threshold=share, sink=0, window=0)
     _, q, _, at, grid = energy(256, config)
-    kept = select_blocks(grid.split(q), at, grid, 256, config, SCALE).kept
+    kept = select_blocks_cpu(grid.split(q), at, grid, 256, config, SCALE).kept
     for tile in range(grid.tiles):
         there = tile * TILE // PAGE
         assert (kept[:, tile].sum(-1) == min(there, round(share * 16))).all()
@@ -77,7 +77,7 @@ def test_patterns_keep_the_share_asked_for(score: str, share: float) -> None:
 def test_strided_blocks_lie_evenly() -> None:
     config = replace(BASE, score="strided_blocks", rule="top_k", threshold=0.25, sink=0, window=0)
     _, q, _, at, grid = energy(256, config)
-    kept = select_blocks(grid.split(q), at, grid, 256, config, SCALE).kept
+    kept = select_blocks_cpu(grid.split(q), at, grid, 256, config, SCALE).kept
     assert kept[0, 7].nonzero().flatten().tolist() == [0, 4, 8, 12]
 
 
@@ -102,14 +102,14 @@ def test_blocks_in_the_tiles_bucket_come_first() -> None:
 def test_window_only_keeps_sink_and_window_and_nothing_else() -> None:
     config = replace(BASE, score="window_only", rule="top_p", threshold=1.0)
     _, q, _, at, grid = energy(256, config)
-    kept = select_blocks(grid.split(q), at, grid, 256, config, SCALE).kept
+    kept = select_blocks_cpu(grid.split(q), at, grid, 256, config, SCALE).kept
     assert kept[0, 7].nonzero().flatten().tolist() == [0, 13]
 
 
 def test_each_head_has_its_own_threshold() -> None:
     config = replace(BASE, score="sampled_rows", rule="top_p", head_thresholds=(1.0, 0.0))
     _, q, _, at, grid = energy(256, config)
-    kept = select_blocks(grid.split(q), at, grid, 256, config, SCALE).kept
+    kept = select_blocks_cpu(grid.split(q), at, grid, 256, config, SCALE).kept
     assert kept[0, 7, :14].all()
     assert kept[1, 7].nonzero().flatten().tolist() == [0, 13]
 
@@ -118,7 +118,7 @@ def test_thresholds_for_another_number_of_heads_are_refused() -> None:
     sequence, summaries = paged(64)
     config = replace(BASE, head_thresholds=(0.5, 0.5, 0.5))
     with pytest.raises(ValueError, match="head_thresholds: are 3, but there are 2 KV heads"):
-        block_sparse_prefill(queries(64), sequence, summaries, config, SCALE)
+        block_sparse_prefill_cpu(queries(64), sequence, summaries, config, SCALE)
 
 
 def test_a_square_must_divide_the_block() -> None:

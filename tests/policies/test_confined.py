@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 from sparsity.errors import InvalidRequestError
-from sparsity_policies import confined
-from sparsity_policies.confined import Confined
-from sparsity_policies.document import parse_policy, unchecked
-from sparsity_policies.folder import PolicyFolder
+from sparsity_policies.documents import confined
+from sparsity_policies.documents.confined import Confined
+from sparsity_policies.documents.document import parse_policy, unchecked
+from sparsity_policies.documents.yaml_bounds import MAX_NESTING, MAX_NODES
+from sparsity_policies.documents.yamlfile import dump_yaml, load_yaml
+from sparsity_policies.matching.scan import Scanner
 from sparsity_policies.model import Policy
-from sparsity_policies.scan import Scanner
-from sparsity_policies.yaml_bounds import MAX_NESTING, MAX_NODES
-from sparsity_policies.yamlfile import dump_yaml, load_yaml
+from sparsity_policies.storage.folder import PolicyFolder
 
 SLOW = "[^a]{1,5000}[^b]{1,5000}z"
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from sparsity.errors import ConfigurationError
-from sparsity_policies.connection import connect, quoted, without_credentials
+from sparsity_policies.storage.connection import connect, quoted, without_credentials
 
 ODD = "p/w@:#%2x"
 

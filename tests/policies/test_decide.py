@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sparsity_policies.decide import decide
-from sparsity_policies.document import parse_policy
+from sparsity_policies.decisions.decide import decide
+from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Override, Reason, Scope, Signals, Tier
 from support.snapshots import snapshot
 

@@ -13,19 +13,19 @@ from pathlib import Path
 
 import pytest
 from sparsity.errors import ConfigurationError, ConflictError, NotFoundError, StoreError
-from sparsity_policies.connection import connect
-from sparsity_policies.decisionlog import DecisionLog
+from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import Override, Policy, Scope, StoredPolicy
-from sparsity_policies.shipped import shipped_policies
-from sparsity_policies.store import PolicyStore
+from sparsity_policies.storage.connection import connect
+from sparsity_policies.storage.decisionlog import DecisionLog
+from sparsity_policies.storage.store import PolicyStore
 from support.redis_server import Proxy, RedisServer, cluster, sentinel
 
 POLICIES = {policy.domain: policy for policy in shipped_policies("small-context")}
 RAG = POLICIES["rag"]
 WRITER = """
 import asyncio, json, sys
-from sparsity_policies.shipped import shipped_policies
-from sparsity_policies.store import PolicyStore
+from sparsity_policies.documents.shipped import shipped_policies
+from sparsity_policies.storage.store import PolicyStore
 
 async def main():
     store = PolicyStore(sys.argv[1], timeout=20)

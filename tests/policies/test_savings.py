@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from sparsity_policies.costs import ModelShape
-from sparsity_policies.journal import Entry
+from sparsity_policies.decisions.costs import ModelShape
+from sparsity_policies.decisions.journal import Entry
+from sparsity_policies.decisions.savings import Savings
 from sparsity_policies.model import Reason, Signals, Tier
-from sparsity_policies.savings import Savings
 
 SHAPE = ModelShape(layers=1, query_heads=2, kv_heads=1, head_dim=4)
 

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sparsity_policies.document import parse_policy
-from sparsity_policies.scan import Scanner
+from sparsity_policies.documents.document import parse_policy
+from sparsity_policies.matching.scan import Scanner
 from support.snapshots import snapshot
 
 SCANNER = snapshot().scanner

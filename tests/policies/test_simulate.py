@@ -4,12 +4,12 @@ import random
 from dataclasses import replace
 
 import pytest
-from sparsity_policies.costs import DENSE, Cost, Density, ModelShape, Pairs, assumed_density
-from sparsity_policies.decide import decide
-from sparsity_policies.document import parse_policy
-from sparsity_policies.journal import Entry
+from sparsity_policies.decisions.costs import DENSE, Cost, Density, ModelShape, Pairs, assumed_density
+from sparsity_policies.decisions.decide import decide
+from sparsity_policies.decisions.journal import Entry
+from sparsity_policies.decisions.simulate import Simulation
+from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Override, Reason, Scope, Signals, Tier
-from sparsity_policies.simulate import Simulation
 from support.snapshots import snapshot, stored
 
 SHAPE = ModelShape(layers=2, query_heads=4, kv_heads=2, head_dim=8)

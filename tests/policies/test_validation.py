@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from sparsity.errors import InvalidRequestError
-from sparsity_policies.conditions import Condition, operands, split
-from sparsity_policies.document import MAX_BYTES, encode, parse_policy
-from sparsity_policies.validate import check_exemplars
-from sparsity_policies.yamlfile import dump_yaml, load_yaml
+from sparsity_policies.documents.document import MAX_BYTES, encode, parse_policy
+from sparsity_policies.documents.validate import check_exemplars
+from sparsity_policies.documents.yamlfile import dump_yaml, load_yaml
+from sparsity_policies.matching.conditions import Condition, operands, split
 
 BANDS = [{"from_tokens": 0, "tier": "dense"}, {"from_tokens": 100, "tier": "aggressive"}]
 

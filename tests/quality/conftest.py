@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sparsity_quality.model import LocalModel
-from sparsity_worker.profile import Profile, parse_profile
+from sparsity_quality.subjects.model import LocalModel
+from sparsity_worker.profiles.profile import Profile, parse_profile
 from support.tiny import tiny_weights
 
 PROFILE = {

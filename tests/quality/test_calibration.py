@@ -15,11 +15,11 @@ from sparsity.errors import ConfigurationError
 from sparsity_quality.calibration import choice
 from sparsity_quality.calibration.calibrate import Calibration, Texts
 from sparsity_quality.calibration.curves import BUDGETS, THRESHOLDS, measure_curves
+from sparsity_quality.calibration.profiles import load, write
 from sparsity_quality.calibration.target import Target
 from sparsity_quality.calibration.texts import built_in, from_folder
-from sparsity_quality.model import LocalModel
-from sparsity_quality.profiles import load, write
-from sparsity_worker.profile import Profile, load_profile
+from sparsity_quality.subjects.model import LocalModel
+from sparsity_worker.profiles.profile import Profile, load_profile
 
 LENGTH = 512
 

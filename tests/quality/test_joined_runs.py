@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from sparsity.benchmark import Row, write
-from sparsity_quality.speed.joined import join
+from sparsity_bench.kernels.joined import join
 
 HEAD = {"device": "card", "versions": {"torch": "2"}, "kernels": {"triton": "3"}, "command": "make bench-kernels"}
 

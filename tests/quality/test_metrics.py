@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sparsity_quality.case import cut
-from sparsity_quality.metrics import METRICS, normalized
-from sparsity_quality.reading import mean_run
+from sparsity_quality.subjects.reading import mean_run
+from sparsity_quality.tasks.case import cut
+from sparsity_quality.tasks.metrics import METRICS, normalized
 
 
 @pytest.mark.parametrize(

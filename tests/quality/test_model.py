@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from sparse_kernels.adapter import use_sparsity
-from sparse_kernels.needs import Needs, knob_for
-from sparse_kernels.paged_cache import PagedCache
+from sparse_kernels.huggingface.adapter import use_sparsity
+from sparse_kernels.huggingface.needs import Needs, knob_for
+from sparse_kernels.huggingface.paged_cache import PagedCache
 from sparse_kernels.schedule import SparseAttention
 from sparsity.errors import ConfigurationError
-from sparsity_quality.contenders import Contender, contender, rivals
-from sparsity_quality.lineup import settled
-from sparsity_quality.model import DENSE, LocalModel
-from sparsity_quality.reading import follow
-from sparsity_worker.profile import Profile
+from sparsity_quality.subjects.contenders import Contender, contender, rivals
+from sparsity_quality.subjects.lineup import settled
+from sparsity_quality.subjects.model import DENSE, LocalModel
+from sparsity_quality.subjects.reading import follow
+from sparsity_worker.profiles.profile import Profile
 from support.paging import rms_ratio
 from support.tiny import tiny_weights
 from transformers import AutoModelForCausalLM

@@ -13,15 +13,15 @@ from typing import Any, cast
 import pytest
 from sparsity.errors import ConfigurationError
 from sparsity.v1 import inference_pb2, worker_pb2
-from sparsity_quality.serving import __main__ as serving
-from sparsity_quality.serving import baseline, repeats, smoke, soak, verdict
-from sparsity_quality.serving.measure import measure
-from sparsity_quality.serving.measured import Measured, read_all
-from sparsity_quality.serving.plan import DRY, REAL, Plan
-from sparsity_quality.serving.shapes import LLAMA_8B, TINY, write_model
-from sparsity_quality.serving.worker import Taken
+from sparsity_bench.serving import __main__ as serving
+from sparsity_bench.serving import baseline, repeats, smoke, soak, verdict
+from sparsity_bench.serving.measure import measure
+from sparsity_bench.serving.measured import Measured, read_all
+from sparsity_bench.serving.plan import DRY, REAL, Plan
+from sparsity_bench.serving.shapes import LLAMA_8B, TINY, write_model
+from sparsity_bench.serving.worker import Taken
 from sparsity_worker.config import ModelFacts
-from sparsity_worker.profile import load_profile
+from sparsity_worker.profiles.profile import load_profile
 
 PLAN = replace(DRY, prompts=(100, 2000), load=5, rate=1e6, repeats=3)
 

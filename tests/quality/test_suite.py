@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 from sparsity import benchmark
 from sparsity.errors import ConfigurationError
-from sparsity_quality import charts, commands, goals, report, warning
-from sparsity_quality.case import Case, Question
-from sparsity_quality.cases import DOCUMENTS, Wanted, cases_at, own_cases
-from sparsity_quality.model import LocalModel
-from sparsity_quality.results import Cell, Results
-from sparsity_quality.suite import run
-from sparsity_quality.table import Table
+from sparsity_quality import commands
+from sparsity_quality.reports import charts, goals, report, warning
+from sparsity_quality.reports.table import Table
+from sparsity_quality.runs.results import Cell, Results
+from sparsity_quality.runs.suite import run
+from sparsity_quality.subjects.model import LocalModel
+from sparsity_quality.tasks.case import Case, Question
+from sparsity_quality.tasks.cases import DOCUMENTS, Wanted, cases_at, own_cases
 
 FAMILIES = ("labels", "frequencies", DOCUMENTS)
 
@@ -165,7 +166,7 @@ class Scripted:
         self._answers = answers
 
     def measure(self, case: Case, blank: Cell) -> Cell:
-        from sparsity_quality.suite import scored
+        from sparsity_quality.runs.suite import scored
 
         return replace(blank, density=0.2, scores=scored(case, self._answers), answers=self._answers, seconds=1.0)
 

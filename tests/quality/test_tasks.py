@@ -9,10 +9,9 @@ from random import Random
 
 import pytest
 from sparsity.errors import ConfigurationError
-from sparsity_quality import corpus
-from sparsity_quality.case import RESERVE, Case, Question, cut, haystack
-from sparsity_quality.metrics import METRICS
-from sparsity_quality.tasks import FAMILIES, generate
+from sparsity_quality.tasks import FAMILIES, corpus, generate
+from sparsity_quality.tasks.case import RESERVE, Case, Question, cut, haystack
+from sparsity_quality.tasks.metrics import METRICS
 
 WORDS: dict[str, int] = {}
 TEXTS: list[str] = []

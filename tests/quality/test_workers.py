@@ -16,7 +16,7 @@ from sparsity.errors import ConfigurationError, UnavailableError
 from sparsity.v1 import inference_pb2
 from sparsity_quality import commands
 from sparsity_quality.__main__ import app_of
-from sparsity_quality.cases import Wanted
+from sparsity_quality.tasks.cases import Wanted
 from support.fake_worker import FakeWorker, answer, break_off
 from typer.testing import CliRunner
 
@@ -147,8 +147,8 @@ def test_a_mistake_comes_back_through_the_routers_command(folder: Path) -> None:
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sparsity_router.cli import quality
-    from sparsity_router.cli.main import app
+    from sparsity_cli import quality
+    from sparsity_cli.main import app
 
     monkeypatch.setattr(quality, "_NEEDED", ("torch", "no_such_package"))
     result = CliRunner().invoke(app, ["calibrate", "--help"])

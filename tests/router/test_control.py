@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import make_request
-from sparsity_policies.document import parse_policy
+from sparsity_policies.documents.document import parse_policy
 from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.control import ControlTokens
 from sparsity_router.prompts.tokens import ModelTokenizer

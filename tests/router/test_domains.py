@@ -14,10 +14,10 @@ import pytest
 from sparsity.errors import ConfigurationError
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import make_request
-from sparsity_policies.decide import decide
-from sparsity_policies.document import parse_policy
+from sparsity_policies.decisions.decide import decide
+from sparsity_policies.documents.document import parse_policy
+from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import Decision, Override, Reason, Risk, Scope, Signals, Tier
-from sparsity_policies.shipped import shipped_policies
 from sparsity_router.config import RouterConfig
 from sparsity_router.prompts import embedding_process
 from sparsity_router.prompts.classify import Classifier

@@ -10,8 +10,8 @@ from typing import Any
 import grpc
 import redis.asyncio as redis
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc
+from sparsity_cli.main import app
 from sparsity_router.callers.access import key_digest
-from sparsity_router.cli.main import app
 from sparsity_router.config import RouterConfig
 from support.fake_worker import FakeWorker
 from support.rig import AGGRESSIVE, DENSE

@@ -6,10 +6,10 @@ import asyncio
 from typing import Any, cast
 
 import pytest
-from sparsity_policies.document import parse_policy
-from sparsity_policies.journal import Outcome
+from sparsity_policies.decisions.journal import Outcome
+from sparsity_policies.decisions.rollout import HELD_BACK, ROLLED_OUT
+from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Override, Tier
-from sparsity_policies.rollout import HELD_BACK, ROLLED_OUT
 from sparsity_router.following import windows
 from sparsity_router.following.guards import GuardMonitor, override_id
 from sparsity_router.following.overrides import Overrides

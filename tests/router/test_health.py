@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sparsity.errors import ConfigurationError
 from sparsity.health import LIVENESS, READINESS, Health
 from sparsity.serving import free_port
-from sparsity_policies.snapshot import Snapshot
+from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_router.config import RouterConfig
 from support.router import running, until
 from support.tiny import tiny_model

@@ -16,8 +16,8 @@ import grpc
 import pytest
 import redis.asyncio as redis
 from sparsity.v1 import policy_pb2
-from sparsity_policies import confined
-from sparsity_policies.scripts import POLICIES
+from sparsity_policies.documents import confined
+from sparsity_policies.storage.scripts import POLICIES
 from sparsity_router.config import RouterConfig
 from support.fake_worker import FakeWorker
 from support.rig import DENSE

@@ -11,8 +11,8 @@ import pytest
 from sparsity.errors import InvalidRequestError
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import make_request
-from sparsity_policies.decide import decide, hangs_on_length
-from sparsity_policies.document import parse_policy
+from sparsity_policies.decisions.decide import decide, hangs_on_length
+from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Reason, Signals, Tier
 from sparsity_router.prompts.classified import Classified
 from sparsity_router.prompts.classify import Classifier

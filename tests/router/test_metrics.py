@@ -8,8 +8,8 @@ import pytest
 from sparsity.errors import ConfigurationError
 from sparsity.metering import Times, configure_metrics
 from sparsity.v1 import inference_pb2
-from sparsity_policies.costs import ModelShape
-from sparsity_policies.decide import decide
+from sparsity_policies.decisions.costs import ModelShape
+from sparsity_policies.decisions.decide import decide
 from sparsity_policies.model import Decision, Reason, Signals, Tier
 from sparsity_router.observing.fleet_metrics import observe_fleet
 from sparsity_router.observing.request_metrics import RequestMetrics

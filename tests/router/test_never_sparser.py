@@ -20,11 +20,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from sparsity.errors import InvalidRequestError, OverloadedError, UnavailableError
-from sparsity_policies.decide import decide
-from sparsity_policies.document import parse_policy
+from sparsity_policies.decisions.decide import decide
+from sparsity_policies.decisions.rollout import Action, bucket, move
+from sparsity_policies.decisions.snapshot import Snapshot
+from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Guards, Override, Policy, Rollout, Scope, Signals, Tier
-from sparsity_policies.rollout import Action, bucket, move
-from sparsity_policies.snapshot import Snapshot
 from sparsity_router.decisions.review import Review
 from sparsity_router.fleet import queue as line
 from sparsity_router.fleet import workers

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from sparsity.errors import StoreError
 from sparsity.v1 import inference_pb2, policy_pb2
-from sparsity_policies.contents import Contents, Cursor, Delta
-from sparsity_policies.document import parse_policy
+from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Override, Scope, Tier
-from sparsity_policies.store import PolicyStore
+from sparsity_policies.storage.contents import Contents, Cursor, Delta
+from sparsity_policies.storage.store import PolicyStore
 from sparsity_router.config import RouterConfig
 from sparsity_router.following import guards
 from sparsity_router.following.follower import PolicyFollower

@@ -15,14 +15,14 @@ import grpc
 import pytest
 from sparsity.errors import ConfigurationError, StoreError
 from sparsity.v1 import policy_pb2, policy_pb2_grpc
-from sparsity_policies.contents import Contents, Cursor, Delta
-from sparsity_policies.document import parse_policy
-from sparsity_policies.folder import PolicyFolder
+from sparsity_policies.decisions.snapshot import Snapshot
+from sparsity_policies.documents.document import parse_policy
+from sparsity_policies.documents.shipped import shipped_policies
+from sparsity_policies.documents.yamlfile import dump_yaml
 from sparsity_policies.model import Override, Policy, Scope, Tier
-from sparsity_policies.shipped import shipped_policies
-from sparsity_policies.snapshot import Snapshot
-from sparsity_policies.store import PolicyStore
-from sparsity_policies.yamlfile import dump_yaml
+from sparsity_policies.storage.contents import Contents, Cursor, Delta
+from sparsity_policies.storage.folder import PolicyFolder
+from sparsity_policies.storage.store import PolicyStore
 from sparsity_router.config import RouterConfig
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.following.snapshot_file import SnapshotFile

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 from sparsity.errors import StoreError
-from sparsity_policies.decisionlog import AuditEvent
-from sparsity_policies.journal import Entry
+from sparsity_policies.decisions.journal import Entry
 from sparsity_policies.model import Reason, Signals, Tier
+from sparsity_policies.storage.decisionlog import AuditEvent
 from sparsity_router.observing import recorder as module
 from sparsity_router.observing.recorder import Recorder
 

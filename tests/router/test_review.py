@@ -12,7 +12,7 @@ import grpc
 import pytest
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import make_request
-from sparsity_policies.document import parse_policy
+from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Override, Scope, Tier
 from sparsity_router.callers.admission import Callers
 from sparsity_router.fleet.fleet import Admission

@@ -12,8 +12,8 @@ import grpc
 import pytest
 import redis.asyncio as redis
 from sparsity.v1 import inference_pb2
-from sparsity_policies.decide import decide
-from sparsity_policies.document import parse_policy
+from sparsity_policies.decisions.decide import decide
+from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Decision, Reason, Signals, Tier
 from sparsity_router.decisions.sessions import Sessions, _key
 from support.fake_worker import FakeWorker, fail

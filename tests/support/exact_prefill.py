@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from sparse_kernels import PagedSequence
-from sparse_kernels.batch import PagedBatch
+from sparse_kernels.layout.batch import PagedBatch
 
 
 def exact_prefill(

@@ -16,7 +16,7 @@ from sparsity.engines import SGLANG
 from sparsity.serving import listen
 from sparsity.v1 import inference_pb2, inference_pb2_grpc
 from sparsity_client.wire import make_request
-from sparsity_policies.document import parse_policy
+from sparsity_policies.documents.document import parse_policy
 from sparsity_router.decisions.sessions import Sessions
 from sparsity_router.fleet.fleet import Admission, Fleet
 from sparsity_router.fleet.workers import State

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from sparse_kernels import BlockSelection, Keys, PrefillConfig, TileGrid, select_blocks
-from sparse_kernels.batch import PagedBatch
+from sparse_kernels import BlockSelection, Keys, PrefillConfig, TileGrid, select_blocks_cpu
+from sparse_kernels.layout.batch import PagedBatch
 from support.paging import joined, queries
 
 DIM, TILE = 16, 32
@@ -43,7 +43,7 @@ class SelectionCase:
         keys = sequence.gather()[0].float()
         at = Keys(keys, self.summaries.sub_mean[sequence.table].float(), self.summaries.sub_count[sequence.table])
         rows = self.q.float().split(self.new)[number]
-        return select_blocks(grid.split(rows), at, grid, total or sequence.length, config, SCALE)
+        return select_blocks_cpu(grid.split(rows), at, grid, total or sequence.length, config, SCALE)
 
     def of(self, number: int, each: torch.Tensor) -> torch.Tensor:
         """The tiles of one sequence."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from sparsity_policies.decisions.snapshot import Snapshot
+from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import Override, Policy, StoredPolicy
-from sparsity_policies.shipped import shipped_policies
-from sparsity_policies.snapshot import Snapshot
 
 
 def stored(policy: Policy, revision: int = 1) -> StoredPolicy:

@@ -19,10 +19,10 @@ from grpc.aio import AioRpcError, Metadata
 from sparsity.errors import SparsityError
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_client.wire import make_request
-from sparsity_policies.document import parse_policy
+from sparsity_policies.decisions.rollout import Action, bucket, move
+from sparsity_policies.decisions.snapshot import Snapshot
+from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Guards, Override, Policy, Rollout, Scope, Tier
-from sparsity_policies.rollout import Action, bucket, move
-from sparsity_policies.snapshot import Snapshot
 from sparsity_router.callers.admission import Callers
 from sparsity_router.decisions.sessions import Sessions
 from sparsity_router.fleet.fleet import Admission, Fleet

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sparsity_worker.plugin import PROBE_KEY, REASONING_KEY, STEPWISE_KEY
+from sparsity_worker.keys import PROBE_KEY, REASONING_KEY, STEPWISE_KEY
 from sparsity_worker.plugin.accounts.decode_steps import DenseRows, StepPrices
 from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Account, Ledger
 from sparsity_worker.plugin.accounts.packing import Followed, Packed

@@ -17,12 +17,12 @@ from sparsity.leases import LeaseChecker, sign
 from sparsity.serving import listen
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_router.prompts.tokens import ModelTokenizer
+from sparsity_worker.calls.load import Load
+from sparsity_worker.calls.service import Identity, WorkerService
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.echo.engine import EchoEngine
 from sparsity_worker.echo.model import CONTEXT, write_echo_model
-from sparsity_worker.load import Load
 from sparsity_worker.server import SERVICE
-from sparsity_worker.service import Identity, WorkerService
 from support.rig import refusal
 from tokenizers import Tokenizer
 

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sparsity.errors import ConfigurationError
 from sparsity_worker.config import ModelFacts, WorkerConfig
-from sparsity_worker.indexer_profile import IndexerProfile, parse_indexer_profile
-from sparsity_worker.plugin import CONFIG_KEY
+from sparsity_worker.keys import CONFIG_KEY
 from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Account
 from sparsity_worker.plugin.indexer import IndexerMeter, picked
-from sparsity_worker.tier_profile import load_tier_profile, model_overrides
+from sparsity_worker.profiles.indexer_profile import IndexerProfile, parse_indexer_profile
+from sparsity_worker.profiles.tier_profile import load_tier_profile, model_overrides
 from support.tiny import tiny_model
 
 DOCUMENT: dict[str, Any] = {

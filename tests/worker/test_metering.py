@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from sparsity.metering import Times
 from sparsity.v1 import inference_pb2
+from sparsity_worker.calls.load import Load
+from sparsity_worker.calls.metering import WorkerMetrics, _thirds
 from sparsity_worker.config import ModelFacts, WorkerConfig
-from sparsity_worker.load import Load
-from sparsity_worker.metering import WorkerMetrics, _thirds
 from support.metrics import Meter
 from support.tiny import tiny_model
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from sparse_kernels.adapter import use_sparsity
+from sparse_kernels.huggingface.adapter import use_sparsity
 from sparse_kernels.schedule import SparseAttention
 from sparsity.v1 import inference_pb2
-from sparsity_worker.profile import parse_profile
+from sparsity_worker.profiles.profile import parse_profile
 from support.engine import Worker, storm, worker_request
 from support.profiles import profile_document
 from support.tiny import tiny_tokenizer, tiny_weights
@@ -139,7 +139,7 @@ def test_an_answer_that_a_stop_text_ends_has_its_report(workers: dict[str, Worke
 def test_a_prompt_is_answered_alike_whatever_its_last_page_its_batch_and_what_was_broken_off(
     workers: dict[str, Worker],
 ) -> None:
-    """Around the ends of pages, tiles and chunks; `sparsity_quality.serving` asks the same of workers on GPUs."""
+    """Around the ends of pages, tiles and chunks; `sparsity_bench.serving` asks the same of workers on GPUs."""
     worker, draw = workers["torch"], random.Random(10)
     asked = [[draw.randrange(VOCABULARY) for _ in range(length)] for length in (257, 320, 321, 512, 513)]
     alone = [worker.ask(prompt, 4, salt="alone") for prompt in asked]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sparsity.errors import ConfigurationError
 from sparsity_worker.config import ModelFacts, WorkerConfig
-from sparsity_worker.profile import Profile, load_profile, parse_profile
+from sparsity_worker.profiles.profile import Profile, load_profile, parse_profile
 from sparsity_worker.tune import __main__ as command
 from sparsity_worker.tune import crossover
 from sparsity_worker.tune.crossover import NEVER, Crossover, Heads, Timing, check_model, shortest, tuned
@@ -114,7 +114,7 @@ def test_what_there_is_nothing_to_tune_of_is_refused(tmp_path: Path, capsys: pyt
 
 _MEASURED = """
 import json, sys, torch
-from sparsity_worker.profile import parse_profile
+from sparsity_worker.profiles.profile import parse_profile
 from sparsity_worker.tune.crossover import Crossover, Heads
 from sparsity_worker.tune.layer import Layer
 from sparsity_worker.tune.measure import Plan, measure

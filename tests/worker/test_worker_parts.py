@@ -26,19 +26,20 @@ from sparsity.errors import (
     TokenCountError,
 )
 from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity_worker.calls.load import Load
+from sparsity_worker.calls.requests import check_size, engine_request, marker_ids, read_prompt
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.devices import prepare_environment
-from sparsity_worker.load import Load
-from sparsity_worker.plugin import CONFIG_KEY, REASONING_KEY, memory
+from sparsity_worker.engine.report import sparsity_report
+from sparsity_worker.keys import CONFIG_KEY, REASONING_KEY
+from sparsity_worker.plugin import memory
 from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Account, Ledger
 from sparsity_worker.plugin.memory import charge, summaries_of
 from sparsity_worker.plugin.ranks import Ranks
 from sparsity_worker.plugin.reasoning import Reasoning
-from sparsity_worker.profile import load_profile
-from sparsity_worker.profile_document import read_document, schema_of, shipped_profiles
-from sparsity_worker.report import sparsity_report
-from sparsity_worker.requests import check_size, engine_request, marker_ids, read_prompt
-from sparsity_worker.tier_profile import SCHEMAS
+from sparsity_worker.profiles.profile import load_profile
+from sparsity_worker.profiles.profile_document import read_document, schema_of, shipped_profiles
+from sparsity_worker.profiles.tier_profile import SCHEMAS
 from support.tiny import tiny_model, tiny_tokenizer
 
 FACTS = ModelFacts("tiny", 512, 257)

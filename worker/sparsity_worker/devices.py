@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsity_worker.config import WorkerConfig
-from sparsity_worker.plugin import BACKEND
+from sparsity_worker.keys import BACKEND
 
 log = logging.getLogger("sparsity.worker")
 DENSE_BACKEND_CPU = "torch_native"

@@ -17,17 +17,17 @@ from sparsity.serving import listen, require_free
 from sparsity.v1 import worker_pb2
 from tokenizers import Tokenizer
 
+from sparsity_worker.calls.load import Load
+from sparsity_worker.calls.metering import WorkerMetrics
+from sparsity_worker.calls.requests import marker_ids
+from sparsity_worker.calls.service import Identity, WorkerService
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.echo.engine import EchoEngine
-from sparsity_worker.engine import Engine
-from sparsity_worker.load import Load
-from sparsity_worker.metering import WorkerMetrics
-from sparsity_worker.requests import marker_ids
-from sparsity_worker.service import Identity, WorkerService
+from sparsity_worker.engine.sglang_engine import Engine
 
 if TYPE_CHECKING:
-    from sparsity_worker.proof import Proof
-    from sparsity_worker.tier_profile import TierProfile
+    from sparsity_worker.engine.proof import Proof
+    from sparsity_worker.profiles.tier_profile import TierProfile
 
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"]
 log = logging.getLogger("sparsity.worker")
@@ -64,7 +64,7 @@ def run(config: WorkerConfig) -> None:
 def _profile(config: WorkerConfig, facts: ModelFacts) -> tuple[TierProfile | None, str]:
     if config.engine == ECHO:
         return None, ""
-    from sparsity_worker.tier_profile import load_tier_profile
+    from sparsity_worker.profiles.tier_profile import load_tier_profile
     from sparsity_worker.tune.crossover import tuned
 
     return tuned(load_tier_profile(config, facts), config)
@@ -73,7 +73,7 @@ def _profile(config: WorkerConfig, facts: ModelFacts) -> tuple[TierProfile | Non
 async def _prove(engine: Engine | EchoEngine, facts: ModelFacts, profile: TierProfile | None) -> Proof | None:
     if isinstance(engine, EchoEngine):
         return None
-    from sparsity_worker.proof import probe
+    from sparsity_worker.engine.proof import probe
 
     return await probe(engine, facts, profile)
 

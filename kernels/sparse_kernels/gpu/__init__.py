@@ -1,4 +1,4 @@
-"""Triton kernels; each has its definition in :mod:`sparse_kernels.reference` or `reference_tokens`."""
+"""Triton kernels; each has its definition in :mod:`sparse_kernels.reference`."""
 
 from typing import Any
 

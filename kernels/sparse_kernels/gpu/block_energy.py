@@ -12,11 +12,11 @@ import torch
 import triton
 import triton.language as tl
 
-from sparse_kernels.batch import PagedBatch
 from sparse_kernels.config import PrefillConfig
 from sparse_kernels.gpu.checks import check_cache, padded_rows
+from sparse_kernels.layout.batch import PagedBatch
+from sparse_kernels.layout.page_summaries import PageSummaries
 from sparse_kernels.scores.energy import Energy, headroom, normalized
-from sparse_kernels.summaries import PageSummaries
 
 # Columns of one tensor-core product.
 _COLUMNS = 64
@@ -38,7 +38,7 @@ def block_energy(
     scale: float,
     wanted: torch.Tensor | None = None,
 ) -> Energy:
-    """What :func:`sparse_kernels.scores.block_energy` says of one sequence, for a batch, by ``config.score``.
+    """What :func:`sparse_kernels.scores.block_energy_cpu` says of one sequence, for a batch, by ``config.score``.
 
     Args:
         q: ``[rows, Hq, D]``, the queries of all sequences.

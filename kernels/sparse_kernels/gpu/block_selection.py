@@ -10,17 +10,17 @@ from typing import NamedTuple
 
 import torch
 
-from sparse_kernels.batch import PagedBatch
-from sparse_kernels.block_index import BlockIndex
 from sparse_kernels.config import PrefillConfig
+from sparse_kernels.cpu.block_selection import fixed_blocks, keep, thresholds_by_head
 from sparse_kernels.gpu.block_energy import block_energy, check_scored
 from sparse_kernels.gpu.checks import padded_rows
 from sparse_kernels.gpu.selection.ordered_means import order_means
 from sparse_kernels.gpu.selection.plan import SelectionPlan, TileShape, Workspace
 from sparse_kernels.gpu.selection.tiles import select_tiles
+from sparse_kernels.layout.batch import PagedBatch
+from sparse_kernels.layout.block_index import BlockIndex
+from sparse_kernels.layout.page_summaries import PageSummaries
 from sparse_kernels.mean_correction import Corrections
-from sparse_kernels.selection import fixed_blocks, keep, thresholds_by_head
-from sparse_kernels.summaries import PageSummaries
 
 _SUBS = (2, 4, 8)
 _MOST_DIM = 256
@@ -62,7 +62,7 @@ def select_blocks(
     plan: SelectionPlan | None = None,
     workspace: Workspace | None = None,
 ) -> BatchSelection:
-    """What :func:`sparse_kernels.select_blocks` selects, for all sequences of a batch.
+    """What :func:`sparse_kernels.select_blocks_cpu` selects, for all sequences of a batch.
 
     Args:
         q: ``[rows, Hq, D]``.

@@ -15,9 +15,9 @@ import torch
 import triton
 import triton.language as tl
 
-from sparse_kernels.batch import PagedBatch
-from sparse_kernels.block_index import BlockIndex
 from sparse_kernels.gpu.checks import check_cache
+from sparse_kernels.layout.batch import PagedBatch
+from sparse_kernels.layout.block_index import BlockIndex
 from sparse_kernels.mean_correction import UNITS, WIDTH, Corrections
 
 _LOG2E = 1.4426950408889634

@@ -1,7 +1,7 @@
 """What pages are worth to each new token of a batch, in Triton; the newest page is summarized on the way.
 
 Programs share the pages that are there, whatever the width of the tables. The score is one of
-:data:`sparse_kernels.decode.PAGE_SCORES`, chosen at compile time.
+:data:`sparse_kernels.cpu.sparse_paged_decode.PAGE_SCORES`, chosen at compile time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sparse_kernels.config import PAGE_SCORE_NAMES, DecodeConfig
 from sparse_kernels.gpu.checks import padded_rows
 from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace, dependent_launch
 from sparse_kernels.gpu.page_summaries import summarize_page
-from sparse_kernels.summaries import PageSummaries
+from sparse_kernels.layout.page_summaries import PageSummaries
 
 # Programs of a step, and of one sequence and KV head.
 _PROGRAMS, _MOST_SPLITS = 1024, 64

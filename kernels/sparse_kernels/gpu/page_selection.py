@@ -13,7 +13,7 @@ import triton.language as tl
 from sparse_kernels.config import DecodeConfig
 from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace, check_batch, dependent_launch
 from sparse_kernels.gpu.page_scores import check_summaries, launch_scores, score_rows
-from sparse_kernels.summaries import PageSummaries
+from sparse_kernels.layout.page_summaries import PageSummaries
 
 # A sequence's scores lie in the registers of one program, and two counts of them in a word.
 MOST_BLOCKS = 16384

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from sparse_kernels.gpu.checks import check_page
-from sparse_kernels.summaries import PageSummaries
+from sparse_kernels.layout.page_summaries import PageSummaries
 
 
 def summarize_pages(

@@ -25,7 +25,7 @@ from sparse_kernels.gpu.decode_batch import (
 from sparse_kernels.gpu.decode_splits import attended_tokens, merge_group, merge_splits, share_splits
 from sparse_kernels.gpu.page_scores import check_summaries
 from sparse_kernels.gpu.page_selection import page_capacity, select_pages
-from sparse_kernels.summaries import PageSummaries
+from sparse_kernels.layout.page_summaries import PageSummaries
 
 # Keys of one tensor-core product, and bytes of its tile; a split has at least two tiles.
 _KEYS, _TILE_BYTES, _LEAST = 64, 16384, 2

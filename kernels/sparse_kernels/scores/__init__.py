@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from sparse_kernels.config import PrefillConfig
+from sparse_kernels.layout.tiles import TileGrid
 from sparse_kernels.scores.columns import antidiagonal, block_means, by_columns, sampled_rows, second_order, sub_means
 from sparse_kernels.scores.energy import Energy, Keys, Score
 from sparse_kernels.scores.lines import flex, vertical_slash
 from sparse_kernels.scores.patterns import lsh_buckets, random_blocks, strided_blocks, window_only
-from sparse_kernels.tiles import TileGrid
 
 SCORES: dict[str, Score] = {
     kind.__name__: by_columns(kind) for kind in (sampled_rows, sub_means, block_means, second_order)
@@ -19,7 +19,7 @@ SCORES: dict[str, Score] = {
 }
 
 
-def block_energy(q: torch.Tensor, at: Keys, grid: TileGrid, config: PrefillConfig, scale: float) -> Energy:
+def block_energy_cpu(q: torch.Tensor, at: Keys, grid: TileGrid, config: PrefillConfig, scale: float) -> Energy:
     """How strongly each tile attends each block, by ``config.score``.
 
     Args:

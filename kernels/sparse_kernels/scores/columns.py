@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 
 from sparse_kernels.config import PrefillConfig
+from sparse_kernels.layout.tiles import TileGrid
 from sparse_kernels.scores.energy import TINY, Energy, Keys, Score, headroom, normalized
-from sparse_kernels.tiles import TileGrid
 
 # As many scores as stay in the cache: larger buffers cost more to map than to fill.
 _SCORES_AT_ONCE = 2**21

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 
 from sparse_kernels.config import PrefillConfig
-from sparse_kernels.summaries import PageSummaries
-from sparse_kernels.tiles import TileGrid
+from sparse_kernels.layout.page_summaries import PageSummaries
+from sparse_kernels.layout.tiles import TileGrid
 
 TINY = torch.finfo(torch.float32).tiny
 # Powers of shares lie below 2 to this, and sums of them within float32.

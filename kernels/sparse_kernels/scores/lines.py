@@ -6,8 +6,8 @@ import torch
 from torch.nn.functional import pad
 
 from sparse_kernels.config import PrefillConfig
+from sparse_kernels.layout.tiles import TileGrid
 from sparse_kernels.scores.energy import TINY, Energy, Keys, earlier, normalized
-from sparse_kernels.tiles import TileGrid
 
 _LAST_ROWS = 64
 # Below this distance pooled queries are trusted (FlexPrefill's tau).

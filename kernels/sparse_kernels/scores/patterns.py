@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 
 from sparse_kernels.config import PrefillConfig
+from sparse_kernels.layout.tiles import TileGrid
 from sparse_kernels.scores.columns import block_means, by_columns
 from sparse_kernels.scores.energy import Energy, Keys, earlier, normalized
-from sparse_kernels.tiles import TileGrid
 
 _BUCKETS, _ROUNDS = 8, 16
 _mean_mass = by_columns(block_means)

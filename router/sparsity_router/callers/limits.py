@@ -27,7 +27,7 @@ from limits.errors import StorageError
 from limits.storage import storage_from_string
 from sparsity.bounds import MAX_PRIORITY
 from sparsity.errors import ConfigurationError, RateLimitError
-from sparsity_policies.connection import close, quoted
+from sparsity_policies.storage.connection import close, quoted
 
 from sparsity_router.callers.options_file import read_options_file
 

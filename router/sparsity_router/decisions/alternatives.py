@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from sparsity_policies.decide import decide
+from sparsity_policies.decisions.decide import decide
+from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.model import Decision, Signals
-from sparsity_policies.snapshot import Snapshot
 
 # Each takes a decision, and a service may have thousands of domains.
 _DOMAINS_TRIED = 50

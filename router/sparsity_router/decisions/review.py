@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from sparsity_policies.decide import decide
+from sparsity_policies.decisions.decide import decide
 from sparsity_policies.model import Decision, Signals, Tier
 
 from sparsity_router.following.follower import PolicyFollower

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
+from sparsity_policies.decisions.snapshot import DEFAULT_TTL_SECONDS
 from sparsity_policies.model import Decision, Reason, Tier
-from sparsity_policies.snapshot import DEFAULT_TTL_SECONDS
 
 log = logging.getLogger("sparsity.router.sessions")
 SESSION_SECONDS = 3600

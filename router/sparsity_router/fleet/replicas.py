@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from redis.exceptions import RedisError
-from sparsity_policies.scripts import PREFIX
+from sparsity_policies.storage.scripts import PREFIX
 
 log = logging.getLogger("sparsity.router.replicas")
 _KEY = PREFIX + "replicas"

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from sparsity.errors import StoreError
-from sparsity_policies.confined import SOURCES
-from sparsity_policies.contents import Cursor, PolicySource
+from sparsity_policies.decisions.snapshot import Snapshot
+from sparsity_policies.documents.confined import SOURCES
 from sparsity_policies.model import StoredPolicy
-from sparsity_policies.snapshot import Snapshot
+from sparsity_policies.storage.contents import Cursor, PolicySource
 from sparsity_policies.threads import BUILDS
 
 from sparsity_router.following.overrides import Change, Overrides

@@ -14,11 +14,11 @@ from typing import Any
 
 from sparsity.errors import ConflictError, StoreError
 from sparsity.v1 import inference_pb2
-from sparsity_policies.decisionlog import DecisionLog
-from sparsity_policies.journal import Outcome
+from sparsity_policies.decisions.journal import Outcome
+from sparsity_policies.decisions.rollout import HELD_BACK, ROLLED_OUT, halt
 from sparsity_policies.model import Override, Policy, Rollout, Scope, Tier
-from sparsity_policies.rollout import HELD_BACK, ROLLED_OUT, halt
-from sparsity_policies.store import PolicyStore
+from sparsity_policies.storage.decisionlog import DecisionLog
+from sparsity_policies.storage.store import PolicyStore
 
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.following.windows import Metrics, Window

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from sparsity.errors import NotFoundError, StoreError
 from sparsity_policies.model import Override, Scope
-from sparsity_policies.store import PolicyStore
+from sparsity_policies.storage.store import PolicyStore
 
 log = logging.getLogger("sparsity.router.overrides")
 KILL_SWITCH_ID = "signal"

@@ -13,7 +13,7 @@ import os
 import time
 from pathlib import Path
 
-from sparsity_policies.envelope import UNREADABLE, open_overrides, seal_override
+from sparsity_policies.documents.envelope import UNREADABLE, open_overrides, seal_override
 
 from sparsity_router.following.overrides import Change, Overrides
 

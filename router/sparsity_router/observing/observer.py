@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from sparsity.metering import Times
 from sparsity.v1 import inference_pb2
-from sparsity_policies.journal import Entry
+from sparsity_policies.decisions.journal import Entry
+from sparsity_policies.decisions.rollout import arm
 from sparsity_policies.model import Decision, Policy, Signals
-from sparsity_policies.rollout import arm
 
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.following.guards import GuardMonitor

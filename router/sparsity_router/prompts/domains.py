@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from sparsity_policies.decide import MIN_CONFIDENCE
+from sparsity_policies.decisions.decide import MIN_CONFIDENCE
+from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.model import Risk
-from sparsity_policies.snapshot import Snapshot
 
 # A window this much like a riskier domain leaves it in doubt that the request is of a less risky one.
 DOUBT = 0.25

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsity.errors import ConfigurationError
-from sparsity_policies.snapshot import Snapshot
+from sparsity_policies.decisions.snapshot import Snapshot
 
 from sparsity_router.prompts import embedding_process
 from sparsity_router.prompts.domains import Score

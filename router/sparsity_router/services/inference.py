@@ -17,8 +17,8 @@ from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundErr
 from sparsity.leases import sign
 from sparsity.metering import Times
 from sparsity.v1 import inference_pb2
-from sparsity_policies.decisionlog import DecisionLog
 from sparsity_policies.model import Decision, Signals, Tier
+from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.wire import decision_to_wire, signals_to_wire
 
 from sparsity_router.callers.admission import Callers

@@ -12,7 +12,7 @@ from sparsity_worker.plugin.accounts.ledger import PREFILL, Account, Ledger
 from sparsity_worker.plugin.attention import Prompt, Spans
 from sparsity_worker.plugin.torch_attention import TorchAttention
 from sparsity_worker.plugin.triton_attention import TritonAttention
-from sparsity_worker.profile import parse_profile
+from sparsity_worker.profiles.profile import parse_profile
 from support.devices import DEVICE, EXACT, on
 from support.paging import PAGE, SUB, joined, queries, rms_ratio
 from support.profiles import profile_document

@@ -10,7 +10,7 @@ import torch
 from sparse_kernels import PrefillConfig
 from sparse_kernels.gpu.block_energy import block_energy
 from sparse_kernels.gpu.block_selection import select_blocks
-from sparse_kernels.reference import block_energy_reference
+from sparse_kernels.reference.attention import block_energy_reference
 from support.devices import launch
 from support.paging import PAGE, SUB
 from support.selecting import SCALE

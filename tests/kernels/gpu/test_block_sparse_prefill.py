@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from sparse_kernels import PagedSequence, PageSummaries, dense_attention
-from sparse_kernels.batch import PagedBatch
-from sparse_kernels.block_index import BlockIndex
 from sparse_kernels.gpu.block_sparse_prefill import PrefillOutput, block_sparse_prefill, implementation
+from sparse_kernels.layout.batch import PagedBatch
+from sparse_kernels.layout.block_index import BlockIndex
 from sparse_kernels.mean_correction import Corrections
-from sparse_kernels.reference import block_sparse_prefill_reference
+from sparse_kernels.reference.attention import block_sparse_prefill_reference
 from support.devices import DEVICE, EXACT, launch, on
 from support.exact_prefill import exact_prefill
 from support.paging import PAGE, joined, queries, rms_ratio

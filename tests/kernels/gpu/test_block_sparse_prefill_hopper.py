@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 from sparse_kernels import PagedSequence, PageSummaries
-from sparse_kernels.batch import PagedBatch
-from sparse_kernels.block_index import BlockIndex
 from sparse_kernels.gpu.block_sparse_prefill import PrefillOutput, block_sparse_prefill, implementation
+from sparse_kernels.layout.batch import PagedBatch
+from sparse_kernels.layout.block_index import BlockIndex
 from sparse_kernels.mean_correction import Corrections
 from support.exact_prefill import exact_prefill
 from support.paging import rms_ratio

@@ -10,12 +10,12 @@ import torch
 import triton
 import triton.language as tl
 from sparse_kernels import PageSummaries, PrefillConfig
-from sparse_kernels.batch import PagedBatch
+from sparse_kernels.cpu.block_selection import top_k, top_p
 from sparse_kernels.gpu.block_selection import BatchSelection, select_blocks, tile_shape
 from sparse_kernels.gpu.selection.plan import SelectionPlan, Workspace
 from sparse_kernels.gpu.selection.rules import ranked
+from sparse_kernels.layout.batch import PagedBatch
 from sparse_kernels.mean_correction import Corrections
-from sparse_kernels.selection import top_k, top_p
 from support.devices import DEVICE, INTERPRETED, launch
 from support.paging import PAGE
 from support.selecting import DIM, SCALE

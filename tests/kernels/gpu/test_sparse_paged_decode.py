@@ -4,13 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sparse_kernels import DecodeConfig, PageSummaries, dense_attention
-from sparse_kernels import select_pages as select_pages_cpu
+from sparse_kernels import DecodeConfig, PageSummaries, dense_attention, select_pages_cpu
 from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace, fill_tables
 from sparse_kernels.gpu.page_selection import MOST_BLOCKS, page_capacity, select_pages
 from sparse_kernels.gpu.page_summaries import summarize_pages
 from sparse_kernels.gpu.sparse_paged_decode import paged_decode, sparse_paged_decode
-from sparse_kernels.reference import sparse_paged_decode_reference
+from sparse_kernels.reference.attention import sparse_paged_decode_reference
 from support.devices import DEVICE, DTYPES, EXACT, TOLERANCES, launch, on
 from support.paging import PAGE, SUB, joined, queries, rms_ratio
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from sparse_kernels import plot
 from sparsity.benchmark import Row, judged
-from sparsity_quality.speed import __main__ as speed
-from sparsity_quality.speed import goals, kernels, parts
-from sparsity_quality.speed.gate import Check, Gate
-from sparsity_quality.speed.inputs import PAGE, Shape, inputs
-from sparsity_quality.speed.summary import summary
-from sparsity_quality.speed.timing import Clock
+from sparsity_bench.kernels import __main__ as speed
+from sparsity_bench.kernels import goals, kernels, parts
+from sparsity_bench.kernels.gate import Check, Gate
+from sparsity_bench.kernels.inputs import PAGE, Shape, inputs
+from sparsity_bench.kernels.summary import summary
+from sparsity_bench.kernels.timing import Clock
 from support.devices import DEVICE, INTERPRETED
 
 

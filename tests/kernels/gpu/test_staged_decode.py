@@ -13,7 +13,7 @@ from sparse_kernels.gpu.page_selection import MOST_BLOCKS
 from sparsity_worker.plugin.accounts.ledger import Account, Ledger
 from sparsity_worker.plugin.attention import Prompt, Spans
 from sparsity_worker.plugin.triton_attention import TritonAttention
-from sparsity_worker.profile import Profile, parse_profile
+from sparsity_worker.profiles.profile import Profile, parse_profile
 from support.devices import DEVICE, EXACT, captured, on
 from support.paging import PAGE, SUB, rms_ratio
 from support.profiles import profile_document

@@ -8,7 +8,7 @@ from sparse_kernels.gpu.token_sparse_attention import (
     token_sparse_attention,
     token_sparse_latent_attention,
 )
-from sparse_kernels.reference_tokens import (
+from sparse_kernels.reference.token_sparse_attention import (
     lightning_scores_reference,
     token_sparse_attention_reference,
     token_sparse_latent_attention_reference,

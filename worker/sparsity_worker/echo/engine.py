@@ -12,7 +12,7 @@ from sparsity.v1 import inference_pb2
 from tokenizers import Tokenizer
 
 from sparsity_worker.echo.model import END, ROLES, role_token
-from sparsity_worker.engine import EngineRequest, Step
+from sparsity_worker.engine.sglang_engine import EngineRequest, Step
 
 _PREFIX = "echo: "
 # A stream comes in pieces, so that it is one: a pace, not a measurement.
@@ -20,7 +20,7 @@ _STEP_TOKENS, _STEP_SECONDS = 4, 0.02
 
 
 class EchoEngine:
-    """Stands in an :class:`~sparsity_worker.engine.Engine`'s place, with the same requests and steps.
+    """Stands in an :class:`~sparsity_worker.engine.sglang_engine.Engine`'s place, with the same requests and steps.
 
     Args:
         tokenizer: of the model folder that router and workers share.

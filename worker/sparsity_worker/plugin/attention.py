@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
-from sparsity_worker.plugin import NOBODY
+from sparsity_worker.keys import NOBODY
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention

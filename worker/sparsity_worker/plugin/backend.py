@@ -15,7 +15,7 @@ from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sparse_kernels import PageSummaries
 from sparsity.errors import ConfigurationError
 
-from sparsity_worker.plugin import BACKEND, CONFIG_KEY
+from sparsity_worker.keys import BACKEND, CONFIG_KEY
 from sparsity_worker.plugin.accounts.decode_steps import DenseRows
 from sparsity_worker.plugin.accounts.ledger import Ledger
 from sparsity_worker.plugin.accounts.packing import Followed, Packed
@@ -23,7 +23,7 @@ from sparsity_worker.plugin.attention import Attention, GraphedAttention, Prompt
 from sparsity_worker.plugin.memory import summaries_of
 from sparsity_worker.plugin.ranks import Ranks
 from sparsity_worker.plugin.torch_attention import TorchAttention
-from sparsity_worker.profile import Profile, parse_profile
+from sparsity_worker.profiles.profile import Profile, parse_profile
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from sparse_kernels.stats import causal_pairs
 
-from sparsity_worker.indexer_profile import INDEXER_SCHEMA, parse_indexer_profile
-from sparsity_worker.plugin import CONFIG_KEY
+from sparsity_worker.keys import CONFIG_KEY
 from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Ledger
 from sparsity_worker.plugin.accounts.packing import Followed
 from sparsity_worker.plugin.attention import Prompt, on_the_host
-from sparsity_worker.profile_document import schema_of
+from sparsity_worker.profiles.indexer_profile import INDEXER_SCHEMA, parse_indexer_profile
+from sparsity_worker.profiles.profile_document import schema_of
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch

@@ -8,10 +8,10 @@ import torch
 from sparse_kernels import PageSummaries
 from sparsity.errors import ConfigurationError
 
-from sparsity_worker.plugin import CONFIG_KEY
+from sparsity_worker.keys import CONFIG_KEY
 from sparsity_worker.plugin.ranks import Ranks
-from sparsity_worker.profile import SCHEMA, parse_profile
-from sparsity_worker.profile_document import schema_of
+from sparsity_worker.profiles.profile import SCHEMA, parse_profile
+from sparsity_worker.profiles.profile_document import schema_of
 
 CELL_SIZE: Final = "sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator._compute_cell_size"
 """What SGLang counts a token of the KV cache by: its bytes over all layers of a rank."""

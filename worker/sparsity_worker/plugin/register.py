@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from sparsity_worker.plugin import BACKEND, FACTS_KEY, REPORT_KEY
+from sparsity_worker.keys import BACKEND, FACTS_KEY, REPORT_KEY
 from sparsity_worker.plugin.accounts.packing import Followed
 from sparsity_worker.plugin.backend import SparsityAttnBackend
 from sparsity_worker.plugin.indexer import IndexerMeter

@@ -5,12 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from sparse_kernels import PagedSequence, PageSummaries, block_sparse_prefill, dense_attention, sparse_paged_decode
+from sparse_kernels import (
+    PagedSequence,
+    PageSummaries,
+    block_sparse_prefill_cpu,
+    dense_attention,
+    sparse_paged_decode_cpu,
+)
 from sparse_kernels.stats import AttentionStats
 
 from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Ledger
 from sparsity_worker.plugin.attention import MEASURED_ROWS, Prompt, Spans, watched
-from sparsity_worker.profile import Profile
+from sparsity_worker.profiles.profile import Profile
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -93,12 +99,12 @@ class TorchAttention:
             paged = self._profile.decode_at(layer.layer_id)
             if paged and sequence.length >= paged.sparse_from and not prompt.reasoning:
                 measured = measured and sequence.length % _MEASURED_EVERY == 0
-                out, stats = sparse_paged_decode(q[0], sequence, summaries, paged, layer.scaling, measured=measured)
+                out, stats = sparse_paged_decode_cpu(q[0], sequence, summaries, paged, layer.scaling, measured=measured)
                 return out[None], stats
         else:
             blocks = self._profile.prefill_at(layer.layer_id)
             if blocks and prompt.is_long(blocks.sparse_from):
-                return block_sparse_prefill(
+                return block_sparse_prefill_cpu(
                     q, sequence, summaries, blocks, layer.scaling,
                     total=prompt.length, measured_rows=MEASURED_ROWS if measured else 0,
                 )  # fmt: skip

@@ -8,8 +8,6 @@ import numpy as np
 import torch
 import triton
 from sparse_kernels import PageSummaries
-from sparse_kernels.batch import BatchTiles, PagedBatch
-from sparse_kernels.block_index import BlockIndex
 from sparse_kernels.gpu.block_energy import COLUMNS
 from sparse_kernels.gpu.block_selection import select_blocks, tile_shape
 from sparse_kernels.gpu.block_sparse_prefill import block_sparse_prefill
@@ -19,13 +17,15 @@ from sparse_kernels.gpu.page_selection import MOST_BLOCKS, page_capacity
 from sparse_kernels.gpu.page_summaries import summarize_pages
 from sparse_kernels.gpu.selection.plan import SelectionPlan, Workspace
 from sparse_kernels.gpu.sparse_paged_decode import paged_decode, sparse_paged_decode
+from sparse_kernels.layout.batch import BatchTiles, PagedBatch
+from sparse_kernels.layout.block_index import BlockIndex
 
 from sparsity_worker.plugin.accounts.decode_steps import StepPrices
 from sparsity_worker.plugin.accounts.ledger import Ledger
 from sparsity_worker.plugin.accounts.prefill import PrefillAccounts
 from sparsity_worker.plugin.attention import Spans, watched
 from sparsity_worker.plugin.host_device import upload
-from sparsity_worker.profile import Profile
+from sparsity_worker.profiles.profile import Profile
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention

@@ -16,7 +16,7 @@ from sparsity.errors import ConfigurationError, SparsityError
 from sparsity_worker.config import ModelFacts
 from sparsity_worker.devices import prepare_environment
 from sparsity_worker.folders import state_folder
-from sparsity_worker.profile import load_profile
+from sparsity_worker.profiles.profile import load_profile
 from sparsity_worker.tune.crossover import Crossover, Heads, Timing, check_model, from_tokens
 
 

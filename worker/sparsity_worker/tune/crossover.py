@@ -15,8 +15,8 @@ from sparsity.errors import ConfigurationError
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.devices import pick_dtype
 from sparsity_worker.nvml import device_name
-from sparsity_worker.profile import Profile
-from sparsity_worker.tier_profile import TierProfile
+from sparsity_worker.profiles.profile import Profile
+from sparsity_worker.profiles.tier_profile import TierProfile
 
 SCHEMA: Final = "sparsity.crossover/v1"
 NEVER: Final = 2**31 - 1

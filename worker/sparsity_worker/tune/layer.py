@@ -12,7 +12,7 @@ from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Account, Led
 from sparsity_worker.plugin.attention import Prompt, Spans
 from sparsity_worker.plugin.memory import summaries_of
 from sparsity_worker.plugin.triton_attention import TritonAttention
-from sparsity_worker.profile import Profile
+from sparsity_worker.profiles.profile import Profile
 from sparsity_worker.tune.crossover import Heads
 
 # How much a page's keys add to the logits of queries of their topic, on average.

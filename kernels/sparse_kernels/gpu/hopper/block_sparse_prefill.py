@@ -13,11 +13,11 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from sparse_kernels.batch import PagedBatch
-from sparse_kernels.block_index import BlockIndex
 from sparse_kernels.gpu.checks import processors
 from sparse_kernels.gpu.hopper.consumer import consume
 from sparse_kernels.gpu.hopper.producer import produce
+from sparse_kernels.layout.batch import PagedBatch
+from sparse_kernels.layout.block_index import BlockIndex
 from sparse_kernels.mean_correction import WIDTH, Corrections
 
 _LOG2E = 1.4426950408889634

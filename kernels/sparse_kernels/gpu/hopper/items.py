@@ -43,7 +43,7 @@ def take(posted, full, empty, slot, phase, L: gl.constexpr):  # type: ignore[no-
 
 @gluon.jit  # type: ignore[untyped-decorator]
 def work_of(item, work, works, GROUP: gl.constexpr):  # type: ignore[no-untyped-def]
-    """KV head, first query head, and what :class:`sparse_kernels.batch.BatchTiles` says of the rows.
+    """KV head, first query head, and what :class:`sparse_kernels.layout.batch.BatchTiles` says of the rows.
 
     An even group: 64 rows of two query heads, one for each warp group. Another: 128 rows of one, half for each.
     """

@@ -8,10 +8,10 @@ import torch
 import triton
 import triton.language as tl
 
-from sparse_kernels.batch import PagedBatch
 from sparse_kernels.gpu.selection.plan import COLUMNS, SelectionPlan, Workspace
+from sparse_kernels.layout.batch import PagedBatch
+from sparse_kernels.layout.page_summaries import PageSummaries
 from sparse_kernels.mean_correction import WIDTH
-from sparse_kernels.summaries import PageSummaries
 
 _UNITS_AT_ONCE = 32
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from sparse_kernels.batch import PagedBatch
+from sparse_kernels.layout.batch import PagedBatch
 from sparse_kernels.mean_correction import WIDTH
 
 # Columns of one tensor-core product.

@@ -9,15 +9,15 @@ import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from sparse_kernels.batch import PagedBatch
-from sparse_kernels.block_index import BlockIndex
 from sparse_kernels.config import PrefillConfig
+from sparse_kernels.cpu.block_selection import thresholds_by_head
 from sparse_kernels.gpu.checks import processors
 from sparse_kernels.gpu.selection.plan import COLUMNS, SelectionPlan, Workspace
 from sparse_kernels.gpu.selection.tile_selection import select_tile_blocks
+from sparse_kernels.layout.batch import PagedBatch
+from sparse_kernels.layout.block_index import BlockIndex
 from sparse_kernels.mean_correction import WIDTH
 from sparse_kernels.scores.energy import headroom
-from sparse_kernels.selection import thresholds_by_head
 
 _LOG2E = 1.4426950408889634
 # So many blocks in registers at least: short batches take one kernel.
@@ -37,7 +37,7 @@ def select_tiles(
     totals: torch.Tensor,
     dense: torch.Tensor | None = None,
 ) -> tuple[BlockIndex, torch.Tensor, torch.Tensor]:
-    """What the CPU's :func:`sparse_kernels.select_blocks` selects by sub-page means.
+    """What the CPU's :func:`sparse_kernels.select_blocks_cpu` selects by sub-page means.
 
     Args:
         q: ``[rows, Hq, D]``, the queries of all sequences.

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 
 from sparsity.errors import ConflictError
 from sparsity.v1 import policy_pb2
-from sparsity_policies.confined import EDITS
-from sparsity_policies.document import encode
+from sparsity_policies.decisions.snapshot import Snapshot
+from sparsity_policies.documents.confined import EDITS
+from sparsity_policies.documents.document import encode
 from sparsity_policies.model import Policy, StoredPolicy
-from sparsity_policies.snapshot import Snapshot
 from sparsity_policies.threads import DRAFTS
 from sparsity_policies.wire import policy_from_wire, stored_to_wire, timestamp
 

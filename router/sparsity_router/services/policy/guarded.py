@@ -13,7 +13,7 @@ import grpc
 from sparsity.bounds import MAX_NAME, MAX_REASON, check_name
 from sparsity.errors import SparsityError
 from sparsity.v1 import policy_pb2
-from sparsity_policies.decisionlog import AuditEvent
+from sparsity_policies.storage.decisionlog import AuditEvent
 
 from sparsity_router.callers.access import Access
 from sparsity_router.callers.principals import Principal, Role

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparsity.errors import InvalidRequestError
 from sparsity.v1 import policy_pb2
-from sparsity_policies.confined import EDITS
+from sparsity_policies.documents.confined import EDITS
 from sparsity_policies.threads import DRAFTS
 from sparsity_policies.wire import stored_to_wire
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from sparsity.errors import InvalidRequestError
 from sparsity.v1 import policy_pb2
-from sparsity_policies.confined import EDITS
-from sparsity_policies.document import parse_policy, to_document
+from sparsity_policies.decisions.rollout import Action, move
+from sparsity_policies.documents.confined import EDITS
+from sparsity_policies.documents.document import parse_policy, to_document
 from sparsity_policies.model import Rollout
-from sparsity_policies.rollout import Action, move
 from sparsity_policies.threads import DRAFTS
 from sparsity_policies.wire import policy_from_wire, stored_to_wire
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sparsity.v1 import policy_pb2
-from sparsity_policies.journal import Entry
-from sparsity_policies.savings import DomainSavings, Savings
+from sparsity_policies.decisions.journal import Entry
+from sparsity_policies.decisions.savings import DomainSavings, Savings
 from sparsity_policies.threads import REPLAYS
 
 from sparsity_router.following.guards import capped

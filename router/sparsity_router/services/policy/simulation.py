@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from sparsity.errors import InvalidRequestError
 from sparsity.v1 import policy_pb2
-from sparsity_policies.confined import EDITS
-from sparsity_policies.journal import Entry
+from sparsity_policies.decisions.journal import Entry
+from sparsity_policies.decisions.simulate import SimulatedRequest, Simulation
+from sparsity_policies.documents.confined import EDITS
 from sparsity_policies.model import Signals
-from sparsity_policies.simulate import SimulatedRequest, Simulation
 from sparsity_policies.threads import DRAFTS, REPLAYS
 from sparsity_policies.wire import policy_from_wire, signals_from_wire, summary_to_wire
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sparse_kernels.stats import AttentionStats
 
-from sparsity_worker.plugin import NOBODY
+from sparsity_worker.keys import NOBODY
 
 PREFILL: Final = 0
 DECODE: Final = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Any, Final
 
-from sparsity_worker.plugin import MEASURE_KEY, PROBE_KEY, REASONING_KEY, STEPWISE_KEY
+from sparsity_worker.keys import MEASURE_KEY, PROBE_KEY, REASONING_KEY, STEPWISE_KEY
 from sparsity_worker.plugin.accounts.ledger import Inside, Ledger
 from sparsity_worker.plugin.attention import Prompt
 from sparsity_worker.plugin.reasoning import Reasoning

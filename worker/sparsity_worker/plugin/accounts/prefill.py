@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from sparse_kernels import PagedSequence, causal_pairs
-from sparse_kernels.batch import PagedBatch
 from sparse_kernels.gpu.block_selection import BatchSelection
+from sparse_kernels.layout.batch import PagedBatch
 from sparse_kernels.measured_coverage import measured_coverage, spread_rows
 
 from sparsity_worker.plugin.accounts.ledger import PREFILL, Ledger

@@ -1,0 +1,1 @@
+"""A benchmark for each operation, by its name."""

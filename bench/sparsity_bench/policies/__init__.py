@@ -1,0 +1,1 @@
+"""How fast policies take effect, and how many a router bears."""

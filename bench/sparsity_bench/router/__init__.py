@@ -1,0 +1,1 @@
+"""The router under load, beside other routers."""

@@ -1,0 +1,134 @@
+"""`python -m sparsity_bench.serving`: whole workers, one tier after the other on one device, beside the dense one.
+
+Weights are made up, in the shape of Llama-3.1-8B: times hang on shapes. Needs a GPU; `--dry` runs the same code on a
+tiny model on the CPU, where times mean nothing. Each tier's figures are written as they come, so that tiers can be
+measured in several runs: `--only` names one, and `--merge` makes the result file of what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from sparsity.benchmark import header, markdown, write
+from sparsity.errors import ConfigurationError, SparsityError
+from sparsity_worker.config import TIERS
+
+from sparsity_bench.serving import verdict
+from sparsity_bench.serving.baseline import starts
+from sparsity_bench.serving.measure import measure
+from sparsity_bench.serving.measured import Measured, read_all
+from sparsity_bench.serving.plan import DRY, QUICK, REAL, Plan
+from sparsity_bench.serving.shapes import write_model
+from sparsity_bench.serving.worker import Worker
+
+_LOG_LINES = 40
+
+
+def tune(plan: Plan, tier: str, model: Path, folder: Path) -> None:
+    """Finds from where the tier is faster on this device; its worker will heed it.
+
+    Raises:
+        ConfigurationError: when it cannot.
+    """
+    chunk = plan.options[plan.options.index("--chunked-prefill-tokens") + 1]
+    command = [
+        sys.executable, "-m", "sparsity_worker.tune", "--model", str(model),
+        "--profile", str(plan.profile(tier, folder)), "--chunked-prefill-tokens", chunk,
+    ]  # fmt: skip
+    if subprocess.run(command, stdout=sys.stderr).returncode:
+        raise ConfigurationError(f"{tier}: could not be tuned")
+
+
+async def measured(plan: Plan, tier: str, folder: Path, out: Path, head: dict[str, object]) -> Measured:
+    """A tier's figures, written to ``out`` as they come.
+
+    Raises:
+        ConfigurationError: when no worker starts.
+    """
+
+    def keep(found: Measured) -> None:
+        found.head = head
+        found.write(out)
+
+    model, problem = write_model(folder / plan.name, plan.config), f"{tier}: there is nothing to start it with"
+    for own in starts(plan, tier, folder):
+        worker = Worker(tier, model, folder / f"{tier}.log", [*plan.options, *own])
+        try:
+            async with worker:
+                print(f"{tier}: serves after {worker.started:.0f} s {' '.join(own)}", file=sys.stderr, flush=True)
+                return await measure(worker, plan, keep)
+        except ConfigurationError as error:
+            problem = str(error)
+            print(*worker.told(_LOG_LINES), f"{tier}: {' '.join(own)} did not start", sep="\n", file=sys.stderr)
+    raise ConfigurationError(problem)
+
+
+def judge(out: Path, plan: Plan, *, dry: bool) -> int:
+    """Prints the table of what is there, and writes it unless the run was dry; 1 when it may not be shown."""
+    found = {tier: measured for tier in TIERS if (measured := read_all(out).get(tier))}
+    if wrong := verdict.faults(found):
+        for fault in wrong:
+            print(f"error: {fault}", file=sys.stderr)
+        print("error: no figure is shown of a run that proves nothing", file=sys.stderr)
+        return 1
+    rows = list(verdict.rows(found, plan))
+    head = found["dense"].head | {
+        f"left out, {tier}": ", ".join(own.left_out) for tier, own in found.items() if own.left_out
+    }
+    if dry:
+        print("a dry run: these times mean nothing, and are not written")
+    else:
+        write(out, "serving", head, rows)
+    print(markdown("serving", {"header": head, "rows": [asdict(row) for row in rows]}))
+    missed = [row for row in rows if row.met is False]
+    print(f"{len(missed)} of {sum(row.met is not None for row in rows)} goals missed", file=sys.stderr)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs it; 1 when figures may not be shown, 2 when there is no GPU, or a worker does not start."""
+    import torch
+
+    parser = argparse.ArgumentParser(prog="python -m sparsity_bench.serving", description=__doc__)
+    parser.add_argument("--dry", action="store_true", help="a tiny model on the CPU; no result file is written")
+    parser.add_argument("--quick", action="store_true", help="fewer lengths and batches: three tiers in ten minutes")
+    parser.add_argument("--only", action="append", choices=TIERS, help="a tier; repeat for more, all without it")
+    parser.add_argument("--tune", action="store_true", help="find first from where each sparse tier is faster here")
+    parser.add_argument("--seconds", type=float, help="that a tier may take from when it serves")
+    parser.add_argument("--merge", action="store_true", help="measure nothing: judge what --out holds")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="folder of all files")
+    options = parser.parse_args(arguments)
+    plan = DRY if options.dry else QUICK if options.quick else REAL
+    if options.merge:
+        return judge(options.out, plan, dry=options.dry)
+    if not options.dry and not torch.cuda.is_available():
+        print("error: torch finds no GPU; --dry tries the code without one", file=sys.stderr)
+        return 2
+    device = "the CPU" if options.dry else torch.cuda.get_device_name()
+    head = header("make bench-serving", {"model": f"{plan.name}, made-up weights"}) | {"device": device}
+    plan = replace(plan, seconds=options.seconds or plan.seconds)
+    tiers = options.only or TIERS
+    with tempfile.TemporaryDirectory() as folder:
+        for tier in tiers:
+            try:
+                if options.tune and tier != "dense":
+                    tune(plan, tier, write_model(Path(folder) / plan.name, plan.config), Path(folder))
+                asyncio.run(measured(plan, tier, Path(folder), options.out, head))
+            except SparsityError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 2
+    if "dense" not in read_all(options.out):
+        print(f"{', '.join(tiers)}: written to {options.out}; to be judged beside the dense tier with --merge")
+        return 0
+    return judge(options.out, plan, dry=options.dry)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

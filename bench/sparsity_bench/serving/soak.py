@@ -1,0 +1,58 @@
+"""Many requests of all lengths, a fifth of them left in the middle: the others are answered, and nothing stays."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import Final
+
+from sparsity_bench.serving.plan import Plan
+from sparsity_bench.serving.worker import Taken, Worker, prompt_of
+
+_LEFT: Final = 0.2
+# Shares of requests, and of the longest prompt that theirs have at most.
+_LENGTHS: Final = ((0.8, 0.04), (0.95, 0.25), (1.0, 1.0))
+_NEW, _LEAVE_SECONDS, _IDLE_SECONDS = 64, 1.5, 30.0
+
+
+async def faults(worker: Worker, plan: Plan, vocabulary: int, count: int, at_once: int = 24) -> list[str]:
+    """What is wrong with ``count`` requests, of which so many run at once, and with what they leave behind."""
+    draw, gate = random.Random(0), asyncio.Semaphore(at_once)
+    asked = [(_length(draw, plan.interrupted), draw.randint(1, _NEW), draw.random() < _LEFT) for _ in range(count)]
+    leave = [draw.uniform(0, _LEAVE_SECONDS) for _ in asked]
+
+    async def one(number: int) -> str:
+        length, new, left = asked[number]
+        prompt = prompt_of(length, vocabulary, 2000 + number)
+        async with gate:
+            if left:
+                await worker.ask_and_leave(prompt, leave[number], f"left {number}")
+                return ""
+            return _fault(await worker.ask(prompt, new), length, new, dense=worker.tier == "dense")
+
+    found = [fault for fault in await asyncio.gather(*map(one, range(count))) if fault]
+    deadline = time.monotonic() + _IDLE_SECONDS
+    while any(held := await worker.held()):
+        if time.monotonic() > deadline:
+            return [*found, f"{held[0]} requests and {held[1]} tokens of the KV cache were left behind"]
+        await asyncio.sleep(0.2)
+    return found
+
+
+def _length(draw: random.Random, longest: int) -> int:
+    kind = draw.random()
+    share = next(share for bound, share in _LENGTHS if kind < bound)
+    return draw.randint(1, max(1, int(longest * share)))
+
+
+def _fault(taken: Taken, length: int, new: int, *, dense: bool) -> str:
+    report, layers = taken.report, len(taken.report.layers)
+    if taken.tokens != new:
+        return f"{length} tokens: {taken.tokens} of {new} tokens came"
+    densities = [report.prefill_density, report.decode_density]
+    if not all(0 < density <= 1 for density in densities):
+        return f"{length} tokens: densities are {densities}"
+    if not dense and report.kernel_calls < layers * new:
+        return f"{length} tokens: {report.kernel_calls} kernel calls in {layers} layers for {new} tokens"
+    return ""

@@ -1,0 +1,106 @@
+"""Whether figures may be shown at all, and the rows of the result file."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Final
+
+from sparsity.benchmark import Row, against, judged, percentile
+
+from sparsity_bench.serving.measured import Measured
+from sparsity_bench.serving.plan import Plan
+
+# Times dense: to the first token by prompt length, a token by batch, and throughput; elsewhere never slower.
+_FIRST: Mapping[str, Mapping[int, float]] = {
+    "aggressive": {32768: 1.4, 65536: 1.95, 102400: 2.45},
+    "moderate": {32768: 1.3, 65536: 1.8, 102400: 2.2},
+}
+_PER_TOKEN: Mapping[str, Mapping[str, float]] = {"aggressive": {"8 x 32768": 1.7, "12 x 32768": 1.9, "4 x 102400": 2.0}}
+_THROUGHPUT: Mapping[str, float] = {"aggressive": 1.4}
+_NEVER_SLOWER: Final = 0.98
+_START: Final = 1.2
+# One wrong first token of ten: made-up weights leave near ties, and tiers may round differently.
+_PARITY: Final = 0.9
+
+
+def faults(found: Mapping[str, Measured]) -> list[str]:
+    """Why nothing of the run may be called faster; empty when all is well."""
+    if "dense" not in found:
+        return ["dense: was not measured; nothing stands beside the other tiers"]
+    wrong = []
+    for tier, measured in found.items():
+        if tier == "dense":
+            continue
+        own = measured.own
+        if any(measured.head.get(key) != found["dense"].head.get(key) for key in ("device", "versions")):
+            wrong.append(f"{tier}: was measured on another device, or with other versions, than the dense tier")
+        if own["backend"] != "sparsity" or not own["sparse_calls"]:
+            wrong.append(f"{tier}: the backend {own['backend']} proved nothing at start")
+        longest = max(measured.first, default=0)
+        if not longest or not measured.sparse_calls[longest] or measured.density[longest] >= 1:
+            wrong.append(f"{tier}: {longest} tokens were attended whole")
+        pairs = list(zip(measured.answers, found["dense"].answers, strict=False))
+        equal = sum(a == b for a, b in pairs)
+        if not pairs or equal < _PARITY * len(pairs):
+            wrong.append(f"{tier}: of {len(pairs)} short prompts only {equal} get dense attention's token")
+        wrong += [f"{tier}: {fault}" for fault in measured.faults]
+    return wrong
+
+
+def rows(found: Mapping[str, Measured], plan: Plan) -> Iterator[Row]:
+    """The figures, dense beside each."""
+    dense = found["dense"]
+    baseline = f"dense, {dense.own['backend']}"
+    for tier, own in found.items():
+        for length, times in own.first.items():
+            shape = f"{plan.name}, {length} tokens, density {own.density[length]:.3f}"
+            row = Row(f"{tier}: time to first token", shape, statistics.median(times), "s")
+            goal = _FIRST.get(tier, {}).get(length, _NEVER_SLOWER)
+            yield row if own is dense else _beside(row, baseline, dense.first.get(length), goal)
+        for batch, times in own.per_token.items():
+            shape = f"{plan.name}, {batch} tokens, density {own.decode_density[batch]:.3f}"
+            row = Row(f"{tier}: time per output token", shape, statistics.median(times), "s")
+            goal = _PER_TOKEN.get(tier, {}).get(batch, _NEVER_SLOWER)
+            yield row if own is dense else _beside(row, baseline, dense.per_token.get(batch), goal)
+        yield from _load(tier, own, dense, plan, baseline)
+        for name, joules in own.joules.items():
+            shape = f"{plan.name}, mixed load" if name == "load" else f"{plan.name}, prompts of {name} tokens"
+            row = Row(f"{tier}: energy of a thousand tokens", shape, joules, "J")
+            yield row if own is dense or name not in dense.joules else against(row, baseline, dense.joules[name])
+        row = Row(f"{tier}: start to serving", f"{plan.name}, made-up weights, kernels compiled", own.start, "s")
+        if own is not dense and dense.start:
+            row = judged(
+                against(row, baseline, dense.start), f"<= {_START:g} times", met=own.start <= _START * dense.start
+            )
+        yield row
+        yield Row(f"{tier}: page summaries", plan.name, own.own["summary_bytes"] / 2**20, "MiB")
+
+
+def _load(tier: str, own: Measured, dense: Measured, plan: Plan, baseline: str) -> Iterator[Row]:
+    if own.throughput is None:
+        return
+    short, long = plan.load_lengths
+    load = f"{plan.load} requests, a fifth of {long} tokens, the rest of {short}, {plan.rate:g} a second"
+    row = Row(f"{tier}: throughput of a mixed load", load, own.throughput, "tokens/s")
+    if own is not dense and dense.throughput:
+        times, goal = own.throughput / dense.throughput, _THROUGHPUT.get(tier, _NEVER_SLOWER)
+        row = replace(row, baseline=baseline, baseline_value=dense.throughput, ratio=times)
+        row = judged(row, f">= {goal:g} times", met=times >= goal)
+    yield row
+    for name, share in (("median", 0.5), ("99th percentile", 0.99)):
+        row = Row(
+            f"{tier}: time to first token of its short requests, {name}", load, percentile(own.load_first, share), "s"
+        )
+        yield (
+            row if own is dense or not dense.load_first else against(row, baseline, percentile(dense.load_first, share))
+        )
+
+
+def _beside(row: Row, baseline: str, dense: list[float] | None, goal: float) -> Row:
+    if dense is None:
+        return row
+    row = against(row, baseline, statistics.median(dense))
+    assert row.ratio is not None
+    return judged(row, f">= {goal:g} times", met=row.ratio >= goal)

@@ -1,0 +1,119 @@
+"""`sparsity check`: whether a router and what is behind it work, by doing a little of everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import grpc
+import typer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from sparsity.errors import ConfigurationError, SparsityError, UnavailableError
+from sparsity.status import to_error
+from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2, inference_pb2_grpc
+from sparsity_client.wire import make_request, user_turn
+
+from sparsity_cli.connection import call_metadata, channel_to
+from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, escaped, out, print_json, reported, tier_word
+
+_PROMPT = "Answer in one word: what is the capital of France?"
+_TOKENS = 4
+
+
+def check(
+    router: Router = DEFAULT_ROUTER,
+    domain: Annotated[str | None, typer.Option(help="Domain of the request that is sent.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds for each step.")] = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a router for its health, its workers, a route and a short answer; exits with 4 when a step fails."""
+    with reported(), channel_to(router) as channel:
+        steps = _Steps(channel, domain, timeout)
+        found = {name: _attempt(step) for name, step in steps.all().items()}
+        if as_json:
+            print_json({name: {"ok": ok, "detail": detail} for name, (ok, detail) in found.items()})
+        else:
+            for name, (ok, detail) in found.items():
+                out.print(f"{'ok    ' if ok else 'FAILED'}  {name:<8}  {escaped(detail)}", soft_wrap=True)
+        failed = [name for name, (ok, _) in found.items() if not ok]
+        if failed:
+            raise UnavailableError(f"{router}: {', '.join(failed)} failed")
+
+
+def _attempt(step: Callable[[], str]) -> tuple[bool, str]:
+    try:
+        return True, step()
+    except grpc.RpcError as error:
+        return False, str(to_error(error))
+    except SparsityError as error:
+        return False, str(error)
+
+
+class _Steps:
+    """What is asked; each step returns what it found, and raises where it failed."""
+
+    def __init__(self, channel: grpc.Channel, domain: str | None, timeout: float) -> None:
+        self._request = make_request(user_turn(_PROMPT), domain=domain, max_new_tokens=_TOKENS, temperature=0.0)
+        self._health: Any = health_pb2_grpc.HealthStub(channel)
+        self._fleet: Any = fleet_pb2_grpc.FleetServiceStub(channel)
+        self._inference: Any = inference_pb2_grpc.InferenceServiceStub(channel)
+        self._options = {"timeout": timeout, "metadata": call_metadata()}
+
+    def all(self) -> dict[str, Callable[[], str]]:
+        """The steps by name."""
+        return {
+            "health": self._serving,
+            "policies": self._policies,
+            "workers": self._workers,
+            "route": self._route,
+            "answer": self._answer,
+        }
+
+    def _serving(self) -> str:
+        answer = self._health.Check(health_pb2.HealthCheckRequest(), **self._options)
+        status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+        if answer.status != health_pb2.HealthCheckResponse.SERVING:
+            raise UnavailableError(status)
+        return status
+
+    def _workers(self) -> str:
+        tiers = self._fleet.GetFleet(fleet_pb2.GetFleetRequest(), **self._options).tiers
+        told = ", ".join(f"{tier_word(tier.tier)} {tier.ready_workers} of {tier.workers} ready" for tier in tiers)
+        if not tiers or any(tier.workers and not tier.ready_workers for tier in tiers):
+            raise UnavailableError(told or "none known")
+        return told
+
+    def _route(self) -> str:
+        asked = inference_pb2.RouteRequest(request=self._request)
+        try:
+            route = self._inference.Route(asked, **self._options)
+        except grpc.RpcError as error:
+            if not isinstance(to_error(error), ConfigurationError):
+                raise
+            decision = self._inference.Explain(
+                inference_pb2.ExplainRequest(request=self._request), **self._options
+            ).decision
+            return f"{_told(decision)}; this router signs no leases"
+        return f"{_told(route.decision)}; worker at {route.endpoint}"
+
+    def _policies(self) -> str:
+        asked = inference_pb2.ExplainRequest(request=self._request)
+        decision = self._inference.Explain(asked, **self._options).decision
+        if decision.reason == inference_pb2.REASON_STALE_POLICY:
+            raise UnavailableError(decision.explanation)
+        return f"revision {decision.policy_revision}"
+
+    def _answer(self) -> str:
+        text, completion = "", inference_pb2.Completion()
+        for response in self._inference.Generate(self._request, **self._options):
+            text += response.text
+            completion = response.completion if response.HasField("completion") else completion
+        if not completion.usage.completion_tokens:
+            raise UnavailableError("the stream ended without a token")
+        usage = completion.usage
+        return f"{usage.completion_tokens} tokens by {completion.worker_id} for {usage.prompt_tokens}: {text!r}"
+
+
+def _told(decision: inference_pb2.Decision) -> str:
+    reason = inference_pb2.Reason.Name(decision.reason).removeprefix("REASON_")
+    return f"{tier_word(decision.tier)} by {reason}, policy {decision.policy or 'none'} {decision.policy_revision}"

@@ -1,0 +1,1 @@
+"""Commands about requests: what is asked, answered, explained and traced."""

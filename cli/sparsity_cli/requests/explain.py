@@ -1,0 +1,83 @@
+"""`sparsity explain`: a decision without generating."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from sparsity.v1 import inference_pb2
+from sparsity_client.wire import make_request
+
+from sparsity_cli.connection import client_of
+from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, out, print_json, reported, tier_word, to_dict
+from sparsity_cli.requests.prompts import (
+    DenseReasoning,
+    Domain,
+    File,
+    Flag,
+    MaxTier,
+    Raw,
+    Session,
+    Task,
+    Tenant,
+    Text,
+    as_sent,
+    read_prompt,
+    read_tier,
+)
+
+
+def explain(
+    text: Text = None,
+    file: File = None,
+    domain: Domain = None,
+    task: Task = None,
+    flag: Flag = None,
+    max_tier: MaxTier = None,
+    dense_reasoning: DenseReasoning = False,
+    tenant: Tenant = None,
+    session: Session = None,
+    raw: Raw = False,
+    router: Router = DEFAULT_ROUTER,
+    as_json: AsJson = False,
+) -> None:
+    """Show the tier a prompt would get, every check behind it, and what would change it."""
+    with reported(), client_of(router) as client:
+        request = make_request(
+            as_sent(read_prompt(text, file), raw),
+            domain=domain,
+            task=task,
+            flags=flag or (),
+            max_tier=read_tier(max_tier),
+            dense_reasoning=dense_reasoning,
+            tenant=tenant,
+            session=session,
+        )
+        answer = client.explain(request)
+        if as_json:
+            print_json(to_dict(answer))
+            return
+        signals, decision = answer.signals, answer.decision
+        reason = inference_pb2.Reason.Name(decision.reason).removeprefix("REASON_")
+        out.print(f"[bold]{tier_word(decision.tier)}[/bold]  {reason}  {decision.explanation}", soft_wrap=True)
+        out.print(f"policy {decision.policy} at revision {decision.policy_revision}")
+        flags = ", ".join(signals.flags) or "none"
+        domain = signals.domain or "none"
+        if signals.domain_source == inference_pb2.DOMAIN_SOURCE_DETECTED:
+            certainty = f" with confidence {signals.confidence:.2f}" if signals.HasField("confidence") else ""
+            instead = f" in the place of {signals.declared_domain}" if signals.declared_domain else ""
+            domain += f" (detected{certainty}{instead})"
+        out.print(
+            f"{signals.max_tokens} prompt tokens, {signals.scanned_bytes} bytes scanned, domain"
+            f" {domain}, task {signals.task or 'none'}, flags {flags}",
+            soft_wrap=True,
+        )
+        if decision.dense_reasoning and decision.tier != inference_pb2.TIER_DENSE:
+            out.print("reasoning spans of the answer decode densely")
+        table = Table("check", "matched", "tier", "detail", box=None)
+        for step in answer.steps:
+            check = step.check.replace("[", "\\[")
+            table.add_row(check, "yes" if step.matched else "no", tier_word(step.tier), step.detail.replace("[", "\\["))
+        out.print(table)
+        if answer.alternatives:
+            out.print("Another tier:")
+            for sentence in answer.alternatives:
+                out.print(f"  {sentence}")

@@ -1,0 +1,55 @@
+"""`sparsity up`: the whole service on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from sparsity.engines import SGLANG
+from sparsity_router.embedded.folders import state_folder
+
+from sparsity_cli.console import DEFAULT_ROUTER, State, err, reported
+
+
+def up(
+    engine: Annotated[
+        str, typer.Option(help="sglang, or echo: no model, no torch; answers repeat the prompt.")
+    ] = SGLANG,
+    listen: Annotated[str, typer.Option(help="The router's address, host:port.")] = DEFAULT_ROUTER,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Model folder; the default model is fetched without it. Echoes take its tokenizer."),
+    ] = None,
+    redis_url: Annotated[str | None, typer.Option(help="External policy store; embedded Valkey without it.")] = None,
+    band_set: Annotated[str, typer.Option(help="Shipped policies for an empty store.")] = "small-context",
+    policy_ttl: Annotated[float, typer.Option(help="Seconds until policies are stale.")] = 300.0,
+    access: Annotated[
+        Path | None, typer.Option(help="YAML file of who may call what; everybody may call all without it.")
+    ] = None,
+    metrics_port: Annotated[
+        int, typer.Option(help="Port of the router's /metrics; workers take the next ones. 0 serves none.")
+    ] = 9464,
+    traces: Annotated[bool, typer.Option(help="Keep traces in the state folder, for `sparsity trace`.")] = True,
+    tour: Annotated[bool, typer.Option("--tour", help="Show it by a few commands once it is ready.")] = False,
+    state: State = None,
+) -> None:
+    """Start Valkey, three workers and the router, and serve until interrupted."""
+    from sparsity_router.embedded.supervisor import Supervisor, UpConfig
+
+    with reported():
+        folder = state or state_folder()
+        config = UpConfig(
+            folder,
+            listen,
+            model,
+            redis_url,
+            band_set,
+            policy_ttl=policy_ttl,
+            access=access,
+            metrics_port=metrics_port,
+            traces=traces,
+            engine=engine,
+            tour=tour,
+        )
+        Supervisor(config, lambda line: err.print(f"[dim]sparsity[/dim] {line}", soft_wrap=True)).run()

@@ -1,0 +1,1 @@
+"""The operations in torch, a sequence at a time."""

@@ -1,0 +1,1 @@
+"""Where tokens lie: in pages, tiles and batches, and what is kept of each page."""

@@ -1,0 +1,1 @@
+"""Definitions, as plain as they can be, that every implementation is held to."""

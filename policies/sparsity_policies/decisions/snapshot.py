@@ -1,0 +1,129 @@
+"""All policies and overrides at one revision, compiled and immutable: what a router decides from."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from sparsity_policies.documents.document import to_document
+from sparsity_policies.matching.conditions import Condition
+from sparsity_policies.matching.scan import Compile, Scanner, compile_expressions
+from sparsity_policies.model import Override, Policy, Scope, StoredPolicy, Tier
+
+DEFAULT_TTL_SECONDS = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A policy with its conditions compiled, in the order of its rules."""
+
+    stored: StoredPolicy
+    conditions: tuple[Condition, ...]
+    digest: str
+
+    @classmethod
+    def of(cls, stored: StoredPolicy) -> Compiled:
+        """Compiles one policy.
+
+        Raises:
+            ValueError: when a condition does not compile.
+        """
+        conditions = tuple(Condition(rule.when) for rule in stored.policy.rules)
+        return cls(stored, conditions, _hash(to_document(stored.policy)))
+
+    @property
+    def policy(self) -> Policy:
+        """The policy."""
+        return self.stored.policy
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One immutable state of the store.
+
+    Attributes:
+        revision: the store's revision.
+        policies: by domain.
+        overrides: by id; expiry is checked at decision time.
+        scanner: over the detection of all policies.
+        policies_hash: hash of the policies alone.
+        rejected: domains whose documents could not be read, held at their last good version or absent.
+        ttl: age past which everything goes dense, seconds.
+        drifted: domains that a store beside the policy folder tells otherwise.
+    """
+
+    revision: int
+    policies: Mapping[str, Compiled]
+    overrides: tuple[Override, ...]
+    scanner: Scanner
+    policies_hash: str
+    rejected: tuple[str, ...] = ()
+    ttl: float = DEFAULT_TTL_SECONDS
+    drifted: tuple[str, ...] = ()
+
+    @classmethod
+    def build(
+        cls,
+        revision: int,
+        policies: Iterable[StoredPolicy],
+        overrides: Iterable[Override] = (),
+        rejected: Iterable[str] = (),
+        ttl: float = DEFAULT_TTL_SECONDS,
+        previous: Snapshot | None = None,
+        compiled: Compile = compile_expressions,
+    ) -> Snapshot:
+        """Compiles a snapshot; of ``previous`` it reuses what did not change. ``compiled`` makes the scan's databases.
+
+        Raises:
+            ValueError: when a condition or pattern does not compile; validated policies always do.
+        """
+        before = previous.policies if previous else {}
+        found = {}
+        for stored in policies:
+            known = before.get(stored.policy.domain)
+            found[stored.policy.domain] = known if known and known.stored is stored else Compiled.of(stored)
+        digest = _hash([[domain, found[domain].digest] for domain in sorted(found)])
+        before_it = previous.scanner if previous else None
+        scanner = Scanner((item.policy for item in found.values()), before_it, compiled)
+        empty = cls(revision, found, (), scanner, digest, tuple(sorted(rejected)), ttl)
+        return empty.with_overrides(overrides)
+
+    def policy(self, domain: str) -> Policy | None:
+        """The policy of a domain, where it has one."""
+        compiled = self.policies.get(domain)
+        return compiled.policy if compiled else None
+
+    def with_draft(self, draft: Policy, compiled: Compile = compile_expressions) -> Snapshot:
+        """This snapshot as it would be with ``draft`` in the place of its domain's policy.
+
+        Raises:
+            ValueError: as :meth:`build`.
+        """
+        present = self.policies.get(draft.domain)
+        stored = StoredPolicy(draft, "", present.stored.revision if present else 0, 0.0, "", "draft")
+        others = [item.stored for domain, item in self.policies.items() if domain != draft.domain]
+        return Snapshot.build(self.revision, [*others, stored], self.overrides, self.rejected, self.ttl, self, compiled)
+
+    def with_overrides(self, overrides: Iterable[Override]) -> Snapshot:
+        """The same policies under other overrides; compiles nothing, so that a kill switch acts at once."""
+        return dataclasses.replace(self, overrides=tuple(sorted(overrides, key=_order)))
+
+    @property
+    def content_hash(self) -> str:
+        """Equal on replicas that decide alike."""
+        overrides = [[o.id, o.scope, o.target, o.max_tier, o.expire_time] for o in self.overrides]
+        return _hash([self.policies_hash, overrides])
+
+
+def _order(override: Override) -> tuple[int, str]:
+    """Overrides of a tier come last, the sparsest first, so that one pass meets the tier that another one gave."""
+    sparsest_first = {tier.word: len(Tier) - tier for tier in Tier}
+    place = 1 + sparsest_first.get(override.target, 0) if override.scope is Scope.TIER else 0
+    return place, override.id
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

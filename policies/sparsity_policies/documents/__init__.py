@@ -1,0 +1,1 @@
+"""Policies as documents: read, checked, written, and those that come with the package."""

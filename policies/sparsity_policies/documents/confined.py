@@ -1,0 +1,217 @@
+"""Work on what others wrote, in a process of its own with limits of time and memory.
+
+CEL, regular expressions and YAML that are made for it take minutes or gigabytes to compile, in libraries that nothing
+can interrupt. Here the kernel ends the process that does it, and whoever asked is told; the next call starts another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import resource
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import IO, Any, Final
+
+import hyperscan
+from sparsity.errors import InvalidRequestError, Violation
+
+from sparsity_policies.documents.validate import check_policy
+from sparsity_policies.documents.yamlfile import load_yaml
+from sparsity_policies.matching.scan import compile_expressions, dump_database, load_database
+from sparsity_policies.model import Policy
+
+MEMORY_BYTES: Final = 2**30
+CHECK_SECONDS: Final = 3.0
+COMPILE_SECONDS: Final = 20.0
+# Processor time for each expression beside that: thousands take a while, and are no mistake.
+_EXPRESSION_SECONDS = 0.01
+# On a busy machine processor time passes more slowly than time.
+_PATIENCE = 10.0
+# A process that nobody asks for so long ends, and gives its memory back.
+_IDLE_SECONDS = 600.0
+_SIZE = struct.Struct("!Q")
+
+
+class ConfinedError(Exception):
+    """The work was not done within its limits."""
+
+
+class Confined:
+    """A process that is started at the first call, and again after one that did not keep to its limits.
+
+    Calls may come from any thread, and wait for each other.
+    """
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def check(self, policy: Policy) -> Sequence[Violation]:
+        """What :func:`sparsity_policies.documents.validate.check_policy` finds; past the limits is a mistake, too."""
+        seconds = CHECK_SECONDS + _EXPRESSION_SECONDS * len(policy.detection.patterns)
+        try:
+            found: Sequence[Violation] = self._call("check", seconds, policy)
+        except ConfinedError as error:
+            field = "detection.patterns" if policy.detection.patterns else "policy"
+            return [Violation(field, f"{error} to check: shorten or remove what is repeated within a repetition")]
+        return found
+
+    def load(self, text: str, source: str) -> Policy:
+        """As :func:`sparsity_policies.documents.yamlfile.load_yaml`, within the limits.
+
+        Raises:
+            InvalidRequestError: with fields like ``medical.yaml:12: bands[1].tier``.
+        """
+        try:
+            policy: Policy = self._call("load", CHECK_SECONDS, text, source)
+        except ConfinedError as error:
+            raise InvalidRequestError.of(source, f"{error} to read and check: shorten it") from error
+        return policy
+
+    def compile(self, expressions: Sequence[str]) -> Any:
+        """As :func:`sparsity_policies.matching.scan.compile_expressions`, within the limits.
+
+        Raises:
+            ValueError: when they do not compile within the limits.
+        """
+        try:
+            seconds = COMPILE_SECONDS + _EXPRESSION_SECONDS * len(expressions)
+            return load_database(self._call("compile", seconds, expressions))
+        except ConfinedError as error:
+            raise ValueError(f"the policies' detection {error} to compile together") from error
+
+    def close(self) -> None:
+        """Ends the process; a later call starts another."""
+        with self._turn:
+            self._end()
+
+    def _call(self, name: str, seconds: float, *arguments: Any) -> Any:
+        with self._turn:
+            answer = self._ask(name, seconds, arguments) or self._ask(name, seconds, arguments)
+        if answer is None:
+            raise ConfinedError("finds no process")
+        kind, value = answer
+        if kind == "memory":
+            raise ConfinedError(f"takes more than {MEMORY_BYTES >> 20} MiB")
+        if kind == "invalid":
+            raise InvalidRequestError(*(Violation(*violation) for violation in value))
+        if kind == "value":
+            raise ValueError(value)
+        return value
+
+    def _ask(self, name: str, seconds: float, arguments: tuple[Any, ...]) -> tuple[str, Any] | None:
+        """The answer; None of a process that had just ended for want of work."""
+        process = self._started()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            _send(process.stdin, (name, seconds, arguments))
+            answer: tuple[str, Any] = _receive(process.stdout, time.monotonic() + seconds * _PATIENCE)
+        except (OSError, EOFError) as error:
+            self._end()
+            if process.returncode == 0:
+                return None
+            late = isinstance(error, TimeoutError) or -process.returncode in (signal.SIGPROF, signal.SIGKILL)
+            problem = f"takes more than {seconds:g} s" if late else f"takes more than {MEMORY_BYTES >> 20} MiB"
+            raise ConfinedError(problem) from error
+        return answer
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            self._end()
+            command = [sys.executable, "-m", "sparsity_policies.documents.confined"]
+            try:
+                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            except OSError as error:
+                raise ConfinedError(f"finds no process ({error.strerror})") from error
+        return self._process
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        # A moment to end by itself: its exit status says which limit it met.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.2)
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+def _send(pipe: IO[bytes], message: Any) -> None:
+    data = pickle.dumps(message)
+    pipe.write(_SIZE.pack(len(data)) + data)
+    pipe.flush()
+
+
+def _receive(pipe: IO[bytes], until: float) -> Any:
+    """A message; TimeoutError when it has not come by ``until``, EOFError when the other end is closed."""
+    (size,) = _SIZE.unpack(_read(pipe, _SIZE.size, until))
+    return pickle.loads(_read(pipe, size, until))
+
+
+def _read(pipe: IO[bytes], size: int, until: float) -> bytes:
+    found = bytearray()
+    while len(found) < size:
+        if not select.select([pipe], [], [], max(until - time.monotonic(), 0.0))[0]:
+            raise TimeoutError
+        part = os.read(pipe.fileno(), size - len(found))
+        if not part:
+            raise EOFError
+        found += part
+    return bytes(found)
+
+
+# Two, so that no draft of an editor holds up what routers follow.
+SOURCES, EDITS = Confined(), Confined()
+
+
+def _compiled(expressions: Sequence[str]) -> bytes:
+    try:
+        return dump_database(compile_expressions(expressions))
+    except hyperscan.error as error:
+        raise ValueError(f"the policies' detection does not compile together: {error}") from error
+
+
+_WORK: Final[dict[str, Callable[..., Any]]] = {"check": check_policy, "load": load_yaml, "compile": _compiled}
+
+
+def _main() -> None:
+    """Answers calls on the standard input until its end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    while True:
+        try:
+            name, seconds, arguments = _receive(sys.stdin.buffer, time.monotonic() + _IDLE_SECONDS)
+        except (EOFError, TimeoutError):
+            return
+        # Nothing catches the signal, so that it ends a library's loop too.
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        try:
+            answer: tuple[str, Any] = "done", _WORK[name](*arguments)
+        except InvalidRequestError as error:
+            answer = "invalid", [tuple(violation) for violation in error.violations]
+        except MemoryError:
+            answer = "memory", ""
+        except ValueError as error:
+            answer = "value", str(error)
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        _send(answers, answer)
+
+
+if __name__ == "__main__":
+    _main()

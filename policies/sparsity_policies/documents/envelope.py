@@ -1,0 +1,92 @@
+"""What the store keeps of a policy or an override, and reading it back."""
+
+from __future__ import annotations
+
+import json
+
+from sparsity.errors import InvalidRequestError
+
+from sparsity_policies.documents.document import Check, encode, parse_policy
+from sparsity_policies.documents.validate import check_policy
+from sparsity_policies.model import Override, Scope, StoredPolicy, Tier
+
+UNREADABLE = (ValueError, TypeError, KeyError, InvalidRequestError)
+
+
+def open_policy(envelope: str, domain: str, check: Check = check_policy) -> StoredPolicy:
+    """Reads a stored policy; ``check`` finds the mistakes of one of the right shape.
+
+    Raises:
+        ValueError, TypeError, KeyError, InvalidRequestError: when it cannot be read.
+    """
+    outer = json.loads(envelope)
+    policy = parse_policy(json.loads(outer["body"]), check)
+    if policy.domain != domain:
+        raise ValueError(f"holds the policy of {policy.domain!r}")
+    return StoredPolicy(
+        policy,
+        str(outer["etag"]),
+        int(outer["revision"]),
+        float(outer["time"]),
+        str(outer["actor"]),
+        str(outer["reason"]),
+        bool(outer.get("deleted", False)),
+    )
+
+
+def seal_policy(stored: StoredPolicy) -> str:
+    """What :func:`open_policy` reads; the store's script makes the same of a write."""
+    return json.dumps(
+        {
+            "etag": stored.etag,
+            "revision": stored.revision,
+            "time": repr(stored.update_time),
+            "actor": stored.actor,
+            "reason": stored.reason,
+            "body": encode(stored.policy),
+            "deleted": stored.deleted,
+        }
+    )
+
+
+def seal_override(override: Override) -> str:
+    """An override as the store keeps it, without its id."""
+    return json.dumps(
+        {
+            "scope": override.scope.value,
+            "target": override.target,
+            "max_tier": override.max_tier.value,
+            "expire_time": override.expire_time,
+            "reason": override.reason,
+            "actor": override.actor,
+            "revision": override.revision,
+        }
+    )
+
+
+def open_overrides(bodies: dict[str, str]) -> tuple[list[Override], dict[str, str]]:
+    """Overrides by id, and what was wrong with those that could not be read."""
+    found, rejected = [], {}
+    for name, body in sorted(bodies.items()):
+        try:
+            found.append(_open_override(name, body))
+        except UNREADABLE as error:
+            # An override that cannot be read may have been a kill switch.
+            found.append(Override(name, Scope.GLOBAL, reason="unreadable override, held as a global kill switch"))
+            rejected[f"override {name}"] = f"{type(error).__name__}: {error}"
+    return found, rejected
+
+
+def _open_override(name: str, body: str) -> Override:
+    fields = json.loads(body)
+    expires = fields["expire_time"]
+    return Override(
+        id=name,
+        scope=Scope(fields["scope"]),
+        target=str(fields["target"]),
+        max_tier=Tier(fields["max_tier"]),
+        expire_time=None if expires is None else float(expires),
+        reason=str(fields["reason"]),
+        actor=str(fields["actor"]),
+        revision=int(fields.get("revision", 0)),
+    )

@@ -1,0 +1,1 @@
+"""What a policy tells requests by: conditions, literals, patterns."""

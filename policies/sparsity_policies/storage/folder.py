@@ -1,0 +1,179 @@
+"""Policies from a folder of YAML files, such as a checkout or a mounted ConfigMap, in the place of a store.
+
+The folder is the source of truth: nothing is written to it. A file that cannot be read is told, and its domain held at
+its last good version by the router. The revision counts the changes that this process saw; replicas compare content
+hashes. A store beside it carries overrides, and is compared with the folder: what differs has drifted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sparsity.errors import ConfigurationError, InvalidRequestError, StoreError
+
+from sparsity_policies.documents.document import encode
+from sparsity_policies.documents.yamlfile import load_yaml
+from sparsity_policies.model import Override, Policy, StoredPolicy
+from sparsity_policies.storage.contents import Contents, Cursor, Delta
+from sparsity_policies.storage.store import PolicyStore
+from sparsity_policies.threads import BUILDS
+
+log = logging.getLogger("sparsity.policies.folder")
+_POLL_SECONDS = 0.5
+
+
+class PolicyFolder:
+    """The `*.yaml` files of one folder, one policy each, with the overrides of ``store`` where there is one.
+
+    Args:
+        folder: the source of truth.
+        store: carries overrides, and is compared with the folder.
+        load: reads and checks a text, told whose.
+
+    Raises:
+        ConfigurationError: when there is no such folder.
+    """
+
+    def __init__(
+        self, folder: Path, store: PolicyStore | None = None, load: Callable[[str, str], Policy] = load_yaml
+    ) -> None:
+        if not folder.is_dir():
+            raise ConfigurationError(f"--policy-dir: {folder} is no folder")
+        self._folder = folder
+        self._store = store
+        self._load = load
+        self._cursor = Cursor(0, "", "")
+        self._opened: dict[str, StoredPolicy] = {}
+        self._names: dict[str, str] = {}
+        self._read_before: dict[str, tuple[bytes, Policy | str]] = {}
+        self._overrides: list[Override] = []
+        self._overrides_at = 0
+        self._drifted: tuple[str, ...] = ()
+        self._store_head = ""
+        self._clock_offset = 0.0
+
+    async def read(self) -> Contents:
+        """Every file, and the overrides as they were last known."""
+        texts = await BUILDS.run(self._texts)
+        found, rejected = await BUILDS.run(self._open, texts)
+        await self._consult(found)
+        head = self._head(texts)
+        if head != self._cursor.head:
+            self._cursor = Cursor(self._cursor.revision + 1, head, "")
+        about = (self._clock_offset, self._drifted, self._overrides_at)
+        return Contents(self._cursor, list(found.values()), self._overrides, rejected, *about)
+
+    async def delta(self, cursor: Cursor) -> Delta | None:
+        """Nothing when nothing changed; else only a whole read can tell."""
+        if await self._changed(cursor):
+            return None
+        return Delta(cursor, {}, self._overrides, {}, self._clock_offset, self._overrides_at)
+
+    async def wait(self, cursor: Cursor, seconds: float) -> None:
+        """Returns at a change after ``cursor``, or after ``seconds``."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if await self._changed(cursor):
+                return
+            await asyncio.sleep(min(_POLL_SECONDS, left))
+
+    async def _changed(self, cursor: Cursor) -> bool:
+        if self._store is not None:
+            try:
+                self._store_head = await self._store.head()
+            except StoreError as error:
+                log.warning("%s; its overrides are kept as they were", error)
+        return self._head(await BUILDS.run(self._texts)) != cursor.head
+
+    async def _consult(self, found: dict[str, StoredPolicy]) -> None:
+        """Takes overrides, drift and clock from the store."""
+        if self._store is None:
+            return
+        try:
+            contents = await self._store.read()
+        except StoreError as error:
+            log.warning("%s; its overrides are kept as they were", error)
+            return
+        self._clock_offset = contents.clock_offset
+        self._store_head = contents.cursor.head
+        self._overrides, self._overrides_at = contents.overrides, contents.overrides_at
+        there = {stored.policy.domain: encode(stored.policy) for stored in contents.policies}
+        here = {domain: encode(stored.policy) for domain, stored in found.items()}
+        self._drifted = tuple(sorted(domain for domain in there if there[domain] != here.get(domain)))
+
+    def _head(self, texts: dict[str, bytes | str]) -> str:
+        digest = hashlib.sha256(self._store_head.encode())
+        for name, text in texts.items():
+            digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + _digest(text))
+        return digest.hexdigest()[:16]
+
+    def _texts(self) -> dict[str, bytes | str]:
+        """Every file's contents, or in words what keeps them from being read."""
+        try:
+            # A mounted ConfigMap has hidden folders of its own beside the links.
+            files = [path for path in sorted(self._folder.iterdir()) if path.suffix == ".yaml" and path.name[0] != "."]
+        except OSError as error:
+            raise StoreError(f"--policy-dir: {error}") from error
+        return {path.name: _contents(path) for path in files}
+
+    def _read(self, name: str, data: bytes | str) -> Policy | str:
+        """The policy in a file, or what is wrong with it; what did not change is not read again."""
+        if isinstance(data, str):
+            return data
+        digest = _digest(data)
+        known = self._read_before.get(name)
+        if known is not None and known[0] == digest:
+            return known[1]
+        try:
+            found: Policy | str = self._load(data.decode(), name)
+        except (InvalidRequestError, UnicodeDecodeError) as error:
+            found = str(error)
+        self._read_before[name] = digest, found
+        return found
+
+    def _open(self, texts: dict[str, bytes | str]) -> tuple[dict[str, StoredPolicy], dict[str, str]]:
+        found: dict[str, StoredPolicy] = {}
+        rejected: dict[str, str] = {}
+        self._read_before = {name: known for name, known in self._read_before.items() if name in texts}
+        for name, data in texts.items():
+            # A file keeps the domain it last held, so that a broken edit is told of the right one.
+            domain = self._names.get(name, name.removesuffix(".yaml"))
+            policy = self._read(name, data)
+            if isinstance(policy, str):
+                rejected[domain] = policy
+                continue
+            self._names[name] = policy.domain
+            if policy.domain in found:
+                rejected[policy.domain] = f"stands in {found[policy.domain].actor} and in {name}; keep one"
+                continue
+            etag = _digest(data).hex()[:16]
+            known = self._opened.get(policy.domain)
+            if known is None or known.etag != etag:
+                updated = _modified(self._folder / name)
+                known = StoredPolicy(policy, etag, self._cursor.revision + 1, updated, name, "policy folder")
+            found[policy.domain] = self._opened[policy.domain] = known
+        return {domain: stored for domain, stored in found.items() if domain not in rejected}, rejected
+
+
+def _contents(path: Path) -> bytes | str:
+    try:
+        # Neither a folder nor a pipe, which would be waited for.
+        return path.read_bytes() if path.is_file() else "is no file"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # gone since it was read
+        return time.time()
+
+
+def _digest(data: bytes | str) -> bytes:
+    return hashlib.sha256(data if isinstance(data, bytes) else data.encode()).digest()

@@ -1,0 +1,259 @@
+"""Policies in Redis: documents, append-only revisions, overrides, and one stream that routers follow."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from sparsity.errors import ConflictError, NotFoundError, StoreError
+
+from sparsity_policies.documents.document import Check, encode, unchecked
+from sparsity_policies.documents.envelope import UNREADABLE, open_overrides, open_policy, seal_override
+from sparsity_policies.documents.validate import check_policy
+from sparsity_policies.model import Override, Policy, StoredPolicy
+from sparsity_policies.storage import scripts
+from sparsity_policies.storage.connection import close, connect, store_errors
+from sparsity_policies.storage.contents import Contents, Cursor, Delta
+from sparsity_policies.storage.scripts import EVENTS, HEAD, OVERRIDES, POLICIES, REVISION, SEEDED
+from sparsity_policies.threads import BUILDS
+
+_READ_KEYS = (POLICIES, REVISION, EVENTS, OVERRIDES, HEAD)
+_DELTA_EVENTS = 1000
+_REPLICATION_MS = 1000
+# Of the hundred that the library's pool has, before it refuses.
+_CONNECTIONS = 48
+
+
+class History(NamedTuple):
+    """A page of revisions, newest first, and where the next one goes on ``below``; None at the end."""
+
+    revisions: list[StoredPolicy]
+    below: int | None
+
+
+class PolicyStore:
+    """The store behind one Redis URL; see :func:`sparsity_policies.storage.connection.connect` for its forms.
+
+    Every method raises StoreError when the server cannot be reached or does not answer in time.
+
+    Args:
+        url: the server, the sentinels or the cluster.
+        timeout: of one command, seconds.
+        wait_replicas: replicas that must hold a policy before its write is acknowledged, so that no failover loses it.
+        check: finds the mistakes of what is read.
+    """
+
+    def __init__(self, url: str, timeout: float = 2.0, wait_replicas: int = 0, check: Check = check_policy) -> None:
+        self._check = check
+        self.redis: Any = connect(url, timeout)
+        self._wait_replicas = wait_replicas
+        self._turns = asyncio.Semaphore(_CONNECTIONS)
+        # Documents as last read: what did not change is not parsed again.
+        self._opened: dict[str, tuple[str, StoredPolicy]] = {}
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await close(self.redis)
+
+    async def _run(self, script: str, keys: Iterable[str], *arguments: str | int) -> list[Any]:
+        listed = list(keys)
+        async with self._turns:
+            answer: list[Any] = await self.redis.eval(script, len(listed), *listed, *arguments)
+        return answer
+
+    async def read(self) -> Contents:
+        """Everything at one revision; what cannot be read is told, not raised."""
+        with store_errors():
+            revision, head, event, clock, overrides, policies = await self._run(scripts.READ, _READ_KEYS)
+        offset = float(clock) - time.time()
+        cursor = Cursor(_number(revision), head, event)
+        # Thousands of documents take a while; requests go on meanwhile.
+        envelopes = _pairs(policies)
+        stored, rejected = await BUILDS.run(self._open_all, envelopes)
+        self._opened = {domain: known for domain, known in self._opened.items() if domain in envelopes}
+        active, broken = open_overrides(_pairs(overrides))
+        return Contents(cursor, stored, active, rejected | broken, offset, overrides_at=cursor.revision)
+
+    async def revision_number(self) -> int:
+        """The store's revision; 0 when it is empty."""
+        with store_errors():
+            return _number(await self.redis.get(REVISION) or 0)
+
+    async def head(self) -> str:
+        """Changes with every write."""
+        with store_errors():
+            return str(await self.redis.get(HEAD) or "")
+
+    async def delta(self, cursor: Cursor) -> Delta | None:
+        """What changed since ``cursor``; None when only a whole read can tell."""
+        with store_errors():
+            answer = await self._run(scripts.DELTA, _READ_KEYS, cursor.event, _DELTA_EVENTS + 1)
+        revision, head, event, clock, overrides, events, changed = answer
+        offset = float(clock) - time.time()
+        fresh = Cursor(_number(revision), head, event)
+        # Every write raises the revision and adds one event. Anything else was trimmed, lost or done by hand.
+        if fresh.revision - cursor.revision != events or events > _DELTA_EVENTS or (not events and head != cursor.head):
+            return None
+        envelopes = dict(zip(changed[::2], changed[1::2], strict=True))
+        there = {domain: envelope for domain, envelope in envelopes.items() if envelope}
+        # Never on the event loop: whoever wrote to the store, nothing here says that it was checked.
+        stored, rejected = await BUILDS.run(self._open_all, there) if there else ([], {})
+        policies: dict[str, StoredPolicy | None] = dict.fromkeys(envelopes.keys() - there.keys())
+        policies |= {found.policy.domain: found for found in stored}
+        active, broken = open_overrides(_pairs(overrides))
+        return Delta(fresh, policies, active, rejected | broken, offset, fresh.revision)
+
+    async def wait(self, cursor: Cursor, seconds: float) -> None:
+        """Returns at a change after ``cursor``, or after ``seconds``."""
+        with store_errors():
+            await self.redis.xread({EVENTS: cursor.event}, count=1, block=max(int(seconds * 1000), 1))
+
+    def _open_all(self, envelopes: dict[str, str]) -> tuple[list[StoredPolicy], dict[str, str]]:
+        stored, rejected = [], {}
+        for domain, envelope in sorted(envelopes.items()):
+            try:
+                stored.append(self._open(domain, envelope))
+            except UNREADABLE as error:
+                rejected[domain] = f"{type(error).__name__}: {error}"
+        return stored, rejected
+
+    def _open(self, domain: str, envelope: str) -> StoredPolicy:
+        known = self._opened.get(domain)
+        if known is None or known[0] != envelope:
+            known = self._opened[domain] = envelope, open_policy(envelope, domain, self._check)
+        return known[1]
+
+    async def put(
+        self, policy: Policy, *, etag: str | None, actor: str, reason: str, seeding: bool = False
+    ) -> StoredPolicy:
+        """Writes a policy when ``etag`` matches; None writes whatever is there, an empty one only creates.
+
+        Raises:
+            ConflictError: when another etag is there, or, when ``seeding``, the domain was seeded before.
+            InvalidRequestError: when the document is too large.
+        """
+        revision, fresh, time_ = await self._write(policy.domain, encode(policy), etag, actor, reason, seeding)
+        return StoredPolicy(policy, fresh, revision, time_, actor, reason)
+
+    async def delete(self, domain: str, *, etag: str | None, actor: str, reason: str) -> int:
+        """Deletes a policy when ``etag`` matches, and returns the revision that says so.
+
+        Raises:
+            ConflictError: when another etag is there.
+            NotFoundError: when there is no such policy.
+        """
+        revision, _, _ = await self._write(domain, "", etag, actor, reason, False)
+        return revision
+
+    async def _write(
+        self, domain: str, body: str, etag: str | None, actor: str, reason: str, seeding: bool
+    ) -> tuple[int, str, float]:
+        """Revision, etag and time of a write; an empty ``body`` deletes."""
+        fresh = uuid.uuid4().hex[:16]
+        keys = (POLICIES, REVISION, EVENTS, scripts.history(domain), HEAD, SEEDED)
+        arguments = (domain, "*" if etag is None else etag, body, fresh, actor, reason)
+        limits = (scripts.EVENTS_KEPT, scripts.HISTORY_KEPT, int(seeding))
+        answer = await self._acknowledged(scripts.PUT, keys, *arguments, *limits)
+        outcome = int(answer[0])
+        if outcome < 0:
+            there = f"etag {answer[1]!r}" if answer[1] else "no such policy"
+            raise ConflictError(f"policy {domain}: {there} is in the store, not {etag!r}; read it and try again")
+        if outcome == 0 and body:
+            raise ConflictError(f"policy {domain}: was seeded before")
+        if outcome == 0:
+            raise NotFoundError(f"policy {domain!r} does not exist")
+        return outcome, fresh, float(answer[1])
+
+    async def _acknowledged(self, script: str, keys: tuple[str, ...], *arguments: str | int) -> list[Any]:
+        """Runs a writing script, and waits for replicas where that is asked for."""
+        with store_errors():
+            if not self._wait_replicas:
+                return await self._run(script, keys, *arguments)
+            # Both commands take one connection: WAIT speaks of the writes of its own.
+            async with self._turns, self.redis.pipeline(transaction=False) as pipe:
+                pipe.eval(script, len(keys), *keys, *arguments)
+                pipe.execute_command("WAIT", self._wait_replicas, _REPLICATION_MS)
+                answer, replicas = await pipe.execute()
+        if int(answer[0]) > 0 and int(replicas) < self._wait_replicas:
+            held = f"{replicas} of {self._wait_replicas} replicas hold the write"
+            raise StoreError(f"policy store: {held}; a failover may lose it: read it again")
+        return list(answer)
+
+    async def history(self, domain: str, below: int | None = None, count: int = 100) -> History:
+        """Revisions of a policy, newest first, of those ``below`` a revision; unreadable ones are left out."""
+        newest = "+" if below is None else f"({below}-0"
+        with store_errors():
+            entries = await self.redis.xrevrange(scripts.history(domain), newest, "-", count=count)
+        found = []
+        for _, fields in entries:
+            try:
+                found.append(open_policy(fields["envelope"], domain, unchecked))
+            except UNREADABLE:
+                continue
+        return History(found, int(entries[-1][0].partition("-")[0]) if len(entries) == count else None)
+
+    async def revision(self, domain: str, revision: int) -> StoredPolicy:
+        """One revision of a policy, of the right shape; its meaning was checked when it was written.
+
+        Raises:
+            NotFoundError: when there is none, or it cannot be read any more.
+        """
+        place = f"{revision}-0"
+        with store_errors():
+            entries = await self.redis.xrange(scripts.history(domain), place, place)
+        if not entries:
+            raise NotFoundError(f"policy {domain!r} has no revision {revision}")
+        try:
+            return open_policy(entries[0][1]["envelope"], domain, unchecked)
+        except UNREADABLE as error:
+            raise NotFoundError(f"revision {revision} of policy {domain!r} cannot be read: {error}") from error
+
+    async def seed(self, policies: Iterable[Policy]) -> list[str]:
+        """Creates the policies that were never seeded before; what an operator changed or deleted stays so."""
+        added = []
+        for policy in policies:
+            try:
+                await self.put(policy, etag="", actor="sparsity-router", reason="shipped policy", seeding=True)
+                added.append(policy.domain)
+            except ConflictError:
+                continue
+        return added
+
+    async def put_override(self, override: Override) -> int:
+        """Sets an override and returns the store's new revision."""
+        return await self._override(override.id, seal_override(override))
+
+    async def delete_override(self, override_id: str) -> int:
+        """Ends an override and returns the store's new revision.
+
+        Raises:
+            NotFoundError: when there is none.
+        """
+        revision = await self._override(override_id, "")
+        if not revision:
+            raise NotFoundError(f"override {override_id!r} does not exist")
+        return revision
+
+    async def _override(self, override_id: str, body: str) -> int:
+        keys = (OVERRIDES, REVISION, EVENTS, HEAD)
+        with store_errors():
+            answer = await self._run(
+                scripts.OVERRIDE, keys, override_id, body, scripts.EVENTS_KEPT, uuid.uuid4().hex[:16]
+            )
+        return int(answer[0])
+
+
+def _pairs(flat: Any) -> dict[str, str]:
+    if isinstance(flat, dict):
+        return flat
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _number(text: Any) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise StoreError(f"policy store: {REVISION} holds {text!r}, not a number") from error

@@ -1,0 +1,1 @@
+"""What the cells say: tables, verdicts, charts."""

@@ -1,0 +1,1 @@
+"""Suites over cases, cell by cell."""

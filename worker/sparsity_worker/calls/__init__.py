@@ -1,0 +1,1 @@
+"""What the worker answers: calls, requests, load, and what is told of them."""

@@ -1,0 +1,91 @@
+"""What a worker did and how busy it is, as metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from opentelemetry import metrics
+from sparsity import telemetry
+from sparsity.metering import SHARES, Generations, Times, Total, histogram, is_on, observe, scalar
+from sparsity.v1 import inference_pb2
+
+from sparsity_worker.calls.load import Load
+from sparsity_worker.config import ModelFacts, WorkerConfig
+
+_GROUPS = ("first", "middle", "last")
+_LAYERS = "sparsity.layers"
+
+
+class WorkerMetrics:
+    """Instruments of one worker.
+
+    Args:
+        config: its options.
+        facts: its model.
+        load: how busy it is.
+        kv_tokens: tokens that its KV cache holds.
+        meter: where they are kept.
+    """
+
+    def __init__(
+        self, config: WorkerConfig, facts: ModelFacts, load: Load, kv_tokens: int, meter: metrics.Meter | None = None
+    ) -> None:
+        self._on = meter is not None or is_on()
+        meter = meter or metrics.get_meter("sparsity.worker")
+        self._generations = Generations(meter)
+        self._common = {telemetry.TIER: config.tier}
+        self._answered = {**self._common, telemetry.GEN_AI_MODEL: facts.name}
+        shares = partial(histogram, meter, unit="1", bounds=SHARES)
+        density = "Attended over causal pairs of the prompt, by third of the layers."
+        coverage = "Estimated share of softmax mass kept, by third of the layers."
+        self._density = shares("sparsity.worker.layer.density", what=density)
+        self._coverage = shares("sparsity.worker.layer.coverage", what=coverage)
+        measured = "Share of softmax mass kept, measured on some rows of some requests."
+        self._measured = shares("sparsity.worker.coverage.measured", what=measured)
+        calls = "Attention kernel calls; sparse ones pruned something."
+        self._calls = Total(meter, "sparsity.worker.kernel.calls", "{call}", calls)
+
+        own = partial(scalar, attributes=self._common)
+        used = "Share of the KV cache that live requests held when a router last heard of it."
+        aborted = "Requests that were cancelled or failed."
+        observe(
+            meter,
+            [
+                ("sparsity.worker.requests", "{request}", "In flight.", own(lambda: len(load.requests))),
+                ("sparsity.worker.requests.limit", "{request}", "Accepted at once.", own(lambda: load.limit)),
+                ("sparsity.worker.outstanding", "{token}", "Still to work on.", own(lambda: load.outstanding_tokens)),
+                ("sparsity.worker.draining", "1", "1 while it admits no more.", own(lambda: load.draining)),
+                ("sparsity.worker.kv_use", "1", used, own(lambda: load.kv_used_tokens / max(kv_tokens, 1))),
+            ],
+            [("sparsity.worker.aborted", "{request}", aborted, own(lambda: load.aborted))],
+        )
+
+    def finished(self, completion: inference_pb2.Completion, times: Times) -> None:
+        """Takes up one answered request."""
+        if not self._on:
+            return
+        self._generations.record(completion, times, self._answered)
+        report = completion.sparsity
+        for kind, count in (
+            ("sparse", report.sparse_kernel_calls),
+            ("dense", report.kernel_calls - report.sparse_kernel_calls),
+        ):
+            self._calls.add(count, {**self._common, "sparsity.kernel.kind": kind})
+        if report.HasField("measured_coverage"):
+            self._measured.record(report.measured_coverage, self._common)
+        for name, layers in _thirds(report.layers):
+            where = {**self._common, _LAYERS: name}
+            self._density.record(sum(layer.prefill_density for layer in layers) / len(layers), where)
+            self._coverage.record(sum(layer.coverage for layer in layers) / len(layers), where)
+
+
+def _thirds(
+    layers: Sequence[inference_pb2.LayerReport],
+) -> list[tuple[str, Sequence[inference_pb2.LayerReport]]]:
+    """The layers in three groups, the empty ones left out."""
+    count = len(layers)
+    cuts = [count * place // 3 for place in range(4)]
+    return [
+        (name, layers[low:high]) for name, low, high in zip(_GROUPS, cuts[:-1], cuts[1:], strict=True) if high > low
+    ]

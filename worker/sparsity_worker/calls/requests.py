@@ -1,0 +1,130 @@
+"""Checks a request and puts it into the engine's terms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sparsity.errors import InvalidRequestError, TokenCountError
+from sparsity.sampling import DEFAULT_MAX_NEW_TOKENS, check_sampling
+from sparsity.v1 import inference_pb2, worker_pb2
+from tokenizers import Tokenizer
+
+from sparsity_worker.config import ModelFacts
+from sparsity_worker.engine.sglang_engine import EngineRequest
+from sparsity_worker.keys import MEASURE_KEY, REASONING_KEY, STEPWISE_KEY
+
+# Keeps the first candidate alone, as anything below does; a GPU that flushes smaller numbers to 0 would find none.
+_LEAST_TOP_P = 1e-6
+# Characters; vocabularies have runs of spaces this long at most.
+_LONGEST_TOKEN = 256
+
+
+def read_prompt(request: worker_pb2.WorkerServiceGenerateRequest, tokenizer: Tokenizer) -> list[int]:
+    """The prompt's token ids.
+
+    Raises:
+        InvalidRequestError: when it has both forms.
+        TokenCountError: when the router decided for another length.
+    """
+    if not request.HasField("text"):
+        return list(request.prompt.ids)
+    text = request.text
+    if request.prompt.ids:
+        raise InvalidRequestError.of("text", "stands beside `prompt`; set one of them")
+    ids: list[int] = tokenizer.encode(text.text, add_special_tokens=text.add_special_tokens).ids
+    if not text.min_tokens <= len(ids) <= text.max_tokens:
+        problem = f"{len(ids)} tokens are not in [{text.min_tokens}, {text.max_tokens}], which the router decided for"
+        raise TokenCountError(f"the prompt's {problem}")
+    return ids
+
+
+def check_size(request: worker_pb2.WorkerServiceGenerateRequest, facts: ModelFacts) -> None:
+    """Refuses a prompt that cannot fit, before anybody goes through it.
+
+    Raises:
+        InvalidRequestError: naming the field.
+    """
+    if (count := len(request.prompt.ids)) >= facts.context_length:
+        problem = f"are {count}; the model takes {facts.context_length}, its answer included"
+        raise InvalidRequestError.of("prompt.ids", problem)
+    if (size := len(request.text.text)) > _LONGEST_TOKEN * facts.context_length:
+        problem = f"has {size} characters, more than {facts.context_length} tokens ever have"
+        raise InvalidRequestError.of("text.text", problem)
+
+
+def engine_request(
+    request: worker_pb2.WorkerServiceGenerateRequest,
+    prompt: list[int],
+    facts: ModelFacts,
+    markers: Sequence[int] = (),
+    measured: bool = False,
+) -> EngineRequest:
+    """The request as the engine takes it.
+
+    Args:
+        request: as it came.
+        prompt: its token ids.
+        facts: the model.
+        markers: token ids around a reasoning span, if the model has any.
+        measured: whether its coverage is measured although it does not ask for that.
+
+    Raises:
+        InvalidRequestError: naming the field.
+    """
+    if not request.request_id:
+        raise InvalidRequestError.of("request_id", "is empty")
+    if not prompt:
+        raise InvalidRequestError.of("prompt", "is empty")
+    if (highest := max(prompt)) >= facts.vocabulary_size:
+        raise InvalidRequestError.of(
+            "prompt.ids", f"{highest} is not below the vocabulary size {facts.vocabulary_size}"
+        )
+    sampling = sampling_params(request.sampling, facts)
+    custom: dict[str, Any] = {REASONING_KEY: list(markers)} if request.dense_reasoning else {}
+    if measured or request.measure_coverage:
+        custom[MEASURE_KEY] = True
+    if request.sampling.stop:
+        custom[STEPWISE_KEY] = True
+    if custom:
+        sampling["custom_params"] = custom
+    total = len(prompt) + sampling["max_new_tokens"]
+    if total > facts.context_length:
+        raise InvalidRequestError.of(
+            "sampling.max_new_tokens",
+            f"{len(prompt)} prompt tokens and {sampling['max_new_tokens']} new ones exceed the context length"
+            f" {facts.context_length}; shorten the prompt or ask for fewer",
+        )
+    return EngineRequest(
+        rid=request.request_id,
+        prompt=prompt,
+        sampling=sampling,
+        cache_salt=request.cache_salt if request.HasField("cache_salt") else None,
+    )
+
+
+def marker_ids(tokenizer: Tokenizer, markers: Sequence[str]) -> tuple[int, ...]:
+    """Token ids of the markers around a reasoning span; none when the tokenizer does not have both as tokens."""
+    found = [tokenizer.token_to_id(marker) for marker in markers]
+    return () if None in found else tuple(int(each) for each in found if each is not None)
+
+
+def sampling_params(params: inference_pb2.SamplingParams, facts: ModelFacts) -> dict[str, Any]:
+    """SGLang's sampling parameters; unset fields keep its defaults, except that decoding is greedy.
+
+    Raises:
+        InvalidRequestError: naming the field and its range.
+    """
+    check_sampling(params, facts.context_length)
+    out: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": DEFAULT_MAX_NEW_TOKENS}
+    for name in ("max_new_tokens", "temperature", "frequency_penalty", "presence_penalty", "ignore_eos"):
+        if params.HasField(name):
+            out[name] = getattr(params, name)
+    if params.HasField("top_p"):
+        out["top_p"] = max(params.top_p, _LEAST_TOP_P)
+    # As many candidates as there are tokens is all of them, which is what the engine does without the field.
+    if params.HasField("top_k") and params.top_k < facts.vocabulary_size:
+        out["top_k"] = params.top_k
+    if params.HasField("seed"):
+        out["sampling_seed"] = params.seed & (2**63 - 1)
+    return out

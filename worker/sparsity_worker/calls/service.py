@@ -1,0 +1,256 @@
+"""WorkerService over the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from sparsity.bounds import seconds_of
+from sparsity.engines import ECHO
+from sparsity.errors import InvalidRequestError
+from sparsity.leases import LeaseChecker
+from sparsity.metering import Times
+from sparsity.v1 import inference_pb2, worker_pb2
+from tokenizers import Tokenizer
+
+from sparsity_worker.calls import tracing
+from sparsity_worker.calls.load import Load
+from sparsity_worker.calls.metering import WorkerMetrics
+from sparsity_worker.calls.requests import check_size, engine_request, read_prompt
+from sparsity_worker.coalescing import coalesced
+from sparsity_worker.config import ModelFacts, WorkerConfig
+from sparsity_worker.detokenizer import IncrementalDetokenizer
+from sparsity_worker.echo.engine import EchoEngine
+from sparsity_worker.engine.sglang_engine import Engine, EngineRequest
+
+if TYPE_CHECKING:
+    from sparsity_worker.engine.proof import Proof
+    from sparsity_worker.profiles.tier_profile import TierProfile
+
+Context = grpc.aio.ServicerContext[worker_pb2.WorkerServiceGenerateRequest, worker_pb2.WorkerServiceGenerateResponse]
+_FINISH = {"stop": inference_pb2.FINISH_REASON_STOP, "length": inference_pb2.FINISH_REASON_LENGTH}
+# A longer text is tokenized in a thread.
+_INLINE_CHARACTERS = 16_384
+TIERS = {
+    "dense": inference_pb2.TIER_DENSE,
+    "moderate": inference_pb2.TIER_MODERATE,
+    "aggressive": inference_pb2.TIER_AGGRESSIVE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the worker says of itself.
+
+    Attributes:
+        config: its options.
+        facts: its model.
+        profile: of a sparse tier.
+        proof: the start-up probe; None of an echo, which has nothing to prove.
+        tokenizer_digest: SHA-256 of tokenizer.json, hexadecimal.
+        markers: token ids around a reasoning span; none where the tokenizer lacks them.
+        crossover: from where sparse attention is faster on the device, in words.
+    """
+
+    config: WorkerConfig
+    facts: ModelFacts
+    profile: TierProfile | None
+    proof: Proof | None
+    tokenizer_digest: str
+    markers: tuple[int, ...] = ()
+    crossover: str = ""
+
+    @property
+    def label(self) -> str:
+        """Name and version of its profile; `dense` without one, and `echo` where nothing is attended."""
+        without = ECHO if self.config.engine == ECHO else "dense"
+        return self.profile.label if self.profile else without
+
+    @property
+    def densifies(self) -> bool:
+        """Whether it can decode a reasoning span densely; what has no profile decodes none sparsely."""
+        return self.profile is None or self.profile.densifies
+
+    @property
+    def tier(self) -> inference_pb2.Tier.ValueType:
+        """The tier on the wire."""
+        return TIERS[self.config.tier]
+
+
+class WorkerService:
+    """Serves one engine."""
+
+    def __init__(
+        self,
+        engine: Engine | EchoEngine,
+        tokenizer: Tokenizer,
+        identity: Identity,
+        load: Load,
+        leases: LeaseChecker | None = None,
+        metrics: WorkerMetrics | None = None,
+    ) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._identity = identity
+        self._load = load
+        self._leases = leases
+        self._metrics = metrics or WorkerMetrics(identity.config, identity.facts, load, engine.kv_tokens)
+
+    async def Generate(
+        self, request: worker_pb2.WorkerServiceGenerateRequest, context: Context
+    ) -> AsyncIterator[worker_pb2.WorkerServiceGenerateResponse]:
+        """Streams one completion; leaving early aborts it in the engine."""
+        if request.tier not in (inference_pb2.TIER_UNSPECIFIED, self._identity.tier):
+            known = request.tier in inference_pb2.Tier.values()
+            wanted = inference_pb2.Tier.Name(request.tier) if known else f"tier {request.tier}"
+            raise InvalidRequestError.of("tier", f"this worker serves {self._identity.config.tier}, not {wanted}")
+        if self._leases and (request.HasField("lease") or self._identity.config.require_lease):
+            self._leases.take(request)
+        if request.dense_reasoning and not self._identity.densifies:
+            raise InvalidRequestError.of("dense_reasoning", f"{self._identity.label} cannot; ask a denser worker")
+        check_size(request, self._identity.facts)
+        self._load.require_room()
+        if len(request.text.text) > _INLINE_CHARACTERS:
+            prompt = await asyncio.to_thread(read_prompt, request, self._tokenizer)
+        else:
+            prompt = read_prompt(request, self._tokenizer)
+        measured = random.random() < self._identity.config.measured_share
+        inner = engine_request(request, prompt, self._identity.facts, self._identity.markers, measured)
+        tokens = len(inner.prompt) + inner.sampling["max_new_tokens"]
+        with self._load.admit(inner.rid, tokens), tracing.generation(context, inner, self._identity) as trace:
+            steps = self._run(inner, tuple(request.sampling.stop), trace)
+            async with aclosing(coalesced(steps, self._identity.config.coalescing)) as responses:
+                async for response in responses:
+                    yield worker_pb2.WorkerServiceGenerateResponse(response=response)
+
+    async def _run(
+        self, request: EngineRequest, stops: tuple[str, ...], trace: tracing.Generation
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
+        started = time.monotonic()
+        text = IncrementalDetokenizer(self._tokenizer, stops)
+        first, produced, cached, account, finish = None, 0, 0, b"", "stop"
+        async with aclosing(self._engine.generate(request)) as steps:
+            async for step in steps:
+                if first is None:
+                    first = time.monotonic() - started
+                    trace.first_token()
+                produced += len(step.token_ids)
+                cached, account = step.cached_tokens, step.account or account
+                piece = text.push(step.token_ids)
+                if piece.text or step.token_ids:
+                    yield inference_pb2.GenerateResponse(text=piece.text, token_ids=step.token_ids)
+                if piece.stopped:
+                    break
+                if step.finish:
+                    finish = step.finish
+                    rest = text.finish()
+                    if rest.text:
+                        yield inference_pb2.GenerateResponse(text=rest.text)
+        report = self._engine.report(self._identity.tier, self._identity.label, account)
+        times = Times(first, time.monotonic() - started)
+        usage = inference_pb2.Usage(
+            prompt_tokens=len(request.prompt),
+            completion_tokens=produced,
+            cached_tokens=cached,
+            time_to_first_token=_duration(first or 0.0),
+            total_time=_duration(times.total),
+        )
+        completion = inference_pb2.Completion(
+            finish_reason=_FINISH[finish],
+            usage=usage,
+            sparsity=report,
+            worker_id=self._identity.config.worker_id,
+            unreported=self._engine.unreported,
+        )
+        trace.finished(completion, finish)
+        self._metrics.finished(completion, times)
+        yield inference_pb2.GenerateResponse(completion=completion)
+
+    async def GetCapabilities(
+        self,
+        request: worker_pb2.GetCapabilitiesRequest,
+        context: grpc.aio.ServicerContext[worker_pb2.GetCapabilitiesRequest, worker_pb2.GetCapabilitiesResponse],
+    ) -> worker_pb2.GetCapabilitiesResponse:
+        """What this worker serves."""
+        own = self._identity
+        return worker_pb2.GetCapabilitiesResponse(
+            worker_id=own.config.worker_id,
+            model=own.facts.name,
+            tier=own.tier,
+            profile=own.label,
+            backend=self._engine.backend,
+            context_length=own.facts.context_length,
+            vocabulary_size=own.facts.vocabulary_size,
+            max_requests=own.config.max_requests,
+            kv_capacity_tokens=self._engine.kv_tokens,
+            engine_version=self._engine.version,
+            proof=_proof(own.proof) if own.proof else None,
+            tokenizer_digest=own.tokenizer_digest,
+            reasoning_markers=own.config.reasoning_markers if own.markers else (),
+            engine=worker_pb2.EngineFacts(
+                name=self._engine.name,
+                device=self._engine.device,
+                dtype=self._engine.dtype,
+                page_size=self._engine.page_size,
+                tensor_parallel=own.config.tensor_parallel,
+                crossover=own.crossover,
+                **(own.proof.facts if own.proof else {}),
+            ),
+            sparse_from=own.profile.sparse_from if own.profile else 0,
+            dense_reasoning=own.densifies,
+        )
+
+    async def WatchLoad(
+        self,
+        request: worker_pb2.WatchLoadRequest,
+        context: grpc.aio.ServicerContext[worker_pb2.WatchLoadRequest, worker_pb2.WatchLoadResponse],
+    ) -> AsyncIterator[worker_pb2.WatchLoadResponse]:
+        """The load at once and at every change."""
+        interval = seconds_of("interval", request.interval) if request.HasField("interval") else 1.0
+        async for _ in self._load.changes(max(interval, 0.05)):
+            self._load.kv_used_tokens = await self._engine.used_tokens()
+            yield worker_pb2.WatchLoadResponse(
+                requests=len(self._load.requests),
+                outstanding_tokens=self._load.outstanding_tokens,
+                draining=self._load.draining,
+                kv_used_tokens=self._load.kv_used_tokens,
+                finished_requests=self._load.finished,
+                aborted_requests=self._load.aborted,
+            )
+
+    async def Drain(
+        self,
+        request: worker_pb2.DrainRequest,
+        context: grpc.aio.ServicerContext[worker_pb2.DrainRequest, worker_pb2.DrainResponse],
+    ) -> worker_pb2.DrainResponse:
+        """Stops admitting and waits for the requests in flight."""
+        self._load.drain()
+        timeout = seconds_of("timeout", request.timeout) if request.HasField("timeout") else None
+        await self._load.idle(timeout)
+        return worker_pb2.DrainResponse(aborted_requests=len(self._load.requests))
+
+
+def _proof(proof: Proof) -> worker_pb2.BackendProof:
+    when = Timestamp()
+    when.FromNanoseconds(int(proof.time * 1e9))
+    return worker_pb2.BackendProof(
+        prompt_tokens=proof.prompt_tokens,
+        sparse_kernel_calls=proof.sparse_calls,
+        kernel_calls=proof.calls,
+        density=proof.density,
+        time=when,
+    )
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(int(seconds * 1e9))
+    return duration

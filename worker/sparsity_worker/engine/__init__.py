@@ -1,0 +1,1 @@
+"""SGLang's engine in this process, its proof and its reports."""

@@ -1,0 +1,160 @@
+"""The SGLang engine of this process: tokens in, tokens out."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sparsity import telemetry
+from sparsity.engines import SGLANG
+from sparsity.errors import EngineError
+from sparsity.v1 import inference_pb2
+
+from sparsity_worker.config import ModelFacts, WorkerConfig
+from sparsity_worker.devices import DEVICES, pick_dtype, prepare_environment
+from sparsity_worker.keys import CONFIG_KEY, FACTS_KEY, REPORT_KEY
+
+if TYPE_CHECKING:
+    from sparsity_worker.profiles.tier_profile import TierProfile
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What the engine produced since the last step.
+
+    Attributes:
+        token_ids: new tokens.
+        finish: SGLang's finish type (`stop`, `length`) in the last step.
+        cached_tokens: prompt tokens that the prefix cache held.
+        account: the packed account of the sparse backend so far; empty on the dense tier.
+        facts: how that backend was set up, as JSON; of the probe only.
+    """
+
+    token_ids: list[int]
+    finish: str | None
+    cached_tokens: int
+    account: bytes
+    facts: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One request in the engine's terms."""
+
+    rid: str
+    prompt: list[int]
+    sampling: dict[str, Any]
+    cache_salt: str | None = None
+
+
+class Engine:
+    """An `sgl.Engine` with the profile's backend on the sparse tiers.
+
+    Construct it in the main thread: SGLang installs signal handlers and starts its scheduler process.
+    """
+
+    name: Final = SGLANG
+    unreported: Final = ""
+
+    def __init__(self, config: WorkerConfig, facts: ModelFacts, profile: TierProfile | None) -> None:
+        prepare_environment(config.device, config.threads, config.tensor_parallel, config.state_folder)
+        import sglang
+
+        from sparsity_worker.profiles.tier_profile import model_overrides
+
+        self.device = config.device
+        self.version: str = sglang.__version__
+        self.dtype = pick_dtype(config.dtype, config.device)
+        self.page_size = profile.page_size if profile else 64
+        overrides = model_overrides(profile, facts) | ({CONFIG_KEY: profile.to_document()} if profile else {})
+        collector = telemetry.plaintext_collector()
+        self._traced = collector is not None
+        tracing = {"enable_trace": True, "otlp_traces_endpoint": collector, "otlp_service_name": "sglang"}
+        self._engine = sglang.Engine(
+            model_path=str(config.model_path),
+            device=config.device,
+            dtype=self.dtype,
+            load_format=config.load_format,
+            tp_size=config.tensor_parallel,
+            page_size=self.page_size,
+            context_length=facts.context_length,
+            max_running_requests=config.max_requests,
+            chunked_prefill_size=config.chunked_prefill_tokens,
+            json_model_override_args=json.dumps(overrides),
+            skip_tokenizer_init=True,
+            sleep_on_idle=True,
+            incremental_streaming_output=True,
+            grammar_backend="none",
+            log_level="warning",
+            **DEVICES[config.device](config, profile.backend if profile else None),
+            **(tracing if self._traced else {}),
+        )
+        self.backend: str = profile.backend if profile else self._engine.server_args.attention_backend or "sglang"
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[Step]:
+        """Runs one request; leaving the iterator early aborts it in the engine.
+
+        Raises:
+            EngineError: when the engine refuses or aborts the request on its own.
+        """
+        finished = False
+        # SGLang aborts every request whose id begins with the given one: ids of one length never do so by accident.
+        rid = uuid.uuid4().hex
+        try:
+            stream = await self._engine.async_generate(
+                input_ids=request.prompt,
+                sampling_params=request.sampling,
+                rid=rid,
+                stream=True,
+                cache_salt=request.cache_salt,
+                external_trace_header=dict(telemetry.outgoing()) if self._traced else None,
+            )
+            async with aclosing(stream):
+                async for chunk in stream:
+                    meta = chunk["meta_info"]
+                    reason = meta.get("finish_reason") or {}
+                    if reason.get("type") == "abort":
+                        finished = True
+                        raise EngineError(f"engine aborted the request: {reason.get('message', 'no reason given')}")
+                    finished = bool(reason)
+                    accounts = [account for account in meta.get(REPORT_KEY) or [] if account]
+                    yield Step(
+                        token_ids=list(chunk["output_ids"]),
+                        finish=reason.get("type"),
+                        cached_tokens=int(meta.get("cached_tokens", 0)),
+                        account=accounts[-1] if accounts else b"",
+                        facts=next(filter(None, meta.get(FACTS_KEY) or []), ""),
+                    )
+        except ValueError as error:
+            finished = True
+            raise EngineError(str(error)) from error
+        finally:
+            if not finished:
+                self._engine.tokenizer_manager.abort_request(rid=rid)
+
+    def report(
+        self, tier: inference_pb2.Tier.ValueType, profile: str, account: bytes
+    ) -> inference_pb2.SparsityReport | None:
+        """What was attended of a request, by its packed account."""
+        from sparsity_worker.engine.report import sparsity_report
+
+        return sparsity_report(tier, profile, self.backend, account)
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV cache holds: what was asked for, or as many of them as there is memory for."""
+        # What SGLang's scheduler said at its start; there is no other way to it that does not ask a process.
+        return int(self._engine._scheduler_init_result.scheduler_infos[0]["max_total_num_tokens"])
+
+    async def used_tokens(self) -> int:
+        """KV slots that live requests hold, prefix cache not counted, tokens."""
+        loads = await self._engine.tokenizer_manager.get_loads()
+        return sum(int(load.num_used_tokens) for load in loads)
+
+    def shutdown(self) -> None:
+        """Ends the engine's processes."""
+        self._engine.shutdown()

@@ -1,0 +1,22 @@
+"""Names that this process and SGLang's processes with the plugin agree on."""
+
+from typing import Final
+
+BACKEND: Final = "sparsity"
+"""The attention backend's name in SGLang's registry, and the plugin's entry-point name."""
+CONFIG_KEY: Final = "sparsity_profile"
+"""Where the model config carries the profile."""
+PROBE_KEY: Final = "sparsity_probe"
+"""Custom sampling parameter of the start-up probe: sparse whatever its length."""
+REASONING_KEY: Final = "sparsity_reasoning"
+"""Custom sampling parameter of a request whose reasoning decodes densely: the markers' token ids; none: all of it."""
+MEASURE_KEY: Final = "sparsity_measure"
+"""Custom sampling parameter of a request whose coverage is measured, too."""
+STEPWISE_KEY: Final = "sparsity_stepwise"
+"""Custom sampling parameter of a request whose account is wanted at each token: a stop text may end it there."""
+FACTS_KEY: Final = "sparsity_facts"
+"""Where `meta_info` of the probe says how the backend was set up, as JSON."""
+REPORT_KEY: Final = "sparsity"
+"""Where `meta_info` carries a request's packed account."""
+NOBODY: Final = ""
+"""Request id of a row that SGLang made up: of a batch that it captures or warms up with, or pads."""
