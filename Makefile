@@ -33,7 +33,7 @@ test: lint
 GPU_PYTHON ?= $(BIN)/python
 # Processes that compile kernels side by side.
 GPU_JOBS ?= 8
-GPU_PATH := proto:client:router:worker:kernels:policies:cli:bench$(if $(PYTHONPATH),:$(PYTHONPATH))
+GPU_PATH := client:serving:router:worker:kernels:policies:cli:bench$(if $(PYTHONPATH),:$(PYTHONPATH))
 GPU_NEEDS := $(if $(filter $(BIN)/%,$(GPU_PYTHON)),environment)
 test-gpu: $(GPU_NEEDS)
 	@PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m pytest tests/kernels/gpu -n $(GPU_JOBS) \

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from sparsity.serving import free_port
 from sparsity_router.embedded.child import Child
+from sparsity_serving.server import free_port
 
 
 def free_address() -> str:

@@ -6,8 +6,8 @@ import getpass
 import os
 
 import grpc
-from sparsity.tls import ClientTls, open_channel
 from sparsity_client.wire import WireClient
+from sparsity_rpc.tls import ClientTls, open_channel
 
 
 def call_metadata() -> tuple[tuple[str, str], ...]:

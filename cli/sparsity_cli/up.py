@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from sparsity.engines import SGLANG
 from sparsity_router.embedded.folders import state_folder
+from sparsity_serving.engines import SGLANG
 
 from sparsity_cli.console import DEFAULT_ROUTER, State, err, reported
 

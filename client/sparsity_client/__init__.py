@@ -12,9 +12,9 @@ names, and through the router where that fails. Failed calls raise the kinds of 
 `OverloadedError` the seconds after which to try again. :mod:`sparsity_client.wire` speaks the contract's messages.
 """
 
-from sparsity import errors
-from sparsity.tiers import Tier
-from sparsity.tls import ClientTls
+from sparsity_rpc import errors
+from sparsity_rpc.tiers import Tier
+from sparsity_rpc.tls import ClientTls
 
 from sparsity_client.aio import AsyncClient, AsyncStream
 from sparsity_client.answer import (

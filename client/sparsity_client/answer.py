@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sparsity.tiers import Tier
+from sparsity_rpc.tiers import Tier
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 
-from sparsity.tls import ClientTls
 from sparsity.v1 import inference_pb2
+from sparsity_rpc.tls import ClientTls
 
 from sparsity_client.answer import Answer, Chunk, Explanation
 from sparsity_client.request import Request

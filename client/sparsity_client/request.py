@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sparsity.tiers import Tier
+from sparsity_rpc.tiers import Tier
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@
 FROM python:3.11.14-slim-bookworm AS build
 WORKDIR /src
 COPY constraints.txt pyproject.toml README.md LICENSE ./
-COPY proto proto
 COPY client client
+COPY serving serving
 COPY policies policies
 COPY router router
 COPY cli cli

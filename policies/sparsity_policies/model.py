@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
-from sparsity.tiers import Tier as Tier
+from sparsity_rpc.tiers import Tier as Tier
 
 
 class Risk(IntEnum):

@@ -8,12 +8,12 @@ import os
 import sys
 from pathlib import Path
 
-from sparsity.engines import ENGINES, SGLANG
-from sparsity.errors import ConfigurationError, SparsityError
-from sparsity.logs import configure_logs
-from sparsity.tls import ClientTls, ServerTls
 from sparsity_policies.decisions.costs import H100, GpuSpeed
 from sparsity_policies.documents.shipped import band_sets
+from sparsity_rpc.errors import ConfigurationError, SparsityError
+from sparsity_rpc.tls import ClientTls, ServerTls
+from sparsity_serving.engines import ENGINES, SGLANG
+from sparsity_serving.logs import configure_logs
 
 from sparsity_router.config import DETECT, SESSIONS, RouterConfig
 from sparsity_router.fleet.patience import FIRST_SECONDS, NEXT_SECONDS, Patience, read_seconds

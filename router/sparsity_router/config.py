@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sparsity.engines import ENGINES, SGLANG
-from sparsity.errors import ConfigurationError
-from sparsity.tls import ClientTls, ServerTls
 from sparsity_policies.decisions.costs import H100, GpuSpeed
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_rpc.tls import ClientTls, ServerTls
+from sparsity_serving.engines import ENGINES, SGLANG
 
 from sparsity_router.fleet.patience import Patience
 

@@ -10,14 +10,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import uvloop
-from sparsity import telemetry
-from sparsity.channels import MAX_MESSAGE_BYTES
-from sparsity.engines import ECHO
-from sparsity.errors import ConfigurationError, StoreError
-from sparsity.leases import read_key
-from sparsity.serving import Endpoint, listen
 from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2
-from sparsity.watchdog import Watchdog, signals
 from sparsity_policies.decisions.costs import ModelShape
 from sparsity_policies.documents.confined import SOURCES
 from sparsity_policies.documents.shipped import shipped_policies
@@ -26,6 +19,13 @@ from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.storage.folder import PolicyFolder
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_policies.threads import BUILDS
+from sparsity_rpc.channels import MAX_MESSAGE_BYTES
+from sparsity_rpc.errors import ConfigurationError, StoreError
+from sparsity_serving import telemetry
+from sparsity_serving.engines import ECHO
+from sparsity_serving.leases import read_key
+from sparsity_serving.server import Endpoint, listen
+from sparsity_serving.watchdog import Watchdog, signals
 
 from sparsity_router.callers.access import Access
 from sparsity_router.callers.admission import Callers

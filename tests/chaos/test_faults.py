@@ -13,10 +13,10 @@ from typing import Any
 import grpc
 import pytest
 import redis.asyncio as redis
-from sparsity.errors import ConflictError, DeadlineError, StreamBrokenError
 from sparsity.v1 import inference_pb2, inference_pb2_grpc
 from sparsity_bench.router import pressure
 from sparsity_client.wire import AsyncWireClient, make_request
+from sparsity_rpc.errors import ConflictError, DeadlineError, StreamBrokenError
 from support.chaos_router import router_over, text_of
 from support.chaos_worker import worker_process
 from support.fake_worker import FakeWorker, answer, hang

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from sparsity.errors import EngineError
 from sparsity_bench import processes, timing
 from sparsity_bench.router import paths, peers, pressure, run
 from sparsity_router.prompts.tokens import ModelTokenizer
+from sparsity_rpc.errors import EngineError
 from support.tiny import tiny_model
 
 SMALL = run.Plan(requests=40, soak=1000, overload_seconds=1.0, cancels=3, changes=2, peers=())

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sparsity.leases import LeaseChecker
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_cli.fleet.worker import _described
 from sparsity_cli.main import app
+from sparsity_serving.leases import LeaseChecker
 from support.fake_worker import FakeWorker
 from support.rig import AGGRESSIVE, DENSE
 from support.tiny import tiny_model

@@ -13,9 +13,6 @@ import pytest
 import sparsity_client
 from google.protobuf.message import Message as WireMessage
 from google.rpc import error_details_pb2
-from sparsity import errors, status
-from sparsity.errors import SparsityError
-from sparsity.serving import listen
 from sparsity.v1 import inference_pb2
 from sparsity_client import (
     Answer,
@@ -30,6 +27,9 @@ from sparsity_client import (
 )
 from sparsity_client.wire.requests import to_message
 from sparsity_client.wire.values import Gathered, explanation
+from sparsity_rpc import errors, status
+from sparsity_rpc.errors import SparsityError
+from sparsity_serving.server import listen
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 ASKED = Request("hello", domain="rag")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from sparsity import errors
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_policies import model
+from sparsity_rpc import errors
 
 ROOT = Path(__file__).resolve().parents[2]
 

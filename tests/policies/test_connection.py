@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from sparsity.errors import ConfigurationError
 from sparsity_policies.storage.connection import connect, quoted, without_credentials
+from sparsity_rpc.errors import ConfigurationError
 
 ODD = "p/w@:#%2x"
 

@@ -15,7 +15,6 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from sparsity.errors import ConfigurationError, PermissionDeniedError, RateLimitError, UnauthenticatedError
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import WireClient, make_request
 from sparsity_router.callers.access import Access, key_digest
@@ -23,6 +22,7 @@ from sparsity_router.callers.jwt import JwtConfig, JwtVerifier
 from sparsity_router.callers.limits import TenantLimits
 from sparsity_router.callers.principals import Role
 from sparsity_router.config import RouterConfig
+from sparsity_rpc.errors import ConfigurationError, PermissionDeniedError, RateLimitError, UnauthenticatedError
 from support.fake_worker import FakeWorker
 from support.rig import DENSE
 from support.router import Router, failure, running, until

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sparsity.errors import ConfigurationError
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import make_request
 from sparsity_policies.decisions.decide import decide
@@ -26,6 +25,7 @@ from sparsity_router.prompts.domains import Found, Score, resolve
 from sparsity_router.prompts.embedding import WINDOW_TOKENS, Embedder
 from sparsity_router.prompts.semantic import DetectionError, Detector
 from sparsity_router.prompts.tokens import ModelTokenizer
+from sparsity_rpc.errors import ConfigurationError
 from support.prompts import LABELLED
 from support.router import running, until
 from support.snapshots import snapshot

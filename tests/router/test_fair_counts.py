@@ -11,12 +11,12 @@ from typing import Any
 
 import grpc
 import pytest
-from sparsity.errors import OverloadedError, RateLimitError
-from sparsity.leases import LeaseChecker
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2
 from sparsity_client.wire import AsyncWireClient, make_request
 from sparsity_router.callers.limits import TenantLimits
 from sparsity_router.config import RouterConfig
+from sparsity_rpc.errors import OverloadedError, RateLimitError
+from sparsity_serving.leases import LeaseChecker
 from support.fake_worker import FakeWorker, answer, fail
 from support.rig import DENSE
 from support.router import Router, failure, running, until

@@ -7,11 +7,11 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from sparsity.errors import ConfigurationError
-from sparsity.health import LIVENESS, READINESS, Health
-from sparsity.serving import free_port
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_router.config import RouterConfig
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving.health import LIVENESS, READINESS, Health
+from sparsity_serving.server import free_port
 from support.router import running, until
 from support.tiny import tiny_model
 from support.valkey import Valkey

@@ -11,8 +11,11 @@ from typing import Any
 
 import grpc
 import pytest
-from sparsity import leases
-from sparsity.errors import (
+from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity_client.wire import AsyncWireClient, WireClient, make_request
+from sparsity_policies.model import Tier
+from sparsity_router.config import RouterConfig
+from sparsity_rpc.errors import (
     ConfigurationError,
     InvalidRequestError,
     LeaseError,
@@ -20,11 +23,8 @@ from sparsity.errors import (
     SparsityError,
     StreamBrokenError,
 )
-from sparsity.leases import LeaseChecker, read_key, sign
-from sparsity.v1 import inference_pb2, worker_pb2
-from sparsity_client.wire import AsyncWireClient, WireClient, make_request
-from sparsity_policies.model import Tier
-from sparsity_router.config import RouterConfig
+from sparsity_serving import leases
+from sparsity_serving.leases import LeaseChecker, read_key, sign
 from support.fake_worker import FakeWorker, fail
 from support.router import Router, failure, running
 from support.tiny import tiny_model

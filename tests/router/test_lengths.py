@@ -8,7 +8,6 @@ from typing import Any
 
 import grpc
 import pytest
-from sparsity.errors import InvalidRequestError
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import make_request
 from sparsity_policies.decisions.decide import decide, hangs_on_length
@@ -19,6 +18,7 @@ from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.corpus import excerpt
 from sparsity_router.prompts.lengths import SAMPLED_CHARACTERS, Interval, LengthModel
 from sparsity_router.prompts.tokens import ModelTokenizer
+from sparsity_rpc.errors import InvalidRequestError
 from support.fake_worker import FakeWorker, answer
 from support.rig import AGGRESSIVE, BANDS, DENSE, MODERATE, rig
 from support.snapshots import snapshot

@@ -10,12 +10,12 @@ from typing import Any
 
 import grpc
 import pytest
-from sparsity.errors import ConfigurationError, OverloadedError
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_client.wire import AsyncWireClient, make_request
 from sparsity_router.config import RouterConfig
 from sparsity_router.fleet.fleet import Admission
 from sparsity_router.fleet.queue import Line
+from sparsity_rpc.errors import ConfigurationError, OverloadedError
 from support.fake_worker import FakeWorker, answer, fail
 from support.rig import rig as fake_rig
 from support.rig import until as until_true

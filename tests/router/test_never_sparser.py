@@ -19,7 +19,6 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from sparsity.errors import InvalidRequestError, OverloadedError, UnavailableError
 from sparsity_policies.decisions.decide import decide
 from sparsity_policies.decisions.rollout import Action, bucket, move
 from sparsity_policies.decisions.snapshot import Snapshot
@@ -31,6 +30,7 @@ from sparsity_router.fleet import workers
 from sparsity_router.fleet.fleet import Admission, Fleet
 from sparsity_router.fleet.workers import State
 from sparsity_router.relaying.placing import place
+from sparsity_rpc.errors import InvalidRequestError, OverloadedError, UnavailableError
 from support.snapshots import stored
 from support.whole_path import (
     DOMAINS,

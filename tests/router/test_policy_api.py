@@ -12,13 +12,13 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
-from sparsity.errors import ConfigurationError, InvalidRequestError
-from sparsity.status import to_error
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_policies.model import Tier
 from sparsity_router.callers.access import Access, key_digest
 from sparsity_router.config import RouterConfig
 from sparsity_router.services.policy.guarded import NEEDS
+from sparsity_rpc.errors import ConfigurationError, InvalidRequestError
+from sparsity_rpc.status import to_error
 from support.fake_worker import FakeWorker
 from support.router import Router, failure, running, until
 from support.tiny import tiny_model

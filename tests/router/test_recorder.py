@@ -4,12 +4,12 @@ import time
 from typing import Any
 
 import pytest
-from sparsity.errors import StoreError
 from sparsity_policies.decisions.journal import Entry
 from sparsity_policies.model import Reason, Signals, Tier
 from sparsity_policies.storage.decisionlog import AuditEvent
 from sparsity_router.observing import recorder as module
 from sparsity_router.observing.recorder import Recorder
+from sparsity_rpc.errors import StoreError
 
 
 class Log:

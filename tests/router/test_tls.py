@@ -11,12 +11,12 @@ from typing import Any
 import grpc
 import pytest
 import trustme
-from sparsity.errors import ConfigurationError, UnavailableError
-from sparsity.serving import listen
-from sparsity.tls import ClientTls, ServerTls, open_aio_channel
 from sparsity.v1 import inference_pb2, inference_pb2_grpc
 from sparsity_client.wire import AsyncWireClient, make_request
 from sparsity_router.config import RouterConfig
+from sparsity_rpc.errors import ConfigurationError, UnavailableError
+from sparsity_rpc.tls import ClientTls, ServerTls, open_aio_channel
+from sparsity_serving.server import listen
 from support.fake_worker import SERVICE, FakeWorker
 from support.rig import DENSE
 from support.router import running, until

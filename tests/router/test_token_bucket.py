@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from sparsity.token_bucket import TokenBucket
+from sparsity_serving.token_bucket import TokenBucket
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from sparsity.errors import UnavailableError
 from sparsity_client.wire import AsyncWireClient, make_request
 from sparsity_router.config import RouterConfig
+from sparsity_rpc.errors import UnavailableError
 from support.router import Router, running, until
 from support.tiny import tiny_model
 from support.valkey import Valkey

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsity.serving import free_port
 from sparsity_client.wire import WireClient
+from sparsity_serving.server import free_port
 
 SPARSITY = str(Path(sys.executable).parent / "sparsity")
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import grpc
 import yaml
-from sparsity.channels import MAX_MESSAGE_BYTES
-from sparsity.serving import free_port
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
+from sparsity_rpc.channels import MAX_MESSAGE_BYTES
+from sparsity_serving.server import free_port
 from support.profiles import profile_document
 
 _START_SECONDS = 400.0

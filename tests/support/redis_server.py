@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import redis
-from sparsity.serving import free_port
+from sparsity_serving.server import free_port
 
 
 def binary() -> str:

@@ -7,10 +7,10 @@ import logging
 import sys
 from pathlib import Path
 
-from sparsity.engines import ENGINES, SGLANG
-from sparsity.errors import SparsityError
-from sparsity.logs import configure_logs
-from sparsity.tls import ServerTls
+from sparsity_rpc.errors import SparsityError
+from sparsity_rpc.tls import ServerTls
+from sparsity_serving.engines import ENGINES, SGLANG
+from sparsity_serving.logs import configure_logs
 
 from sparsity_worker.coalescing import Coalescing
 from sparsity_worker.config import TIERS, WorkerConfig

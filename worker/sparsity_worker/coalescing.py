@@ -12,8 +12,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
-from sparsity.errors import ConfigurationError
 from sparsity.v1 import inference_pb2
+from sparsity_rpc.errors import ConfigurationError
 
 Responses = AsyncGenerator[inference_pb2.GenerateResponse]
 

@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sparsity.engines import ECHO, ENGINES, SGLANG
-from sparsity.errors import ConfigurationError
-from sparsity.tls import ServerTls
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_rpc.tls import ServerTls
+from sparsity_serving.engines import ECHO, ENGINES, SGLANG
 
 from sparsity_worker.coalescing import Coalescing
 from sparsity_worker.folders import state_folder

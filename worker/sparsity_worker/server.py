@@ -8,13 +8,13 @@ import logging
 import signal
 from typing import TYPE_CHECKING
 
-from sparsity import telemetry
-from sparsity.channels import MAX_MESSAGE_BYTES
-from sparsity.engines import ECHO
-from sparsity.errors import ConfigurationError
-from sparsity.leases import LeaseChecker, read_key
-from sparsity.serving import listen, require_free
 from sparsity.v1 import worker_pb2
+from sparsity_rpc.channels import MAX_MESSAGE_BYTES
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving import telemetry
+from sparsity_serving.engines import ECHO
+from sparsity_serving.leases import LeaseChecker, read_key
+from sparsity_serving.server import listen, require_free
 from tokenizers import Tokenizer
 
 from sparsity_worker.calls.load import Load

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 from sparsity_worker.config import TIERS
 
 from sparsity_bench.serving import repeats, soak

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 import yaml
-from sparsity.errors import InvalidRequestError
 from sparsity_router.callers.access import key_digest
 from sparsity_router.callers.principals import Role
+from sparsity_rpc.errors import InvalidRequestError
 
 from sparsity_cli.console import AsJson, err, print_json, reported
 

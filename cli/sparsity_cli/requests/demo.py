@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import typer
-from sparsity.engines import ECHO
-from sparsity.errors import SparsityError
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import WireClient, make_request, user_turn
 from sparsity_policies.model import Reason, Tier
 from sparsity_router.embedded.folders import state_folder
 from sparsity_router.embedded.state import Running, read_running
 from sparsity_router.prompts.corpus import excerpt
+from sparsity_rpc.errors import SparsityError
+from sparsity_serving.engines import ECHO
 
 from sparsity_cli.connection import client_of
 from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, State, err, escaped, out, print_json, reported

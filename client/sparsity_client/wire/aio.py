@@ -9,11 +9,11 @@ from types import TracebackType
 
 import grpc
 from opentelemetry import trace
-from sparsity import telemetry
-from sparsity.errors import SparsityError
-from sparsity.status import to_error
-from sparsity.tls import ClientTls, open_aio_channel
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2_grpc
+from sparsity_rpc import tracing
+from sparsity_rpc.errors import SparsityError
+from sparsity_rpc.status import to_error
+from sparsity_rpc.tls import ClientTls, open_aio_channel
 
 from sparsity_client.wire.direct import broken, falls_back, fell_back, remaining, with_decision, worker_request
 
@@ -54,7 +54,7 @@ class AsyncWireClient:
             SparsityError: the kind tells what failed.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        with telemetry.span(_tracer, "client.generate", trace.SpanKind.CLIENT):
+        with tracing.span(_tracer, "client.generate", trace.SpanKind.CLIENT):
             begun, routed = False, list[str]()
             if direct:
                 try:
@@ -94,7 +94,7 @@ class AsyncWireClient:
                 self._worker(route.endpoint)
             )
             # The lease is what a worker takes; the key is for routers.
-            context = telemetry.outgoing()
+            context = tracing.outgoing()
             call = worker.Generate(worker_request(route), timeout=remaining(deadline), metadata=context)
             try:
                 async for message in call:
@@ -105,7 +105,7 @@ class AsyncWireClient:
             raise to_error(error) from error
 
     def _outgoing(self) -> tuple[tuple[str, str], ...]:
-        return (*self._metadata, *telemetry.outgoing())
+        return (*self._metadata, *tracing.outgoing())
 
     def _worker(self, endpoint: str) -> grpc.aio.Channel:
         if endpoint not in self._workers:

@@ -9,11 +9,11 @@ from types import TracebackType
 
 import grpc
 from opentelemetry import trace
-from sparsity import telemetry
-from sparsity.errors import SparsityError
-from sparsity.status import to_error
-from sparsity.tls import ClientTls, open_channel
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2_grpc
+from sparsity_rpc import tracing
+from sparsity_rpc.errors import SparsityError
+from sparsity_rpc.status import to_error
+from sparsity_rpc.tls import ClientTls, open_channel
 
 from sparsity_client.wire.direct import broken, falls_back, fell_back, remaining, with_decision, worker_request
 
@@ -63,7 +63,7 @@ class WireClient:
             SparsityError: the kind tells what failed.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        with telemetry.span(_tracer, "client.generate", trace.SpanKind.CLIENT):
+        with tracing.span(_tracer, "client.generate", trace.SpanKind.CLIENT):
             begun, routed = False, list[str]()
             if direct:
                 try:
@@ -97,7 +97,7 @@ class WireClient:
             routed.append(route.decision.decision_id)
             worker: worker_pb2_grpc.WorkerServiceStub = worker_pb2_grpc.WorkerServiceStub(self._worker(route.endpoint))
             # The lease is what a worker takes; the key is for routers.
-            context = telemetry.outgoing()
+            context = tracing.outgoing()
             call = worker.Generate(worker_request(route), timeout=remaining(deadline), metadata=context)
             try:
                 for message in call:
@@ -108,7 +108,7 @@ class WireClient:
             raise to_error(error) from error
 
     def _outgoing(self) -> tuple[tuple[str, str], ...]:
-        return (*self._metadata, *telemetry.outgoing())
+        return (*self._metadata, *tracing.outgoing())
 
     def _worker(self, endpoint: str) -> grpc.Channel:
         with self._lock:
@@ -150,7 +150,7 @@ class WireClient:
         Raises:
             SparsityError: the kind tells what failed.
         """
-        with telemetry.span(_tracer, "client.explain", trace.SpanKind.CLIENT):
+        with tracing.span(_tracer, "client.explain", trace.SpanKind.CLIENT):
             explain = inference_pb2.ExplainRequest(request=request)
             try:
                 return self._inference.Explain(explain, timeout=timeout, metadata=self._outgoing())

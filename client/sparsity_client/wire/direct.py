@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 
-from sparsity.errors import (
+from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity_rpc.channels import FELL_BACK
+from sparsity_rpc.errors import (
     ConfigurationError,
     EngineError,
     OverloadedError,
@@ -15,8 +17,6 @@ from sparsity.errors import (
     UnavailableError,
     UnimplementedError,
 )
-from sparsity.leases import FELL_BACK
-from sparsity.v1 import inference_pb2, worker_pb2
 
 # Before the first message: the relay may know another worker, or the router has no leases to give.
 _FALL_BACK = (

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from sparsity.errors import InvalidRequestError
-from sparsity.tiers import Tier
 from sparsity.v1 import inference_pb2
+from sparsity_rpc.errors import InvalidRequestError
+from sparsity_rpc.tiers import Tier
 
 from sparsity_client.request import RawText, Request, Sampling, TokenIds
 

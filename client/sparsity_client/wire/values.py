@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from google.protobuf.descriptor import EnumDescriptor
-from sparsity.errors import StreamBrokenError
-from sparsity.tiers import Tier
 from sparsity.v1 import inference_pb2
+from sparsity_rpc.errors import StreamBrokenError
+from sparsity_rpc.tiers import Tier
 
 from sparsity_client.answer import (
     Answer,

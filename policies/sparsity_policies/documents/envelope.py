@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from sparsity.errors import InvalidRequestError
+from sparsity_rpc.errors import InvalidRequestError
 
 from sparsity_policies.documents.document import Check, encode, parse_policy
 from sparsity_policies.documents.validate import check_policy

@@ -13,7 +13,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import RedisError
-from sparsity.errors import ConfigurationError, StoreError
+from sparsity_rpc.errors import ConfigurationError, StoreError
 
 _SENTINEL_PORT = 26379
 _CLUSTER_PORT = 6379

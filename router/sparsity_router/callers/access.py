@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from sparsity.errors import ConfigurationError, UnauthenticatedError
+from sparsity_rpc.errors import ConfigurationError, UnauthenticatedError
 
 from sparsity_router.callers.jwt import JwtConfig, JwtVerifier
 from sparsity_router.callers.options_file import read_options_file

@@ -6,10 +6,10 @@ import time
 from typing import Any
 
 import grpc
-from sparsity.leases import FELL_BACK
-from sparsity.sampling import new_tokens
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Signals
+from sparsity_rpc.channels import FELL_BACK
+from sparsity_serving.sampling import new_tokens
 
 from sparsity_router.callers.access import Access
 from sparsity_router.callers.limits import TenantLimits

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jwt
 from jwt import PyJWKSet
-from sparsity.errors import ConfigurationError, UnauthenticatedError
+from sparsity_rpc.errors import ConfigurationError, UnauthenticatedError
 
 from sparsity_router.callers.principals import Principal, Role
 

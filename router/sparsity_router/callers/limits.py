@@ -25,9 +25,9 @@ from limits.aio.storage import MemoryStorage, Storage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.errors import StorageError
 from limits.storage import storage_from_string
-from sparsity.bounds import MAX_PRIORITY
-from sparsity.errors import ConfigurationError, RateLimitError
 from sparsity_policies.storage.connection import close, quoted
+from sparsity_rpc.errors import ConfigurationError, RateLimitError
+from sparsity_serving.bounds import MAX_PRIORITY
 
 from sparsity_router.callers.options_file import read_options_file
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 
 
 def read_options_file(option: str, path: Path) -> Any:

@@ -6,7 +6,7 @@ import fnmatch
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sparsity.errors import PermissionDeniedError
+from sparsity_rpc.errors import PermissionDeniedError
 
 
 class Role(StrEnum):

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsity.engines import ECHO, ENGINES, SGLANG
-from sparsity.errors import ConfigurationError
-from sparsity.serving import free_port, require_free
-from sparsity.telemetry import sends_traces
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving.engines import ECHO, ENGINES, SGLANG
+from sparsity_serving.server import free_port, require_free
+from sparsity_serving.telemetry import sends_traces
 
 from sparsity_router.embedded.child import Child
 from sparsity_router.embedded.default_model import default_model, echo_model

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sparsity.token_bucket import TokenBucket
+from sparsity_serving.token_bucket import TokenBucket
 
 FAILURES_TO_OPEN = 5
 SUCCESSES_TO_CLOSE = 2

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 
 log = logging.getLogger("sparsity.router.discovery")
 _RESOLVE_SECONDS = 5.0

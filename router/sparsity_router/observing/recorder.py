@@ -8,10 +8,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
-from sparsity.errors import StoreError
-from sparsity.token_bucket import TokenBucket
 from sparsity_policies.decisions.journal import Entry, is_sampled
 from sparsity_policies.storage.decisionlog import AuditEvent, DecisionLog
+from sparsity_rpc.errors import StoreError
+from sparsity_serving.token_bucket import TokenBucket
 
 log = logging.getLogger("sparsity.router.recorder")
 audit_log = logging.getLogger("sparsity.audit")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from opentelemetry import trace
-from sparsity import telemetry
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision, Signals
+from sparsity_serving import telemetry
 
 
 def describe(span: trace.Span, signals: Signals, decision: Decision, decision_id: str, model: str, label: str) -> None:

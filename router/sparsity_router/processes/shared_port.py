@@ -16,7 +16,7 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 
 log = logging.getLogger("sparsity.router.processes")
 _POLL_SECONDS = 0.1

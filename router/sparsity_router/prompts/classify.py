@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from opentelemetry import metrics
-from sparsity.errors import InvalidRequestError
-from sparsity.metering import CLASSIFY_SECONDS, histogram
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.decide import hangs_on_length
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.model import Risk, Tier
+from sparsity_rpc.errors import InvalidRequestError
+from sparsity_serving.metering import CLASSIFY_SECONDS, histogram
 
 from sparsity_router.prompts.classified import Classified, Opened, Prompt, Settled, scanned
 from sparsity_router.prompts.domains import Score

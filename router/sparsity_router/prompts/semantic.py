@@ -14,8 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from sparsity.errors import ConfigurationError
 from sparsity_policies.decisions.snapshot import Snapshot
+from sparsity_rpc.errors import ConfigurationError
 
 from sparsity_router.prompts import embedding_process
 from sparsity_router.prompts.domains import Score

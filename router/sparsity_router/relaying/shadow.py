@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 
 import grpc
 from opentelemetry import metrics
-from sparsity import telemetry
-from sparsity.errors import NotFoundError, StoreError
-from sparsity.metering import SHARES, Total, histogram
-from sparsity.token_bucket import TokenBucket
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.model import Decision, Tier
 from sparsity_policies.storage.decisionlog import DecisionLog
+from sparsity_rpc.errors import NotFoundError, StoreError
+from sparsity_serving import telemetry
+from sparsity_serving.metering import SHARES, Total, histogram
+from sparsity_serving.token_bucket import TokenBucket
 
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.following.follower import PolicyFollower

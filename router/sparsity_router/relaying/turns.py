@@ -8,9 +8,9 @@ from contextlib import suppress
 from typing import Any
 
 import grpc
-from sparsity.errors import OverloadedError
 from sparsity.v1 import worker_pb2
 from sparsity_policies.model import Decision
+from sparsity_rpc.errors import OverloadedError
 
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.fleet.picking import Want

@@ -11,15 +11,15 @@ from typing import Any
 
 import grpc
 from opentelemetry import trace
-from sparsity import telemetry
-from sparsity.bounds import MAX_NAME, check_labels, check_name
-from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError, SparsityError, TokenCountError
-from sparsity.leases import sign
-from sparsity.metering import Times
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision, Signals, Tier
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.wire import decision_to_wire, signals_to_wire
+from sparsity_rpc import tracing
+from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, NotFoundError, SparsityError, TokenCountError
+from sparsity_serving.bounds import MAX_NAME, check_labels, check_name
+from sparsity_serving.leases import sign
+from sparsity_serving.metering import Times
 
 from sparsity_router.callers.admission import Callers
 from sparsity_router.decisions.alternatives import alternatives
@@ -90,7 +90,7 @@ class InferenceService:
         self, request: inference_pb2.GenerateRequest, context: GenerateContext
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         """Streams a completion from a worker of the decided tier."""
-        with telemetry.server_span(_tracer, "router.generate", context) as span:
+        with tracing.server_span(_tracer, "router.generate", context) as span:
             started, first = time.monotonic(), None
             await self._admit(request, context)
             decision_id = uuid.uuid4().hex
@@ -153,7 +153,7 @@ class InferenceService:
 
     async def Route(self, request: inference_pb2.RouteRequest, context: RouteContext) -> inference_pb2.RouteResponse:
         """The decision, a worker, and the lease that it takes exactly this request by."""
-        with telemetry.server_span(_tracer, "router.route", context) as span:
+        with tracing.server_span(_tracer, "router.route", context) as span:
             await self._admit(request.request, context)
             if self._lease_key is None:
                 raise ConfigurationError("this router signs no leases: it was started without --lease-key-file")
@@ -197,7 +197,7 @@ class InferenceService:
         self, request: inference_pb2.ExplainRequest, context: ExplainContext
     ) -> inference_pb2.ExplainResponse:
         """The decision that Generate would make now, with every step."""
-        with telemetry.server_span(_tracer, "router.explain", context):
+        with tracing.server_span(_tracer, "router.explain", context):
             await self._admit(request.request, context)
             # Counted, where Generate would not: what would change the tier hangs on it.
             _, review = await self._decide(request.request, "", exact=True)
@@ -251,7 +251,7 @@ class InferenceService:
         before = SessionTier(None)
         if self._sessions:
             before = await self._sessions.tier(context.tenant, context.session)
-        with telemetry.span(_tracer, "router.classify"):
+        with tracing.span(_tracer, "router.classify"):
             classified = await self._classifier.classify(
                 request,
                 policies.snapshot,
@@ -261,7 +261,7 @@ class InferenceService:
                 session_tier=before.tier,
                 exact=exact,
             )
-        with telemetry.span(_tracer, "router.decide"):
+        with tracing.span(_tracer, "router.decide"):
             # A change that came while a long prompt was read counts: a kill switch must not wait for it.
             review = Review(policies, classified.in_doubt(before.problem), partial(self._held, context))
         if self._observer is not None:

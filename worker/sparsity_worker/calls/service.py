@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from sparsity.bounds import seconds_of
-from sparsity.engines import ECHO
-from sparsity.errors import InvalidRequestError
-from sparsity.leases import LeaseChecker
-from sparsity.metering import Times
 from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity_rpc.errors import InvalidRequestError
+from sparsity_serving.bounds import seconds_of
+from sparsity_serving.engines import ECHO
+from sparsity_serving.leases import LeaseChecker
+from sparsity_serving.metering import Times
 from tokenizers import Tokenizer
 
 from sparsity_worker.calls import tracing

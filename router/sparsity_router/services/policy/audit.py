@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from sparsity.errors import ConfigurationError, InvalidRequestError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.wire import timestamp
+from sparsity_rpc.errors import ConfigurationError, InvalidRequestError
 
 from sparsity_router.services.policy.state import Context, Part
 

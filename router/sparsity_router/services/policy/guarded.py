@@ -10,10 +10,10 @@ from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
 import grpc
-from sparsity.bounds import MAX_NAME, MAX_REASON, check_name
-from sparsity.errors import SparsityError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.storage.decisionlog import AuditEvent
+from sparsity_rpc.errors import SparsityError
+from sparsity_serving.bounds import MAX_NAME, MAX_REASON, check_name
 
 from sparsity_router.callers.access import Access
 from sparsity_router.callers.principals import Principal, Role

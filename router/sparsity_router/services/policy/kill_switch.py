@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import uuid
 
-from sparsity.bounds import seconds_of
-from sparsity.errors import InvalidRequestError, NotFoundError, StoreError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.wire import override_from_wire, override_to_wire
+from sparsity_rpc.errors import InvalidRequestError, NotFoundError, StoreError
+from sparsity_serving.bounds import seconds_of
 
 from sparsity_router.services.policy.guarded import caller
 from sparsity_router.services.policy.state import Context, Part

@@ -13,8 +13,7 @@ from typing import Final
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 
 LIVENESS: Final = "liveness"
 READINESS: Final = "readiness"

@@ -1,4 +1,4 @@
-"""What every channel is opened with: how large a message may be, the same at both ends, and past which proxies."""
+"""What every channel is opened with, and the metadata that calls carry."""
 
 from __future__ import annotations
 
@@ -12,3 +12,5 @@ MESSAGE_SIZE: Final = (
 """Channel options that allow it."""
 NO_PROXY: Final = (("grpc.enable_http_proxy", 0),)
 """Our services are called where they are, whatever proxies the environment names for the rest of the world."""
+FELL_BACK: Final = "sparsity-fell-back"
+"""Metadata of a call that takes the relay because the worker of this decision would not have it."""

@@ -15,12 +15,9 @@ from collections import OrderedDict
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
-
-from sparsity.errors import ConfigurationError, LeaseError
 from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity_rpc.errors import ConfigurationError, LeaseError
 
-# Metadata of a call that takes the relay because the worker of this decision would not have it.
-FELL_BACK = "sparsity-fell-back"
 # A kill switch does not recall a lease: it must not outlive the switch by much.
 LEASE_SECONDS = 5.0
 _KEY_BYTES = 16

@@ -7,8 +7,7 @@ from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-
-from sparsity.errors import InvalidRequestError
+from sparsity_rpc.errors import InvalidRequestError
 
 MAX_NAME: Final = 256
 """Characters of a name, an id, a flag, or a label's key or value."""

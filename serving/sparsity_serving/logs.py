@@ -7,8 +7,7 @@ import os
 from typing import Any, Final
 
 from opentelemetry import trace
-
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 
 FORMAT_VARIABLE: Final = "SPARSITY_LOG_FORMAT"
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
-
-from sparsity.errors import ConfigurationError
 from sparsity.v1 import inference_pb2
+from sparsity_rpc.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricReader
@@ -75,8 +74,8 @@ def configure_metrics(service: str, listen: str | None, *, disabled: bool) -> No
 def _prometheus(listen: str) -> MetricReader:
     from prometheus_client import REGISTRY, start_http_server
 
-    from sparsity.exemplars import ExemplarCollector
-    from sparsity.serving import require_free
+    from sparsity_serving.exemplars import ExemplarCollector
+    from sparsity_serving.server import require_free
 
     require_free(listen, "--metrics-listen", any_port=False)
     host, _, port = listen.rpartition(":")

@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import grpc
 
-from sparsity.channels import MESSAGE_SIZE, NO_PROXY
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.channels import MESSAGE_SIZE, NO_PROXY
+from sparsity_rpc.errors import ConfigurationError
 
 Options = Sequence[tuple[str, Any]]
 

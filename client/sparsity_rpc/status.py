@@ -10,9 +10,8 @@ from google.protobuf import any_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
 
-from sparsity.errors import EngineError, InvalidRequestError, OverloadedError, SparsityError, Violation
+from sparsity_rpc.errors import EngineError, InvalidRequestError, OverloadedError, SparsityError, Violation
 
 # Whose reasons they are (AIP-193).
 _DOMAIN: Final = "sparsity"
@@ -69,10 +68,10 @@ def to_error(error: grpc.RpcError) -> SparsityError:
 def _details(call: Any) -> Sequence[any_pb2.Any]:
     packed = dict(call.trailing_metadata() or ()).get(_DETAILS, b"")
     try:
-        status: status_pb2.Status = status_pb2.Status.FromString(packed)
+        details: Sequence[any_pb2.Any] = status_pb2.Status.FromString(packed).details
     except DecodeError:
         return ()
-    return status.details
+    return details
 
 
 def _packed(detail: Message) -> any_pb2.Any:
@@ -83,7 +82,6 @@ def _packed(detail: Message) -> any_pb2.Any:
 
 async def answer(context: grpc.aio.ServicerContext[Any, Any], error: SparsityError) -> NoReturn:
     """Ends the call with the status of ``error``."""
-    status = rpc_status.to_status(to_status(error))
     # What the handler has told so far holds for a call that failed, too.
     told = tuple(context.trailing_metadata() or ())
-    await context.abort(status.code, status.details, told + tuple(status.trailing_metadata))
+    await context.abort(error.code, str(error), (*told, (_DETAILS, to_status(error).SerializeToString())))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sparsity.errors import InvalidRequestError
 from sparsity.v1 import inference_pb2
+from sparsity_rpc.errors import InvalidRequestError
 
 DEFAULT_MAX_NEW_TOKENS = 128
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 1024

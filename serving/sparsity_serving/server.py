@@ -19,12 +19,12 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 from opentelemetry import metrics
+from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, SparsityError, UnimplementedError
+from sparsity_rpc.status import answer
+from sparsity_rpc.tls import ServerTls
 
-from sparsity.errors import ConfigurationError, InvalidRequestError, SparsityError, UnimplementedError
-from sparsity.health import Health
-from sparsity.metering import ERRORS
-from sparsity.status import answer
-from sparsity.tls import ServerTls
+from sparsity_serving.health import Health
+from sparsity_serving.metering import ERRORS
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _errors = metrics.get_meter("sparsity.rpc").create_counter(
