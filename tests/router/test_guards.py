@@ -10,7 +10,7 @@ from sparsity_policies.decisions.journal import Outcome
 from sparsity_policies.decisions.rollout import HELD_BACK, ROLLED_OUT
 from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Override, Tier
-from sparsity_router import windows
+from sparsity_router.following import windows
 from sparsity_router.following.guards import GuardMonitor, override_id
 from sparsity_router.following.overrides import Overrides
 from sparsity_router.following.windows import MIN_SAMPLES

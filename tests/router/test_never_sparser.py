@@ -24,8 +24,9 @@ from sparsity_policies.decisions.rollout import Action, bucket, move
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Guards, Override, Policy, Rollout, Scope, Signals, Tier
-from sparsity_router import line, workers
 from sparsity_router.decisions.review import Review
+from sparsity_router.fleet import queue as line
+from sparsity_router.fleet import workers
 from sparsity_router.fleet.fleet import Admission, Fleet
 from sparsity_router.fleet.workers import State
 from sparsity_router.relaying.placing import place
