@@ -24,7 +24,7 @@ from sparsity_rpc.status import answer
 from sparsity_rpc.tls import ServerTls
 
 from sparsity_serving.health import Health
-from sparsity_serving.metering import ERRORS
+from sparsity_serving.metrics.metering import ERRORS
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _errors = metrics.get_meter("sparsity.rpc").create_counter(

@@ -14,7 +14,7 @@ from sparsity.v1 import inference_pb2
 from sparsity_rpc import tracing
 from sparsity_rpc.errors import ConfigurationError
 
-from sparsity_serving.metering import configure_metrics
+from sparsity_serving.metrics.metering import configure_metrics
 
 # OpenTelemetry's GenAI conventions; they still rename, so they are spelled here only.
 GEN_AI_OPERATION: Final = "gen_ai.operation.name"
@@ -93,7 +93,7 @@ def configure(service: str, metrics_listen: str | None = None) -> None:
 
     Args:
         service: our name, where OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES give no other.
-        metrics_listen: `host:port` to serve metrics on, see :mod:`sparsity_serving.metering`.
+        metrics_listen: `host:port` to serve metrics on, see :mod:`sparsity_serving.metrics.metering`.
 
     Raises:
         ConfigurationError: for an exporter other than otlp, console or none, or an address that cannot be listened on.

@@ -12,7 +12,7 @@ from sparsity_policies.model import Decision, Reason, Tier
 from sparsity_router.observing import observer
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving.logs import FORMAT_VARIABLE, configure_logs
-from sparsity_serving.metering import Times
+from sparsity_serving.metrics.metering import Times
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from sparsity_router.observing.fleet_metrics import observe_fleet
 from sparsity_router.observing.request_metrics import RequestMetrics
 from sparsity_router.processes.shared_port import _own
 from sparsity_rpc.errors import ConfigurationError
-from sparsity_serving.metering import Times, configure_metrics
+from sparsity_serving.metrics.metering import Times, configure_metrics
 from support.fake_worker import FakeWorker
 from support.metrics import Meter
 from support.rig import AGGRESSIVE, DENSE, rig

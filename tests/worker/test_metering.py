@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from sparsity.v1 import inference_pb2
-from sparsity_serving.metering import Times
+from sparsity_serving.metrics.metering import Times
 from sparsity_worker.calls.load import Load
 from sparsity_worker.calls.metering import WorkerMetrics, _thirds
 from sparsity_worker.config import ModelFacts, WorkerConfig

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from opentelemetry import metrics
-from sparsity_serving.metering import observe, scalar
+from sparsity_serving.metrics.metering import observe, scalar
 from sparsity_serving.watchdog import Watchdog
 
 from sparsity_router.following.follower import PolicyFollower

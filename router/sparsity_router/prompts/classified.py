@@ -12,7 +12,7 @@ from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.matching.scan import ScanResult
 from sparsity_policies.model import Signals, Tier
-from sparsity_serving.metering import CLASSIFY_SECONDS, histogram
+from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, histogram
 
 from sparsity_router.prompts.domains import Score, resolve
 from sparsity_router.prompts.lengths import Interval

@@ -13,7 +13,7 @@ from sparsity_policies.decisions.decide import hangs_on_length
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.model import Risk, Tier
 from sparsity_rpc.errors import InvalidRequestError
-from sparsity_serving.metering import CLASSIFY_SECONDS, histogram
+from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, histogram
 
 from sparsity_router.prompts.classified import Classified, Opened, Prompt, Settled, scanned
 from sparsity_router.prompts.domains import Score

@@ -18,7 +18,7 @@ from sparsity_policies.model import Decision, Tier
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_rpc.errors import NotFoundError, StoreError
 from sparsity_serving import telemetry
-from sparsity_serving.metering import SHARES, Total, histogram
+from sparsity_serving.metrics.metering import SHARES, Total, histogram
 from sparsity_serving.token_bucket import TokenBucket
 
 from sparsity_router.fleet.fleet import Fleet

@@ -19,7 +19,7 @@ from sparsity_rpc import tracing
 from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, NotFoundError, SparsityError, TokenCountError
 from sparsity_serving.bounds import MAX_NAME, check_labels, check_name
 from sparsity_serving.leases import sign
-from sparsity_serving.metering import Times
+from sparsity_serving.metrics.metering import Times
 
 from sparsity_router.callers.admission import Callers
 from sparsity_router.decisions.alternatives import alternatives

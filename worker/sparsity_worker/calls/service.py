@@ -18,7 +18,7 @@ from sparsity_rpc.errors import InvalidRequestError
 from sparsity_serving.bounds import seconds_of
 from sparsity_serving.engines import ECHO
 from sparsity_serving.leases import LeaseChecker
-from sparsity_serving.metering import Times
+from sparsity_serving.metrics.metering import Times
 from tokenizers import Tokenizer
 
 from sparsity_worker.calls import tracing

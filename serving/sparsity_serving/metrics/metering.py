@@ -74,7 +74,7 @@ def configure_metrics(service: str, listen: str | None, *, disabled: bool) -> No
 def _prometheus(listen: str) -> MetricReader:
     from prometheus_client import REGISTRY, start_http_server
 
-    from sparsity_serving.exemplars import ExemplarCollector
+    from sparsity_serving.metrics.exemplars import ExemplarCollector
     from sparsity_serving.server import require_free
 
     require_free(listen, "--metrics-listen", any_port=False)
