@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Chart and dashboards find the folder of caches as the environment does.
 DEPLOY_TOOL := PYTHONPATH=tools $(BIN)/python deploy/tools
 
-.PHONY: environment try run test test-gpu lint format protos charts bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts clean
+.PHONY: environment try run test test-gpu lint format protos locks charts bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts clean
 
 environment:
 	@$(PYTHON) tools/environment.py
@@ -58,6 +58,10 @@ format: environment
 
 protos: environment
 	@$(BIN)/python tools/protos.py
+
+# What images install, with hashes, after an edit of dependencies.
+locks: environment
+	@$(BIN)/python tools/locks.py
 
 # Dashboards, and the chart's golden renders, after an edit of either.
 charts: environment

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import os
 import secrets
 import time
-from collections import OrderedDict
 from pathlib import Path
 
+from cachetools import TLRUCache
 from google.protobuf.message import DecodeError
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_rpc.errors import ConfigurationError, LeaseError
@@ -76,7 +77,10 @@ class LeaseChecker:
         self._key = key
         self._worker_id = worker_id
         self._tier = tier
-        self._taken: OrderedDict[bytes, float] = OrderedDict()
+        # None is forgotten before its lease has expired, however many there are.
+        self._taken: TLRUCache[bytes, float] = TLRUCache(
+            math.inf, lambda nonce, expires, now: expires + _SKEW_SECONDS, timer=lambda: time.time()
+        )
 
     def take(self, request: worker_pb2.WorkerServiceGenerateRequest) -> inference_pb2.LeaseClaims:
         """Checks the lease of ``request`` and uses it up.
@@ -87,7 +91,7 @@ class LeaseChecker:
         claims = self._open(request.lease.token)
         now = time.time()
         expires = claims.expire_time.ToNanoseconds() / 1e9
-        if expires + _SKEW_SECONDS < now:
+        if expires + _SKEW_SECONDS <= now:
             raise LeaseError(f"the lease expired {now - expires:.0f} s ago; ask the router for another")
         if claims.worker_id != self._worker_id:
             raise LeaseError(f"the lease is for worker {claims.worker_id}, not {self._worker_id}")
@@ -96,8 +100,6 @@ class LeaseChecker:
             raise LeaseError(f"the lease is for {wanted}; this worker serves another tier")
         if not hmac.compare_digest(claims.request_hash, request_hash(request)):
             raise LeaseError("the request is not the one that the lease was signed for")
-        while self._taken and next(iter(self._taken.values())) + _SKEW_SECONDS < now:
-            self._taken.popitem(last=False)
         if claims.nonce in self._taken:
             raise LeaseError("the lease was used before; ask the router for another")
         self._taken[claims.nonce] = expires

@@ -7,11 +7,11 @@ import hashlib
 import logging
 import time
 import urllib.request
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
 import jwt
+from cachetools import TLRUCache
 from jwt import PyJWKSet
 from sparsity_rpc.errors import ConfigurationError, UnauthenticatedError
 
@@ -58,7 +58,10 @@ class JwtVerifier:
     def __init__(self, config: JwtConfig) -> None:
         self._config = config
         self._data = b""
-        self._good: OrderedDict[bytes, tuple[Principal, float]] = OrderedDict()
+        # By digest: whose it is, and until when, seconds since the epoch.
+        self._good: TLRUCache[bytes, tuple[Principal, float]] = TLRUCache(
+            _REMEMBERED, lambda digest, good, now: good[1], timer=lambda: time.time()
+        )
         try:
             self._load(self._fetch())
         except (OSError, ValueError, jwt.PyJWTError) as error:
@@ -94,7 +97,7 @@ class JwtVerifier:
         """
         digest = hashlib.sha256(token.encode()).digest()
         known = self._good.get(digest)
-        if known is not None and known[1] > time.time():
+        if known is not None:
             return known[0]
         try:
             header = jwt.get_unverified_header(token)
@@ -111,8 +114,6 @@ class JwtVerifier:
             raise UnauthenticatedError(f"the token is not good: {error}") from error
         principal = self._principal(claims)
         self._good[digest] = (principal, float(claims["exp"]))
-        if len(self._good) > _REMEMBERED:
-            self._good.popitem(last=False)
         return principal
 
     def _only(self) -> jwt.PyJWK:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cachetools import TLRUCache
 from limits import RateLimitItem, parse
 from limits.aio.storage import MemoryStorage, Storage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
@@ -63,7 +64,9 @@ class TenantLimits:
         self._shared = SlidingWindowCounterRateLimiter(_storage(redis_url)) if redis_url else None
         self._away_until = 0.0
         # What was counted and not used, and until when it may be made up for.
-        self._credits: dict[tuple[str, str], tuple[int, float]] = {}
+        self._credits: TLRUCache[tuple[str, str], tuple[int, float]] = TLRUCache(
+            _MOST_CREDITS, lambda key, credit, now: credit[1], timer=lambda: time.monotonic()
+        )
 
     @classmethod
     def load(cls, path: Path | None, redis_url: str | None) -> TenantLimits | None:
@@ -113,15 +116,11 @@ class TenantLimits:
         rates = self._of(tenant)
         for what, rate, count in (("requests", rates.requests, requests), ("tokens", rates.tokens, tokens)):
             if rate is not None and count > 0:
-                now = time.monotonic()
-                if len(self._credits) >= _MOST_CREDITS:
-                    self._credits = {key: credit for key, credit in self._credits.items() if credit[1] > now}
                 held = min(self._credit(what, tenant) + count, rate.amount)
-                self._credits[what, tenant] = held, now + rate.get_expiry()
+                self._credits[what, tenant] = held, time.monotonic() + rate.get_expiry()
 
     def _credit(self, what: str, tenant: str) -> int:
-        held, until = self._credits.get((what, tenant), (0, 0.0))
-        return held if time.monotonic() < until else 0
+        return self._credits.get((what, tenant), (0, 0.0))[0]
 
     def _use_credit(self, what: str, tenant: str, cost: int) -> int:
         """How much of ``cost`` was paid before."""
