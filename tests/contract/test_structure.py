@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-MOST_MODULES, MOST_LINES = 14, 300
+MOST_MODULES, MOST_LINES, MOST_TERMS = 14, 300, 40
 
 
 def rows(title: str) -> list[list[str]]:
@@ -122,3 +122,14 @@ def test_folders_hold_what_a_reader_can_take_in() -> None:
 def test_modules_are_short() -> None:
     found = (path for package in PACKAGES.values() for path in modules(package))
     assert not [path for path in found if len(path.read_text(encoding="utf-8").splitlines()) > MOST_LINES]
+
+
+def test_the_glossary_links_modules_that_exist() -> None:
+    page = ROOT / "docs" / "glossary.md"
+    found = re.findall(r"(?m)^\| ([^|]+) \| [^|]+ \| \[(\w+)\]\(([^)]+)\) \|$", page.read_text(encoding="utf-8"))
+    terms = [term for term, _, _ in found]
+    assert terms == sorted(set(terms))
+    assert 0 < len(terms) <= MOST_TERMS
+    assert not [term for term, name, path in found if name != Path(path).stem or not (page.parent / path).is_file()]
+    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    assert len(rows) == len(terms) + 1, "every row is a term, a meaning and a link"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -193,7 +194,7 @@ def test_signals_that_are_made_up_are_bounded_too() -> None:
 
 
 async def test_outcomes_are_bounded(model: Path) -> None:
-    nothing: Any = object()
+    nothing: Any = SimpleNamespace(context_length=CONTEXT)
     service = InferenceService(nothing, nothing, nothing, "tiny", decisions=nothing)
     good = {"decision_id": "d", "score": 1.0, "metric": "m"}
     for field, value in (("decision_id", "x" * 257), ("metric", "x" * 257), ("labels", {"l": "v" * 257})):

@@ -82,3 +82,11 @@ def test_thousands_of_tokens_make_one_quick_expression() -> None:
         assert control.as_text(text) == plain.sub(lambda found: f"{found[0][0]}\u200b{found[0][1:]}", text)
         assert plain.search(control.as_text(text).replace("\u200b", "\0")) is None
     assert ControlTokens([]).as_text("<s>") == "<s>"
+
+
+async def test_what_control_tokens_hide_is_found_by_policies_that_come_later_too(tokenizer: ModelTokenizer) -> None:
+    hidden = f"attorney-{END}client privilege"
+    before = parse_policy({"domain": "low", "risk": "low", "bands": BANDS})
+    found = await Classifier(tokenizer, 10_000).classify(make_request(hidden, domain="low"), snapshot([before]))
+    assert not found.signals.flags
+    assert found.under(POLICIES).flags

@@ -254,3 +254,20 @@ async def test_a_router_detects_what_nobody_declared(tmp_path: Path) -> None:
     assert answer.signals.domain_source == inference_pb2.DOMAIN_SOURCE_DETECTED
     assert 0.4 <= answer.signals.confidence < 1
     assert answer.decision.reason == inference_pb2.REASON_LENGTH_BAND
+
+
+async def test_a_domain_that_is_deleted_meanwhile_is_passed_over(tmp_path: Path) -> None:
+    """Its scores are still there when the prompt is held against the policies that are left."""
+
+    class Sure:
+        async def detect(self, text: str, at: Any) -> dict[str, Score]:
+            return {"gone": Score(0.9, 0.9), "left": Score(0.6, 0.6)}
+
+    sure: Any = Sure()
+    bands = [{"from_tokens": 0, "tier": "moderate"}]
+    gone, left = (parse_policy({"domain": name, "risk": "low", "bands": bands}) for name in ("gone", "left"))
+    classifier = Classifier(ModelTokenizer(tiny_model(tmp_path)), 10_000, sure)
+    classified = await classifier.classify(make_request("hello"), snapshot([gone, left]))
+    assert classified.signals.domain == "gone"
+    assert classified.under(snapshot([left])).domain == "left"
+    assert classified.under(snapshot([])).domain == ""

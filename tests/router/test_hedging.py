@@ -126,7 +126,7 @@ async def test_a_race_under_tracing_leaves_no_context_behind(
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     monkeypatch.setattr("sparsity_rpc.tracing._off", lambda: False)
-    for module in ("relaying.dispatch", "services.inference"):
+    for module in ("relaying.dispatch", "decisions.decider", "services.inference"):
         monkeypatch.setattr(f"sparsity_router.{module}._tracer", provider.get_tracer("test"))
     first, second = both(tmp_path, a=after(0.5, answer), b=answer)
     async with rig(tmp_path, first, second, admission=HEDGED) as at:

@@ -13,8 +13,7 @@ from sparsity_client.wire import make_request
 from sparsity_policies.decisions.decide import decide, hangs_on_length
 from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Reason, Signals, Tier
-from sparsity_router.prompts.classified import Classified
-from sparsity_router.prompts.classify import Classifier
+from sparsity_router.prompts.classify import Classified, Classifier
 from sparsity_router.prompts.corpus import excerpt
 from sparsity_router.prompts.lengths import SAMPLED_CHARACTERS, Interval, LengthModel
 from sparsity_router.prompts.tokens import ModelTokenizer

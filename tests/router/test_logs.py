@@ -8,8 +8,9 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from sparsity.v1 import inference_pb2
-from sparsity_policies.model import Decision, Reason, Tier
+from sparsity_policies.model import Decision, Reason, Signals, Tier
 from sparsity_router.observing import observer
+from sparsity_router.observing.observer import EndedRequest
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving.logs import FORMAT_VARIABLE, configure_logs
 from sparsity_serving.metrics.metering import Times
@@ -68,8 +69,8 @@ def test_a_request_is_logged_without_its_text(logger: Any, capsys: Any, monkeypa
     usage = inference_pb2.Usage(prompt_tokens=9, cached_tokens=4, completion_tokens=2)
     completion = inference_pb2.Completion(worker_id="w1", usage=usage)
     decision = Decision(Tier.DENSE, Reason.FLAGGED, "", "medical", 7, Tier.DENSE, "flagged")
-    observer._log("d1", decision, decision, completion, Times(0.5, 1.5), "job-7")
-    observer._log("d2", decision, None, None, None)
+    observer._log(EndedRequest("d1", Signals(9, 9), decision, decision, completion, Times(0.5, 1.5), "job-7"))
+    observer._log(EndedRequest("d2", Signals(9, 9), decision))
     answered, refused = (json.loads(line) for line in told(capsys))
     expected = {"decision_id": "d1", "policy": "medical", "policy_revision": 7, "tier": "dense", "reason": "FLAGGED"}
     expected |= {"request_id": "job-7", "worker": "w1", "prompt_tokens": 9, "cached_tokens": 4, "new_tokens": 2}

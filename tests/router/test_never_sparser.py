@@ -25,8 +25,7 @@ from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Guards, Override, Policy, Rollout, Scope, Signals, Tier
 from sparsity_router.decisions.review import Review
-from sparsity_router.fleet import queue as line
-from sparsity_router.fleet import workers
+from sparsity_router.fleet import queue, workers
 from sparsity_router.fleet.fleet import Admission, Fleet
 from sparsity_router.fleet.workers import State
 from sparsity_router.relaying.placing import place
@@ -293,7 +292,7 @@ def search(examples: int, *phases: Phase) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shortens what is waited for, and puts a fault back where the environment asks for it, to see that it is found."""
     monkeypatch.setattr(workers, "_REFUSED_SECONDS", 0.003)
-    monkeypatch.setattr(line, "_BREATH_SECONDS", 0.001)
+    monkeypatch.setattr(queue, "_BREATH_SECONDS", 0.001)
     if os.environ.get(MUTATION) == "unreviewed":
         unreviewed(monkeypatch)
 

@@ -16,7 +16,7 @@ from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_policies.model import Tier
 from sparsity_router.callers.access import Access, key_digest
 from sparsity_router.config import RouterConfig
-from sparsity_router.services.policy.guarded import NEEDS
+from sparsity_router.services.policy.service import METHODS
 from sparsity_rpc.errors import ConfigurationError, InvalidRequestError
 from sparsity_rpc.status import to_error
 from support.fake_worker import FakeWorker
@@ -393,9 +393,9 @@ async def test_roles_and_the_audit_log(tmp_path: Path) -> None:
 
 def test_every_method_of_the_service_names_its_role() -> None:
     service = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"]
-    assert {method.name for method in service.methods} == NEEDS.keys()
+    assert {method.name for method in service.methods} == METHODS.keys()
     assert {method.name for method in service.methods if method.server_streaming} == {
-        name for name, need in NEEDS.items() if need.streams
+        name for name, called in METHODS.items() if called.streams
     }
 
 

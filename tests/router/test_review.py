@@ -159,7 +159,7 @@ class Slow(Callers):
         super().__init__()
         self._then = then
 
-    async def spend(self, *_: Any) -> None:
+    async def charge(self, *_: Any) -> None:
         await asyncio.sleep(0.01)
         self._then()
 

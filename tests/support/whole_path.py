@@ -317,7 +317,7 @@ class Waiting(Callers):
         super().__init__()
         self._world = world
 
-    async def spend(self, *_: Any) -> None:
+    async def charge(self, *_: Any) -> None:
         await asyncio.sleep(0)
         self._world.change(self._world.waits.pop(0) if self._world.waits else None)
 

@@ -1,9 +1,9 @@
-"""Who calls InferenceService, for which tenant, and whether the tenant has requests and tokens left."""
+"""Lets a call of InferenceService in: who calls, for which tenant, and whether it has requests and tokens left."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from sparsity.v1 import inference_pb2
@@ -12,11 +12,19 @@ from sparsity_rpc.channels import FELL_BACK
 from sparsity_serving.sampling import new_tokens
 
 from sparsity_router.callers.access import Access
+from sparsity_router.callers.fields import check_fields
 from sparsity_router.callers.limits import TenantLimits
 from sparsity_router.callers.principals import Role
 
 # A lease is good for a few seconds.
 _FALL_BACK_SECONDS = 30.0
+
+
+class Charge(NamedTuple):
+    """Tokens that a request was charged before anybody knew how many it takes."""
+
+    tenant: str
+    tokens: int
 
 
 class Callers:
@@ -31,7 +39,28 @@ class Callers:
         self._access = access if access and access.guards_inference else None
         self._limits = limits
         # What directed requests were charged, by decision, while their client may still fall back to the relay.
-        self._routed: dict[str, tuple[str, int, float]] = {}
+        self._routed: dict[str, tuple[Charge, float]] = {}
+
+    async def admit(
+        self, request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any], context_length: int
+    ) -> None:
+        """Checks the caller and the fields beside the prompt, puts the tenant in, and counts the request.
+
+        Args:
+            request: as the caller sent it.
+            context: of the call.
+            context_length: of the model, tokens.
+
+        Raises:
+            UnauthenticatedError: when the caller is not known.
+            PermissionDeniedError: when it may not call, or not for this tenant.
+            InvalidRequestError: naming the field.
+            RateLimitError: when its tenant has used up its requests.
+        """
+        tenant = self.check(context, request)
+        check_fields(request, context_length)
+        self._fell_back(context, tenant)
+        await self.count(tenant, request)
 
     def check(self, context: grpc.aio.ServicerContext[Any, Any], request: inference_pb2.GenerateRequest | None) -> str:
         """Checks the caller, and puts its tenant into the request; whose calls are counted.
@@ -61,35 +90,34 @@ class Callers:
                 request.priority = min(request.priority, self._limits.priority(tenant))
             await self._limits.request(tenant)
 
-    async def spend(self, request: inference_pb2.GenerateRequest, signals: Signals) -> int:
-        """Counts a request's tokens, as many as it may come to, and says how many.
+    async def charge(self, request: inference_pb2.GenerateRequest, signals: Signals) -> Charge:
+        """Counts a request's tokens, as many as it may come to.
 
         Raises:
             RateLimitError: when its tenant has used up its tokens.
         """
-        if self._limits is None:
-            return 0
-        count = signals.max_tokens + new_tokens(request.sampling)
-        await self._limits.tokens(signals.tenant, count)
-        return count
-
-    def settle(self, tenant: str, counted: int, used: int) -> None:
-        """Takes back what was counted of a request and not used, once that is known."""
+        charge = Charge(signals.tenant, signals.max_tokens + new_tokens(request.sampling))
         if self._limits is not None:
-            self._limits.give_back(tenant, tokens=counted - used)
+            await self._limits.tokens(*charge)
+        return charge
 
-    def routed(self, decision_id: str, tenant: str, counted: int) -> None:
+    def settle(self, charge: Charge, used: int) -> None:
+        """Takes back what was charged and not used, once that is known."""
+        if self._limits is not None:
+            self._limits.give_back(charge.tenant, tokens=charge.tokens - used)
+
+    def routed(self, decision_id: str, charge: Charge) -> None:
         """Remembers for a moment what a request was charged that its client takes to a worker itself."""
         if self._limits is not None:
             now = time.monotonic()
-            while self._routed and next(iter(self._routed.values()))[2] < now:
+            while self._routed and next(iter(self._routed.values()))[1] < now:
                 del self._routed[next(iter(self._routed))]
-            self._routed[decision_id] = tenant, counted, now + _FALL_BACK_SECONDS
+            self._routed[decision_id] = charge, now + _FALL_BACK_SECONDS
 
-    def fell_back(self, context: grpc.aio.ServicerContext[Any, Any], tenant: str) -> None:
+    def _fell_back(self, context: grpc.aio.ServicerContext[Any, Any], tenant: str) -> None:
         """Takes back, once, what a request was charged that its worker would not have, and that comes here instead."""
         decision_id = dict(context.invocation_metadata() or ()).get(FELL_BACK, "") if self._routed else ""
         if decision_id and self._limits is not None:
-            owner, counted, until = self._routed.pop(str(decision_id), ("", 0, 0.0))
-            if owner == tenant and time.monotonic() < until:
-                self._limits.give_back(tenant, requests=1, tokens=counted)
+            charge, until = self._routed.pop(str(decision_id), (Charge("", 0), 0.0))
+            if charge.tenant == tenant and time.monotonic() < until:
+                self._limits.give_back(tenant, requests=1, tokens=charge.tokens)

@@ -9,7 +9,7 @@ from sparsity_policies.decisions.decide import decide
 from sparsity_policies.model import Decision, Signals, Tier
 
 from sparsity_router.following.follower import PolicyFollower
-from sparsity_router.prompts.classified import Classified
+from sparsity_router.prompts.classify import Classified
 
 
 class Review:

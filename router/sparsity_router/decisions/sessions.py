@@ -148,6 +148,27 @@ class Sessions:
             await self._redis.eval(_KEEP_DENSEST, 1, key, int(tier), SESSION_SECONDS)
 
 
+class Session(NamedTuple):
+    """One session, or none where requests name none or may move freely."""
+
+    sessions: Sessions | None
+    tenant: str
+    name: str
+
+    async def tier(self) -> SessionTier:
+        """Its tier so far."""
+        return await self.sessions.tier(self.tenant, self.name) if self.sessions else SessionTier(None)
+
+    def held(self) -> Tier | None:
+        """Its tier as far as this router knows it now."""
+        return self.sessions.held(self.tenant, self.name) if self.sessions else None
+
+    def served(self, decision: Decision) -> None:
+        """Takes note of what policy gave."""
+        if self.sessions:
+            self.sessions.served(self.tenant, self.name, decision)
+
+
 def _denser(one: Tier | None, other: Tier | None) -> Tier | None:
     return min((tier for tier in (one, other) if tier is not None), default=None)
 

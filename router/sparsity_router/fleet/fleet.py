@@ -15,7 +15,7 @@ from sparsity_router.fleet.breaker import RetryBudget
 from sparsity_router.fleet.discovery import Discovery, discover
 from sparsity_router.fleet.patience import Patience
 from sparsity_router.fleet.picking import Picker, Want
-from sparsity_router.fleet.queue import Line
+from sparsity_router.fleet.queue import TierQueue
 from sparsity_router.fleet.workers import State, Worker
 
 log = logging.getLogger("sparsity.router.fleet")
@@ -67,7 +67,7 @@ class Fleet:
         self.lease_key = lease_key
         self.admission = admission or Admission()
         self.retries = RetryBudget()
-        self.lines = {tier: Line(self.admission.queue_limit) for tier in Tier}
+        self.queues = {tier: TierQueue(self.admission.queue_limit) for tier in Tier}
         self.workers: list[Worker] = []
         self._about = (tokenizer_digest, timeout, self._room, tls, engine, self.admission.patience)
         self._sources: list[Discovery] = discover(places)
@@ -120,7 +120,7 @@ class Fleet:
     def _room(self) -> None:
         # The densest first: what policy holds dense has nowhere else to go.
         for tier in Tier:
-            self.lines[tier].wake()
+            self.queues[tier].wake()
 
     def of(self, tier: Tier, dense_reasoning: bool = False) -> list[Worker]:
         """The workers of a tier, or those of them that decode reasoning densely."""

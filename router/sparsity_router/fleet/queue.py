@@ -21,7 +21,7 @@ _BREATH_SECONDS = 0.02
 
 @dataclass(order=True, slots=True)
 class Ticket:
-    """A place in line; an earlier one sorts first.
+    """A place in the queue; an earlier one sorts first.
 
     Attributes:
         place: negated priority, start tag in tokens, number of arrival.
@@ -42,8 +42,8 @@ class Ticket:
     tried: bool = field(default=False, compare=False)
 
 
-class Line:
-    """The line of one tier.
+class TierQueue:
+    """The queue of one tier.
 
     Args:
         limit: requests that may wait; when it is full a more urgent one takes the place of the least urgent.
@@ -71,14 +71,14 @@ class Line:
             need: what it needs of a worker.
 
         Raises:
-            OverloadedError: when the line is full of requests that come before it.
+            OverloadedError: when the queue is full of requests that come before it.
         """
         start = max(self._now, self._next.get(tenant, 0))
         ticket = Ticket((-priority, start, next(self._numbers)), tenant, tokens, need)
         if len(self._waiting) >= self._limit:
             last = self._waiting[-1] if self._waiting else None
             if last is None or last < ticket:
-                raise OverloadedError(f"the line holds its {self._limit} requests; try again")
+                raise OverloadedError(f"the queue holds its {self._limit} requests; try again")
             self._give_up(last)
             last.evicted = True
             last.woken.set()
@@ -138,11 +138,11 @@ class Line:
         except TimeoutError as error:
             raise OverloadedError("there was no room in time; try again") from error
         if ticket.evicted:
-            raise OverloadedError("a request that comes first took the place in line; try again")
+            raise OverloadedError("a request that comes first took the place in the queue; try again")
         if ticket.tried:
             await asyncio.sleep(_BREATH_SECONDS)
 
     def wake(self) -> None:
-        """Lets the first in line try again; where there is no room for that one, the first with another need."""
+        """Lets the first in the queue try again; where there is no room for that one, the first with another need."""
         if self._waiting:
             self._waiting[0].woken.set()

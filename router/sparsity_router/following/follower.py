@@ -106,7 +106,7 @@ class PolicyFollower:
             self.overrides.stored(handed_over, contents.cursor.revision)
             for override in contents.overrides:
                 if override.id in waiting:
-                    self.overrides.take(Change(override.id, override))
+                    self.overrides.apply(Change(override.id, override))
             await self._build()
             self._confirmed = time.monotonic() - age
             log.warning("%s; serving revision %d from disk, %.0f s old", error, self.snapshot.revision, age)

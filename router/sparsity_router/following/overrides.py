@@ -95,7 +95,7 @@ class Overrides:
         self._tell(Change(override_id, None, self._read_at + 1 if revision is None else revision))
         return known
 
-    def take(self, change: Change) -> None:
+    def apply(self, change: Change) -> None:
         """Takes up what happened, here or at another process of this machine."""
         before, (name, override, revision) = self.active(), change
         ahead = self._ahead.get(name)
@@ -112,7 +112,7 @@ class Overrides:
 
     def _tell(self, change: Change) -> None:
         self.tell(change)
-        self.take(change)
+        self.apply(change)
 
     def _changed(self, before: list[Override]) -> None:
         after, now = self.active(), time.monotonic()

@@ -61,7 +61,7 @@ class Siblings:
                 told = json.loads((self._folder / name).read_text(encoding="utf-8"))
                 name, sealed, revision = str(told["id"]), told["override"], int(told["revision"])
                 found, broken = open_overrides({name: sealed} if sealed else {})
-                self._overrides.take(Change(name, found[0] if found else None, revision))
+                self._overrides.apply(Change(name, found[0] if found else None, revision))
                 if broken:
                     raise ValueError(broken)
             except (OSError, *UNREADABLE) as error:

@@ -1,4 +1,4 @@
-"""Gauges of the fleet as one router sees it: workers by state, lines, what is in flight, breakers, the retry budget."""
+"""Gauges of the fleet as one router sees it: workers by state, queues, what is in flight, breakers, retries."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def observe_fleet(fleet: Fleet, meter: metrics.Meter | None = None) -> None:
         if unknown := sum(count for (tier, _), count in found.items() if not tier):
             yield Observation(unknown, {telemetry.TIER: "", _STATE: State.UNREACHABLE.name.lower()})
 
-    def lines() -> Iterator[Observation]:
-        for tier, line in fleet.lines.items():
-            yield Observation(len(line), {telemetry.TIER: tier.word})
+    def queues() -> Iterator[Observation]:
+        for tier, queue in fleet.queues.items():
+            yield Observation(len(queue), {telemetry.TIER: tier.word})
 
     def in_flight() -> Iterator[Observation]:
         for worker in list(fleet.workers):
@@ -51,7 +51,7 @@ def observe_fleet(fleet: Fleet, meter: metrics.Meter | None = None) -> None:
         meter,
         [
             ("sparsity.router.workers", "{worker}", "Workers by tier and state.", states),
-            ("sparsity.router.waiting", "{request}", "Requests in line for room at a tier.", lines),
+            ("sparsity.router.waiting", "{request}", "Requests in the queue of a tier.", queues),
             ("sparsity.router.in_flight", "{request}", "Requests this router has at a worker.", in_flight),
             ("sparsity.router.kv_use", "1", "Share of a worker's KV cache that live requests hold.", kv_use),
             ("sparsity.router.breaker.open", "1", "1 where a worker's breaker is open or half open.", breakers),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
+from typing import NamedTuple
 
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.journal import Entry
@@ -18,6 +19,34 @@ from sparsity_router.observing.recorder import Recorder
 from sparsity_router.observing.request_metrics import RequestMetrics
 
 log = logging.getLogger("sparsity.router.requests")
+
+
+class EndedRequest(NamedTuple):
+    """A request that has ended.
+
+    Attributes:
+        decision_id: of its decision.
+        signals: what that was made from.
+        decision: what policy gave.
+        served: the decision as it was served; None where nobody served it.
+        completion: the worker's last message; None where there was none, or the router does not see it.
+        times: as the router saw it; None where it did not see the answer.
+        label: the request id of its caller.
+    """
+
+    decision_id: str
+    signals: Signals
+    decision: Decision
+    served: Decision | None = None
+    completion: inference_pb2.Completion | None = None
+    times: Times | None = None
+    label: str = ""
+
+    @property
+    def report(self) -> inference_pb2.SparsityReport | None:
+        """What its worker says that it attended, where it says so."""
+        completion = self.completion
+        return completion.sparsity if completion is not None and completion.HasField("sparsity") else None
 
 
 class Observer:
@@ -45,83 +74,61 @@ class Observer:
         """Takes up the time that a classification took."""
         self._metrics.classified(seconds)
 
-    def relayed(
-        self,
-        decision_id: str,
-        signals: Signals,
-        decision: Decision,
-        served: Decision | None,
-        completion: inference_pb2.Completion | None,
-        times: Times | None = None,
-        label: str = "",
-    ) -> None:
-        """Takes up a request: what was decided and what served it, its completion if any, and its caller's label."""
+    def ended(self, request: EndedRequest) -> None:
+        """Takes up a request that has ended."""
+        decision, served, completion = request.decision, request.served, request.completion
         policy = self._policies.snapshot.policy(decision.policy)
-        report = completion.sparsity if completion is not None and completion.HasField("sparsity") else None
         # Most requests of a busy router are not logged: an entry is made only for those that are.
-        self._recorder.decision(
-            decision_id, lambda: self._entry(decision_id, signals, decision, policy, served, completion, report)
-        )
-        self._metrics.relayed(decision, policy, served, completion, times)
+        self._recorder.decision(request.decision_id, lambda: _entry(request, policy))
+        self._metrics.relayed(decision, policy, served, completion, request.times)
+        report = request.report
         # A request too short for the sparse kernels was attended whole, and says nothing about them.
         if report and served and report.sparse_kernel_calls:
             self._guards.coverage(decision.policy, served.tier, report)
         if self._logged:
-            _log(decision_id, decision, served, completion, times, label)
-
-    def _entry(
-        self,
-        decision_id: str,
-        signals: Signals,
-        decision: Decision,
-        policy: Policy | None,
-        served: Decision | None,
-        completion: inference_pb2.Completion | None,
-        report: inference_pb2.SparsityReport | None,
-    ) -> Entry:
-        if completion is not None and (tokens := completion.usage.prompt_tokens):
-            # The worker has counted what the router may only have estimated.
-            signals = replace(signals, min_tokens=tokens, max_tokens=tokens)
-        return Entry(
-            time=time.time(),
-            decision_id=decision_id,
-            signals=signals,
-            policy=decision.policy,
-            policy_revision=decision.policy_revision,
-            policy_tier=decision.policy_tier,
-            reason=decision.reason,
-            matched_rule=decision.matched_rule,
-            served_tier=served.tier if served else None,
-            prefill_density=report.prefill_density if report else 0.0,
-            decode_density=report.decode_density if report else 0.0,
-            coverage=report.coverage if report else 0.0,
-            new_tokens=completion.usage.completion_tokens if completion is not None else 0,
-            arm=arm(policy, decision),
-        )
+            _log(request)
 
 
-def _log(
-    decision_id: str,
-    decision: Decision,
-    served: Decision | None,
-    completion: inference_pb2.Completion | None,
-    times: Times | None,
-    label: str = "",
-) -> None:
+def _entry(request: EndedRequest, policy: Policy | None) -> Entry:
+    signals, decision, served, completion = request.signals, request.decision, request.served, request.completion
+    report = request.report
+    if completion is not None and (tokens := completion.usage.prompt_tokens):
+        # The worker has counted what the router may only have estimated.
+        signals = replace(signals, min_tokens=tokens, max_tokens=tokens)
+    return Entry(
+        time=time.time(),
+        decision_id=request.decision_id,
+        signals=signals,
+        policy=decision.policy,
+        policy_revision=decision.policy_revision,
+        policy_tier=decision.policy_tier,
+        reason=decision.reason,
+        matched_rule=decision.matched_rule,
+        served_tier=served.tier if served else None,
+        prefill_density=report.prefill_density if report else 0.0,
+        decode_density=report.decode_density if report else 0.0,
+        coverage=report.coverage if report else 0.0,
+        new_tokens=completion.usage.completion_tokens if completion is not None else 0,
+        arm=arm(policy, decision),
+    )
+
+
+def _log(request: EndedRequest) -> None:
+    decision, served, completion, times = request.decision, request.served, request.completion, request.times
     tier = served.tier.word if served else "none"
     fields: dict[str, object] = {
-        "decision_id": decision_id,
+        "decision_id": request.decision_id,
         "policy": decision.policy,
         "policy_revision": decision.policy_revision,
         "tier": tier,
         "reason": (served or decision).reason.name,
     }
-    if label:
-        fields["request_id"] = label
+    if request.label:
+        fields["request_id"] = request.label
     if completion is not None:
         usage = completion.usage
         fields |= {"worker": completion.worker_id, "prompt_tokens": usage.prompt_tokens}
         fields |= {"cached_tokens": usage.cached_tokens, "new_tokens": usage.completion_tokens}
     if times is not None:
         fields |= {"first_token_seconds": times.first_token, "seconds": times.total}
-    log.info("%s %s %s %s", decision_id, decision.policy or "default", tier, fields["reason"], extra=fields)
+    log.info("%s %s %s %s", request.decision_id, decision.policy or "default", tier, fields["reason"], extra=fields)

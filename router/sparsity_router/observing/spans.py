@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from opentelemetry import trace
 from sparsity.v1 import inference_pb2
-from sparsity_policies.model import Decision, Signals
+from sparsity_policies.model import Decision
 from sparsity_serving import telemetry
 
+from sparsity_router.decisions.decider import Decided
 
-def describe(span: trace.Span, signals: Signals, decision: Decision, decision_id: str, model: str, label: str) -> None:
+
+def describe(span: trace.Span, decided: Decided, decision: Decision, model: str, label: str) -> None:
     """As decided."""
     if not span.is_recording():
         return
+    signals = decided.signals
     span.set_attributes(
         {
             telemetry.GEN_AI_OPERATION: "text_completion",
             telemetry.GEN_AI_MODEL: model,
-            telemetry.DECISION_ID: decision_id,
+            telemetry.DECISION_ID: decided.decision_id,
             telemetry.REQUEST_LABEL: label,
             telemetry.DOMAIN: signals.domain,
             telemetry.FLAGS: sorted(signals.flags),

@@ -1,34 +1,69 @@
-"""Turns a request into signals and the token ids that a worker takes."""
+"""Turns a request into signals and the prompt that a worker takes: open, scan, detect, resolve, measure."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+from enum import IntEnum
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from opentelemetry import metrics
 from sparsity.v1 import inference_pb2
-from sparsity_policies.decisions.decide import hangs_on_length
 from sparsity_policies.decisions.snapshot import Snapshot
-from sparsity_policies.model import Risk, Tier
-from sparsity_rpc.errors import InvalidRequestError
+from sparsity_policies.model import Risk, Signals
 from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, histogram
 
-from sparsity_router.prompts.classified import Classified, Opened, Prompt, Settled, scanned
-from sparsity_router.prompts.domains import Score
-from sparsity_router.prompts.lengths import SAMPLED_CHARACTERS, Interval, LengthModel
+from sparsity_router.prompts.domains import UNASKED, Detection
+from sparsity_router.prompts.lengths import Interval
+from sparsity_router.prompts.measure import EncodedPrompt, Measure
+from sparsity_router.prompts.opened import Scanned, open_prompt, scan
+from sparsity_router.prompts.prompt import Bounds, read_prompt
 from sparsity_router.prompts.semantic import DetectionError, Detector
+from sparsity_router.prompts.signals import Arrival, Resolved
 from sparsity_router.prompts.tokens import ModelTokenizer
-from sparsity_router.prompts.written import Bounds, Written, check_beside, read_written
 
-# Below these a thread costs more than the work: of tokenizing, and of reading and scanning alone.
-_INLINE_BYTES, _INLINE_SCAN_BYTES = 16_384, 262_144
-_NO_SCORES: Mapping[str, Score] = {}
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_NOW = Arrival()
 _meter = metrics.get_meter("sparsity.router")
 _detecting = histogram(
     _meter, "sparsity.router.detect.duration", "s", "Detection of one domain by meaning.", CLASSIFY_SECONDS
 )
+
+
+class OnLoop(IntEnum):
+    """Bytes up to which a thread costs more than the work, by what that goes through."""
+
+    SCAN = 262_144
+    TOKENIZER = 16_384
+
+
+async def off_loop(most: OnLoop, size: int, work: Callable[_P, _T], *arguments: _P.args, **options: _P.kwargs) -> _T:
+    """Does ``work`` on ``size`` bytes, in a thread where it would hold up the event loop."""
+    if size <= most:
+        return work(*arguments, **options)
+    return await asyncio.to_thread(work, *arguments, **options)
+
+
+class Classified(NamedTuple):
+    """A request, understood.
+
+    Attributes:
+        resolved: what the signals were made of.
+        prompt: for the worker.
+        signals: what policy decides from.
+    """
+
+    resolved: Resolved
+    prompt: EncodedPrompt
+    signals: Signals
+
+    def under(self, snapshot: Snapshot) -> Signals:
+        """The signals by another snapshot."""
+        if snapshot is self.resolved.snapshot:
+            return self.signals
+        return self.resolved.under(snapshot).signals(Interval(self.signals.min_tokens, self.signals.max_tokens))
 
 
 class Classifier:
@@ -39,6 +74,9 @@ class Classifier:
         max_prompt_bytes: a longer prompt is refused.
         detector: finds the domain of a prompt that declares none; None leaves it unknown.
         doubts_declared: whether the detector is asked about declared domains of less than high risk too.
+
+    Attributes:
+        context_length: of the model, tokens.
     """
 
     def __init__(
@@ -49,164 +87,60 @@ class Classifier:
         *,
         doubts_declared: bool = False,
     ) -> None:
+        self.context_length = tokenizer.context_length
         self._tokenizer = tokenizer
         self._detector = detector
         self._doubts_declared = doubts_declared
-        self._lengths = LengthModel(tokenizer)
+        self._measure = Measure(tokenizer)
         self._bounds = Bounds(tokenizer.vocabulary_size, tokenizer.context_length, max_prompt_bytes, tokenizer.control)
-
-    def check(self, request: inference_pb2.GenerateRequest) -> None:
-        """Checks what comes with the prompt, before anybody works on the request.
-
-        Raises:
-            InvalidRequestError: naming the field.
-        """
-        check_beside(request, self._bounds.context_length)
 
     async def classify(
         self,
         request: inference_pb2.GenerateRequest,
         snapshot: Snapshot,
+        arrival: Arrival = _NOW,
         *,
-        received: float = 0.0,
-        policy_age: float = 0.0,
-        request_key: str = "",
-        session_tier: Tier | None = None,
         exact: bool = False,
     ) -> Classified:
-        """Classifies one request; long prompts are worked on off the event loop.
+        """Classifies one request.
 
         Args:
             request: as the caller sent it.
             snapshot: whose detection the prompt is scanned for.
-            received: when it came, seconds since the epoch by the policy source's clock.
-            policy_age: since the snapshot was last confirmed, seconds.
-            request_key: unique to the request.
-            session_tier: what the session's earlier requests got.
+            arrival: what is known of it beside what is in it.
             exact: whether to count the tokens even where the decision does not hang on them.
 
         Raises:
             InvalidRequestError: naming the field.
         """
-        context = request.context
-        written = read_written(request, self._bounds)
-        known: dict[str, Any] = {
-            "received_at": received,
-            "policy_age": policy_age,
-            "request_key": request_key,
-            "session_tier": session_tier,
-            "dense_reasoning": context.dense_reasoning,
-        }
-        if self._detector is None or not self._is_in_question(request.context, snapshot):
-            heavy = exact or written.kind == "token_ids"
-            if written.size > (_INLINE_BYTES if heavy else _INLINE_SCAN_BYTES):
-                return await asyncio.to_thread(self._read, written, request, snapshot, known, exact)
-            opened = self._open(written, request, snapshot)
-            signals = Settled(opened, context, known, _NO_SCORES, "", snapshot)
-            if (bounded := self._bound(opened, signals, snapshot, exact)) is not None:
-                return bounded
-            if written.size > _INLINE_BYTES:
-                return await asyncio.to_thread(self._count, opened, signals, snapshot, exact)
-            return self._count(opened, signals, snapshot, exact)
-        opened = await asyncio.to_thread(self._open, written, request, snapshot)
-        scores, problem = _NO_SCORES, ""
-        # An undeclared domain that the scan is certain of needs no classifier.
-        if context.domain or not opened.scan.domains:
-            started = time.monotonic()
-            try:
-                scores = await self._detector.detect(opened.text, snapshot)
-            except DetectionError as error:
-                problem = str(error)
-            _detecting.record(time.monotonic() - started)
-        return await asyncio.to_thread(self._measure, opened, context, snapshot, known, exact, scores, problem)
+        prompt = read_prompt(request, self._bounds)
+        opening = OnLoop.TOKENIZER if prompt.kind == "token_ids" else OnLoop.SCAN
+        opened = await off_loop(opening, prompt.size, open_prompt, prompt, request, self._tokenizer)
+        scanned = await off_loop(OnLoop.SCAN, prompt.size, scan, opened, snapshot, prompt.data)
+        detection = await self._detect(scanned, request.context, snapshot)
+        resolved = Resolved.of(scanned, detection, request.context, arrival, snapshot)
+        measured = self._measure.by_size(resolved, exact=exact)
+        if measured is None:
+            measured = await off_loop(OnLoop.TOKENIZER, prompt.size, self._measure.by_text, resolved, exact=exact)
+        return Classified(resolved, *measured)
 
-    def _is_in_question(self, context: inference_pb2.RequestContext, snapshot: Snapshot) -> bool:
-        """Whether semantic detection could change the request's domain."""
+    async def _detect(self, scanned: Scanned, context: inference_pb2.RequestContext, snapshot: Snapshot) -> Detection:
+        """What the semantic classifier makes of a prompt whose domain it could change."""
+        if self._detector is None or not self._is_in_question(scanned, context, snapshot):
+            return UNASKED
+        started = time.monotonic()
+        try:
+            detection = Detection(await self._detector.detect(scanned.opened.words, snapshot))
+        except DetectionError as error:
+            detection = Detection({}, str(error))
+        _detecting.record(time.monotonic() - started)
+        return detection
+
+    def _is_in_question(self, scanned: Scanned, context: inference_pb2.RequestContext, snapshot: Snapshot) -> bool:
         if context.flags:
             return False
         if not context.domain:
-            return True
+            # One that the scan is certain of needs no classifier.
+            return not scanned.result.domains
         declared = snapshot.policies.get(context.domain)
         return self._doubts_declared and declared is not None and declared.policy.risk is not Risk.HIGH
-
-    def _read(
-        self,
-        written: Written,
-        request: inference_pb2.GenerateRequest,
-        snapshot: Snapshot,
-        known: dict[str, Any],
-        exact: bool,
-    ) -> Classified:
-        return self._measure(self._open(written, request, snapshot), request.context, snapshot, known, exact)
-
-    def _measure(
-        self,
-        opened: Opened,
-        context: inference_pb2.RequestContext,
-        snapshot: Snapshot,
-        known: dict[str, Any],
-        exact: bool,
-        scores: Mapping[str, Score] = _NO_SCORES,
-        problem: str = "",
-    ) -> Classified:
-        """Settles the domain, then counts tokens as closely as the decision needs it."""
-        signals = Settled(opened, context, known, scores, problem, snapshot)
-        return self._bound(opened, signals, snapshot, exact) or self._count(opened, signals, snapshot, exact)
-
-    def _bound(self, opened: Opened, signals: Settled, snapshot: Snapshot, exact: bool) -> Classified | None:
-        """The request where its size alone, or the caller, tells its length closely enough."""
-        if opened.prompt.ids:
-            return self._counted(opened.prompt, signals)
-        if exact:
-            return None
-        return self._within(self._lengths.bound(opened.prompt.text, opened.size), opened.prompt, signals, snapshot)
-
-    def _count(self, opened: Opened, signals: Settled, snapshot: Snapshot, exact: bool) -> Classified:
-        """The request with a length from a sample of it where that will do, else counted."""
-        prompt = opened.prompt
-        if len(prompt.text) >= SAMPLED_CHARACTERS:
-            interval = self._lengths.sample(prompt.text, opened.size)
-            if not exact and (sampled := self._within(interval, prompt, signals, snapshot)) is not None:
-                return sampled
-            if interval.low > 2 * self._tokenizer.context_length:
-                # Counting takes a hundred times the prompt's memory; of one this long it would change nothing.
-                raise self._too_long(f"about {(interval.low + interval.high) // 2}")
-        ids = self._tokenizer.encode(prompt.text, special=prompt.special)
-        return self._counted(Prompt(Interval(0, 0), ids), signals)
-
-    def _within(self, interval: Interval, prompt: Prompt, signals: Settled, snapshot: Snapshot) -> Classified | None:
-        """The request with an interval for a length, where the decision is the same all over it."""
-        closer = signals(min_tokens=interval.low, max_tokens=interval.high)
-        if interval.high < self._tokenizer.context_length and not hangs_on_length(closer, snapshot):
-            return Classified(closer, prompt._replace(interval=interval), signals)
-        return None
-
-    def _counted(self, prompt: Prompt, signals: Settled) -> Classified:
-        """The request with its exact token count."""
-        count = len(prompt.ids)
-        if not count:
-            raise InvalidRequestError.of("prompt", "is empty once tokenized")
-        if count >= self._tokenizer.context_length:
-            raise self._too_long(str(count))
-        exact = signals(min_tokens=count, max_tokens=count)
-        return Classified(exact, prompt._replace(interval=Interval(count, count)), signals)
-
-    def _too_long(self, count: str) -> InvalidRequestError:
-        limit = self._tokenizer.context_length
-        problem = f"has {count} tokens; the model takes {limit}, its answer included: shorten the prompt"
-        return InvalidRequestError.of("prompt", problem)
-
-    def _open(self, written: Written, request: inference_pb2.GenerateRequest, snapshot: Snapshot) -> Opened:
-        """The prompt as far as it is known without counting, and the scan of all that the caller wrote."""
-        unknown, (kind, text, data, size) = Interval(0, 0), written
-        length = size
-        if kind == "token_ids":
-            prompt = Prompt(unknown, list(request.token_ids.ids))
-            text = self._tokenizer.decode(prompt.ids)
-            length = len(text.encode())
-        elif kind == "text":
-            prompt = Prompt(unknown, [], text, special=True)
-        else:
-            prompt = Prompt(unknown, [], self._tokenizer.render(request.chat))
-            size = len(prompt.text.encode())
-        return scanned(Opened(prompt, size, text, length), snapshot, data)

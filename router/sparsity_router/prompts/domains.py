@@ -25,6 +25,21 @@ class Score(NamedTuple):
     mean: float
 
 
+class Detection(NamedTuple):
+    """What the semantic classifier made of a prompt.
+
+    Attributes:
+        scores: by domain; empty where it was not asked, or knows none.
+        problem: what kept it from an answer; empty when nothing did.
+    """
+
+    scores: Mapping[str, Score]
+    problem: str = ""
+
+
+UNASKED = Detection({})
+
+
 class Found(NamedTuple):
     """A request's domain.
 
@@ -55,6 +70,8 @@ def resolve(declared: str, matched: Collection[str], scores: Mapping[str, Score]
     """
     risks = {domain: snapshot.policies[domain].policy.risk for domain in {declared, *matched, *scores}
              if domain in snapshot.policies}  # fmt: skip
+    # A policy may have been deleted since the classifier was asked.
+    scores = {domain: score for domain, score in scores.items() if domain in risks}
     certain = [domain for domain in matched if domain in risks]
     if declared:
         if declared not in risks:

@@ -12,10 +12,10 @@ from sparsity_policies.model import Tier
 from sparsity_rpc import tracing
 from sparsity_serving import telemetry
 from sparsity_serving.leases import sign
-from sparsity_serving.sampling import new_tokens
 
 from sparsity_router.fleet.patience import spoken
 from sparsity_router.fleet.workers import Worker
+from sparsity_router.relaying.worker_request import outstanding_tokens
 
 _tracer = trace.get_tracer("sparsity.router")
 # How gRPC begins where it found nobody to send to.
@@ -24,11 +24,6 @@ _NEVER_SENT = ("failed to connect to all addresses", "DNS resolution failed")
 
 class OvertakenError(Exception):
     """Policy took the tier from a request just before its worker was asked."""
-
-
-def outstanding_tokens(request: worker_pb2.WorkerServiceGenerateRequest) -> int:
-    """Tokens that a worker has to work on for a request, at most."""
-    return len(request.prompt.ids) + request.text.max_tokens + new_tokens(request.sampling)
 
 
 async def dispatch(

@@ -21,8 +21,8 @@ Responses = AsyncGenerator[inference_pb2.GenerateResponse]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Leg:
-    """One worker's stream.
+class Attempt:
+    """One worker asked, and its stream.
 
     Attributes:
         worker: that was asked.
@@ -37,28 +37,28 @@ class Leg:
     policy: Decision
 
 
-class Race:
+class Hedge:
     """The stream of whichever worker speaks first.
 
     Args:
-        leg: asked at once.
-        spare: gives another worker's stream, or None where nobody else may be asked.
+        attempt: made at once.
+        second: makes another attempt, or gives None where nobody else may be asked.
         seconds: that the first is waited for.
         fell: told of a worker that failed while the other still runs.
 
     Attributes:
-        leg: whose stream it is; of a race that nobody won, who failed last.
+        attempt: whose stream it is; where none gave a message, the one that failed last.
     """
 
     def __init__(
         self,
-        leg: Leg,
-        spare: Callable[[], Leg | None],
+        attempt: Attempt,
+        second: Callable[[], Attempt | None],
         seconds: float,
         fell: Callable[[Worker, Exception], None],
     ) -> None:
-        self.leg = leg
-        self._spare = spare
+        self.attempt = attempt
+        self._second = second
         self._seconds = seconds
         self._fell = fell
 
@@ -66,51 +66,51 @@ class Race:
         """The winner's messages.
 
         Raises:
-            grpc.aio.AioRpcError, OvertakenError: as the winner's stream, or the last leg's when none gave a message.
+            grpc.aio.AioRpcError, OvertakenError: as the winner's stream, or the last one's when none gave a message.
         """
-        running = {asyncio.ensure_future(anext(self.leg.stream)): self.leg}
-        legs = [self.leg]
+        running = {asyncio.ensure_future(anext(self.attempt.stream)): self.attempt}
+        attempts = [self.attempt]
         try:
             await asyncio.wait(running, timeout=self._seconds)
-            if not any(task.done() for task in running) and (second := self._spare()) is not None:
-                legs.append(second)
+            if not any(task.done() for task in running) and (second := self._second()) is not None:
+                attempts.append(second)
                 running[asyncio.ensure_future(anext(second.stream))] = second
             first = await self._first(running)
-            for loser in legs:
-                if loser is not self.leg:
+            for loser in attempts:
+                if loser is not self.attempt:
                     await _end(running, loser)
             if first is None:
                 return
             yield first
-            async for response in self.leg.stream:
+            async for response in self.attempt.stream:
                 yield response
         finally:
-            for leg in legs:
-                await _end(running, leg)
+            for attempt in attempts:
+                await _end(running, attempt)
 
     async def _first(
-        self, running: dict[asyncio.Task[inference_pb2.GenerateResponse], Leg]
+        self, running: dict[asyncio.Task[inference_pb2.GenerateResponse], Attempt]
     ) -> inference_pb2.GenerateResponse | None:
-        """The first message of any leg; None when the last one ended without any."""
+        """The first message of any attempt; None when the last one ended without any."""
         while True:
             done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                self.leg = running.pop(task)
+                self.attempt = running.pop(task)
                 problem = task.exception()
                 if problem is None:
                     return task.result()
                 if running and isinstance(problem, grpc.aio.AioRpcError | OvertakenError | StopAsyncIteration):
-                    self._fell(self.leg.worker, problem)
+                    self._fell(self.attempt.worker, problem)
                 elif isinstance(problem, StopAsyncIteration):
                     return None
                 else:
                     raise problem
 
 
-async def _end(running: dict[asyncio.Task[inference_pb2.GenerateResponse], Leg], leg: Leg) -> None:
-    for task in [task for task, other in running.items() if other is leg]:
+async def _end(running: dict[asyncio.Task[inference_pb2.GenerateResponse], Attempt], attempt: Attempt) -> None:
+    for task in [task for task, other in running.items() if other is attempt]:
         del running[task]
         task.cancel()
         with suppress(asyncio.CancelledError, StopAsyncIteration, grpc.aio.AioRpcError, OvertakenError):
             await task
-    await leg.stream.aclose()
+    await attempt.stream.aclose()

@@ -14,10 +14,10 @@ from sparsity_router.fleet.workers import State, Worker
 
 
 @dataclass(slots=True)
-class Attempts:
+class Tried:
     """What has been tried for one request."""
 
-    tried: set[str]
+    targets: set[str]
     count: int = 0
     overloaded: bool = False
     failed: bool = False
@@ -27,7 +27,7 @@ class Attempts:
 
 
 def need_of(decision: Decision) -> Hashable:
-    """What a decided request needs of the workers of its tier's line."""
+    """What a decided request needs of the workers of its tier's queue."""
     return decision.tier, decision.fallback, decision.dense_reasoning
 
 
@@ -41,7 +41,7 @@ def place(fleet: Fleet, decision: Decision, want: Callable[[], Want] | None = No
     for tier in (decision.tier, *decision.fallback):
         if worker := pick(fleet, tier, decision, set(), want):
             return worker, served(decision, tier, fleet)
-    raise nobody(fleet, decision, Attempts(set()))
+    raise nobody(fleet, decision, Tried(set()))
 
 
 def pick(
@@ -66,19 +66,19 @@ def served(decision: Decision, tier: Tier, fleet: Fleet) -> Decision:
     return replace(decision, tier=tier, reason=reason, explanation=detail)
 
 
-def is_full(fleet: Fleet, decision: Decision, attempts: Attempts) -> bool:
+def is_full(fleet: Fleet, decision: Decision, tried: Tried) -> bool:
     """Whether waiting may help: some worker that may serve the request has no room now."""
     tiers = (decision.tier, *decision.fallback)
     states = [worker.state for tier in tiers for worker in fleet.of(tier, decision.dense_reasoning)]
-    reserved = any(worker.state is State.READY and worker.target not in attempts.tried
+    reserved = any(worker.state is State.READY and worker.target not in tried.targets
                    for tier in decision.fallback for worker in fleet.of(tier, decision.dense_reasoning))  # fmt: skip
-    return attempts.overloaded or reserved or State.FULL in states
+    return tried.overloaded or reserved or State.FULL in states
 
 
-def nobody(fleet: Fleet, decision: Decision, attempts: Attempts) -> SparsityError:
+def nobody(fleet: Fleet, decision: Decision, tried: Tried) -> SparsityError:
     """Why no worker takes the request."""
     words = " or ".join(tier.word for tier in (decision.tier, *decision.fallback))
-    last = f"; last: {attempts.last_problem}" if attempts.last_problem else ""
-    if is_full(fleet, decision, attempts):
+    last = f"; last: {tried.last_problem}" if tried.last_problem else ""
+    if is_full(fleet, decision, tried):
         return OverloadedError(f"every {words} worker is full; try again{last}")
     return UnavailableError(f"no {words} worker can be reached{last}")

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 from opentelemetry import trace
-from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision, Tier
 from sparsity_rpc.errors import (
     StreamBrokenError,
@@ -23,13 +23,13 @@ from sparsity_rpc.errors import (
 from sparsity_rpc.status import to_error
 
 from sparsity_router.fleet.fleet import Fleet
-from sparsity_router.fleet.picking import Want
 from sparsity_router.fleet.proof import fault
 from sparsity_router.fleet.workers import Worker
-from sparsity_router.relaying.dispatch import OvertakenError, died, dispatch, outstanding_tokens
-from sparsity_router.relaying.hedging import Leg, Race
-from sparsity_router.relaying.placing import Attempts, is_full, need_of, nobody, pick, served
+from sparsity_router.relaying.dispatch import OvertakenError, died, dispatch
+from sparsity_router.relaying.hedging import Attempt, Hedge
+from sparsity_router.relaying.placing import Tried, is_full, need_of, nobody, pick, served
 from sparsity_router.relaying.turns import patience
+from sparsity_router.relaying.worker_request import WorkerRequest, outstanding_tokens
 
 _tracer = trace.get_tracer("sparsity.router")
 _OVERLOAD, _COUNT = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.OUT_OF_RANGE
@@ -66,58 +66,54 @@ class _Relay:
     def __init__(
         self,
         fleet: Fleet,
-        request: worker_pb2.WorkerServiceGenerateRequest,
-        review: Callable[[], Decision],
+        request: WorkerRequest,
         context: grpc.aio.ServicerContext[Any, Any],
-        decision_id: str,
-        want: Callable[[], Want] | None,
     ) -> None:
         self._fleet = fleet
         self._request = request
-        self._review = review
+        self._review = request.decided.review
         self._context = context
-        self._decision_id = decision_id
-        self._want = want
-        self.attempts = Attempts(set())
-        self.decision = review()
+        self.tried = Tried(set())
+        self.decision = self._review()
 
     async def try_all(self, sent: Callable[[], None] = lambda: None) -> AsyncGenerator[Relayed]:
         """Tries every worker that may serve it, the decided tier's first; ends without a message when none did."""
-        attempts, seconds = self.attempts, self._fleet.admission.hedge_seconds
+        tried, seconds = self.tried, self._fleet.admission.hedge_seconds
         while (choice := self._choose()) is not None:
             # Waiting for room is no retry; asking another worker after a failure is.
-            if attempts.failed and not self._fleet.retries.spend():
-                problem = f"the retry budget is used up; last: {attempts.last_problem}"
+            if tried.failed and not self._fleet.retries.spend():
+                problem = f"the retry budget is used up; last: {tried.last_problem}"
                 raise UnavailableError(problem)
             sent()
             first = True
-            leg = self._open(*choice)
-            spare = partial(self._spare, leg.served.tier)
-            race = Race(leg, spare, seconds, partial(self._fell, first=True)) if seconds else None
-            stream = race.responses() if race else leg.stream
+            attempt = self._open(*choice)
+            second = partial(self._second, attempt.served.tier)
+            hedge = Hedge(attempt, second, seconds, partial(self._fell, first=True)) if seconds else None
+            stream = hedge.responses() if hedge else attempt.stream
             try:
                 async for response in stream:
-                    leg = race.leg if race else leg
+                    attempt = hedge.attempt if hedge else attempt
                     first = False
                     if response.HasField("completion"):
-                        attempts.complete = True
-                        leg.worker.breaker.success()
-                        if problem := fault(response.completion, leg.served.tier, must_report=leg.worker.must_prove):
-                            leg.worker.distrust(problem)
-                    yield Relayed(response, leg.served, leg.policy)
-                if attempts.complete:
+                        tried.complete = True
+                        worker, tier = attempt.worker, attempt.served.tier
+                        worker.breaker.success()
+                        if problem := fault(response.completion, tier, must_report=worker.must_prove):
+                            worker.distrust(problem)
+                    yield Relayed(response, attempt.served, attempt.policy)
+                if tried.complete:
                     return
                 error: Exception = StopAsyncIteration()
             except (grpc.aio.AioRpcError, OvertakenError) as failure:
                 error = failure
             finally:
                 await stream.aclose()
-            self._fell(race.leg.worker if race else leg.worker, error, first=first)
+            self._fell((hedge.attempt if hedge else attempt).worker, error, first=first)
 
     def _decide(self) -> Decision:
         """The decision as of now: nobody is asked by an older one."""
         self.decision = self._review()
-        self._request.dense_reasoning = self.decision.dense_reasoning
+        self._request.message.dense_reasoning = self.decision.dense_reasoning
         return self.decision
 
     def _choose(self) -> tuple[Worker, Tier] | None:
@@ -128,7 +124,7 @@ class _Relay:
                 return worker, tier
         return None
 
-    def _spare(self, tier: Tier) -> Leg | None:
+    def _second(self, tier: Tier) -> Attempt | None:
         """A second worker beside one of ``tier`` that says nothing: of that tier, while policy still allows it."""
         at = tier if self._allows(tier) else self.decision.tier
         other = self._pick(at)
@@ -139,15 +135,15 @@ class _Relay:
         return tier is decision.tier or tier in decision.fallback
 
     def _pick(self, tier: Tier) -> Worker | None:
-        return pick(self._fleet, tier, self.decision, self.attempts.tried, self._want)
+        return pick(self._fleet, tier, self.decision, self.tried.targets, self._request.want)
 
-    def _open(self, worker: Worker, tier: Tier) -> Leg:
-        self.attempts.tried.add(worker.target)
-        self.attempts.count += 1
-        lease, left = (self._fleet.lease_key, self._decision_id), self._context.time_remaining()
-        stream = dispatch(worker, self._request, tier, self.attempts.count, left, lease, self._allows)
+    def _open(self, worker: Worker, tier: Tier) -> Attempt:
+        self.tried.targets.add(worker.target)
+        self.tried.count += 1
+        lease, left = (self._fleet.lease_key, self._request.decided.decision_id), self._context.time_remaining()
+        stream = dispatch(worker, self._request.message, tier, self.tried.count, left, lease, self._allows)
         # Asked again, so that what is told of the request does not hang on what picked its worker.
-        return Leg(worker, stream, served(self.decision, tier, self._fleet), self._review())
+        return Attempt(worker, stream, served(self.decision, tier, self._fleet), self._review())
 
     def _fell(self, worker: Worker, error: Exception, *, first: bool) -> None:
         """Takes note of a stream that failed; raises where nobody else may be tried.
@@ -157,9 +153,9 @@ class _Relay:
             error: how it failed; StopAsyncIteration where it ended without a completion.
             first: whether no message had come.
         """
-        attempts, refused = self.attempts, False
+        tried, refused = self.tried, False
         if isinstance(error, OvertakenError):
-            attempts.tried.discard(worker.target)
+            tried.targets.discard(worker.target)
             return
         problem = "ended its stream without a completion"
         if isinstance(error, grpc.aio.AioRpcError):
@@ -169,41 +165,35 @@ class _Relay:
                 raise to_error(error) from error
             refused = first and error.code() is _OVERLOAD
             if refused:
-                attempts.overloaded = True
+                tried.overloaded = True
                 worker.refused()
             elif first:
                 worker.failed(problem)
         if not refused:
             worker.breaker.failure()
-            attempts.failed = True
+            tried.failed = True
         if not first:
             worker.failed(problem)
             told = f"worker {worker.name} failed mid-stream: {problem}; what was sent stands, ask again for the rest"
             raise StreamBrokenError(told)
-        attempts.last_problem = f"{worker.name}: {problem}"
-        attempts.deaths += died(error)
-        if attempts.deaths >= _MOST_DEATHS:
-            told = f"{attempts.deaths} workers died with this request in flight; it is not tried on another"
-            raise StreamBrokenError(f"{told}; last: {attempts.last_problem}")
+        tried.last_problem = f"{worker.name}: {problem}"
+        tried.deaths += died(error)
+        if tried.deaths >= _MOST_DEATHS:
+            told = f"{tried.deaths} workers died with this request in flight; it is not tried on another"
+            raise StreamBrokenError(f"{told}; last: {tried.last_problem}")
 
 
 async def relay(
     fleet: Fleet,
-    request: worker_pb2.WorkerServiceGenerateRequest,
-    review: Callable[[], Decision],
+    request: WorkerRequest,
     context: grpc.aio.ServicerContext[Any, Any],
-    decision_id: str = "",
-    want: Callable[[], Want] | None = None,
 ) -> AsyncGenerator[Relayed]:
     """Relays the stream of the first worker that answers.
 
     Args:
         fleet: the workers.
-        request: in their terms.
-        review: gives the decision as of now; asked before every attempt.
+        request: in their terms; its decision is reviewed before every attempt.
         context: of the client's call.
-        decision_id: goes into the leases.
-        want: what picking looks at.
 
     Raises:
         OverloadedError: when every worker that may serve the request is full.
@@ -212,32 +202,31 @@ async def relay(
         InvalidRequestError: when a worker refuses the request as invalid.
         TokenCountError: when the prompt's tokens lie outside the interval that it was decided for.
     """
-    one = _Relay(fleet, request, review, context, decision_id, want)
-    attempts = one.attempts
+    one = _Relay(fleet, request, context)
+    tried = one.tried
     fleet.retries.earn()
     until = time.monotonic() + patience(fleet, context)
-    # Who comes while others wait joins them: room goes to the first in line.
-    if not fleet.lines[one.decision.tier] or fleet.admission.queue_seconds <= 0:
+    # Who comes while others wait joins them: room goes to the first in the queue.
+    if not fleet.queues[one.decision.tier] or fleet.admission.queue_seconds <= 0:
         async with aclosing(one.try_all()) as relayed:
             async for item in relayed:
                 yield item
-        if attempts.complete:
+        if tried.complete:
             return
-        if not is_full(fleet, one.decision, attempts) or until <= time.monotonic():
-            raise nobody(fleet, one.decision, attempts)
-    line = fleet.lines[one.decision.tier]
-    need = need_of(one.decision)
-    with line.ticket(request.priority, request.cache_salt, outstanding_tokens(request), need) as ticket:
-        while not attempts.complete:
-            await line.turn(ticket, until - time.monotonic())
-            attempts.tried.clear()
-            attempts.overloaded = False
-            # The next in line need not wait for this one's first token.
-            async with aclosing(one.try_all(sent=partial(line.leave, ticket))) as relayed:
+        if not is_full(fleet, one.decision, tried) or until <= time.monotonic():
+            raise nobody(fleet, one.decision, tried)
+    queue, message, need = fleet.queues[one.decision.tier], request.message, need_of(one.decision)
+    with queue.ticket(message.priority, message.cache_salt, outstanding_tokens(message), need) as ticket:
+        while not tried.complete:
+            await queue.turn(ticket, until - time.monotonic())
+            tried.targets.clear()
+            tried.overloaded = False
+            # The next in the queue need not wait for this one's first token.
+            async with aclosing(one.try_all(sent=partial(queue.leave, ticket))) as relayed:
                 async for item in relayed:
                     yield item
-            if not attempts.complete:
-                if not is_full(fleet, one.decision, attempts):
-                    raise nobody(fleet, one.decision, attempts)
+            if not tried.complete:
+                if not is_full(fleet, one.decision, tried):
+                    raise nobody(fleet, one.decision, tried)
                 ticket.need = need_of(one.decision)
-                line.rejoin(ticket, refused=attempts.overloaded)
+                queue.rejoin(ticket, refused=tried.overloaded)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -19,11 +21,12 @@ from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_rpc.errors import NotFoundError, StoreError
 from sparsity_serving import telemetry
 from sparsity_serving.metrics.metering import SHARES, Total, histogram
-from sparsity_serving.token_bucket import TokenBucket
 
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.relaying.dispatch import dispatch
+from sparsity_router.relaying.relay import Relayed
+from sparsity_router.relaying.worker_request import WorkerRequest
 
 METRIC = "shadow_agreement"
 _WAITING = 32
@@ -48,6 +51,23 @@ class Sample:
     request: worker_pb2.WorkerServiceGenerateRequest
     tokens: list[int] = field(default_factory=list)
     tier: Tier = Tier.DENSE
+
+
+class _Budget:
+    """Tokens that may be spent, so many a minute; a minute's worth at most is saved up."""
+
+    def __init__(self) -> None:
+        self._left, self._at = float("inf"), time.monotonic()
+
+    def spend(self, tokens: int, a_minute: int) -> bool:
+        """Whether there are as many left; then they are spent."""
+        now = time.monotonic()
+        self._left = min(a_minute, self._left + a_minute * (now - self._at) / 60.0)
+        self._at = now
+        if tokens > self._left:
+            return False
+        self._left -= tokens
+        return True
 
 
 def agreement(ours: list[int], dense: list[int]) -> float:
@@ -79,7 +99,7 @@ class Shadow:
         self._policies = policies
         self._fleet = fleet
         self._decisions = decisions
-        self._buckets: dict[str, TokenBucket] = {}
+        self._budgets: dict[str, _Budget] = {}
         self._waiting: asyncio.Queue[Sample] = asyncio.Queue(_WAITING)
         meter = meter or metrics.get_meter("sparsity.router")
         what = "Share of a sparse answer that dense attention gave too, from its beginning to the first other token."
@@ -88,39 +108,42 @@ class Shadow:
             meter, "sparsity.router.shadow.samples", "{request}", "Sparse answers, by what became of them."
         )
 
-    def take(
-        self, decision_id: str, decision: Decision, request: worker_pb2.WorkerServiceGenerateRequest
-    ) -> Sample | None:
+    async def sampled(self, request: WorkerRequest, answer: AsyncGenerator[Relayed]) -> AsyncGenerator[Relayed]:
+        """Passes an answer on; a whole one that is a sample is queued before its last message."""
+        sample = self._sample(request)
+        async with aclosing(answer) as messages:
+            async for relayed in messages:
+                if sample is not None:
+                    sample.tokens += relayed.response.token_ids
+                    if relayed.response.HasField("completion"):
+                        self._finish(sample, relayed.served, relayed.response.completion)
+                yield relayed
+
+    def _sample(self, request: WorkerRequest) -> Sample | None:
         """A sample to fill, where this answer is one: sparse, greedy, and of the share that its policy asks for."""
+        decision, message = request.decided.review.decision, request.message
         policy = self._policies.snapshot.policy(decision.policy)
         wanted = policy.shadow if policy else None
-        if wanted is None or decision.tier is Tier.DENSE or request.sampling.temperature > 0:
+        if wanted is None or decision.tier is Tier.DENSE or message.sampling.temperature > 0:
             return None
         if random.random() * 100 >= wanted.percent:
             return None
-        return Sample(decision_id, decision.policy, request)
+        return Sample(message.request_id, decision.policy, message)
 
-    def finish(self, sample: Sample, served: Decision, completion: inference_pb2.Completion) -> None:
-        """Puts a whole answer in line; where there is no room or budget it is passed over."""
+    def _finish(self, sample: Sample, served: Decision, completion: inference_pb2.Completion) -> None:
+        """Queues a whole answer; where there is no room or budget it is passed over."""
         sample.tier = served.tier
         policy = self._policies.snapshot.policy(sample.domain)
         if served.tier is Tier.DENSE or policy is None or policy.shadow is None or not sample.tokens:
             return
         limit, cost = policy.shadow.tokens_per_minute, completion.usage.prompt_tokens + len(sample.tokens)
-        if limit and not self._bucket(sample.domain, limit).spend(cost):
+        if limit and not self._budgets.setdefault(sample.domain, _Budget()).spend(cost, limit):
             self._count(sample, "over_budget")
             return
         try:
             self._waiting.put_nowait(sample)
         except asyncio.QueueFull:
             self._count(sample, "busy")
-
-    def _bucket(self, domain: str, a_minute: int) -> TokenBucket:
-        """What a domain's samples may cost, by what its policy says now."""
-        rate = a_minute / 60.0, float(a_minute)
-        bucket = self._buckets.setdefault(domain, TokenBucket(*rate))
-        bucket.resize(*rate)
-        return bucket
 
     async def run(self) -> None:
         """Compares one after the other, for as long as it runs."""
@@ -132,7 +155,7 @@ class Shadow:
         """What became of a sample, in a word."""
         # As a request that spills over: what policy holds dense comes first.
         worker = self._fleet.pick(Tier.DENSE, set(), spilled=True)
-        if worker is None or self._fleet.lines[Tier.DENSE]:
+        if worker is None or self._fleet.queues[Tier.DENSE]:
             return "busy"
         request = worker_pb2.WorkerServiceGenerateRequest()
         request.CopyFrom(sample.request)

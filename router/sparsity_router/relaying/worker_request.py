@@ -3,40 +3,55 @@
 from __future__ import annotations
 
 from array import array
+from dataclasses import dataclass
 
 from sparsity.v1 import inference_pb2, worker_pb2
-from sparsity_policies.model import Decision
+from sparsity_serving.sampling import new_tokens
 
+from sparsity_router.decisions.decider import Decided
 from sparsity_router.fleet.picking import Want
-from sparsity_router.prompts.classified import Classified
 
 
-def worker_request(
-    request: inference_pb2.GenerateRequest, classified: Classified, decision: Decision, decision_id: str
-) -> worker_pb2.WorkerServiceGenerateRequest:
-    """The request in the worker's terms; tier and lease come with the worker.
+@dataclass(frozen=True, slots=True)
+class WorkerRequest:
+    """A request as workers take it; tier and lease come with the worker.
 
-    Its id is the decision's, which no other has: callers choose theirs without knowing of each other.
+    Attributes:
+        message: its id is the decision's, which no other has: callers choose theirs without knowing of each other.
+        session: the conversation; empty for none.
+        decided: where it comes from.
     """
-    inner = worker_pb2.WorkerServiceGenerateRequest(
-        request_id=decision_id,
-        sampling=request.sampling,
-        priority=request.priority,
-        dense_reasoning=decision.dense_reasoning,
-    )
-    prompt = classified.prompt
-    if prompt.ids:
-        inner.prompt.ids.extend(prompt.ids)
-    else:
-        low, high = prompt.interval
-        inner.text.text, inner.text.add_special_tokens = prompt.text, prompt.special
-        inner.text.min_tokens, inner.text.max_tokens = low, high
-    if request.context.tenant:
-        inner.cache_salt = request.context.tenant
-    return inner
+
+    message: worker_pb2.WorkerServiceGenerateRequest
+    session: str
+    decided: Decided
+
+    @classmethod
+    def of(cls, request: inference_pb2.GenerateRequest, decided: Decided) -> WorkerRequest:
+        """Puts a decided request into the terms of workers."""
+        message = worker_pb2.WorkerServiceGenerateRequest(
+            request_id=decided.decision_id,
+            sampling=request.sampling,
+            priority=request.priority,
+            dense_reasoning=decided.review.decision.dense_reasoning,
+        )
+        prompt = decided.prompt
+        if prompt.ids:
+            message.prompt.ids.extend(prompt.ids)
+        else:
+            message.text.text, message.text.add_special_tokens = prompt.text, prompt.special
+            message.text.min_tokens, message.text.max_tokens = prompt.interval
+        if request.context.tenant:
+            message.cache_salt = request.context.tenant
+        return cls(message, request.context.session, decided)
+
+    def want(self) -> Want:
+        """What picking looks at: the prompt as the worker gets it, for its prefix."""
+        message = self.message
+        prompt = message.text.text.encode() if message.HasField("text") else array("I", message.prompt.ids).tobytes()
+        return Want(prompt, message.cache_salt, self.session)
 
 
-def wanted(inner: worker_pb2.WorkerServiceGenerateRequest, request: inference_pb2.GenerateRequest) -> Want:
-    """What picking looks at: the prompt as the worker gets it, for its prefix."""
-    prompt = inner.text.text.encode() if inner.HasField("text") else array("I", inner.prompt.ids).tobytes()
-    return Want(prompt, inner.cache_salt, request.context.session)
+def outstanding_tokens(request: worker_pb2.WorkerServiceGenerateRequest) -> int:
+    """Tokens that a worker has to work on for a request, at most."""
+    return len(request.prompt.ids) + request.text.max_tokens + new_tokens(request.sampling)

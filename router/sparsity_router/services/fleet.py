@@ -18,7 +18,7 @@ Context = grpc.aio.ServicerContext[fleet_pb2.GetFleetRequest, fleet_pb2.GetFleet
 
 
 class FleetService:
-    """Tells workers, lines and routers.
+    """Tells workers, queues and routers.
 
     Args:
         fleet: the workers.
@@ -39,7 +39,7 @@ class FleetService:
         for tier in Tier:
             own = self._fleet.of(tier)
             ready = sum(worker.state is State.READY for worker in own)
-            waiting = len(self._fleet.lines[tier])
+            waiting = len(self._fleet.queues[tier])
             response.tiers.add(tier=tier.value, workers=len(own), ready_workers=ready, waiting_requests=waiting)
         response.routers.extend(_router(replica) for replica in await self._replicas.all())
         return response

@@ -5,37 +5,34 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
-from functools import partial
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 import grpc
 from opentelemetry import trace
 from sparsity.v1 import inference_pb2
-from sparsity_policies.model import Decision, Signals, Tier
+from sparsity_policies.model import Decision
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.wire import decision_to_wire, signals_to_wire
 from sparsity_rpc import tracing
 from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, NotFoundError, SparsityError, TokenCountError
 from sparsity_serving.bounds import MAX_NAME, check_labels, check_name
 from sparsity_serving.leases import sign
-from sparsity_serving.metrics.metering import Times
 
 from sparsity_router.callers.admission import Callers
 from sparsity_router.decisions.alternatives import alternatives
-from sparsity_router.decisions.review import Review
-from sparsity_router.decisions.sessions import Sessions, SessionTier
+from sparsity_router.decisions.decider import Decided, Decider
+from sparsity_router.decisions.sessions import Sessions
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.following.follower import PolicyFollower
-from sparsity_router.observing.observer import Observer
+from sparsity_router.observing.account import Account
+from sparsity_router.observing.observer import EndedRequest, Observer
 from sparsity_router.observing.spans import conclude, describe
-from sparsity_router.prompts.classified import Classified
 from sparsity_router.prompts.classify import Classifier
-from sparsity_router.relaying.dispatch import outstanding_tokens
-from sparsity_router.relaying.relay import relay
+from sparsity_router.relaying.relay import Relayed, relay
 from sparsity_router.relaying.shadow import Shadow
 from sparsity_router.relaying.turns import place_in_turn
-from sparsity_router.relaying.worker_request import wanted, worker_request
+from sparsity_router.relaying.worker_request import WorkerRequest, outstanding_tokens
 
 GenerateContext = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
 OutcomeContext = grpc.aio.ServicerContext[inference_pb2.ReportOutcomeRequest, inference_pb2.ReportOutcomeResponse]
@@ -75,14 +72,14 @@ class InferenceService:
         callers: Callers | None = None,
         shadow: Shadow | None = None,
     ) -> None:
-        self._classifier = classifier
+        self._decider = Decider(classifier, policies, sessions)
+        self._context_length = classifier.context_length
         self._policies = policies
         self._fleet = fleet
         self._model = model
         self._observer = observer
         self._decisions = decisions
         self._lease_key = lease_key
-        self._sessions = sessions
         self._callers = callers or Callers()
         self._shadow = shadow
 
@@ -91,116 +88,94 @@ class InferenceService:
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         """Streams a completion from a worker of the decided tier."""
         with tracing.server_span(_tracer, "router.generate", context) as span:
-            started, first = time.monotonic(), None
-            await self._admit(request, context)
-            decision_id = uuid.uuid4().hex
-            classified, review = await self._decide(request, decision_id)
-            counted, used = await self._callers.spend(request, classified.signals), 0
-            told, policy = False, review.decision
-            served: Decision | None = None
+            started = time.monotonic()
+            await self._callers.admit(request, context, self._context_length)
+            decided = await self._decide(request, uuid.uuid4().hex)
+            charge = await self._callers.charge(request, decided.signals)
+            account = Account(self._observer, decided, request.request_id, started)
             try:
-                while True:
-                    _tell_caller(context, decision_id, policy)
-                    describe(span, classified.signals, policy, decision_id, self._model, request.request_id)
-                    inner = worker_request(request, classified, policy, decision_id)
-                    want = partial(wanted, inner, request)
-                    sample = self._shadow.take(decision_id, policy, inner) if self._shadow else None
-                    messages = relay(self._fleet, inner, review, context, decision_id, want)
-                    try:
-                        async for relayed in messages:
-                            response, served, policy = relayed.response, relayed.served, relayed.policy
-                            first = time.monotonic() - started if first is None and response.token_ids else first
-                            used = (used or classified.signals.min_tokens) + len(response.token_ids)
-                            if sample is not None:
-                                sample.tokens += response.token_ids
-                            if response.HasField("completion"):
-                                completion = response.completion
-                                used = _used(completion.usage) or used
-                                completion.decision.CopyFrom(decision_to_wire(served, decision_id))
-                                conclude(span, served, completion)
-                                # Before the caller has it, who may report an outcome at once.
-                                told = True
-                                times = Times(first, time.monotonic() - started)
-                                self._tell(decision_id, request, review.signals, policy, served, completion, times)
-                                if self._shadow and sample is not None:
-                                    self._shadow.finish(sample, served, completion)
-                            yield response
-                        return
-                    except TokenCountError:
-                        if classified.prompt.ids:
-                            raise
-                        classified, review = await self._decide(request, decision_id, exact=True)
-                        policy = review.decision
-                    finally:
-                        await messages.aclose()
+                async with aclosing(self._relay(request, decided, context, account, span)) as messages:
+                    async for relayed in messages:
+                        response, served = relayed.response, relayed.served
+                        if response.HasField("completion"):
+                            response.completion.decision.CopyFrom(decision_to_wire(served, decided.decision_id))
+                            conclude(span, served, response.completion)
+                        account.add(response, served, relayed.policy)
+                        yield response
             except asyncio.CancelledError:
-                # Who leaves before the first token has had the prompt read all the same.
-                used = used or classified.signals.min_tokens
+                account.left()
                 raise
             finally:
-                self._callers.settle(classified.signals.tenant, counted, used)
-                policy = policy if served else review.decision
-                _tell_caller(context, decision_id, policy)
-                if not told:
-                    self._tell(decision_id, request, review.signals, policy, served, None)
+                self._callers.settle(charge, account.used)
+                _tell_caller(context, decided.decision_id, account.decision)
+                account.close()
 
-    async def _admit(self, request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """Checks caller and request, and counts it."""
-        tenant = self._callers.check(context, request)
-        self._classifier.check(request)
-        self._callers.fell_back(context, tenant)
-        await self._callers.count(tenant, request)
+    async def _relay(
+        self,
+        request: inference_pb2.GenerateRequest,
+        decided: Decided,
+        context: GenerateContext,
+        account: Account,
+        span: trace.Span,
+    ) -> AsyncGenerator[Relayed]:
+        """A worker's stream; a prompt that has other tokens than it was decided for is counted and decided anew."""
+        while True:
+            _tell_caller(context, decided.decision_id, decided.review.decision)
+            describe(span, decided, decided.review.decision, self._model, request.request_id)
+            inner = WorkerRequest.of(request, decided)
+            messages = relay(self._fleet, inner, context)
+            if self._shadow is not None:
+                messages = self._shadow.sampled(inner, messages)
+            try:
+                async with aclosing(messages):
+                    async for relayed in messages:
+                        yield relayed
+                return
+            except TokenCountError:
+                if decided.prompt.ids:
+                    raise
+            decided = await self._decide(request, decided.decision_id, exact=True)
+            account.decided_anew(decided)
 
     async def Route(self, request: inference_pb2.RouteRequest, context: RouteContext) -> inference_pb2.RouteResponse:
         """The decision, a worker, and the lease that it takes exactly this request by."""
         with tracing.server_span(_tracer, "router.route", context) as span:
-            await self._admit(request.request, context)
+            asked = request.request
+            await self._callers.admit(asked, context, self._context_length)
             if self._lease_key is None:
                 raise ConfigurationError("this router signs no leases: it was started without --lease-key-file")
-            decision_id = uuid.uuid4().hex
-            classified, review = await self._decide(request.request, decision_id)
-            counted = await self._callers.spend(request.request, classified.signals)
-            tenant = classified.signals.tenant
-            inner = worker_request(request.request, classified, review.decision, decision_id)
+            decided = await self._decide(asked, uuid.uuid4().hex)
+            charge = await self._callers.charge(asked, decided.signals)
             try:
-                want = partial(wanted, inner, request.request)
-                worker, served, decision = await place_in_turn(self._fleet, inner, review, context, want)
+                inner = WorkerRequest.of(asked, decided)
+                worker, served, decision = await place_in_turn(self._fleet, inner, context)
             except (SparsityError, asyncio.CancelledError):
-                self._callers.settle(tenant, counted, 0)
+                self._callers.settle(charge, 0)
                 raise
-            self._callers.routed(decision_id, tenant, counted)
-            describe(span, classified.signals, decision, decision_id, self._model, request.request.request_id)
-            inner.tier = served.tier.value  # type: ignore[assignment]
-            worker.expect(inner.request_id, outstanding_tokens(inner))
-            self._tell(decision_id, request.request, review.signals, decision, served, None)
+            self._callers.routed(decided.decision_id, charge)
+            describe(span, decided, decision, self._model, asked.request_id)
+            message = inner.message
+            message.tier = served.tier.value  # type: ignore[assignment]
+            worker.expect(message.request_id, outstanding_tokens(message))
+            if self._observer is not None:
+                signals, label = decided.review.signals, asked.request_id
+                ended = EndedRequest(decided.decision_id, signals, decision, served, label=label)
+                self._observer.ended(ended)
             return inference_pb2.RouteResponse(
-                decision=decision_to_wire(served, decision_id),
+                decision=decision_to_wire(served, decided.decision_id),
                 endpoint=worker.target,
-                lease=sign(self._lease_key, inner, worker.name, decision_id),
-                worker_request=inner.SerializeToString(),
+                lease=sign(self._lease_key, message, worker.name, decided.decision_id),
+                worker_request=message.SerializeToString(),
             )
-
-    def _tell(
-        self,
-        decision_id: str,
-        request: inference_pb2.GenerateRequest,
-        signals: Signals,
-        decision: Decision,
-        served: Decision | None,
-        completion: inference_pb2.Completion | None,
-        times: Times | None = None,
-    ) -> None:
-        if self._observer is not None:
-            self._observer.relayed(decision_id, signals, decision, served, completion, times, request.request_id)
 
     async def Explain(
         self, request: inference_pb2.ExplainRequest, context: ExplainContext
     ) -> inference_pb2.ExplainResponse:
         """The decision that Generate would make now, with every step."""
         with tracing.server_span(_tracer, "router.explain", context):
-            await self._admit(request.request, context)
+            await self._callers.admit(request.request, context, self._context_length)
             # Counted, where Generate would not: what would change the tier hangs on it.
-            _, review = await self._decide(request.request, "", exact=True)
+            review = (await self._decide(request.request, "", exact=True)).review
             signals, decision = review.signals, review.decision
             response = inference_pb2.ExplainResponse(
                 signals=signals_to_wire(signals),
@@ -244,41 +219,14 @@ class InferenceService:
         return inference_pb2.ReportOutcomeResponse()
 
     async def _decide(
-        self, request: inference_pb2.GenerateRequest, key: str, *, exact: bool = False
-    ) -> tuple[Classified, Review]:
-        policies, started = self._policies, time.monotonic()
-        context = request.context
-        before = SessionTier(None)
-        if self._sessions:
-            before = await self._sessions.tier(context.tenant, context.session)
-        with tracing.span(_tracer, "router.classify"):
-            classified = await self._classifier.classify(
-                request,
-                policies.snapshot,
-                received=policies.now(),
-                policy_age=policies.age,
-                request_key=key,
-                session_tier=before.tier,
-                exact=exact,
-            )
-        with tracing.span(_tracer, "router.decide"):
-            # A change that came while a long prompt was read counts: a kill switch must not wait for it.
-            review = Review(policies, classified.in_doubt(before.problem), partial(self._held, context))
+        self, request: inference_pb2.GenerateRequest, decision_id: str, *, exact: bool = False
+    ) -> Decided:
+        decided = await self._decider.decide(request, decision_id, exact=exact)
         if self._observer is not None:
-            self._observer.classified(time.monotonic() - started)
-        if self._sessions and key:
-            self._sessions.served(context.tenant, context.session, review.decision)
-        return classified, review
-
-    def _held(self, context: inference_pb2.RequestContext) -> Tier | None:
-        return self._sessions.held(context.tenant, context.session) if self._sessions else None
+            self._observer.classified(decided.seconds)
+        return decided
 
 
 def _tell_caller(context: GenerateContext, decision_id: str, decision: Decision) -> None:
     # In the trailers, which come anyway: initial metadata would be one more write a request.
     context.set_trailing_metadata((("sparsity-decision-id", decision_id), ("sparsity-tier", decision.tier.word)))
-
-
-def _used(usage: inference_pb2.Usage) -> int:
-    """Tokens that a worker says it worked on; 0 where it does not."""
-    return usage.prompt_tokens + usage.completion_tokens

@@ -14,81 +14,86 @@ from sparsity_policies.threads import DRAFTS
 from sparsity_policies.wire import policy_from_wire, stored_to_wire, timestamp
 from sparsity_rpc.errors import ConflictError
 
-from sparsity_router.services.policy.guarded import caller
-from sparsity_router.services.policy.state import Context, Part
+from sparsity_router.services.policy.state import PolicyState
 
 _PAGE = 1000
 
 
-class Documents(Part):
-    """Policies as they are now."""
+async def get_policy(
+    state: PolicyState, request: policy_pb2.GetPolicyRequest, actor: str
+) -> policy_pb2.GetPolicyResponse:
+    """One policy."""
+    return policy_pb2.GetPolicyResponse(policy=stored_to_wire(state.find(request.domain)))
 
-    async def GetPolicy(self, request: policy_pb2.GetPolicyRequest, context: Context) -> policy_pb2.GetPolicyResponse:
-        """One policy."""
-        return policy_pb2.GetPolicyResponse(policy=stored_to_wire(self._state.find(request.domain)))
 
-    async def ListPolicies(
-        self, request: policy_pb2.ListPoliciesRequest, context: Context
-    ) -> policy_pb2.ListPoliciesResponse:
-        """All policies, a page at a time; the page token is the last domain of the page before."""
-        snapshot = self._state.policies.snapshot
-        domains = sorted(domain for domain in snapshot.policies if domain > request.page_token)
-        size = request.page_size if 0 < request.page_size <= _PAGE else _PAGE
-        page = domains[:size]
-        return policy_pb2.ListPoliciesResponse(
-            policies=[stored_to_wire(snapshot.policies[domain].stored) for domain in page],
-            next_page_token=page[-1] if len(domains) > size else "",
+async def list_policies(
+    state: PolicyState, request: policy_pb2.ListPoliciesRequest, actor: str
+) -> policy_pb2.ListPoliciesResponse:
+    """All policies, a page at a time; the page token is the last domain of the page before."""
+    snapshot = state.policies.snapshot
+    domains = sorted(domain for domain in snapshot.policies if domain > request.page_token)
+    size = request.page_size if 0 < request.page_size <= _PAGE else _PAGE
+    page = domains[:size]
+    return policy_pb2.ListPoliciesResponse(
+        policies=[stored_to_wire(snapshot.policies[domain].stored) for domain in page],
+        next_page_token=page[-1] if len(domains) > size else "",
+        revision=snapshot.revision,
+    )
+
+
+async def put_policy(
+    state: PolicyState, request: policy_pb2.PutPolicyRequest, actor: str
+) -> policy_pb2.PutPolicyResponse:
+    """Writes a policy, or only checks it."""
+    store = state.writable()
+    policy = await DRAFTS.run(_checked, state, request.policy)
+    etag = request.etag if request.HasField("etag") else None
+    if request.validate_only:
+        snapshot = state.policies.snapshot
+        present = snapshot.policies.get(policy.domain)
+        there = present.stored.etag if present else ""
+        if etag is not None and etag != there:
+            raise ConflictError(f"policy {policy.domain}: etag {there!r} is in the store, not {etag!r}")
+        draft = StoredPolicy(policy, there, snapshot.revision, time.time(), "", request.reason)
+        return policy_pb2.PutPolicyResponse(policy=stored_to_wire(draft))
+    stored = await store.put(policy, etag=etag, actor=actor, reason=request.reason)
+    await state.seen(stored.revision)
+    return policy_pb2.PutPolicyResponse(policy=stored_to_wire(stored))
+
+
+def _checked(state: PolicyState, message: policy_pb2.Policy) -> Policy:
+    policy = policy_from_wire(message, EDITS.check)
+    encode(policy)
+    state.check(policy)
+    return policy
+
+
+async def delete_policy(
+    state: PolicyState, request: policy_pb2.DeletePolicyRequest, actor: str
+) -> policy_pb2.DeletePolicyResponse:
+    """Deletes a policy; its revisions stay, and a rollback brings it back."""
+    store = state.writable()
+    etag = request.etag if request.HasField("etag") else None
+    revision = await store.delete(request.domain, etag=etag, actor=actor, reason=request.reason)
+    await state.seen(revision)
+    return policy_pb2.DeletePolicyResponse()
+
+
+async def watch_policies(
+    state: PolicyState, request: policy_pb2.WatchPoliciesRequest, actor: str
+) -> AsyncIterator[policy_pb2.WatchPoliciesResponse]:
+    """Every snapshot this router takes up."""
+    before: Snapshot | None = None
+    async for snapshot in state.policies.snapshots():
+        yield policy_pb2.WatchPoliciesResponse(
             revision=snapshot.revision,
+            content_hash=snapshot.content_hash,
+            changed_domains=_changed(before, snapshot),
+            rejected_domains=snapshot.rejected,
+            drifted_domains=snapshot.drifted,
+            load_time=timestamp(state.policies.loaded_at),
         )
-
-    async def PutPolicy(self, request: policy_pb2.PutPolicyRequest, context: Context) -> policy_pb2.PutPolicyResponse:
-        """Writes a policy, or only checks it."""
-        store = self._state.writable()
-        policy = await DRAFTS.run(self._checked, request.policy)
-        etag = request.etag if request.HasField("etag") else None
-        if request.validate_only:
-            snapshot = self._state.policies.snapshot
-            present = snapshot.policies.get(policy.domain)
-            there = present.stored.etag if present else ""
-            if etag is not None and etag != there:
-                raise ConflictError(f"policy {policy.domain}: etag {there!r} is in the store, not {etag!r}")
-            draft = StoredPolicy(policy, there, snapshot.revision, time.time(), "", request.reason)
-            return policy_pb2.PutPolicyResponse(policy=stored_to_wire(draft))
-        stored = await store.put(policy, etag=etag, actor=caller(), reason=request.reason)
-        await self._state.seen(stored.revision)
-        return policy_pb2.PutPolicyResponse(policy=stored_to_wire(stored))
-
-    def _checked(self, message: policy_pb2.Policy) -> Policy:
-        policy = policy_from_wire(message, EDITS.check)
-        encode(policy)
-        self._state.check(policy)
-        return policy
-
-    async def DeletePolicy(
-        self, request: policy_pb2.DeletePolicyRequest, context: Context
-    ) -> policy_pb2.DeletePolicyResponse:
-        """Deletes a policy; its revisions stay, and a rollback brings it back."""
-        store = self._state.writable()
-        etag = request.etag if request.HasField("etag") else None
-        revision = await store.delete(request.domain, etag=etag, actor=caller(), reason=request.reason)
-        await self._state.seen(revision)
-        return policy_pb2.DeletePolicyResponse()
-
-    async def WatchPolicies(
-        self, request: policy_pb2.WatchPoliciesRequest, context: Context
-    ) -> AsyncIterator[policy_pb2.WatchPoliciesResponse]:
-        """Every snapshot this router takes up."""
-        before: Snapshot | None = None
-        async for snapshot in self._state.policies.snapshots():
-            yield policy_pb2.WatchPoliciesResponse(
-                revision=snapshot.revision,
-                content_hash=snapshot.content_hash,
-                changed_domains=_changed(before, snapshot),
-                rejected_domains=snapshot.rejected,
-                drifted_domains=snapshot.drifted,
-                load_time=timestamp(self._state.policies.loaded_at),
-            )
-            before = snapshot
+        before = snapshot
 
 
 def _changed(before: Snapshot | None, after: Snapshot) -> list[str]:

@@ -10,61 +10,59 @@ from sparsity_policies.wire import override_from_wire, override_to_wire
 from sparsity_rpc.errors import InvalidRequestError, NotFoundError, StoreError
 from sparsity_serving.bounds import seconds_of
 
-from sparsity_router.services.policy.guarded import caller
-from sparsity_router.services.policy.state import Context, Part
+from sparsity_router.services.policy.state import PolicyState
 
 _LONGEST = 10 * 366 * 86_400.0
 
 
-class KillSwitch(Part):
-    """Overrides set and end here at once; the store carries them to the other routers."""
+async def list_overrides(
+    state: PolicyState, request: policy_pb2.ListOverridesRequest, actor: str
+) -> policy_pb2.ListOverridesResponse:
+    """The overrides that act on this router now."""
+    now = state.policies.now()
+    active = [o for o in state.policies.snapshot.overrides if o.expire_time is None or o.expire_time > now]
+    ordered = sorted(active, key=lambda override: override.id)
+    return policy_pb2.ListOverridesResponse(overrides=[override_to_wire(override) for override in ordered])
 
-    async def ListOverrides(
-        self, request: policy_pb2.ListOverridesRequest, context: Context
-    ) -> policy_pb2.ListOverridesResponse:
-        """The overrides that act on this router now."""
-        now = self._state.policies.now()
-        active = [o for o in self._state.policies.snapshot.overrides if o.expire_time is None or o.expire_time > now]
-        ordered = sorted(active, key=lambda override: override.id)
-        return policy_pb2.ListOverridesResponse(overrides=[override_to_wire(override) for override in ordered])
 
-    async def PutOverride(
-        self, request: policy_pb2.PutOverrideRequest, context: Context
-    ) -> policy_pb2.PutOverrideResponse:
-        """Sets an override: here at once, and in the store when it can be reached, or as soon as it can."""
-        if not request.override.reason:
-            raise InvalidRequestError.of("override.reason", "is empty; say why, for those who find the switch thrown")
-        now = self._state.policies.now()
-        fresh = override_from_wire(request.override, uuid.uuid4().hex[:8], now)
-        override = dataclasses.replace(fresh, actor=caller())
-        if request.HasField("ttl"):
-            seconds = seconds_of("ttl", request.ttl)
-            if not 0 < seconds <= _LONGEST or request.override.HasField("expire_time"):
-                problem = "must be more than 0 seconds and ten years at most, without override.expire_time"
-                raise InvalidRequestError.of("ttl", problem)
-            override = dataclasses.replace(override, expire_time=now + seconds)
-        overrides = self._state.policies.overrides
-        overrides.put(override)
-        stored = self._state.store is not None and await overrides.write(self._state.store, override)
-        return policy_pb2.PutOverrideResponse(override=override_to_wire(override), stored=stored)
+async def put_override(
+    state: PolicyState, request: policy_pb2.PutOverrideRequest, actor: str
+) -> policy_pb2.PutOverrideResponse:
+    """Sets an override: here at once, and in the store when it can be reached, or as soon as it can."""
+    if not request.override.reason:
+        raise InvalidRequestError.of("override.reason", "is empty; say why, for those who find the switch thrown")
+    now = state.policies.now()
+    fresh = override_from_wire(request.override, uuid.uuid4().hex[:8], now)
+    override = dataclasses.replace(fresh, actor=actor)
+    if request.HasField("ttl"):
+        seconds = seconds_of("ttl", request.ttl)
+        if not 0 < seconds <= _LONGEST or request.override.HasField("expire_time"):
+            problem = "must be more than 0 seconds and ten years at most, without override.expire_time"
+            raise InvalidRequestError.of("ttl", problem)
+        override = dataclasses.replace(override, expire_time=now + seconds)
+    overrides = state.policies.overrides
+    overrides.put(override)
+    stored = state.store is not None and await overrides.write(state.store, override)
+    return policy_pb2.PutOverrideResponse(override=override_to_wire(override), stored=stored)
 
-    async def DeleteOverride(
-        self, request: policy_pb2.DeleteOverrideRequest, context: Context
-    ) -> policy_pb2.DeleteOverrideResponse:
-        """Ends an override: in the store first, so that no replica keeps what another has ended."""
-        overrides = self._state.policies.overrides
-        try:
-            if self._state.store is None:
-                raise NotFoundError(f"override {request.id!r} does not exist")
-            revision = await self._state.store.delete_override(request.id)
-        except NotFoundError:
-            if not overrides.end(request.id):
-                raise
-        except StoreError:
-            # One that was set here while the store was away never reached it.
-            if not any(override.id == request.id for override in overrides.waiting()):
-                raise
-            overrides.end(request.id, 0)
-        else:
-            overrides.end(request.id, revision)
-        return policy_pb2.DeleteOverrideResponse()
+
+async def delete_override(
+    state: PolicyState, request: policy_pb2.DeleteOverrideRequest, actor: str
+) -> policy_pb2.DeleteOverrideResponse:
+    """Ends an override: in the store first, so that no replica keeps what another has ended."""
+    overrides = state.policies.overrides
+    try:
+        if state.store is None:
+            raise NotFoundError(f"override {request.id!r} does not exist")
+        revision = await state.store.delete_override(request.id)
+    except NotFoundError:
+        if not overrides.end(request.id):
+            raise
+    except StoreError:
+        # One that was set here while the store was away never reached it.
+        if not any(override.id == request.id for override in overrides.waiting()):
+            raise
+        overrides.end(request.id, 0)
+    else:
+        overrides.end(request.id, revision)
+    return policy_pb2.DeleteOverrideResponse()

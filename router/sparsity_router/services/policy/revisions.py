@@ -8,43 +8,40 @@ from sparsity_policies.threads import DRAFTS
 from sparsity_policies.wire import stored_to_wire
 from sparsity_rpc.errors import InvalidRequestError
 
-from sparsity_router.services.policy.guarded import caller
-from sparsity_router.services.policy.state import Context, Part
+from sparsity_router.services.policy.state import PolicyState
 
 _PAGE = 100
 
 
-class Revisions(Part):
-    """Policies as they were."""
+async def list_policy_revisions(
+    state: PolicyState, request: policy_pb2.ListPolicyRevisionsRequest, actor: str
+) -> policy_pb2.ListPolicyRevisionsResponse:
+    """Revisions of a policy, newest first; the page token is the last revision of the page before."""
+    if request.page_token and not request.page_token.isdigit():
+        raise InvalidRequestError.of("page_token", f"is not one of this service: {request.page_token!r}")
+    size = request.page_size if 0 < request.page_size <= _PAGE else _PAGE
+    below = int(request.page_token) if request.page_token else None
+    page = await state.need_store().history(request.domain, below, size)
+    if not page.revisions and below is None:
+        # Tells a domain that never was from one without history, such as one of a policy folder.
+        state.find(request.domain)
+    return policy_pb2.ListPolicyRevisionsResponse(
+        revisions=[stored_to_wire(stored) for stored in page.revisions],
+        next_page_token=str(page.below) if page.below else "",
+    )
 
-    async def ListPolicyRevisions(
-        self, request: policy_pb2.ListPolicyRevisionsRequest, context: Context
-    ) -> policy_pb2.ListPolicyRevisionsResponse:
-        """Revisions of a policy, newest first; the page token is the last revision of the page before."""
-        if request.page_token and not request.page_token.isdigit():
-            raise InvalidRequestError.of("page_token", f"is not one of this service: {request.page_token!r}")
-        size = request.page_size if 0 < request.page_size <= _PAGE else _PAGE
-        below = int(request.page_token) if request.page_token else None
-        page = await self._state.need_store().history(request.domain, below, size)
-        if not page.revisions and below is None:
-            # Tells a domain that never was from one without history, such as one of a policy folder.
-            self._state.find(request.domain)
-        return policy_pb2.ListPolicyRevisionsResponse(
-            revisions=[stored_to_wire(stored) for stored in page.revisions],
-            next_page_token=str(page.below) if page.below else "",
-        )
 
-    async def RollbackPolicy(
-        self, request: policy_pb2.RollbackPolicyRequest, context: Context
-    ) -> policy_pb2.RollbackPolicyResponse:
-        """Writes an old revision's document as a new revision."""
-        store = self._state.writable()
-        old = await store.revision(request.domain, request.to_revision)
-        # What was taken once need not be now, and other domains have changed.
-        if violations := await DRAFTS.run(EDITS.check, old.policy):
-            raise InvalidRequestError(*violations)
-        await DRAFTS.run(self._state.check, old.policy)
-        reason = f"rollback to revision {request.to_revision}" + (f": {request.reason}" if request.reason else "")
-        stored = await store.put(old.policy, etag=None, actor=caller(), reason=reason)
-        await self._state.seen(stored.revision)
-        return policy_pb2.RollbackPolicyResponse(policy=stored_to_wire(stored))
+async def rollback_policy(
+    state: PolicyState, request: policy_pb2.RollbackPolicyRequest, actor: str
+) -> policy_pb2.RollbackPolicyResponse:
+    """Writes an old revision's document as a new revision."""
+    store = state.writable()
+    old = await store.revision(request.domain, request.to_revision)
+    # What was taken once need not be now, and other domains have changed.
+    if violations := await DRAFTS.run(EDITS.check, old.policy):
+        raise InvalidRequestError(*violations)
+    await DRAFTS.run(state.check, old.policy)
+    reason = f"rollback to revision {request.to_revision}" + (f": {request.reason}" if request.reason else "")
+    stored = await store.put(old.policy, etag=None, actor=actor, reason=reason)
+    await state.seen(stored.revision)
+    return policy_pb2.RollbackPolicyResponse(policy=stored_to_wire(stored))

@@ -13,38 +13,32 @@ from sparsity_policies.threads import DRAFTS
 from sparsity_policies.wire import policy_from_wire, stored_to_wire
 from sparsity_rpc.errors import InvalidRequestError
 
-from sparsity_router.services.policy.guarded import caller
-from sparsity_router.services.policy.state import Context, Part
+from sparsity_router.services.policy.state import PolicyState
 
 
-class Rollouts(Part):
-    """A rollout is part of its policy's document, so every step is a revision."""
-
-    async def UpdateRollout(
-        self, request: policy_pb2.UpdateRolloutRequest, context: Context
-    ) -> policy_pb2.UpdateRolloutResponse:
-        """Moves a rollout, over the etag that was read when one is given."""
-        store = self._state.writable()
-        if int(request.action) not in list(Action):
-            raise InvalidRequestError.of("action", "must be START, PROMOTE, PAUSE, ABORT or RESUME")
-        action = Action(request.action)
-        stored = self._state.find(request.domain)
-        fresh = None
-        if request.HasField("rollout"):
-            draft = policy_pb2.Policy(domain=request.domain, rollout=request.rollout)
-            draft.risk = policy_pb2.RISK_LOW
-            draft.bands.add(tier=1)
-            fresh = _kept(policy_from_wire(draft).rollout, request.rollout, stored.policy.rollout)
-        # Checked whole, because a rollout can be at odds with the rest of its policy.
-        moved = await DRAFTS.run(parse_policy, to_document(move(stored.policy, action, fresh)), EDITS.check)
-        percent = moved.rollout.percent if moved.rollout else 0
-        reason = f"rollout {action.name.lower()} at {percent} percent" + (
-            f": {request.reason}" if request.reason else ""
-        )
-        etag = request.etag if request.HasField("etag") else stored.etag
-        written = await store.put(moved, etag=etag, actor=caller(), reason=reason)
-        await self._state.seen(written.revision)
-        return policy_pb2.UpdateRolloutResponse(policy=stored_to_wire(written))
+async def update_rollout(
+    state: PolicyState, request: policy_pb2.UpdateRolloutRequest, actor: str
+) -> policy_pb2.UpdateRolloutResponse:
+    """Moves a rollout, over the etag that was read when one is given."""
+    store = state.writable()
+    if int(request.action) not in list(Action):
+        raise InvalidRequestError.of("action", "must be START, PROMOTE, PAUSE, ABORT or RESUME")
+    action = Action(request.action)
+    stored = state.find(request.domain)
+    fresh = None
+    if request.HasField("rollout"):
+        draft = policy_pb2.Policy(domain=request.domain, rollout=request.rollout)
+        draft.risk = policy_pb2.RISK_LOW
+        draft.bands.add(tier=1)
+        fresh = _kept(policy_from_wire(draft).rollout, request.rollout, stored.policy.rollout)
+    # Checked whole, because a rollout can be at odds with the rest of its policy.
+    moved = await DRAFTS.run(parse_policy, to_document(move(stored.policy, action, fresh)), EDITS.check)
+    percent = moved.rollout.percent if moved.rollout else 0
+    reason = f"rollout {action.name.lower()} at {percent} percent" + (f": {request.reason}" if request.reason else "")
+    etag = request.etag if request.HasField("etag") else stored.etag
+    written = await store.put(moved, etag=etag, actor=actor, reason=reason)
+    await state.seen(written.revision)
+    return policy_pb2.UpdateRolloutResponse(policy=stored_to_wire(written))
 
 
 def _kept(fresh: Rollout | None, asked: policy_pb2.Rollout, before: Rollout | None) -> Rollout | None:

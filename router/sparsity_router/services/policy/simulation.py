@@ -15,38 +15,35 @@ from sparsity_policies.wire import policy_from_wire, signals_from_wire, summary_
 from sparsity_rpc.errors import InvalidRequestError
 
 from sparsity_router.services.policy.logged import Seen, logged
-from sparsity_router.services.policy.state import Context, Part
+from sparsity_router.services.policy.state import PolicyState
 
 MAX_SIGNALS = 10_000
 
 
-class Simulations(Part):
-    """Drafts run through the decision function of the live path."""
-
-    async def SimulatePolicy(
-        self, request: policy_pb2.SimulatePolicyRequest, context: Context
-    ) -> policy_pb2.SimulatePolicyResponse:
-        """Decides by the present policies and by the draft."""
-        draft = await DRAFTS.run(policy_from_wire, request.policy, EDITS.check)
-        await DRAFTS.run(self._state.check, draft)
-        replays, now = request.HasField("replay"), self._state.policies.now()
-        if replays == bool(request.signals):
-            raise InvalidRequestError.of("signals", "give signals, or a time to replay, and not both")
-        if len(request.signals) > MAX_SIGNALS:
-            raise InvalidRequestError.of("signals", f"are {len(request.signals)}; one call takes {MAX_SIGNALS}")
-        signals = [signals_from_wire(item, f"signals[{n}]", now) for n, item in enumerate(request.signals)]
-        present = self._state.policies.snapshot
-        changed = await DRAFTS.run(present.with_draft, draft, EDITS.compile)
-        simulation = Simulation(present, changed, self._state.shape)
-        if not replays:
-            found = await REPLAYS.run(_decide_all, simulation, signals)
-            return summary_to_wire(simulation.summary(), found)
-        seen = Seen()
-        async for batch in logged(self._state.decisions, request.replay, "replay"):
-            await REPLAYS.run(_replay, simulation, seen.readable(batch), now)
-        response = summary_to_wire(simulation.summary())
-        seen.tell(response.summary)
-        return response
+async def simulate_policy(
+    state: PolicyState, request: policy_pb2.SimulatePolicyRequest, actor: str
+) -> policy_pb2.SimulatePolicyResponse:
+    """Decides by the present policies and by the draft."""
+    draft = await DRAFTS.run(policy_from_wire, request.policy, EDITS.check)
+    await DRAFTS.run(state.check, draft)
+    replays, now = request.HasField("replay"), state.policies.now()
+    if replays == bool(request.signals):
+        raise InvalidRequestError.of("signals", "give signals, or a time to replay, and not both")
+    if len(request.signals) > MAX_SIGNALS:
+        raise InvalidRequestError.of("signals", f"are {len(request.signals)}; one call takes {MAX_SIGNALS}")
+    signals = [signals_from_wire(item, f"signals[{n}]", now) for n, item in enumerate(request.signals)]
+    present = state.policies.snapshot
+    changed = await DRAFTS.run(present.with_draft, draft, EDITS.compile)
+    simulation = Simulation(present, changed, state.shape)
+    if not replays:
+        found = await REPLAYS.run(_decide_all, simulation, signals)
+        return summary_to_wire(simulation.summary(), found)
+    seen = Seen()
+    async for batch in logged(state.decisions, request.replay, "replay"):
+        await REPLAYS.run(_replay, simulation, seen.readable(batch), now)
+    response = summary_to_wire(simulation.summary())
+    seen.tell(response.summary)
+    return response
 
 
 def _decide_all(simulation: Simulation, signals: Sequence[Signals]) -> list[SimulatedRequest]:

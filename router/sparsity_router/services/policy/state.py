@@ -1,12 +1,10 @@
-"""What the parts of PolicyService share."""
+"""What the methods of PolicyService work on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import grpc
 from sparsity_policies.decisions.costs import ModelShape
 from sparsity_policies.documents.validate import check_exemplars
 from sparsity_policies.model import Policy, StoredPolicy
@@ -18,7 +16,6 @@ from sparsity_router.callers.access import Access
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.observing.recorder import Recorder
 
-Context = grpc.aio.ServicerContext[Any, Any]
 READ_YOUR_WRITE_SECONDS = 1.0
 
 
@@ -91,10 +88,3 @@ class PolicyState:
     async def seen(self, revision: int) -> None:
         """Lets the caller's next request to this router see its write."""
         await self.policies.reached(revision, READ_YOUR_WRITE_SECONDS)
-
-
-class Part:
-    """A part of the service."""
-
-    def __init__(self, state: PolicyState) -> None:
-        self._state = state

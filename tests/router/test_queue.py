@@ -14,7 +14,7 @@ from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_client.wire import AsyncWireClient, make_request
 from sparsity_router.config import RouterConfig
 from sparsity_router.fleet.fleet import Admission
-from sparsity_router.fleet.queue import Line
+from sparsity_router.fleet.queue import TierQueue
 from sparsity_rpc.errors import ConfigurationError, OverloadedError
 from support.fake_worker import FakeWorker, answer, fail
 from support.rig import rig as fake_rig
@@ -26,34 +26,34 @@ from support.valkey import Valkey
 DENSE, MODERATE = inference_pb2.TIER_DENSE, inference_pb2.TIER_MODERATE
 
 
-async def served(line: Line, names: list[tuple[str, int]], seconds: float = 5.0) -> list[str]:
+async def served(queue: TierQueue, names: list[tuple[str, int]], seconds: float = 5.0) -> list[str]:
     """Names in the order in which they got their turn, when each makes room for the next."""
     order: list[str] = []
 
     async def one(name: str, priority: int) -> None:
-        with line.ticket(priority) as ticket:
-            await line.turn(ticket, seconds)
+        with queue.ticket(priority) as ticket:
+            await queue.turn(ticket, seconds)
             order.append(name)
 
     tasks = [asyncio.create_task(one(name, priority)) for name, priority in names]
     await asyncio.sleep(0)
-    line.wake()
+    queue.wake()
     await asyncio.gather(*tasks)
     return order
 
 
 async def test_the_urgent_come_first_then_the_early() -> None:
-    assert await served(Line(9), [("a", 0), ("b", 5), ("c", 0), ("d", 9), ("e", 5)]) == ["d", "b", "e", "a", "c"]
+    assert await served(TierQueue(9), [("a", 0), ("b", 5), ("c", 0), ("d", 9), ("e", 5)]) == ["d", "b", "e", "a", "c"]
 
 
-async def test_a_full_line_refuses_or_gives_up_its_last() -> None:
-    line = Line(2)
+async def test_a_full_queue_refuses_or_gives_up_its_last() -> None:
+    queue = TierQueue(2)
     refused: list[str] = []
 
     async def one(name: str, priority: int) -> None:
         try:
-            with line.ticket(priority) as ticket:
-                await line.turn(ticket, 0.5)
+            with queue.ticket(priority) as ticket:
+                await queue.turn(ticket, 0.5)
         except OverloadedError as error:
             refused.append(f"{name}: {error}")
 
@@ -61,50 +61,50 @@ async def test_a_full_line_refuses_or_gives_up_its_last() -> None:
     for name, priority in (("a", 3), ("b", 1), ("late", 1), ("urgent", 9)):
         tasks.append(asyncio.create_task(one(name, priority)))
         await asyncio.sleep(0.01)
-    assert refused == ["late: the line holds its 2 requests; try again",
-                       "b: a request that comes first took the place in line; try again"]  # fmt: skip
+    assert refused == ["late: the queue holds its 2 requests; try again",
+                       "b: a request that comes first took the place in the queue; try again"]  # fmt: skip
     await asyncio.gather(*tasks)
     # Its leaving gave the other one a turn.
     assert refused[2:] == ["a: there was no room in time; try again"]
-    assert not len(line)
+    assert not len(queue)
 
 
 async def test_who_leaves_lets_the_next_try() -> None:
-    line = Line(4)
-    gone = asyncio.create_task(served(line, [("gone", 9)], 5.0))
+    queue = TierQueue(4)
+    gone = asyncio.create_task(served(queue, [("gone", 9)], 5.0))
     await asyncio.sleep(0.05)
     gone.cancel()
-    assert await served(line, [("a", 0), ("b", 0)]) == ["a", "b"]
-    assert not len(line)
+    assert await served(queue, [("a", 0), ("b", 0)]) == ["a", "b"]
+    assert not len(queue)
 
 
 async def test_tenants_take_turns_by_tokens_within_a_priority() -> None:
-    line, order, left = Line(99), [], asyncio.Semaphore(0)
+    queue, order, left = TierQueue(99), [], asyncio.Semaphore(0)
 
     async def one(name: str, priority: int, tokens: int) -> None:
-        with line.ticket(priority, name[0], tokens) as ticket:
-            await line.turn(ticket, 5.0)
+        with queue.ticket(priority, name[0], tokens) as ticket:
+            await queue.turn(ticket, 5.0)
             order.append(name)
-            line.leave(ticket)
+            queue.leave(ticket)
             left.release()
 
     flood = [("f1", 0, 100), ("f2", 0, 100), ("f3", 0, 100), ("f4", 0, 100)]
     others = [("a1", 0, 250), ("a2", 0, 10), ("b1", 0, 10), ("b2", 0, 10), ("f9", 5, 10)]
     tasks = [asyncio.create_task(one(*ticket)) for ticket in flood + others]
     await asyncio.sleep(0)
-    line.wake()
+    queue.wake()
     await asyncio.gather(*tasks)
     # Start tags: f 0 100 200 300, a 0 250, b 0 10; the urgent first, whoever sends it.
     assert order == ["f9", "f1", "a1", "b1", "b2", "f2", "f3", "a2", "f4"]
 
 
-async def test_a_flooded_line_gives_up_its_flooders_last() -> None:
-    line, lost = Line(3), []
+async def test_a_flooded_queue_gives_up_its_flooders_last() -> None:
+    queue, lost = TierQueue(3), []
 
     async def one(name: str) -> None:
         try:
-            with line.ticket(0, name[0], 10) as ticket:
-                await line.turn(ticket, 0.2)
+            with queue.ticket(0, name[0], 10) as ticket:
+                await queue.turn(ticket, 0.2)
         except OverloadedError as error:
             lost.append(f"{name}: {error}")
 
@@ -115,7 +115,7 @@ async def test_a_flooded_line_gives_up_its_flooders_last() -> None:
     assert [words.partition(":")[0] for words in lost] == ["f4", "f3", "f2"]
     await asyncio.gather(*tasks)
     # What was given up is not held against its tenant.
-    with line.ticket(0, "f", 10) as ticket:
+    with queue.ticket(0, "f", 10) as ticket:
         assert ticket.place[1] == 0
 
 
@@ -209,7 +209,7 @@ async def test_a_worker_that_says_it_is_full_is_not_pestered(tmp_path: Path) -> 
         assert 2 <= len(dense.received) <= 6
 
 
-async def test_a_client_that_leaves_leaves_the_line(tmp_path: Path) -> None:
+async def test_a_client_that_leaves_leaves_the_queue(tmp_path: Path) -> None:
     async with rig(tmp_path) as (router, dense, _), AsyncWireClient(router.address) as client:
         first = [ask(client, "medical") for _ in range(4)]
         await received(dense, 4)
@@ -308,14 +308,14 @@ async def test_who_waits_for_what_others_do_not_need_holds_up_nobody(tmp_path: P
 
 
 async def test_who_is_first_takes_room_before_those_that_were_let_past() -> None:
-    line, order = Line(8), list[str]()
-    with line.ticket(0, need="much") as first, line.ticket(0, need="less") as second:
-        line.wake()
-        await line.turn(first, 1.0)
-        line.rejoin(first, refused=False)
-        await line.turn(second, 1.0)
-        line.rejoin(second, refused=False)
-        line.wake()
+    queue, order = TierQueue(8), list[str]()
+    with queue.ticket(0, need="much") as first, queue.ticket(0, need="less") as second:
+        queue.wake()
+        await queue.turn(first, 1.0)
+        queue.rejoin(first, refused=False)
+        await queue.turn(second, 1.0)
+        queue.rejoin(second, refused=False)
+        queue.wake()
         for name, ticket in (("first", first), ("second", second)):
             if ticket.woken.is_set():
                 order.append(name)
@@ -323,20 +323,20 @@ async def test_who_is_first_takes_room_before_those_that_were_let_past() -> None
 
 
 async def test_a_turn_in_vain_is_passed_on_once_a_need() -> None:
-    line = Line(8)
+    queue = TierQueue(8)
     with (
-        line.ticket(0, need="much") as first,
-        line.ticket(0, need="much") as second,
-        line.ticket(0, need="less") as third,
-        line.ticket(0, need="less") as fourth,
+        queue.ticket(0, need="much") as first,
+        queue.ticket(0, need="much") as second,
+        queue.ticket(0, need="less") as third,
+        queue.ticket(0, need="less") as fourth,
     ):
         # Others waited when it came, and none of them for the same.
         assert [ticket.woken.is_set() for ticket in (first, second, third, fourth)] == [False, False, True, False]
-        line.wake()
-        await line.turn(first, 1.0)
-        await line.turn(third, 1.0)
-        line.rejoin(first)
+        queue.wake()
+        await queue.turn(first, 1.0)
+        await queue.turn(third, 1.0)
+        queue.rejoin(first)
         assert [ticket.woken.is_set() for ticket in (first, second, third, fourth)] == [False, False, True, False]
-        await line.turn(third, 1.0)
-        line.rejoin(third)
+        await queue.turn(third, 1.0)
+        queue.rejoin(third)
         assert not any(ticket.woken.is_set() for ticket in (first, second, third, fourth))

@@ -1,30 +1,30 @@
-"""What a caller wrote: read out of the request once, and refused where it makes no sense."""
+"""A prompt as its caller wrote it: read out of the request once, and refused where it makes no sense."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from sparsity.v1 import inference_pb2
-from sparsity_policies.model import Tier
 from sparsity_rpc.errors import InvalidRequestError
-from sparsity_serving.bounds import MAX_MESSAGES, MAX_PRIORITY, check_flags, check_labels, check_name
-from sparsity_serving.sampling import check_sampling
+from sparsity_serving.bounds import MAX_MESSAGES
 
 from sparsity_router.prompts.control import ControlTokens
 
 
-class Written(NamedTuple):
-    """What the caller wrote, read once: protobuf copies a text at every reading.
+class Prompt(NamedTuple):
+    """A prompt as its caller wrote it, read once: protobuf copies a text at every reading.
 
     Attributes:
         kind: `text`, `chat` or `token_ids`.
-        text: all of it; empty for token ids.
-        data: what is scanned, in UTF-8: the text, and what is read without the control tokens in it.
+        text: all of it, control tokens broken up; empty for token ids.
+        seen: what is scanned: the text, and what is read without the control tokens in it.
+        data: that in UTF-8.
         size: bytes to work on.
     """
 
     kind: str
     text: str
+    seen: str
     data: bytes
     size: int
 
@@ -45,7 +45,7 @@ class Bounds(NamedTuple):
     control: ControlTokens
 
 
-def read_written(request: inference_pb2.GenerateRequest, bounds: Bounds) -> Written:
+def read_prompt(request: inference_pb2.GenerateRequest, bounds: Bounds) -> Prompt:
     """Reads the prompt.
 
     Args:
@@ -70,7 +70,7 @@ def read_written(request: inference_pb2.GenerateRequest, bounds: Bounds) -> Writ
         if (highest := max(ids)) >= bounds.vocabulary_size:
             problem = f"{highest} is not below the vocabulary size {bounds.vocabulary_size}"
             raise InvalidRequestError.of("token_ids.ids", problem)
-        return Written(kind, "", b"", 4 * len(ids))
+        return Prompt(kind, "", "", b"", 4 * len(ids))
     if kind == "text":
         text, field = request.text, "text"
     elif len(request.chat.messages) > MAX_MESSAGES:
@@ -87,30 +87,8 @@ def read_written(request: inference_pb2.GenerateRequest, bounds: Bounds) -> Writ
     if size > bounds.max_bytes:
         problem = f"is {size} bytes long; this router takes {bounds.max_bytes}: shorten the prompt"
         raise InvalidRequestError.of(field, problem)
+    seen = text
     if bounds.control.occur(text):
-        data, text = bounds.control.to_scan(text).encode(), bounds.control.as_text(text)
-        size = len(text.encode())
-    return Written(kind, text, data, size)
-
-
-def check_beside(request: inference_pb2.GenerateRequest, context_length: int) -> None:
-    """Checks what comes with the prompt.
-
-    Args:
-        request: as the caller sent it.
-        context_length: of the model, tokens.
-
-    Raises:
-        InvalidRequestError: naming the field.
-    """
-    context = request.context
-    for name in ("domain", "task", "tenant", "session"):
-        check_name(f"context.{name}", getattr(context, name))
-    check_flags("context.flags", context.flags)
-    check_labels("context.labels", context.labels)
-    if context.max_tier and int(context.max_tier) not in list(Tier):
-        raise InvalidRequestError.of("context.max_tier", f"{context.max_tier} is not a tier")
-    check_name("request_id", request.request_id)
-    if not 0 <= request.priority <= MAX_PRIORITY:
-        raise InvalidRequestError.of("priority", f"must be in [0, {MAX_PRIORITY}], not {request.priority}")
-    check_sampling(request.sampling, context_length)
+        seen, text = bounds.control.to_scan(text), bounds.control.as_text(text)
+        data, size = seen.encode(), len(text.encode())
+    return Prompt(kind, text, seen, data, size)

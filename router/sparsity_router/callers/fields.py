@@ -1,0 +1,32 @@
+"""What comes with a prompt: refused where it makes no sense, before anybody works on the request."""
+
+from __future__ import annotations
+
+from sparsity.v1 import inference_pb2
+from sparsity_policies.model import Tier
+from sparsity_rpc.errors import InvalidRequestError
+from sparsity_serving.bounds import MAX_PRIORITY, check_flags, check_labels, check_name
+from sparsity_serving.sampling import check_sampling
+
+
+def check_fields(request: inference_pb2.GenerateRequest, context_length: int) -> None:
+    """Checks context, id, priority and sampling.
+
+    Args:
+        request: as the caller sent it.
+        context_length: of the model, tokens.
+
+    Raises:
+        InvalidRequestError: naming the field.
+    """
+    context = request.context
+    for name in ("domain", "task", "tenant", "session"):
+        check_name(f"context.{name}", getattr(context, name))
+    check_flags("context.flags", context.flags)
+    check_labels("context.labels", context.labels)
+    if context.max_tier and int(context.max_tier) not in list(Tier):
+        raise InvalidRequestError.of("context.max_tier", f"{context.max_tier} is not a tier")
+    check_name("request_id", request.request_id)
+    if not 0 <= request.priority <= MAX_PRIORITY:
+        raise InvalidRequestError.of("priority", f"must be in [0, {MAX_PRIORITY}], not {request.priority}")
+    check_sampling(request.sampling, context_length)

@@ -1,0 +1,79 @@
+"""Decides a request: what its session got before, what it is, and what policy makes of that."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from opentelemetry import trace
+from sparsity.v1 import inference_pb2
+from sparsity_policies.model import Signals
+from sparsity_rpc import tracing
+
+from sparsity_router.decisions.review import Review
+from sparsity_router.decisions.sessions import Session, Sessions
+from sparsity_router.following.follower import PolicyFollower
+from sparsity_router.prompts.classify import Classifier
+from sparsity_router.prompts.measure import EncodedPrompt
+from sparsity_router.prompts.signals import Arrival
+
+_tracer = trace.get_tracer("sparsity.router")
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A decided request.
+
+    Attributes:
+        decision_id: which no other request has; empty for one that is only explained.
+        signals: what it was decided from.
+        prompt: for the worker.
+        review: the decision as of now.
+        seconds: that classification and decision took.
+    """
+
+    decision_id: str
+    signals: Signals
+    prompt: EncodedPrompt
+    review: Review
+    seconds: float
+
+
+class Decider:
+    """Decisions of one router.
+
+    Args:
+        classifier: finds out what a request is.
+        policies: what to decide from.
+        sessions: keeps conversations at their tier; None lets them move freely.
+    """
+
+    def __init__(self, classifier: Classifier, policies: PolicyFollower, sessions: Sessions | None = None) -> None:
+        self._classifier = classifier
+        self._policies = policies
+        self._sessions = sessions
+
+    async def decide(self, request: inference_pb2.GenerateRequest, decision_id: str, *, exact: bool = False) -> Decided:
+        """Classifies and decides; a session is told of it where the decision has an id.
+
+        Args:
+            request: as the caller sent it.
+            decision_id: of the decision to be.
+            exact: whether to count the tokens even where the decision does not hang on them.
+
+        Raises:
+            InvalidRequestError: naming the field.
+        """
+        policies, started = self._policies, time.monotonic()
+        session = Session(self._sessions, request.context.tenant, request.context.session)
+        before = await session.tier()
+        with tracing.span(_tracer, "router.classify"):
+            arrival = Arrival(policies.now(), policies.age, decision_id, before.tier, before.problem)
+            classified = await self._classifier.classify(request, policies.snapshot, arrival, exact=exact)
+        with tracing.span(_tracer, "router.decide"):
+            # A change that came while a long prompt was read counts: a kill switch must not wait for it.
+            review = Review(policies, classified, session.held)
+        seconds = time.monotonic() - started
+        if decision_id:
+            session.served(review.decision)
+        return Decided(decision_id, classified.signals, classified.prompt, review, seconds)

@@ -1,0 +1,73 @@
+"""The account of one request while its stream runs: who serves it, how long that takes, how many tokens."""
+
+from __future__ import annotations
+
+import time
+
+from sparsity.v1 import inference_pb2
+from sparsity_policies.model import Decision
+from sparsity_serving.metrics.metering import Times
+
+from sparsity_router.decisions.decider import Decided
+from sparsity_router.observing.observer import EndedRequest, Observer
+
+
+class Account:
+    """One request's account; the observer is told of it once, however its stream ends.
+
+    Args:
+        observer: told at the end; None tells nobody.
+        decided: the request.
+        label: its caller's request id.
+        started: when it came, by the monotonic clock.
+
+    Attributes:
+        used: tokens that its worker worked on, as far as it is known.
+    """
+
+    def __init__(self, observer: Observer | None, decided: Decided, label: str, started: float) -> None:
+        self.used = 0
+        self._observer = observer
+        self._decided = decided
+        self._label = label
+        self._started = started
+        self._first: float | None = None
+        self._served: Decision | None = None
+        self._policy: Decision | None = None
+        self._is_told = False
+
+    @property
+    def decision(self) -> Decision:
+        """What policy gave when the worker was asked that serves the request; while none does, what it gives now."""
+        return self._policy or self._decided.review.decision
+
+    def decided_anew(self, decided: Decided) -> None:
+        """Goes on with another decision: nobody has served the request by the one before."""
+        self._decided, self._served, self._policy = decided, None, None
+
+    def add(self, response: inference_pb2.GenerateResponse, served: Decision, policy: Decision) -> None:
+        """Adds a message before the caller has it, who may report an outcome at once."""
+        self._served, self._policy = served, policy
+        if self._first is None and response.token_ids:
+            self._first = time.monotonic() - self._started
+        self.used = (self.used or self._decided.signals.min_tokens) + len(response.token_ids)
+        if response.HasField("completion"):
+            usage = response.completion.usage
+            self.used = usage.prompt_tokens + usage.completion_tokens or self.used
+            self._tell(response.completion, Times(self._first, time.monotonic() - self._started))
+
+    def left(self) -> None:
+        """Its caller went away: who leaves before the first token has had the prompt read all the same."""
+        self.used = self.used or self._decided.signals.min_tokens
+
+    def close(self) -> None:
+        """The stream has ended."""
+        if not self._is_told:
+            self._tell(None, None)
+
+    def _tell(self, completion: inference_pb2.Completion | None, times: Times | None) -> None:
+        self._is_told = True
+        if self._observer is not None:
+            signals, decision_id = self._decided.review.signals, self._decided.decision_id
+            ended = EndedRequest(decision_id, signals, self.decision, self._served, completion, times, self._label)
+            self._observer.ended(ended)

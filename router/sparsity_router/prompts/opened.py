@@ -1,0 +1,82 @@
+"""A prompt as it is tokenized, and what the scan of it found."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from opentelemetry import metrics
+from sparsity.v1 import inference_pb2
+from sparsity_policies.decisions.snapshot import Snapshot
+from sparsity_policies.matching.scan import ScanResult
+from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, histogram
+
+from sparsity_router.prompts.prompt import Prompt
+from sparsity_router.prompts.tokens import ModelTokenizer
+
+_NOTHING = ScanResult(frozenset(), frozenset(), 0)
+_meter = metrics.get_meter("sparsity.router")
+_scanning = histogram(_meter, "sparsity.router.scan.duration", "s", "Scan of one prompt.", CLASSIFY_SECONDS)
+
+
+class Opened(NamedTuple):
+    """A prompt as far as it is known without counting.
+
+    Attributes:
+        ids: token ids, where its caller sent them.
+        text: what is to be tokenized; empty where the ids are known.
+        special: whether the model puts something around it.
+        size: bytes that are tokenized.
+        words: what its caller wrote.
+        seen: what a scan must see of that.
+        length: bytes of what its caller wrote.
+    """
+
+    ids: list[int]
+    text: str
+    special: bool
+    size: int
+    words: str
+    seen: str
+    length: int
+
+
+class Scanned(NamedTuple):
+    """A prompt with what was found in it.
+
+    Attributes:
+        opened: the prompt.
+        result: of the scan.
+        problem: what kept the scan from an answer; empty when nothing did.
+    """
+
+    opened: Opened
+    result: ScanResult
+    problem: str
+
+
+def open_prompt(prompt: Prompt, request: inference_pb2.GenerateRequest, tokenizer: ModelTokenizer) -> Opened:
+    """Decodes token ids, renders a chat, and leaves text as it is.
+
+    Raises:
+        InvalidRequestError: when the model has no chat template, or the messages do not fit it.
+    """
+    if prompt.kind == "token_ids":
+        ids = list(request.token_ids.ids)
+        words = tokenizer.decode(ids)
+        return Opened(ids, "", False, prompt.size, words, words, len(words.encode()))
+    if prompt.kind == "text":
+        return Opened([], prompt.text, True, prompt.size, prompt.text, prompt.seen, prompt.size)
+    rendered = tokenizer.render(request.chat)
+    return Opened([], rendered, False, len(rendered.encode()), prompt.text, prompt.seen, prompt.size)
+
+
+def scan(opened: Opened, snapshot: Snapshot, data: bytes = b"") -> Scanned:
+    """Scans a prompt for the detection of ``snapshot``; ``data`` is what is seen in UTF-8, where that is at hand."""
+    started = time.monotonic()
+    try:
+        result = snapshot.scanner.scan(data or opened.seen)
+    except ValueError as error:
+        return Scanned(opened, _NOTHING, str(error))
+    _scanning.record(time.monotonic() - started)
+    return Scanned(opened, result, "")

@@ -1,0 +1,97 @@
+"""A request of which all is known but the length, and the signals that it gives with one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sparsity.v1 import inference_pb2
+from sparsity_policies.decisions.snapshot import Snapshot
+from sparsity_policies.model import Signals, Tier
+
+from sparsity_router.prompts.domains import Detection, Found, resolve
+from sparsity_router.prompts.lengths import Interval
+from sparsity_router.prompts.opened import Scanned, scan
+
+
+class Arrival(NamedTuple):
+    """What is known of a request beside what is in it.
+
+    Attributes:
+        received_at: when it came, seconds since the epoch by the policy source's clock.
+        policy_age: since the snapshot was last confirmed, seconds.
+        request_key: unique to the request.
+        session_tier: what the session's earlier requests got.
+        problem: what kept that from being known; empty when nothing did.
+    """
+
+    received_at: float = 0.0
+    policy_age: float = 0.0
+    request_key: str = ""
+    session_tier: Tier | None = None
+    problem: str = ""
+
+
+class Resolved(NamedTuple):
+    """A request with its domain, by the policies of one snapshot.
+
+    Attributes:
+        scanned: the prompt and what was found in it.
+        detection: what the semantic classifier made of it.
+        found: its domain.
+        context: what its caller said of it.
+        arrival: what is known beside that.
+        snapshot: whose policies they are.
+    """
+
+    scanned: Scanned
+    detection: Detection
+    found: Found
+    context: inference_pb2.RequestContext
+    arrival: Arrival
+    snapshot: Snapshot
+
+    @classmethod
+    def of(
+        cls,
+        scanned: Scanned,
+        detection: Detection,
+        context: inference_pb2.RequestContext,
+        arrival: Arrival,
+        snapshot: Snapshot,
+    ) -> Resolved:
+        """Finds the domain."""
+        found = resolve(context.domain, scanned.result.domains, detection.scores, snapshot)
+        return cls(scanned, detection, found, context, arrival, snapshot)
+
+    def under(self, snapshot: Snapshot) -> Resolved:
+        """The same by the policies of ``snapshot``, for whose detection the prompt is scanned where that differs."""
+        same = snapshot.scanner is self.snapshot.scanner
+        scanned = self.scanned if same else scan(self.scanned.opened, snapshot)
+        return Resolved.of(scanned, self.detection, self.context, self.arrival, snapshot)
+
+    def signals(self, length: Interval) -> Signals:
+        """What policy decides from."""
+        context, found, result, arrival = self.context, self.found, self.scanned.result, self.arrival
+        return Signals(
+            min_tokens=length.low,
+            max_tokens=length.high,
+            domain=found.domain,
+            declared=found.declared,
+            detected=found.detected,
+            confidence=found.confidence,
+            flags=result.flags.union(context.flags),
+            task=context.task,
+            labels=tuple(sorted(context.labels.items())),
+            tenant=context.tenant,
+            session=context.session,
+            session_tier=arrival.session_tier,
+            max_tier=Tier(context.max_tier) if context.max_tier else None,
+            dense_reasoning=context.dense_reasoning,
+            scanned_bytes=result.scanned_bytes,
+            prompt_bytes=self.scanned.opened.length,
+            # Of who was asked and gave no answer, nobody knows what it would have been.
+            classifier_error=self.scanned.problem or self.detection.problem or arrival.problem,
+            received_at=arrival.received_at,
+            policy_age=arrival.policy_age,
+            request_key=arrival.request_key,
+        )
