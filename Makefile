@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Chart and dashboards find the folder of caches as the environment does.
 DEPLOY_TOOL := PYTHONPATH=tools $(BIN)/python deploy/tools
 
-.PHONY: environment try run test test-gpu lint format protos locks charts bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts clean
+.PHONY: environment try run check test test-gpu lint format protos locks charts bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts options clean
 
 environment:
 	@$(PYTHON) tools/environment.py
@@ -19,14 +19,23 @@ try:
 run: environment
 	@$(BIN)/sparsity up
 
-# Tests of computation, and such as wait for little but themselves: they run side by side, the others in real time.
-SIDE_BY_SIDE := tests/deploy tests/kernels tests/quality
+# Two tests at a time, each on a core of its own.
+PAIR := -n 2 --dist loadfile
+# Three engines have the machine to themselves.
+ALONE := tests/e2e
+# Tests that compute: those that run in real time do not run beside them.
+COMPUTING := tests/deploy tests/kernels tests/quality tests/worker/test_graph_calls.py tests/worker/test_tune.py
 
-# Everything: style, types, stubs, unit and end-to-end tests.
+# Everything: style, types, stubs, unit and end-to-end tests. Each line ends with its ten slowest, and why they are.
 test: lint
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE:%=--ignore=%)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(SIDE_BY_SIDE)
+	@$(BIN)/python -m pytest $(ALONE)
+	@$(BIN)/python -m pytest $(PAIR) $(foreach place,$(ALONE) $(COMPUTING),--ignore=$(place))
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PAIR) $(COMPUTING)
 	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/kernels/gpu
+
+# What is worth waiting for before each commit: style, types, stubs, and the tests that take no more than a moment.
+check: lint
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PAIR) -m "not chaos and not slow"
 
 # The kernels' tests on this machine's GPU. GPU_PYTHON names another interpreter, with torch, triton, pytest, pytest-timeout
 # and pytest-xdist: then no environment is built, what only pytest-asyncio understands is left aside, and warnings of its versions are no errors.
@@ -49,6 +58,7 @@ lint: environment
 	@$(BIN)/yamllint --strict .
 	@$(BIN)/hadolint deploy/docker/*.Dockerfile
 	@$(DEPLOY_TOOL)/dashboards.py --check
+	@$(BIN)/python tools/options.py --check
 	@$(DEPLOY_TOOL)/promql.py
 	@$(DEPLOY_TOOL)/charts.py
 
@@ -67,6 +77,10 @@ locks: environment
 charts: environment
 	@$(DEPLOY_TOOL)/dashboards.py
 	@$(DEPLOY_TOOL)/charts.py --write
+
+# The page of options, after an edit of RouterConfig or WorkerConfig; `make charts` for what the chart takes of them.
+options: environment
+	@$(BIN)/python tools/options.py
 
 # Needs `make run` in another terminal.
 bench-tiers: environment
@@ -93,12 +107,9 @@ bench-kernels: $(GPU_NEEDS)
 bench-serving: environment
 	@$(BIN)/python -m sparsity_bench.serving --out docs/benchmarks
 
-# What callers, editors and workers do wrong, in a router of the test's process.
-FAULTS := never_sparser leases bounds control fair_counts hostile_policies watchdog
-
-# Faults of every kind, a line each, a fuzz of 20,000 calls, and a soak of 100,000 requests.
+# A line for every fault of callers, editors and workers, a fuzz of 20,000 calls, and a soak of 100,000 requests.
 chaos: environment
-	@$(BIN)/python -m pytest -v -s -m "" tests/chaos $(FAULTS:%=tests/router/test_%.py)
+	@$(BIN)/python -m pytest -v -s -m "" --every-fault tests/chaos tests/router/test_never_sparser.py
 
 # Needs Prometheus' promtool (Debian's package `prometheus`): checks the alerts, and plays them.
 alerts:

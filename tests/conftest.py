@@ -1,6 +1,32 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from support.slow import why
 
 # Before anything imports grpc: its fork handlers can wait for its own shutdown for ever, when a test starts a process.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+ROOT = Path(__file__).resolve().parent.parent
+SLOWEST = 10
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if why(item.path.relative_to(ROOT).as_posix()):
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The slowest tests, with what was set up for them, and why they are."""
+    seconds: dict[str, float] = defaultdict(float)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[report.nodeid] += report.duration
+    terminalreporter.section(f"{SLOWEST} slowest")
+    for test in sorted(seconds, key=lambda test: -seconds[test])[:SLOWEST]:
+        reason = why(test)
+        terminalreporter.write_line(f"{seconds[test]:7.1f} s {test}{f': {reason}' if reason else ''}")

@@ -6,12 +6,17 @@ import asyncio
 import contextlib
 import json
 import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from sparsity_router.embedded.child import Child
-from sparsity_serving.server import free_port
+from sparsity_rpc.errors import EngineError
+from sparsity_serving.addresses import free_port
+
+# Until every process serves: a router that can use no worker never does.
+START_SECONDS = 60.0
 
 
 def free_address() -> str:
@@ -56,7 +61,9 @@ async def running(*children: Child) -> AsyncIterator[None]:
 
     Raises:
         ConfigurationError: when one ends before it serves.
+        EngineError: when one does not serve in time.
     """
+    until = time.monotonic() + START_SECONDS
     try:
         # All before the first health check: a process that talks gRPC should not fork.
         for child in children:
@@ -64,6 +71,8 @@ async def running(*children: Child) -> AsyncIterator[None]:
         for child in children:
             while not await asyncio.to_thread(child.serving):
                 child.check_alive()
+                if time.monotonic() > until:
+                    raise EngineError(f"{child.name} did not serve in {START_SECONDS:.0f} s; log: {child.log}")
                 await asyncio.sleep(0.05)
         yield
     finally:

@@ -16,6 +16,8 @@ from sparsity_rpc.errors import EngineError, InvalidRequestError, OverloadedErro
 # Whose reasons they are (AIP-193).
 _DOMAIN: Final = "sparsity"
 _DETAILS: Final = "grpc-status-details-bin"
+# Of a message and of its details each: gRPC refuses 16 KiB of metadata, and may refuse 8.
+_MOST_BYTES: Final = 2048
 
 
 def _kinds(base: type[SparsityError]) -> Iterator[type[SparsityError]]:
@@ -33,18 +35,32 @@ for _kind in SparsityError.__subclasses__():
 
 def to_status(error: SparsityError) -> status_pb2.Status:
     """The rich status of an error: its kind, BadRequest for invalid fields, RetryInfo for overload."""
-    status = status_pb2.Status(code=error.code.value[0], message=str(error))
+    status = status_pb2.Status(code=error.code.value[0], message=_cut(str(error)))
     if isinstance(error, InvalidRequestError):
-        bad = error_details_pb2.BadRequest()
-        for field, problem in error.violations:
-            bad.field_violations.add(field=field, description=problem)
-        status.details.append(_packed(bad))
+        status.details.append(_packed(_bad_request(error)))
     if isinstance(error, OverloadedError):
         delay = Duration()
         delay.FromNanoseconds(int(error.retry_after * 1e9))
         status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
     status.details.append(_packed(error_details_pb2.ErrorInfo(reason=error.reason, domain=_DOMAIN)))
     return status
+
+
+def _bad_request(error: InvalidRequestError) -> error_details_pb2.BadRequest:
+    """The mistakes, as many as a status has room for."""
+    bad = error_details_pb2.BadRequest()
+    for number, (field, problem) in enumerate(error.violations):
+        if bad.ByteSize() > _MOST_BYTES // 2:
+            bad.field_violations.add(field="request", description=f"and {len(error.violations) - number} more mistakes")
+            break
+        bad.field_violations.add(field=_cut(field, _MOST_BYTES // 4), description=_cut(problem, _MOST_BYTES // 4))
+    return bad
+
+
+def _cut(text: str, most: int = _MOST_BYTES) -> str:
+    """The text, or as much of it as fits into so many bytes."""
+    data = text.encode("utf-8", "backslashreplace")
+    return data.decode() if len(data) <= most else f"{data[: most - 3].decode('utf-8', 'ignore')}..."
 
 
 def to_error(error: grpc.RpcError) -> SparsityError:
@@ -84,4 +100,5 @@ async def answer(context: grpc.aio.ServicerContext[Any, Any], error: SparsityErr
     """Ends the call with the status of ``error``."""
     # What the handler has told so far holds for a call that failed, too.
     told = tuple(context.trailing_metadata() or ())
-    await context.abort(error.code, str(error), (*told, (_DETAILS, to_status(error).SerializeToString())))
+    status = to_status(error)
+    await context.abort(error.code, status.message, (*told, (_DETAILS, status.SerializeToString())))

@@ -83,10 +83,11 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class Guards:
-    """Limits that hold whatever rules and bands say."""
+    """Limits that hold whatever rules and bands say; ``quality_metric`` tells the dip, and where empty any metric."""
 
     min_coverage: float | None = None
     max_quality_dip: float | None = None
+    quality_metric: str = ""
     max_tier: Tier | None = None
     reasoning_spans_dense: bool | None = None
 

@@ -10,26 +10,29 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import uvloop
+from opentelemetry import metrics as otel_metrics
 from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2
 from sparsity_policies.decisions.costs import ModelShape
 from sparsity_policies.documents.confined import SOURCES
 from sparsity_policies.documents.shipped import shipped_policies
-from sparsity_policies.storage.connection import without_credentials
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.storage.folder import PolicyFolder
+from sparsity_policies.storage.redis_url import without_credentials
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_policies.threads import BUILDS
 from sparsity_rpc.channels import MAX_MESSAGE_BYTES
 from sparsity_rpc.errors import ConfigurationError, StoreError
 from sparsity_serving import telemetry
+from sparsity_serving.access.access import Access
+from sparsity_serving.access.lease_keys import LeaseKeys, read_keys
+from sparsity_serving.addresses import joined, read_address
 from sparsity_serving.engines import ECHO
-from sparsity_serving.leases import read_key
-from sparsity_serving.server import Endpoint, listen
+from sparsity_serving.reloading import ReloadedFile, Reloading
+from sparsity_serving.server import listen
 from sparsity_serving.watchdog import Watchdog, signals
 
-from sparsity_router.callers.access import Access
 from sparsity_router.callers.admission import Callers
-from sparsity_router.callers.limits import TenantLimits
+from sparsity_router.callers.limits import TenantLimits, read_rates
 from sparsity_router.config import RouterConfig
 from sparsity_router.decisions.sessions import Sessions
 from sparsity_router.fleet.fleet import Admission, Fleet
@@ -47,6 +50,7 @@ from sparsity_router.observing.request_metrics import RequestMetrics
 from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.semantic import Detector
 from sparsity_router.prompts.tokens import ModelTokenizer
+from sparsity_router.readiness import Readiness
 from sparsity_router.relaying.shadow import Shadow
 from sparsity_router.services.fleet import FleetService
 from sparsity_router.services.inference import InferenceService
@@ -57,7 +61,6 @@ log = logging.getLogger("sparsity.router")
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 FLEET = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"]
 POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"]
-_READINESS_SECONDS = 0.5
 _SEED_SECONDS = 5.0
 _CANCEL_SECONDS = 0.5
 
@@ -82,7 +85,7 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
 async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held: contextlib.ExitStack) -> None:
     tokenizer = ModelTokenizer(config.model_path)
     access = Access.load(config.access)
-    lease_key = read_key(config.lease_key_file)
+    lease_keys = LeaseKeys.load(config.lease_key_file)
     store = None
     if config.redis_url:
         store = PolicyStore(config.redis_url, wait_replicas=config.redis_wait_replicas, check=SOURCES.check)
@@ -99,7 +102,7 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
         config.workers,
         tokenizer.digest,
         config.worker_timeout,
-        lease_key,
+        lease_keys,
         admission,
         config.worker_tls,
         config.engine,
@@ -119,9 +122,10 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     callers = Callers(access, limits)
     shadow = Shadow(policies, fleet, decisions)
     inference = InferenceService(
-        classifier, policies, fleet, tokenizer.name, observer, decisions, lease_key, sessions, callers, shadow
+        classifier, policies, fleet, tokenizer.name, observer, decisions, lease_keys, sessions, callers, shadow
     )
-    replicas = Replicas(policies, store.redis if store else None)
+    reloading = _reloading(config, access, limits, lease_keys)
+    replicas = Replicas(policies, store.redis if store else None, reloading.problems)
     services = {
         FLEET: FleetService(fleet, replicas, access),
         INFERENCE: inference,
@@ -155,10 +159,10 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
 
     kill, unkill = at_once(policies.overrides.kill), at_once(policies.overrides.unkill)
     handlers = {signal.SIGTERM: end, signal.SIGINT: end, signal.SIGUSR1: kill, signal.SIGUSR2: unkill}
+    handlers[signal.SIGHUP] = reloading.hurry
     held.enter_context(signals(handlers))
     work: list[Coroutine[Any, Any, None]] = [policies.follow(), fleet.watch(), recorder.run(), shadow.run()]
-    if access.tokens is not None:
-        work.append(access.tokens.run())
+    work += [access.follow_keys(), reloading.run()]
     if detector is not None:
         work.append(detector.run(policies))
     if config.siblings is not None:
@@ -177,12 +181,12 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
             work.append(keep_moving(policies, store))
     await endpoint.server.start()
     await endpoint.health.serve(config.health_listen)
-    work.append(_tell_readiness(endpoint, policies, config.max_policy_lag))
+    readiness = Readiness(policies, fleet, config.max_policy_lag, config.worker_timeout)
+    work.append(readiness.tell(endpoint.health))
     background = [asyncio.create_task(job) for job in work]
-    host = config.listen.rsplit(":", 1)[0]
-    replicas.address = f"{host}:{endpoint.port}"
+    replicas.address = joined(read_address(config.listen, "--listen").host, endpoint.port)
     snapshot = policies.snapshot
-    log.info("router on %s:%d, policy revision %d (%s)", host, endpoint.port, snapshot.revision, snapshot.content_hash)
+    log.info("router on %s, policy revision %d (%s)", replicas.address, snapshot.revision, snapshot.content_hash)
     if started is not None:
         started.set_result(endpoint.port)
     waiting = asyncio.create_task(stop.wait())
@@ -202,6 +206,20 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     for result in results:
         if isinstance(result, Exception):
             raise result
+
+
+def _reloading(config: RouterConfig, access: Access, limits: TenantLimits | None, keys: LeaseKeys | None) -> Reloading:
+    """The files that may change while the router runs."""
+    files: list[ReloadedFile[Any]] = []
+    if config.access:
+        files.append(ReloadedFile("--access", config.access, access.read, access.take))
+    if config.tenant_limits and limits:
+        files.append(ReloadedFile("--tenant-limits", config.tenant_limits, read_rates, limits.take))
+    if config.lease_key_file and keys:
+        files.append(ReloadedFile("--lease-key-file", config.lease_key_file, read_keys, keys.take))
+    reloading = Reloading(*files)
+    reloading.observe(otel_metrics.get_meter("sparsity.router"))
+    return reloading
 
 
 async def _end(tasks: Sequence[asyncio.Task[Any]]) -> list[Any]:
@@ -230,9 +248,7 @@ async def _load(config: RouterConfig, store: PolicyStore | None) -> tuple[Policy
             seeded = True
         await policies.start()
     except StoreError as error:
-        shown = without_credentials(config.redis_url or "")
-        remedy = "start the server, or run `sparsity up` for an embedded one"
-        raise ConfigurationError(f"--redis-url: {shown}: {error}; {remedy}") from error
+        raise ConfigurationError(f"--redis-url: {without_credentials(config.redis_url or '')}: {error}") from error
     return policies, seeded
 
 
@@ -252,19 +268,3 @@ async def _keep_seeding(config: RouterConfig, store: PolicyStore) -> None:
         except StoreError:
             await asyncio.sleep(_SEED_SECONDS)
     await asyncio.Event().wait()
-
-
-async def _tell_readiness(endpoint: Endpoint, policies: PolicyFollower, max_lag: float) -> None:
-    """Keeps the health service true: a router that cannot take up a change it knows of is not ready.
-
-    One whose store is away stays ready: it serves from its last snapshot, and past its time to live all goes dense.
-    """
-    ready: bool | None = None
-    while True:
-        now = policies.lag <= max_lag
-        if now is not ready:
-            await endpoint.health.tell(now)
-            if not now:
-                log.error("not ready: a policy change has waited %.0f s to be taken up", policies.lag)
-            ready = now
-        await asyncio.sleep(_READINESS_SECONDS)

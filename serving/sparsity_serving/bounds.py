@@ -15,6 +15,8 @@ MAX_FLAGS: Final = 64
 MAX_LABELS: Final = 64
 MAX_REASON: Final = 4096
 """Characters of what people write down beside a change."""
+MAX_OVERRIDES: Final = 256
+"""In force at once: every decision looks at all of them."""
 MAX_PRIORITY: Final = 9
 MAX_MESSAGES: Final = 10_000
 """Turns of a conversation."""
@@ -40,6 +42,11 @@ def seconds_of(field: str, message: Duration | Timestamp) -> float:
         return message.ToNanoseconds() / 1e9
     except ValueError as error:
         raise InvalidRequestError.of(field, f"is no {type(message).__name__.lower()}: {error}") from error
+
+
+def page_size(asked: int, most: int) -> int:
+    """Entries of one page of a list: as many as are asked for, where that is a number up to ``most``, else ``most``."""
+    return asked if 0 < asked <= most else most
 
 
 def check_flags(field: str, flags: Collection[str]) -> None:

@@ -15,6 +15,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from sparsity_rpc.errors import ConfigurationError
 
+from sparsity_serving.addresses import read_address
+
 LIVENESS: Final = "liveness"
 READINESS: Final = "readiness"
 _PROBES = 2
@@ -44,6 +46,7 @@ class Health:
         """
         if address is None:
             return
+        read_address(address, "--health-listen")
         self._server = grpc.server(ThreadPoolExecutor(_PROBES, thread_name_prefix="probes"))
         health_pb2_grpc.add_HealthServicer_to_server(self._probed, self._server)
         try:

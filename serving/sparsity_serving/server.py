@@ -6,7 +6,8 @@ status, and methods that the servicer lacks UNIMPLEMENTED.
 
 from __future__ import annotations
 
-import socket
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, NamedTuple, NoReturn
@@ -23,6 +24,7 @@ from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, Sparsit
 from sparsity_rpc.status import answer
 from sparsity_rpc.tls import ServerTls
 
+from sparsity_serving.addresses import read_address, require_free
 from sparsity_serving.health import Health
 from sparsity_serving.metrics.metering import ERRORS
 
@@ -30,6 +32,15 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _errors = metrics.get_meter("sparsity.rpc").create_counter(
     ERRORS, "{request}", "Refused or failed, by method and status."
 )
+
+
+# Where grpc writes down what a handler raised.
+_grpc_log = logging.getLogger("grpc._cython.cygrpc")
+
+
+def _is_a_fault(record: logging.LogRecord) -> bool:
+    """Whether a record is of more than a caller who left before the answer: those would fill the log."""
+    return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
 
 
 class _Malformed(NamedTuple):
@@ -53,6 +64,8 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
             return _Malformed(method.input_type.name, str(error) + _remedy(data))
 
     def checked(request: Any) -> Callable[..., Any]:
+        if request is grpc.aio.EOF:
+            raise InvalidRequestError.of(method.input_type.name, "did not come: the call ended without a message")
         if isinstance(request, _Malformed):
             raise InvalidRequestError.of(request.message, request.problem)
         if function is None:
@@ -64,10 +77,16 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
 
     async def refuse(context: Context, error: SparsityError) -> NoReturn:
         count(error.code)
-        await answer(context, error)
-
-    async def unary(request: Any, context: Context) -> Any:
         try:
+            await answer(context, error)
+        except grpc.aio.InternalError as gone:
+            # Who has left cannot be answered.
+            raise asyncio.CancelledError from gone
+
+    # Read here: a call that ends without a message would get no answer at all from grpc's handlers of one message.
+    async def unary(_: object, context: Context) -> Any:
+        try:
+            request = await context.read()
             return await checked(request)(request, context)
         except SparsityError as error:
             await refuse(context, error)
@@ -75,8 +94,9 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
             count(grpc.StatusCode.UNKNOWN)
             raise
 
-    async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+    async def stream(_: object, context: Context) -> AsyncIterator[Any]:
         try:
+            request = await context.read()
             async with aclosing(checked(request)(request, context)) as responses:
                 async for response in responses:
                     yield response
@@ -90,8 +110,8 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
         return bytes(message.SerializeToString())
 
     if method.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(stream, parse, serialize)
-    return grpc.unary_unary_rpc_method_handler(unary, parse, serialize)
+        return grpc.stream_stream_rpc_method_handler(stream, parse, serialize)
+    return grpc.stream_unary_rpc_method_handler(unary, parse, serialize)
 
 
 def _remedy(data: bytes) -> str:
@@ -101,35 +121,6 @@ def _remedy(data: bytes) -> str:
     except DecodeError:
         return "; this is no protobuf message, or not all of one"
     return "; text must be valid UTF-8, and other prompts go into token_ids"
-
-
-def free_port() -> int:
-    """A port of the loopback that nothing listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def require_free(address: str, option: str = "--listen", *, any_port: bool = True) -> None:
-    """Tells early, before anything slow is started, that ``address``, given by ``option``, cannot be listened on.
-
-    With ``any_port`` port 0 takes a free one; without it nobody would know which.
-
-    Raises:
-        ConfigurationError: naming the address and the remedy.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535 or not (any_port or int(port)):
-        raise ConfigurationError(f"{option}: must be host:port{'' if any_port else ', and no port 0'}, not {address!r}")
-    try:
-        with socket.create_server(
-            (host.strip("[]"), int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-        ):
-            return
-    except OSError as error:
-        free = ", or port 0 for a free one" if any_port else ""
-        problem = f"{option}: cannot listen on {address} ({error.strerror}); choose another port{free}"
-        raise ConfigurationError(problem) from error
 
 
 class Endpoint(NamedTuple):
@@ -167,6 +158,8 @@ def listen(
     ]
     if connection_seconds:
         options.append(("grpc.max_connection_age_ms", int(connection_seconds * 1000)))
+    _grpc_log.addFilter(_is_a_fault)
+    read_address(address, "--listen")
     server = grpc.aio.server(options=options)
     for descriptor, servicer in services.items():
         add_service(server, descriptor, servicer)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from opentelemetry import metrics, trace
 from sparsity.v1 import inference_pb2
@@ -15,6 +15,7 @@ from sparsity_rpc import tracing
 from sparsity_rpc.errors import ConfigurationError
 
 from sparsity_serving.metrics.metering import configure_metrics
+from sparsity_serving.otlp import TRACES, Collector, collector, has_endpoint, span_exporter
 
 # OpenTelemetry's GenAI conventions; they still rename, so they are spelled here only.
 GEN_AI_OPERATION: Final = "gen_ai.operation.name"
@@ -45,9 +46,6 @@ PREFILL_DENSITY: Final = "sparsity.density.prefill"
 DECODE_DENSITY: Final = "sparsity.density.decode"
 COVERAGE: Final = "sparsity.coverage"
 
-_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-_DEFAULT_COLLECTOR: Final = "http://localhost:4317"
-
 
 def attended(completion: inference_pb2.Completion) -> dict[str, float]:
     """What a span says of a request's attention: nothing where its worker reported nothing."""
@@ -65,7 +63,7 @@ def _exporter() -> str:
     """`otlp`, `console` or `none`, by OTEL_SDK_DISABLED, OTEL_TRACES_EXPORTER and the OTLP endpoint variables."""
     if _disabled():
         return "none"
-    default = "otlp" if any(os.environ.get(name) for name in _ENDPOINTS) else "none"
+    default = "otlp" if has_endpoint(TRACES) else "none"
     return os.environ.get("OTEL_TRACES_EXPORTER") or default
 
 
@@ -74,12 +72,9 @@ def sends_traces() -> bool:
     return _disabled() or bool(os.environ.get("OTEL_TRACES_EXPORTER")) or _exporter() != "none"
 
 
-def plaintext_collector() -> str | None:
-    """`host:port` of the OTLP/gRPC collector that traces go to; None where they go elsewhere, by TLS, or nowhere."""
-    if _exporter() != "otlp":
-        return None
-    endpoint = urlsplit(next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), _DEFAULT_COLLECTOR))
-    return endpoint.netloc if endpoint.scheme == "http" else None
+def traces_collector() -> Collector | None:
+    """The OTLP collector that the engine's own traces can go to as well; None where there is none, or they cannot."""
+    return collector() if _exporter() == "otlp" else None
 
 
 def _named_resource() -> str:
@@ -96,7 +91,8 @@ def configure(service: str, metrics_listen: str | None = None) -> None:
         metrics_listen: `host:port` to serve metrics on, see :mod:`sparsity_serving.metrics.metering`.
 
     Raises:
-        ConfigurationError: for an exporter other than otlp, console or none, or an address that cannot be listened on.
+        ConfigurationError: for an exporter other than otlp, console or none, a protocol that is not known, or an
+            address that cannot be listened on.
     """
     name = os.environ.get("OTEL_SERVICE_NAME") or _named_resource() or service
     _configure_traces(name)
@@ -114,9 +110,7 @@ def _configure_traces(name: str) -> None:
 
     provider = TracerProvider(resource=Resource.create({"service.name": name}))
     if kind == "otlp":
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        provider.add_span_processor(BatchSpanProcessor(span_exporter()))
     elif kind == "console":
         provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
     else:

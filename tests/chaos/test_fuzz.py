@@ -1,198 +1,167 @@
-"""Random calls of every method, some at a time: fields at their edges, bytes that are nothing, streams left early."""
+"""Random calls of every method of the embedded service: odd fields, bytes that are nothing, streams used in odd ways.
+
+`FUZZ_CALLS` and `FUZZ_SEED` make it another size, and the same again.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import random
 import statistics
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
+import psutil
 import pytest
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from google.protobuf.message import Message
-from google.protobuf.message_factory import GetMessageClass
-from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2
-from sparsity_client.wire import make_request
-from sparsity_router.config import RouterConfig
-from support.fake_worker import FakeWorker
-from support.rig import AGGRESSIVE, DENSE, MODERATE
-from support.router import running
-from support.tiny import tiny_model
-from support.valkey import Valkey
+from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2, policy_pb2_grpc, worker_pb2
+from sparsity_client.wire import AsyncWireClient, make_request
+from support.embedded import Embedded, embedded
+from support.fuzzing import WAYS, Target, call, good, message_for, methods_of
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
-CALLS, AT_ONCE = 20_000, 16
+CALLS, AT_ONCE, EIGHTHS = 20_000, 16, 8
 # What nobody may ever be answered.
 FAULTS = {grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
-SERVICES = [
-    inference_pb2.DESCRIPTOR.services_by_name["InferenceService"],
-    policy_pb2.DESCRIPTOR.services_by_name["PolicyService"],
-    fleet_pb2.DESCRIPTOR.services_by_name["FleetService"],
-]
-TEXTS = ("", "hi", "rag", "code", "x" * 256, "x" * 257, "é" * 300, "\0", "<|end|>", "1-1", "a" * 20_000, "2020-01-01")
-KINDS = FieldDescriptor
-WHOLE = {
-    KINDS.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
-    KINDS.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
-    KINDS.CPPTYPE_UINT32: (0, 2**32 - 1),
-    KINDS.CPPTYPE_UINT64: (0, 2**64 - 1),
-}
-NUMBERS = (0.0, -0.0, 1.0, 0.5, -1.0, 2.0, 1e-45, 3e38, float("inf"), float("-inf"), float("nan"))
+INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
+POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"]
+FLEET = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"]
+WORKER = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"]
 
 
-def scalar(field: FieldDescriptor, chance: random.Random) -> Any:
-    if field.cpp_type in WHOLE:
-        low, high = WHOLE[field.cpp_type]
-        return chance.choice((max(low, 0), 1, 2, 9, 100, low, high, chance.randint(low, high)))
-    if field.cpp_type == KINDS.CPPTYPE_BOOL:
-        return chance.random() < 0.5
-    if field.cpp_type == KINDS.CPPTYPE_ENUM:
-        return chance.choice((*(value.number for value in field.enum_type.values), 99))
-    if field.cpp_type == KINDS.CPPTYPE_STRING:
-        text = chance.choice(TEXTS)
-        return text.encode() if field.type == KINDS.TYPE_BYTES else text
-    return chance.choice(NUMBERS)
+class Fuzz:
+    """Calls of all methods, and how they ended."""
+
+    def __init__(self, targets: list[Target], bases: dict[str, Any], seed: int) -> None:
+        self.targets = targets
+        self.bases = bases
+        self.chance = random.Random(seed)
+        self.ended = Counter[str]()
+        self.faults: dict[str, str] = {}
+
+    async def make(self, calls: int) -> None:
+        """Makes so many, some at a time."""
+        await asyncio.gather(*(self._caller(calls // AT_ONCE) for _ in range(AT_ONCE)))
+
+    async def _caller(self, calls: int) -> None:
+        made = 0
+        while made < calls:
+            target, way = self.chance.choice(self.targets), self.chance.choice(WAYS)
+            name = target.method.full_name
+            request = message_for(target.method, self.bases.get(name), self.chance)
+            for code in await call(target, request, way, self.chance):
+                made += 1
+                self.ended[str(getattr(code, "name", code))] += 1
+                if code in FAULTS:
+                    self.faults.setdefault(f"{name}, {way}: {code}", request.hex()[:200])
 
 
-def made(kind: Descriptor, chance: random.Random, depth: int = 0) -> Message:
-    message: Any = GetMessageClass(kind)()
-    for field in kind.fields:
-        if chance.random() < (0.25 if depth < 5 else 1.0):
-            continue
-        if field.message_type is None:
-            values = [scalar(field, chance) for _ in range(chance.choice((1, 2, 70)) if field.is_repeated else 1)]
-            if field.is_repeated:
-                getattr(message, field.name).extend(values)
-            else:
-                setattr(message, field.name, values[0])
-        elif field.message_type.GetOptions().map_entry:
-            for _ in range(chance.choice((1, 3, 70))):
-                getattr(message, field.name)[chance.choice(TEXTS) + str(chance.random())] = chance.choice(TEXTS)
-        elif field.is_repeated:
-            getattr(message, field.name).extend(
-                made(field.message_type, chance, depth + 1) for _ in range(chance.randrange(4))
-            )
-        else:
-            getattr(message, field.name).CopyFrom(made(field.message_type, chance, depth + 1))
-    return message
+class Processes:
+    """All processes of the embedded service, and their memory."""
+
+    def __init__(self, service: Embedded) -> None:
+        first = psutil.Process(service.process.pid)
+        self.all = [first, *first.children(recursive=True)]
+
+    def mebibytes(self) -> list[float]:
+        """What each has in memory that it shares with none."""
+        return [process.memory_full_info().uss / 2**20 for process in self.all]
+
+    def gone(self) -> list[int]:
+        """Those that have ended."""
+        return [process.pid for process in self.all if not process.is_running()]
 
 
-def changed(base: Any, chance: random.Random) -> Any:
-    """A good message with one field in another's place, however deep it lies."""
-    message: Any = type(base)()
-    message.CopyFrom(base)
-    at, other = message, made(base.DESCRIPTOR, chance)
-    while True:
-        field = chance.choice(at.DESCRIPTOR.fields)
-        single = field.message_type is not None and not field.is_repeated and at.HasField(field.name)
-        if single and other.HasField(field.name) and chance.random() < 0.8:
-            at, other = getattr(at, field.name), getattr(other, field.name)
-            continue
-        at.ClearField(field.name)
-        only = type(at)()
-        only.CopyFrom(other)
-        for known, _ in other.ListFields():
-            if known is not field:
-                only.ClearField(known.name)
-        at.MergeFrom(only)
-        return message
+@asynccontextmanager
+async def an_operator_at_work(channel: grpc.aio.Channel) -> AsyncIterator[None]:
+    """Somebody who edits a policy and uses the kill switch all the while."""
+    stub: Any = policy_pb2_grpc.PolicyServiceStub(channel)
+
+    async def work() -> None:
+        for number in range(10**6):
+            # By chance others write it meanwhile, or delete it.
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                stored = (await stub.GetPolicy(policy_pb2.GetPolicyRequest(domain="code"))).policy
+                stored.policy.description = f"edit {number}"
+                await stub.PutPolicy(
+                    policy_pb2.PutPolicyRequest(policy=stored.policy, etag=stored.etag, reason="at work")
+                )
+            # However many overrides there are, this one has its place.
+            override = policy_pb2.Override(id="operator", scope=1, reason="incident")
+            await stub.PutOverride(policy_pb2.PutOverrideRequest(override=override))
+            await asyncio.sleep(0.1)
+            await stub.DeleteOverride(policy_pb2.DeleteOverrideRequest(id="operator"))
+            await asyncio.sleep(0.5)
+
+    working = asyncio.create_task(work())
+    try:
+        yield
+    finally:
+        ended = working.done()
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=not ended)
 
 
-def good(stored: Any) -> dict[str, Any]:
-    """A request of each method that is taken."""
-    request = make_request("hi", domain="rag", labels={"a": "b"}, tenant="t", session="s", max_new_tokens=4)
-    signals = inference_pb2.Signals(min_tokens=9, max_tokens=9, domain="rag", labels={"a": "b"})
-    override = policy_pb2.Override(scope=policy_pb2.OVERRIDE_SCOPE_TENANT, target="none", reason="fuzz")
-    return {
-        "Generate": request,
-        "Route": inference_pb2.RouteRequest(request=request),
-        "Explain": inference_pb2.ExplainRequest(request=request),
-        "ReportOutcome": inference_pb2.ReportOutcomeRequest(decision_id="x", score=1.0, metric="m"),
-        "PutPolicy": policy_pb2.PutPolicyRequest(policy=stored.policy, reason="fuzz", validate_only=True),
-        "SimulatePolicy": policy_pb2.SimulatePolicyRequest(policy=stored.policy, signals=[signals]),
-        "PutOverride": policy_pb2.PutOverrideRequest(override=override),
-        "UpdateRollout": policy_pb2.UpdateRolloutRequest(domain="rag", action=1, rollout={"steps": [5, 100]}),
-    }
+class Found(NamedTuple):
+    """What a fuzz came to: how calls ended, which must not have, and memory by process before and after, MiB."""
+
+    ended: Counter[str]
+    faults: dict[str, str]
+    before: list[float]
+    after: list[float]
+    gone: list[int]
 
 
-def memory() -> int:
-    """Resident memory of this process, MiB."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+async def fuzz(service: Embedded, calls: int, seed: int) -> Found:
+    """Fuzzes a running service; the memory of a quarter of the calls is compared, once another has warmed it up."""
+    workers = [note["address"] for note in json.loads((service.state / "up.json").read_text())["workers"].values()]
+    async with contextlib.AsyncExitStack() as stack:
+        router, *others = [
+            await stack.enter_async_context(grpc.aio.insecure_channel(address))
+            for address in (service.router, *workers)
+        ]
+        # A drained worker stays drained: all else would be refused.
+        targets = [Target(router, method) for kind in (INFERENCE, POLICY, FLEET) for method in methods_of(kind)]
+        targets += [Target(channel, method) for channel in others for method in methods_of(WORKER, "Drain")]
+        stub: Any = policy_pb2_grpc.PolicyServiceStub(router)
+        stored = (await stub.GetPolicy(policy_pb2.GetPolicyRequest(domain="rag"))).policy
+        fuzz, processes = Fuzz(targets, good(stored.policy), seed), Processes(service)
+        used = []
+        async with an_operator_at_work(router):
+            for _ in range(EIGHTHS):
+                await fuzz.make(calls // EIGHTHS)
+                used.append(processes.mebibytes())
+                # It goes up and down by some MiB.
+        before, after = (
+            [statistics.fmean(of) for of in zip(*quarter, strict=True)] for quarter in (used[2:4], used[6:])
+        )
+        return Found(fuzz.ended, fuzz.faults, before, after, processes.gone())
+
+
+async def answers(service: Embedded) -> str:
+    async with AsyncWireClient(service.router) as client:
+        stream = client.generate(make_request("hello", domain="summarization", max_new_tokens=8), 10.0)
+        return "".join([response.text async for response in stream])
 
 
 async def test_no_call_is_answered_with_a_fault(tmp_path: Path) -> None:
-    model = tiny_model(tmp_path / "model")
-    workers = [
-        await FakeWorker(name, tier, model, places=100).start()
-        for name, tier in (("d", DENSE), ("m", MODERATE), ("a", AGGRESSIVE))
-    ]
-    seed = random.randrange(2**32)
-    chance, seen, faults = random.Random(seed), Counter[str](), dict[str, str]()
+    seed = int(os.environ.get("FUZZ_SEED", random.randrange(2**32)))
     calls = int(os.environ.get("FUZZ_CALLS", CALLS))
-    (tmp_path / "key").write_text("k" * 32)
-    with Valkey() as server:
-        config = RouterConfig(
-            model,
-            tuple(worker.address for worker in workers),
-            server.url,
-            "127.0.0.1:0",
-            queue_seconds=0.2,
-            lease_key_file=tmp_path / "key",
-            drain_seconds=0.5,
-        )
-        async with running(config) as router:
-            methods = [
-                (router.channel.unary_stream(f"/{service.full_name}/{method.name}"), method)
-                for service in SERVICES
-                for method in service.methods
-            ]
-
-            bases = good(await router.get("rag"))
-
-            async def call() -> None:
-                ask, method = chance.choice(methods)
-                base = bases.get(method.name)
-                random_or_near = made(method.input_type, chance) if base is None or chance.random() < 0.3 else None
-                request = (random_or_near or changed(base, chance)).SerializeToString()
-                if chance.random() < 0.1:
-                    request = bytes(chance.randrange(256) for _ in range(chance.randrange(40)))
-                leaves = chance.random() < 0.2 or method.name.startswith("Watch")
-                stream = ask(request, timeout=5.0)
-                try:
-                    if leaves:
-                        await asyncio.wait_for(stream.read(), chance.choice((0.001, 0.02, 0.2)))
-                        stream.cancel()
-                        seen["left"] += 1
-                        return
-                    async for _ in stream:
-                        pass
-                    seen["OK"] += 1
-                except (TimeoutError, asyncio.CancelledError):
-                    stream.cancel()
-                    seen["left"] += 1
-                except grpc.aio.AioRpcError as error:
-                    seen[error.code().name] += 1
-                    if error.code() in FAULTS:
-                        faults.setdefault(f"{method.name}: {error.code().name}: {error.details()}", request.hex()[:200])
-
-            async def caller(count: int) -> None:
-                for _ in range(count):
-                    await call()
-
-            used = []
-            for _ in range(8):
-                await asyncio.gather(*(caller(calls // 8 // AT_ONCE) for _ in range(AT_ONCE)))
-                used.append(memory())
-            # It goes up and down by some MiB: means of a quarter of the calls, the first of them to warm up.
-            before, after = statistics.fmean(used[2:4]), statistics.fmean(used[6:])
-            assert await router.health() == "SERVING"
-    for worker in workers:
-        await worker.stop()
-    told = ", ".join(f"{count} {what}" for what, count in seen.most_common())
-    print(f"seed {seed}: {told}; {before:.0f} MiB, then {after:.0f} MiB", end=" ")
-    assert not faults, faults
-    assert after <= 1.05 * before
+    with embedded(tmp_path, "--engine", "echo", seconds=60.0) as service:
+        found = await fuzz(service, calls, seed)
+        assert await answers(service)
+    logs = "".join(path.read_text(errors="replace") for path in (tmp_path / "logs").iterdir())
+    told = ", ".join(f"{count} {what}" for what, count in found.ended.most_common())
+    before, after = sum(found.before), sum(found.after)
+    each = ", ".join(f"{grown - was:+.1f}" for was, grown in zip(found.before, found.after, strict=True))
+    print(f"seed {seed}: {told}; {before:.0f} MiB in {len(found.after)} processes, then {after:.0f} ({each})", end=" ")
+    assert not found.faults, found.faults
+    assert not found.gone
+    assert "Traceback" not in logs, logs[logs.index("Traceback") :][:2000]
+    assert after <= 1.05 * before, (found.before, found.after)

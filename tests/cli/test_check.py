@@ -1,18 +1,21 @@
-"""`sparsity check` says what does not work."""
+"""`sparsity check` says what does not work, and `sparsity status` what must be mended."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sparsity.v1 import inference_pb2
 from sparsity_cli.main import app
 from sparsity_router.config import RouterConfig
+from sparsity_router.following.snapshot_file import SnapshotFile
 from support.fake_worker import FakeWorker, answer
 from support.rig import DENSE
-from support.router import running
+from support.router import running, until
 from support.tiny import tiny_model
 from support.valkey import Valkey
 from typer.testing import CliRunner
@@ -41,3 +44,39 @@ async def test_stale_policies_fail_it(tmp_path: Path) -> None:
             assert result.exit_code == 4
             assert "FAILED  policies  policies were last confirmed" in result.stdout
     await worker.stop()
+
+
+async def test_a_disk_that_cannot_be_written_is_told_by_status_and_fails_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    async def command(name: str) -> Any:
+        return await asyncio.to_thread(CliRunner().invoke, app, [name, "--router", router.address])
+
+    with Valkey() as server:
+        config = RouterConfig(tiny_model(tmp_path), ("127.0.0.1:1",), server.url, "127.0.0.1:0")
+        config = replace(config, snapshot_file=tmp_path / "policies.json", queue_seconds=0.0)
+        async with running(config) as router:
+            # Every few seconds what is there is said to be current: that, too, must end nobody.
+            await asyncio.sleep(0.5)
+            assert "Read-only" not in (await command("status")).stdout
+            monkeypatch.setattr(SnapshotFile, "confirm", fails)
+            monkeypatch.setattr(SnapshotFile, "save", fails)
+
+            async def told() -> bool:
+                return "--snapshot-file: [Errno 30] Read-only" in (await command("status")).stdout.replace("\n", " ")
+
+            await until(told)
+            checked = await command("check")
+            assert checked.exit_code == 4
+            assert "FAILED  files     --snapshot-file: [Errno 30] Read-only file system; a restart" in checked.stdout
+            await router.edit(bands=[(0, inference_pb2.TIER_DENSE)])
+            await router.becomes("TIER_DENSE")
+            monkeypatch.undo()
+
+            async def mended() -> bool:
+                return "ok      files     as they should be" in (await command("check")).stdout
+
+            await until(mended)

@@ -23,7 +23,7 @@ from sparsity_policies.documents.yamlfile import dump_yaml
 from sparsity_policies.model import Reason, Signals, Tier
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.storage.store import PolicyStore
-from sparsity_router.callers.access import key_digest
+from sparsity_serving.access.access import key_digest
 from support.router_process import RouterProcess
 from support.valkey import Valkey
 from typer.testing import CliRunner

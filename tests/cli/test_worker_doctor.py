@@ -17,7 +17,8 @@ import pytest
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_cli.fleet.worker import _described
 from sparsity_cli.main import app
-from sparsity_serving.leases import LeaseChecker
+from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
+from sparsity_serving.access.leases import LeaseChecker
 from support.fake_worker import FakeWorker
 from support.rig import AGGRESSIVE, DENSE
 from support.tiny import tiny_model
@@ -146,7 +147,7 @@ def test_leases_are_signed_and_what_is_not_there_is_told(tmp_path: Path) -> None
     key = tmp_path / "lease.key"
     key.write_text("k" * 32)
     behaviour = partial(told, density=1.0, sparse=0)
-    leases = LeaseChecker(b"k" * 32, "d", DENSE)
+    leases = LeaseChecker(LeaseKeys(LeaseKey("", b"k" * 32)), "d", DENSE)
     worker = FakeWorker("d", DENSE, tiny_model(tmp_path / "m"), behaviour=behaviour, leases=leases)
     with serving(worker) as addresses:
         assert run(*of(addresses)).exit_code == 4

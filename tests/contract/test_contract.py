@@ -12,6 +12,8 @@ import pytest
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_policies import model
 from sparsity_rpc import errors
+from support.ports import BLOCK, free_port
+from support.slow import SLOW
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,3 +55,17 @@ def test_files_name_no_registry_and_no_path_of_a_machine() -> None:
         path = ROOT / name
         if path.suffix in (".py", ".txt", ".toml", ".md", ".yaml", ".json") and path.name != Path(__file__).name:
             assert not hosts.search(path.read_text()), name
+
+
+def test_a_reason_to_be_slow_outlives_no_file() -> None:
+    assert not [place for place in SLOW if not (ROOT / place).exists()]
+
+
+def test_processes_of_tests_are_given_no_port_twice() -> None:
+    own = {free_port() for _ in range(2 * BLOCK)}
+    command = [sys.executable, "-c", "from support.ports import free_port; print(free_port())"]
+    other = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, check=True)
+    assert int(other.stdout) not in own
+    assert len(own) > BLOCK // 2
+    found = [path for path in (ROOT / "tests").rglob("*.py") if "addresses import free_port" in path.read_text()]
+    assert found == [Path(__file__)], "the product's search finds what another process is about to listen on"

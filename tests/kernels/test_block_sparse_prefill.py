@@ -160,10 +160,13 @@ def test_future_keys_change_nothing_before_their_tile(score: str) -> None:
 
 @pytest.mark.parametrize("cut", [32, 64, 96, 160])
 @pytest.mark.parametrize("score", TILEWISE)
-def test_chunked_equals_unchunked(cut: int, score: str) -> None:
+@pytest.mark.parametrize("rule", [None, ("top_k", 0.3)])
+def test_chunked_equals_unchunked(cut: int, score: str, rule: tuple[str, float] | None) -> None:
     sequence, summaries = paged(200)
     q = queries(200)
     chosen = config(last=1, score=score)
+    if rule is not None:
+        chosen = replace(chosen, rule=rule[0], threshold=rule[1])
     whole, whole_stats = block_sparse_prefill_cpu(q, sequence, summaries, chosen, SCALE)
     # The first chunk sees what was written by then; its summaries are those of whole pages all the same.
     first = sequence._replace(table=sequence.table[: -(-cut // PAGE)], length=cut)

@@ -63,11 +63,16 @@ def test_band_sets() -> None:
         ({"rules": [{"name": "a", "when": "size > 3", "tier": "dense"}]}, "rules[0].when", "reads unknown size"),
         ({"detection": {"patterns": ["(a"]}}, "detection.patterns[0]", "not a usable regular expression"),
         ({"detection": {"literals": ["a"]}}, "detection.literals[0]", "at least 3 characters"),
+        ({"detection": {"literals": ["a\u200b\u200b"]}}, "detection.literals[0]", "at least 3 characters"),
         ({"risk": "high", "bands": AGGRESSIVE}, "bands[0].tier", "may not reach aggressive"),
         ({"guards": {"min_coverage": 2}}, "guards.min_coverage", "from 0 to 1"),
         ({"rollout": {"steps": [50, 10]}}, "rollout.steps", "ascending percentages"),
         ({"fallback": ["dense", "moderate"]}, "fallback[1]", "must be denser than dense"),
         ({"labels": {"a": 1}}, "labels", "text to text"),
+        ({"labels": {"a": "\ud800"}}, "labels", "text to text"),
+        ({"description": "half \ud800"}, "description", "half a surrogate pair"),
+        ({"detection": {"literals": ["abc\udfffdef"]}}, "detection.literals[0]", "half a surrogate pair"),
+        ({"\ud800": 1}, "\\ud800", "is not a field"),
     ],
 )
 def test_mistakes_name_the_field_and_the_remedy(change: dict[str, object], field: str, words: str) -> None:

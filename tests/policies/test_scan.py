@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sparsity_policies.documents.document import parse_policy
+from sparsity_policies.matching.folding import folded
 from sparsity_policies.matching.scan import Scanner
 from support.snapshots import snapshot
 
@@ -46,6 +47,35 @@ def test_literals_are_literal() -> None:
     scanner = Scanner([parse_policy({"domain": "x", "risk": "low", "bands": bands, "detection": detection})])
     assert scanner.scan("see A.C (1+1)  [X]").flags == {"f"}
     assert not scanner.scan("abc (11) x").flags
+
+
+@pytest.mark.parametrize(
+    "literal", ["word\u2013processor\u00a0text", "word-processor text", "WORD\uff0dprocessor text"]
+)
+def test_a_literal_is_looked_for_as_it_is_read(literal: str) -> None:
+    bands = [{"from_tokens": 0, "tier": "dense"}]
+    detection = {"literals": [literal], "flag": "f"}
+    scanner = Scanner([parse_policy({"domain": "x", "risk": "low", "bands": bands, "detection": detection})])
+    assert scanner.scan("a word-processor text").flags == {"f"}
+    assert not scanner.scan("a word processor text").flags
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("no-break\u00a0space\u202fand\u2028line", "no-break space and line"),
+        ("\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d", "-" * 8),
+        ("soft\u00adly, zero\u200bwidth\u200d\u2060, \ufeffmark", "softly, zerowidth, mark"),
+        ("\uff46\uff55\uff4c\uff4c \ufb01t \U0001d41b\U0001d428\U0001d425\U0001d41d", "full fit bold"),
+        ("don\u2019t", "don't"),
+        ("e\u0301tude \u65e5\u672c", "\u00e9tude \u65e5\u672c"),
+        ("\u202egnirts\u202c", "gnirts"),
+        ("plain <text> - it's", "plain <text> - it's"),
+    ],
+)
+def test_text_is_folded_to_what_is_read(written: str, read: str) -> None:
+    assert folded(written) == read
+    assert folded(read) == read
 
 
 def test_nothing_to_look_for() -> None:

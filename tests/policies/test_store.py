@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -77,6 +78,25 @@ async def test_garbage_is_told_and_the_rest_is_kept(store: PolicyStore, server: 
     assert "rag" not in (await store.read()).rejected
 
 
+async def test_halves_of_surrogate_pairs_are_told_and_the_rest_is_kept(store: PolicyStore, server: Valkey) -> None:
+    for policy in POLICIES:
+        await store.put(policy, etag=None, actor="ann", reason="r")
+    client = server.client()
+    envelope = json.loads(client.hget("{sparsity}:policies", "rag"))
+    body = json.loads(envelope["body"]) | {"detection": {"literals": ["abc\ud800"]}}
+    client.hset("{sparsity}:policies", "rag", json.dumps(envelope | {"body": json.dumps(body)}))
+    client.hset("{sparsity}:policies", "code", json.dumps(envelope | {"reason": "\ud800"}))
+    override = {"scope": 3, "target": "t", "max_tier": 1, "expire_time": None, "reason": "\ud800", "actor": "ann"}
+    client.hset("{sparsity}:overrides", "k", json.dumps(override))
+    client.hset("{sparsity}:overrides", "list", "[]")
+    contents = await store.read()
+    assert contents.rejected.keys() == {"rag", "code", "override k", "override list"}
+    assert "half a surrogate pair" in contents.rejected["rag"]
+    # It may have been a kill switch.
+    assert [override.scope for override in contents.overrides] == [Scope.GLOBAL] * 2
+    assert len(contents.policies) == len(POLICIES) - 2
+
+
 async def test_garbage_in_the_revision_is_a_store_error(store: PolicyStore, server: Valkey) -> None:
     server.client().set("{sparsity}:revision", "many")
     with pytest.raises(StoreError, match="not a number"):
@@ -93,11 +113,22 @@ async def test_overrides(store: PolicyStore) -> None:
         await store.delete_override("k")
 
 
+async def test_overrides_that_ran_out_go_with_the_next_write(store: PolicyStore, server: Valkey) -> None:
+    now = time.time()
+    ends = {"long ago": now - 61, "just now": now - 1, "later": now + 60, "never": None}
+    for name, expires in ends.items():
+        await store.put_override(Override(name, Scope.DOMAIN, "rag", Tier.MODERATE, expires, "why", "ann"))
+    server.client().hset("{sparsity}:overrides", "junk", "{")
+    await store.put_override(Override("k", Scope.GLOBAL))
+    left = {override.id for override in (await store.read()).overrides}
+    assert left == {"just now", "later", "never", "junk", "k"}
+
+
 async def test_an_absent_server_is_a_store_error() -> None:
     store = PolicyStore("redis://127.0.0.1:1/0")
     with pytest.raises(StoreError, match="policy store"):
         await store.read()
-    with pytest.raises(ConfigurationError, match="redis url"):
+    with pytest.raises(ConfigurationError, match="--redis-url"):
         PolicyStore("http://nowhere")
 
 

@@ -17,12 +17,12 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import WireClient, make_request
-from sparsity_router.callers.access import Access, key_digest
-from sparsity_router.callers.jwt import JwtConfig, JwtVerifier
 from sparsity_router.callers.limits import TenantLimits
-from sparsity_router.callers.principals import Role
 from sparsity_router.config import RouterConfig
 from sparsity_rpc.errors import ConfigurationError, PermissionDeniedError, RateLimitError, UnauthenticatedError
+from sparsity_serving.access.access import Access, Rules, key_digest
+from sparsity_serving.access.jwt import JwtConfig, JwtVerifier
+from sparsity_serving.access.principals import Role
 from support.fake_worker import FakeWorker
 from support.rig import DENSE
 from support.router import Router, failure, running, until
@@ -109,11 +109,11 @@ def test_a_remembered_token_expires(issuer: Issuer) -> None:
 
 
 async def test_keys_are_followed(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsity_router.callers.jwt._REFRESH_SECONDS", 0.02)
+    monkeypatch.setattr("sparsity_serving.access.access.REFRESH_SECONDS", 0.02)
     tokens = verifier(issuer)
     old = issuer.token()
     tokens.verify(old)
-    following = asyncio.create_task(tokens.run())
+    following = asyncio.create_task(Access(Rules({}, tokens)).follow_keys())
     issuer.path.write_text("half a fi")
     await asyncio.sleep(0.1)
     tokens.verify(old)
@@ -283,7 +283,7 @@ def test_a_tenants_caller_sends_its_requests_only(tmp_path: Path) -> None:
     (tmp_path / "access.yaml").write_text(ACCESS)
     access = Access.load(tmp_path / "access.yaml")
     assert access.guards_inference
-    principal = access._principals[key_digest("search-key")]  # type: ignore[index]
+    principal = access._rules.principals[key_digest("search-key")]  # type: ignore[index]
     assert (principal.tenant_of(""), principal.tenant_of("acme")) == ("acme", "acme")
     with pytest.raises(PermissionDeniedError, match="sends requests of tenant acme, not 'other'"):
         principal.tenant_of("other")

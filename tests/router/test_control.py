@@ -36,7 +36,7 @@ def chat(content: str) -> inference_pb2.ChatPrompt:
 
 
 async def classified(tokenizer: ModelTokenizer, prompt: Any, *, exact: bool = False) -> Any:
-    return await Classifier(tokenizer, 10_000).classify(make_request(prompt, domain="low"), POLICIES, exact=exact)
+    return await Classifier(tokenizer, 10**6).classify(make_request(prompt, domain="low"), POLICIES, exact=exact)
 
 
 @pytest.mark.parametrize("form", [str, chat])
@@ -66,6 +66,29 @@ async def test_no_phrase_hides_behind_a_control_token(tokenizer: ModelTokenizer,
         signals = (await classified(tokenizer, prompt)).signals
         assert signals.flags == {"legal"}
         assert signals.scanned_bytes >= len(text.encode())
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "attorney-client\u00a0privilege",
+        "attorney\u2011client privilege",
+        "attor\u00adney-cli\u200bent privilege",
+        "\uff41ttorney-client privilege",
+        f"at\u200btorney-{END}client privilege",
+    ],
+)
+async def test_no_phrase_hides_behind_characters(tokenizer: ModelTokenizer, hidden: str) -> None:
+    for prompt in (hidden, chat(hidden), tokenizer.encode(hidden, special=False)):
+        assert (await classified(tokenizer, prompt)).signals.flags == {"legal"}
+
+
+@pytest.mark.parametrize("hidden", [f"attorney-{END}client privilege", "attorney\u2011client privilege"])
+async def test_what_is_hidden_is_found_by_detection_that_came_later(tokenizer: ModelTokenizer, hidden: str) -> None:
+    before = snapshot([POLICIES.policies["low"].policy])
+    found = await Classifier(tokenizer, 10**6).classify(make_request(hidden, domain="low"), before)
+    assert not found.signals.flags
+    assert found.under(POLICIES).flags == {"legal"}
 
 
 def test_thousands_of_tokens_make_one_quick_expression() -> None:

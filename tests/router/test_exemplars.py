@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from sparsity_serving.metrics.exemplars import ExemplarCollector
 from sparsity_serving.metrics.metering import Total, histogram
-from sparsity_serving.server import free_port
+from support.ports import free_port
 
 
 @pytest.fixture

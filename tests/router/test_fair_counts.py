@@ -16,7 +16,8 @@ from sparsity_client.wire import AsyncWireClient, make_request
 from sparsity_router.callers.limits import TenantLimits
 from sparsity_router.config import RouterConfig
 from sparsity_rpc.errors import OverloadedError, RateLimitError
-from sparsity_serving.leases import LeaseChecker
+from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
+from sparsity_serving.access.leases import LeaseChecker
 from support.fake_worker import FakeWorker, answer, fail
 from support.rig import DENSE
 from support.router import Router, failure, running, until
@@ -43,7 +44,7 @@ async def limited(folder: Path, limits: str, **options: Any) -> AsyncIterator[tu
     (folder / "limits.yaml").write_text(limits)
     (folder / "key").write_bytes(KEY)
     worker = await FakeWorker(
-        "d", DENSE, model, behaviour=counts, leases=LeaseChecker(KEY, "d", DENSE), **options
+        "d", DENSE, model, behaviour=counts, leases=LeaseChecker(LeaseKeys(LeaseKey("", KEY)), "d", DENSE), **options
     ).start()
     with Valkey() as server:
         files = {"tenant_limits": folder / "limits.yaml", "lease_key_file": folder / "key"}

@@ -11,7 +11,9 @@ from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_router.config import RouterConfig
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving.health import LIVENESS, READINESS, Health
-from sparsity_serving.server import free_port
+from support.fake_worker import FakeWorker
+from support.ports import free_port
+from support.rig import DENSE
 from support.router import running, until
 from support.tiny import tiny_model
 from support.valkey import Valkey
@@ -34,9 +36,10 @@ async def becomes(address: str, status: int) -> None:
 
 
 async def test_a_router_that_wants_no_traffic_is_still_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    probes = f"127.0.0.1:{free_port()}"
+    probes, model = f"127.0.0.1:{free_port()}", tiny_model(tmp_path)
+    worker = await FakeWorker("d", DENSE, model).start()
     with Valkey() as server:
-        config = RouterConfig(tiny_model(tmp_path), ("127.0.0.1:1",), server.url, "127.0.0.1:0", drain_seconds=0.1)
+        config = RouterConfig(model, (worker.address,), server.url, "127.0.0.1:0", drain_seconds=0.1)
         async with running(replace(config, max_policy_lag=0.2, health_listen=probes)) as router:
             await becomes(probes, SERVING)
             assert await asked(probes, LIVENESS) == SERVING
@@ -45,6 +48,7 @@ async def test_a_router_that_wants_no_traffic_is_still_alive(tmp_path: Path, mon
             await becomes(probes, NOT_SERVING)
             assert await asked(probes, LIVENESS) == SERVING
             assert await router.health() == "NOT_SERVING"
+    await worker.stop()
 
 
 async def test_who_drains_is_not_ready_again() -> None:
@@ -72,10 +76,10 @@ async def test_old_connections_are_closed_and_calls_go_on(tmp_path: Path) -> Non
     with Valkey() as server:
         config = RouterConfig(tiny_model(tmp_path), ("127.0.0.1:1",), server.url, "127.0.0.1:0", drain_seconds=0.1)
         async with running(replace(config, connection_seconds=0.3)) as router:
-            assert await router.health() == "SERVING"
+            assert await router.health() == "NOT_SERVING"
 
             async def closed() -> bool:
                 return router.channel.get_state() is grpc.ChannelConnectivity.IDLE
 
             await until(closed)
-            assert await router.health() == "SERVING"
+            assert await router.health() == "NOT_SERVING"

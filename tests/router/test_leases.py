@@ -23,14 +23,16 @@ from sparsity_rpc.errors import (
     SparsityError,
     StreamBrokenError,
 )
-from sparsity_serving import leases
-from sparsity_serving.leases import LeaseChecker, read_key, sign
+from sparsity_serving.access import leases
+from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys, read_keys
+from sparsity_serving.access.leases import LeaseChecker, sign
 from support.fake_worker import FakeWorker, fail
 from support.router import Router, failure, running
 from support.tiny import tiny_model
 from support.valkey import Valkey
 
 KEY = b"a key of sixteen bytes or more"
+KEYS = LeaseKeys(LeaseKey("", KEY))
 DENSE, MODERATE = inference_pb2.TIER_DENSE, inference_pb2.TIER_MODERATE
 
 
@@ -38,12 +40,12 @@ def request(**fields: Any) -> worker_pb2.WorkerServiceGenerateRequest:
     fields.setdefault("request_id", "r")
     prompt = inference_pb2.TokenIds(ids=[1, 2, 3])
     made = worker_pb2.WorkerServiceGenerateRequest(prompt=prompt, tier=DENSE, **fields)
-    made.lease.CopyFrom(sign(KEY, made, "w", "d"))
+    made.lease.CopyFrom(sign(KEYS, made, "w", "d"))
     return made
 
 
 def checker(worker_id: str = "w", tier: Any = DENSE) -> LeaseChecker:
-    return LeaseChecker(KEY, worker_id, tier)
+    return LeaseChecker(KEYS, worker_id, tier)
 
 
 def test_a_lease_is_good_once() -> None:
@@ -84,7 +86,7 @@ def test_forged_leases_are_refused() -> None:
         with pytest.raises(LeaseError, match="was not signed"):
             checker().take(made)
     made = request()
-    made.lease.CopyFrom(sign(b"another key of the right length", made, "w", "d"))
+    made.lease.CopyFrom(sign(LeaseKeys(LeaseKey("", b"another key of the right length")), made, "w", "d"))
     with pytest.raises(LeaseError, match="was not signed"):
         checker().take(made)
     made.ClearField("lease")
@@ -105,16 +107,55 @@ def test_expired_leases_are_refused_and_forgotten(monkeypatch: pytest.MonkeyPatc
 
 def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPARSITY_LEASE_KEY", raising=False)
-    assert read_key(None) is None
+    assert LeaseKeys.load(None) is None
     (tmp_path / "key").write_bytes(KEY + b"\n")
-    assert read_key(tmp_path / "key") == KEY
+    assert read_keys(tmp_path / "key") == (LeaseKey("", KEY),)
     (tmp_path / "key").write_bytes(b"short")
     with pytest.raises(ConfigurationError, match="16 are the least"):
-        read_key(tmp_path / "key")
+        read_keys(tmp_path / "key")
     with pytest.raises(ConfigurationError, match="--lease-key-file"):
-        read_key(tmp_path / "none")
+        read_keys(tmp_path / "none")
     monkeypatch.setenv("SPARSITY_LEASE_KEY", KEY.decode())
-    assert read_key(None) == KEY
+    found = LeaseKeys.load(None)
+    assert found is not None
+    assert found.signing == LeaseKey("", KEY)
+
+
+def test_a_file_may_hold_several_keys_by_their_ids(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    first, second = LeaseKey("2026-12", b"x" * 20), LeaseKey("2026-11", b"y" * 20)
+    file.write_text("# changed in December\n\n2026-12: xxxxxxxxxxxxxxxxxxxx\n2026-11:  yyyyyyyyyyyyyyyyyyyy \n")
+    assert read_keys(file) == (first, second)
+    for text, words in (
+        ("a: short\nb: yyyyyyyyyyyyyyyyyyyy", "the key 'a' has 5 bytes"),
+        ("a: xxxxxxxxxxxxxxxxxxxx\nyyyyyyyyyyyyyyyyyyyy", "every line must be `ID: KEY`, as 1 of 2 are"),
+        ("a: xxxxxxxxxxxxxxxxxxxx\na: yyyyyyyyyyyyyyyyyyyy", "an id of its own"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigurationError, match="--lease-key-file") as caught:
+            read_keys(file)
+        assert words in str(caught.value)
+
+
+def test_two_keys_hold_at_once_and_the_first_signs() -> None:
+    old, new = LeaseKey("old", b"o" * 20), LeaseKey("new", b"n" * 20)
+
+    def signed(*keys: LeaseKey) -> worker_pb2.WorkerServiceGenerateRequest:
+        made = request()
+        made.lease.CopyFrom(sign(LeaseKeys(*keys), made, "w", "d"))
+        return made
+
+    both = LeaseChecker(LeaseKeys(old, new), "w", DENSE)
+    assert both.take(signed(old)).key_id == "old"
+    assert both.take(signed(new, old)).key_id == "new"
+    # Names came to one side first: the secrets are what counts.
+    assert both.take(signed(LeaseKey("", new.secret))).key_id == ""
+    assert LeaseChecker(LeaseKeys(LeaseKey("", old.secret)), "w", DENSE).take(signed(old))
+    last = LeaseChecker(LeaseKeys(new), "w", DENSE)
+    with pytest.raises(LeaseError, match="signed with the key 'old'; this worker has new"):
+        last.take(signed(old))
+    with pytest.raises(LeaseError, match="was not signed by a router"):
+        last.take(signed(LeaseKey("new", old.secret)))
 
 
 @asynccontextmanager
@@ -123,7 +164,7 @@ async def rig(
 ) -> AsyncIterator[tuple[Router, FakeWorker]]:
     """A router and a dense worker that demands leases."""
     model = tiny_model(folder / "model")
-    fake = FakeWorker("w", DENSE, model, leases=LeaseChecker(worker_key, "w", DENSE), **worker)
+    fake = FakeWorker("w", DENSE, model, leases=LeaseChecker(LeaseKeys(LeaseKey("", worker_key)), "w", DENSE), **worker)
     await fake.start()
     file = None
     if key:

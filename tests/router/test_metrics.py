@@ -129,9 +129,11 @@ async def test_the_fleet_is_seen_as_it_is(tmp_path: Path) -> None:
 
 
 def test_processes_of_one_port_have_metrics_of_their_own() -> None:
-    given = {"--metrics-listen": "0.0.0.0:9464", "--health-listen": None, "--other": "nonsense"}
-    assert _own(given, 0) == ["--metrics-listen", "0.0.0.0:9464", "--other", "nonsense"]
-    assert _own(given, 2) == ["--metrics-listen", "0.0.0.0:9466", "--other", "nonsense"]
+    given = {"--metrics-listen": "0.0.0.0:9464", "--health-listen": None, "--other": "[::1]:1"}
+    assert _own(given, 0) == ["--metrics-listen", "0.0.0.0:9464", "--other", "[::1]:1"]
+    assert _own(given, 2) == ["--metrics-listen", "0.0.0.0:9466", "--other", "[::1]:3"]
+    with pytest.raises(ConfigurationError, match="--other: must be host:port"):
+        _own({"--other": "nonsense"}, 0)
 
 
 def test_an_address_that_will_not_do_is_told() -> None:

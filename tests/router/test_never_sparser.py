@@ -3,18 +3,20 @@
 The oracles say independently of the decision function what must be dense, and how sparse a request may be at most: one
 for the decision and the place that it leads to, one for every attempt of whole routers over fake workers, where all
 changes while requests are under way. `SPARSITY_TEST_MUTATION=unreviewed` puts back that attempts go by the first
-decision: then this fails.
+decision, and others of `MUTATIONS` other faults: then this fails.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
+import grpc
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -25,12 +27,17 @@ from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Guards, Override, Policy, Rollout, Scope, Signals, Tier
 from sparsity_router.decisions.review import Review
+from sparsity_router.decisions.sessions import Sessions, SessionTier
 from sparsity_router.fleet import queue, workers
 from sparsity_router.fleet.fleet import Admission, Fleet
 from sparsity_router.fleet.workers import State
+from sparsity_router.relaying import relay
 from sparsity_router.relaying.placing import place
+from sparsity_router.relaying.worker_request import WorkerRequest
+from sparsity_router.services import inference
 from sparsity_rpc.errors import InvalidRequestError, OverloadedError, UnavailableError
 from support.snapshots import stored
+from support.telling import tell
 from support.whole_path import (
     DOMAINS,
     RULES,
@@ -288,25 +295,84 @@ def search(examples: int, *phases: Phase) -> None:
     cast(Callable[[], None], settings(wanted, phases=phases or tuple(Phase))(found))()
 
 
+def unreviewed(patch: pytest.MonkeyPatch) -> None:
+    """Every attempt is made by the first decision (A1)."""
+    patch.setattr(Review, "__call__", lambda self: self.decision)
+
+
+def unreviewed_hedges(patch: pytest.MonkeyPatch) -> None:
+    """The second worker is of the first one's tier, whatever policy says by then (A1)."""
+    patch.setattr(relay._Relay, "_allows", lambda self, tier: True)
+
+
+def unreviewed_leases(patch: pytest.MonkeyPatch) -> None:
+    """A lease is for what was decided before the wait for room (A1)."""
+    place_ = inference.place_in_turn
+
+    async def placed(fleet: Fleet, request: WorkerRequest, context: Any) -> Any:
+        first: Any = lambda: request.decided.review.decision  # noqa: E731
+        return await place_(fleet, replace(request, decided=replace(request.decided, review=first)), context)
+
+    patch.setattr(inference, "place_in_turn", placed)
+
+
+def unevaluable_rules(patch: pytest.MonkeyPatch) -> None:
+    """A rule that cannot be evaluated is passed over (A3)."""
+    decide_ = sys.modules[decide.__module__]
+    patch.setattr(decide_, "_by_rules_and_bands", lambda *known: decide_._by_first_rule(*known, []))
+
+
+def unshared_sessions(patch: pytest.MonkeyPatch) -> None:
+    """What a session's requests got is not known (A6)."""
+
+    async def nothing(*_: str) -> SessionTier:
+        return SessionTier(None)
+
+    patch.setattr(Sessions, "tier", nothing)
+    patch.setattr(Sessions, "held", lambda *_: None)
+
+
+def replayed_counts(patch: pytest.MonkeyPatch) -> None:
+    """A worker's count sends a request on, also after its first message (A10)."""
+    fell = relay._Relay._fell
+
+    def falls(self: Any, worker: Any, error: Any, *, first: bool) -> None:
+        counts = isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.OUT_OF_RANGE
+        fell(self, worker, error, first=first or counts)
+
+    patch.setattr(relay._Relay, "_fell", falls)
+
+
+MUTATIONS = {
+    made.__name__.replace("_", "-"): made
+    for made in (
+        unreviewed, unreviewed_hedges, unreviewed_leases, unevaluable_rules, unshared_sessions, replayed_counts,
+    )
+}  # fmt: skip
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shortens what is waited for, and puts a fault back where the environment asks for it, to see that it is found."""
     monkeypatch.setattr(workers, "_REFUSED_SECONDS", 0.003)
     monkeypatch.setattr(queue, "_BREATH_SECONDS", 0.001)
-    if os.environ.get(MUTATION) == "unreviewed":
-        unreviewed(monkeypatch)
-
-
-def unreviewed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every attempt is made by the first decision."""
-    monkeypatch.setattr(Review, "__call__", lambda self: self.decision)
+    if name := os.environ.get(MUTATION):
+        MUTATIONS[name](monkeypatch)
 
 
 def test_no_attempt_gives_less_attention_than_policy_gives_by_then() -> None:
+    if MUTATION in os.environ:
+        # However rare it is; that it is found says enough, and the smallest example takes minutes.
+        search(3000, Phase.generate)
     search(300)
 
 
-def test_a_decision_that_is_not_reviewed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    unreviewed(monkeypatch)
-    with pytest.raises(AssertionError, match="was sent to"):
-        search(1000, Phase.generate)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "unreviewed" else pytest.mark.chaos) for name in MUTATIONS]
+)
+def test_a_fault_that_is_put_back_is_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    MUTATIONS[name](monkeypatch)
+    with pytest.raises(AssertionError, match="was sent") as found:
+        search(3000, Phase.generate)
+    came = str(found.value).partition(" was sent")[2].splitlines()[0]
+    tell("A11", f"{name}, put back into a whole router", f"found: a request was sent{came}", "up to five more at once")

@@ -14,11 +14,12 @@ import pytest
 import pytest_asyncio
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_policies.model import Tier
-from sparsity_router.callers.access import Access, key_digest
 from sparsity_router.config import RouterConfig
 from sparsity_router.services.policy.service import METHODS
 from sparsity_rpc.errors import ConfigurationError, InvalidRequestError
 from sparsity_rpc.status import to_error
+from sparsity_serving.access.access import Access, key_digest
+from sparsity_serving.bounds import MAX_OVERRIDES
 from support.fake_worker import FakeWorker
 from support.router import Router, failure, running, until
 from support.tiny import tiny_model
@@ -313,6 +314,17 @@ async def test_overrides_act_on_their_scope(router: Router, override: dict[str, 
     assert await router.tier(tenant="acme") == found
 
 
+async def test_a_document_of_thousands_of_mistakes_is_told_of_some(router: Router) -> None:
+    draft = (await router.get()).policy
+    draft.detection.literals.extend("a" for _ in range(5000))
+    failed = await failure(router.edit(policy=draft, validate_only=True))
+    assert failed.code() is grpc.StatusCode.INVALID_ARGUMENT
+    error = to_error(failed)
+    assert isinstance(error, InvalidRequestError)
+    assert 1 < len(error.violations) < 100
+    assert "more mistakes" in error.violations[-1].problem
+
+
 async def test_bad_overrides_are_refused(router: Router) -> None:
     for override, words in (
         ({"scope": 4, "target": "dense"}, "override.target: must be moderate or aggressive"),
@@ -327,6 +339,25 @@ async def test_bad_overrides_are_refused(router: Router) -> None:
     request = policy_pb2.PutOverrideRequest(override=policy_pb2.Override(scope=1, reason="r"))
     request.ttl.FromSeconds(0)
     assert "ttl: must be more than 0" in (await failure(router.policy.PutOverride(request))).details()
+
+
+async def test_more_overrides_than_decisions_have_time_for_are_refused(router: Router) -> None:
+    async def put(name: str, **fields: Any) -> None:
+        fields = {"scope": 3, "target": name} | fields
+        message = policy_pb2.Override(id=name, reason="r", **fields)
+        await router.policy.PutOverride(policy_pb2.PutOverrideRequest(override=message))
+
+    for number in range(MAX_OVERRIDES):
+        await put(f"o{number}")
+    error = await failure(put("one more"))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error.details().startswith("256 overrides are in force, and 256 the most: end some")
+    await put("o7", max_tier=2)
+    await put("everything", scope=1, target="")
+    assert (await router.tier())[1] == "REASON_KILL_SWITCH"
+    for name in ("everything", "o8"):
+        await router.policy.DeleteOverride(policy_pb2.DeleteOverrideRequest(id=name))
+    await put("one more")
 
 
 async def test_an_override_with_a_time_to_live_ends_by_itself(router: Router) -> None:

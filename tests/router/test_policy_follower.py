@@ -28,8 +28,10 @@ from sparsity_router.following.snapshot_file import SnapshotFile
 from sparsity_router.observing.policy_metrics import observe_policies
 from sparsity_router.observing.recorder import Recorder
 from sparsity_rpc.errors import ConfigurationError, StoreError
+from support.fake_worker import FakeWorker
 from support.metrics import Meter
 from support.redis_server import RedisServer
+from support.rig import DENSE
 from support.router import failure, running, until
 from support.router_process import RouterProcess
 from support.tiny import tiny_model
@@ -236,12 +238,18 @@ async def test_nothing_waits_for_a_slow_disk(tmp_path: Path, monkeypatch: pytest
 
 
 async def test_a_lagging_router_is_not_ready_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(tmp_path)
+    worker = await FakeWorker("d", DENSE, model).start()
     with Valkey() as server:
         config = RouterConfig(
-            tiny_model(tmp_path), WORKERS, server.url, "127.0.0.1:0", drain_seconds=0.1, max_policy_lag=0.3
+            model, (worker.address,), server.url, "127.0.0.1:0", drain_seconds=0.1, max_policy_lag=0.3
         )
         async with running(config) as router:
-            assert await router.health() == "SERVING"
+
+            async def ready() -> bool:
+                return await router.health() == "SERVING"
+
+            await until(ready)
             build = Snapshot.build
             monkeypatch.setattr(Snapshot, "build", lambda *_, **__: (_ for _ in ()).throw(ValueError("no")))
             await router.edit()
@@ -251,22 +259,25 @@ async def test_a_lagging_router_is_not_ready_and_comes_back(tmp_path: Path, monk
 
             await until(unready)
             monkeypatch.setattr(Snapshot, "build", build)
-
-            async def ready() -> bool:
-                return await router.health() == "SERVING"
-
             await until(ready)
+    await worker.stop()
 
 
 async def test_an_override_set_while_the_store_was_away_reaches_it_later(tmp_path: Path) -> None:
     with RedisServer(tmp_path / "redis") as server:
-        config = RouterConfig(tiny_model(tmp_path), WORKERS, server.url, "127.0.0.1:0", drain_seconds=0.1)
+        model = tiny_model(tmp_path)
+        worker = await FakeWorker("d", DENSE, model).start()
+        config = RouterConfig(model, (worker.address,), server.url, "127.0.0.1:0", drain_seconds=0.1)
         async with running(config) as router:
             server.kill()
             override = policy_pb2.Override(id="k", scope=1, reason="incident")
             put = await router.policy.PutOverride(policy_pb2.PutOverrideRequest(override=override))
             assert not put.stored
-            assert (await router.health()) == "SERVING"
+
+            async def ready() -> bool:
+                return await router.health() == "SERVING"
+
+            await until(ready)
             await asyncio.to_thread(server.start)
             store = PolicyStore(server.url)
 
@@ -275,6 +286,7 @@ async def test_an_override_set_while_the_store_was_away_reaches_it_later(tmp_pat
 
             await until(there)
             await store.close()
+        await worker.stop()
 
 
 async def test_a_router_starts_from_disk_while_the_store_is_away(tmp_path: Path) -> None:
@@ -350,7 +362,7 @@ def test_a_slower_process_does_not_put_back_what_a_faster_one_has_written(tmp_pa
     fast.save(11, [], [], age=0.5)
     slow.save(10, [], [Override("k", Scope.GLOBAL)], age=1.0)
     assert fast.load().contents.cursor.revision == 11
-    assert [path.name for path in tmp_path.iterdir()] == ["policies.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"policies.json", "policies.json.lock"}
     # The same revision with an override, and a store that began anew, are written.
     slow.save(11, [], [Override("k", Scope.GLOBAL)], age=1.0)
     assert [override.id for override in fast.load().contents.overrides] == ["k"]

@@ -90,7 +90,7 @@ def test_what_cannot_be_used_ends_all(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="--redis-url"), router:
         pass
     assert router._process.wait(30) == 2
-    with pytest.raises(ConfigurationError, match="--listen: cannot listen on nowhere"):
+    with pytest.raises(ConfigurationError, match="--listen: must be host:port"):
         processes.run([], "nowhere", 2, {})
 
 
@@ -110,3 +110,36 @@ def test_events_reach_who_starts_late_and_broken_ones_are_told(tmp_path: Path, c
     late.stored([], 9)
     assert [override.id for override in late.active()] == ["kept"]
     assert "cannot be read" in caplog.text
+
+
+def test_events_that_say_nothing_any_more_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Overrides(lambda: None), Overrides(lambda: None)
+    told, heard = Siblings(tmp_path, first), Siblings(tmp_path, second)
+
+    def both() -> list[str]:
+        for each in (told, heard, told, heard):
+            each.look()
+        files = sorted(path.name for path in tmp_path.iterdir())
+        assert set(told._read) | set(heard._read) == set(files), "nothing is remembered of what is gone"
+        return files
+
+    for number in range(20):
+        first.put(Override("again", Scope.GLOBAL, reason="r"))
+        heard.look()
+        first.end("again", 0)
+        first.put(Override(f"ends-{number}", Scope.GLOBAL, reason="r"))
+        first.end(f"ends-{number}", 0)
+    first.put(Override("past", Scope.GLOBAL, expire_time=time.time() + 60, reason="r"))
+    first.put(Override("stays", Scope.GLOBAL, reason="r"))
+    stored = Override("stored", Scope.GLOBAL, reason="r")
+    first.put(stored)
+    first.hand_over(stored, 5)
+    heard.look()
+    # The last word of each: an end, too, for who was away when it was told.
+    assert len(both()) == 1 + 20 + 3
+    assert [each.id for each in second.active()] == ["stored", "past", "stays"]
+    monkeypatch.setattr(time, "time", lambda at=time.time: at() + 3 * 3600)
+    assert len(both()) == 1
+    late = Overrides(lambda: None)
+    Siblings(tmp_path, late).look()
+    assert [each.id for each in late.active()] == ["stays"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sparsity_serving.server import free_port
 from support.fake_worker import FakeWorker
+from support.ports import free_port
 from support.rig import DENSE, rig
 from support.tiny import tiny_model
 

@@ -11,11 +11,12 @@ import pytest
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import make_request
 from sparsity_router.fleet import workers
+from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
 from support.fake_worker import FakeWorker, answer
 from support.rig import DENSE, Rig, rig, until
 from support.tiny import tiny_model
 
-KEY = b"k" * 32
+KEYS = LeaseKeys(LeaseKey("", b"k" * 32))
 
 
 class Held:
@@ -65,7 +66,7 @@ async def test_a_label_that_looks_like_an_attempt_of_another_ends_nobody(
     monkeypatch.setattr(workers, "_EXPECTED_SECONDS", 0.1)
     held = Held()
     worker = FakeWorker("d", DENSE, tiny_model(tmp_path), behaviour=held)
-    async with rig(tmp_path, worker, lease_key=KEY) as at:
+    async with rig(tmp_path, worker, lease_keys=KEYS) as at:
         asked = asyncio.create_task(answered(at, labelled("x")))
         await until(lambda: worker.received)
         routed = await at.stub.Route(inference_pb2.RouteRequest(request=labelled("x.1")))

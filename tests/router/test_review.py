@@ -21,6 +21,7 @@ from sparsity_router.observing.observer import Observer
 from sparsity_router.observing.recorder import Recorder
 from sparsity_router.observing.request_metrics import RequestMetrics
 from sparsity_router.relaying import relay
+from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
 from support.fake_worker import Behaviour, FakeWorker, answer, fail, hang
 from support.metrics import Meter
 from support.rig import AGGRESSIVE, BANDS, DENSE, LONG, MODERATE, Policies, Rig, refusal, rig, until
@@ -168,7 +169,7 @@ class Slow(Callers):
 async def test_a_wait_for_the_tenants_tokens_is_reviewed(tmp_path: Path, direct: bool) -> None:
     then = Changing(kill)
     workers = fleet(tmp_path, answer)
-    async with rig(tmp_path, *workers, callers=Slow(then), lease_key=b"k" * 32) as at:
+    async with rig(tmp_path, *workers, callers=Slow(then), lease_keys=LeaseKeys(LeaseKey("", b"k" * 32))) as at:
         then.at = at.policies
         request = make_request(LONG, domain="low")
         if direct:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
@@ -290,6 +291,38 @@ async def test_malformed_messages_are_invalid_not_internal(model: Path) -> None:
         error = await refusal(send())
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "UTF-8" in error.details()
+
+
+@pytest.mark.parametrize("method", ["Generate", "Explain"])
+async def test_a_call_that_ends_without_a_message_is_answered(model: Path, method: str) -> None:
+    async def nothing() -> AsyncIterator[bytes]:
+        return
+        yield b""
+
+    async with rig(model, FakeWorker("d", DENSE, model)) as r:
+        call = r.channel.stream_stream(f"/sparsity.v1.InferenceService/{method}")
+
+        async def send() -> None:
+            # Without a deadline it must not be waited for.
+            async with asyncio.timeout(5.0):
+                async for _ in call(nothing()):
+                    pass
+
+        error = await refusal(send())
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert error.details() == f"{method}Request: did not come: the call ended without a message"
+
+
+async def test_who_left_before_the_answer_fills_no_log(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with rig(model, FakeWorker("d", DENSE, model)):
+        # As grpc writes down what it could not send, and what a handler raised.
+        for error in (grpc.aio.InternalError("nobody is there"), ValueError("a fault of ours")):
+            try:
+                raise error
+            except Exception:
+                logging.getLogger("grpc._cython.cygrpc").exception("Unexpected")
+    assert "a fault of ours" in caplog.text
+    assert "nobody is there" not in caplog.text
 
 
 async def test_methods_that_a_servicer_lacks_answer_unimplemented(model: Path) -> None:

@@ -17,8 +17,8 @@ import pytest
 import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sparsity_serving.health import Health
-from sparsity_serving.server import free_port
 from sparsity_serving.watchdog import Watchdog, signals
+from support.ports import free_port
 
 
 def hold(seconds: float) -> None:

@@ -12,19 +12,24 @@ from sparsity_client.wire import AsyncWireClient, make_request
 from sparsity_router.config import RouterConfig
 from sparsity_rpc.errors import UnavailableError
 from support.router import Router, running, until
-from support.tiny import tiny_model
+from support.tiny import CONTEXT, tiny_model
 from support.valkey import Valkey
 
 
 @asynccontextmanager
 async def router_over(
-    folder: Path, *places: str, redis_url: str | None = None, **options: Any
+    folder: Path,
+    *places: str,
+    redis_url: str | None = None,
+    detect: str = "off",
+    context: int = CONTEXT,
+    **options: Any,
 ) -> AsyncIterator[Router]:
     """A router in this process, once it uses every worker."""
     async with AsyncExitStack() as stack:
         url = redis_url or stack.enter_context(Valkey()).url
-        config = RouterConfig(tiny_model(folder / "model"), places, url, "127.0.0.1:0", **options)
-        router = await stack.enter_async_context(running(config))
+        config = RouterConfig(tiny_model(folder / "model", context), places, url, "127.0.0.1:0", **options)
+        router = await stack.enter_async_context(running(config, detect=detect))
         async with AsyncWireClient(router.address) as client:
 
             async def used() -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsity_client.wire import WireClient
-from sparsity_serving.server import free_port
+from support.ports import free_port, free_ports
 
 SPARSITY = str(Path(sys.executable).parent / "sparsity")
 
@@ -56,22 +55,11 @@ class Embedded:
         return (self.state / "up.log").read_text()
 
 
-def free_block() -> int:
-    """The first of four free ports in a row, for the metrics of a router and three workers."""
-    while True:
-        first = free_port()
-        try:
-            for port in range(first + 1, first + 4):
-                socket.create_server(("127.0.0.1", port)).close()
-        except (OSError, OverflowError):
-            continue
-        return first
-
-
 @contextmanager
 def embedded(state: Path, *options: str, seconds: float, **environment: str) -> Iterator[Embedded]:
     """Starts it with ``options``, and waits until it is ready, for ``seconds`` at most."""
-    router, metrics = f"127.0.0.1:{free_port()}", free_block()
+    # The router's metrics, and those of three workers.
+    router, metrics = f"127.0.0.1:{free_port()}", free_ports(4)
     own = os.environ | {"SPARSITY_ROUTER": router, "SPARSITY_STATE": str(state), "NO_COLOR": "1"} | environment
     command = [SPARSITY, "up", "--listen", router, "--metrics-port", str(metrics), *options]
     with open(state / "up.log", "w") as log:

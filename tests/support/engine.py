@@ -16,7 +16,7 @@ import grpc
 import yaml
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_rpc.channels import MAX_MESSAGE_BYTES
-from sparsity_serving.server import free_port
+from support.ports import free_port
 from support.profiles import profile_document
 
 _START_SECONDS = 400.0

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_rpc.errors import TokenCountError
-from sparsity_serving.leases import LeaseChecker
+from sparsity_serving.access.leases import LeaseChecker
 from sparsity_serving.server import listen
 from support.tiny import tiny_tokenizer
 
@@ -91,6 +91,7 @@ class FakeWorker:
     received: list[Any] = field(default_factory=list)
     cancelled: int = 0
     address: str = ""
+    host: str = "127.0.0.1"
     _server: Any = None
 
     def __post_init__(self) -> None:
@@ -99,10 +100,10 @@ class FakeWorker:
         self.sparse_calls = 5 * (not dense) if self.sparse_calls is None else self.sparse_calls
 
     async def start(self) -> FakeWorker:
-        endpoint = listen("127.0.0.1:0", {SERVICE: self}, 2**26)
+        endpoint = listen(f"{self.host}:0", {SERVICE: self}, 2**26)
         self._server = endpoint.server
         await endpoint.server.start()
-        self.address = f"127.0.0.1:{endpoint.port}"
+        self.address = f"{self.host}:{endpoint.port}"
         return self
 
     async def stop(self) -> None:

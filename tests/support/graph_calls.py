@@ -12,10 +12,11 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import MagicMock
 
 import torch
+import torch.nn.functional as F
 from sglang.srt.environ import envs
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
@@ -31,8 +32,10 @@ from sparsity_worker.keys import CONFIG_KEY, REPORT_KEY
 from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Account
 from sparsity_worker.plugin.attention import Prompt
 from sparsity_worker.plugin.backend import SparsityAttnBackend
+from sparsity_worker.plugin.dense_backend import DenseAttnBackend
 from sparsity_worker.plugin.ranks import Ranks
-from sparsity_worker.plugin.register import _attach_accounts
+from sparsity_worker.plugin.register import _attach_accounts, end_chunks_on_tiles
+from sparsity_worker.plugin.warm_up import Served, warm_up
 from support.engine import profile_document
 
 _LAYERS, _HEADS, _KV_HEADS, _DIM, _CONTEXT, _SLOTS = 2, 4, 2, 16, 1024, 4096
@@ -41,6 +44,8 @@ _GRAPH_SIZE = 4
 
 class Runner(SimpleNamespace):
     """What the backend reads of SGLang's model runner, around real pools."""
+
+    attends: ClassVar[type[SparsityAttnBackend]] = SparsityAttnBackend
 
     def __init__(self, cached: torch.dtype = torch.float32, **profile: Any) -> None:
         pool = MHATokenToKVPool(
@@ -60,7 +65,7 @@ class Runner(SimpleNamespace):
             ngram_embedding_manager=SimpleNamespace(enabled=False), attn_tp_sequence_sharded=lambda tokens: False,
             prepare_dummy_forward_batch=lambda batch: batch,
         )  # fmt: skip
-        self.attn_backend = SparsityAttnBackend(self)
+        self.attn_backend = self.attends(self)
         heads = (_HEADS, _DIM, _DIM**-0.5, _KV_HEADS)
         self.layers = [RadixAttention(*heads, layer) for layer in range(_LAYERS)]
         self.draw = torch.Generator().manual_seed(0)
@@ -287,6 +292,67 @@ def unknown_prompts() -> Any:
     return {"decoded": [account.calls for account in accounts], "density": densities(runner.account(again), PREFILL)}
 
 
+def warmed() -> Any:
+    """A warm-up, of which no page, no account and no answer afterwards knows."""
+    runner, cold = Runner(), Runner()
+    backend, pool = runner.attn_backend, runner.token_to_kv_pool
+    before = [pool.get_key_buffer(layer)[64:].clone() for layer in range(_LAYERS)]
+    warm_up(backend.attention, backend.profile, backend._paged, Served(_HEADS, _DIM, 320, 2))
+    same = [bool(torch.equal(pool.get_key_buffer(layer)[64:], before[layer])) for layer in range(_LAYERS)]
+    entries = len(backend.ledger)
+    batch = batch_of(runner, [300], [300])
+    rows = runner.rows(300)
+    outs = []
+    for each in (runner, cold):
+        batch = batch_of(each, [300], [300])
+        each.attn_backend.init_forward_metadata(batch)
+        outs.append(each.forward(batch, rows))
+    return {
+        "same": same, "entries": entries,
+        "difference": max((a - b).abs().max().item() for a, b in zip(*outs, strict=True)),
+        "density": densities(runner.account(batch), PREFILL),
+    }  # fmt: skip
+
+
+class DenseRunner(Runner):
+    """Of the dense tier by our kernels."""
+
+    attends = DenseAttnBackend
+
+
+def dense_tier() -> Any:
+    """A prompt in two chunks beside a short one, then decode by a graph: beside attention that torch computes."""
+    runner, lengths = DenseRunner(), [300, 70]
+    # One layer tells as much.
+    runner.layers = runner.layers[1:]
+    graph = DecodeGraph(runner)
+    rows = [runner.rows(length + 1) for length in lengths]
+    found: list[list[torch.Tensor]] = [[], []]
+
+    def attend(batch: Any, parts: list[torch.Tensor]) -> None:
+        runner.attn_backend.init_forward_metadata(batch)
+        (out,) = runner.forward(batch, torch.cat(parts))
+        for each, piece in zip(found, out.split([len(part) for part in parts]), strict=False):
+            each.append(piece)
+
+    attend(batch_of(runner, [200], [200]), [rows[0][:200]])
+    attend(batch_of(runner, lengths, [100, 70]), [rows[0][200:300], rows[1][:70]])
+    batch = batch_of(runner, [length + 1 for length in lengths])
+    (out,) = graph.replay(batch, torch.stack([each[-1] for each in rows]))
+    for each, step in zip(found, out, strict=True):
+        each.append(step[None])
+    differences = []
+    for each, own in zip(found, rows, strict=True):
+        q, k, v = (part.transpose(0, 1) for part in own.split((_HEADS, _KV_HEADS, _KV_HEADS), dim=1))
+        wanted = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, enable_gqa=True)[0]
+        differences.append((torch.cat(each) - wanted.transpose(0, 1).flatten(1)).abs().max().item())
+    facts = json.loads(runner.attn_backend.facts())
+    return {
+        "differences": differences, "accounts": len(runner.account(batch)), "entries": len(runner.attn_backend.ledger),
+        "summary_bytes": facts["summary_bytes"],
+    }  # fmt: skip
+
+
 def refusals() -> Any:
     """What cannot be served is said at start."""
 
@@ -302,16 +368,34 @@ def refusals() -> Any:
     with envs.SGLANG_ENABLE_METADATA_GLUE_GRAPH.override(True):
         glued = told(Runner)
     narrow = told(lambda: Runner(torch.float8_e4m3fn))
+    config, plain = runner.model_config, SimpleNamespace(hf_config=SimpleNamespace())
+    held = ((config, None), (config, 96), (plain, None))
+    schedulers = [SimpleNamespace(model_config=each, truncation_align_size=own) for each, own in held]
+    for scheduler in schedulers:
+        end_chunks_on_tiles(None, scheduler)
     return {
         "full": told(lambda: runner.attn_backend.init_forward_metadata_out_graph(prompt, True)),
         "glue": glued,
         "narrow": narrow,
+        "chunks": [
+            runner.attn_backend.profile.prefill.query_tile,
+            *(each.truncation_align_size for each in schedulers),
+        ],
     }
 
 
 CASES: dict[str, Callable[[], Any]] = {
     case.__name__: case
-    for case in (captured_prefill, padded_decode, dense_rows, padded_eager, unknown_prompts, refusals)
+    for case in (
+        captured_prefill,
+        padded_decode,
+        dense_rows,
+        padded_eager,
+        unknown_prompts,
+        dense_tier,
+        warmed,
+        refusals,
+    )
 }
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64")
 ETC = ("passwd", "group", "nsswitch.conf", "ld.so.cache", "ld.so.conf", "ssl", "localtime", "alternatives")
 NETWORK = "10.77.0"
 _STOP = 30.0
+_READY = 60.0
 
 
 def sh(*command: str) -> None:
@@ -250,7 +251,7 @@ def run_once(pod: Pod, hosts: str, seconds: float) -> int:
 
 
 def await_ready(pods: list[Pod]) -> None:
-    """Waits for every startup probe, as long as it says, then for readiness."""
+    """Waits for every startup probe, as long as it says, then for readiness, which routers have once workers do."""
     for pod in pods:
         (container,) = pod.spec["containers"]
         startup = container["startupProbe"]
@@ -260,9 +261,14 @@ def await_ready(pods: list[Pod]) -> None:
             if code is not None or time.monotonic() > deadline:
                 sys.exit(f"{pod.name} did not start ({code}):\n{pod.log(container['name'])[-4000:]}")
             time.sleep(1.0)
+    deadline = time.monotonic() + _READY
+    for pod in pods:
+        (container,) = pod.spec["containers"]
         for kind in ("readinessProbe", "livenessProbe"):
-            if not probe(pod, container, kind):
-                sys.exit(f"{pod.name}: {kind} fails")
+            while not probe(pod, container, kind):
+                if time.monotonic() > deadline:
+                    sys.exit(f"{pod.name}: {kind} fails:\n{pod.log(container['name'])[-4000:]}")
+                time.sleep(1.0)
 
 
 def stop(pods: list[Pod]) -> dict[str, int]:

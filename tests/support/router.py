@@ -24,6 +24,7 @@ class Router:
     """What a test does with it; ``key`` is sent with every call."""
 
     def __init__(self, port: int, key: str = "") -> None:
+        self.port = port
         self.address = f"127.0.0.1:{port}"
         self.channel = grpc.aio.insecure_channel(self.address)
         self.metadata = (("authorization", f"Bearer {key}"),) if key else ()

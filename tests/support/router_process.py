@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,22 +12,25 @@ from types import TracebackType
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from support.ports import free_port
 from support.tiny import tiny_model
 
 
 class RouterProcess:
-    """`python -m sparsity_router` over a tiny model; ready on entry, ended on exit."""
+    """`python -m sparsity_router`, or another module, over a tiny model; it answers on entry, and is ended on exit."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
-        command = [sys.executable, "-m", "sparsity_router", "--model", str(tiny_model(folder / "model"))]
+    def __init__(
+        self, folder: Path, *arguments: str, module: tuple[str, ...] = ("sparsity_router",), host: str = "127.0.0.1"
+    ) -> None:
+        self.address = f"{host}:{free_port(host.strip('[]'))}"
+        command = [sys.executable, "-m", *module, "--model", str(tiny_model(folder / "model"))]
         self._command = [*command, "--worker", "127.0.0.1:1", "--listen", self.address, "--detect", "off", *arguments]
+        self._environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
         self.log = folder / f"router-{self.address.rpartition(':')[2]}.log"
 
     def __enter__(self) -> RouterProcess:
         with open(self.log, "ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log)
         deadline = time.monotonic() + 60
         while not self._serving():
             assert self._process.poll() is None, self.log.read_text()
@@ -41,15 +43,20 @@ class RouterProcess:
         self._process.wait(60)
 
     def _serving(self) -> bool:
+        """Whether it answers: without a worker it wants no traffic."""
         with grpc.insecure_channel(self.address) as channel:
             try:
-                answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1.0)
-            except grpc.RpcError:
-                return False
-            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+                health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1.0)
+            except grpc.RpcError as error:
+                return error.code() is grpc.StatusCode.NOT_FOUND
+            return True
 
     def alive(self) -> bool:
         return self._process.poll() is None
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self._process.pid, number)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid

@@ -19,11 +19,11 @@ def tiny_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def tiny_model(folder: Path) -> Path:
+def tiny_model(folder: Path, context: int = CONTEXT) -> Path:
     """Writes the files that router and worker read."""
     folder.mkdir(parents=True, exist_ok=True)
     tiny_tokenizer().save(str(folder / "tokenizer.json"))
-    config = {"max_position_embeddings": CONTEXT, "vocab_size": 257} | SHAPE
+    config = {"max_position_embeddings": context, "vocab_size": 257} | SHAPE
     (folder / "config.json").write_text(json.dumps(config))
     template = (
         "{% for m in messages %}"

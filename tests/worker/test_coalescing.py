@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sparsity.v1 import inference_pb2
-from sparsity_rpc.errors import ConfigurationError, EngineError
+from sparsity_rpc.errors import EngineError
 from sparsity_worker.coalescing import Coalescing, coalesced
 
 LONG = 1.0
@@ -101,9 +101,3 @@ def test_nothing_is_lost_or_moved(parts: Sequence[tuple[int, float]], tokens: in
         assert [r.HasField("completion") for r in found] == [False] * (len(found) - 1) + [True]
 
     asyncio.run(run())
-
-
-@pytest.mark.parametrize(("tokens", "seconds", "option"), [(0, 0.1, "--coalesce-tokens"), (8, 2.0, "--coalesce-sec")])
-def test_options_out_of_range_are_refused(tokens: int, seconds: float, option: str) -> None:
-    with pytest.raises(ConfigurationError, match=option):
-        Coalescing(tokens, seconds)

@@ -14,11 +14,14 @@ import pytest
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving.access.access import Access, key_digest
+from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
+from sparsity_serving.access.leases import LeaseChecker, sign
 from sparsity_serving.engines import ECHO
-from sparsity_serving.leases import LeaseChecker, sign
 from sparsity_serving.server import listen
+from sparsity_worker.calls.identity import Identity
 from sparsity_worker.calls.load import Load
-from sparsity_worker.calls.service import Identity, WorkerService
+from sparsity_worker.calls.service import WorkerService
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.echo.engine import EchoEngine
 from sparsity_worker.echo.model import CONTEXT, write_echo_model
@@ -26,7 +29,7 @@ from sparsity_worker.server import SERVICE
 from support.rig import refusal
 from tokenizers import Tokenizer
 
-KEY = b"k" * 32
+KEYS = LeaseKeys(LeaseKey("", b"k" * 32))
 
 
 @pytest.fixture
@@ -35,14 +38,15 @@ def model(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def echo(model: Path, tier: str = "moderate", require_lease: bool = False) -> AsyncIterator[Any]:
+async def echo(model: Path, tier: str = "moderate", **options: Any) -> AsyncIterator[Any]:
     """A stub of a worker in this process."""
-    config = WorkerConfig("echo-1", tier, model, engine=ECHO, require_lease=require_lease)
+    config = WorkerConfig("echo-1", tier, model, engine=ECHO, **options)
     tokenizer = ModelTokenizer(model)
     engine = EchoEngine(Tokenizer.from_file(str(model / "tokenizer.json")))
     identity = Identity(config, ModelFacts.read(model), None, None, tokenizer.digest)
-    leases = LeaseChecker(KEY, config.worker_id, identity.tier)
-    service = WorkerService(engine, Tokenizer.from_file(str(model / "tokenizer.json")), identity, Load(4), leases)
+    leases = LeaseChecker(KEYS, config.worker_id, identity.tier)
+    own, access = Tokenizer.from_file(str(model / "tokenizer.json")), Access.load(config.access)
+    service = WorkerService(engine, own, identity, Load(4), leases, access=access)
     endpoint = listen("127.0.0.1:0", {SERVICE: service}, 2**26)
     await endpoint.server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{endpoint.port}") as channel:
@@ -135,7 +139,7 @@ async def test_leases_hold_for_it_too(model: Path) -> None:
         asked = request("hi")
         assert (await refusal(answer(stub, asked))).code() is grpc.StatusCode.PERMISSION_DENIED
         asked.tier = inference_pb2.TIER_MODERATE
-        asked.lease.CopyFrom(sign(KEY, asked, "echo-1", "d"))
+        asked.lease.CopyFrom(sign(KEYS, asked, "echo-1", "d"))
         assert (await answer(stub, asked))[0] == "echo: hi"
         assert (await refusal(answer(stub, asked))).code() is grpc.StatusCode.PERMISSION_DENIED
 
@@ -158,6 +162,40 @@ async def test_it_tells_its_load_and_drains(model: Path) -> None:
         received = [message.response async for message in running]
         assert received[-1].completion.usage.completion_tokens == 506
         assert (await drain).aborted_requests == 0
+
+
+async def test_who_drains_it_must_be_an_operator(model: Path, tmp_path: Path) -> None:
+    roles = (("ann", "operator"), ("app", "caller"), ("sre", "breaker"))
+    lines = [f"  - {{name: {name}, key_sha256: {key_digest(name)}, roles: [{role}]}}" for name, role in roles]
+    (tmp_path / "access.yaml").write_text("principals:\n" + "\n".join(lines))
+
+    async def drains(stub: Any, key: str = "") -> str:
+        metadata = (("authorization", f"Bearer {key}"),) if key else ()
+        try:
+            await stub.Drain(worker_pb2.DrainRequest(), metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            # It goes on.
+            assert (await answer(stub, signed("hi")))[0] == "echo: hi"
+            return error.code().name
+        return "OK"
+
+    def signed(text: str) -> worker_pb2.WorkerServiceGenerateRequest:
+        asked = request(text)
+        asked.tier = inference_pb2.TIER_MODERATE
+        asked.lease.CopyFrom(sign(KEYS, asked, "echo-1", "d"))
+        return asked
+
+    async with echo(model, require_lease=True) as stub:
+        for key in ("", "ann"):
+            assert await drains(stub, key) == "PERMISSION_DENIED"
+    async with echo(model, require_lease=True, access=tmp_path / "access.yaml") as stub:
+        assert [await drains(stub, key) for key in ("", "nobody", "app", "sre", "ann")] == [
+            "UNAUTHENTICATED",
+            "UNAUTHENTICATED",
+            "PERMISSION_DENIED",
+            "PERMISSION_DENIED",
+            "OK",
+        ]
 
 
 def test_a_profile_is_refused(model: Path) -> None:

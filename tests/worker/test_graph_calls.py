@@ -74,6 +74,27 @@ def test_requests_that_nobody_told_of_are_served(found: dict[str, Any]) -> None:
     assert max(case["density"][0]) < 1
 
 
+def test_the_dense_tier_by_our_kernels_attends_everything_and_reports_nothing(found: dict[str, Any]) -> None:
+    case = found["dense_tier"]
+    assert max(case["differences"]) < 1e-5
+    assert case["accounts"] == case["entries"] == case["summary_bytes"] == 0
+
+
+def test_a_warm_up_leaves_no_mark(found: dict[str, Any]) -> None:
+    case = found["warmed"]
+    assert case["same"] == [True, True]
+    assert case["entries"] == 0
+    assert case["difference"] == 0
+    assert max(case["density"][0]) < 1
+
+
+def test_chunks_end_on_tiles_of_the_profile_and_wherever_else_they_must(found: dict[str, Any]) -> None:
+    tile, alone, beside, dense = found["refusals"]["chunks"]
+    assert tile == alone
+    assert beside % tile == beside % 96 == 0
+    assert dense is None
+
+
 def test_what_attention_cannot_be_held_by_is_refused_with_its_reason(found: dict[str, Any]) -> None:
     narrow = found["refusals"]["narrow"]
     assert narrow.startswith(

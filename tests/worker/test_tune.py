@@ -15,8 +15,9 @@ from sparsity_rpc.errors import ConfigurationError
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.profiles.profile import Profile, load_profile, parse_profile
 from sparsity_worker.tune import __main__ as command
-from sparsity_worker.tune import crossover
+from sparsity_worker.tune import crossover, dense
 from sparsity_worker.tune.crossover import NEVER, Crossover, Heads, Timing, check_model, shortest, tuned
+from sparsity_worker.tune.dense import dense_tier, ours_is_fastest
 from support.engine import profile_document
 from support.tiny import tiny_model
 
@@ -100,6 +101,48 @@ def test_workers_take_what_was_measured_on_their_device(tmp_path: Path, monkeypa
             tuned(profile, config)
 
 
+def beside(length: int, ours: float, theirs: float | None, phase: str = "prefill") -> Timing:
+    return Timing(phase, 1, length, 0.1, ours, None, 0.5, theirs)
+
+
+@pytest.mark.parametrize(
+    ("timings", "ours"),
+    [
+        ([beside(1024, 1.01, 1.0), beside(8192, 0.9, 1.0), beside(8192, 1.0, 1.0, "decode")], True),
+        # Slower at one length; no faster on long prompts; decode not timed; none of theirs here.
+        ([beside(1024, 1.1, 1.0), beside(8192, 0.9, 1.0), beside(8192, 1.0, 1.0, "decode")], False),
+        ([beside(1024, 0.9, 1.0), beside(8192, 1.0, 1.0), beside(8192, 1.0, 1.0, "decode")], False),
+        ([beside(1024, 0.9, 1.0), beside(8192, 0.9, 1.0)], False),
+        ([beside(8192, 0.9, None), beside(8192, 0.9, None, "decode")], False),
+    ],
+)
+def test_the_dense_tier_is_ours_where_it_is_nowhere_slower(timings: list[Timing], ours: bool) -> None:
+    assert ours_is_fastest(timings) is ours
+
+
+def test_a_dense_worker_takes_what_any_tier_found_fastest_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "device_name", lambda: "NVIDIA H200")
+    model = tiny_model(tmp_path)
+    facts, heads = ModelFacts.read(model), Heads.read(model)
+    config = WorkerConfig("w", "dense", model, device="cuda", state_folder=tmp_path / "kept")
+    assert dense_tier(config, facts) == (config, "")
+    timings = [beside(8192, 0.9, 1.0), beside(8192, 1.0, 1.0, "decode")]
+    found = replace(measured(load_profile("generic-aggressive")), heads=heads, timings=tuple(timings))
+    found.write(config.state_folder)
+    chosen, told = dense_tier(config, facts)
+    assert chosen == replace(config, dense_backend="sparsity_dense")
+    assert told == "attends by our kernels, the fastest as measured on 2026-11-29 on NVIDIA H200"
+    for other in (
+        replace(config, device="cpu"), replace(config, dense_backend="fa3"),
+        replace(config, tier="moderate", profile="x"),
+    ):  # fmt: skip
+        assert dense_tier(other, facts) == (other, "")
+    assert dense_tier(config, replace(facts, latent=True)) == (config, "")
+    document = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(document | {"sliding_window": 4096}))
+    assert dense_tier(config, facts) == (config, "")
+
+
 def test_what_there_is_nothing_to_tune_of_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny_model(tmp_path)
     assert command.main(["--model", str(model), "--profile", "generic-aggressive"]) == 2
@@ -138,6 +181,8 @@ def test_each_length_and_batch_is_timed_on_keys_that_prune() -> None:
     kinds = [(each["phase"], each["batch"], each["length"]) for each in found]
     assert kinds == [("prefill", 1, 256), ("prefill", 1, 448), *(("decode", b, n) for b in (1, 2) for n in (256, 448))]
     assert all(each[name] > 0 for each in found for name in ("sparse", "dense", "sdpa"))
+    # SGLang's has no kernel for CPUs.
+    assert {each["theirs"] for each in found} == {None}
     density = {kind: each["density"] for kind, each in zip(kinds, found, strict=True)}
     assert density["prefill", 1, 448] < 0.9
     # Three pages of seven.

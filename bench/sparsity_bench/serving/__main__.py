@@ -21,13 +21,14 @@ from sparsity_serving.benchmark import header, markdown, write
 from sparsity_worker.config import TIERS
 
 from sparsity_bench.serving import verdict
-from sparsity_bench.serving.baseline import starts
+from sparsity_bench.serving.baseline import VARIANTS, Variant, narrowed, starts
 from sparsity_bench.serving.measure import measure
 from sparsity_bench.serving.measured import Measured, read_all
 from sparsity_bench.serving.plan import DRY, QUICK, REAL, Plan
 from sparsity_bench.serving.shapes import write_model
 from sparsity_bench.serving.worker import Worker
 
+NAMES = (*TIERS, *VARIANTS)
 _LOG_LINES = 40
 
 
@@ -46,33 +47,35 @@ def tune(plan: Plan, tier: str, model: Path, folder: Path) -> None:
         raise ConfigurationError(f"{tier}: could not be tuned")
 
 
-async def measured(plan: Plan, tier: str, folder: Path, out: Path, head: dict[str, object]) -> Measured:
-    """A tier's figures, written to ``out`` as they come.
+async def measured(plan: Plan, name: str, folder: Path, out: Path, head: dict[str, object]) -> Measured:
+    """A tier's or a variant's figures, written to ``out`` as they come.
 
     Raises:
         ConfigurationError: when no worker starts.
     """
 
     def keep(found: Measured) -> None:
-        found.head = head
+        found.tier, found.head = name, head
         found.write(out)
 
-    model, problem = write_model(folder / plan.name, plan.config), f"{tier}: there is nothing to start it with"
-    for own in starts(plan, tier, folder):
-        worker = Worker(tier, model, folder / f"{tier}.log", [*plan.options, *own])
+    model, problem = write_model(folder / plan.name, plan.config), f"{name}: there is nothing to start it with"
+    variant = VARIANTS.get(name, Variant(name))
+    for own in starts(plan, name, folder):
+        log = folder / f"{name}.log"
+        worker = Worker(variant.tier, model, log, [*plan.options, *own], variant.environment)
         try:
             async with worker:
-                print(f"{tier}: serves after {worker.started:.0f} s {' '.join(own)}", file=sys.stderr, flush=True)
-                return await measure(worker, plan, keep)
+                print(f"{name}: serves after {worker.started:.0f} s {' '.join(own)}", file=sys.stderr, flush=True)
+                return await measure(worker, narrowed(plan, name), keep)
         except ConfigurationError as error:
             problem = str(error)
-            print(*worker.told(_LOG_LINES), f"{tier}: {' '.join(own)} did not start", sep="\n", file=sys.stderr)
+            print(*worker.told(_LOG_LINES), f"{name}: {' '.join(own)} did not start", sep="\n", file=sys.stderr)
     raise ConfigurationError(problem)
 
 
 def judge(out: Path, plan: Plan, *, dry: bool) -> int:
     """Prints the table of what is there, and writes it unless the run was dry; 1 when it may not be shown."""
-    found = {tier: measured for tier in TIERS if (measured := read_all(out).get(tier))}
+    found = {tier: measured for tier in NAMES if (measured := read_all(out).get(tier))}
     if wrong := verdict.faults(found):
         for fault in wrong:
             print(f"error: {fault}", file=sys.stderr)
@@ -99,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sparsity_bench.serving", description=__doc__)
     parser.add_argument("--dry", action="store_true", help="a tiny model on the CPU; no result file is written")
     parser.add_argument("--quick", action="store_true", help="fewer lengths and batches: three tiers in ten minutes")
-    parser.add_argument("--only", action="append", choices=TIERS, help="a tier; repeat for more, all without it")
+    parser.add_argument("--only", action="append", choices=NAMES, help="a tier; repeat for more, all without it")
     parser.add_argument("--tune", action="store_true", help="find first from where each sparse tier is faster here")
     parser.add_argument("--seconds", type=float, help="that a tier may take from when it serves")
     parser.add_argument("--merge", action="store_true", help="measure nothing: judge what --out holds")
@@ -114,11 +117,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = "the CPU" if options.dry else torch.cuda.get_device_name()
     head = header("make bench-serving", {"model": f"{plan.name}, made-up weights"}) | {"device": device}
     plan = replace(plan, seconds=options.seconds or plan.seconds)
-    tiers = options.only or TIERS
+    tiers = options.only or NAMES
     with tempfile.TemporaryDirectory() as folder:
         for tier in tiers:
             try:
-                if options.tune and tier != "dense":
+                if options.tune and tier in plan.sparsity:
                     tune(plan, tier, write_model(Path(folder) / plan.name, plan.config), Path(folder))
                 asyncio.run(measured(plan, tier, Path(folder), options.out, head))
             except SparsityError as error:

@@ -3,21 +3,60 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from sparsity_worker.keys import DENSE_BACKEND, UNACCOUNTED_VARIABLE
 
 from sparsity_bench.serving.plan import Plan
 
 
-def starts(plan: Plan, tier: str, folder: Path) -> Iterator[tuple[str, ...]]:
-    """A tier's own part of the command line: the next one where the one before did not start."""
-    if tier != "dense":
-        yield ("--profile", str(plan.profile(tier, folder)))
-        return
-    yield from (("--dense-backend", backend) for backend in present(plan.dense_backends))
-    if not plan.dense_backends:
-        yield ()
+class Variant(NamedTuple):
+    """A tier in another way than it is served.
+
+    Attributes:
+        tier: that it is.
+        options: of its worker's command line.
+        environment: of its worker.
+    """
+
+    tier: str
+    options: tuple[str, ...] = ()
+    environment: Mapping[str, str] = MappingProxyType({})
+
+
+OURS: Final = "dense-ours"
+UNACCOUNTED: Final = "aggressive-unaccounted"
+VARIANTS: Mapping[str, Variant] = {
+    OURS: Variant("dense", ("--dense-backend", DENSE_BACKEND)),
+    UNACCOUNTED: Variant("aggressive", environment={UNACCOUNTED_VARIABLE: "1"}),
+}
+
+
+def starts(plan: Plan, name: str, folder: Path) -> Iterator[tuple[str, ...]]:
+    """A tier's or variant's part of the command line: the next one where the one before did not start."""
+    variant = VARIANTS.get(name, Variant(name))
+    if variant.tier != "dense":
+        yield ("--profile", str(plan.profile(variant.tier, folder)), *variant.options)
+    elif variant.options:
+        yield variant.options
+    else:
+        yield from (("--dense-backend", backend) for backend in present(plan.dense_backends))
+        if not plan.dense_backends:
+            yield ()
+
+
+def narrowed(plan: Plan, name: str) -> Plan:
+    """What of a plan a variant is measured by: what accounts cost, by one length and one batch."""
+    if name != UNACCOUNTED:
+        return plan
+    decodes = plan.decodes[1:2]
+    prompts = tuple(length for length in plan.prompts if length >= decodes[0].context)[:1]
+    return replace(plan, prompts=prompts, decodes=decodes, answers=0, repeated=(), load=0)
 
 
 def present(backends: Sequence[str]) -> Iterator[str]:

@@ -29,7 +29,9 @@ async def measure(worker: Worker, plan: Plan, keep: Callable[[Measured], None]) 
     deadline = time.monotonic() + plan.seconds
     for number in range(plan.answers):
         found.answers.append(list((await worker.ask(prompt_of(plan.short, vocabulary, number), 1)).answer))
-    found.faults = await repeats.faults(worker, plan, vocabulary)
+    if plan.repeated:
+        found.repeats = await repeats.repeated(worker, plan, vocabulary)
+        found.faults = found.repeats.faults(plan.device)
     keep(found)
     for length in plan.prompts:
         if time.monotonic() < deadline:
@@ -43,10 +45,11 @@ async def measure(worker: Worker, plan: Plan, keep: Callable[[Measured], None]) 
             keep(found)
         else:
             found.left_out.append(f"decode of {decode}")
-    if time.monotonic() < deadline:
+    if plan.load and time.monotonic() < deadline:
         await _load(worker, plan, found, vocabulary)
-    else:
+    elif plan.load:
         found.left_out.append("mixed load")
+    found.compiled = worker.compiled()
     keep(found)
     return found
 
@@ -82,13 +85,25 @@ async def _per_token(worker: Worker, plan: Plan, found: Measured, decode: Decode
 
 
 async def _load(worker: Worker, plan: Plan, found: Measured, vocabulary: int) -> None:
-    """Requests arrive at random (Poisson), whatever became of those before; every fifth is long."""
+    """Requests arrive at random (Poisson), whatever became of those before; every fifth is long.
+
+    What is more than a worker accepts at once waits here, as it would in a router's queue, and the wait counts.
+    """
     draw, tasks = random.Random(0), []
+    accepted = asyncio.Semaphore((await worker.capabilities()).max_requests)
+
+    async def arrived(prompt: list[int]) -> Taken:
+        began = time.perf_counter()
+        async with accepted:
+            waited = time.perf_counter() - began
+            taken = await worker.ask(prompt, plan.new)
+        return taken._replace(first=taken.first + waited, total=taken.total + waited)
+
     before, started = energy_joules(), time.perf_counter()
     for number in range(plan.load):
         length = plan.load_lengths[number % 5 == 4]
         prompt = prompt_of(length, vocabulary, 1000 + number)
-        tasks.append((length, asyncio.create_task(worker.ask(prompt, plan.new))))
+        tasks.append((length, asyncio.create_task(arrived(prompt))))
         await asyncio.sleep(draw.expovariate(plan.rate))
     taken = [(length, await task) for length, task in tasks]
     tokens = sum(length + each.tokens for length, each in taken)

@@ -9,6 +9,8 @@ from typing import Any
 
 from sparsity.v1 import worker_pb2
 
+from sparsity_bench.serving.repeats import Repeats
+
 _SUFFIX = ".measured.json"
 
 
@@ -22,7 +24,9 @@ class Measured:
         start: seconds until it served, its proof included.
         head: versions, device and date.
         answers: to short prompts, which every tier attends densely.
-        faults: what was not answered alike each time.
+        repeats: how many prompts were answered alike each time; None where that was not asked.
+        faults: what is wrong with the answers.
+        compiled: kernels that were compiled while it served.
         first: seconds to the first token, by prompt length.
         density: of prefill, by prompt length.
         sparse_calls: kernel calls that pruned something, by prompt length.
@@ -39,7 +43,9 @@ class Measured:
     start: float = 0.0
     head: dict[str, Any] = field(default_factory=dict)
     answers: list[list[int]] = field(default_factory=list)
+    repeats: Repeats | None = None
     faults: list[str] = field(default_factory=list)
+    compiled: list[str] = field(default_factory=list)
     first: dict[int, list[float]] = field(default_factory=dict)
     density: dict[int, float] = field(default_factory=dict)
     sparse_calls: dict[int, int] = field(default_factory=dict)
@@ -63,6 +69,8 @@ def read_all(folder: Path) -> dict[str, Measured]:
         document = json.loads(path.read_text())
         for name in ("first", "density", "sparse_calls"):
             document[name] = {int(length): value for length, value in document[name].items()}
+        if document.get("repeats") is not None:
+            document["repeats"] = Repeats(*document["repeats"])
         found[document["tier"]] = Measured(**document)
     return found
 

@@ -44,12 +44,12 @@ class Plan:
         repeats: of every figure, of which the median is shown.
         decodes: batches at which the time a token is taken.
         new: tokens that each generates then.
-        load: requests of the mixed load, of which every fifth is long.
+        load: requests of the mixed load, of which every fifth is long; 0 for none.
         load_lengths: prompts of its short and of its long requests.
         rate: requests a second that arrive: more than the dense tier can take.
         short: prompts that all tiers attend densely.
         answers: of these, compared among tiers.
-        repeated: lengths of prompts that must be answered alike every time.
+        repeated: lengths of prompts that must be answered alike every time; none leaves that out.
         interrupted: a prompt of several chunks, whose reading is broken off and begun again.
         seconds: that one tier may take from when it serves; what is left then is left out.
         sparsity: of the sparse tiers.
@@ -103,7 +103,7 @@ REAL = Plan(
     decodes=(Decode(1, 32768), Decode(8, 32768), Decode(12, 32768), Decode(4, 102400)), new=128,
     load=60, load_lengths=(1024, 32768), rate=8.0, short=1024, answers=50,
     repeated=(4097, 4160, 4161, 16385, 16448, 16449), interrupted=49_217, seconds=400.0,
-    sparsity={"moderate": Sparsity(0.12, 4096, 8192), "aggressive": Sparsity(0.06, 2048, 8192)},
+    sparsity={"moderate": Sparsity(0.08, 4096, 8192), "aggressive": Sparsity(0.04, 2048, 8192)},
 )  # fmt: skip
 QUICK = replace(
     REAL, prompts=(1024, 8192, 32768, 102400), decodes=(Decode(1, 32768), Decode(8, 32768)), load=30, answers=20,

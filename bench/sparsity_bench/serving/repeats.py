@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from sparsity_bench.serving.plan import Plan
 from sparsity_bench.serving.worker import Taken, Worker, prompt_of
@@ -11,47 +12,75 @@ from sparsity_bench.serving.worker import Taken, Worker, prompt_of
 _TIMES, _NEW = 3, 4
 # Of answers in batches of other shapes: rounding differs, and made-up weights leave near ties. None on the CPU.
 _ALIKE = {"cuda": 0.9, "cpu": 1.0}
-_DENSITY = 0.01
+_DENSITY = {"cuda": 0.01, "cpu": 1e-9}
 
 
-async def faults(worker: Worker, plan: Plan, vocabulary: int) -> list[str]:
-    """What differs from the answer to each prompt alone; empty when nothing does."""
-    return [fault async for fault in _faults(worker, plan, vocabulary)]
+class Repeats(NamedTuple):
+    """How many answers are those of the prompt alone.
+
+    Attributes:
+        alone: of the same prompts alone again, tokens and densities.
+        alone_of: of so many.
+        among: first tokens among prompts of other lengths; on the CPU all tokens.
+        among_of: of so many.
+        aborted: of a prompt whose reading was broken off and begun again.
+        aborted_of: of so many.
+        apart: by which a density among others differs at most.
+    """
+
+    alone: int
+    alone_of: int
+    among: int
+    among_of: int
+    aborted: int
+    aborted_of: int
+    apart: float
+
+    def faults(self, device: str) -> list[str]:
+        """What is wrong with that on `cuda` or `cpu`; empty when nothing is."""
+        wrong = []
+        if self.alone < self.alone_of:
+            wrong.append(f"of {self.alone_of} answers to prompts alone again only {self.alone} are alike")
+        for answers, found, of in (
+            ("among others", self.among, self.among_of),
+            ("after an abort", self.aborted, self.aborted_of),
+        ):
+            if found < _ALIKE[device] * of:
+                wrong.append(f"of {of} answers {answers} only {found} are those of the prompt alone")
+        if self.apart > _DENSITY[device]:
+            wrong.append(f"densities among others differ by {self.apart:.4f} from those alone")
+        return wrong
 
 
-async def _faults(worker: Worker, plan: Plan, vocabulary: int) -> AsyncIterator[str]:
+async def repeated(worker: Worker, plan: Plan, vocabulary: int) -> Repeats:
+    """Asks for each prompt alone and with all others, and breaks one off."""
     prompts = [prompt_of(length, vocabulary, 7) for length in plan.repeated]
-    alone: list[Taken] = []
+    alone, same = [], 0
     for prompt in prompts:
-        same = [await worker.ask(prompt, _NEW) for _ in range(_TIMES)]
-        alone.append(same[0])
-        if len({each.answer for each in same}) > 1 or len({_densities(each) for each in same}) > 1:
-            yield f"{len(prompt)} tokens, {_TIMES} times alone, are not answered alike"
+        first, *again = [await worker.ask(prompt, _NEW) for _ in range(_TIMES)]
+        alone.append(first)
+        same += sum(_told(each) == _told(first) for each in again)
     mixed: list[tuple[Taken, Taken]] = []
     for _ in range(_TIMES):
         together = await asyncio.gather(*(worker.ask(prompt, _NEW) for prompt in prompts))
         mixed += zip(alone, together, strict=True)
     cold = prompt_of(plan.interrupted, vocabulary, 8)
-    first = await worker.ask(cold, _NEW)
+    first, broken = await worker.ask(cold, _NEW), []
     for part in (0.3, 0.6):
         salt = f"broken off after {part}"
         await worker.ask_and_leave(cold, first.first * part, salt)
-        again = await worker.ask(cold, _NEW, salt)
         # Of pages that were read before nothing is reported again: densities differ.
-        mixed.append((first, again._replace(report=first.report)))
-    for problem in _differences(mixed, _ALIKE[plan.device]):
-        yield problem
+        broken.append((first, await worker.ask(cold, _NEW, salt)))
+    apart = max(abs(a.report.prefill_density - b.report.prefill_density) for a, b in mixed)
+    exact = plan.device == "cpu"
+    return Repeats(
+        same, len(alone) * (_TIMES - 1), _equal(mixed, exact), len(mixed), _equal(broken, exact), len(broken), apart
+    )  # fmt: skip
 
 
-def _differences(pairs: Iterable[tuple[Taken, Taken]], alike: float) -> Iterable[str]:
-    pairs = list(pairs)
-    equal = sum(a.answer[:1] == b.answer[:1] if alike < 1 else a.answer == b.answer for a, b in pairs)
-    if equal < alike * len(pairs):
-        yield f"of {len(pairs)} answers among others, or after an abort, only {equal} are those of the prompt alone"
-    apart = max(abs(a.report.prefill_density - b.report.prefill_density) for a, b in pairs)
-    if apart > (_DENSITY if alike < 1 else 1e-9):
-        yield f"densities among others differ by {apart:.4f} from those alone"
+def _equal(pairs: Iterable[tuple[Taken, Taken]], exact: bool) -> int:
+    return sum(a.answer == b.answer if exact else a.answer[:1] == b.answer[:1] for a, b in pairs)
 
 
-def _densities(taken: Taken) -> tuple[float, float]:
-    return taken.report.prefill_density, taken.report.decode_density
+def _told(taken: Taken) -> tuple[tuple[int, ...], float, float]:
+    return taken.answer, taken.report.prefill_density, taken.report.decode_density

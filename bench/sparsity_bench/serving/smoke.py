@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Final, NamedTuple
 
+from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_worker.config import TIERS
 
@@ -24,12 +28,36 @@ from sparsity_bench.serving.shapes import write_model
 from sparsity_bench.serving.worker import Worker, prompt_of
 
 _LOG_LINES = 80
+# By its module: the command line as a whole needs more than a worker's machine may have.
+_DOCTOR: Final = (
+    sys.executable, "-c", "from sparsity_cli.fleet.worker import app; app()", "doctor", "--worker",
+)  # fmt: skip
 
 
-async def smoke(
-    plan: Plan, tier: str, folder: Path, options: Sequence[str], lengths: Sequence[int], requests: int
-) -> list[str]:
-    """Starts a worker, asks it for prompts of ``lengths`` alone and all at once, then for as many of all lengths.
+# What callers may ask for at most, and what a GPU's float32 flushes to 0.
+_EXTREMES: Final[Mapping[str, Any]] = {
+    "top_k": 2**31 - 1, "top_p": 1e-45, "temperature": 2.0, "seed": 2**64 - 1, "frequency_penalty": -2.0,
+}  # fmt: skip
+
+
+class Asked(NamedTuple):
+    """What a smoke run asks for.
+
+    Attributes:
+        lengths: prompts, alone and all at once.
+        requests: of all lengths at the end, a fifth of them cancelled.
+        seconds: after which no more of these are sent.
+        doctor: whether `sparsity worker doctor` looks at the worker, too.
+    """
+
+    lengths: Sequence[int]
+    requests: int
+    seconds: float
+    doctor: bool = False
+
+
+async def smoke(plan: Plan, tier: str, folder: Path, options: Sequence[str], asked: Asked) -> list[str]:
+    """Starts a worker and asks it for what is asked.
 
     Returns:
         What is wrong with it.
@@ -37,7 +65,7 @@ async def smoke(
     Raises:
         ConfigurationError: when it does not start.
     """
-    wrong, started = [], time.perf_counter()
+    wrong, started, lengths = [], time.perf_counter(), asked.lengths
     model = write_model(folder / plan.name, plan.config)
     command = [*plan.options, *next(starts(plan, tier, folder)), *options]
     async with Worker(tier, model, folder / "worker.log", command) as worker:
@@ -50,6 +78,8 @@ async def smoke(
             end=" ",
         )
         print(f"{own.kv_capacity_tokens} KV tokens, summaries {own.engine.summary_bytes >> 20} MiB", flush=True)
+        if asked.doctor and (await asyncio.to_thread(subprocess.run, [*_DOCTOR, worker.address])).returncode:
+            wrong.append("the doctor found something, or did not run")
         prompts = [prompt_of(length, own.vocabulary_size, 0) for length in lengths]
         for _ in range(2):
             for prompt in prompts:
@@ -67,9 +97,28 @@ async def smoke(
         together = await asyncio.gather(*(worker.ask(prompt, plan.new) for prompt in prompts * 2))
         wrong += [f"at once: {each.tokens} of {plan.new} tokens came" for each in together if each.tokens != plan.new]
         print(f"  all of them twice at once: {max(each.total for each in together):.3f} s", flush=True)
-        wrong += await repeats.faults(worker, plan, own.vocabulary_size)
-        wrong += await soak.faults(worker, plan, own.vocabulary_size, requests)
+        wrong += await _extremes(worker, plan, own.vocabulary_size)
+        found = await repeats.repeated(worker, plan, own.vocabulary_size)
+        print(f"  {found}", flush=True)
+        wrong += found.faults(plan.device)
+        wrong += await soak.faults(worker, plan, own.vocabulary_size, asked.requests, seconds=asked.seconds)
+        wrong += worker.compiled()
+        for line in worker.told(100_000):
+            if "kernel" in line and "sparsity.worker" in line:
+                print(f"  log: {line}")
         wrong += [line for line in worker.told(100_000) if "Failed to apply hooks" in line]
+    return wrong
+
+
+async def _extremes(worker: Worker, plan: Plan, vocabulary: int) -> list[str]:
+    """What is wrong with a request for each extreme of what may be asked."""
+    wrong = []
+    for name, value in _EXTREMES.items():
+        sampling = inference_pb2.SamplingParams(**{"temperature": 1.0, name: value})
+        taken = await worker.ask(prompt_of(plan.short, vocabulary, 0), plan.new, sampling=sampling)
+        if taken.tokens != plan.new or not all(token < vocabulary for token in taken.answer):
+            wrong.append(f"{name}={value}: {taken.tokens} of {plan.new} tokens came")
+    print(f"  answered with {', '.join(f'{name}={value}' for name, value in _EXTREMES.items())}", flush=True)
     return wrong
 
 
@@ -80,6 +129,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, help="of the model; those of the shape without it")
     parser.add_argument("--lengths", default="", help="of prompts, by commas; those of the plan without it")
     parser.add_argument("--requests", type=int, default=100, help="of all lengths, a fifth of them left in the middle")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after which no more of these are sent")
+    parser.add_argument("--doctor", action="store_true", help="have `sparsity worker doctor` look at it, too")
     parser.add_argument("--dry", action="store_true", help="a tiny model on the CPU")
     parser.add_argument("options", nargs="*", help="more options of the worker, after --")
     options = parser.parse_args(arguments)
@@ -89,7 +140,8 @@ def main(arguments: list[str] | None = None) -> int:
     lengths = [int(length) for length in options.lengths.split(",") if length] or plan.prompts
     with tempfile.TemporaryDirectory() as folder:
         try:
-            wrong = asyncio.run(smoke(plan, options.tier, Path(folder), options.options, lengths, options.requests))
+            asked = Asked(lengths, options.requests, options.seconds, options.doctor)
+            wrong = asyncio.run(smoke(plan, options.tier, Path(folder), options.options, asked))
         except Exception as error:
             log = Path(folder) / "worker.log"
             print(*log.read_text(errors="replace").splitlines()[-_LOG_LINES:] if log.exists() else (), sep="\n")

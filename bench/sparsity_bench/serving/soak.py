@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from typing import Final
@@ -16,22 +17,34 @@ _LENGTHS: Final = ((0.8, 0.04), (0.95, 0.25), (1.0, 1.0))
 _NEW, _LEAVE_SECONDS, _IDLE_SECONDS = 64, 1.5, 30.0
 
 
-async def faults(worker: Worker, plan: Plan, vocabulary: int, count: int, at_once: int = 24) -> list[str]:
-    """What is wrong with ``count`` requests, of which so many run at once, and with what they leave behind."""
+async def faults(
+    worker: Worker, plan: Plan, vocabulary: int, count: int, at_once: int = 24, seconds: float = math.inf
+) -> list[str]:
+    """What is wrong with ``count`` requests, of which so many run at once, and with what they leave behind.
+
+    After so many seconds no more are sent; what was sent is told.
+    """
     draw, gate = random.Random(0), asyncio.Semaphore(at_once)
     asked = [(_length(draw, plan.interrupted), draw.randint(1, _NEW), draw.random() < _LEFT) for _ in range(count)]
     leave = [draw.uniform(0, _LEAVE_SECONDS) for _ in asked]
 
+    sent, end = [False] * count, time.monotonic() + seconds
+
     async def one(number: int) -> str:
         length, new, left = asked[number]
-        prompt = prompt_of(length, vocabulary, 2000 + number)
         async with gate:
+            if time.monotonic() > end:
+                return ""
+            sent[number] = True
+            prompt = prompt_of(length, vocabulary, 2000 + number)
             if left:
                 await worker.ask_and_leave(prompt, leave[number], f"left {number}")
                 return ""
             return _fault(await worker.ask(prompt, new), length, new, dense=worker.tier == "dense")
 
     found = [fault for fault in await asyncio.gather(*map(one, range(count))) if fault]
+    cancelled = sum(left for (_, _, left), was in zip(asked, sent, strict=True) if was)
+    print(f"  {sum(sent)} of {count} mixed requests, {cancelled} of them cancelled", flush=True)
     deadline = time.monotonic() + _IDLE_SECONDS
     while any(held := await worker.held()):
         if time.monotonic() > deadline:

@@ -8,9 +8,12 @@ from dataclasses import replace
 from typing import Final
 
 from sparsity_serving.benchmark import Row, against, judged, percentile
+from sparsity_worker.keys import BACKEND, DENSE_BACKEND
 
+from sparsity_bench.serving.baseline import OURS, UNACCOUNTED, VARIANTS
 from sparsity_bench.serving.measured import Measured
 from sparsity_bench.serving.plan import Plan
+from sparsity_bench.serving.repeats import Repeats
 
 # Times dense: to the first token by prompt length, a token by batch, and throughput; elsewhere never slower.
 _FIRST: Mapping[str, Mapping[int, float]] = {
@@ -21,6 +24,7 @@ _PER_TOKEN: Mapping[str, Mapping[str, float]] = {"aggressive": {"8 x 32768": 1.7
 _THROUGHPUT: Mapping[str, float] = {"aggressive": 1.4}
 _NEVER_SLOWER: Final = 0.98
 _START: Final = 1.2
+_ACCOUNTS: Final = 0.01
 # One wrong first token of ten: made-up weights leave near ties, and tiers may round differently.
 _PARITY: Final = 0.9
 
@@ -33,13 +37,15 @@ def faults(found: Mapping[str, Measured]) -> list[str]:
     for tier, measured in found.items():
         if tier == "dense":
             continue
-        own = measured.own
+        own, sparse = measured.own, tier != OURS
         if any(measured.head.get(key) != found["dense"].head.get(key) for key in ("device", "versions")):
             wrong.append(f"{tier}: was measured on another device, or with other versions, than the dense tier")
-        if own["backend"] != "sparsity" or not own["sparse_calls"]:
+        if own["backend"] != (BACKEND if sparse else DENSE_BACKEND) or (sparse and not own["sparse_calls"]):
             wrong.append(f"{tier}: the backend {own['backend']} proved nothing at start")
-        longest = max(measured.first, default=0)
-        if not longest or not measured.sparse_calls[longest] or measured.density[longest] >= 1:
+        if tier == UNACCOUNTED:
+            continue
+        longest = max(measured.first, default=0) if sparse else 0
+        if sparse and (not longest or not measured.sparse_calls[longest] or measured.density[longest] >= 1):
             wrong.append(f"{tier}: {longest} tokens were attended whole")
         pairs = list(zip(measured.answers, found["dense"].answers, strict=False))
         equal = sum(a == b for a, b in pairs)
@@ -54,6 +60,9 @@ def rows(found: Mapping[str, Measured], plan: Plan) -> Iterator[Row]:
     dense = found["dense"]
     baseline = f"dense, {dense.own['backend']}"
     for tier, own in found.items():
+        if tier == UNACCOUNTED:
+            yield from _accounts(own, found.get(VARIANTS[tier].tier), plan)
+            continue
         for length, times in own.first.items():
             shape = f"{plan.name}, {length} tokens, density {own.density[length]:.3f}"
             row = Row(f"{tier}: time to first token", shape, statistics.median(times), "s")
@@ -75,7 +84,40 @@ def rows(found: Mapping[str, Measured], plan: Plan) -> Iterator[Row]:
                 against(row, baseline, dense.start), f"<= {_START:g} times", met=own.start <= _START * dense.start
             )
         yield row
+        if own.repeats is not None:
+            yield from _repeats(tier, own.repeats, plan)
+        if own.own["backend"] in (BACKEND, DENSE_BACKEND):
+            row = Row(f"{tier}: kernels compiled while serving", plan.name, len(own.compiled), "kernels")
+            yield judged(row, "none", met=not own.compiled)
         yield Row(f"{tier}: page summaries", plan.name, own.own["summary_bytes"] / 2**20, "MiB")
+
+
+def _repeats(tier: str, own: Repeats, plan: Plan) -> Iterator[Row]:
+    """Of the answers alone again all must be alike; elsewhere rounding differs, and made-up weights leave near ties."""
+    shape = f"{plan.name}, {', '.join(map(str, plan.repeated))} tokens"
+    row = Row(f"{tier}: tokens and densities alike, alone again", shape, own.alone / own.alone_of, "share")
+    yield judged(row, "1", met=own.alone == own.alone_of)
+    row = Row(f"{tier}: first token alike, among the others", shape, own.among / own.among_of, "share")
+    yield judged(row, f">= {_PARITY:g}", met=own.among >= _PARITY * own.among_of)
+    yield Row(f"{tier}: density among the others, largest difference", shape, own.apart, "density")
+    cold = f"{plan.name}, {plan.interrupted} tokens"
+    row = Row(f"{tier}: first token alike, after an abort", cold, own.aborted / own.aborted_of, "share")
+    yield judged(row, "1", met=own.aborted == own.aborted_of)
+
+
+def _accounts(off: Measured, on: Measured | None, plan: Plan) -> Iterator[Row]:
+    """What reports and ledgers cost: times with them beside times without."""
+    if on is None:
+        return
+    pairs = [("a prompt", f"{length} tokens", on.first.get(length), times) for length, times in off.first.items()]
+    pairs += [
+        ("a decode step", f"{batch} tokens", on.per_token.get(batch), times) for batch, times in off.per_token.items()
+    ]
+    for what, shape, times, without in pairs:
+        if times is not None:
+            share = 1 - statistics.median(without) / statistics.median(times)
+            row = Row(f"{on.tier}: accounts, of the time of {what}", f"{plan.name}, {shape}", share, "share")
+            yield judged(row, f"<= {_ACCOUNTS:g}", met=share <= _ACCOUNTS)
 
 
 def _load(tier: str, own: Measured, dense: Measured, plan: Plan, baseline: str) -> Iterator[Row]:

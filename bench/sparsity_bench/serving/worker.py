@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -18,8 +19,10 @@ import grpc
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_rpc.channels import MAX_MESSAGE_BYTES
 from sparsity_rpc.errors import ConfigurationError
-from sparsity_serving.server import free_port
+from sparsity_serving.addresses import free_port
+from sparsity_worker.keys import COMPILED
 
+_OURS = "sparse_kernels."
 _START_SECONDS, _ANSWER_SECONDS = 1800.0, 900.0
 
 
@@ -63,18 +66,23 @@ class Worker:
         model: folder.
         log: file that its output goes to.
         options: more of its command line.
+        environment: more of its environment.
     """
 
-    def __init__(self, tier: str, model: Path, log: Path, options: Sequence[str]) -> None:
+    def __init__(
+        self, tier: str, model: Path, log: Path, options: Sequence[str], environment: Mapping[str, str] | None = None
+    ) -> None:
         self.tier = tier
         self._log = log
-        self._address = f"127.0.0.1:{free_port()}"
+        self._environment = os.environ | (environment or {})
+        self.address = f"127.0.0.1:{free_port()}"
         self._command = [
             sys.executable, "-m", "sparsity_worker", "--worker-id", f"bench-{tier}", "--tier", tier,
-            "--model", str(model), "--listen", self._address, "--measured-share", "0", *options,
+            "--model", str(model), "--listen", self.address, "--measured-share", "0", *options,
         ]  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
         self.started = 0.0
+        self._told_at_start = 0
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
 
@@ -86,13 +94,14 @@ class Worker:
         """
         began, self._process = time.monotonic(), self._spawn()
         limits = [("grpc.max_send_message_length", MAX_MESSAGE_BYTES), ("grpc.max_receive_message_length", -1)]
-        self._channel = grpc.aio.insecure_channel(self._address, options=limits)
+        self._channel = grpc.aio.insecure_channel(self.address, options=limits)
         self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
         deadline = time.monotonic() + _START_SECONDS
         while True:
             with suppress(grpc.aio.AioRpcError):
                 await self.capabilities()
                 self.started = time.monotonic() - began
+                self._told_at_start = len(self._lines())
                 return self
             if self._process.poll() is not None or time.monotonic() > deadline:
                 await self.__aexit__(None, None, None)
@@ -111,11 +120,19 @@ class Worker:
 
     def told(self, lines: int = 5) -> list[str]:
         """The end of its output."""
-        return self._log.read_text(errors="replace").splitlines()[-lines:]
+        return self._lines()[-lines:]
+
+    def _lines(self) -> list[str]:
+        return self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
+
+    def compiled(self) -> list[str]:
+        """Kernels of ours that it compiled, or loaded, while it served."""
+        since = self._lines()[self._told_at_start :]
+        return [line[line.index(_OURS) :] for line in since if _OURS in line and COMPILED in line]
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         with open(self._log, "wb") as log:
-            return subprocess.Popen(self._command, stdout=log, stderr=log)
+            return subprocess.Popen(self._command, stdout=log, stderr=log, env=self._environment)
 
     async def capabilities(self) -> worker_pb2.GetCapabilitiesResponse:
         """What it says of itself."""
@@ -132,12 +149,18 @@ class Worker:
             return int(load.requests), int(load.kv_used_tokens)
         return 0, 0
 
-    async def ask(self, prompt: Sequence[int], new: int, salt: str | None = None) -> Taken:
-        """One request, greedy and to its full length; prompts of one ``salt`` share a prefix cache."""
+    async def ask(
+        self,
+        prompt: Sequence[int],
+        new: int,
+        salt: str | None = None,
+        sampling: inference_pb2.SamplingParams | None = None,
+    ) -> Taken:
+        """One request to its full length, greedy unless told; prompts of one ``salt`` share a prefix cache."""
         started, first = time.perf_counter(), 0.0
         tokens: list[int] = []
         report = inference_pb2.SparsityReport()
-        async for message in self._stub.Generate(_request(prompt, new, salt), timeout=_ANSWER_SECONDS):
+        async for message in self._stub.Generate(_request(prompt, new, salt, sampling), timeout=_ANSWER_SECONDS):
             answer = message.response
             if answer.token_ids and not first:
                 first = time.perf_counter() - started
@@ -153,10 +176,15 @@ class Worker:
         call.cancel()
 
 
-def _request(prompt: Sequence[int], new: int, salt: str | None) -> worker_pb2.WorkerServiceGenerateRequest:
+def _request(
+    prompt: Sequence[int], new: int, salt: str | None, sampling: inference_pb2.SamplingParams | None = None
+) -> worker_pb2.WorkerServiceGenerateRequest:
+    whole = inference_pb2.SamplingParams(max_new_tokens=new, ignore_eos=True)
+    if sampling is not None:
+        whole.MergeFrom(sampling)
     return worker_pb2.WorkerServiceGenerateRequest(
         request_id=uuid.uuid4().hex,
         prompt=inference_pb2.TokenIds(ids=prompt),
-        sampling=inference_pb2.SamplingParams(max_new_tokens=new, ignore_eos=True),
+        sampling=whole,
         cache_salt=salt or uuid.uuid4().hex,
     )

@@ -15,6 +15,7 @@ from sparsity_rpc.status import to_error
 
 from sparsity_cli.connection import call_metadata, channel_to
 from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, escaped, out, print_json, reported, tier_word
+from sparsity_cli.fleet.status import problems
 
 _PROMPT = "Answer in one word: what is the capital of France?"
 _TOKENS = 4
@@ -64,6 +65,7 @@ class _Steps:
         return {
             "health": self._serving,
             "policies": self._policies,
+            "files": self._files,
             "workers": self._workers,
             "route": self._route,
             "answer": self._answer,
@@ -82,6 +84,12 @@ class _Steps:
         if not tiers or any(tier.workers and not tier.ready_workers for tier in tiers):
             raise UnavailableError(told or "none known")
         return told
+
+    def _files(self) -> str:
+        fleet = self._fleet.GetFleet(fleet_pb2.GetFleetRequest(), **self._options)
+        if found := [problem for router, problem in problems(fleet) if router == fleet.router_id]:
+            raise UnavailableError("; ".join(found))
+        return "as they should be"
 
     def _route(self) -> str:
         asked = inference_pb2.RouteRequest(request=self._request)

@@ -1,4 +1,4 @@
-"""`sparsity status`: workers, lines and routers as a router sees them, and the embedded service's memory."""
+"""`sparsity status`: workers, queues and routers as a router sees them, and the embedded service's memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc
-from sparsity_policies.storage.connection import without_credentials
 from sparsity_router.embedded.folders import state_folder
 from sparsity_router.embedded.state import Running, read_running
 from sparsity_rpc.errors import ConfigurationError
@@ -29,7 +28,7 @@ Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show it anew every s
 
 
 def status(router: Address = None, state: State = None, watch: Watch = False, as_json: AsJson = False) -> None:
-    """Show workers, lines and routers; of the embedded service also memory."""
+    """Show workers, queues and routers; of the embedded service also memory."""
     with reported():
         running = None if router and not state else _running(state)
         address = router or (running.router if running else "")
@@ -76,7 +75,7 @@ def _report(address: str, fleet: fleet_pb2.GetFleetResponse, running: Running | 
     report: dict[str, object] = {"router": address} | to_dict(fleet)
     if running:
         report |= {
-            "redis_url": without_credentials(running.redis_url),
+            "redis_url": running.redis_url,
             "ready_seconds": round(running.ready_seconds, 1),
             "memory_bytes": memory_bytes(running),
         }
@@ -84,8 +83,9 @@ def _report(address: str, fleet: fleet_pb2.GetFleetResponse, running: Running | 
 
 
 def _view(address: str, fleet: fleet_pb2.GetFleetResponse, running: Running | None) -> Group:
-    store = f", store {without_credentials(running.redis_url)}" if running else ""
+    store = f", store {running.redis_url}" if running else ""
     parts: list[Any] = [f"router {address}{store}", _workers(fleet), "", _tiers(fleet), "", _routers(fleet)]
+    parts += [f"problem at {name}: {escaped(problem)}" for name, problem in problems(fleet)]
     if running:
         memory = memory_bytes(running) / 2**30
         parts += ["", f"memory {memory:.2f} GiB, ready in {running.ready_seconds:.0f} s"]
@@ -126,6 +126,11 @@ def _routers(fleet: fleet_pb2.GetFleetResponse) -> Table:
         row = (f"{router.router_id}{mark}", router.address, f"{router.policy_revision}", router.content_hash, *times)
         table.add_row(*row)
     return table
+
+
+def problems(fleet: fleet_pb2.GetFleetResponse) -> list[tuple[str, str]]:
+    """What operators must mend, each once for every process that tells it: router and problem."""
+    return [(router.router_id, problem) for router in fleet.routers for problem in router.problems]
 
 
 def _word(name: str, prefix: str) -> str:

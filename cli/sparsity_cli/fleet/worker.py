@@ -22,8 +22,9 @@ import typer
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_rpc.errors import ConfigurationError, UnavailableError
 from sparsity_rpc.status import to_error
+from sparsity_serving.access.lease_keys import LeaseKeys
+from sparsity_serving.access.leases import sign
 from sparsity_serving.engines import SGLANG, engine_of
-from sparsity_serving.leases import read_key, sign
 
 from sparsity_cli.connection import call_metadata, channel_to
 from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, coverage, escaped, out, print_json, reported, tier_word
@@ -75,8 +76,8 @@ def doctor(
 ) -> None:
     """Show what workers run and prove it by one request to each; exits with 4 when one fails."""
     with reported():
-        key = read_key(lease_key_file)
-        found = [_examine(address, key, timeout) for address in worker or _known_to(router)]
+        keys = LeaseKeys.load(lease_key_file)
+        found = [_examine(address, keys, timeout) for address in worker or _known_to(router)]
         if as_json:
             print_json([{"address": each.address, "problem": each.problem} | each.lines for each in found])
         else:
@@ -103,7 +104,7 @@ def _known_to(router: str) -> list[str]:
     return [each.endpoint for each in fleet.workers]
 
 
-def _examine(address: str, key: bytes | None, timeout: float) -> Finding:
+def _examine(address: str, keys: LeaseKeys | None, timeout: float) -> Finding:
     lines: dict[str, str] = {}
     with channel_to(address) as channel:
         stub: Any = worker_pb2_grpc.WorkerServiceStub(channel)
@@ -111,7 +112,7 @@ def _examine(address: str, key: bytes | None, timeout: float) -> Finding:
             own = stub.GetCapabilities(worker_pb2.GetCapabilitiesRequest(), timeout=_ASK_SECONDS)
             lines |= dict(_described(own))
             started = time.monotonic()
-            completion = _one_answer(stub, own, key, timeout)
+            completion = _one_answer(stub, own, keys, timeout)
             lines["request"], problem = _judged(own, completion, time.monotonic() - started)
         except grpc.RpcError as error:
             problem = str(to_error(error))
@@ -160,7 +161,7 @@ def _worth(own: worker_pb2.GetCapabilitiesResponse) -> str:
 
 
 def _one_answer(
-    stub: Any, own: worker_pb2.GetCapabilitiesResponse, key: bytes | None, timeout: float
+    stub: Any, own: worker_pb2.GetCapabilitiesResponse, keys: LeaseKeys | None, timeout: float
 ) -> inference_pb2.Completion:
     """What the worker reports of a prompt of random tokens, long enough to be sparse where its tier is."""
     length = max(_SHORT, min(own.sparse_from, own.context_length - _NEW))
@@ -172,8 +173,8 @@ def _one_answer(
         tier=own.tier,
         measure_coverage=True,
     )
-    if key is not None:
-        request.lease.CopyFrom(sign(key, request, own.worker_id, "doctor"))
+    if keys is not None:
+        request.lease.CopyFrom(sign(keys, request, own.worker_id, "doctor"))
     completion = inference_pb2.Completion()
     for message in stub.Generate(request, timeout=timeout):
         if message.response.HasField("completion"):

@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 import yaml
-from sparsity_router.callers.access import key_digest
-from sparsity_router.callers.principals import Role
 from sparsity_rpc.errors import InvalidRequestError
+from sparsity_serving.access.access import key_digest
+from sparsity_serving.access.principals import Role
 
 from sparsity_cli.console import AsJson, err, print_json, reported
 
 
 def new_key(
     name: Annotated[str, typer.Argument(help="Who gets it.")],
-    role: Annotated[list[str], typer.Option("--role", help="viewer, editor or breaker; repeat for more.")],
+    role: Annotated[list[str], typer.Option("--role", help="caller, viewer, editor, breaker, operator; repeat.")],
     domain: Annotated[
         list[str] | None, typer.Option("--domain", help="What an editor may edit; all when left out.")
     ] = None,

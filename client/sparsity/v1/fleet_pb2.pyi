@@ -235,7 +235,7 @@ Global___WorkerStatus: _TypeAlias = WorkerStatus  # noqa: Y015
 
 @_typing.final
 class TierStatus(_message.Message):
-    """The workers and the line of a tier."""
+    """The workers and the queue of a tier."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -280,6 +280,7 @@ class RouterStatus(_message.Message):
     POLICY_AGE_FIELD_NUMBER: _builtins.int
     POLICY_LAG_FIELD_NUMBER: _builtins.int
     HEARD_TIME_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
     """Unique to the process."""
     address: _builtins.str
@@ -300,6 +301,10 @@ class RouterStatus(_message.Message):
     def heard_time(self) -> _timestamp_pb2.Timestamp:
         """When it said so."""
 
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What an operator must mend: policies that cannot be kept on the disk, an options file that cannot be taken up."""
+
     def __init__(
         self,
         *,
@@ -310,10 +315,11 @@ class RouterStatus(_message.Message):
         policy_age: _duration_pb2.Duration | None = ...,
         policy_lag: _duration_pb2.Duration | None = ...,
         heard_time: _timestamp_pb2.Timestamp | None = ...,
+        problems: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heard_time", b"heard_time", "policy_age", b"policy_age", "policy_lag", b"policy_lag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "content_hash", b"content_hash", "heard_time", b"heard_time", "policy_age", b"policy_age", "policy_lag", b"policy_lag", "policy_revision", b"policy_revision", "router_id", b"router_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "content_hash", b"content_hash", "heard_time", b"heard_time", "policy_age", b"policy_age", "policy_lag", b"policy_lag", "policy_revision", b"policy_revision", "problems", b"problems", "router_id", b"router_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

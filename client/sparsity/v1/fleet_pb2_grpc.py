@@ -47,7 +47,7 @@ class FleetServiceServicer:
     """
 
     def GetFleet(self, request, context):
-        """The workers as this router sees them, its lines, and every router that shares its store.
+        """The workers as this router sees them, its queues, and every router that shares its store.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

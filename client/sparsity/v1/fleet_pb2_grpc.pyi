@@ -34,7 +34,7 @@ class FleetServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> FleetServiceAsyncStub: ...
     GetFleet: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.GetFleetRequest, _fleet_pb2.GetFleetResponse]
-    """The workers as this router sees them, its lines, and every router that shares its store."""
+    """The workers as this router sees them, its queues, and every router that shares its store."""
 
 @_typing.type_check_only
 class FleetServiceAsyncStub(FleetServiceStub):
@@ -42,7 +42,7 @@ class FleetServiceAsyncStub(FleetServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetFleet: _aio.UnaryUnaryMultiCallable[_fleet_pb2.GetFleetRequest, _fleet_pb2.GetFleetResponse]  # type: ignore[assignment]
-    """The workers as this router sees them, its lines, and every router that shares its store."""
+    """The workers as this router sees them, its queues, and every router that shares its store."""
 
 class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
     """Tells the state of workers, lines and routers. Where the router has an access file, callers need the role viewer."""
@@ -53,6 +53,6 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fleet_pb2.GetFleetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_pb2.GetFleetResponse, _abc.Awaitable[_fleet_pb2.GetFleetResponse]]:
-        """The workers as this router sees them, its lines, and every router that shares its store."""
+        """The workers as this router sees them, its queues, and every router that shares its store."""
 
 def add_FleetServiceServicer_to_server(servicer: FleetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

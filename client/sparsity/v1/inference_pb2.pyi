@@ -1002,6 +1002,7 @@ class LeaseClaims(_message.Message):
     REQUEST_HASH_FIELD_NUMBER: _builtins.int
     NONCE_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     """The worker that may serve the request."""
     tier: Global___Tier.ValueType
@@ -1012,6 +1013,8 @@ class LeaseClaims(_message.Message):
     """SHA-256 of the serialized worker request without its lease."""
     nonce: _builtins.bytes
     """Random; a worker takes each once."""
+    key_id: _builtins.str
+    """The id of the key that it is signed with; empty for a key that has none."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """After this the worker refuses it."""
@@ -1025,10 +1028,11 @@ class LeaseClaims(_message.Message):
         request_hash: _builtins.bytes = ...,
         nonce: _builtins.bytes = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "expire_time", b"expire_time", "nonce", b"nonce", "request_hash", b"request_hash", "tier", b"tier", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "expire_time", b"expire_time", "key_id", b"key_id", "nonce", b"nonce", "request_hash", b"request_hash", "tier", b"tier", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -327,6 +327,7 @@ class Guards(_message.Message):
     MAX_QUALITY_DIP_FIELD_NUMBER: _builtins.int
     MAX_TIER_FIELD_NUMBER: _builtins.int
     REASONING_SPANS_DENSE_FIELD_NUMBER: _builtins.int
+    QUALITY_METRIC_FIELD_NUMBER: _builtins.int
     min_coverage: _builtins.float
     """Coverage below which the domain is demoted."""
     max_quality_dip: _builtins.float
@@ -335,6 +336,8 @@ class Guards(_message.Message):
     """No tier sparser than this."""
     reasoning_spans_dense: _builtins.bool
     """Reasoning spans decode densely, whatever the tier."""
+    quality_metric: _builtins.str
+    """The metric of ReportOutcome that max_quality_dip goes by, 256 characters at most; unset goes by each that callers report."""
     def __init__(
         self,
         *,
@@ -342,10 +345,11 @@ class Guards(_message.Message):
         max_quality_dip: _builtins.float | None = ...,
         max_tier: _inference_pb2.Tier.ValueType | None = ...,
         reasoning_spans_dense: _builtins.bool | None = ...,
+        quality_metric: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_quality_dip", b"_max_quality_dip", "_max_tier", b"_max_tier", "_min_coverage", b"_min_coverage", "_reasoning_spans_dense", b"_reasoning_spans_dense", "max_quality_dip", b"max_quality_dip", "max_tier", b"max_tier", "min_coverage", b"min_coverage", "reasoning_spans_dense", b"reasoning_spans_dense"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_quality_dip", b"_max_quality_dip", "_max_tier", b"_max_tier", "_min_coverage", b"_min_coverage", "_quality_metric", b"_quality_metric", "_reasoning_spans_dense", b"_reasoning_spans_dense", "max_quality_dip", b"max_quality_dip", "max_tier", b"max_tier", "min_coverage", b"min_coverage", "quality_metric", b"quality_metric", "reasoning_spans_dense", b"reasoning_spans_dense"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_quality_dip", b"_max_quality_dip", "_max_tier", b"_max_tier", "_min_coverage", b"_min_coverage", "_reasoning_spans_dense", b"_reasoning_spans_dense", "max_quality_dip", b"max_quality_dip", "max_tier", b"max_tier", "min_coverage", b"min_coverage", "reasoning_spans_dense", b"reasoning_spans_dense"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_quality_dip", b"_max_quality_dip", "_max_tier", b"_max_tier", "_min_coverage", b"_min_coverage", "_quality_metric", b"_quality_metric", "_reasoning_spans_dense", b"_reasoning_spans_dense", "max_quality_dip", b"max_quality_dip", "max_tier", b"max_tier", "min_coverage", b"min_coverage", "quality_metric", b"quality_metric", "reasoning_spans_dense", b"reasoning_spans_dense"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_quality_dip: _TypeAlias = _typing.Literal["max_quality_dip"]  # noqa: Y015
     _WhichOneofArgType__max_quality_dip: _TypeAlias = _typing.Literal["_max_quality_dip", b"_max_quality_dip"]  # noqa: Y015
@@ -353,6 +357,8 @@ class Guards(_message.Message):
     _WhichOneofArgType__max_tier: _TypeAlias = _typing.Literal["_max_tier", b"_max_tier"]  # noqa: Y015
     _WhichOneofReturnType__min_coverage: _TypeAlias = _typing.Literal["min_coverage"]  # noqa: Y015
     _WhichOneofArgType__min_coverage: _TypeAlias = _typing.Literal["_min_coverage", b"_min_coverage"]  # noqa: Y015
+    _WhichOneofReturnType__quality_metric: _TypeAlias = _typing.Literal["quality_metric"]  # noqa: Y015
+    _WhichOneofArgType__quality_metric: _TypeAlias = _typing.Literal["_quality_metric", b"_quality_metric"]  # noqa: Y015
     _WhichOneofReturnType__reasoning_spans_dense: _TypeAlias = _typing.Literal["reasoning_spans_dense"]  # noqa: Y015
     _WhichOneofArgType__reasoning_spans_dense: _TypeAlias = _typing.Literal["_reasoning_spans_dense", b"_reasoning_spans_dense"]  # noqa: Y015
     @_typing.overload
@@ -361,6 +367,8 @@ class Guards(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tier) -> _WhichOneofReturnType__max_tier | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_coverage) -> _WhichOneofReturnType__min_coverage | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quality_metric) -> _WhichOneofReturnType__quality_metric | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__reasoning_spans_dense) -> _WhichOneofReturnType__reasoning_spans_dense | None: ...
 

@@ -187,7 +187,8 @@ class PolicyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PutOverride(self, request, context):
-        """Sets an override (kill switch). It acts on this router at once, even while the store is down.
+        """Sets an override (kill switch). It acts on this router at once, even while the store is down. 256 are in force at
+        once at most, but for global ones: RESOURCE_EXHAUSTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

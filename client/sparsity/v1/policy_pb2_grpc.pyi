@@ -59,7 +59,9 @@ class PolicyServiceStub:
     ListOverrides: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListOverridesRequest, _policy_pb2.ListOverridesResponse]
     """The active overrides."""
     PutOverride: _grpc.UnaryUnaryMultiCallable[_policy_pb2.PutOverrideRequest, _policy_pb2.PutOverrideResponse]
-    """Sets an override (kill switch). It acts on this router at once, even while the store is down."""
+    """Sets an override (kill switch). It acts on this router at once, even while the store is down. 256 are in force at
+    once at most, but for global ones: RESOURCE_EXHAUSTED.
+    """
     DeleteOverride: _grpc.UnaryUnaryMultiCallable[_policy_pb2.DeleteOverrideRequest, _policy_pb2.DeleteOverrideResponse]
     """Ends an override."""
     UpdateRollout: _grpc.UnaryUnaryMultiCallable[_policy_pb2.UpdateRolloutRequest, _policy_pb2.UpdateRolloutResponse]
@@ -100,7 +102,9 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     ListOverrides: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListOverridesRequest, _policy_pb2.ListOverridesResponse]  # type: ignore[assignment]
     """The active overrides."""
     PutOverride: _aio.UnaryUnaryMultiCallable[_policy_pb2.PutOverrideRequest, _policy_pb2.PutOverrideResponse]  # type: ignore[assignment]
-    """Sets an override (kill switch). It acts on this router at once, even while the store is down."""
+    """Sets an override (kill switch). It acts on this router at once, even while the store is down. 256 are in force at
+    once at most, but for global ones: RESOURCE_EXHAUSTED.
+    """
     DeleteOverride: _aio.UnaryUnaryMultiCallable[_policy_pb2.DeleteOverrideRequest, _policy_pb2.DeleteOverrideResponse]  # type: ignore[assignment]
     """Ends an override."""
     UpdateRollout: _aio.UnaryUnaryMultiCallable[_policy_pb2.UpdateRolloutRequest, _policy_pb2.UpdateRolloutResponse]  # type: ignore[assignment]
@@ -198,7 +202,9 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.PutOverrideRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.PutOverrideResponse, _abc.Awaitable[_policy_pb2.PutOverrideResponse]]:
-        """Sets an override (kill switch). It acts on this router at once, even while the store is down."""
+        """Sets an override (kill switch). It acts on this router at once, even while the store is down. 256 are in force at
+        once at most, but for global ones: RESOURCE_EXHAUSTED.
+        """
 
     @_abc_1.abstractmethod
     def DeleteOverride(

@@ -84,7 +84,8 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Stops taking requests, lets those in flight end, and answers when none is left.
+        """Stops taking requests, lets those in flight end, and answers when none is left. Callers need the role operator; a worker
+        that demands leases and has no access file refuses everybody.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

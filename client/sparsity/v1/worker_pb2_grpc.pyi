@@ -42,7 +42,9 @@ class WorkerServiceStub:
     WatchLoad: _grpc.UnaryStreamMultiCallable[_worker_pb2.WatchLoadRequest, _worker_pb2.WatchLoadResponse]
     """The worker's load, at once and then at every change or interval."""
     Drain: _grpc.UnaryUnaryMultiCallable[_worker_pb2.DrainRequest, _worker_pb2.DrainResponse]
-    """Stops taking requests, lets those in flight end, and answers when none is left."""
+    """Stops taking requests, lets those in flight end, and answers when none is left. Callers need the role operator; a worker
+    that demands leases and has no access file refuses everybody.
+    """
 
 @_typing.type_check_only
 class WorkerServiceAsyncStub(WorkerServiceStub):
@@ -58,7 +60,9 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     WatchLoad: _aio.UnaryStreamMultiCallable[_worker_pb2.WatchLoadRequest, _worker_pb2.WatchLoadResponse]  # type: ignore[assignment]
     """The worker's load, at once and then at every change or interval."""
     Drain: _aio.UnaryUnaryMultiCallable[_worker_pb2.DrainRequest, _worker_pb2.DrainResponse]  # type: ignore[assignment]
-    """Stops taking requests, lets those in flight end, and answers when none is left."""
+    """Stops taking requests, lets those in flight end, and answers when none is left. Callers need the role operator; a worker
+    that demands leases and has no access file refuses everybody.
+    """
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Serves one model at one tier."""
@@ -95,6 +99,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_pb2.DrainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.DrainResponse, _abc.Awaitable[_worker_pb2.DrainResponse]]:
-        """Stops taking requests, lets those in flight end, and answers when none is left."""
+        """Stops taking requests, lets those in flight end, and answers when none is left. Callers need the role operator; a worker
+        that demands leases and has no access file refuses everybody.
+        """
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from types import TracebackType
 
 import grpc
@@ -16,6 +16,7 @@ from sparsity_rpc.status import to_error
 from sparsity_rpc.tls import ClientTls, open_aio_channel
 
 from sparsity_client.wire.direct import broken, falls_back, fell_back, remaining, with_decision, worker_request
+from sparsity_client.wire.worker_channels import WorkerChannels
 
 _tracer = trace.get_tracer("sparsity.client")
 
@@ -24,10 +25,9 @@ class AsyncWireClient:
     """One channel to a router at ``target``, for one event loop; arguments and methods are those of `WireClient`."""
 
     def __init__(self, target: str, *, tls: ClientTls | None = None, key: str | None = None) -> None:
-        self._tls = tls
         self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
-        self.channel = open_aio_channel(target, self._tls)
-        self._workers: dict[str, grpc.aio.Channel] = {}
+        self.channel = open_aio_channel(target, tls)
+        self._workers = WorkerChannels(lambda address: open_aio_channel(address, tls))
         self._inference: inference_pb2_grpc.InferenceServiceAsyncStub = inference_pb2_grpc.InferenceServiceStub(
             self.channel
         )
@@ -42,7 +42,7 @@ class AsyncWireClient:
 
     async def close(self) -> None:
         """Closes the channels; calls in flight are cancelled."""
-        for channel in (self.channel, *self._workers.values()):
+        for channel in (self.channel, *self._workers.all()):
             await channel.close()
 
     async def generate(
@@ -90,27 +90,29 @@ class AsyncWireClient:
         try:
             route = await self._inference.Route(asked, timeout=remaining(deadline), metadata=self._outgoing())
             routed.append(route.decision.decision_id)
-            worker: worker_pb2_grpc.WorkerServiceAsyncStub = worker_pb2_grpc.WorkerServiceStub(
-                self._worker(route.endpoint)
-            )
-            # The lease is what a worker takes; the key is for routers.
-            context = tracing.outgoing()
-            call = worker.Generate(worker_request(route), timeout=remaining(deadline), metadata=context)
-            try:
-                async for message in call:
-                    yield with_decision(message.response, route)
-            finally:
-                call.cancel()
+            async with self._worker(route.endpoint) as worker:
+                # The lease is what a worker takes; the key is for routers.
+                context = tracing.outgoing()
+                call = worker.Generate(worker_request(route), timeout=remaining(deadline), metadata=context)
+                try:
+                    async for message in call:
+                        yield with_decision(message.response, route)
+                finally:
+                    call.cancel()
         except grpc.RpcError as error:
             raise to_error(error) from error
 
     def _outgoing(self) -> tuple[tuple[str, str], ...]:
         return (*self._metadata, *tracing.outgoing())
 
-    def _worker(self, endpoint: str) -> grpc.aio.Channel:
-        if endpoint not in self._workers:
-            self._workers[endpoint] = open_aio_channel(endpoint, self._tls)
-        return self._workers[endpoint]
+    @asynccontextmanager
+    async def _worker(self, endpoint: str) -> AsyncIterator[worker_pb2_grpc.WorkerServiceAsyncStub]:
+        channel = self._workers.take(endpoint)
+        try:
+            yield worker_pb2_grpc.WorkerServiceStub(channel)
+        finally:
+            for idle in self._workers.give_back(endpoint):
+                await idle.close()
 
     async def explain(
         self, request: inference_pb2.GenerateRequest, timeout: float | None = 30.0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 
 import grpc
@@ -16,6 +16,7 @@ from sparsity_rpc.status import to_error
 from sparsity_rpc.tls import ClientTls, open_channel
 
 from sparsity_client.wire.direct import broken, falls_back, fell_back, remaining, with_decision, worker_request
+from sparsity_client.wire.worker_channels import WorkerChannels
 
 _tracer = trace.get_tracer("sparsity.client")
 
@@ -30,11 +31,9 @@ class WireClient:
     """
 
     def __init__(self, target: str, *, tls: ClientTls | None = None, key: str | None = None) -> None:
-        self._tls = tls
         self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
-        self.channel = open_channel(target, self._tls)
-        self._workers: dict[str, grpc.Channel] = {}
-        self._lock = threading.Lock()
+        self.channel = open_channel(target, tls)
+        self._workers = WorkerChannels(lambda address: open_channel(address, tls))
         self._inference: inference_pb2_grpc.InferenceServiceStub = inference_pb2_grpc.InferenceServiceStub(self.channel)
 
     def __enter__(self) -> WireClient:
@@ -45,7 +44,7 @@ class WireClient:
 
     def close(self) -> None:
         """Closes the channels; calls in flight are cancelled."""
-        for channel in (self.channel, *self._workers.values()):
+        for channel in (self.channel, *self._workers.all()):
             channel.close()
 
     def generate(
@@ -95,26 +94,29 @@ class WireClient:
         try:
             route = self._inference.Route(asked, timeout=remaining(deadline), metadata=self._outgoing())
             routed.append(route.decision.decision_id)
-            worker: worker_pb2_grpc.WorkerServiceStub = worker_pb2_grpc.WorkerServiceStub(self._worker(route.endpoint))
-            # The lease is what a worker takes; the key is for routers.
-            context = tracing.outgoing()
-            call = worker.Generate(worker_request(route), timeout=remaining(deadline), metadata=context)
-            try:
-                for message in call:
-                    yield with_decision(message.response, route)
-            finally:
-                call.cancel()
+            with self._worker(route.endpoint) as worker:
+                # The lease is what a worker takes; the key is for routers.
+                context = tracing.outgoing()
+                call = worker.Generate(worker_request(route), timeout=remaining(deadline), metadata=context)
+                try:
+                    for message in call:
+                        yield with_decision(message.response, route)
+                finally:
+                    call.cancel()
         except grpc.RpcError as error:
             raise to_error(error) from error
 
     def _outgoing(self) -> tuple[tuple[str, str], ...]:
         return (*self._metadata, *tracing.outgoing())
 
-    def _worker(self, endpoint: str) -> grpc.Channel:
-        with self._lock:
-            if endpoint not in self._workers:
-                self._workers[endpoint] = open_channel(endpoint, self._tls)
-            return self._workers[endpoint]
+    @contextmanager
+    def _worker(self, endpoint: str) -> Iterator[worker_pb2_grpc.WorkerServiceStub]:
+        channel = self._workers.take(endpoint)
+        try:
+            yield worker_pb2_grpc.WorkerServiceStub(channel)
+        finally:
+            for idle in self._workers.give_back(endpoint):
+                idle.close()
 
     def report_outcome(
         self,

@@ -90,7 +90,8 @@ def select_blocks_cpu(
         raise ValueError(f"query_tile: {grid.tile} must be a multiple of the block size {block}")
     mass, need = block_energy_cpu(q, at, grid, config, scale)
     forced, before = fixed_blocks(grid.starts, torch.tensor(total), blocks, block, config)
-    kept = keep(need, forced, before, config)
+    # Of the whole prompt, so that a tile keeps as many whatever chunk it is read in.
+    kept = keep(need, forced, before, config, torch.tensor(-(-total // block), device=need.device))
     return BlockSelection(kept, (mass * (kept | ~before)).sum(-1))
 
 
@@ -108,7 +109,7 @@ def keep(
         forced: bool ``[tiles, blocks]``, kept anyway.
         before: bool ``[tiles, blocks]``, wholly before the tile.
         config: rule and thresholds.
-        blocks: int ``[tiles, 1]``, blocks of each tile's sequence where sequences differ; None takes all.
+        blocks: int, one or ``[tiles, 1]``, blocks of each tile's whole prompt; None takes all that there are.
     """
     each = thresholds(config, need.shape[0]).to(need.device)
     there = torch.tensor(need.shape[2], device=need.device) if blocks is None else blocks

@@ -158,8 +158,8 @@ def _by_energy(
     # Nothing is to be chosen where everything is kept anyway.
     open_tiles = (before & ~forced).any(1)
     energy = block_energy(q, batch, summaries, config, scale, open_tiles)
-    there = (batch.lengths[owner] + batch.page - 1) // batch.page
-    kept = keep(energy.need, forced, before, config, there[:, None])
+    whole = (totals[owner] + batch.page - 1) // batch.page
+    kept = keep(energy.need, forced, before, config, whole[:, None])
     coverage = 1 - (energy.mass * (before & ~kept)).sum(-1)
     unit = _unit(config)
     corrections = Corrections.of(kept, batch, summaries, unit, q.dtype) if unit else None

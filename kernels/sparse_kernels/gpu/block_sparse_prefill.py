@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sparse_kernels.gpu.checks import check_cache
+from sparse_kernels.gpu.checks import check_cache, generation
 from sparse_kernels.layout.batch import PagedBatch
 from sparse_kernels.layout.block_index import BlockIndex
 from sparse_kernels.mean_correction import UNITS, WIDTH, Corrections
@@ -110,9 +110,7 @@ def implementation(device: torch.device, dtype: torch.dtype, dim: int, page: int
     side.
     """
     known = dim in (64, 128) and page == 64 and tile == 128 and dtype in (torch.bfloat16, torch.float16)
-    if not known or device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device)[0] != 9:
-        return "triton"
-    return "triton" if _hopper() is None else "gluon"
+    return "gluon" if known and generation(device) == 9 and _hopper() is not None else "triton"
 
 
 @cache
@@ -183,7 +181,8 @@ def _attend(b_s, b_v, b_acc, b_m, b_l):  # type: ignore[no-untyped-def]
     return b_acc, b_new, b_l * b_old + tl.sum(b_p, 1)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# Of these, no value has a kernel of its own: each prompt has others.
+@triton.jit(do_not_specialize=("tiles", "s_table", "widest"))  # type: ignore[untyped-decorator]
 def kernel(  # type: ignore[no-untyped-def]
     q, k, v, out, lse,
     tables, lengths, starts, tile_sequence, tile_number,

@@ -33,6 +33,12 @@ def processors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+@cache
+def generation(device: torch.device) -> int:
+    """Of an NVIDIA GPU, its major compute capability: 9 is Hopper; 0 of other devices."""
+    return 0 if device.type != "cuda" or torch.version.hip else int(torch.cuda.get_device_capability(device)[0])
+
+
 def padded_rows(rows: int) -> int:
     """Rows of a tensor-core product that holds so many."""
     return max(_LEAST_ROWS, int(triton.next_power_of_2(rows)))

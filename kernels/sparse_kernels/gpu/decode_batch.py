@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from sparse_kernels.gpu.checks import check_cache
+from sparse_kernels.gpu.checks import check_cache, generation
 
 # Programs that share a step's chosen pages; those that fill the device twice where all pages are attended.
 _CHOSEN_PROGRAMS, _WHOLE_PROGRAMS = 512, 264
@@ -126,17 +125,11 @@ def check_batch(q: torch.Tensor, batch: DecodeBatch, dense: torch.Tensor | None 
         raise ValueError(f"dense: {tuple(dense.shape)} of {dense.dtype}, not bool {(sequences,)}")
 
 
-@lru_cache(maxsize=64)
-def has_dependent_launch(device: torch.device) -> bool:
-    """Whether a kernel may start before the one that it waits for ends (programmatic dependent launch): on Hopper."""
-    if device.type != "cuda" or triton.knobs.runtime.interpret:
-        return False
-    return bool(torch.cuda.get_device_capability(device)[0] == 9)
-
-
 def dependent_launch(device: torch.device) -> dict[str, bool]:
-    """Launch options of a kernel of a chain."""
-    return {"PDL": True, "launch_pdl": True} if has_dependent_launch(device) else {"PDL": False}
+    """Options of a launch that may start before the one that it waits for ends (programmatic dependent launch)."""
+    if generation(device) != 9 or triton.knobs.runtime.interpret:
+        return {"PDL": False}
+    return {"PDL": True, "launch_pdl": True}
 
 
 def fill_tables(

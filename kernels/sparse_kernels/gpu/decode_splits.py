@@ -64,7 +64,7 @@ def merge_group(  # type: ignore[no-untyped-def]
     tl.store(p_out + o_g[:, None] * s_oh + o_d[None, :], a_o.to(p_out.dtype.element_ty), mask=m_g[:, None])
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=("sequences", "splits"))  # type: ignore[untyped-decorator]
 def merge_splits(  # type: ignore[no-untyped-def]
     dense, lengths, parts, lse, out, sequences, splits, s_os, s_oh,
     PAGE: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, SEQUENCES: tl.constexpr, TILE: tl.constexpr,

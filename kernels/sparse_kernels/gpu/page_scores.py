@@ -15,6 +15,7 @@ import triton.language as tl
 from sparse_kernels.config import PAGE_SCORE_NAMES, DecodeConfig
 from sparse_kernels.gpu.checks import padded_rows
 from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace, dependent_launch
+from sparse_kernels.gpu.launches import Launcher
 from sparse_kernels.gpu.page_summaries import summarize_page
 from sparse_kernels.layout.page_summaries import PageSummaries
 
@@ -82,7 +83,8 @@ def launch_scores(
     columns = min(128 if pairs >= _MANY_PAIRS else 64, _STEP_BYTES // (dim * q.element_size()))
     step = max(16, columns) // (1 if spread else subs)
     splits = min(max(2, min(_MOST_SPLITS, _PROGRAMS // pairs)), triton.cdiv(batch.tables.shape[1], step))
-    score_pages[(kv_heads, splits + (not summarized), sequences)](
+    _launch(
+        (kv_heads, splits + (not summarized), sequences),
         q, batch.keys, batch.values, summaries.sub_mean, summaries.sub_count, summaries.mean, summaries.value_mean,
         summaries.spread, summaries.stale.view(torch.uint8), batch.tables, batch.lengths, dense, workspace.masses,
         scale * math.log2(math.e), config.sparse_from, capacity, batch.tables.shape[1], splits,
@@ -94,7 +96,7 @@ def launch_scores(
     )  # fmt: skip
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=("splits",))  # type: ignore[untyped-decorator]
 def score_pages(  # type: ignore[no-untyped-def]
     q, k, v, sub_means, sub_counts, means, value_means, spreads, stale, tables, lengths, dense, masses,
     scale, sparse_from, capacity, blocks, splits, s_table,
@@ -221,3 +223,6 @@ def _spread(  # type: ignore[no-untyped-def]
         b_s = tl.dot(b_q, tl.trans(b_mean), input_precision="ieee") + b_norm[:, None] * b_spread[None, :]
         b_s = tl.max(tl.where((o_r < GROUP)[:, None], b_s, float("-inf")), 0)
         tl.store(p_score + i + o_n, b_s, mask=i + o_n < there)
+
+
+_launch = Launcher(score_pages)

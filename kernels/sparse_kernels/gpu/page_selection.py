@@ -12,6 +12,7 @@ import triton.language as tl
 
 from sparse_kernels.config import DecodeConfig
 from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace, check_batch, dependent_launch
+from sparse_kernels.gpu.launches import Launcher
 from sparse_kernels.gpu.page_scores import check_summaries, launch_scores, score_rows
 from sparse_kernels.layout.page_summaries import PageSummaries
 
@@ -70,7 +71,8 @@ def select_pages(
     held = workspace.nobody if dense is None else dense.view(torch.uint8)
     launch_scores(q, batch, summaries, config, scale, capacity, held, workspace, summarized=summarized)
     width, rows = max(16, triton.next_power_of_2(blocks)), score_rows(config, heads // kv_heads)
-    choose_pages[(kv_heads, sequences)](
+    _launch(
+        (kv_heads, sequences),
         batch.tables, batch.lengths, held, workspace.masses, workspace.chosen,
         config.sink, config.recent, config.sparse_from, capacity, blocks, batch.tables.stride(0),
         PAGE=page, GROUP=rows, GROUPS=triton.next_power_of_2(rows), HEADS=kv_heads, WIDTH=width,
@@ -241,3 +243,6 @@ def _narrow(lo, hi, above_lo, above_hi, pivot, above, want):  # type: ignore[no-
 @triton.jit
 def _add(a0, a1, a2, a3, b0, b1, b2, b3):  # type: ignore[no-untyped-def]
     return a0 + b0, a1 + b1, a2 + b2, a3 + b3
+
+
+_launch = Launcher(choose_pages)

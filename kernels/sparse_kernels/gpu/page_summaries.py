@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from sparse_kernels.gpu.checks import check_page
+from sparse_kernels.gpu.launches import Launcher
 from sparse_kernels.layout.page_summaries import PageSummaries
 
 
@@ -36,7 +37,8 @@ def summarize_pages(
         raise ValueError(f"summaries: are of pages of {summaries.page_size} tokens and {tuple(summaries.mean.shape)}")
     if pages.shape != filled.shape or pages.dtype != torch.int32 or filled.dtype != torch.int32:
         raise ValueError(f"pages, filled: {tuple(pages.shape)} and {tuple(filled.shape)}, not int32 of one length")
-    summarize[(pages.numel(), kv_heads)](
+    _launch(
+        (pages.numel(), kv_heads),
         keys, values, pages.contiguous(), filled.contiguous(),
         summaries.sub_mean, summaries.sub_count, summaries.mean, summaries.value_mean, summaries.spread,
         summaries.stale.view(torch.uint8), *keys.stride()[:3],
@@ -94,3 +96,6 @@ def summarize_page(  # type: ignore[no-untyped-def]
     if i_h == 0:
         tl.store(sub_counts + page * SUBS + o_s, b_count.to(tl.int16), mask=o_s < SUBS)
         tl.store(stale + page, 0)
+
+
+_launch = Launcher(summarize)

@@ -23,6 +23,7 @@ from sparse_kernels.gpu.decode_batch import (
     whole_splits,
 )
 from sparse_kernels.gpu.decode_splits import attended_tokens, merge_group, merge_splits, share_splits
+from sparse_kernels.gpu.launches import Launcher
 from sparse_kernels.gpu.page_scores import check_summaries
 from sparse_kernels.gpu.page_selection import page_capacity, select_pages
 from sparse_kernels.layout.page_summaries import PageSummaries
@@ -100,7 +101,8 @@ def paged_decode(
     _attend(
         q, batch, batch.tables, workspace.nobody, workspace, out, scale, _ALWAYS, 0, splits, merge=False, PDL=False
     )  # fmt: skip
-    merge_splits[(kv_heads, sequences, group)](
+    _launch_merge(
+        (kv_heads, sequences, group),
         workspace.nobody, batch.lengths, workspace.parts, workspace.lse, out,
         sequences, splits, *out.stride()[:2],
         PAGE=batch.keys.shape[1], DIM=dim, GROUP=group, SEQUENCES=triton.next_power_of_2(sequences),
@@ -136,7 +138,8 @@ def _attend(
     groups, tile = triton.next_power_of_2(group), _tile(q, batch)
     # Each sequence may have one split more than its share; none has more than its table has room for.
     programs = min(splits + sequences, sequences * triton.cdiv(batch.tables.shape[1] * page, tile * _LEAST))
-    attend_pages[(kv_heads, programs)](
+    _launch_splits(
+        (kv_heads, programs),
         q, batch.keys, batch.values, batch.tables, batch.lengths, dense, chosen,
         workspace.parts, workspace.lse, workspace.counters, out,
         scale * math.log2(math.e), sparse_from, capacity, sequences, splits, batch.tables.stride(0),
@@ -144,11 +147,12 @@ def _attend(
         PAGE=page, DIM=dim, GROUP=group, GROUPS=groups, ROWS=rows, HEADS=kv_heads, TILE=tile,
         SEQUENCES=triton.next_power_of_2(sequences), LEAST=_LEAST,
         MERGED=max(1, min(16, _MERGED // (groups * dim))) if merge else 0,
-        STAGES=3, PDL=PDL, num_warps=4 if rows * dim <= 2048 else 8, **options,
+        STAGES=3, PDL=PDL, num_warps=2 if rows * dim <= 2048 else 8, **options,
     )  # fmt: skip
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# A batch's number of sequences has its variants by powers of 2 only.
+@triton.jit(do_not_specialize=("sequences", "splits"))  # type: ignore[untyped-decorator]
 def attend_pages(  # type: ignore[no-untyped-def]
     q, k, v, tables, lengths, dense, chosen, parts, lse, counters, out,
     scale, sparse_from, capacity, sequences, splits, s_table,
@@ -230,3 +234,6 @@ def attend_pages(  # type: ignore[no-untyped-def]
                     p_group = out + i_s * s_os + i_kv * GROUP * s_oh
                     merge_group(parts, lse, p_group, row, active, s_oh, DIM, GROUP, GROUPS, MERGED)
                     tl.store(counter, 0)
+
+
+_launch_splits, _launch_merge = Launcher(attend_pages), Launcher(merge_splits)

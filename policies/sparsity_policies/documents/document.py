@@ -29,7 +29,8 @@ class _Reader:
         self.violations: list[Violation] = []
 
     def fail(self, path: str, problem: str) -> None:
-        self.violations.append(Violation(path, problem))
+        # What is told of must be text, whatever was written.
+        self.violations.append(Violation(path.encode("utf-8", "backslashreplace").decode(), problem))
 
     def mapping(self, value: object, path: str, kind: type) -> dict[str, Any]:
         """The mapping's known keys; unknown ones are mistakes."""
@@ -51,6 +52,9 @@ class _Reader:
     def text(self, value: object, path: str) -> str:
         if not isinstance(value, str):
             self.fail(path, f"must be text, not {_shape(value)}")
+            return ""
+        if not is_text(value):
+            self.fail(path, "has half a surrogate pair (\\ud800 to \\udfff), which is no character")
             return ""
         return value
 
@@ -114,6 +118,7 @@ class _Reader:
         read: dict[str, Callable[[object, str], Any]] = {
             "min_coverage": self.share,
             "max_quality_dip": self.share,
+            "quality_metric": self.text,
             "max_tier": lambda tier, where: self.word(tier, where, Tier),
             "reasoning_spans_dense": self.flag,
         }
@@ -149,7 +154,7 @@ class _Reader:
             if key not in found:
                 self.fail(key, "is missing")
         labels = found.get("labels", {})
-        if not isinstance(labels, Mapping) or not all(isinstance(v, str) for pair in labels.items() for v in pair):
+        if not isinstance(labels, Mapping) or not all(is_text(v) for pair in labels.items() for v in pair):
             self.fail("labels", "must be a mapping of text to text")
             labels = {}
         return Policy(
@@ -166,6 +171,17 @@ class _Reader:
             owner=self.text(found.get("owner", ""), "owner"),
             description=self.text(found.get("description", ""), "description"),
         )
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is text that can be stored and sent; JSON and YAML can write halves of surrogate pairs, too."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _shape(value: object) -> str:

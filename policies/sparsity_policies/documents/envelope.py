@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from sparsity_rpc.errors import InvalidRequestError
 
-from sparsity_policies.documents.document import Check, encode, parse_policy
+from sparsity_policies.documents.document import Check, encode, is_text, parse_policy
 from sparsity_policies.documents.validate import check_policy
 from sparsity_policies.model import Override, Scope, StoredPolicy, Tier
 
-UNREADABLE = (ValueError, TypeError, KeyError, InvalidRequestError)
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, InvalidRequestError)
 
 
 def open_policy(envelope: str, domain: str, check: Check = check_policy) -> StoredPolicy:
@@ -19,7 +20,7 @@ def open_policy(envelope: str, domain: str, check: Check = check_policy) -> Stor
     Raises:
         ValueError, TypeError, KeyError, InvalidRequestError: when it cannot be read.
     """
-    outer = json.loads(envelope)
+    outer = _fields(envelope)
     policy = parse_policy(json.loads(outer["body"]), check)
     if policy.domain != domain:
         raise ValueError(f"holds the policy of {policy.domain!r}")
@@ -32,6 +33,14 @@ def open_policy(envelope: str, domain: str, check: Check = check_policy) -> Stor
         str(outer["reason"]),
         bool(outer.get("deleted", False)),
     )
+
+
+def _fields(text: str) -> Any:
+    """What a JSON object holds; ValueError where a text of it is none that could be sent."""
+    found = json.loads(text)
+    if not all(is_text(value) for value in found.values() if isinstance(value, str)):
+        raise ValueError("has half a surrogate pair, which is no character")
+    return found
 
 
 def seal_policy(stored: StoredPolicy) -> str:
@@ -78,7 +87,7 @@ def open_overrides(bodies: dict[str, str]) -> tuple[list[Override], dict[str, st
 
 
 def _open_override(name: str, body: str) -> Override:
-    fields = json.loads(body)
+    fields = _fields(body)
     expires = fields["expire_time"]
     return Override(
         id=name,

@@ -6,9 +6,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 from sparsity_rpc.errors import Violation
+from sparsity_serving.bounds import MAX_NAME
 
 from sparsity_policies.matching.cel_cost import MAX_POLICY_STEPS
 from sparsity_policies.matching.conditions import Condition
+from sparsity_policies.matching.folding import folded
 from sparsity_policies.matching.reachability import unreachable
 from sparsity_policies.matching.scan import pattern_problem
 from sparsity_policies.model import Band, Policy, Risk, Tier
@@ -25,6 +27,7 @@ def check_policy(policy: Policy) -> list[Violation]:
         *_rules(policy),
         *unreachable(policy),
         *_detection(policy),
+        *_guards(policy),
         *_rollout(policy),
         *_fallback(policy),
     ]
@@ -83,6 +86,14 @@ def _bands(policy: Policy) -> Iterator[Violation]:
                 yield Violation(path, problem)
 
 
+def _guards(policy: Policy) -> Iterator[Violation]:
+    metric, field = policy.guards.quality_metric, "guards.quality_metric"
+    if metric and policy.guards.max_quality_dip is None:
+        yield Violation(field, "names what no dip is told by; set guards.max_quality_dip, too")
+    if len(metric) > MAX_NAME:
+        yield Violation(field, f"must have {MAX_NAME} characters at most")
+
+
 def _tiers(policy: Policy) -> Iterator[tuple[str, Tier]]:
     for number, band in enumerate(policy.bands):
         yield f"bands[{number}].tier", band.tier
@@ -114,7 +125,7 @@ def _rules(policy: Policy) -> Iterator[Violation]:
 
 def _detection(policy: Policy) -> Iterator[Violation]:
     for number, literal in enumerate(policy.detection.literals):
-        if len(literal.strip()) < 3:
+        if len(folded(literal).strip()) < 3:
             yield Violation(f"detection.literals[{number}]", "must have at least 3 characters")
     seen: dict[str, int] = {}
     for number, exemplar in enumerate(policy.detection.exemplars):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import hyperscan
 
+from sparsity_policies.matching.folding import folded
 from sparsity_policies.model import Detection, Policy
 
 # A change of this many expressions is compiled beside the database that is there; a larger one compiles all anew.
@@ -71,9 +72,9 @@ def load_database(data: bytes) -> Any:
 
 
 def _quoted(literal: str) -> str:
-    """A literal as an expression; white space matches any run of it, so that line breaks hide nothing."""
+    """A literal as an expression, folded as texts are; white space matches any run of it: line breaks hide nothing."""
     special = set("\\^$.|?*+()[]{}#&~-")
-    words = ("".join(f"\\{c}" if c in special else c for c in word) for word in literal.split())
+    words = ("".join(f"\\{c}" if c in special else c for c in word) for word in folded(literal).split())
     return r"\s+".join(words)
 
 

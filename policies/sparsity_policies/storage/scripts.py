@@ -88,10 +88,16 @@ return {revision, clock}
 )
 
 # KEYS: overrides, revision, events, head. ARGV: id, body or "" to delete, stream length, a token of the write.
-# Returns {revision} or {0} if absent.
+# Returns {revision} or {0} if absent. Those that ran out a minute ago, by every router's clock, go with any write.
 OVERRIDE: Final = (
     _NEXT
+    + _CLOCK
     + """
+for _, id in ipairs(redis.call('HKEYS', KEYS[1])) do
+  local ok, known = pcall(cjson.decode, redis.call('HGET', KEYS[1], id))
+  local ends = id ~= ARGV[1] and ok and type(known) == 'table' and tonumber(known.expire_time)
+  if ends and ends + 60 < tonumber(clock) then redis.call('HDEL', KEYS[1], id) end
+end
 local revision = next_revision(KEYS[2])
 if ARGV[2] == '' then
   if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return {0} end

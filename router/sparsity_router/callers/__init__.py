@@ -1,1 +1,1 @@
-"""Who calls, what they may do, and how much of it: keys, tokens, roles, rates."""
+"""Whose calls are let in, and how much of them: tenants and their rates."""

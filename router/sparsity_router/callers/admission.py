@@ -9,12 +9,12 @@ import grpc
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Signals
 from sparsity_rpc.channels import FELL_BACK
+from sparsity_serving.access.access import Access
+from sparsity_serving.access.principals import Role
 from sparsity_serving.sampling import new_tokens
 
-from sparsity_router.callers.access import Access
 from sparsity_router.callers.fields import check_fields
 from sparsity_router.callers.limits import TenantLimits
-from sparsity_router.callers.principals import Role
 
 # A lease is good for a few seconds.
 _FALL_BACK_SECONDS = 30.0
@@ -36,7 +36,7 @@ class Callers:
     """
 
     def __init__(self, access: Access | None = None, limits: TenantLimits | None = None) -> None:
-        self._access = access if access and access.guards_inference else None
+        self._access = access
         self._limits = limits
         # What directed requests were charged, by decision, while their client may still fall back to the relay.
         self._routed: dict[str, tuple[Charge, float]] = {}
@@ -70,7 +70,7 @@ class Callers:
             PermissionDeniedError: when it may not call, or not for this tenant.
         """
         named = request.context.tenant if request is not None else ""
-        if self._access is None:
+        if self._access is None or not self._access.guards_inference:
             return named
         principal = self._access.authenticate(context)
         principal.require(Role.CALLER)

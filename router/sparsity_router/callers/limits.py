@@ -8,32 +8,33 @@ A request that claims more than its tenant's ``priority`` (0 to 9, the default) 
 
 Counted by sliding windows (the `limits` library). A request counts its prompt tokens, as far as they are known, and the
 tokens that it may generate; once it has ended, what it did not use is taken off the tenant's next calls to this router.
+The file is taken up anew when it changes (:mod:`sparsity_serving.reloading`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cachetools import TLRUCache
 from limits import RateLimitItem, parse
-from limits.aio.storage import MemoryStorage, Storage
+from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.errors import StorageError
-from limits.storage import storage_from_string
-from sparsity_policies.storage.connection import close, quoted
+from sparsity_policies.storage.asking import Asking
+from sparsity_policies.storage.connection import close, connect
+from sparsity_policies.storage.redis_faults import CLIENT_ERRORS
 from sparsity_rpc.errors import ConfigurationError, RateLimitError
+from sparsity_serving.access.options_file import read_options_file
 from sparsity_serving.bounds import MAX_PRIORITY
-
-from sparsity_router.callers.options_file import read_options_file
 
 log = logging.getLogger("sparsity.router.limits")
 _ANSWER_SECONDS = 0.05
+_STORE_SECONDS = 2.0
 # After a failure the store is left alone for this long.
 _AWAY_SECONDS = 1.0
 _MOST_CREDITS = 10_000
@@ -48,20 +49,45 @@ class Rates:
     priority: int = MAX_PRIORITY
 
 
+class TenantRates(NamedTuple):
+    """What a file says: the rates of tenants, and of those without their own."""
+
+    default: Rates
+    tenants: Mapping[str, Rates]
+
+
+def read_rates(path: Path) -> TenantRates:
+    """Reads a file.
+
+    Raises:
+        ConfigurationError: naming the file and the entry.
+    """
+    document = read_options_file("--tenant-limits", path)
+    if not isinstance(document, dict) or not document.keys() <= {"default", "tenants"}:
+        raise ConfigurationError(f"--tenant-limits: {path}: must have `default` and `tenants`, and no other field")
+    default = _of_entry(document.get("default", {}), Rates(), f"--tenant-limits: {path}: default")
+    entries = document.get("tenants", {})
+    if not isinstance(entries, dict):
+        raise ConfigurationError(f"--tenant-limits: {path}: tenants: must map names to rates")
+    where = f"--tenant-limits: {path}: tenants"
+    tenants = {str(name): _of_entry(entry, default, f"{where}.{name}") for name, entry in entries.items()}
+    return TenantRates(default, tenants)
+
+
 class TenantLimits:
     """Counts what tenants use.
 
     Args:
-        default: rates of tenants without their own.
-        tenants: rates by tenant.
+        rates: by tenant.
         redis_url: where routers count together; None counts in this process.
     """
 
-    def __init__(self, default: Rates, tenants: Mapping[str, Rates], redis_url: str | None) -> None:
-        self._default = default
-        self._tenants = dict(tenants)
+    def __init__(self, rates: TenantRates, redis_url: str | None) -> None:
+        self._rates = rates
         self._local = SlidingWindowCounterRateLimiter(MemoryStorage())
-        self._shared = SlidingWindowCounterRateLimiter(_storage(redis_url)) if redis_url else None
+        store = _StoreStorage(connect(redis_url, _STORE_SECONDS)) if redis_url else None
+        self._shared = SlidingWindowCounterRateLimiter(store) if store else None
+        self._asking = Asking()
         self._away_until = 0.0
         # What was counted and not used, and until when it may be made up for.
         self._credits: TLRUCache[tuple[str, str], tuple[int, float]] = TLRUCache(
@@ -75,25 +101,18 @@ class TenantLimits:
         Raises:
             ConfigurationError: naming the file and the entry.
         """
-        if path is None:
-            return None
-        document = read_options_file("--tenant-limits", path)
-        if not isinstance(document, dict) or not document.keys() <= {"default", "tenants"}:
-            raise ConfigurationError(f"--tenant-limits: {path}: must have `default` and `tenants`, and no other field")
-        default = _rates(document.get("default", {}), Rates(), f"--tenant-limits: {path}: default")
-        entries = document.get("tenants", {})
-        if not isinstance(entries, dict):
-            raise ConfigurationError(f"--tenant-limits: {path}: tenants: must map names to rates")
-        where = f"--tenant-limits: {path}: tenants"
-        tenants = {str(name): _rates(entry, default, f"{where}.{name}") for name, entry in entries.items()}
-        return cls(default, tenants, redis_url)
+        return None if path is None else cls(read_rates(path), redis_url)
+
+    def take(self, rates: TenantRates) -> None:
+        """Goes by other rates from the next call on; what was counted stays counted."""
+        self._rates = rates
 
     def priority(self, tenant: str) -> int:
         """The most urgent priority that a tenant's requests may have."""
         return self._of(tenant).priority
 
     def _of(self, tenant: str) -> Rates:
-        return self._tenants.get(tenant, self._default)
+        return self._rates.tenants.get(tenant, self._rates.default)
 
     async def request(self, tenant: str) -> None:
         """Counts a request.
@@ -132,6 +151,7 @@ class TenantLimits:
 
     async def close(self) -> None:
         """Closes the connections to the store."""
+        await self._asking.close()
         if self._shared is not None:
             storage: Any = self._shared.storage
             await close(storage.bridge.storage)
@@ -145,8 +165,7 @@ class TenantLimits:
         limiter, allowed, whole, cost = self._local, None, cost, cost - paid
         if self._shared is not None and time.monotonic() > self._away_until:
             try:
-                async with asyncio.timeout(_ANSWER_SECONDS):
-                    allowed = await self._shared.hit(rate, what, tenant, cost=cost)
+                allowed = await self._asking.answer(self._shared.hit(rate, what, tenant, cost=cost), _ANSWER_SECONDS)
                 limiter = self._shared
             except (StorageError, TimeoutError, OSError) as error:
                 log.warning("tenant limits are counted by this router alone for now: %s", error or "no answer in time")
@@ -167,8 +186,7 @@ class TenantLimits:
         self, limiter: SlidingWindowCounterRateLimiter, rate: RateLimitItem, what: str, tenant: str
     ) -> float:
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                stats = await limiter.get_window_stats(rate, what, tenant)
+            stats = await self._asking.answer(limiter.get_window_stats(rate, what, tenant), _ANSWER_SECONDS)
         except (StorageError, TimeoutError, OSError):
             return 1.0
         return min(max(stats.reset_time - time.time(), 0.1), float(rate.get_expiry()))
@@ -178,7 +196,7 @@ def _per(rate: RateLimitItem) -> str:
     return f"per {rate.multiples} {rate.GRANULARITY.name}s" if rate.multiples > 1 else f"per {rate.GRANULARITY.name}"
 
 
-def _rates(entry: object, default: Rates, where: str) -> Rates:
+def _of_entry(entry: object, default: Rates, where: str) -> Rates:
     if not isinstance(entry, dict) or not entry.keys() <= {"requests", "tokens", "priority"}:
         problem = "must have requests and tokens, such as 100/second, and priority, and no other field"
         raise ConfigurationError(f"{where}: {problem}")
@@ -196,10 +214,23 @@ def _rates(entry: object, default: Rates, where: str) -> Rates:
     return Rates(**found, priority=priority)
 
 
-def _storage(redis_url: str) -> Storage:
-    """The library's storage for one of our store URLs."""
-    scheme, _, rest = quoted(redis_url).partition("://")
-    options: dict[str, Any] = {"implementation": "redispy", "key_prefix": "sparsity:limits", "wrap_exceptions": True}
-    made = storage_from_string(f"async+{scheme}://{rest}", **options)
-    assert isinstance(made, Storage)
-    return made
+class _StoreStorage(RedisStorage):
+    """The library's counters behind a client of ours, which knows every kind of store URL."""
+
+    # Not one for URLs.
+    STORAGE_SCHEME = []  # noqa: RUF012
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        # Nothing is ever sent to the place of this URL.
+        super().__init__("async+redis://", wrap_exceptions=True, implementation="redispy", key_prefix="sparsity:limits")
+
+    def configure_bridge(self) -> None:
+        """Puts the client where the library keeps its own."""
+        bridge: Any = self.bridge
+        bridge.storage, bridge.connection_getter = self._client, lambda _: self._client
+
+    @property
+    def base_exceptions(self) -> tuple[type[Exception], ...]:
+        """What becomes a StorageError."""
+        return CLIENT_ERRORS

@@ -1,6 +1,6 @@
 """Where workers are: a fixed address, a DNS name, or a Kubernetes service.
 
-    --worker 10.0.0.7:7001                    one worker
+    --worker 10.0.0.7:7001                    one worker, or [fd00::7]:7001
     --worker dns:///workers.example:7001      every address of the name, such as a headless service
     --worker k8s:///namespace/service:7001    the service's ready endpoints; port by number or by name
 
@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving.addresses import FORM, joined, read_address
 
 log = logging.getLogger("sparsity.router.discovery")
 _RESOLVE_SECONDS = 5.0
@@ -57,10 +58,7 @@ class Dns:
 
     def __init__(self, place: str, seconds: float = _RESOLVE_SECONDS) -> None:
         self.known: Collection[str] = ()
-        self._host, _, port = urlsplit(place).path.strip("/").rpartition(":")
-        if not self._host or not port.isdigit():
-            raise ConfigurationError(f"--worker: {place}: must be dns:///host:port")
-        self._port = int(port)
+        self._host, self._port = read_address(urlsplit(place).path.strip("/"), f"--worker: {place}")
         self._seconds = seconds
 
     async def follow(self) -> AsyncIterator[Collection[str]]:
@@ -73,15 +71,11 @@ class Dns:
             except OSError as error:
                 log.warning("%s cannot be resolved: %s; its last workers are kept", self._host, error)
             else:
-                found = {_joined(address[0], address[1]) for *_, address in answers}
+                found = {joined(str(address[0]), self._port) for *_, address in answers}
                 if found != last:
                     last = found
                     yield found
             await asyncio.sleep(self._seconds)
-
-
-def _joined(host: object, port: object) -> str:
-    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
 
 
 class EndpointSlices:
@@ -152,7 +146,7 @@ class EndpointSlices:
             for endpoint in item.endpoints or ():
                 conditions = endpoint.conditions
                 ready = conditions is None or (conditions.ready is not False and not conditions.terminating)
-                found |= {_joined(address, port) for address in endpoint.addresses if ready for port in ports}
+                found |= {joined(address, port) for address in endpoint.addresses if ready for port in ports}
         return found
 
 
@@ -170,10 +164,10 @@ def discover(places: Iterable[str]) -> list[Discovery]:
     for place in places:
         scheme, separator, _ = place.partition("://")
         if not separator:
-            fixed.append(place)
+            fixed.append(str(read_address(place, "--worker")))
         elif scheme in SOURCES:
             found.append(SOURCES[scheme](place))
         else:
             known = ", ".join(f"{name}:///" for name in SOURCES)
-            raise ConfigurationError(f"--worker: {place}: must be host:port, or begin with one of {known}")
+            raise ConfigurationError(f"--worker: {place}: must be {FORM}, or begin with one of {known}")
     return [Static(fixed), *found] if fixed else found

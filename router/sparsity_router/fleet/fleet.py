@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from sparsity_policies.model import Tier
 from sparsity_rpc.tls import ClientTls
+from sparsity_serving.access.lease_keys import LeaseKeys
 from sparsity_serving.engines import SGLANG
 
 from sparsity_router.fleet.breaker import RetryBudget
@@ -48,7 +49,7 @@ class Fleet:
         places: where workers are, see :mod:`sparsity_router.fleet.discovery`.
         tokenizer_digest: a worker of another tokenizer is not used.
         timeout: silence after which a worker counts as gone, seconds.
-        lease_key: what requests to workers are signed with.
+        lease_keys: what requests to workers are signed with.
         admission: how requests are let in.
         tls: what is trusted of workers, and shown to them.
         engine: a worker of another engine is not used.
@@ -59,12 +60,12 @@ class Fleet:
         places: tuple[str, ...],
         tokenizer_digest: str,
         timeout: float,
-        lease_key: bytes | None = None,
+        lease_keys: LeaseKeys | None = None,
         admission: Admission | None = None,
         tls: ClientTls | None = None,
         engine: str = SGLANG,
     ) -> None:
-        self.lease_key = lease_key
+        self.lease_keys = lease_keys
         self.admission = admission or Admission()
         self.retries = RetryBudget()
         self.queues = {tier: TierQueue(self.admission.queue_limit) for tier in Tier}

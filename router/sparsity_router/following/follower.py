@@ -125,8 +125,7 @@ class PolicyFollower:
                     await self._look()
                     if building is None or building.done():
                         building = asyncio.create_task(self._keep_building())
-                    if self._disk is not None and self._saved == self._version and self._is_current:
-                        self._disk.confirm()
+                    self._confirm_saved()
                     continue
                 except StoreError as error:
                     log.warning("%s; serving revision %d, %.0f s old", error, self.snapshot.revision, self.age)
@@ -152,11 +151,24 @@ class PolicyFollower:
                     await BUILDS.run(self._disk.save, self.snapshot.revision, stored, *overrides, self.age)
                     self._saved, self.unsaved = version, ""
                 except OSError as error:
-                    # Told once, however often it is tried.
-                    if self.unsaved != str(error):
-                        log.error("--snapshot-file: %s; a restart without the store would find older policies", error)
-                    self.unsaved = str(error)
+                    self._tell_unsaved(error)
                     await asyncio.sleep(_RETRY_SECONDS)
+
+    def _confirm_saved(self) -> None:
+        """Notes on the disk that what lies there is current."""
+        if self._disk is not None and self._saved == self._version and self._is_current:
+            try:
+                self._disk.confirm()
+                self.unsaved = ""
+            except OSError as error:
+                self._tell_unsaved(error)
+
+    def _tell_unsaved(self, error: OSError) -> None:
+        """Told once, however often it is tried."""
+        problem = f"--snapshot-file: {error}; a restart without the store would find older policies"
+        if problem != self.unsaved:
+            log.error("%s", problem)
+        self.unsaved = problem
 
     async def refresh(self) -> None:
         """Takes up what changed.

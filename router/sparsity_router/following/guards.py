@@ -78,6 +78,8 @@ class GuardMonitor:
         policy = self._policies.snapshot.policy(outcome.domain)
         if policy is None or policy.guards.max_quality_dip is None or not outcome.arm:
             return
+        if policy.guards.quality_metric not in ("", outcome.metric):
+            return
         windows = self._scores.setdefault(outcome.domain, Metrics()).add(outcome.metric, outcome.arm, outcome.score)
         since = self._since(outcome.domain)
         means = {arm: windows[arm].mean(since) for arm in (ROLLED_OUT, HELD_BACK) if arm in windows}

@@ -1,17 +1,21 @@
 """Overrides among the router processes that share a port: what is set at one acts at all, store or not.
 
 A folder holds one small file an event, named by time and process. Who starts late reads them all, so that a process
-that was restarted during an outage of the store knows the kill switch too.
+that was restarted during an outage of the store knows the kill switch too. What says nothing any more is removed: all
+events of an override but its last, and that too an hour after it ended or the store had it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
+import re
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from sparsity_policies.documents.envelope import UNREADABLE, open_overrides, seal_override
 
@@ -19,6 +23,23 @@ from sparsity_router.following.overrides import Change, Overrides
 
 log = logging.getLogger("sparsity.router.siblings")
 _POLL_SECONDS = 0.05
+# Who runs has read it within a poll, and who starts later asks the store, or reads what its siblings saved.
+_KEPT_SECONDS = 3600.0
+_NAME = re.compile(r"\d+-\d+-\d+\.json")
+
+
+class _Event(NamedTuple):
+    """What a file tells: of which override, and until when nobody else would say so, seconds since the epoch."""
+
+    about: str
+    until: float = 0.0
+
+    @classmethod
+    def of(cls, change: Change) -> _Event:
+        """The event of a change."""
+        if change.override is None or change.revision:
+            return cls(change.id)
+        return cls(change.id, change.override.expire_time or float("inf"))
 
 
 class Siblings:
@@ -27,7 +48,8 @@ class Siblings:
     def __init__(self, folder: Path, overrides: Overrides) -> None:
         self._folder = folder
         self._overrides = overrides
-        self._seen: set[str] = set()
+        # What was read, by file.
+        self._read: dict[str, _Event] = {}
         self._count = 0
         overrides.tell = self._tell
 
@@ -39,7 +61,7 @@ class Siblings:
         scratch = self._folder / f"{name}.part"
         try:
             scratch.write_text(json.dumps(content), encoding="utf-8")
-            self._seen.add(name)
+            self._read[name] = _Event.of(change)
             os.replace(scratch, self._folder / name)
         except OSError as error:
             log.error("the other router processes of this machine are not told of an override: %s", error)
@@ -51,18 +73,46 @@ class Siblings:
             await asyncio.sleep(_POLL_SECONDS)
 
     def look(self) -> None:
-        """Takes up what is new."""
-        names = sorted(entry.name for entry in os.scandir(self._folder) if entry.name.endswith(".json"))
+        """Takes up what is new, and removes what is past."""
+        # Before the folder is listed: a signal may tell of something at any time.
+        known = list(self._read)
+        names = sorted(entry.name for entry in os.scandir(self._folder) if _NAME.fullmatch(entry.name))
         for name in names:
-            if name in self._seen:
-                continue
-            self._seen.add(name)
-            try:
-                told = json.loads((self._folder / name).read_text(encoding="utf-8"))
-                name, sealed, revision = str(told["id"]), told["override"], int(told["revision"])
-                found, broken = open_overrides({name: sealed} if sealed else {})
-                self._overrides.apply(Change(name, found[0] if found else None, revision))
-                if broken:
-                    raise ValueError(broken)
-            except (OSError, *UNREADABLE) as error:
-                log.error("%s tells of an override that cannot be read: %s", name, error)
+            if name not in self._read:
+                self._take(name)
+        for name in set(known).difference(names):
+            del self._read[name]
+        self._prune([name for name in names if name in self._read])
+
+    def _take(self, name: str) -> None:
+        event = _Event(name)
+        try:
+            told = json.loads((self._folder / name).read_text(encoding="utf-8"))
+            event = _Event(str(told["id"]))
+            sealed, revision = told["override"], int(told["revision"])
+            found, broken = open_overrides({event.about: sealed} if sealed else {})
+            change = Change(event.about, found[0] if found else None, revision)
+            self._overrides.apply(change)
+            event = _Event.of(change)
+            if broken:
+                raise ValueError(broken)
+        except FileNotFoundError:
+            # Removed by another process, because something later says more.
+            return
+        except (OSError, *UNREADABLE) as error:
+            log.error("%s tells of an override that cannot be read: %s", event.about, error)
+        self._read[name] = event
+
+    def _prune(self, names: list[str]) -> None:
+        last = {self._read[name].about: name for name in names}
+        long_ago = time.time() - _KEPT_SECONDS
+        for name in names:
+            event = self._read[name]
+            if last[event.about] != name or (event.until < long_ago and _time_of(name) < long_ago):
+                with contextlib.suppress(OSError):
+                    (self._folder / name).unlink(missing_ok=True)
+
+
+def _time_of(name: str) -> float:
+    """When the event of a file was, seconds since the epoch."""
+    return int(name.partition("-")[0]) / 1e9

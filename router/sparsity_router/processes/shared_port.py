@@ -17,13 +17,14 @@ import threading
 from collections.abc import Mapping, Sequence
 
 from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving.addresses import Address, joined, read_address
 
 log = logging.getLogger("sparsity.router.processes")
 _POLL_SECONDS = 0.1
 _RESTART_SECONDS = 1.0
 # A configuration that cannot be used ends a router with this.
 _UNUSABLE = 2
-_PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
+_PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 def run(arguments: Sequence[str], listen: str, count: int, own: Mapping[str, str | None]) -> int:
@@ -50,9 +51,9 @@ def run(arguments: Sequence[str], listen: str, count: int, own: Mapping[str, str
         signal.signal(number, lambda *_: stopping.set())
     for number in _PASSED_ON:
         signal.signal(number, pass_on)
-    host = listen.rsplit(":", 1)[0]
-    with _held(listen) as holder, tempfile.TemporaryDirectory(prefix="sparsity-router-") as folder:
-        address = f"{host}:{holder.getsockname()[1]}"
+    shared = read_address(listen, "--listen")
+    with _held(shared) as holder, tempfile.TemporaryDirectory(prefix="sparsity-router-") as folder:
+        address = joined(shared.host, holder.getsockname()[1])
         command = [sys.executable, "-m", "sparsity_router", *arguments, "--processes", "1"]
         command += ["--listen", address, "--siblings", folder]
         log.info("%d router processes on %s", count, address)
@@ -84,21 +85,19 @@ def _own(addresses: Mapping[str, str | None], place: int) -> list[str]:
     """The arguments that the process at ``place`` has for itself."""
     arguments: list[str] = []
     for option, first in addresses.items():
-        host, _, port = (first or "").rpartition(":")
-        # What is no address is told by the process that is given it.
-        address = f"{host}:{int(port) + place}" if port.isdigit() else first
-        arguments += [option, address] if address else []
+        if first:
+            host, port = read_address(first, option)
+            arguments += [option, joined(host, port + place)]
     return arguments
 
 
-def _held(listen: str) -> socket.socket:
+def _held(place: Address) -> socket.socket:
     """A socket that is bound to the address and does not listen: connections go to the children."""
-    host, _, port = listen.rpartition(":")
-    holder = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    holder = socket.socket(place.family, socket.SOCK_STREAM)
     try:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        holder.bind((host.strip("[]"), int(port)))
-    except (OSError, ValueError) as error:
+        holder.bind(tuple(place))
+    except OSError as error:
         holder.close()
-        raise ConfigurationError(f"--listen: cannot listen on {listen}: {error}") from error
+        raise ConfigurationError(f"--listen: cannot listen on {place}: {error}") from error
     return holder

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from opentelemetry import metrics
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.snapshot import Snapshot
+from sparsity_policies.matching.folding import folded
 from sparsity_policies.matching.scan import ScanResult
 from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, histogram
 
@@ -28,8 +29,8 @@ class Opened(NamedTuple):
         special: whether the model puts something around it.
         size: bytes that are tokenized.
         words: what its caller wrote.
-        seen: what a scan must see of that.
-        length: bytes of what its caller wrote.
+        length: bytes of that.
+        data: what is scanned, in UTF-8: what was written, and what it may be read as.
     """
 
     ids: list[int]
@@ -37,8 +38,8 @@ class Opened(NamedTuple):
     special: bool
     size: int
     words: str
-    seen: str
     length: int
+    data: bytes
 
 
 class Scanned(NamedTuple):
@@ -64,18 +65,28 @@ def open_prompt(prompt: Prompt, request: inference_pb2.GenerateRequest, tokenize
     if prompt.kind == "token_ids":
         ids = list(request.token_ids.ids)
         words = tokenizer.decode(ids)
-        return Opened(ids, "", False, prompt.size, words, words, len(words.encode()))
+        data = words.encode()
+        return Opened(ids, "", False, prompt.size, words, len(data), _as_read(data))
+    data = _as_read(prompt.data)
     if prompt.kind == "text":
-        return Opened([], prompt.text, True, prompt.size, prompt.text, prompt.seen, prompt.size)
+        return Opened([], prompt.text, True, prompt.size, prompt.text, prompt.size, data)
     rendered = tokenizer.render(request.chat)
-    return Opened([], rendered, False, len(rendered.encode()), prompt.text, prompt.seen, prompt.size)
+    return Opened([], rendered, False, len(rendered.encode()), prompt.text, prompt.size, data)
 
 
-def scan(opened: Opened, snapshot: Snapshot, data: bytes = b"") -> Scanned:
-    """Scans a prompt for the detection of ``snapshot``; ``data`` is what is seen in UTF-8, where that is at hand."""
+def _as_read(data: bytes) -> bytes:
+    """What is scanned of a text: as it was written, and as it is read."""
+    if data.isascii():
+        return data
+    read = folded(data.decode()).encode()
+    return data if read == data else data + b"\n" + read
+
+
+def scan(opened: Opened, snapshot: Snapshot) -> Scanned:
+    """Scans a prompt for the detection of ``snapshot``."""
     started = time.monotonic()
     try:
-        result = snapshot.scanner.scan(data or opened.seen)
+        result = snapshot.scanner.scan(opened.data)
     except ValueError as error:
         return Scanned(opened, _NOTHING, str(error))
     _scanning.record(time.monotonic() - started)

@@ -17,14 +17,12 @@ class Prompt(NamedTuple):
     Attributes:
         kind: `text`, `chat` or `token_ids`.
         text: all of it, control tokens broken up; empty for token ids.
-        seen: what is scanned: the text, and what is read without the control tokens in it.
-        data: that in UTF-8.
+        data: what is scanned, in UTF-8: the text, and what is read without the control tokens in it.
         size: bytes to work on.
     """
 
     kind: str
     text: str
-    seen: str
     data: bytes
     size: int
 
@@ -70,7 +68,7 @@ def read_prompt(request: inference_pb2.GenerateRequest, bounds: Bounds) -> Promp
         if (highest := max(ids)) >= bounds.vocabulary_size:
             problem = f"{highest} is not below the vocabulary size {bounds.vocabulary_size}"
             raise InvalidRequestError.of("token_ids.ids", problem)
-        return Prompt(kind, "", "", b"", 4 * len(ids))
+        return Prompt(kind, "", b"", 4 * len(ids))
     if kind == "text":
         text, field = request.text, "text"
     elif len(request.chat.messages) > MAX_MESSAGES:
@@ -87,8 +85,7 @@ def read_prompt(request: inference_pb2.GenerateRequest, bounds: Bounds) -> Promp
     if size > bounds.max_bytes:
         problem = f"is {size} bytes long; this router takes {bounds.max_bytes}: shorten the prompt"
         raise InvalidRequestError.of(field, problem)
-    seen = text
     if bounds.control.occur(text):
-        seen, text = bounds.control.to_scan(text), bounds.control.as_text(text)
-        data, size = seen.encode(), len(text.encode())
-    return Prompt(kind, text, seen, data, size)
+        data, text = bounds.control.to_scan(text).encode(), bounds.control.as_text(text)
+        size = len(text.encode())
+    return Prompt(kind, text, data, size)

@@ -11,7 +11,8 @@ from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.model import Tier
 from sparsity_rpc import tracing
 from sparsity_serving import telemetry
-from sparsity_serving.leases import sign
+from sparsity_serving.access.lease_keys import LeaseKeys
+from sparsity_serving.access.leases import sign
 
 from sparsity_router.fleet.patience import spoken
 from sparsity_router.fleet.workers import Worker
@@ -32,7 +33,7 @@ async def dispatch(
     tier: Tier,
     attempt: int,
     timeout: float | None,
-    lease: tuple[bytes | None, str],
+    lease: tuple[LeaseKeys | None, str],
     allows: Callable[[Tier], bool] = lambda tier: True,
 ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
     """Streams the worker's messages; closing the generator cancels the worker's request.
@@ -43,7 +44,7 @@ async def dispatch(
         tier: that it serves the request at.
         attempt: number of this try, which makes its id unique.
         timeout: seconds that are left of the client's deadline; None without one.
-        lease: the key to sign with, or None, and the decision's id.
+        lease: the keys to sign with, or None, and the decision's id.
         allows: whether policy still gives the request the tier; asked when nothing is left to wait for.
 
     Raises:
@@ -56,9 +57,9 @@ async def dispatch(
     own.CopyFrom(request)
     own.request_id = f"{request.request_id}.{attempt}"
     own.tier = tier.value  # type: ignore[assignment]
-    key, decision_id = lease
-    if key is not None:
-        own.lease.CopyFrom(sign(key, own, worker.name, decision_id))
+    keys, decision_id = lease
+    if keys is not None:
+        own.lease.CopyFrom(sign(keys, own, worker.name, decision_id))
     with tracing.detached_span(_tracer, "router.dispatch", trace.SpanKind.CLIENT) as (span, metadata):
         span.set_attributes({telemetry.WORKER_ID: worker.name, telemetry.TIER: tier.word, telemetry.ATTEMPT: attempt})
         with worker.dispatched(own.request_id, outstanding_tokens(own)):

@@ -63,12 +63,7 @@ class Relayed:
 class _Relay:
     """One request on its way."""
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        request: WorkerRequest,
-        context: grpc.aio.ServicerContext[Any, Any],
-    ) -> None:
+    def __init__(self, fleet: Fleet, request: WorkerRequest, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self._fleet = fleet
         self._request = request
         self._review = request.decided.review
@@ -140,7 +135,7 @@ class _Relay:
     def _open(self, worker: Worker, tier: Tier) -> Attempt:
         self.tried.targets.add(worker.target)
         self.tried.count += 1
-        lease, left = (self._fleet.lease_key, self._request.decided.decision_id), self._context.time_remaining()
+        lease, left = (self._fleet.lease_keys, self._request.decided.decision_id), self._context.time_remaining()
         stream = dispatch(worker, self._request.message, tier, self.tried.count, left, lease, self._allows)
         # Asked again, so that what is told of the request does not hang on what picked its worker.
         return Attempt(worker, stream, served(self.decision, tier, self._fleet), self._review())
@@ -184,9 +179,7 @@ class _Relay:
 
 
 async def relay(
-    fleet: Fleet,
-    request: WorkerRequest,
-    context: grpc.aio.ServicerContext[Any, Any],
+    fleet: Fleet, request: WorkerRequest, context: grpc.aio.ServicerContext[Any, Any]
 ) -> AsyncGenerator[Relayed]:
     """Relays the stream of the first worker that answers.
 

@@ -152,7 +152,7 @@ class Shadow:
         request.request_id, request.priority = f"shadow-{sample.decision_id}", 0
         request.sampling.max_new_tokens = len(sample.tokens)
         found: list[int] = []
-        lease = (self._fleet.lease_key, sample.decision_id)
+        lease = (self._fleet.lease_keys, sample.decision_id)
         try:
             async with aclosing(dispatch(worker, request, Tier.DENSE, 1, _SECONDS, lease)) as answers:
                 async for answer in answers:

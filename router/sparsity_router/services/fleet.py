@@ -7,9 +7,9 @@ from typing import Any
 import grpc
 from sparsity.v1 import fleet_pb2
 from sparsity_policies.model import Tier
+from sparsity_serving.access.access import Access
+from sparsity_serving.access.principals import Role
 
-from sparsity_router.callers.access import Access
-from sparsity_router.callers.principals import Role
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.fleet.replicas import Replica, Replicas
 from sparsity_router.fleet.workers import State, Worker
@@ -72,6 +72,7 @@ def _router(replica: Replica) -> fleet_pb2.RouterStatus:
         address=replica.address,
         policy_revision=replica.revision,
         content_hash=replica.content_hash,
+        problems=replica.problems,
     )
     status.policy_age.FromNanoseconds(int(replica.policy_age * 1e9))
     status.policy_lag.FromNanoseconds(int(replica.policy_lag * 1e9))

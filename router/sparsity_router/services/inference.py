@@ -16,8 +16,9 @@ from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.wire import decision_to_wire, signals_to_wire
 from sparsity_rpc import tracing
 from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, NotFoundError, SparsityError, TokenCountError
+from sparsity_serving.access.lease_keys import LeaseKeys
+from sparsity_serving.access.leases import sign
 from sparsity_serving.bounds import MAX_NAME, check_labels, check_name
-from sparsity_serving.leases import sign
 
 from sparsity_router.callers.admission import Callers
 from sparsity_router.decisions.alternatives import alternatives
@@ -53,7 +54,7 @@ class InferenceService:
         model: the served model's name.
         observer: told of every decision that was relayed.
         decisions: joins outcomes to decisions; None without a store.
-        lease_key: what leases are signed with; None gives none.
+        lease_keys: what leases are signed with; None gives none.
         sessions: keeps conversations at their tier; None lets them move freely.
         callers: lets calls in; None lets everybody in.
         shadow: repeats a share of the sparse answers on dense workers.
@@ -67,7 +68,7 @@ class InferenceService:
         model: str,
         observer: Observer | None = None,
         decisions: DecisionLog | None = None,
-        lease_key: bytes | None = None,
+        lease_keys: LeaseKeys | None = None,
         sessions: Sessions | None = None,
         callers: Callers | None = None,
         shadow: Shadow | None = None,
@@ -79,7 +80,7 @@ class InferenceService:
         self._model = model
         self._observer = observer
         self._decisions = decisions
-        self._lease_key = lease_key
+        self._lease_keys = lease_keys
         self._callers = callers or Callers()
         self._shadow = shadow
 
@@ -142,7 +143,7 @@ class InferenceService:
         with tracing.server_span(_tracer, "router.route", context) as span:
             asked = request.request
             await self._callers.admit(asked, context, self._context_length)
-            if self._lease_key is None:
+            if self._lease_keys is None:
                 raise ConfigurationError("this router signs no leases: it was started without --lease-key-file")
             decided = await self._decide(asked, uuid.uuid4().hex)
             charge = await self._callers.charge(asked, decided.signals)
@@ -164,7 +165,7 @@ class InferenceService:
             return inference_pb2.RouteResponse(
                 decision=decision_to_wire(served, decided.decision_id),
                 endpoint=worker.target,
-                lease=sign(self._lease_key, message, worker.name, decided.decision_id),
+                lease=sign(self._lease_keys, message, worker.name, decided.decision_id),
                 worker_request=message.SerializeToString(),
             )
 

@@ -17,6 +17,8 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import ConfigurationError
 
+from sparsity_serving.otlp import metric_exporter
+
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricReader
 
@@ -47,7 +49,8 @@ def configure_metrics(service: str, listen: str | None, *, disabled: bool) -> No
         disabled: whether OTEL_SDK_DISABLED holds, which also leaves the endpoint out.
 
     Raises:
-        ConfigurationError: for an exporter other than otlp, console or none, or an address that cannot be listened on.
+        ConfigurationError: for an exporter other than otlp, console or none, a protocol that is not known, or an
+            address that cannot be listened on.
     """
     kind = "none" if disabled else os.environ.get("OTEL_METRICS_EXPORTER") or "none"
     if kind not in ("otlp", "console", "none"):
@@ -62,9 +65,7 @@ def configure_metrics(service: str, listen: str | None, *, disabled: bool) -> No
     if kind == "console":
         readers.append(PeriodicExportingMetricReader(ConsoleMetricExporter()))
     elif kind == "otlp":
-        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-
-        readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
+        readers.append(PeriodicExportingMetricReader(metric_exporter()))
     if listen is not None and not disabled:
         readers.append(_prometheus(listen))
     resource = Resource.create({"service.name": service})
@@ -74,14 +75,14 @@ def configure_metrics(service: str, listen: str | None, *, disabled: bool) -> No
 def _prometheus(listen: str) -> MetricReader:
     from prometheus_client import REGISTRY, start_http_server
 
+    from sparsity_serving.addresses import read_address, require_free
     from sparsity_serving.metrics.exemplars import ExemplarCollector
-    from sparsity_serving.server import require_free
 
     require_free(listen, "--metrics-listen", any_port=False)
-    host, _, port = listen.rpartition(":")
+    host, port = read_address(listen, "--metrics-listen")
     collector = ExemplarCollector()
     REGISTRY.register(collector)
-    start_http_server(int(port), host.strip("[]"))
+    start_http_server(port, host)
     return collector.reader
 
 
@@ -98,8 +99,8 @@ def observe(meter: metrics.Meter, gauges: Iterable[Observed], counters: Iterable
 
 
 def scalar(read: Callable[[], float], attributes: Mapping[str, str] | None = None) -> Callable[[], list[Observation]]:
-    """What a gauge or a counter of one series reads."""
-    return lambda: [Observation(read(), attributes)]
+    """What a gauge or a counter of one series reads; a truth value is told as 0 or 1, because OTLP knows none."""
+    return lambda: [Observation(+read(), attributes)]
 
 
 def histogram(meter: metrics.Meter, name: str, unit: str, what: str, bounds: Sequence[float]) -> metrics.Histogram:

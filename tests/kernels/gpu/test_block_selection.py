@@ -48,6 +48,19 @@ def test_a_batch_selects_what_each_sequence_does_alone(score: str, rule: tuple[s
         assert torch.allclose(case.of(number, found.coverage), wanted.coverage, atol=1e-5)
 
 
+@pytest.mark.parametrize("score", SCORES)
+def test_a_share_of_the_blocks_is_one_of_the_whole_prompts(score: str) -> None:
+    """A tile of a first chunk keeps as many as one of a prompt that is read at once."""
+    case, totals = Case([(0, 160), (64, 64)]), torch.tensor([640, 128])
+    config = replace(CONFIG, score=score, rule="top_k", threshold=0.1)
+    found = launch(select_blocks, case.q, case.batch, case.summaries, config, SCALE, totals=totals)
+    for number, whole in enumerate(totals.tolist()):
+        wanted = case.one(number, config, whole).kept
+        assert torch.equal(case.of(number, found.kept)[..., : wanted.shape[2]], wanted)
+    # Sink, window, and four more, where 1 would be a tenth of what is there.
+    assert case.of(0, found.kept)[:, -1].sum(-1).tolist() == [6, 6]
+
+
 def test_thresholds_by_head_and_dense_last_tiles() -> None:
     case, total = Case([(0, 160), (0, 160)]), 300
     config = replace(CONFIG, head_thresholds=(0.0, 0.9), dense_last_tiles=1)

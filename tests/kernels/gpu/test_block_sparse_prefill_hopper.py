@@ -8,6 +8,7 @@ import pytest
 import torch
 from sparse_kernels import PagedSequence, PageSummaries
 from sparse_kernels.gpu.block_sparse_prefill import PrefillOutput, block_sparse_prefill, implementation
+from sparse_kernels.gpu.hopper import block_sparse_prefill as kernels
 from sparse_kernels.layout.batch import PagedBatch
 from sparse_kernels.layout.block_index import BlockIndex
 from sparse_kernels.mean_correction import Corrections
@@ -113,6 +114,35 @@ def test_groups_of_ragged_batches(group: int, dim: int, dtype: torch.dtype) -> N
 )
 def test_mean_correction(group: int, dim: int, dtype: torch.dtype, unit: int) -> None:
     Case([(0, 2000), (77, 900), (9000, 200)], 2 * group, 2, dim, dtype).holds(unit)
+
+
+def strong(case: Case) -> Case:
+    """The same with keys, of every 7th block, that outscore what rows see first by more than a float can tell."""
+    for block in range(0, case.batch.tables.shape[1], 7):
+        page = int(case.batch.tables[0, block])
+        case.batch.keys[page] *= 60
+    return case
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+def test_rows_that_need_a_running_maximum_are_done_again(dim: int) -> None:
+    case = strong(Case([(0, 3000)], 8, 2, dim))
+    for _ in range(3):
+        case.holds()
+    assert all(int(count) == 0 for pair in kernels._kept.values() for count in (pair[0], pair[1][0]))
+
+
+def test_a_graph_does_rows_again() -> None:
+    case = strong(Case([(0, 2000)]))
+    index, wanted = BlockIndex.of(case.kept), case.run().out
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        found = block_sparse_prefill(case.q, case.batch, index, case.scale)
+    for _ in range(3):
+        found.out.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(found.out, wanted)
 
 
 @pytest.mark.parametrize("length", [128, 129, 4097])

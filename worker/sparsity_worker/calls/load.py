@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from sparsity_rpc.errors import DrainingError, InvalidRequestError, OverloadedError
 
 # Reports are no closer: every router pays for each, and under load one tells of many changes.
-_SPACING_SECONDS = 0.02
+SPACING_SECONDS = 0.02
 
 
 @dataclass(slots=True)
@@ -20,7 +20,8 @@ class Load:
 
     Attributes:
         limit: requests accepted at once.
-        kv_used_tokens: KV slots that live requests held at the last report.
+        kv_used_tokens: KV slots that live requests held when the engine was last asked.
+        changed_at: when a request last came or went, on the monotonic clock.
     """
 
     limit: int
@@ -29,6 +30,7 @@ class Load:
     aborted: int = 0
     draining: bool = False
     kv_used_tokens: int = 0
+    changed_at: float = float("-inf")
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -80,13 +82,14 @@ class Load:
         self._notify()
 
     def _notify(self) -> None:
+        self.changed_at = time.monotonic()
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def changes(self, interval: float) -> AsyncIterator[None]:
         """Yields at once, then at changes, but not too often, and at least every ``interval`` seconds."""
         while True:
-            changed, next_at = self._changed, time.monotonic() + _SPACING_SECONDS
+            changed, next_at = self._changed, time.monotonic() + SPACING_SECONDS
             yield
             with suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), interval)

@@ -7,82 +7,38 @@ import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from sparsity.v1 import inference_pb2, worker_pb2
-from sparsity_rpc.errors import InvalidRequestError
+from sparsity_rpc.errors import InvalidRequestError, PermissionDeniedError
+from sparsity_serving.access.access import Access
+from sparsity_serving.access.leases import LeaseChecker
+from sparsity_serving.access.principals import Role
 from sparsity_serving.bounds import seconds_of
-from sparsity_serving.engines import ECHO
-from sparsity_serving.leases import LeaseChecker
 from sparsity_serving.metrics.metering import Times
 from tokenizers import Tokenizer
 
 from sparsity_worker.calls import tracing
+from sparsity_worker.calls.identity import Identity
+from sparsity_worker.calls.kv_use import KvUse
 from sparsity_worker.calls.load import Load
 from sparsity_worker.calls.metering import WorkerMetrics
 from sparsity_worker.calls.requests import check_size, engine_request, read_prompt
 from sparsity_worker.coalescing import coalesced
-from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.detokenizer import IncrementalDetokenizer
 from sparsity_worker.echo.engine import EchoEngine
 from sparsity_worker.engine.sglang_engine import Engine, EngineRequest
 
 if TYPE_CHECKING:
     from sparsity_worker.engine.proof import Proof
-    from sparsity_worker.profiles.tier_profile import TierProfile
 
 Context = grpc.aio.ServicerContext[worker_pb2.WorkerServiceGenerateRequest, worker_pb2.WorkerServiceGenerateResponse]
 _FINISH = {"stop": inference_pb2.FINISH_REASON_STOP, "length": inference_pb2.FINISH_REASON_LENGTH}
 # A longer text is tokenized in a thread.
 _INLINE_CHARACTERS = 16_384
-TIERS = {
-    "dense": inference_pb2.TIER_DENSE,
-    "moderate": inference_pb2.TIER_MODERATE,
-    "aggressive": inference_pb2.TIER_AGGRESSIVE,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What the worker says of itself.
-
-    Attributes:
-        config: its options.
-        facts: its model.
-        profile: of a sparse tier.
-        proof: the start-up probe; None of an echo, which has nothing to prove.
-        tokenizer_digest: SHA-256 of tokenizer.json, hexadecimal.
-        markers: token ids around a reasoning span; none where the tokenizer lacks them.
-        crossover: from where sparse attention is faster on the device, in words.
-    """
-
-    config: WorkerConfig
-    facts: ModelFacts
-    profile: TierProfile | None
-    proof: Proof | None
-    tokenizer_digest: str
-    markers: tuple[int, ...] = ()
-    crossover: str = ""
-
-    @property
-    def label(self) -> str:
-        """Name and version of its profile; `dense` without one, and `echo` where nothing is attended."""
-        without = ECHO if self.config.engine == ECHO else "dense"
-        return self.profile.label if self.profile else without
-
-    @property
-    def densifies(self) -> bool:
-        """Whether it can decode a reasoning span densely; what has no profile decodes none sparsely."""
-        return self.profile is None or self.profile.densifies
-
-    @property
-    def tier(self) -> inference_pb2.Tier.ValueType:
-        """The tier on the wire."""
-        return TIERS[self.config.tier]
 
 
 class WorkerService:
@@ -96,12 +52,15 @@ class WorkerService:
         load: Load,
         leases: LeaseChecker | None = None,
         metrics: WorkerMetrics | None = None,
+        access: Access | None = None,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._identity = identity
         self._load = load
+        self._kv_use = KvUse(engine.used_tokens, load)
         self._leases = leases
+        self._access = access or Access.load(None)
         self._metrics = metrics or WorkerMetrics(identity.config, identity.facts, load, engine.kv_tokens)
 
     async def Generate(
@@ -214,14 +173,14 @@ class WorkerService:
         context: grpc.aio.ServicerContext[worker_pb2.WatchLoadRequest, worker_pb2.WatchLoadResponse],
     ) -> AsyncIterator[worker_pb2.WatchLoadResponse]:
         """The load at once and at every change."""
-        interval = seconds_of("interval", request.interval) if request.HasField("interval") else 1.0
-        async for _ in self._load.changes(max(interval, 0.05)):
-            self._load.kv_used_tokens = await self._engine.used_tokens()
+        interval = max(seconds_of("interval", request.interval) if request.HasField("interval") else 1.0, 0.05)
+        async for _ in self._load.changes(interval):
+            kv_used_tokens = await self._kv_use.read(interval)
             yield worker_pb2.WatchLoadResponse(
                 requests=len(self._load.requests),
                 outstanding_tokens=self._load.outstanding_tokens,
                 draining=self._load.draining,
-                kv_used_tokens=self._load.kv_used_tokens,
+                kv_used_tokens=kv_used_tokens,
                 finished_requests=self._load.finished,
                 aborted_requests=self._load.aborted,
             )
@@ -231,7 +190,18 @@ class WorkerService:
         request: worker_pb2.DrainRequest,
         context: grpc.aio.ServicerContext[worker_pb2.DrainRequest, worker_pb2.DrainResponse],
     ) -> worker_pb2.DrainResponse:
-        """Stops admitting and waits for the requests in flight."""
+        """Stops admitting and waits for the requests in flight.
+
+        Raises:
+            UnauthenticatedError: when the caller is not known.
+            PermissionDeniedError: when it has not the role operator, or nobody has: whoever may stream from this worker
+                itself, by a lease, may not end its service.
+        """
+        if self._identity.config.require_lease and not self._identity.config.access:
+            raise PermissionDeniedError(
+                "Drain needs the role operator, and no --access says whose it is; SIGTERM drains, too"
+            )
+        self._access.authenticate(context).require(Role.OPERATOR)
         self._load.drain()
         timeout = seconds_of("timeout", request.timeout) if request.HasField("timeout") else None
         await self._load.idle(timeout)

@@ -14,7 +14,7 @@ from sparsity_rpc import tracing
 from sparsity_serving import telemetry
 
 if TYPE_CHECKING:
-    from sparsity_worker.calls.service import Identity
+    from sparsity_worker.calls.identity import Identity
     from sparsity_worker.engine.sglang_engine import EngineRequest
 
 _tracer = trace.get_tracer("sparsity.worker")

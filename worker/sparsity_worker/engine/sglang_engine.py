@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -63,37 +64,44 @@ class Engine:
 
     def __init__(self, config: WorkerConfig, facts: ModelFacts, profile: TierProfile | None) -> None:
         prepare_environment(config.device, config.threads, config.tensor_parallel, config.state_folder)
-        import sglang
-
         from sparsity_worker.profiles.tier_profile import model_overrides
+        from sparsity_worker.tune.ahead import compiled_ahead
 
         self.device = config.device
-        self.version: str = sglang.__version__
         self.dtype = pick_dtype(config.dtype, config.device)
         self.page_size = profile.page_size if profile else 64
         overrides = model_overrides(profile, facts) | ({CONFIG_KEY: profile.to_document()} if profile else {})
-        collector = telemetry.plaintext_collector()
+        collector = telemetry.traces_collector()
         self._traced = collector is not None
-        tracing = {"enable_trace": True, "otlp_traces_endpoint": collector, "otlp_service_name": "sglang"}
-        self._engine = sglang.Engine(
-            model_path=str(config.model_path),
-            device=config.device,
-            dtype=self.dtype,
-            load_format=config.load_format,
-            tp_size=config.tensor_parallel,
-            page_size=self.page_size,
-            context_length=facts.context_length,
-            max_running_requests=config.max_requests,
-            chunked_prefill_size=config.chunked_prefill_tokens,
-            json_model_override_args=json.dumps(overrides),
-            skip_tokenizer_init=True,
-            sleep_on_idle=True,
-            incremental_streaming_output=True,
-            grammar_backend="none",
-            log_level="warning",
-            **DEVICES[config.device](config, profile.backend if profile else None),
-            **(tracing if self._traced else {}),
-        )
+        tracing: dict[str, object] = {}
+        if collector is not None:
+            # The only variable of them all that SGLang's processes read.
+            os.environ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = collector.protocol
+            tracing = {"enable_trace": True, "otlp_traces_endpoint": collector.endpoint, "otlp_service_name": "sglang"}
+        with compiled_ahead(config, facts, profile):
+            # It takes seconds to import.
+            import sglang
+
+            self.version: str = sglang.__version__
+            self._engine = sglang.Engine(
+                model_path=str(config.model_path),
+                device=config.device,
+                dtype=self.dtype,
+                load_format=config.load_format,
+                tp_size=config.tensor_parallel,
+                page_size=self.page_size,
+                context_length=facts.context_length,
+                max_running_requests=config.max_requests,
+                chunked_prefill_size=config.chunked_prefill_tokens,
+                json_model_override_args=json.dumps(overrides),
+                skip_tokenizer_init=True,
+                sleep_on_idle=True,
+                incremental_streaming_output=True,
+                grammar_backend="none",
+                log_level="warning",
+                **DEVICES[config.device](config, profile.backend if profile else None),
+                **tracing,
+            )
         self.backend: str = profile.backend if profile else self._engine.server_args.attention_backend or "sglang"
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Step]:

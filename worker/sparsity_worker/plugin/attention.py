@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
-from sparsity_worker.keys import NOBODY
+from sparsity_worker.keys import NOBODY, UNACCOUNTED_VARIABLE
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -44,6 +45,14 @@ class Prompt(NamedTuple):
     def is_long(self, sparse_from: int) -> bool:
         """Whether its prefill is sparse."""
         return self.probe or self.length >= sparse_from
+
+
+_UNACCOUNTED = os.environ.get(UNACCOUNTED_VARIABLE) == "1"
+
+
+def accounted(prompts: Iterable[Prompt]) -> bool:
+    """Whether what a batch of these attends is booked and reported; the probe's always is."""
+    return not _UNACCOUNTED or any(prompt.probe for prompt in prompts)
 
 
 class Spans(NamedTuple):

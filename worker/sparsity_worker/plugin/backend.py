@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from sglang.srt.environ import envs
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
 
+    from sparsity_worker.plugin.triton_attention import TritonAttention
+
+log = logging.getLogger("sparsity.worker")
+
 
 def kernels_of(device: str) -> str:
     """`triton` on GPUs, and where Triton's interpreter stands in for one; else `torch`."""
@@ -39,20 +45,23 @@ def kernels_of(device: str) -> str:
 class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
     """Block-sparse prefill and sparse paged decode by the profile in the model config.
 
+    Attributes:
+        accounts: whether what requests attend is reported.
+
     Raises:
         ConfigurationError: at start, naming the option it cannot serve.
     """
+
+    accounts: ClassVar[bool] = True
 
     def __init__(self, runner: ModelRunner) -> None:
         super().__init__()
         self.req_to_token_pool = runner.req_to_token_pool
         self.token_to_kv_pool = runner.token_to_kv_pool
-        document = getattr(runner.model_config.hf_config, CONFIG_KEY, None)
-        self.profile: Profile = parse_profile(document, f"model config {CONFIG_KEY}")
+        self.profile = self._profile(runner)
         self._refuse_unsupported(runner)
         pool = self.token_to_kv_pool
         keys = pool.get_key_buffer(pool.start_layer)
-        slots, kv_heads, dim = keys.shape
         self._ranks = Ranks.of(runner.model_config.get_total_num_kv_heads())
         try:
             self.profile.check(runner.model_config.num_hidden_layers, self._ranks.kv_heads)
@@ -60,9 +69,9 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
             raise ConfigurationError(f"profile {self.profile.label}: {error}") from error
         self.profile = self.profile.for_heads(self._ranks.own_heads)
         self._page = self.profile.block_size
-        paged = keys.view(slots // self._page, self._page, kv_heads, dim)
+        self._caches: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         layers = range(pool.start_layer, pool.start_layer + pool.layer_num)
-        summaries = summaries_of(paged, self.profile.sub_block, layers)
+        summaries = self._summaries(layers)
         self.ledger = Ledger(runner.model_config.num_hidden_layers, capacity=4 * self.req_to_token_pool.size)
         self.prompts: dict[str, Prompt] = {}
         self.followed: dict[str, Followed] = {}
@@ -76,6 +85,13 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
             "kv_bytes": 2 * keys.nbytes * len(layers),
             "summary_bytes": sum(layer.nbytes for layer in summaries.values()),
         }
+
+    def _profile(self, runner: ModelRunner) -> Profile:
+        document = getattr(runner.model_config.hf_config, CONFIG_KEY, None)
+        return parse_profile(document, f"model config {CONFIG_KEY}")
+
+    def _summaries(self, layers: range) -> dict[int, PageSummaries]:
+        return summaries_of(self._paged(layers.start)[0], self.profile.sub_block, layers)
 
     def facts(self) -> str:
         """How it was set up, as JSON."""
@@ -93,7 +109,9 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         return Packed(self.ledger, rid, self.followed.get(rid))
 
     def _attention(self, runner: ModelRunner, summaries: dict[int, PageSummaries]) -> Attention:
-        shared = (self.profile, summaries, self.req_to_token_pool.req_to_token, self.ledger)
+        # Without the columns that SGLang keeps past the longest context: tables would be twice as wide to hold them.
+        slots = self.req_to_token_pool.req_to_token[:, : runner.model_config.context_len]
+        shared = (self.profile, summaries, slots, self.ledger)
         if kernels_of(str(runner.device)) == "torch":
             return TorchAttention(*shared)
         # Only here: Triton is not needed on the CPU.
@@ -103,9 +121,33 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
             heads, layers = runner.model_config.num_attention_heads // self._ranks.size, sorted(summaries)
             found = self._replayed = TritonAttention(*shared, heads)
             self.ledger.price_steps(layers, found.step_prices().attended, heads, self._ranks.size)
+            if str(runner.device) != "cpu":
+                self._warm_up(found, heads, slots.shape[1])
             return found
         except ValueError as error:
             raise ConfigurationError(f"profile {self.profile.label}: {error}") from error
+
+    def _warm_up(self, attention: TritonAttention, heads: int, context: int) -> None:
+        from sparsity_worker.plugin.compiling import tell_of_compiling
+        from sparsity_worker.plugin.warm_up import Served, warm_up
+
+        began, dim = time.monotonic(), self._paged(attention.layers[0])[0].shape[3]
+        warm_up(attention, self.profile, self._paged, Served(heads, dim, context, self.req_to_token_pool.size))
+        torch.cuda.synchronize()
+        log.info("kernels were compiled or loaded, and ran, in %.1f s", time.monotonic() - began)
+        tell_of_compiling()
+
+    def _paged(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a layer, ``[pages, page, Hkv, D]``; the pool keeps them as long as it is there."""
+        found = self._caches.get(layer)
+        if found is None:
+            pool = self.token_to_kv_pool
+            keys, values = (
+                cache.view(-1, self._page, *cache.shape[1:])
+                for cache in (pool.get_key_buffer(layer), pool.get_value_buffer(layer))
+            )
+            found = self._caches[layer] = keys, values
+        return found
 
     def _refuse_unsupported(self, runner: ModelRunner) -> None:
         if str(runner.device).partition(":")[0] not in ("cpu", "cuda"):
@@ -209,10 +251,7 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         pool = self.token_to_kv_pool
         if save_kv_cache and k is not None and v is not None:
             pool.set_kv_buffer(layer, KVWriteLoc.for_batch(forward_batch), k, v)
-        keys, values = (
-            cache.view(-1, self._page, *cache.shape[1:])
-            for cache in (pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id))
-        )
+        keys, values = self._paged(layer.layer_id)
         rows = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
         return self.attention.attend(rows, keys, values, layer, decode).view(-1, layer.tp_q_head_num * layer.v_head_dim)
 

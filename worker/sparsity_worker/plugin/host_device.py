@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 _ALIGNED: Final = 4
 # torch leaves it without types.
 _Event: Any = torch.cuda.Event
+_Held = TypeVar("_Held", bound=tuple[Any, ...])
 
 
 def upload(device: torch.device, *columns: Sequence[int] | NDArray[Any] | torch.Tensor) -> list[torch.Tensor]:
@@ -34,6 +35,16 @@ def upload(device: torch.device, *columns: Sequence[int] | NDArray[Any] | torch.
         host[start : start + part.size] = torch.from_numpy(part)
     there = host.to(device, non_blocking=True)
     return [there[start : start + part.size] for start, part in zip(starts, parts, strict=False)]
+
+
+def uploaded(device: torch.device, held: _Held) -> _Held:
+    """A named tuple with its tensors of whole numbers on ``device``, by one copy that the host does not wait for."""
+    # A tuple's type says nothing of what `NamedTuple` adds.
+    named: Any = held
+    parts = {name: part for name, part in named._asdict().items() if isinstance(part, torch.Tensor)}
+    there = upload(device, *parts.values())
+    moved: _Held = named._replace(**{name: x.view(parts[name].shape) for name, x in zip(parts, there, strict=True)})
+    return moved
 
 
 class Download:

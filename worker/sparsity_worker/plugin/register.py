@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
-from sparsity_worker.keys import BACKEND, FACTS_KEY, REPORT_KEY
+from sparsity_serving.logs import configure_logs
+
+from sparsity_worker.keys import BACKEND, CONFIG_KEY, DENSE_BACKEND, FACTS_KEY, REPORT_KEY
 from sparsity_worker.plugin.accounts.packing import Followed
+from sparsity_worker.plugin.attention import accounted
 from sparsity_worker.plugin.backend import SparsityAttnBackend
+from sparsity_worker.plugin.dense_backend import DenseAttnBackend
 from sparsity_worker.plugin.indexer import IndexerMeter
 from sparsity_worker.plugin.memory import CELL_SIZE, charge
+from sparsity_worker.profiles.profile import SCHEMA, parse_profile
+from sparsity_worker.profiles.profile_document import schema_of
+
+CHUNK_ENDS: Final = "sglang.srt.managers.scheduler.Scheduler.init_dsa_kpool_truncation_align"
+"""The last of SGLang's own words on where it cuts prompts."""
 
 
 def register() -> None:
@@ -17,7 +28,13 @@ def register() -> None:
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+    logger = logging.getLogger("sparsity")
+    if not logger.handlers:
+        # SGLang's own processes log by its settings; what the backend says is to be seen there too.
+        configure_logs(logger)
+        logger.propagate = False
     register_attention_backend(BACKEND)(SparsityAttnBackend)
+    register_attention_backend(DENSE_BACKEND)(DenseAttnBackend)
     HookRegistry.register(
         "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new", _note_prompts, HookType.AFTER
     )
@@ -25,12 +42,27 @@ def register() -> None:
         "sglang.srt.model_executor.model_runner.ModelRunner.forward", _attach_accounts, HookType.AFTER
     )
     HookRegistry.register(CELL_SIZE, charge, HookType.AFTER)
+    HookRegistry.register(CHUNK_ENDS, end_chunks_on_tiles, HookType.AFTER)
+
+
+def end_chunks_on_tiles(_: Any, scheduler: Any) -> None:
+    """Lets a prompt's chunks end on query tiles only: a tile that is read in parts selects by each part's rows.
+
+    Args:
+        scheduler: SGLang's, which has just said at what multiples it cuts prompts.
+    """
+    document = getattr(scheduler.model_config.hf_config, CONFIG_KEY, None)
+    if schema_of(document) == SCHEMA:
+        tile = parse_profile(document, f"model config {CONFIG_KEY}").prefill.query_tile
+        scheduler.truncation_align_size = math.lcm(tile, scheduler.truncation_align_size or 1)
 
 
 def _accountant(runner: Any) -> SparsityAttnBackend | IndexerMeter | None:
     """Who counts what a runner attends; nobody on the dense tier."""
     backend = getattr(runner, "attn_backend", None)
-    return backend if isinstance(backend, SparsityAttnBackend) else IndexerMeter.of(runner)
+    if isinstance(backend, SparsityAttnBackend):
+        return backend if backend.accounts else None
+    return IndexerMeter.of(runner)
 
 
 def _note_prompts(result: Any, *args: Any, **_: Any) -> None:
@@ -43,7 +75,8 @@ def _note_prompts(result: Any, *args: Any, **_: Any) -> None:
 
 def _attach_accounts(result: Any, runner: Any, forward_batch: Any, *_: Any, **__: Any) -> None:
     """Puts each request's account into the logits output, whence SGLang takes it to `meta_info`."""
-    if (accountant := _accountant(runner)) is None:
+    accountant = _accountant(runner)
+    if accountant is None or not accounted(accountant.prompts.values()):
         return
     accountant.book(forward_batch)
     output = getattr(result, "logits_output", None)

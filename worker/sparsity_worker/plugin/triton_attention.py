@@ -24,11 +24,14 @@ from sparsity_worker.plugin.accounts.decode_steps import StepPrices
 from sparsity_worker.plugin.accounts.ledger import Ledger
 from sparsity_worker.plugin.accounts.prefill import PrefillAccounts
 from sparsity_worker.plugin.attention import Spans, watched
-from sparsity_worker.plugin.host_device import upload
+from sparsity_worker.plugin.host_device import upload, uploaded
 from sparsity_worker.profiles.profile import Profile
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
+
+
+_ALIGNED_BLOCKS = 16
 
 
 class _Batch(NamedTuple):
@@ -87,6 +90,9 @@ class TritonAttention:
         ledger: where attended pairs are booked.
         heads: query heads of a layer.
 
+    Attributes:
+        layers: ids of those that it attends.
+
     Raises:
         ValueError: naming what of the profile, or of the model, has no kernel.
     """
@@ -111,11 +117,11 @@ class TritonAttention:
             raise ValueError(
                 f"block_size: contexts of {blocks} blocks, the most that decode chooses from {MOST_BLOCKS}"
             )
-        self._profile = profile
+        self._profile, self._sparse_from = profile, profile.prefill.sparse_from
         self._summaries = summaries
         self._req_to_token = req_to_token
-        self._layers = sorted(summaries)
-        self._heads, self._kv_heads = heads, summaries[self._layers[0]].mean.shape[1]
+        self.layers = sorted(summaries)
+        self._heads, self._kv_heads = heads, summaries[self.layers[0]].mean.shape[1]
         self._watched = watched(summaries)
         self._staged: _Batch | None = None
         self._batch: _Batch | None = None
@@ -123,35 +129,37 @@ class TritonAttention:
         self._decode_workspace: DecodeWorkspace | None = None
         self._tiles: _Tiles | None = None
         self._selection_workspace = Workspace(req_to_token.device)
-        self._accounts = PrefillAccounts(ledger, self._layers, heads, self._kv_heads, profile.block_size)
+        self._accounts = PrefillAccounts(ledger, self.layers, heads, self._kv_heads, profile.block_size)
 
     def prepare(self, spans: Spans, decode: bool) -> None:
         """Tables, tiles and written pages of the batch, on the device; waits for nothing."""
         page, device, tile = self._profile.block_size, self._req_to_token.device, self._profile.prefill.query_tile
-        length, new = np.array(spans.lengths, dtype=np.int64), np.array(spans.new, dtype=np.int64)
+        new = np.array(spans.new, dtype=np.int64)
+        # A step that runs ahead of what its request may still generate can be one token past the context.
+        length = np.minimum(np.array(spans.lengths, dtype=np.int64), self._req_to_token.shape[1])
         first, touched = (length - new) // page, np.where(new > 0, (length - 1) // page + 1 - (length - new) // page, 0)
         owner = np.repeat(np.arange(len(length)), touched)
         block = first[owner] + np.arange(len(owner)) - np.repeat(touched.cumsum() - touched, touched)
-        sparse_from = self._profile.prefill.sparse_from
-        flags = [prompt.reasoning if decode else not prompt.is_long(sparse_from) for prompt in spans.prompts]
+        flags = [each.reasoning if decode else not each.is_long(self._sparse_from) for each in spans.prompts]
         tiles = BatchTiles.of(*([], []) if decode else (spans.lengths, spans.new), tile)
         slots, owners, blocks, filled, lengths, starts, totals, dense, *moved = upload(
             device, spans.slots, owner, block, np.minimum(page, length[owner] - block * page), length,
             [0, *new.cumsum()], [prompt.length for prompt in spans.prompts], flags, *tiles[1:],
         )  # fmt: skip
         tiles = BatchTiles(tile, *(there.view(part.shape) for there, part in zip(moved, tiles[1:], strict=True)))
-        tables = (self._req_to_token[slots.long(), : max(spans.lengths, default=1) : page] // page).int()
+        # Kernels have variants for rows that begin at 16 bytes and that do not, and decode's for widths.
+        widest = -(-max(spans.lengths, default=1) // (_ALIGNED_BLOCKS * page)) * _ALIGNED_BLOCKS * page
+        tables = (self._req_to_token[slots.long(), : None if decode else widest : page] // page).int()
         self._batch = _Batch(
             spans, decode, flags, tables, lengths, starts, totals, dense.bool(), tables[owners.long(), blocks.long()],
             filled, tiles,
         )  # fmt: skip
         self._full = self._tiles = None
-        # Of a batch that SGLang captured or warmed up with, which nobody booked.
-        self._accounts.forget()
+        self._accounts.begin(spans)
 
     def step_prices(self) -> StepPrices:
         """What each layer attends in a decode step."""
-        configs, page = [self._profile.decode_at(layer) for layer in self._layers], self._profile.block_size
+        configs, page = [self._profile.decode_at(layer) for layer in self.layers], self._profile.block_size
         pages = [page_capacity(config, page) if config else 0 for config in configs]
         return StepPrices(page, [config.sparse_from if config else None for config in configs], pages)
 
@@ -188,7 +196,7 @@ class TritonAttention:
         own = all_of._replace(**{name: getattr(all_of, name)[:count] for name in names})
         own.dense.copy_(flags, non_blocking=True)
         fill_tables(
-            self._req_to_token, slots, lengths, self._profile.block_size,
+            self._req_to_token, slots, lengths.clamp(max=self._req_to_token.shape[1]), self._profile.block_size,
             tables=own.tables, held=own.lengths, written=own.written, filled=own.filled,
         )  # fmt: skip
         self._batch = own._replace(spans=spans, dense_host=dense)
@@ -199,8 +207,9 @@ class TritonAttention:
         """Attention of one layer."""
         assert self._batch is not None
         summaries = self._summaries[layer.layer_id]
-        # Here and not when they are read: a graph cannot ask which pages are stale. Sparse decode does it on its own.
-        if not decode or self._profile.decode_at(layer.layer_id) is None:
+        # Here and not when they are read: a graph cannot ask which pages are stale. Sparse decode does it on its own,
+        # and of a dense layer they are never read.
+        if not decode and self._profile.prefill_at(layer.layer_id) is not None:
             summarize_pages(summaries, keys, values, self._batch.written, self._batch.filled)
         attend = self._decode if decode else self._prefill
         return attend(q.contiguous(), self._batch, keys, values, summaries, layer)
@@ -216,7 +225,7 @@ class TritonAttention:
     ) -> torch.Tensor:
         batch = PagedBatch(keys, values, own.tables, own.lengths, own.starts, own.tiles)
         config = self._profile.prefill_at(layer.layer_id)
-        if config is None or all(not prompt.is_long(config.sparse_from) for prompt in own.spans.prompts):
+        if config is None or all(own.dense_host):
             if self._full is None:
                 self._full = BlockIndex.full(batch.before, keys.shape[2], own.tables.shape[1])
             return block_sparse_prefill(q, batch, self._full, layer.scaling).out
@@ -240,7 +249,7 @@ class TritonAttention:
         )  # fmt: skip
         plan = None
         if shape is not None:
-            plan = SelectionPlan.of(own.spans.lengths, own.spans.new, self._kv_heads, shape, q.device)
+            plan = uploaded(q.device, SelectionPlan.of(own.spans.lengths, own.spans.new, self._kv_heads, shape, "cpu"))
         owner, first = own.tiles.sequence.long(), own.tiles.number * tile
         prefix = own.lengths - own.starts.diff()
         rows = torch.minimum(own.lengths[owner], first + tile) - torch.maximum(prefix[owner], first)
@@ -259,9 +268,7 @@ class TritonAttention:
         config, workspace = self._profile.decode_at(layer.layer_id), own.workspace or self._eager(q.shape[0])
         if config is None:
             return paged_decode(q, batch, layer.scaling, workspace=workspace)
-        return sparse_paged_decode(
-            q, batch, summaries, config, layer.scaling, dense=own.dense, workspace=workspace
-        )  # fmt: skip
+        return sparse_paged_decode(q, batch, summaries, config, layer.scaling, dense=own.dense, workspace=workspace)
 
     def _eager(self, sequences: int) -> DecodeWorkspace:
         """Buffers of decode without a CUDA graph; kept until a larger batch comes."""
@@ -271,8 +278,8 @@ class TritonAttention:
         return held
 
     def _buffers(self, sequences: int) -> DecodeWorkspace:
-        page, dim = self._profile.block_size, self._summaries[self._layers[0]].mean.shape[2]
-        configs = [config for layer in self._layers if (config := self._profile.decode_at(layer)) is not None]
+        page, dim = self._profile.block_size, self._summaries[self.layers[0]].mean.shape[2]
+        configs = [config for layer in self.layers if (config := self._profile.decode_at(layer)) is not None]
         capacity = max((page_capacity(config, page) for config in configs), default=0)
         blocks, device = -(-self._req_to_token.shape[1] // page), self._req_to_token.device
         return DecodeWorkspace(sequences, self._heads, self._kv_heads, dim, blocks, capacity, device)
@@ -280,7 +287,5 @@ class TritonAttention:
     def book(self) -> None:
         """Enters a pass of prefill into the ledger when the device has said what was selected; decode has its price."""
         own, self._batch = self._batch, None
-        if own is None or own.decode:
-            self._accounts.forget()
-        else:
+        if own is not None and not own.decode:
             self._accounts.book(own.spans, own.tiles.rows)

@@ -18,6 +18,7 @@ from sparsity_worker.devices import prepare_environment
 from sparsity_worker.folders import state_folder
 from sparsity_worker.profiles.profile import load_profile
 from sparsity_worker.tune.crossover import Crossover, Heads, Timing, check_model, from_tokens
+from sparsity_worker.tune.dense import ours_is_fastest
 
 
 def tune(options: argparse.Namespace) -> Crossover:
@@ -39,7 +40,7 @@ def tune(options: argparse.Namespace) -> Crossover:
     plan = Plan(chunk=options.chunked_prefill_tokens)
     plan = plan._replace(lengths=[length for length in plan.lengths if length <= facts.context_length])
     layers = int(json.loads((options.model / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"])
-    shown = ("phase", "batch", "length", "sparse", "dense", "sdpa", "density")
+    shown = ("phase", "batch", "length", "sparse", "dense", "sdpa", "sglang", "density")
     print(" ".join(f"{name:>8}" for name in shown), "(ms a layer)", flush=True)
     timings = []
     try:
@@ -56,10 +57,10 @@ def tune(options: argparse.Namespace) -> Crossover:
 
 
 def _line(timing: Timing) -> str:
-    sdpa = "" if timing.sdpa is None else f"{timing.sdpa:.4f}"
+    sdpa, theirs = ("" if each is None else f"{each:.4f}" for each in (timing.sdpa, timing.theirs))
     return (
         f"{timing.phase:>8} {timing.batch:8d} {timing.length:8d} {timing.sparse:8.4f} {timing.dense:8.4f} {sdpa:>8}"
-        f" {timing.density:8.3f}"
+        f" {theirs:>8} {timing.density:8.3f}"
     )
 
 
@@ -83,6 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{found.profile} on {found.device}: prompts are faster sparse {from_tokens(found.prefill_from)};")
     for batch, tokens in found.decode_from.items():
         print(f"  decode of {batch} at once {from_tokens(tokens)}")
+    whose = "our kernels" if ours_is_fastest(found.timings) else "SGLang's own backend"
+    print(f"  the dense tier attends by {whose}")
     print(f"kept in {found.write(options.state_folder)}")
     return 0
 

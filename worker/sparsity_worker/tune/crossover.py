@@ -22,7 +22,7 @@ SCHEMA: Final = "sparsity.crossover/v1"
 NEVER: Final = 2**31 - 1
 """Where sparse attention was not faster at any length: longer than any context."""
 _FASTER: Final = 0.97
-_PACKAGES: Final = ("sparsity-router", "torch", "triton")
+_PACKAGES: Final = ("sparsity-router", "torch", "triton", "sglang")
 
 
 class Heads(NamedTuple):
@@ -60,6 +60,7 @@ class Timing(NamedTuple):
         dense: by our kernels, everything attended.
         sdpa: by torch's fused attention; None where it was not asked.
         density: pairs that were attended sparsely, of all.
+        theirs: by SGLang's own kernel, everything attended; None where it is not here.
     """
 
     phase: str
@@ -69,6 +70,7 @@ class Timing(NamedTuple):
     dense: float
     sdpa: float | None
     density: float
+    theirs: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,10 @@ from torch.nn.attention.bias import causal_lower_right
 from sparsity_worker.tune.crossover import Timing
 from sparsity_worker.tune.layer import Layer, Pass
 
+log = logging.getLogger("sparsity.worker")
 _WARM: Final = 2
+# Tokens of a page of SGLang's kernel, which takes no other.
+_THEIR_PAGE: Final = 128
 # Calls of one graph, as layers follow each other in a step.
 _CALLS: Final = 8
 # torch leaves these without types.
@@ -45,19 +49,29 @@ def measure(layer: Layer, plan: Plan) -> Iterator[Timing]:
     for length in plan.lengths:
         new = min(length, plan.chunk)
         sparse, dense = (layer.prefill(length, new, sparse=each) for each in (True, False))
-        yield _timing("prefill", 1, length, sparse, dense, _sdpa_prefill(layer, length, new, plan.runs), plan.runs)
+        others = _sdpa_prefill(layer, length, new, plan.runs), theirs(layer, 1, length, new, plan.runs)
+        yield _timing("prefill", 1, length, sparse, dense, others, plan.runs)
     for batch in plan.batches:
         for length in plan.lengths:
             if batch * (length + layer.page) <= plan.tokens:
                 sparse, dense = (layer.decode(batch, length, sparse=each) for each in (True, False))
-                sdpa = _sdpa_decode(layer, batch, length, plan.runs)
-                yield _timing("decode", batch, length, sparse, dense, sdpa, plan.runs)
+                others = _sdpa_decode(layer, batch, length, plan.runs), theirs(layer, batch, length, 1, plan.runs)
+                yield _timing("decode", batch, length, sparse, dense, others, plan.runs)
 
 
-def _timing(phase: str, batch: int, length: int, sparse: Pass, dense: Pass, sdpa: float | None, runs: int) -> Timing:
+def _timing(
+    phase: str,
+    batch: int,
+    length: int,
+    sparse: Pass,
+    dense: Pass,
+    others: tuple[float | None, float | None],
+    runs: int,
+) -> Timing:
     device, graph = sparse.queries.device, phase == "decode"
     ours, whole = (milliseconds(each, device, runs, graph=graph) for each in (sparse, dense))
-    return Timing(phase, batch, length, ours, whole, sdpa, sparse.density())
+    sdpa, their = others
+    return Timing(phase, batch, length, ours, whole, sdpa, sparse.density(), their)
 
 
 def milliseconds(run: Callable[[], Any], device: torch.device, runs: int, *, graph: bool = False) -> float:
@@ -86,6 +100,43 @@ def milliseconds(run: Callable[[], Any], device: torch.device, runs: int, *, gra
         end.synchronize()
         found.append(float(begin.elapsed_time(end)) / calls)
     return statistics.median(found)
+
+
+def theirs(layer: Layer, batch: int, length: int, new: int, runs: int) -> float | None:
+    """SGLang's own kernel over the same pages, called as its `fa4` backend does; None where it does not run.
+
+    Args:
+        layer: whose keys are attended, those of one sequence after another.
+        batch: sequences.
+        length: tokens of each.
+        new: the last of each, which attend.
+        runs: of which the median is taken.
+    """
+    try:
+        from sglang.kernels.ops.attention import flash_attention_v4 as cute
+
+        if not cute.is_flash_attention_v4_available():
+            return None
+        pages, device = -(-length // _THEIR_PAGE), layer.keys.device
+        # Contiguous tokens lie on pages of any size.
+        keys, values = (
+            cache.view(-1, _THEIR_PAGE, *cache.shape[2:])[: batch * pages] for cache in (layer.keys, layer.values)
+        )
+        tables = torch.arange(batch * pages, dtype=torch.int32, device=device).view(batch, pages)
+        held = torch.full((batch,), length, dtype=torch.int32, device=device)
+        starts = torch.arange(batch + 1, dtype=torch.int32, device=device) * new
+        q = layer.queries(batch * new)
+
+        def run() -> Any:
+            return cute.flash_attn_with_kvcache(
+                q=q, k_cache=keys, v_cache=values, page_table=tables, cache_seqlens=held, cu_seqlens_q=starts,
+                max_seqlen_q=new, softmax_scale=layer.heads.dim**-0.5, causal=True, num_splits=0,
+            )  # fmt: skip
+
+        return milliseconds(run, device, runs, graph=new == 1)
+    except Exception as error:  # theirs, of any kind
+        log.info("SGLang's kernel is not timed: %s: %s", type(error).__name__, str(error).partition("\n")[0][:200])
+        return None
 
 
 def _sdpa_prefill(layer: Layer, length: int, new: int, runs: int) -> float | None:

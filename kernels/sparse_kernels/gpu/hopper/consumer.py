@@ -12,10 +12,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from sparse_kernels.gpu.hopper.items import AHEAD, STEP, advance, mean_steps, own_pages, take, work_of
+from sparse_kernels.gpu.hopper.items import AGAIN, AHEAD, HOPEFUL, STEP, advance, means_of, own_pages, take, work_of
 
 # A row's maximum is let lag by as many powers of 2 before its sums are rescaled (FlashAttention-4's lazy rescaling).
 _LAG = gl.constexpr(8.0)
+# Without a running maximum a row's weights sum up to no more; values up to 2 to the 27th times it are finite.
+_MOST = gl.constexpr(2.0**100)
 _LN2 = gl.constexpr(0.6931471805599453)
 
 
@@ -66,10 +68,11 @@ def _lane_sums(b_p):  # type: ignore[no-untyped-def]
 def consume(  # type: ignore[no-untyped-def]
     W: gl.constexpr, rings, rows,
     GROUP: gl.constexpr, DIM: gl.constexpr, UNIT: gl.constexpr, KS: gl.constexpr, VS: gl.constexpr,
+    PASS: gl.constexpr,
 ):  # fmt: skip
     """Attends the items that are put up; ``scale`` is that of scores in powers of 2."""
     q_s, o_s, k_s, v_s, q_full, q_empty, k_full, k_empty, v_full, v_empty, posted, p_full, p_empty = rings
-    o_desc, out, lse, s_ot, work, works, items, block_counts, tiles, weights, weight_steps, scale, heads = rows
+    o_desc, out, lse, s_ot, work, works, items, redone, block_counts, tiles, weights, weight_steps, scale, heads = rows
     L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16])
     LO: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DIM, 16])
     LQ: gl.constexpr = gl.DotOperandLayout(0, L, 2)
@@ -91,16 +94,16 @@ def consume(  # type: ignore[no-untyped-def]
     o_m = gl.arange(0, 64, ROW)
     o_n = gl.arange(0, 128, COLUMN)
     item = gl.program_id(0)
-    i_kv, i_h, i_t, _, position, row, prefix, length = work_of(item, work, works, GROUP)
+    i_kv, i_h, i_t, _, position, row, prefix, length = work_of(item, items, work, works, redone, GROUP, PASS)
     kept = gl.load(block_counts + i_kv * tiles + i_t)
     while item < items:
         pages = kept + own_pages(position, GROUP)
-        odd = pages % 2
+        beside, means = means_of(position, pages, UNIT)
+        odd = gl.where(beside > 0, 0, pages % 2) if UNIT else pages % 2
         steps = (pages + 1) // 2 - 1
         single = gl.where(odd == 1, steps - 1, -1)
         limit = 128 - 64 * odd
         p_weights = weights + (i_kv * tiles + i_t).to(gl.int64) * weight_steps * STEP
-        means = mean_steps(position, UNIT)
         if EVEN:
             head = i_h + W
             first_row = row
@@ -111,10 +114,12 @@ def consume(  # type: ignore[no-untyped-def]
             first_row = row + W * 64
             first = prefix - position - W * 64
             last = length - position - W * 64
+        mine = item
         item = take(posted, p_full, p_empty, p_slot, p_phase, L1)
         p_slot, p_phase = advance(p_slot, p_phase, AHEAD)
-        # Ahead of the loop, which hides its loads.
-        i_kv, i_h, i_t, _, position, row, prefix, length = work_of(gl.minimum(item, items - 1), work, works, GROUP)
+        # Ahead of the loop, which hides its loads; where there is no other, any.
+        following = item if PASS == AGAIN else gl.minimum(item, items - 1)
+        i_kv, i_h, i_t, _, position, row, prefix, length = work_of(following, items, work, works, redone, GROUP, PASS)
         kept = gl.load(block_counts + i_kv * tiles + i_t)
 
         mbarrier.wait(q_full, q_phase)
@@ -144,11 +149,13 @@ def consume(  # type: ignore[no-untyped-def]
         LANE: gl.constexpr = gl.SliceLayout(1, b_l.type.layout)
         b_factor = gl.full([64], 1.0, gl.float32, ROW)
         if UNIT:
-            b_w = gl.load(p_weights + o_n, mask=o_n < means * 128, other=0.0)
+            biased = gl.where(beside > 0, steps - 1, steps)
+            b_w = gl.load(p_weights + o_n - beside, mask=(o_n >= beside) & (beside + means > 0), other=0.0)
         for i in range(steps + means):
             mbarrier.wait(k_full.index(i_k), k_phase)
             b_next = warpgroup_mma(b_q, k_s.index(i_k).permute((1, 0)), b_zero, use_acc=False, is_async=True)
-            b_acc = _rescale(b_acc, gl.convert_layout(b_factor, ROW_O)[:, None] + gl.zeros_like(b_acc), DIM)
+            if PASS != HOPEFUL:
+                b_acc = _rescale(b_acc, gl.convert_layout(b_factor, ROW_O)[:, None] + gl.zeros_like(b_acc), DIM)
             mbarrier.wait(v_full.index(i_v), v_phase)
             b_sum = warpgroup_mma(b_p, v_s.index(i_v), b_acc, is_async=True)
             b_s = warpgroup_mma_wait(1, deps=(b_next,))
@@ -159,15 +166,20 @@ def consume(  # type: ignore[no-untyped-def]
                     # The last page once more; a constant limit would be folded into the products of every step.
                     b_s = gl.where((o_n < limit)[None, :], b_s, float("-inf"))
             if UNIT:  # noqa: SIM102
-                if i >= steps:
+                if i >= biased:
                     b_s = b_s + (b_w.to(gl.float32) * (1.0 / scale))[None, :]
-                    b_w = gl.load(p_weights + 128 * gl.minimum(i - steps + 1, means - 1) + o_n)
-            b_new = gl.maximum(b_m, gl.max(b_s, 1) * scale)
-            b_new = gl.where(b_new > b_m + _LAG, b_new, b_m)
-            b_factor = gl.exp2(b_m - b_new)
-            b_m = b_new
-            b_e = gl.exp2(b_s * scale - b_m[:, None])
-            b_l = b_l * gl.convert_layout(b_factor, LANE)[:, None] + _lane_sums(b_e)
+                    at = gl.minimum(beside + (i - steps + 1) * STEP, (weight_steps - 1) * STEP)
+                    b_w = gl.load(p_weights + at + o_n)
+            if PASS == HOPEFUL:
+                b_e = gl.exp2(b_s * scale - b_m[:, None])
+                b_l = b_l + _lane_sums(b_e)
+            else:
+                b_new = gl.maximum(b_m, gl.max(b_s, 1) * scale)
+                b_new = gl.where(b_new > b_m + _LAG, b_new, b_m)
+                b_factor = gl.exp2(b_m - b_new)
+                b_m = b_new
+                b_e = gl.exp2(b_s * scale - b_m[:, None])
+                b_l = b_l * gl.convert_layout(b_factor, LANE)[:, None] + _lane_sums(b_e)
             b_next_p = gl.convert_layout(b_e.to(q_s.dtype), LP)
             # A branch, or ptxas moves the wait below before the exponentials.
             mbarrier.wait(v_full.index(i_v), v_phase)
@@ -176,8 +188,9 @@ def consume(  # type: ignore[no-untyped-def]
             mbarrier.arrive(v_empty.index(i_v), count=1)
             i_v, v_phase = advance(i_v, v_phase, VS)
             b_p = b_next_p
-        # Not the product of the loop, or LLVM hoists both above its branch, and the tensor cores wait for them.
-        b_acc = b_acc * gl.convert_layout(_opaque(b_factor), ROW_O)[:, None]
+        if PASS != HOPEFUL:
+            # Not the product of the loop, or LLVM hoists both above its branch, and the tensor cores wait for them.
+            b_acc = b_acc * gl.convert_layout(_opaque(b_factor), ROW_O)[:, None]
         mbarrier.wait(v_full.index(i_v), v_phase)
         b_sum = warpgroup_mma(b_p, v_s.index(i_v), b_acc, is_async=True)
         b_acc = warpgroup_mma_wait(0, deps=(b_sum,))
@@ -198,6 +211,11 @@ def consume(  # type: ignore[no-untyped-def]
             p_out = out + (first_row + o_r).to(gl.int64)[:, None] * s_ot + (head * DIM + o_d)[None, :]
             m_r = (o_r >= first) & (o_r < last)
             gl.store(p_out, o_s.index(W).load(LS), mask=m_r[:, None])
+        if PASS == HOPEFUL:
+            # Sums of weights relative to the first step's maximum: too large, or infinite, or not a number.
+            lost = (o_m >= first) & (o_m < last) & ((b_l < _MOST) == 0)
+            if gl.sum(lost.to(gl.int32), 0) > 0:
+                gl.store(redone + 1 + gl.atomic_add(redone, 1), mine)
         p_lse = lse + (first_row + o_m) * heads + head
         gl.store(p_lse, (b_m + gl.log2(b_l)) * _LN2, mask=(o_m >= first) & (o_m < last))
     tma.store_wait(0)

@@ -6,7 +6,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
-from sparse_kernels.gpu.hopper.items import AHEAD, PAGE, STEP, advance, draw, mean_steps, own_pages, take, work_of
+from sparse_kernels.gpu.hopper.items import AHEAD, PAGE, STEP, advance, draw, means_of, own_pages, take, work_of
 
 # Named anew between the Triton releases that this runs on.
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
@@ -42,11 +42,12 @@ def _clear(ring, slot, valid0, valid1, DIM: gl.constexpr, STAGES: gl.constexpr):
 def produce(  # type: ignore[no-untyped-def]
     into, shared, pages,
     KEYS: gl.constexpr, GROUP: gl.constexpr, DIM: gl.constexpr, UNIT: gl.constexpr, STAGES: gl.constexpr,
+    PASS: gl.constexpr,
 ):  # fmt: skip
     """Brings an item's pages, two a slot, and then its means; with ``KEYS`` also queries, and hands out the items."""
     desc, mean_desc, ring, full, empty = into
     cleared, q_desc, q_s, q_full, q_empty, counter, posted, p_full, p_empty = shared
-    work, works, items, tables, s_table, block_starts, block_counts, blocks, tiles, offsets = pages
+    work, works, items, redone, tables, s_table, block_starts, block_counts, blocks, tiles, offsets = pages
     L1: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
     EVEN: gl.constexpr = GROUP % 2 == 0
     BYTES: gl.constexpr = STEP * DIM * 2
@@ -58,12 +59,13 @@ def produce(  # type: ignore[no-untyped-def]
     c_phase = 0
     item = gl.program_id(0)
     while item < items:
-        i_kv, i_h, i_t, i_s, position, row, _, length = work_of(item, work, works, GROUP)
+        i_kv, i_h, i_t, i_s, position, row, _, length = work_of(item, items, work, works, redone, GROUP, PASS)
         begin = gl.load(block_starts + i_kv * tiles + i_t)
         kept = gl.load(block_counts + i_kv * tiles + i_t)
         p_table = tables + i_s.to(gl.int64) * s_table
         own = own_pages(position, GROUP)
-        odd = (kept + own) % 2
+        beside, mean_steps = means_of(position, kept + own, UNIT)
+        odd = (kept + own) % 2 if not UNIT else gl.where(beside > 0, 0, (kept + own) % 2)
         total = kept + own + odd
         column = i_kv * DIM
         if EVEN:
@@ -84,6 +86,8 @@ def produce(  # type: ignore[no-untyped-def]
         page0 = gl.load(p_table + first)
         page1 = gl.load(p_table + second)
         b1 = gl.load(here + gl.minimum(3, last), mask=total > 3, other=0)
+        if UNIT:
+            row0 = gl.load(offsets + i_s)
         if KEYS:
             mbarrier.wait(q_empty, q_phase)
             q_phase ^= 1
@@ -94,7 +98,7 @@ def produce(  # type: ignore[no-untyped-def]
             else:
                 tma.async_copy_global_to_shared(q_desc, [row + PAGE, i_h * DIM], q_full, q_s.index(1))
             # Before the keys: the others ask for it when they begin with this one.
-            item = draw(counter, items)
+            item = draw(counter, items, redone, PASS)
             mbarrier.wait(p_empty.index(p_slot), p_phase ^ 1)
             posted.index(p_slot).store(gl.full([1], item, gl.int32, L1))
             mbarrier.arrive(p_full.index(p_slot), count=1)
@@ -111,7 +115,11 @@ def produce(  # type: ignore[no-untyped-def]
             mbarrier.wait(empty.index(slot), phase)
             bar = full.index(slot)
             to = ring.index(slot)
-            if KEYS:
+            if UNIT and j + 1 == total:
+                mbarrier.expect(bar, BYTES)
+                tma.async_copy_global_to_shared(desc, [page0 * PAGE, column], bar, to.slice(0, 64, dim=0))
+                tma.async_copy_global_to_shared(mean_desc, [row0, column], bar, to.slice(64, 64, dim=0))
+            elif KEYS:
                 _two_pages(desc, page0 * PAGE, page1 * PAGE, column, bar, to, BYTES)
             else:
                 if (j == 0) & (gl.minimum(valid0, valid1) < PAGE):
@@ -126,10 +134,9 @@ def produce(  # type: ignore[no-untyped-def]
             page0 = next0
             page1 = next1
         if UNIT:
-            row0 = gl.load(offsets + i_s)
-            for i in range(mean_steps(position, UNIT)):
+            for i in range(mean_steps):
                 mbarrier.wait(empty.index(slot), phase)
-                at = row0 + i * STEP
+                at = row0 + beside + i * STEP
                 _two_pages(mean_desc, at, at + 64, column, full.index(slot), ring.index(slot), BYTES)
                 slot, phase = advance(slot, phase, STAGES)
         if not KEYS:

@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from sparse_kernels.gpu.launches import Launcher
 from sparse_kernels.gpu.selection.plan import COLUMNS, SelectionPlan, Workspace
 from sparse_kernels.layout.batch import PagedBatch
 from sparse_kernels.layout.page_summaries import PageSummaries
@@ -48,7 +49,8 @@ def order_means(
     columns = workspace.take("columns", kv_heads * steps * COLUMNS * dim, dtype).view(-1, dim)
     means, value_means = (torch.empty(plan.units, kv_heads, dim, dtype=dtype, device=columns.device) for _ in range(2))
     sub, mean = summaries.sub_mean, summaries.mean
-    gather_means[(steps + plan.units // _UNITS_AT_ONCE, kv_heads)](
+    _launch(
+        (steps + plan.units // _UNITS_AT_ONCE, kv_heads),
         sub, mean, summaries.value_mean, columns, means, value_means,
         batch.tables, batch.lengths, plan.first_steps, plan.step_owner, plan.first_units, plan.chunk_owner,
         steps, kv_heads, batch.tables.stride(0), *sub.stride()[:3], *mean.stride()[:2],
@@ -110,3 +112,6 @@ def gather_means(  # type: ignore[no-untyped-def]
         o_y = (o_u.to(tl.int64) * kv_heads + i_kv)[:, None] * DIM + o_d[None, :]
         tl.store(unit_means + o_y, (b_k * (1.0 / UNIT)).to(unit_means.dtype.element_ty))
         tl.store(unit_value_means + o_y, (b_v * (1.0 / UNIT)).to(unit_value_means.dtype.element_ty))
+
+
+_launch = Launcher(gather_means)

@@ -128,7 +128,7 @@ def ranked(b_need, m_free, threshold, blocks, TOP_P: tl.constexpr, TOGETHER: tl.
         b_need: float32, a tile's need of each block.
         m_free: what there is to choose from.
         threshold: of the rule.
-        blocks: blocks of the whole sequence.
+        blocks: blocks of the whole prompt.
     """
     b_free = tl.where(m_free, b_need, 0.0)
     b_key = b_free.to(tl.int32, bitcast=True)

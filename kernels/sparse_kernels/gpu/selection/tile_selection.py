@@ -119,7 +119,8 @@ def select_tile_blocks(  # type: ignore[no-untyped-def]
         length = tl.load(lengths + i_s)
         start = tl.load(starts + i_s)
         prefix = length - (tl.load(starts + i_s + 1) - start)
-        last_tile = (tl.load(totals + i_s).to(tl.int32) - 1) // TILE
+        total = tl.load(totals + i_s).to(tl.int32)
+        last_tile = (total - 1) // TILE
         there = (length + BLOCK - 1) // BLOCK
         near = tl.minimum(there, (number + together) * TILE // BLOCK)
         # Nothing is to be chosen where everything is kept anyway.
@@ -237,7 +238,8 @@ def select_tile_blocks(  # type: ignore[no-untyped-def]
                 o_at = tl.cumsum(m_kept.to(tl.int32), 0)
             else:
                 m_free = m_before & (m_forced == 0)
-                m_sure, m_level, left = ranked(b_x, m_free, threshold, there, RULE == 1, TOGETHER)
+                prompt_blocks = (total + BLOCK - 1) // BLOCK
+                m_sure, m_level, left = ranked(b_x, m_free, threshold, prompt_blocks, RULE == 1, TOGETHER)
                 m_level = m_level & m_free
                 m_sure = ((m_sure & m_free) | m_forced) & m_before
                 # Both counts in one sum: there are fewer than 2 to the 15th blocks.

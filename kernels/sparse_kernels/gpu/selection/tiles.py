@@ -7,11 +7,11 @@ import math
 
 import torch
 import triton
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sparse_kernels.config import PrefillConfig
 from sparse_kernels.cpu.block_selection import thresholds_by_head
-from sparse_kernels.gpu.checks import processors
+from sparse_kernels.gpu.checks import generation, processors
+from sparse_kernels.gpu.launches import Launcher, Rows
 from sparse_kernels.gpu.selection.plan import COLUMNS, SelectionPlan, Workspace
 from sparse_kernels.gpu.selection.tile_selection import select_tile_blocks
 from sparse_kernels.layout.batch import PagedBatch
@@ -22,6 +22,7 @@ from sparse_kernels.scores.energy import headroom
 _LOG2E = 1.4426950408889634
 # So many blocks in registers at least: short batches take one kernel.
 _LEAST_WIDTH = 512
+_launch = Launcher(select_tile_blocks)
 _RULES = {"max_threshold": 0, "top_p": 1, "top_k": 2}
 
 
@@ -79,9 +80,10 @@ def select_tiles(
     scratch = workspace.take("weights", programs * steps * rows * shape.blocks, stored)
     maxima = workspace.take("maxima", programs * steps * rows, torch.float32)
     needs = workspace.take("needs", programs * 2 * shape.tiles * width, torch.float32)
-    hopper = q.is_cuda and torch.cuda.get_device_capability(q.device)[0] >= 9
-    select_tile_blocks[(programs,)](
-        q, TensorDescriptor.from_tensor(columns, [COLUMNS, dim]) if hopper else columns,
+    hopper = generation(q.device) >= 9
+    _launch(
+        (programs,),
+        q, Rows(columns, columns.shape[0], dim, dim, (COLUMNS, dim)) if hopper else columns,
         scratch, maxima, needs,
         batch.lengths, batch.starts, totals, batch.lengths if dense is None else dense.view(torch.uint8),
         batch.tiles.sequence, batch.tiles.number, plan.items, plan.first_steps, each,

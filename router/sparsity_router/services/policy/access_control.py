@@ -13,9 +13,9 @@ import grpc
 from sparsity.v1 import policy_pb2
 from sparsity_policies.storage.decisionlog import AuditEvent
 from sparsity_rpc.errors import SparsityError
+from sparsity_serving.access.principals import Principal, Role
 from sparsity_serving.bounds import MAX_NAME, MAX_REASON, check_name
 
-from sparsity_router.callers.principals import Principal, Role
 from sparsity_router.services.policy.state import PolicyState
 
 Context = grpc.aio.ServicerContext[Any, Any]

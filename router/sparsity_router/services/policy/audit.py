@@ -7,6 +7,7 @@ import re
 from sparsity.v1 import policy_pb2
 from sparsity_policies.wire import timestamp
 from sparsity_rpc.errors import ConfigurationError, InvalidRequestError
+from sparsity_serving.bounds import page_size
 
 from sparsity_router.services.policy.state import PolicyState
 
@@ -22,7 +23,7 @@ async def list_audit_events(
         raise ConfigurationError("this router keeps no audit events: it was started without --redis-url")
     if request.page_token and not _TOKEN.fullmatch(request.page_token):
         raise InvalidRequestError.of("page_token", f"is not one of this service: {request.page_token!r}")
-    size = request.page_size if 0 < request.page_size <= _PAGE else _PAGE
+    size = page_size(request.page_size, _PAGE)
     events, token = await state.decisions.audit(request.page_token, size)
     response = policy_pb2.ListAuditEventsResponse(next_page_token=token)
     for event in events:

@@ -13,6 +13,7 @@ from sparsity_policies.model import Policy, StoredPolicy
 from sparsity_policies.threads import DRAFTS
 from sparsity_policies.wire import policy_from_wire, stored_to_wire, timestamp
 from sparsity_rpc.errors import ConflictError
+from sparsity_serving.bounds import page_size
 
 from sparsity_router.services.policy.state import PolicyState
 
@@ -32,7 +33,7 @@ async def list_policies(
     """All policies, a page at a time; the page token is the last domain of the page before."""
     snapshot = state.policies.snapshot
     domains = sorted(domain for domain in snapshot.policies if domain > request.page_token)
-    size = request.page_size if 0 < request.page_size <= _PAGE else _PAGE
+    size = page_size(request.page_size, _PAGE)
     page = domains[:size]
     return policy_pb2.ListPoliciesResponse(
         policies=[stored_to_wire(snapshot.policies[domain].stored) for domain in page],

@@ -6,9 +6,10 @@ import dataclasses
 import uuid
 
 from sparsity.v1 import policy_pb2
+from sparsity_policies.model import Override, Scope
 from sparsity_policies.wire import override_from_wire, override_to_wire
-from sparsity_rpc.errors import InvalidRequestError, NotFoundError, StoreError
-from sparsity_serving.bounds import seconds_of
+from sparsity_rpc.errors import InvalidRequestError, NotFoundError, OverloadedError, StoreError
+from sparsity_serving.bounds import MAX_OVERRIDES, seconds_of
 
 from sparsity_router.services.policy.state import PolicyState
 
@@ -41,9 +42,20 @@ async def put_override(
             raise InvalidRequestError.of("ttl", problem)
         override = dataclasses.replace(override, expire_time=now + seconds)
     overrides = state.policies.overrides
+    _require_room(state, override, now)
     overrides.put(override)
     stored = state.store is not None and await overrides.write(state.store, override)
     return policy_pb2.PutOverrideResponse(override=override_to_wire(override), stored=stored)
+
+
+def _require_room(state: PolicyState, override: Override, now: float) -> None:
+    """Refuses one more than decisions have time for; the kill switch of everything always has its place."""
+    acting = {
+        known.id for known in state.policies.overrides.active() if known.expire_time is None or known.expire_time > now
+    }
+    if override.scope is not Scope.GLOBAL and override.id not in acting and len(acting) >= MAX_OVERRIDES:
+        remedy = "end some, set one of a wider scope, or write it into a policy"
+        raise OverloadedError(f"{len(acting)} overrides are in force, and {MAX_OVERRIDES} the most: {remedy}")
 
 
 async def delete_override(

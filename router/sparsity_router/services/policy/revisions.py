@@ -7,6 +7,7 @@ from sparsity_policies.documents.confined import EDITS
 from sparsity_policies.threads import DRAFTS
 from sparsity_policies.wire import stored_to_wire
 from sparsity_rpc.errors import InvalidRequestError
+from sparsity_serving.bounds import page_size
 
 from sparsity_router.services.policy.state import PolicyState
 
@@ -19,7 +20,7 @@ async def list_policy_revisions(
     """Revisions of a policy, newest first; the page token is the last revision of the page before."""
     if request.page_token and not request.page_token.isdigit():
         raise InvalidRequestError.of("page_token", f"is not one of this service: {request.page_token!r}")
-    size = request.page_size if 0 < request.page_size <= _PAGE else _PAGE
+    size = page_size(request.page_size, _PAGE)
     below = int(request.page_token) if request.page_token else None
     page = await state.need_store().history(request.domain, below, size)
     if not page.revisions and below is None:

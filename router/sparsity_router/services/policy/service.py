@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Final
 
-from sparsity_router.callers.principals import Role
+from sparsity_serving.access.principals import Role
+
 from sparsity_router.services.policy import (
     audit,
     documents,

@@ -11,8 +11,8 @@ from sparsity_policies.model import Policy, StoredPolicy
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, NotFoundError
+from sparsity_serving.access.access import Access
 
-from sparsity_router.callers.access import Access
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.observing.recorder import Recorder
 

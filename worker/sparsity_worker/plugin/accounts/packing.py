@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from sparsity_worker.keys import MEASURE_KEY, PROBE_KEY, REASONING_KEY, STEPWISE_KEY
 from sparsity_worker.plugin.accounts.ledger import Inside, Ledger
+from sparsity_worker.plugin.accounts.reasoning import Reasoning
 from sparsity_worker.plugin.attention import Prompt
-from sparsity_worker.plugin.reasoning import Reasoning
 
 _KEPT: Final = "sparsity_followed"
 

@@ -12,7 +12,7 @@ from sparse_kernels.layout.batch import PagedBatch
 from sparse_kernels.measured_coverage import measured_coverage, spread_rows
 
 from sparsity_worker.plugin.accounts.ledger import PREFILL, Ledger
-from sparsity_worker.plugin.attention import MEASURED_ROWS, Spans
+from sparsity_worker.plugin.attention import MEASURED_ROWS, Spans, accounted
 from sparsity_worker.plugin.host_device import Download
 
 
@@ -32,10 +32,12 @@ class PrefillAccounts:
         self._heads, self._kv_heads, self._block = heads, kv_heads, block
         # By layer: kept blocks' rows and coverage times rows of each request, float64 [2, requests], on the device.
         self._attended: dict[int, torch.Tensor] = {}
+        self._on = True
 
-    def forget(self) -> None:
-        """Drops what was noted since the last booking."""
+    def begin(self, spans: Spans) -> None:
+        """Drops what was noted since the last booking, as of a batch that SGLang captured or warmed up with."""
         self._attended = {}
+        self._on = accounted(spans.prompts)
 
     def note(self, layer: int, requests: int, owner: torch.Tensor, rows: torch.Tensor, found: BatchSelection) -> None:
         """Adds up a layer on the device, for :meth:`book` to read once a pass.
@@ -47,6 +49,8 @@ class PrefillAccounts:
             rows: int32 ``[tiles]``, new tokens in it.
             found: what was selected.
         """
+        if not self._on:
+            return
         each = torch.stack([found.index.counts.sum(0), found.coverage.mean(0)]).double() * rows
         booked = torch.zeros(2, requests, dtype=torch.float64, device=each.device)
         self._attended[layer] = booked.index_add_(1, owner, each)

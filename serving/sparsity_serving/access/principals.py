@@ -16,6 +16,7 @@ class Role(StrEnum):
     VIEWER = "viewer"
     EDITOR = "editor"
     BREAKER = "breaker"
+    OPERATOR = "operator"
 
 
 _POLICY_ROLES = frozenset({Role.VIEWER, Role.EDITOR, Role.BREAKER})

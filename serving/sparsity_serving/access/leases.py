@@ -1,7 +1,8 @@
 """Leases: a router's signed permission to use one worker for one request.
 
 A token is a serialized `sparsity.v1.LeaseClaims` followed by its HMAC-SHA256 (RFC 2104) under a key that routers and
-workers share. It binds worker, tier, decision and request, and ends soon; a worker takes each at most once.
+workers share (:mod:`sparsity_serving.access.lease_keys`). It binds worker, tier, decision and request, and ends soon;
+a worker takes each at most once.
 """
 
 from __future__ import annotations
@@ -9,39 +10,22 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
-import os
 import secrets
 import time
-from pathlib import Path
 
 from cachetools import TLRUCache
 from google.protobuf.message import DecodeError
 from sparsity.v1 import inference_pb2, worker_pb2
-from sparsity_rpc.errors import ConfigurationError, LeaseError
+from sparsity_rpc.errors import LeaseError
+
+from sparsity_serving.access.lease_keys import LeaseKeys
 
 # A kill switch does not recall a lease: it must not outlive the switch by much.
 LEASE_SECONDS = 5.0
-_KEY_BYTES = 16
 _MAC_BYTES = 32
+_STRANGE = "the lease was not signed by a router of this fleet, or was changed"
 # Clocks of routers and workers may differ by this much.
 _SKEW_SECONDS = 5.0
-
-
-def read_key(path: Path | None) -> bytes | None:
-    """The shared key, from a file or from SPARSITY_LEASE_KEY; None where neither is given.
-
-    Raises:
-        ConfigurationError: when the file cannot be read, or the key is too short.
-    """
-    try:
-        key = path.read_bytes().strip() if path else os.environ.get("SPARSITY_LEASE_KEY", "").encode()
-    except OSError as error:
-        raise ConfigurationError(f"--lease-key-file: {path}: {error.strerror}") from error
-    if not key and path is None:
-        return None
-    if len(key) < _KEY_BYTES:
-        raise ConfigurationError(f"--lease-key-file: the key has {len(key)} bytes; {_KEY_BYTES} are the least")
-    return key
 
 
 def request_hash(request: worker_pb2.WorkerServiceGenerateRequest) -> bytes:
@@ -54,10 +38,12 @@ def request_hash(request: worker_pb2.WorkerServiceGenerateRequest) -> bytes:
 
 
 def sign(
-    key: bytes, request: worker_pb2.WorkerServiceGenerateRequest, worker_id: str, decision_id: str
+    keys: LeaseKeys, request: worker_pb2.WorkerServiceGenerateRequest, worker_id: str, decision_id: str
 ) -> inference_pb2.WorkerLease:
     """A lease for ``request`` as it is now, at one worker."""
+    key = keys.signing
     claims = inference_pb2.LeaseClaims(
+        key_id=key.id,
         worker_id=worker_id,
         tier=request.tier,
         decision_id=decision_id,
@@ -66,15 +52,15 @@ def sign(
     )
     claims.expire_time.FromNanoseconds(int((time.time() + LEASE_SECONDS) * 1e9))
     body = claims.SerializeToString()
-    token = body + hmac.digest(key, body, "sha256")
+    token = body + hmac.digest(key.secret, body, "sha256")
     return inference_pb2.WorkerLease(token=token, expire_time=claims.expire_time)
 
 
 class LeaseChecker:
     """What a worker asks of a lease; it remembers each until it has expired, so that none is taken twice."""
 
-    def __init__(self, key: bytes, worker_id: str, tier: inference_pb2.Tier.ValueType) -> None:
-        self._key = key
+    def __init__(self, keys: LeaseKeys, worker_id: str, tier: inference_pb2.Tier.ValueType) -> None:
+        self._keys = keys
         self._worker_id = worker_id
         self._tier = tier
         # None is forgotten before its lease has expired, however many there are.
@@ -109,9 +95,11 @@ class LeaseChecker:
         if not token:
             raise LeaseError("this worker demands a router's lease; call the router's Route or Generate")
         body, mac = token[:-_MAC_BYTES], token[-_MAC_BYTES:]
-        if not hmac.compare_digest(mac, hmac.digest(self._key, body, "sha256")):
-            raise LeaseError("the lease was not signed by a router of this fleet, or was changed")
         try:
-            return inference_pb2.LeaseClaims.FromString(body)
+            claims = inference_pb2.LeaseClaims.FromString(body)
         except DecodeError as error:
-            raise LeaseError("the lease cannot be read") from error
+            raise LeaseError(_STRANGE) from error
+        held = self._keys.checking(claims.key_id)
+        if not any(hmac.compare_digest(mac, hmac.digest(secret, body, "sha256")) for secret in held):
+            raise LeaseError(_STRANGE)
+        return claims

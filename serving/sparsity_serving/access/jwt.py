@@ -15,12 +15,12 @@ from cachetools import TLRUCache
 from jwt import PyJWKSet
 from sparsity_rpc.errors import ConfigurationError, UnauthenticatedError
 
-from sparsity_router.callers.principals import Principal, Role
+from sparsity_serving.access.principals import Principal, Role
 
-log = logging.getLogger("sparsity.router.jwt")
+log = logging.getLogger("sparsity.access.jwt")
 # A key that both sides know would let every router issue tokens.
 _ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
-_REFRESH_SECONDS = 60.0
+REFRESH_SECONDS = 60.0
 _FETCH_SECONDS = 5.0
 _REMEMBERED = 10_000
 
@@ -56,7 +56,7 @@ class JwtVerifier:
     """
 
     def __init__(self, config: JwtConfig) -> None:
-        self._config = config
+        self.config = config
         self._data = b""
         # By digest: whose it is, and until when, seconds since the epoch.
         self._good: TLRUCache[bytes, tuple[Principal, float]] = TLRUCache(
@@ -68,9 +68,9 @@ class JwtVerifier:
             raise ConfigurationError(f"jwt.keys: {config.keys}: {error}") from error
 
     def _fetch(self) -> bytes:
-        if not self._config.keys.startswith("https://"):
-            return Path(self._config.keys).read_bytes()
-        with urllib.request.urlopen(self._config.keys, timeout=_FETCH_SECONDS) as answer:
+        if not self.config.keys.startswith("https://"):
+            return Path(self.config.keys).read_bytes()
+        with urllib.request.urlopen(self.config.keys, timeout=_FETCH_SECONDS) as answer:
             data: bytes = answer.read()
             return data
 
@@ -80,14 +80,12 @@ class JwtVerifier:
             self._data = data
             self._good.clear()
 
-    async def run(self) -> None:
-        """Follows the keys, for as long as it runs; the last good ones hold."""
-        while True:
-            await asyncio.sleep(_REFRESH_SECONDS)
-            try:
-                self._load(await asyncio.to_thread(self._fetch))
-            except (OSError, ValueError, jwt.PyJWTError) as error:
-                log.warning("jwt.keys: %s: %s; the keys that were read before hold", self._config.keys, error)
+    async def refresh(self) -> None:
+        """Takes up the issuer's keys as they are now; the last good ones hold."""
+        try:
+            self._load(await asyncio.to_thread(self._fetch))
+        except (OSError, ValueError, jwt.PyJWTError) as error:
+            log.warning("jwt.keys: %s: %s; the keys that were read before hold", self.config.keys, error)
 
     def verify(self, token: str) -> Principal:
         """Who the token is of.
@@ -106,8 +104,8 @@ class JwtVerifier:
                 token,
                 key,
                 algorithms=_ALGORITHMS,
-                audience=self._config.audience,
-                issuer=self._config.issuer,
+                audience=self.config.audience,
+                issuer=self.config.issuer,
                 options={"require": ["exp", "iss", "aud", "sub"]},
             )
         except jwt.PyJWTError as error:
@@ -122,10 +120,10 @@ class JwtVerifier:
         return next(iter(self._keys.values()))
 
     def _principal(self, claims: dict[str, object]) -> Principal:
-        listed = claims.get(self._config.roles_claim)
+        listed = claims.get(self.config.roles_claim)
         words = {role.value for role in Role}
         roles = frozenset(Role(word) for word in listed if word in words) if isinstance(listed, list) else None
-        tenant = claims.get(self._config.tenant_claim)
+        tenant = claims.get(self.config.tenant_claim)
         return Principal(
             str(claims["sub"]),
             frozenset({Role.CALLER}) if roles is None else roles,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from pathlib import Path
 
 import pytest
 from sparsity_bench import processes, timing
 from sparsity_bench.router import paths, peers, pressure, run
-from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_rpc.errors import EngineError
 from support.tiny import tiny_model
+from support.valkey import Valkey
 
 SMALL = run.Plan(requests=40, soak=1000, overload_seconds=1.0, cancels=3, changes=2, peers=())
 
@@ -50,17 +51,24 @@ def test_a_peer_that_cannot_be_installed_is_left_out_and_said(tmp_path: Path, mo
     assert "no-such-router 1 cannot be installed and is left out" in said[-1]
 
 
-async def test_overload_that_breaks_a_request_gives_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = processes.mock_worker
+async def test_overload_that_breaks_a_request_gives_no_figure(tmp_path: Path) -> None:
+    async with pressure._router(tiny_model(tmp_path), tmp_path, 1, 0.0) as (stub, _, worker):
+        worker.stop(5.0)
+        with pytest.raises(EngineError, match="UNAVAILABLE"):
+            await pressure._offer(stub, 2 * pressure.URGENT_A_SECOND, 0.5, random.Random(1))
 
-    def unfit(folder: Path, digest: str, **options: float) -> object:
-        return worker(folder, "another tokenizer", places=1)
 
-    monkeypatch.setattr(processes, "mock_worker", unfit)
+async def test_a_router_that_can_use_no_worker_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "START_SECONDS", 4.0)
     model = tiny_model(tmp_path)
-    assert ModelTokenizer(model).digest != "another tokenizer"
-    with pytest.raises(EngineError, match="UNAVAILABLE"):
-        await pressure.overload(model, tmp_path, 0.5)
+    worker = processes.mock_worker(tmp_path, "another tokenizer")
+    with Valkey() as server:
+        router = processes.router(tmp_path, model, server.port, worker.address, "--detect", "off")
+        with pytest.raises(EngineError, match="router did not serve in 4 s"):
+            async with processes.running(worker, router):
+                pass
 
 
 def test_a_broken_answer_gives_no_figure() -> None:

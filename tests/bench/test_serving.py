@@ -34,17 +34,24 @@ class Fake:
         self.wavers, self.behind = wavers, (0, 0)
         self.asked: list[tuple[int, int, str | None]] = []
         self.left: list[tuple[int, float, str]] = []
+        self.sampled: list[inference_pb2.SamplingParams] = []
+        self.late: list[str] = []
 
     async def capabilities(self) -> worker_pb2.GetCapabilitiesResponse:
         sparse = self.tier != "dense"
         return worker_pb2.GetCapabilitiesResponse(
             backend="sparsity" if sparse else "torch_native",
             vocabulary_size=260,
+            max_requests=4,
             proof=worker_pb2.BackendProof(sparse_kernel_calls=5 if sparse else 0),
         )
 
-    async def ask(self, prompt: list[int], new: int, salt: str | None = None) -> Taken:
+    async def ask(
+        self, prompt: list[int], new: int, salt: str | None = None, sampling: inference_pb2.SamplingParams | None = None
+    ) -> Taken:
         self.asked.append((len(prompt), new, salt))
+        if sampling is not None:
+            self.sampled.append(sampling)
         long = self.tier != "dense" and len(prompt) >= 256
         report = inference_pb2.SparsityReport(prefill_density=1.0, decode_density=1.0)
         if long:
@@ -52,6 +59,9 @@ class Fake:
         first = len(prompt) * (1e-3 if not long else 5e-4)
         token = len(self.asked) if self.wavers and len(prompt) > 200 else self.token
         return Taken(first, first + 0.01 * (new - 1), (token,) * new, report)
+
+    def compiled(self) -> list[str]:
+        return self.late
 
     async def held(self) -> tuple[int, int]:
         return self.behind
@@ -110,7 +120,7 @@ def test_what_there_is_no_time_for_is_named(tmp_path: Path) -> None:
     [
         (Fake("aggressive", pruned=1.0), "were attended whole"),
         (Fake("aggressive", token=8), "only 0 get dense"),
-        (Fake("aggressive", wavers=True), "3 times alone, are not answered alike"),
+        (Fake("aggressive", wavers=True), "of 6 answers to prompts alone again only 0 are alike"),
     ],
 )
 def test_what_proves_nothing_is_not_shown(
@@ -127,13 +137,18 @@ def test_an_answer_that_others_or_an_abort_change_is_a_fault() -> None:
     class Swayed(Fake):
         """Answers otherwise once a prompt was broken off."""
 
-        async def ask(self, prompt: list[int], new: int, salt: str | None = None) -> Taken:
+        async def ask(self, prompt: list[int], new: int, salt: str | None = None, sampling: Any = None) -> Taken:
             taken = await super().ask(prompt, new, salt)
             return taken._replace(answer=(9,) * new) if salt else taken
 
     fake = Swayed("moderate")
-    found = asyncio.run(repeats.faults(cast(Any, fake), PLAN, 260))
-    assert found == ["of 11 answers among others, or after an abort, only 9 are those of the prompt alone"]
+    found = asyncio.run(repeats.repeated(cast(Any, fake), PLAN, 260))
+    assert found == repeats.Repeats(6, 6, 9, 9, 0, 2, 0.0)
+    assert found.faults("cuda") == ["of 2 answers after an abort only 0 are those of the prompt alone"]
+    assert found._replace(aborted=2, among=8, apart=0.1).faults("cuda") == [
+        "of 9 answers among others only 8 are those of the prompt alone",
+        "densities among others differ by 0.1000 from those alone",
+    ]
     cold = PLAN.interrupted * 5e-4
     assert [(length, seconds / cold) for length, seconds, _ in fake.left] == [
         (PLAN.interrupted, pytest.approx(part)) for part in (0.3, 0.6)
@@ -144,7 +159,7 @@ def test_what_a_storm_leaves_behind_or_answers_badly_is_a_fault(monkeypatch: pyt
     monkeypatch.setattr(soak, "_IDLE_SECONDS", 0.0)
 
     class Short(Fake):
-        async def ask(self, prompt: list[int], new: int, salt: str | None = None) -> Taken:
+        async def ask(self, prompt: list[int], new: int, salt: str | None = None, sampling: Any = None) -> Taken:
             taken = await super().ask(prompt, new, salt)
             return taken._replace(answer=taken.answer[:1] if new == 64 else taken.answer)
 
@@ -166,6 +181,35 @@ def test_what_a_storm_leaves_behind_or_answers_badly_is_a_fault(monkeypatch: pyt
     assert any(
         "3 kernel calls in 1 layers" in fault for fault in asyncio.run(soak.faults(cast(Any, sparse), PLAN, 260, 9))
     )
+
+
+def test_no_more_is_sent_than_there_is_time_for(capsys: pytest.CaptureFixture[str]) -> None:
+    fake = Fake("dense")
+    assert not asyncio.run(soak.faults(cast(Any, fake), PLAN, 260, 300, seconds=-1.0))
+    assert not fake.asked
+    assert capsys.readouterr().out == "  0 of 300 mixed requests, 0 of them cancelled\n"
+
+
+def test_our_kernels_stand_beside_dense_and_accounts_beside_none() -> None:
+    found = run(Fake("dense"), Fake("aggressive"))
+    found |= {"dense-ours": replace(run(Fake("dense"))["dense"], tier="dense-ours")}
+    (off,) = run(Fake("aggressive"), plan=baseline.narrowed(PLAN, "aggressive-unaccounted")).values()
+    found |= {"aggressive-unaccounted": replace(off, tier="aggressive-unaccounted")}
+    assert not off.answers
+    assert off.repeats is None
+    assert verdict.faults(found) == ["dense-ours: the backend torch_native proved nothing at start"]
+    found["dense-ours"].own["backend"] = "sparsity_dense"
+    assert not verdict.faults(found)
+    found["aggressive"].per_token["2 x 512"] = [0.0102]
+    found["aggressive"].compiled = ["sparse_kernels.kernel was compiled"]
+    rows = {row.name: row for row in verdict.rows(found, PLAN)}
+    share = rows["aggressive: accounts, of the time of a decode step"]
+    assert (share.value, share.met) == (pytest.approx(0.0196, abs=1e-4), False)
+    assert rows["aggressive: accounts, of the time of a prompt"].met
+    assert rows["dense-ours: time per output token"].ratio == pytest.approx(1.0)
+    assert rows["aggressive: kernels compiled while serving"].met is False
+    assert rows["dense-ours: kernels compiled while serving"].met is True
+    assert rows["aggressive: tokens and densities alike, alone again"].met
 
 
 async def _taken(new: int, report: inference_pb2.SparsityReport) -> Taken:
@@ -254,6 +298,7 @@ def test_a_smoke_run_says_what_is_wrong_and_shows_the_log_of_a_worker_that_died(
             pass
 
         def told(self, lines: int) -> list[str]:
+            assert [(each.top_k, each.seed) for each in self.sampled[::3]] == [(2**31 - 1, 0), (0, 2**64 - 1)]
             return ["Failed to apply hooks"]
 
     class Dead(Started):

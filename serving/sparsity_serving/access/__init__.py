@@ -1,0 +1,1 @@
+"""Who may call, and do what: principals by key or token, and their roles."""
