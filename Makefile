@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Chart and dashboards find the folder of caches as the environment does.
 DEPLOY_TOOL := PYTHONPATH=tools $(BIN)/python deploy/tools
 
-.PHONY: environment try run check test coverage test-gpu lint format protos charts bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts options clean
+.PHONY: environment try run check test coverage test-gpu lint format protos locks charts bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts options clean
 
 environment:
 	@$(PYTHON) tools/environment.py
@@ -46,7 +46,7 @@ coverage: environment
 GPU_PYTHON ?= $(BIN)/python
 # Processes that compile kernels side by side.
 GPU_JOBS ?= 8
-GPU_PATH := proto:router:worker:kernels:policies:cli:bench$(if $(PYTHONPATH),:$(PYTHONPATH))
+GPU_PATH := client:serving:router:worker:kernels:policies:cli:bench$(if $(PYTHONPATH),:$(PYTHONPATH))
 GPU_NEEDS := $(if $(filter $(BIN)/%,$(GPU_PYTHON)),environment)
 test-gpu: $(GPU_NEEDS)
 	@PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m pytest tests/kernels/gpu -n $(GPU_JOBS) \
@@ -72,6 +72,10 @@ format: environment
 
 protos: environment
 	@$(BIN)/python tools/protos.py
+
+# What images install, with hashes, after an edit of dependencies.
+locks: environment
+	@$(BIN)/python tools/locks.py
 
 # Dashboards, and the chart's golden renders, after an edit of either.
 charts: environment

@@ -8,8 +8,8 @@ import sys
 from typing import NoReturn
 
 import typer
-from sparsity.errors import ConfigurationError
 from sparsity_router.embedded.default_model import default_model
+from sparsity_rpc.errors import ConfigurationError
 
 from sparsity_cli.console import err, reported
 

@@ -16,7 +16,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sparsity.v1 import inference_pb2, policy_pb2
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_policies.storage.scripts import POLICIES
 from support.chaos_fleet import SPARSE, fleet
 from support.embedded import SPARSITY

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from sparsity import errors
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_policies import model
+from sparsity_rpc import errors
 from support.ports import BLOCK, free_port
 from support.slow import SLOW
 
@@ -67,5 +67,5 @@ def test_processes_of_tests_are_given_no_port_twice() -> None:
     other = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, check=True)
     assert int(other.stdout) not in own
     assert len(own) > BLOCK // 2
-    found = [path for path in (ROOT / "tests").rglob("*.py") if "serving import free_port" in path.read_text()]
+    found = [path for path in (ROOT / "tests").rglob("*.py") if "addresses import free_port" in path.read_text()]
     assert found == [Path(__file__)], "the product's search finds what another process is about to listen on"

@@ -10,9 +10,9 @@ from pathlib import Path
 import click
 import pytest
 import typer
-from sparsity.options.declaration import leaves
 from sparsity_cli.main import app
 from sparsity_router.config import RouterConfig
+from sparsity_serving.options.declaration import leaves
 from sparsity_worker.config import WorkerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,8 +21,8 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 LINKING = [*PAGES, *sorted((ROOT / "docs").glob("*/**/*.md"))]
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
 SOURCE = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in TRACKED if name.endswith(".py"))
-# Of docker and of Prometheus.
-FOREIGN = {"--build", "--enable-feature"}
+# Of docker, pip and Prometheus.
+FOREIGN = {"--build", "--enable-feature", "--require-hashes"}
 
 
 def commands(command: click.Command, name: str) -> dict[str, click.Command]:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sparsity.errors import ConfigurationError, UnavailableError
 from sparsity.v1 import inference_pb2
 from sparsity_quality import commands
 from sparsity_quality.__main__ import app_of
 from sparsity_quality.tasks.cases import Wanted
+from sparsity_rpc.errors import ConfigurationError, UnavailableError
 from support.fake_worker import FakeWorker, answer, break_off
 from typer.testing import CliRunner
 

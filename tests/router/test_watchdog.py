@@ -16,8 +16,8 @@ import grpc
 import pytest
 import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from sparsity.health import Health
-from sparsity.watchdog import Watchdog, signals
+from sparsity_serving.health import Health
+from sparsity_serving.watchdog import Watchdog, signals
 from support.ports import free_port
 
 
@@ -97,7 +97,7 @@ def test_a_process_whose_loop_stands_still_ends_when_it_is_told_to(tmp_path: Pat
     script.write_text(
         textwrap.dedent("""
         import asyncio, signal, time
-        from sparsity import watchdog
+        from sparsity_serving import watchdog
         watchdog._END_SECONDS = 0.5
 
         async def main():

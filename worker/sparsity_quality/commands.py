@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sparsity import benchmark
-from sparsity.benchmark import Row
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving import benchmark
+from sparsity_serving.benchmark import Row
 from sparsity_worker.profiles.profile import Profile
 
 from sparsity_quality.calibration import profiles

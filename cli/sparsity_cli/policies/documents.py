@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
-from sparsity.errors import NotFoundError, SparsityError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.documents.yamlfile import dump_yaml
 from sparsity_policies.wire import policy_from_wire, policy_to_wire
+from sparsity_rpc.errors import NotFoundError, SparsityError
 
 from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, err, escaped, out, print_json, to_dict
 from sparsity_cli.policies.files import Files, read_policies

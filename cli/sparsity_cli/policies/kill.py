@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
-from sparsity.errors import InvalidRequestError, NotFoundError
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_policies.model import Scope
+from sparsity_rpc.errors import InvalidRequestError, NotFoundError
 
 from sparsity_cli.console import (
     DEFAULT_ROUTER,

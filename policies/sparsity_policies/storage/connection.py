@@ -13,7 +13,7 @@ from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from sparsity.errors import StoreError
+from sparsity_rpc.errors import StoreError
 
 from sparsity_policies.storage.redis_faults import CLIENT_ERRORS, told
 from sparsity_policies.storage.redis_tls import options as tls_options

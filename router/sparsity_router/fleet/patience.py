@@ -9,8 +9,8 @@ from typing import Any
 
 import grpc
 from grpc.aio import Metadata
-from sparsity.errors import ConfigurationError
 from sparsity_policies.model import Tier
+from sparsity_rpc.errors import ConfigurationError
 
 FIRST_SECONDS, NEXT_SECONDS = 300.0, 60.0
 

@@ -14,10 +14,13 @@ from typing import Any
 
 import grpc
 from opentelemetry import trace
-from sparsity.errors import StreamBrokenError, UnavailableError
-from sparsity.status import to_error
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision, Tier
+from sparsity_rpc.errors import (
+    StreamBrokenError,
+    UnavailableError,
+)
+from sparsity_rpc.status import to_error
 
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.fleet.proof import fault

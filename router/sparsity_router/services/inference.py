@@ -10,15 +10,15 @@ from contextlib import aclosing
 
 import grpc
 from opentelemetry import trace
-from sparsity import telemetry
-from sparsity.bounds import MAX_NAME, check_labels, check_name
-from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError, SparsityError, TokenCountError
-from sparsity.lease_keys import LeaseKeys
-from sparsity.leases import sign
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.wire import decision_to_wire, signals_to_wire
+from sparsity_rpc import tracing
+from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, NotFoundError, SparsityError, TokenCountError
+from sparsity_serving.access.lease_keys import LeaseKeys
+from sparsity_serving.access.leases import sign
+from sparsity_serving.bounds import MAX_NAME, check_labels, check_name
 
 from sparsity_router.callers.admission import Callers
 from sparsity_router.decisions.alternatives import alternatives
@@ -88,7 +88,7 @@ class InferenceService:
         self, request: inference_pb2.GenerateRequest, context: GenerateContext
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         """Streams a completion from a worker of the decided tier."""
-        with telemetry.server_span(_tracer, "router.generate", context) as span:
+        with tracing.server_span(_tracer, "router.generate", context) as span:
             started = time.monotonic()
             await self._callers.admit(request, context, self._context_length)
             decided = await self._decide(request, uuid.uuid4().hex)
@@ -140,7 +140,7 @@ class InferenceService:
 
     async def Route(self, request: inference_pb2.RouteRequest, context: RouteContext) -> inference_pb2.RouteResponse:
         """The decision, a worker, and the lease that it takes exactly this request by."""
-        with telemetry.server_span(_tracer, "router.route", context) as span:
+        with tracing.server_span(_tracer, "router.route", context) as span:
             asked = request.request
             await self._callers.admit(asked, context, self._context_length)
             if self._lease_keys is None:
@@ -173,7 +173,7 @@ class InferenceService:
         self, request: inference_pb2.ExplainRequest, context: ExplainContext
     ) -> inference_pb2.ExplainResponse:
         """The decision that Generate would make now, with every step."""
-        with telemetry.server_span(_tracer, "router.explain", context):
+        with tracing.server_span(_tracer, "router.explain", context):
             await self._callers.admit(request.request, context, self._context_length)
             # Counted, where Generate would not: what would change the tier hangs on it.
             review = (await self._decide(request.request, "", exact=True)).review

@@ -15,14 +15,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from sparsity.access.access import Access, Rules, key_digest
-from sparsity.access.jwt import JwtConfig, JwtVerifier
-from sparsity.access.principals import Role
-from sparsity.errors import ConfigurationError, PermissionDeniedError, RateLimitError, UnauthenticatedError
 from sparsity.v1 import inference_pb2
-from sparsity_client import Client, make_request
+from sparsity_client.wire import WireClient, make_request
 from sparsity_router.callers.limits import TenantLimits
 from sparsity_router.config import RouterConfig
+from sparsity_rpc.errors import ConfigurationError, PermissionDeniedError, RateLimitError, UnauthenticatedError
+from sparsity_serving.access.access import Access, Rules, key_digest
+from sparsity_serving.access.jwt import JwtConfig, JwtVerifier
+from sparsity_serving.access.principals import Role
 from support.fake_worker import FakeWorker
 from support.rig import DENSE
 from support.router import Router, failure, running, until
@@ -109,7 +109,7 @@ def test_a_remembered_token_expires(issuer: Issuer) -> None:
 
 
 async def test_keys_are_followed(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsity.access.access.REFRESH_SECONDS", 0.02)
+    monkeypatch.setattr("sparsity_serving.access.access.REFRESH_SECONDS", 0.02)
     tokens = verifier(issuer)
     old = issuer.token()
     tokens.verify(old)
@@ -188,7 +188,7 @@ async def test_inference_wants_a_caller_of_the_right_tenant(tmp_path: Path, issu
                 assert (await failure(method(request))).code() is grpc.StatusCode.UNAUTHENTICATED
 
             def generate() -> str:
-                with Client(router.address, key="search-key") as client:
+                with WireClient(router.address, key="search-key") as client:
                     return "".join(response.text for response in client.generate(make_request("hi")))
 
             assert await asyncio.to_thread(generate) == "abc"

@@ -11,13 +11,13 @@ from typing import Any
 
 import grpc
 import pytest
-from sparsity.errors import OverloadedError, RateLimitError
-from sparsity.lease_keys import LeaseKey, LeaseKeys
-from sparsity.leases import LeaseChecker
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2
-from sparsity_client import AsyncClient, make_request
+from sparsity_client.wire import AsyncWireClient, make_request
 from sparsity_router.callers.limits import TenantLimits
 from sparsity_router.config import RouterConfig
+from sparsity_rpc.errors import OverloadedError, RateLimitError
+from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
+from sparsity_serving.access.leases import LeaseChecker
 from support.fake_worker import FakeWorker, answer, fail
 from support.rig import DENSE
 from support.router import Router, failure, running, until
@@ -120,7 +120,7 @@ async def test_a_direct_request_that_falls_back_is_counted_once(tmp_path: Path) 
     limits = (
         "default: {requests: 3/hour, tokens: 500/hour}\ntenants: {nobody: {requests: 9999/hour, tokens: 99999/hour}}"
     )
-    async with limited(tmp_path, limits) as (router, worker), AsyncClient(router.address) as client:
+    async with limited(tmp_path, limits) as (router, worker), AsyncWireClient(router.address) as client:
         refused = 0
 
         async def once(own: FakeWorker, asked: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:

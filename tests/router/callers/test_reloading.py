@@ -11,15 +11,15 @@ from typing import Any
 
 import grpc
 import pytest
-from sparsity import reloading
-from sparsity.access.access import key_digest
-from sparsity.errors import ConfigurationError
-from sparsity.lease_keys import LeaseKey, LeaseKeys, read_keys
-from sparsity.leases import LeaseChecker
-from sparsity.reloading import ReloadedFile, Reloading
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2, policy_pb2
-from sparsity_client import AsyncClient, make_request
+from sparsity_client.wire import AsyncWireClient, make_request
 from sparsity_router.config import RouterConfig
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving import reloading
+from sparsity_serving.access.access import key_digest
+from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys, read_keys
+from sparsity_serving.access.leases import LeaseChecker
+from sparsity_serving.reloading import ReloadedFile, Reloading
 from support.fake_worker import FakeWorker
 from support.metrics import Meter
 from support.rig import DENSE
@@ -149,7 +149,7 @@ async def test_lease_keys_are_changed_without_a_refused_request(tmp_path: Path) 
     with Valkey() as server:
         options: dict[str, Any] = {"lease_key_file": ours, "queue_seconds": 0.0, "drain_seconds": 0.1}
         config = RouterConfig(fake.model, (fake.address,), server.url, "127.0.0.1:0", **options)
-        async with running(config) as router, AsyncClient(router.address) as client:
+        async with running(config) as router, AsyncWireClient(router.address) as client:
 
             async def answered() -> str:
                 return "".join([r.text async for r in client.generate(make_request("hi", domain="rag"), 10.0)])

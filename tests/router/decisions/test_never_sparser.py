@@ -21,7 +21,6 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from sparsity.errors import InvalidRequestError, OverloadedError, UnavailableError
 from sparsity_policies.decisions.decide import decide
 from sparsity_policies.decisions.rollout import Action, bucket, move
 from sparsity_policies.decisions.snapshot import Snapshot
@@ -36,6 +35,7 @@ from sparsity_router.relaying import relay
 from sparsity_router.relaying.placing import place
 from sparsity_router.relaying.worker_request import WorkerRequest
 from sparsity_router.services import inference
+from sparsity_rpc.errors import InvalidRequestError, OverloadedError, UnavailableError
 from support.snapshots import stored
 from support.telling import tell
 from support.whole_path import (

@@ -10,9 +10,8 @@ from typing import Any, cast
 
 import grpc
 import pytest
-from sparsity.lease_keys import LeaseKey, LeaseKeys
 from sparsity.v1 import inference_pb2
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Override, Scope, Tier
 from sparsity_router.callers.admission import Callers
@@ -22,6 +21,7 @@ from sparsity_router.observing.observer import Observer
 from sparsity_router.observing.recorder import Recorder
 from sparsity_router.observing.request_metrics import RequestMetrics
 from sparsity_router.relaying import relay
+from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
 from support.fake_worker import Behaviour, FakeWorker, answer, fail, hang
 from support.metrics import Meter
 from support.rig import AGGRESSIVE, BANDS, DENSE, LONG, MODERATE, Policies, Rig, refusal, rig, until

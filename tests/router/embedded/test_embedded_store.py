@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import redis
-from sparsity.errors import ConfigurationError
 from sparsity_router.embedded.store import EmbeddedStore
+from sparsity_rpc.errors import ConfigurationError
 
 
 def answers(store: EmbeddedStore) -> bool:

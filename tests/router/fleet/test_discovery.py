@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from sparsity.errors import ConfigurationError
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_router.fleet import discovery
 from sparsity_router.fleet.discovery import Dns, EndpointSlices, discover
 from sparsity_router.fleet.workers import State
+from sparsity_rpc.errors import ConfigurationError
 from support.fake_worker import FakeWorker, answer
 from support.rig import DENSE, rig, until
 from support.tiny import tiny_model

@@ -7,11 +7,11 @@ from typing import Any
 
 import grpc
 import pytest
-from sparsity.engines import ECHO, SGLANG
-from sparsity.errors import ConfigurationError
 from sparsity.v1 import inference_pb2
 from sparsity_router.config import RouterConfig
 from sparsity_router.fleet.workers import State
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving.engines import ECHO, SGLANG
 from support.fake_worker import FakeWorker
 from support.rig import AGGRESSIVE, DENSE, LONG, MODERATE, refusal, rig
 from support.tiny import tiny_model

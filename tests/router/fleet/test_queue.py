@@ -10,12 +10,12 @@ from typing import Any
 
 import grpc
 import pytest
-from sparsity.errors import ConfigurationError, OverloadedError
 from sparsity.v1 import inference_pb2, policy_pb2
-from sparsity_client import AsyncClient, make_request
+from sparsity_client.wire import AsyncWireClient, make_request
 from sparsity_router.config import RouterConfig
 from sparsity_router.fleet.fleet import Admission
 from sparsity_router.fleet.queue import TierQueue
+from sparsity_rpc.errors import ConfigurationError, OverloadedError
 from support.fake_worker import FakeWorker, answer, fail
 from support.rig import rig as fake_rig
 from support.rig import until as until_true
@@ -148,7 +148,7 @@ async def rig(folder: Path, **config: Any) -> AsyncIterator[tuple[Router, FakeWo
         await worker.stop()
 
 
-def ask(client: AsyncClient, domain: str, priority: int = 0, timeout: float = 10.0) -> asyncio.Task[int]:
+def ask(client: AsyncWireClient, domain: str, priority: int = 0, timeout: float = 10.0) -> asyncio.Task[int]:
     async def run() -> int:
         request = make_request("hello", domain=domain)
         request.priority = priority
@@ -168,7 +168,7 @@ async def received(worker: FakeWorker, count: int) -> None:
 
 
 async def test_a_dense_request_waits_for_a_dense_worker(tmp_path: Path) -> None:
-    async with rig(tmp_path) as (router, dense, moderate), AsyncClient(router.address) as client:
+    async with rig(tmp_path) as (router, dense, moderate), AsyncWireClient(router.address) as client:
         first = [ask(client, "medical") for _ in range(4)]
         await received(dense, 4)
         waiting = [ask(client, "medical") for _ in range(3)]
@@ -181,7 +181,7 @@ async def test_a_dense_request_waits_for_a_dense_worker(tmp_path: Path) -> None:
 
 
 async def test_urgent_requests_overtake(tmp_path: Path) -> None:
-    async with rig(tmp_path) as (router, dense, _), AsyncClient(router.address) as client:
+    async with rig(tmp_path) as (router, dense, _), AsyncWireClient(router.address) as client:
         first = [ask(client, "medical") for _ in range(4)]
         await received(dense, 4)
         late = [ask(client, "medical", priority) for priority in (0, 0, 9)]
@@ -192,7 +192,7 @@ async def test_urgent_requests_overtake(tmp_path: Path) -> None:
 
 
 async def test_who_waits_in_vain_is_told_to_come_back(tmp_path: Path) -> None:
-    async with rig(tmp_path, queue_seconds=0.3) as (router, dense, _), AsyncClient(router.address) as client:
+    async with rig(tmp_path, queue_seconds=0.3) as (router, dense, _), AsyncWireClient(router.address) as client:
         first = [ask(client, "medical") for _ in range(4)]
         await received(dense, 4)
         with pytest.raises(OverloadedError, match="no room in time"):
@@ -202,7 +202,7 @@ async def test_who_waits_in_vain_is_told_to_come_back(tmp_path: Path) -> None:
 
 
 async def test_a_worker_that_says_it_is_full_is_not_pestered(tmp_path: Path) -> None:
-    async with rig(tmp_path, queue_seconds=1.0) as (router, dense, _), AsyncClient(router.address) as client:
+    async with rig(tmp_path, queue_seconds=1.0) as (router, dense, _), AsyncWireClient(router.address) as client:
         dense.behaviour = fail(grpc.StatusCode.RESOURCE_EXHAUSTED)
         with pytest.raises(OverloadedError):
             await ask(client, "medical")
@@ -210,7 +210,7 @@ async def test_a_worker_that_says_it_is_full_is_not_pestered(tmp_path: Path) -> 
 
 
 async def test_a_client_that_leaves_leaves_the_queue(tmp_path: Path) -> None:
-    async with rig(tmp_path) as (router, dense, _), AsyncClient(router.address) as client:
+    async with rig(tmp_path) as (router, dense, _), AsyncWireClient(router.address) as client:
         first = [ask(client, "medical") for _ in range(4)]
         await received(dense, 4)
         gone, stays = ask(client, "medical", 9), ask(client, "medical")
@@ -225,7 +225,7 @@ async def test_a_client_that_leaves_leaves_the_queue(tmp_path: Path) -> None:
 async def test_spilled_requests_leave_the_reserve_to_what_policy_holds_dense(tmp_path: Path) -> None:
     async with (
         rig(tmp_path, dense_reserve=0.5, queue_seconds=0.5) as (router, dense, moderate),
-        AsyncClient(router.address) as client,
+        AsyncWireClient(router.address) as client,
     ):
         sparse = [ask(client, "rag") for _ in range(4)]
         await received(moderate, 4)
@@ -245,7 +245,7 @@ async def test_spilled_requests_leave_the_reserve_to_what_policy_holds_dense(tmp
 
 
 async def test_a_kill_switch_counts_for_those_who_wait(tmp_path: Path) -> None:
-    async with rig(tmp_path, dense_reserve=0.5) as (router, dense, moderate), AsyncClient(router.address) as client:
+    async with rig(tmp_path, dense_reserve=0.5) as (router, dense, moderate), AsyncWireClient(router.address) as client:
         sparse = [ask(client, "rag") for _ in range(4)]
         await received(moderate, 4)
         spilled = [ask(client, "rag") for _ in range(2)]
@@ -264,7 +264,7 @@ async def test_a_kill_switch_counts_for_those_who_wait(tmp_path: Path) -> None:
 
 
 async def test_an_unreachable_tier_is_told_at_once(tmp_path: Path) -> None:
-    async with rig(tmp_path) as (router, dense, _), AsyncClient(router.address) as client:
+    async with rig(tmp_path) as (router, dense, _), AsyncWireClient(router.address) as client:
         dense.draining = True
         await asyncio.sleep(0.2)
         started = asyncio.get_running_loop().time()

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from sparsity.serving import listen
 from sparsity.v1 import inference_pb2, worker_pb2
-from sparsity_client import AsyncClient, Client, make_request
-from sparsity_client.worker_channels import MOST_IDLE, WorkerChannels
+from sparsity_client.wire import AsyncWireClient, WireClient, make_request
+from sparsity_client.wire.worker_channels import MOST_IDLE, WorkerChannels
 from sparsity_router.server import INFERENCE
+from sparsity_serving.server import listen
 from support.fake_worker import SERVICE, FakeWorker
 from support.rig import DENSE
 from support.tiny import tiny_model
@@ -65,7 +65,7 @@ async def settles(port: int) -> int:
 
 
 async def test_a_thousand_addresses_leave_few_channels(tmp_path: Path) -> None:
-    async with routed(tmp_path) as (address, port), AsyncClient(address) as client:
+    async with routed(tmp_path) as (address, port), AsyncWireClient(address) as client:
         for _ in range(_LEASES):
             async with aclosing(client.generate(make_request("hi"), 10.0, direct=True)) as responses:
                 assert "".join([response.text async for response in responses]) == "abc"
@@ -73,8 +73,8 @@ async def test_a_thousand_addresses_leave_few_channels(tmp_path: Path) -> None:
 
 
 async def test_the_blocking_client_keeps_as_few(tmp_path: Path) -> None:
-    def ask(address: str) -> Client:
-        client = Client(address)
+    def ask(address: str) -> WireClient:
+        client = WireClient(address)
         for _ in range(2 * MOST_IDLE):
             responses = client.generate(make_request("hi"), 10.0, direct=True)
             assert "".join(response.text for response in responses) == "abc"

@@ -6,7 +6,6 @@ import asyncio
 from typing import Any, cast
 
 import pytest
-from sparsity.errors import InvalidRequestError
 from sparsity_policies.decisions.journal import Outcome
 from sparsity_policies.decisions.rollout import HELD_BACK, ROLLED_OUT
 from sparsity_policies.documents.document import parse_policy
@@ -16,6 +15,7 @@ from sparsity_router.following import windows
 from sparsity_router.following.guards import GuardMonitor, override_id
 from sparsity_router.following.overrides import Overrides
 from sparsity_router.following.windows import MIN_SAMPLES
+from sparsity_rpc.errors import InvalidRequestError
 from support.rig import Policies
 from support.snapshots import snapshot
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sparsity.errors import StoreError
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Override, Scope, Tier
@@ -21,6 +20,7 @@ from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.following.guards import GuardMonitor, override_id
 from sparsity_router.following.overrides import Overrides
 from sparsity_router.following.windows import MIN_SAMPLES
+from sparsity_rpc.errors import StoreError
 from support.fault_proxy import FaultProxy
 from support.router import running, until
 from support.snapshots import stored

@@ -13,7 +13,6 @@ from typing import Any
 
 import grpc
 import pytest
-from sparsity.errors import ConfigurationError, StoreError
 from sparsity.v1 import policy_pb2, policy_pb2_grpc
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.documents.document import parse_policy
@@ -28,6 +27,7 @@ from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.following.snapshot_file import SnapshotFile
 from sparsity_router.observing.policy_metrics import observe_policies
 from sparsity_router.observing.recorder import Recorder
+from sparsity_rpc.errors import ConfigurationError, StoreError
 from support.fake_worker import FakeWorker
 from support.metrics import Meter
 from support.redis_server import RedisServer

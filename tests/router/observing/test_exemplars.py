@@ -9,8 +9,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
-from sparsity.exemplars import ExemplarCollector
-from sparsity.metering import Total, histogram
+from sparsity_serving.metrics.exemplars import ExemplarCollector
+from sparsity_serving.metrics.metering import Total, histogram
 from support.ports import free_port
 
 

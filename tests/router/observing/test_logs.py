@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
-from sparsity.errors import ConfigurationError
-from sparsity.logs import FORMAT_VARIABLE, configure_logs
-from sparsity.metering import Times
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision, Reason, Signals, Tier
 from sparsity_router.observing import observer
 from sparsity_router.observing.observer import EndedRequest
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving.logs import FORMAT_VARIABLE, configure_logs
+from sparsity_serving.metrics.metering import Times
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sparsity.errors import ConfigurationError
-from sparsity.metering import Times, configure_metrics
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.costs import ModelShape
 from sparsity_policies.decisions.decide import decide
@@ -14,6 +12,8 @@ from sparsity_policies.model import Decision, Reason, Signals, Tier
 from sparsity_router.observing.fleet_metrics import observe_fleet
 from sparsity_router.observing.request_metrics import RequestMetrics
 from sparsity_router.processes.shared_port import _own
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving.metrics.metering import Times, configure_metrics
 from support.fake_worker import FakeWorker
 from support.metrics import Meter
 from support.rig import AGGRESSIVE, DENSE, rig

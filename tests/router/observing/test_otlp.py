@@ -10,10 +10,10 @@ from pathlib import Path
 
 import grpc
 import pytest
-from sparsity import otlp, telemetry
-from sparsity.errors import ConfigurationError
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving import otlp, telemetry
 from sparsity_worker.echo.model import CONTEXT, write_echo_model
 from support.otlp import HttpReceiver
 from support.ports import free_port

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
-from sparsity.errors import StoreError
 from sparsity_policies.decisions.journal import Entry
 from sparsity_policies.model import Reason, Signals, Tier
 from sparsity_policies.storage.decisionlog import AuditEvent
 from sparsity_router.observing import recorder as module
 from sparsity_router.observing.recorder import Recorder
+from sparsity_rpc.errors import StoreError
 
 
 class Log:
@@ -63,7 +64,7 @@ async def test_what_the_store_cannot_take_waits_in_order_and_the_oldest_is_dropp
 
 async def test_the_rate_of_the_log_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     log = Log()
     recorder = Recorder(log, per_second=2.0)  # type: ignore[arg-type]
     for number in range(500):

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sparsity.lease_keys import LeaseKey, LeaseKeys
 from sparsity.v1 import inference_pb2
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_router.fleet import workers
+from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
 from support.fake_worker import FakeWorker, answer
 from support.rig import DENSE, Rig, rig, until
 from support.tiny import tiny_model

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from sparsity.v1 import inference_pb2
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_policies.documents.document import parse_policy
 from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.control import ControlTokens

@@ -11,21 +11,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sparsity.errors import ConfigurationError
 from sparsity.v1 import inference_pb2
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_policies.decisions.decide import decide
 from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import Decision, Override, Reason, Risk, Scope, Signals, Tier
 from sparsity_router.config import RouterConfig
-from sparsity_router.prompts import embedding_process
 from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.corpus import excerpt
 from sparsity_router.prompts.domains import Found, Score, resolve
 from sparsity_router.prompts.embedding import WINDOW_TOKENS, Embedder
+from sparsity_router.prompts.embedding_model import model_files
 from sparsity_router.prompts.semantic import DetectionError, Detector
 from sparsity_router.prompts.tokens import ModelTokenizer
+from sparsity_rpc.errors import ConfigurationError
 from support.prompts import LABELLED
 from support.router import running, until
 from support.snapshots import snapshot
@@ -161,7 +161,7 @@ async def test_a_long_prompt_costs_the_classifier_little_memory(detector: Detect
 
 
 def test_windows_do_not_hang_on_how_a_text_is_cut() -> None:
-    embedder = Embedder(*embedding_process.default_files())
+    embedder = Embedder(*model_files(None))
     text = " ".join(f"word{number} of\nthe text," for number in range(4000))
     ids = embedder._tokenizer.encode(text, add_special_tokens=False).ids
     windows = list(embedder.windows(text))

@@ -8,9 +8,8 @@ from typing import Any
 
 import grpc
 import pytest
-from sparsity.errors import InvalidRequestError
 from sparsity.v1 import inference_pb2
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_policies.decisions.decide import decide, hangs_on_length
 from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Reason, Signals, Tier
@@ -18,6 +17,7 @@ from sparsity_router.prompts.classify import Classified, Classifier
 from sparsity_router.prompts.corpus import excerpt
 from sparsity_router.prompts.lengths import SAMPLED_CHARACTERS, Interval, LengthModel
 from sparsity_router.prompts.tokens import ModelTokenizer
+from sparsity_rpc.errors import InvalidRequestError
 from support.fake_worker import FakeWorker, answer
 from support.rig import AGGRESSIVE, BANDS, DENSE, MODERATE, rig
 from support.snapshots import snapshot

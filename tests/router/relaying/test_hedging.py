@@ -125,7 +125,7 @@ async def test_a_race_under_tracing_leaves_no_context_behind(
     spans = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
-    monkeypatch.setattr("sparsity.telemetry._off", lambda: False)
+    monkeypatch.setattr("sparsity_rpc.tracing._off", lambda: False)
     for module in ("relaying.dispatch", "decisions.decider", "services.inference"):
         monkeypatch.setattr(f"sparsity_router.{module}._tracer", provider.get_tracer("test"))
     first, second = both(tmp_path, a=after(0.5, answer), b=answer)

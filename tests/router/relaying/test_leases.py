@@ -11,8 +11,11 @@ from typing import Any
 
 import grpc
 import pytest
-from sparsity import leases
-from sparsity.errors import (
+from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity_client.wire import AsyncWireClient, WireClient, make_request
+from sparsity_policies.model import Tier
+from sparsity_router.config import RouterConfig
+from sparsity_rpc.errors import (
     ConfigurationError,
     InvalidRequestError,
     LeaseError,
@@ -20,12 +23,9 @@ from sparsity.errors import (
     SparsityError,
     StreamBrokenError,
 )
-from sparsity.lease_keys import LeaseKey, LeaseKeys, read_keys
-from sparsity.leases import LeaseChecker, sign
-from sparsity.v1 import inference_pb2, worker_pb2
-from sparsity_client import AsyncClient, Client, make_request
-from sparsity_policies.model import Tier
-from sparsity_router.config import RouterConfig
+from sparsity_serving.access import leases
+from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys, read_keys
+from sparsity_serving.access.leases import LeaseChecker, sign
 from support.fake_worker import FakeWorker, fail
 from support.router import Router, failure, running
 from support.tiny import tiny_model
@@ -179,7 +179,7 @@ async def rig(
     await fake.stop()
 
 
-async def collect(client: AsyncClient, **options: Any) -> tuple[str, Any]:
+async def collect(client: AsyncWireClient, **options: Any) -> tuple[str, Any]:
     text, completion = "", None
     async with aclosing(client.generate(make_request("hello", domain="rag"), 10.0, **options)) as responses:
         async for response in responses:
@@ -190,7 +190,7 @@ async def collect(client: AsyncClient, **options: Any) -> tuple[str, Any]:
 
 
 async def test_the_direct_path_gives_what_the_relay_gives(tmp_path: Path) -> None:
-    async with rig(tmp_path) as (router, worker), AsyncClient(router.address) as client:
+    async with rig(tmp_path) as (router, worker), AsyncWireClient(router.address) as client:
         relayed_text, relayed = await collect(client)
         text, completion = await collect(client, direct=True)
         assert (text, completion.worker_id) == (relayed_text, relayed.worker_id) == ("abc", "w")
@@ -202,7 +202,7 @@ async def test_the_direct_path_gives_what_the_relay_gives(tmp_path: Path) -> Non
         assert second.request_id == completion.decision.decision_id
 
         def blocking() -> str:
-            with Client(router.address) as other:
+            with WireClient(router.address) as other:
                 made = make_request("hello", domain="rag")
                 return "".join(response.text for response in other.generate(made, 10.0, direct=True))
 
@@ -212,7 +212,7 @@ async def test_the_direct_path_gives_what_the_relay_gives(tmp_path: Path) -> Non
 
 async def test_a_worker_that_refuses_the_lease_is_reached_by_nobody(tmp_path: Path) -> None:
     async with rig(tmp_path, worker_key=b"a key that is not the router's") as (router, worker):
-        async with AsyncClient(router.address) as client:
+        async with AsyncWireClient(router.address) as client:
             with pytest.raises(SparsityError):
                 await collect(client, direct=True)
         assert not worker.received
@@ -223,12 +223,12 @@ async def test_a_router_without_a_key_gives_no_leases_and_the_client_falls_back(
         route = inference_pb2.RouteRequest(request=make_request("hello", domain="rag"))
         assert "--lease-key-file" in (await failure(router.inference.Route(route))).details()
         worker.leases = None
-        async with AsyncClient(router.address) as client:
+        async with AsyncWireClient(router.address) as client:
             assert (await collect(client, direct=True))[0] == "abc"
 
 
 async def test_before_the_first_message_the_relay_takes_over_and_after_it_nothing_is_replayed(tmp_path: Path) -> None:
-    async with rig(tmp_path) as (router, worker), AsyncClient(router.address) as client:
+    async with rig(tmp_path) as (router, worker), AsyncWireClient(router.address) as client:
         worker.behaviour = fail(grpc.StatusCode.RESOURCE_EXHAUSTED)
         with pytest.raises(OverloadedError):
             await collect(client, direct=True)
@@ -243,7 +243,7 @@ async def test_before_the_first_message_the_relay_takes_over_and_after_it_nothin
 
 async def test_route_checks_and_decides_like_generate(tmp_path: Path) -> None:
     async with rig(tmp_path) as (router, worker):
-        async with AsyncClient(router.address) as client:
+        async with AsyncWireClient(router.address) as client:
             with pytest.raises(InvalidRequestError, match="text"):
                 async for _ in client.generate(make_request(""), direct=True):
                     pass

@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import grpc
 import pytest
-from sparsity.status import to_error
 from sparsity.v1 import inference_pb2, worker_pb2
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_policies.matching.scan import ScanResult
 from sparsity_router.fleet.workers import State
+from sparsity_rpc.status import to_error
 from support.fake_worker import FakeWorker, answer, break_off, fail, hang, say_nothing
 from support.rig import AGGRESSIVE, DENSE, LONG, MODERATE, refusal, rig, until
 from support.tiny import tiny_model

@@ -11,10 +11,10 @@ import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sparsity.errors import NotFoundError
 from sparsity.v1 import inference_pb2
 from sparsity_router.fleet.fleet import Admission
 from sparsity_router.relaying.shadow import METRIC, Shadow, agreement
+from sparsity_rpc.errors import NotFoundError
 from support.fake_worker import FakeWorker, fail
 from support.metrics import Meter
 from support.rig import AGGRESSIVE, DENSE, LONG, Rig, rig, until

@@ -10,16 +10,16 @@ from typing import Any
 
 import grpc
 import pytest
-from sparsity.errors import ConfigurationError, DrainingError, InvalidRequestError
-from sparsity.status import to_error
 from sparsity.v1 import inference_pb2
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_policies.wire import signals_from_wire
 from sparsity_router.callers.admission import Callers
 from sparsity_router.callers.limits import TenantLimits
 from sparsity_router.fleet.fleet import Admission
 from sparsity_router.fleet.patience import Patience, read_seconds
 from sparsity_router.services.inference import InferenceService
+from sparsity_rpc.errors import ConfigurationError, DrainingError, InvalidRequestError
+from sparsity_rpc.status import to_error
 from support.fake_worker import FakeWorker, answer, hang
 from support.rig import AGGRESSIVE, DENSE, LONG, MODERATE, refusal, rig, until
 from support.tiny import CONTEXT, tiny_model

@@ -11,13 +11,13 @@ from typing import Any
 import grpc
 import pytest
 import redis.asyncio as redis
-from sparsity.access.access import key_digest
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc
 from sparsity_cli.main import app
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_router.config import RouterConfig
 from sparsity_router.fleet.replicas import Replicas
 from sparsity_router.following.follower import PolicyFollower
+from sparsity_serving.access.access import key_digest
 from support.fake_worker import FakeWorker
 from support.rig import AGGRESSIVE, DENSE
 from support.router import Router, failure, running, until

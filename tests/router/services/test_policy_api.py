@@ -12,14 +12,14 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
-from sparsity.access.access import Access, key_digest
-from sparsity.bounds import MAX_OVERRIDES
-from sparsity.errors import ConfigurationError, InvalidRequestError
-from sparsity.status import to_error
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_policies.model import Tier
 from sparsity_router.config import RouterConfig
 from sparsity_router.services.policy.service import METHODS
+from sparsity_rpc.errors import ConfigurationError, InvalidRequestError
+from sparsity_rpc.status import to_error
+from sparsity_serving.access.access import Access, key_digest
+from sparsity_serving.bounds import MAX_OVERRIDES
 from support.fake_worker import FakeWorker
 from support.router import Router, failure, running, until
 from support.tiny import tiny_model

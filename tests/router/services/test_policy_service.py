@@ -8,11 +8,11 @@ from pathlib import Path
 import grpc
 import pytest
 import pytest_asyncio
-from sparsity.errors import ConfigurationError
-from sparsity.status import to_error
 from sparsity.v1 import policy_pb2
 from sparsity_router.config import RouterConfig
 from sparsity_router.server import serve
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_rpc.status import to_error
 from support.router import Router, failure, running
 from support.tiny import tiny_model
 from support.valkey import Valkey

@@ -8,10 +8,10 @@ import uuid
 from dataclasses import replace
 
 import grpc
-from sparsity.engines import SGLANG, engine_of
-from sparsity.errors import ConfigurationError, UnavailableError
-from sparsity.status import to_error
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
+from sparsity_rpc.errors import ConfigurationError, UnavailableError
+from sparsity_rpc.status import to_error
+from sparsity_serving.engines import SGLANG, engine_of
 
 from sparsity_quality.runs.results import Cell
 from sparsity_quality.runs.suite import scored

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 
 from sparsity_quality.tasks.case import RESERVE, Case, Encode, Question
 

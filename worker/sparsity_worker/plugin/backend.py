@@ -15,7 +15,7 @@ from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sparse_kernels import PageSummaries
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 
 from sparsity_worker.keys import BACKEND, CONFIG_KEY
 from sparsity_worker.plugin.accounts.decode_steps import DenseRows
