@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import click
@@ -102,6 +103,15 @@ def test_modules_exist(page: Path) -> None:
         within = [module for module in ROOT.glob(f"*/{above}.py") if re.search(rf"\b{last}\b", module.read_text())]
         # Loggers, attributes of spans, metrics.
         assert found or within or f'"{name}"' in SOURCE, name
+
+
+def test_extras_that_are_told_of_exist() -> None:
+    told = "\n".join([SOURCE, *(page.read_text(encoding="utf-8") for page in PAGES)])
+    projects = [tomllib.loads(path.read_text(encoding="utf-8"))["project"] for path in ROOT.glob("*/pyproject.toml")]
+    extras = {project["name"]: set(project.get("optional-dependencies", ())) for project in projects}
+    found = re.findall(r"(sparsity-[a-z]+)\[([a-z,]+)\]", told)
+    assert found
+    assert not [(name, extra) for name, several in found for extra in several.split(",") if extra not in extras[name]]
 
 
 def test_the_page_for_developers_names_what_make_does() -> None:

@@ -153,6 +153,6 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(quality, "_NEEDED", ("torch", "no_such_package"))
     result = CliRunner().invoke(app, ["calibrate", "--help"])
     assert result.exit_code == 2
-    assert "no_such_package: not installed; run pip install 'sparsity-router[quality]'" in result.stderr.replace(
+    assert "no_such_package: not installed; run pip install 'sparsity-worker[quality]'" in result.stderr.replace(
         "\n", " "
     )

@@ -202,6 +202,6 @@ async def _session() -> AsyncIterator[Any]:
     try:
         import aiohttp
     except ModuleNotFoundError as error:
-        raise ConfigurationError("peers are measured over HTTP: install sparsity-router[bench]") from error
+        raise ConfigurationError("peers are measured over HTTP: install aiohttp") from error
     async with aiohttp.ClientSession() as session:
         yield session

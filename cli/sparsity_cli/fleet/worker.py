@@ -42,7 +42,7 @@ def tune(context: typer.Context) -> None:
     with reported():
         # In a process of its own: the router side loads no torch.
         if importlib.util.find_spec("sglang") is None:
-            raise ConfigurationError("sglang: not installed; run pip install 'sparsity-router[worker]' and try again")
+            raise ConfigurationError("sglang: not installed; run pip install 'sparsity-worker[sglang]' and try again")
         raise typer.Exit(subprocess.run([sys.executable, "-m", "sparsity_worker.tune", *context.args]).returncode)
 
 
