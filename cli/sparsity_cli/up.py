@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from sparsity.engines import SGLANG
+from sparsity_policies.storage.redis_url import whole_url
 from sparsity_router.embedded.folders import state_folder
 
 from sparsity_cli.console import DEFAULT_ROUTER, State, err, reported
@@ -21,7 +22,12 @@ def up(
         Path | None,
         typer.Option(help="Model folder; the default model is fetched without it. Echoes take its tokenizer."),
     ] = None,
-    redis_url: Annotated[str | None, typer.Option(help="External policy store; embedded Valkey without it.")] = None,
+    redis_url: Annotated[
+        str | None, typer.Option(help="External policy store, as a router takes it; embedded Valkey without it.")
+    ] = None,
+    redis_ca: Annotated[Path | None, typer.Option(help="PEM authorities of that store.")] = None,
+    redis_cert: Annotated[Path | None, typer.Option(help="PEM certificate that is shown to it.")] = None,
+    redis_key: Annotated[Path | None, typer.Option(help="Its PEM key.")] = None,
     band_set: Annotated[str, typer.Option(help="Shipped policies for an empty store.")] = "small-context",
     policy_ttl: Annotated[float, typer.Option(help="Seconds until policies are stale.")] = 300.0,
     access: Annotated[
@@ -43,7 +49,7 @@ def up(
             folder,
             listen,
             model,
-            redis_url,
+            whole_url(redis_url, redis_ca, redis_cert, redis_key) if redis_url else None,
             band_set,
             policy_ttl=policy_ttl,
             access=access,

@@ -1,4 +1,4 @@
-"""Checks the Helm chart: lint, every example on every Kubernetes version, every object by its schema, golden renders.
+"""Checks the Helm chart: its value files by every Helm and Kubernetes, each object by its schema, golden renders.
 
 `python deploy/tools/charts.py` checks; with --write it writes the golden renders anew.
 """
@@ -14,12 +14,15 @@ from typing import Any
 
 import jsonschema
 import kubernetes_validate
+import values_schema
 import yaml
-from helm import helm
+from helm import NEWEST, PACKAGES, helm
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy" / "helm" / "sparsity-router"
 GOLDEN = ROOT / "tests" / "deploy" / "golden"
+VALUES = ROOT / "tests" / "deploy" / "values"
+REFUSED = ROOT / "tests" / "deploy" / "refused.yaml"
 SCHEMAS = ROOT / "deploy" / "tools" / "schemas"
 KUBERNETES = ("1.31", "1.34", "1.36")
 # A fresh key in each rendering where no Secret is named.
@@ -27,26 +30,73 @@ _KEY = re.compile(r"(?m)^(  lease\.key: ).*$")
 
 
 def examples() -> list[Path]:
-    """The value files."""
+    """The value files that come with the chart, whose renderings are kept."""
     return sorted((CHART / "examples").glob("*.yaml"))
 
 
-def run(*arguments: str) -> str:
+def value_files() -> list[Path]:
+    """Those, and what else must render."""
+    return [*examples(), *sorted(VALUES.glob("*.yaml"))]
+
+
+def refusals() -> list[dict[str, Any]]:
+    """Values that must not render: `set`, over the trial's, and what Helm `says`."""
+    entries: list[dict[str, Any]] = yaml.safe_load(REFUSED.read_text())
+    return entries
+
+
+def run(*arguments: str, helm_version: str = NEWEST) -> str:
     """Helm's output.
 
     Raises:
         SystemExit: with Helm's own words when it fails.
     """
-    result = subprocess.run([str(helm()), *arguments], capture_output=True, text=True, check=False)
+    command = [str(helm(helm_version)), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        sys.exit(f"helm {' '.join(arguments)}\n{result.stdout}{result.stderr}")
+        sys.exit(f"helm {helm_version} {' '.join(arguments)}\n{result.stdout}{result.stderr}")
     return result.stdout
 
 
-def render(values: Path, version: str = KUBERNETES[-1]) -> str:
+def render(values: Path, version: str = KUBERNETES[-1], helm_version: str = NEWEST) -> str:
     """The manifests of the release `r` in the namespace `ns`."""
-    rendered = run("template", "r", str(CHART), "--namespace", "ns", "--kube-version", version, "-f", str(values))
-    return _KEY.sub(r"\1RANDOM", rendered)
+    command = ("template", "r", str(CHART), "--namespace", "ns", "--kube-version", version, "-f", str(values))
+    return _KEY.sub(r"\1RANDOM", run(*command, helm_version=helm_version))
+
+
+def refusal(program: Path, settings: list[str], example: str | None = "trial") -> str:
+    """What Helm says to values that must not render.
+
+    Raises:
+        SystemExit: when they do.
+    """
+    values = ["-f", str(CHART / "examples" / f"{example}.yaml")] if example else []
+    sets = [word for setting in settings for word in ("--set-json", setting)]
+    command = [str(program), "template", "r", str(CHART), *values, *sets]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not result.returncode:
+        sys.exit(f"{' '.join(settings)}: must not render")
+    return result.stderr
+
+
+def refuse_all(helm_version: str) -> int:
+    """Tries every wrong value, and counts them.
+
+    Raises:
+        SystemExit: when one renders, or is refused for something else.
+    """
+    program = helm(helm_version)
+    for entry in refusals():
+        said = refusal(program, entry["set"])
+        if entry["says"] not in by_path(said):
+            sys.exit(f"{' '.join(entry['set'])}: must be refused by {entry['says']!r}, not by\n{said}")
+    return len(refusals())
+
+
+def by_path(said: str) -> str:
+    """What Helm says in the words of one version: `router: unknown repicas`, `router.replicas: ...`."""
+    said = re.sub(r"at '/([^']*)'", lambda match: match[1].replace("/", "."), said)
+    return re.sub(r"[Aa]dditional propert(?:y|ies) '?([\w-]+)'? (?:is )?not allowed", r"unknown \1", said)
 
 
 def validate(document: dict[str, Any], version: str) -> None:
@@ -69,25 +119,36 @@ def validate(document: dict[str, Any], version: str) -> None:
         sys.exit(f"{kind} {document['metadata']['name']} on {version}: {where}: {error.message}")
 
 
+def _stale(file: Path, by: str = "") -> None:
+    sys.exit(f"{file.relative_to(ROOT)} is stale{by}; run make charts and read the difference")
+
+
 def main() -> None:
     """Checks everything, or writes the golden renders."""
-    count = 0
-    for values in examples():
-        golden = GOLDEN / values.name
-        if "--write" in sys.argv:
-            golden.parent.mkdir(parents=True, exist_ok=True)
-            golden.write_text(render(values))
-            continue
-        run("lint", str(CHART), "--strict", "-f", str(values))
-        for version in KUBERNETES:
-            rendered = render(values, version)
-            for document in yaml.safe_load_all(rendered):
-                if document:
-                    validate(document, version)
-                    count += 1
-        if rendered != golden.read_text():
-            sys.exit(f"{golden.relative_to(ROOT)} is stale; run make charts and read the difference")
-    print(f"chart: {len(examples())} value files, Kubernetes {', '.join(KUBERNETES)}, {count} objects checked")
+    if "--write" in sys.argv:
+        values_schema.FILE.write_text(values_schema.written())
+        GOLDEN.mkdir(parents=True, exist_ok=True)
+        for values in examples():
+            (GOLDEN / values.name).write_text(render(values))
+        return
+    if values_schema.FILE.read_text() != values_schema.written():
+        _stale(values_schema.FILE)
+    count = refused = 0
+    for helm_version in PACKAGES:
+        refused += refuse_all(helm_version)
+        for values in value_files():
+            run("lint", str(CHART), "--strict", "-f", str(values), helm_version=helm_version)
+            for version in KUBERNETES:
+                rendered = render(values, version, helm_version)
+                for document in yaml.safe_load_all(rendered):
+                    if document:
+                        validate(document, version)
+                        count += 1
+            golden = GOLDEN / values.name
+            if values in examples() and rendered != golden.read_text():
+                _stale(golden, f" by Helm {helm_version}")
+    told = f"chart: {len(value_files())} value files, Helm {', '.join(PACKAGES)}, Kubernetes {', '.join(KUBERNETES)}"
+    print(f"{told}: {count} objects checked, {refused} wrong values refused")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from sparsity.logs import configure_logs
 from sparsity.tls import ClientTls, ServerTls
 from sparsity_policies.decisions.costs import H100, GpuSpeed
 from sparsity_policies.documents.shipped import band_sets
+from sparsity_policies.storage.redis_url import whole_url
 
 from sparsity_router.config import DETECT, SESSIONS, RouterConfig
 from sparsity_router.fleet.patience import FIRST_SECONDS, NEXT_SECONDS, Patience, read_seconds
@@ -29,11 +30,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--engine", default=SGLANG, choices=ENGINES, help="of the workers; echo takes no others")
     forms = "redis://host:port/db, redis+sentinel://host:port,host:port/master, redis+cluster://host:port,host:port"
+    forms += "; TLS by rediss://, rediss+sentinel:// and rediss+cluster://"
     parser.add_argument(
         "--redis-url",
         default=os.environ.get("SPARSITY_REDIS_URL"),
-        help=f"policy store: {forms}; or SPARSITY_REDIS_URL, which keeps a password out of the process list",
+        help=f"policy store: {forms}; or SPARSITY_REDIS_URL; passwords in SPARSITY_REDIS_PASSWORD and others",
     )
+    parser.add_argument("--redis-ca", type=Path, help="PEM authorities of the policy store; or SPARSITY_REDIS_CA")
+    parser.add_argument("--redis-cert", type=Path, help="PEM certificate that is shown to it; or SPARSITY_REDIS_CERT")
+    parser.add_argument("--redis-key", type=Path, help="its PEM key; or SPARSITY_REDIS_KEY")
     parser.add_argument("--listen", default="127.0.0.1:7000", help="host:port; port 0 takes a free one")
     parser.add_argument("--band-set", default="standard", choices=[*band_sets(), "none"], help="policies to seed")
     parser.add_argument("--policy-ttl", type=float, default=300.0, help="seconds until policies are stale")
@@ -92,6 +97,15 @@ def _worker_tls(options: argparse.Namespace) -> ClientTls | None:
     return ClientTls(options.worker_ca, options.worker_cert, options.worker_key, options.worker_tls_name)
 
 
+def _redis_url(options: argparse.Namespace) -> str | None:
+    files = (options.redis_ca, options.redis_cert, options.redis_key)
+    if options.redis_url:
+        return whole_url(options.redis_url, *files)
+    if any(files):
+        raise ConfigurationError("--redis-ca, --redis-cert and --redis-key: give them with --redis-url")
+    return None
+
+
 def main() -> int:
     """Runs the router; 0 after a clean stop, 2 when it cannot serve."""
     options = parse()
@@ -108,7 +122,7 @@ def main() -> int:
             RouterConfig(
                 model_path=options.model,
                 workers=tuple(options.worker),
-                redis_url=options.redis_url,
+                redis_url=_redis_url(options),
                 listen=options.listen,
                 band_set=None if options.band_set == "none" else options.band_set,
                 policy_ttl=options.policy_ttl,

@@ -9,6 +9,7 @@ from sparsity.engines import ENGINES, SGLANG
 from sparsity.errors import ConfigurationError
 from sparsity.tls import ClientTls, ServerTls
 from sparsity_policies.decisions.costs import H100, GpuSpeed
+from sparsity_policies.storage.redis_url import read_url
 
 from sparsity_router.fleet.patience import Patience
 
@@ -61,7 +62,7 @@ class RouterConfig:
 
     model_path: Path
     workers: tuple[str, ...]
-    redis_url: str | None
+    redis_url: str | None = field(repr=False)
     listen: str = "127.0.0.1:7000"
     band_set: str | None = "standard"
     policy_ttl: float = 300.0
@@ -138,6 +139,6 @@ class RouterConfig:
             raise ConfigurationError("--redis-url: give a policy store, or a folder of policies with --policy-dir")
         if self.redis_wait_replicas < 0:
             raise ConfigurationError("--redis-wait-replicas: must be from 0")
-        if self.redis_wait_replicas and (self.redis_url or "").startswith("redis+cluster"):
+        if self.redis_wait_replicas and self.redis_url and read_url(self.redis_url).kind == "cluster":
             problem = "WAIT is not to be had through a cluster client; set min-replicas-to-write on its servers"
             raise ConfigurationError(f"--redis-wait-replicas: {problem}")

@@ -25,9 +25,9 @@ from sparsity.watchdog import Watchdog, signals
 from sparsity_policies.decisions.costs import ModelShape
 from sparsity_policies.documents.confined import SOURCES
 from sparsity_policies.documents.shipped import shipped_policies
-from sparsity_policies.storage.connection import without_credentials
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.storage.folder import PolicyFolder
+from sparsity_policies.storage.redis_url import without_credentials
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_policies.threads import BUILDS
 
@@ -248,9 +248,7 @@ async def _load(config: RouterConfig, store: PolicyStore | None) -> tuple[Policy
             seeded = True
         await policies.start()
     except StoreError as error:
-        shown = without_credentials(config.redis_url or "")
-        remedy = "start the server, or run `sparsity up` for an embedded one"
-        raise ConfigurationError(f"--redis-url: {shown}: {error}; {remedy}") from error
+        raise ConfigurationError(f"--redis-url: {without_credentials(config.redis_url or '')}: {error}") from error
     return policies, seeded
 
 

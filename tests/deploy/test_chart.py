@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import promql_parser
 import pytest
 import yaml
-from charts import CHART, examples, render
-from helm import helm
+from charts import CHART, examples, refusal, refusals, refuse_all, render, run, value_files
+from helm import PACKAGES, helm
+from sparsity_policies.storage.redis_url import Login, RedisTls, read_url, whole_url
 from sparsity_router import __main__ as router
 from sparsity_worker import __main__ as worker
 
 ARGUMENTS = {"router": router.parse, "worker": worker.parse}
+STORE = ("redis.embedded.enabled=false",)
 SECRETS = {"access": "sparsity-access", "leases": "sparsity-leases"}
 
 
 def documents(name: str) -> list[dict[str, Any]]:
-    return [document for document in yaml.safe_load_all(render(CHART / "examples" / f"{name}.yaml")) if document]
+    (file,) = (file for file in value_files() if file.stem == name)
+    return [document for document in yaml.safe_load_all(render(file)) if document]
 
 
 def of_kind(found: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
@@ -33,66 +39,14 @@ def containers(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**c, "pod": pod} for pod in pods for c in (*pod.get("initContainers", ()), *pod["containers"])]
 
 
-def refusal(*settings: str, example: str = "trial") -> str:
-    """What Helm says to values that must not render."""
-    values = [] if example == "none" else ["-f", str(CHART / "examples" / f"{example}.yaml")]
-    sets = [word for setting in settings for word in ("--set-json", setting)]
-    command = [str(helm()), "template", "r", str(CHART), *values, *sets]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode, f"{settings} rendered"
-    return result.stderr
-
-
-@pytest.mark.parametrize(
-    ("setting", "path"),
-    [
-        ("router.replicas=-1", "/router/replicas"),
-        ("router.repicas=1", "/router': additional properties 'repicas'"),
-        ('workers.dense.profile="x"', "/workers/dense/profile"),
-        ("workers.huge={}", "/workers': additional properties 'huge'"),
-        ('workers.moderate.autoscaling.kind="vpa"', "/workers/moderate/autoscaling/kind"),
-        ('defaults.image.digest="sha256:1"', "/defaults/image/digest"),
-        ('redis.password="x"', "/redis': additional properties 'password'"),
-        ('redis.url="http://x"', "/redis/url"),
-        ('leases.key="x"', "/leases': additional properties 'key'"),
-        ('operatorKey.value="x"', "/operatorKey': additional properties 'value'"),
-        ("tracing.ratio=2", "/tracing/ratio"),
-        ('policies.bandSet="lax"', "/policies/bandSet"),
-        ('router.options={"Queue":1}', "/router/options': additional properties 'Queue'"),
-        ("networkPolicy.redisPorts=[0]", "/networkPolicy/redisPorts/0"),
-    ],
-)
-def test_the_schema_refuses_by_path(setting: str, path: str) -> None:
-    assert path in refusal(setting)
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        (['redis.url="redis://:secret@r:6379"', "redis.embedded.enabled=false"], "redis.url: holds credentials"),
-        (['redis.url="redis://r:6379"'], "redis: give one of redis.secretName"),
-        (["redis.embedded.enabled=false"], "redis: give one of redis.secretName"),
-        (["model.builtin=false"], "model.existingClaim: name a claim"),
-        (['model.existingClaim="c"'], "model.builtin: goes without"),
-        (['policies.documents={"a":{"domain":"b"}}'], "policies.documents.a.domain: must be a, not b"),
-        (["workers.dense.enabled=false"], "workers.dense.enabled: must be true"),
-        (["tls.router.clientAuth=true"], "tls.router.clientAuth: needs tls.router.secretName"),
-        (['tls.workers.secretName="s"'], "tls.workers: give clientSecretName and serverName"),
-        (['workers.dense.autoscaling.kind="keda"'], "workers.dense.autoscaling.kind: keda asks Prometheus"),
-        (['router.autoscaling.kind="keda"', 'monitoring.prometheusUrl="http://p"'], "router.autoscaling.kind: must be"),
-        (["router.autoscaling.minReplicas=9"], "router.autoscaling.minReplicas: is more than maxReplicas"),
-        (['router.autoscaling.kind="hpa"', 'router.resources={"requests":null}'], "router.resources.requests.cpu"),
-        (['router.options.listen="0.0.0.0:1"'], "router.options.listen: the chart sets it"),
-        (['workers.dense.options.tier="moderate"'], "workers.dense.options.tier: the chart sets it"),
-        (['workers.dense.image.tag="latest"'], "workers.dense.image.tag: latest names no version"),
-    ],
-)
-def test_what_does_not_go_together_is_refused_by_path(settings: list[str], said: str) -> None:
-    assert said in refusal(*settings)
+@pytest.mark.parametrize("version", PACKAGES)
+def test_wrong_values_are_refused_by_path(version: str) -> None:
+    assert refuse_all(version) == len(refusals())
 
 
 def test_without_values_it_says_what_it_needs() -> None:
-    assert "redis: give one of redis.secretName (a Secret with the URL)" in refusal(example="none")
+    said = refusal(helm(), [], example=None)
+    assert "redis: give one of redis.secretName (a Secret with the URL)" in said
 
 
 @pytest.mark.parametrize("name", [path.stem for path in examples()])
@@ -110,7 +64,7 @@ def test_every_container_is_locked_down(name: str) -> None:
             assert container["pod"]["automountServiceAccountToken"] is False
 
 
-@pytest.mark.parametrize("name", [path.stem for path in examples()])
+@pytest.mark.parametrize("name", [path.stem for path in value_files()])
 def test_the_programs_take_the_arguments(name: str) -> None:
     asked = [container for container in containers(documents(name)) if container["name"] in ARGUMENTS]
     assert asked
@@ -119,7 +73,8 @@ def test_the_programs_take_the_arguments(name: str) -> None:
         assert options.drain_seconds + 5 < container["pod"]["terminationGracePeriodSeconds"]
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         listens = {"grpc": options.listen, "health": options.health_listen, "metrics": options.metrics_listen}
-        assert {key: f"0.0.0.0:{port}" for key, port in ports.items()} == listens
+        host = "[::]" if name == "ipv6" else "0.0.0.0"
+        assert {key: f"{host}:{port}" for key, port in ports.items()} == listens
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert container[kind]["grpc"]["port"] == ports["health"]
 
@@ -148,6 +103,103 @@ def test_production_holds_no_secret_and_names_its_own() -> None:
     assert "replicas" not in deployment["spec"], "an autoscaler sets them"
 
 
+def rendered(*settings: str, example: str = "trial") -> list[dict[str, Any]]:
+    """What an example renders with some values set anew."""
+    sets = [word for setting in settings for word in ("--set-json", setting)]
+    command = (
+        "template",
+        "r",
+        str(CHART),
+        "--namespace",
+        "ns",
+        "-f",
+        str(CHART / "examples" / f"{example}.yaml"),
+        *sets,
+    )
+    return [document for document in yaml.safe_load_all(run(*command)) if document]
+
+
+def egress_ports(found: list[dict[str, Any]], component: str = "router") -> list[int]:
+    """The ports of rules without a peer: of what lies outside."""
+    rules = of_kind(found, "NetworkPolicy")[f"r-sparsity-router-{component}"]["spec"]["egress"]
+    return [port["port"] for rule in rules if "to" not in rule for port in rule["ports"] if port["protocol"] == "TCP"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "ports"),
+    [
+        (('redis.url="rediss://cache:6380"',), [6380]),
+        (('redis.url="redis://cache-2/3"',), [6379]),
+        (('redis.url="redis://10.0.0.1"',), [6379]),
+        (('redis.url="rediss://[fd00::1]:7001/0?ssl_check_hostname=false"',), [7001]),
+        (('redis.url="redis://[fd00::1]"',), [6379]),
+        (('redis.url="rediss+cluster://a:7000,b-1:7001,c"',), [7000, 7001, 6379]),
+        (('redis.url="redis+sentinel://s-0:26380,s-1/m/0"',), [6379, 26380, 26379]),
+        (('redis.url="redis+sentinel://s/m"', "networkPolicy.redisPorts=[7002]"), [7002, 26379]),
+        (('redis.secretName="s"',), [6379]),
+        (('redis.secretName="s"', "networkPolicy.redisPorts=[6380]"), [6380]),
+    ],
+)
+def test_the_network_lets_through_what_the_url_says(settings: tuple[str, ...], ports: list[int]) -> None:
+    assert egress_ports(rendered(*STORE, *settings)) == ports
+
+
+def test_names_are_looked_up_on_ordinary_clusters() -> None:
+    """By kube-dns and its like, by OpenShift's, and by NodeLocal DNSCache; or where the values say."""
+
+    def lookups(found: list[dict[str, Any]], component: str) -> dict[str, Any]:
+        rules = of_kind(found, "NetworkPolicy")[f"r-sparsity-router-{component}"]["spec"]["egress"]
+        (rule,) = (rule for rule in rules if any(port["protocol"] == "UDP" for port in rule["ports"]))
+        return dict(rule)
+
+    for component in ("router", "worker-dense"):
+        rule = lookups(documents("trial"), component)
+        assert {(port["port"], port["protocol"]) for port in rule["ports"]} == {
+            (number, protocol) for number in (53, 5353) for protocol in ("TCP", "UDP")
+        }
+        assert {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "openshift-dns"}}} in rule["to"]
+        assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in rule["to"]
+        own = lookups(documents("dns"), component)
+        assert own["to"] == [{"ipBlock": {"cidr": "10.0.0.53/32"}}]
+        assert {port["port"] for port in own["ports"]} == {1053}
+        assert "to" not in lookups(rendered("networkPolicy.dns.peers=[]"), component)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [
+        ("http://otel-collector-2:4317", 4317),
+        ("http://10.0.0.1:4318/", 4318),
+        ("http://collector:4319/v1/9", 4319),
+        ("https://[fd00::1]:4320", 4320),
+        ("https://10.0.0.1", 443),
+        ("https://collector-7/", 443),
+    ],
+)
+def test_the_network_lets_traces_through(endpoint: str, port: int) -> None:
+    found = rendered(f'tracing.endpoint="{endpoint}"')
+    for component in ("router", "worker-dense"):
+        assert egress_ports(found, component) == [port]
+
+
+def test_the_router_reads_the_store_out_of_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    pod = of_kind(documents("redis"), "Deployment")["r-sparsity-router-router"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    for variable in (entry for entry in container["env"] if entry["name"].startswith("SPARSITY_REDIS")):
+        key = variable.get("valueFrom", {}).get("secretKeyRef")
+        monkeypatch.setenv(variable["name"], f"{key['name']}/{key['key']}" if key else variable["value"])
+    options = router.parse(container["args"])
+    assert options.redis_url is not None
+    read = read_url(whole_url(options.redis_url, options.redis_ca, options.redis_cert, options.redis_key))
+    assert (read.kind, read.master, read.database) == ("sentinel", "policies", 2)
+    assert read.hosts == (("sentinel-0.redis", 26380), ("fd00::7", 26381), ("sentinel-2.redis", 26379))
+    assert read.login == Login("sparsity-redis/user", "sparsity-redis/password")
+    assert read.sentinel_login == Login("", "sparsity-redis/sentinel-password")
+    mount = next(mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "redis-tls")
+    assert read.tls == RedisTls(f"{mount}/ca.crt", f"{mount}/tls.crt", f"{mount}/tls.key")
+    assert {"name": "redis-tls", "secret": {"secretName": "sparsity-redis-tls"}} in pod["volumes"]
+
+
 def test_alerts_and_dashboards_go_along() -> None:
     found = documents("production")
     rules = of_kind(found, "PrometheusRule")["r-sparsity-router"]["spec"]["groups"]
@@ -163,8 +215,18 @@ def test_keda_asks_for_the_tier_of_its_pool() -> None:
     queries = [
         trigger["metadata"]["query"] for trigger in scaled["r-sparsity-router-worker-moderate"]["spec"]["triggers"]
     ]
-    scope = '{namespace="ns",sparsity_tier="moderate"}'
+    scope = '{namespace="ns",sparsity_tier="moderate",app_kubernetes_io_instance="r"}'
     assert queries == [f"sum(sparsity_router_waiting{scope})", f"avg(sparsity_worker_kv_use{scope})"]
+    for query in queries:
+        promql_parser.parse(query)
+    settings = ('defaults.autoscaling={"kind":"keda","cooldownSeconds":900}', 'monitoring.releaseLabel=""')
+    for scaler in of_kind(rendered(*settings, example="keda"), "ScaledObject").values():
+        behavior = scaler["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+        assert behavior == {"scaleDown": {"stabilizationWindowSeconds": 900}}
+        assert "cooldownPeriod" not in scaler["spec"], "it would be of the way to zero replicas"
+        assert "instance" not in scaler["spec"]["triggers"][0]["metadata"]["query"]
+    (monitor,) = of_kind(documents("production"), "PodMonitor").values()
+    assert "app.kubernetes.io/instance" in monitor["spec"]["podTargetLabels"]
 
 
 def test_discovery_by_endpointslices_may_read_them_and_no_more() -> None:
@@ -185,3 +247,180 @@ def test_a_folder_of_examples_is_not_packed(tmp_path: Path) -> None:
     listing = subprocess.run(["tar", "tzf", str(packed)], check=True, capture_output=True, text=True).stdout
     assert "sparsity-router/files/alerts.yaml" in listing
     assert "examples/" not in listing
+
+
+def test_a_registry_stands_before_every_image() -> None:
+    found = {container["name"]: container["image"] for container in containers(documents("images"))}
+    images = {container["image"] for container in containers(documents("images"))}
+    team = "registry.example.com:5000/team"
+    assert {found[name] for name in ("router", "import", "check", "valkey")} == {f"{team}/sparsity-router:1.2.3"}
+    assert found["model"] == f"{team}/sparsity-worker:1.2.3"
+    assert images - {found["router"], found["model"]} == {
+        f"{team}/mirror/worker-of-ours:1.2.3",
+        "other.example.com/sparsity-worker:1.2.3",
+    }
+    everywhere = containers(rendered('global.imageRegistry="all.example.com"'))
+    assert all(container["image"].startswith("all.example.com/sparsity-") for container in everywhere)
+
+
+def test_an_upgrade_waits_for_the_model() -> None:
+    made = documents("slow")
+    found = of_kind(made, "Deployment")
+    # Routers too, which are ready once a worker is, and whom the job waits for.
+    names = ("r-sparsity-router-router", "r-sparsity-router-worker-dense", "r-sparsity-router-worker-moderate")
+    assert [found[name]["spec"]["progressDeadlineSeconds"] for name in names] == [3900, 3900, 900]
+    assert of_kind(made, "Job")["r-sparsity-router-policies"]["spec"]["activeDeadlineSeconds"] == 3900
+    probe = found["r-sparsity-router-worker-dense"]["spec"]["template"]["spec"]["containers"][0]["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 3600
+
+
+def test_traces_go_by_the_protocol_that_is_asked_for() -> None:
+    programs = [each for each in containers(documents("collector")) if each["name"] in ("router", "worker")]
+    assert programs
+    for program in programs:
+        assert {"name": "OTEL_EXPORTER_OTLP_PROTOCOL", "value": "http/protobuf"} in program["env"]
+
+
+def test_workers_take_the_routers_access_file() -> None:
+    workers = [each for each in containers(documents("production")) if each["name"] == "worker"]
+    assert workers
+    for each in workers:
+        file = each["args"][each["args"].index("--access") + 1]
+        [mount] = [one for one in each["volumeMounts"] if file.startswith(one["mountPath"] + "/")]
+        [volume] = [one for one in each["pod"]["volumes"] if one["name"] == mount["name"]]
+        assert volume["secret"]["secretName"] == "sparsity-access"
+
+
+def test_numbers_are_written_as_digits() -> None:
+    (file,) = (file for file in value_files() if file.stem == "numbers")
+    assert not re.search(r"[0-9]e\+", render(file))
+    container = of_kind(documents("numbers"), "Deployment")["r-sparsity-router-router"]["spec"]["template"]["spec"]
+    options = router.parse(container["containers"][0]["args"])
+    assert (options.queue_limit, options.queue_seconds, options.max_prompt_bytes) == (1_000_000, 1e-7, 2**24)
+
+
+def pods(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The specs of all pods by the names of what makes them, without the release's."""
+    made = {container["pod"]["containers"][0]["name"]: container["pod"] for container in containers(found)}
+    for name, deployment in of_kind(found, "Deployment").items():
+        made[name.removeprefix("r-sparsity-router-")] = deployment["spec"]["template"]["spec"]
+    return made
+
+
+def test_each_component_has_its_own_nodes() -> None:
+    found = pods(documents("nodes"))
+    selectors = {name: pod.get("nodeSelector") for name, pod in found.items()}
+    general = {"pool": "general"}
+    assert [selectors[name] for name in ("router", "valkey", "import", "check")] == [general] * 4
+    assert selectors["worker-dense"] == {"pool": "inference"}
+    assert selectors["worker-moderate"] is None
+    assert selectors["worker-aggressive"] == {"gpu": "h200"}
+    tolerating = {name for name, pod in found.items() if pod.get("tolerations")}
+    assert {"router", "valkey", "import", "check", "worker-dense", "worker-aggressive"} <= tolerating
+    assert "worker-moderate" not in tolerating
+    assert "affinity" not in found["router"]
+    assert "affinity" in found["worker-dense"]
+    assert found["valkey"]["priorityClassName"] == "inference"
+
+
+@pytest.mark.parametrize("version", PACKAGES)
+def test_users_and_rights_are_values(version: str) -> None:
+    (file,) = (file for file in value_files() if file.stem == "openshift")
+    found = pods([document for document in yaml.safe_load_all(render(file, helm_version=version)) if document])
+    picked = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    for name in ("router", "worker-dense", "worker-aggressive", "valkey", "import", "check"):
+        assert found[name]["securityContext"] == picked
+    assert found["worker-moderate"]["securityContext"] == {"runAsUser": 1000, "fsGroup": 2000}
+
+    def rights(name: str) -> list[Any]:
+        pod = found[name]
+        return [each["securityContext"] for each in (*pod.get("initContainers", ()), *pod["containers"])]
+
+    assert [each["readOnlyRootFilesystem"] for each in rights("worker-dense")] == [False, False]
+    assert rights("worker-moderate") == [{}, {}]
+    assert all(each["readOnlyRootFilesystem"] for name in ("router", "valkey", "import") for each in rights(name))
+
+
+def test_a_claim_of_a_container_is_its_pods() -> None:
+    found = pods(documents("claims"))
+    dense = found["worker-dense"]
+    assert dense["resourceClaims"] == [{"name": "gpu", "resourceClaimTemplateName": "one-gpu"}]
+    assert dense["containers"][0]["resources"]["claims"] == [{"name": "gpu"}]
+    assert "resourceClaims" not in found["worker-moderate"]
+
+
+def test_an_upgrade_leaves_a_dense_worker() -> None:
+    def unavailable(found: list[dict[str, Any]], tier: str) -> tuple[int, int]:
+        strategy = of_kind(found, "Deployment")[f"r-sparsity-router-worker-{tier}"]["spec"]["strategy"]["rollingUpdate"]
+        return strategy["maxUnavailable"], strategy["maxSurge"]
+
+    assert unavailable(documents("trial"), "dense") == (0, 1)
+    found = documents("rollout")
+    assert [unavailable(found, tier) for tier in ("dense", "moderate", "aggressive")] == [(1, 0), (1, 0), (0, 1)]
+
+
+def test_policies_are_read_before_anything_is_changed(tmp_path: Path) -> None:
+    """By a hook that fails at the first mistake, with what it needs made before it."""
+    for name, code in (("policies", 2), ("production", 0)):
+        found = documents(name)
+        job, files = (of_kind(found, kind)["r-sparsity-router-policies-check"] for kind in ("Job", "ConfigMap"))
+        for each in (job, files):
+            assert each["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
+        assert int(files["metadata"]["annotations"]["helm.sh/hook-weight"]) < 0
+        assert job["spec"]["backoffLimit"] == 0
+        pod = job["spec"]["template"]["spec"]
+        assert pod["restartPolicy"] == "Never"
+        assert "serviceAccountName" not in pod, "there is none yet"
+        assert {"name": "policies", "configMap": {"name": files["metadata"]["name"]}} in pod["volumes"]
+        for file, text in files["data"].items():
+            (tmp_path / file).write_text(text)
+        *command, folder = pod["containers"][0]["command"]
+        assert folder == pod["containers"][0]["volumeMounts"][0]["mountPath"]
+        program = [str(Path(sys.executable).parent / command[0]), *command[1:], str(tmp_path)]
+        ended = subprocess.run(program, capture_output=True, text=True, check=False)
+        assert ended.returncode == code, ended.stderr
+        assert ("tokns" in ended.stderr) is bool(code)
+        for file in files["data"]:
+            (tmp_path / file).unlink()
+
+
+def test_the_job_ends_at_once_where_the_router_refuses() -> None:
+    job = of_kind(documents("production"), "Job")["r-sparsity-router-policies"]["spec"]
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule == {"action": "FailJob", "onExitCodes": {"containerName": "import", "operator": "In", "values": [2, 6]}}
+    assert job["template"]["spec"]["restartPolicy"] == "Never", "a failure policy needs it"
+    assert job["template"]["spec"]["containers"][0]["name"] == "import"
+    own = of_kind(documents("keda"), "Job")["r-sparsity-router-policies-check"]["spec"]["template"]["spec"]
+    assert {"name": "policies", "configMap": {"name": "our-policies"}} in own["volumes"]
+
+
+def test_the_last_policies_may_outlive_pods() -> None:
+    claim = {"persistentVolumeClaim": {"claimName": "snapshots"}}
+    for name, state in (("trial", {"emptyDir": {}}), ("snapshot", claim)):
+        router_pod = pods(documents(name))["router"]
+        (volume,) = (volume for volume in router_pod["volumes"] if volume["name"] == "state")
+        assert volume == {"name": "state"} | state
+        mount = next(each for each in router_pod["containers"][0]["volumeMounts"] if each["name"] == "state")
+        args = router_pod["containers"][0]["args"]
+        assert args[args.index("--snapshot-file") + 1].startswith(mount["mountPath"])
+
+
+def test_routers_need_nothing_of_the_model_but_its_tokenizer() -> None:
+    def model(found: list[dict[str, Any]], name: str = "router") -> tuple[dict[str, Any], dict[str, Any]]:
+        pod = pods(found)[name]
+        (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "model")
+        (mount,) = (mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == "model")
+        assert pod["containers"][0]["args"][pod["containers"][0]["args"].index("--model") + 1] == mount["mountPath"]
+        return volume, mount
+
+    found = documents("tokenizer")
+    assert model(found)[0] == {"name": "model", "emptyDir": {}}
+    (init,) = pods(found)["router"]["initContainers"]
+    assert init["command"] == ["cp", "-rL", "/files/.", model(found)[1]["mountPath"] + "/"]
+    claim = {"claimName": "huge-model-of-one-node", "readOnly": True}
+    assert model(found, "worker-dense")[0] == {"name": "model", "persistentVolumeClaim": claim}
+    own = rendered('router.tokenizer={"image":"","existingClaim":"small","subPath":"llama"}', example="production")
+    volume, mount = model(own)
+    assert volume["persistentVolumeClaim"]["claimName"] == "small"
+    assert mount["subPath"] == "llama"
+    assert "initContainers" not in pods(own)["router"]

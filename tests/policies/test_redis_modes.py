@@ -12,10 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sparsity.errors import ConfigurationError, ConflictError, NotFoundError, StoreError
+from sparsity.errors import ConflictError, NotFoundError, StoreError
 from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import Override, Policy, Scope, StoredPolicy
-from sparsity_policies.storage.connection import connect
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.storage.store import PolicyStore
 from support.redis_server import Proxy, RedisServer, cluster, sentinel
@@ -239,20 +238,3 @@ async def test_everything_works_on_a_cluster(tmp_path: Path) -> None:
         with pytest.raises(NotFoundError):
             await log.report("x", "m", 0.5)
         await store.close()
-
-
-@pytest.mark.parametrize(
-    ("url", "words"),
-    [
-        ("http://h", "must begin with one of redis://"),
-        ("redis+sentinel://h:1", "names no master"),
-        ("redis+sentinel://h:1/m/x", "no number after the master's name"),
-        ("redis+sentinel://h:x/m", "no host:port but 'h:x'"),
-        ("redis+cluster://", "no host:port"),
-        ("redis://h:x", "redis url"),
-    ],
-)
-def test_urls_that_cannot_be_used_say_why(url: str, words: str) -> None:
-    with pytest.raises(ConfigurationError, match="redis url") as caught:
-        connect(url, 1.0)
-    assert words in str(caught.value)

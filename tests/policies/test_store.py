@@ -128,7 +128,7 @@ async def test_an_absent_server_is_a_store_error() -> None:
     store = PolicyStore("redis://127.0.0.1:1/0")
     with pytest.raises(StoreError, match="policy store"):
         await store.read()
-    with pytest.raises(ConfigurationError, match="redis url"):
+    with pytest.raises(ConfigurationError, match="--redis-url"):
         PolicyStore("http://nowhere")
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 import redis.asyncio as redis
 from sparsity.access.access import key_digest
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc
 from sparsity_cli.main import app
+from sparsity_policies.storage.store import PolicyStore
 from sparsity_router.config import RouterConfig
+from sparsity_router.fleet.replicas import Replicas
+from sparsity_router.following.follower import PolicyFollower
 from support.fake_worker import FakeWorker
 from support.rig import AGGRESSIVE, DENSE
 from support.router import Router, failure, running, until
@@ -115,3 +120,27 @@ def test_status_shows_a_router_anywhere(tmp_path: Path) -> None:
         report = json.loads(CliRunner().invoke(app, ["status", "--router", router.address, "--json"]).stdout)
         assert report["routers"][0]["address"] == router.address
     assert CliRunner().invoke(app, ["status", "--router", router.address]).exit_code == 4
+
+
+async def test_routers_with_wrong_clocks_hear_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tells the time by the store's clock."""
+    with Valkey() as server:
+        stores, told = [PolicyStore(server.url) for _ in range(2)], []
+        for store, skew in zip(stores, (0.0, 3600.0), strict=True):
+            monkeypatch.setattr(time, "time", lambda skew=skew: time.time_ns() / 1e9 + skew)
+            follower = PolicyFollower(store, ttl=300)
+            await follower.start()
+            replicas = Replicas(follower, store.redis)
+            assert abs(replicas.own().heard - time.time_ns() / 1e9) < 1.0
+            task = asyncio.create_task(replicas.run())
+            told.append((replicas, task))
+
+            async def heard(replicas: Replicas = replicas, count: int = len(told)) -> bool:
+                return len(await replicas.all()) == count
+
+            await until(heard)
+        for _, task in told:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in told), return_exceptions=True)
+        for store in stores:
+            await store.close()

@@ -56,3 +56,7 @@ class RouterProcess:
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self._process.pid, number)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from sparsity.benchmark import Row, write
 
-# What of a header must be the same in all runs, and what is told of each.
-_SAME = ("device", "versions", "kernels", "command")
-_TOLD = ("date", "seconds", "checks", "not run", "note")
+# What of a header must be the same in all runs (`kernels` has torch and Triton), and what is told of each.
+_SAME = ("device", "kernels", "command")
+_TOLD = ("date", "seconds", "checks", "not run", "note", "versions", "not on this machine")
 
 
 def join(files: Sequence[Path], out: Path) -> list[Row]:
@@ -24,7 +24,7 @@ def join(files: Sequence[Path], out: Path) -> list[Row]:
         The rows.
 
     Raises:
-        ValueError: when a file is no result file, or of another device or other versions than the first.
+        ValueError: when a file is no result file, or of another device, torch or Triton than the first.
     """
     found: dict[tuple[str, str], Row] = {}
     runs: dict[str, str] = {}
@@ -39,8 +39,15 @@ def join(files: Sequence[Path], out: Path) -> list[Row]:
             if own.get(key) != (head or own).get(key):
                 raise ValueError(f"{file}: {key} is {own.get(key)}, not {head.get(key)} as in {files[0]}")
         head = head or {key: value for key, value in own.items() if key not in _TOLD}
-        runs[f"run {number}"] = "; ".join(f"{key}: {own[key]}" for key in _TOLD if key in own)
+        runs[f"run {number}"] = "; ".join(f"{key}: {_listed(own[key])}" for key in _TOLD if key in own)
         head["date"] = own["date"]
         found |= {(row.name, row.shape): row for row in rows}
     write(out, "kernels", head | runs, list(found.values()))
     return list(found.values())
+
+
+def _listed(told: object) -> str:
+    if not isinstance(told, dict):
+        return str(told)
+    # Of what is not there the name is enough.
+    return ", ".join(name if "Error" in str(value) else f"{name} {value}" for name, value in told.items())

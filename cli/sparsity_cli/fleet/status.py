@@ -12,7 +12,6 @@ from rich.live import Live
 from rich.table import Table
 from sparsity.errors import ConfigurationError
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc
-from sparsity_policies.storage.connection import without_credentials
 from sparsity_router.embedded.folders import state_folder
 from sparsity_router.embedded.state import Running, read_running
 
@@ -76,7 +75,7 @@ def _report(address: str, fleet: fleet_pb2.GetFleetResponse, running: Running | 
     report: dict[str, object] = {"router": address} | to_dict(fleet)
     if running:
         report |= {
-            "redis_url": without_credentials(running.redis_url),
+            "redis_url": running.redis_url,
             "ready_seconds": round(running.ready_seconds, 1),
             "memory_bytes": memory_bytes(running),
         }
@@ -84,7 +83,7 @@ def _report(address: str, fleet: fleet_pb2.GetFleetResponse, running: Running | 
 
 
 def _view(address: str, fleet: fleet_pb2.GetFleetResponse, running: Running | None) -> Group:
-    store = f", store {without_credentials(running.redis_url)}" if running else ""
+    store = f", store {running.redis_url}" if running else ""
     parts: list[Any] = [f"router {address}{store}", _workers(fleet), "", _tiers(fleet), "", _routers(fleet)]
     parts += [f"problem at {name}: {escaped(problem)}" for name, problem in problems(fleet)]
     if running:

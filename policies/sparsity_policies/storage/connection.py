@@ -1,85 +1,71 @@
-"""A client for every way to run Redis: one server, Sentinel, or Cluster, by the URL's scheme."""
+"""A client for every way to run Redis: one server, Sentinel, or Cluster, by its URL."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import redis.asyncio as redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
-from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import RedisError
-from sparsity.errors import ConfigurationError, StoreError
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from sparsity.errors import StoreError
 
-_SENTINEL_PORT = 26379
-_CLUSTER_PORT = 6379
-SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster")
+from sparsity_policies.storage.redis_faults import CLIENT_ERRORS, told
+from sparsity_policies.storage.redis_tls import options as tls_options
+from sparsity_policies.storage.redis_tls import secured_context, share_context
+from sparsity_policies.storage.redis_url import Login, RedisUrl, read_url
 
 
 @contextmanager
-def store_errors() -> Iterator[None]:
-    """Turns the library's errors into StoreError."""
+def store_errors(encrypted: bool | None = None) -> Iterator[None]:
+    """Turns the library's errors into StoreError, which says what mends it; ``encrypted``: whether TLS was tried."""
     try:
         yield
-    except (RedisError, OSError, TimeoutError) as error:
-        raise StoreError(f"policy store: {type(error).__name__}: {error}") from error
+    except CLIENT_ERRORS as error:
+        raise StoreError(f"policy store: {told(error, encrypted)}") from error
 
 
 def connect(url: str, timeout: float) -> Any:
-    """A client of the server behind ``url``; nothing is sent yet.
-
-    `redis://host:port/db`, `rediss://` (TLS), `unix://path`, `redis+sentinel://host:port,host:port/master/db` and
-    `redis+cluster://host:port,host:port`; all but `unix` take `user:password@`, up to the last `@` before any `?`.
+    """A client of the server behind ``url`` (:mod:`sparsity_policies.storage.redis_url`); nothing is sent yet.
 
     Raises:
-        ConfigurationError: when the URL cannot be used.
+        ConfigurationError: when the URL, or a file that it names, cannot be used.
     """
-    options: dict[str, Any] = {
+    to = read_url(url)
+    if to.tls is not None:
+        secured_context(to.tls)
+    client = _client(to, timeout)
+    if to.tls is not None:
+        share_context(client)
+    return client
+
+
+def _client(to: RedisUrl, timeout: float) -> Any:
+    options: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout, **tls_options(to.tls)}
+    # A Sentinel that does not answer is passed over for the next one.
+    own = {"retry": Retry(NoBackoff(), retries=0), **options, **_login(to.sentinel_login)}
+    options |= {
         "decode_responses": True,
         # Bytes that are no text become a document that cannot be read, and is told as such.
         "encoding_errors": "replace",
-        "socket_timeout": timeout,
-        "socket_connect_timeout": timeout,
+        "retry": Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.2), retries=2),
+        **_login(to.login),
     }
-    retry = Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.2), retries=2)
-    scheme = url.partition("://")[0]
-    url = quoted(url)
-    try:
-        if "ssl" in parse_qs(urlsplit(url).query, keep_blank_values=True):
-            # What is not heeded would be a connection in plain text.
-            raise ValueError("asks for TLS by `ssl`; begin it with rediss:// instead")
-        if scheme == "redis+sentinel":
-            return _sentinel(url, options | {"retry": retry})
-        if scheme == "redis+cluster":
-            return _cluster(url, options)
-        if scheme not in SCHEMES:
-            raise ValueError(f"must begin with one of {', '.join(f'{known}://' for known in SCHEMES)}")
-        return redis.Redis.from_url(url, retry=retry, **options)
-    except ValueError as error:
-        raise ConfigurationError(f"redis url: {error}") from error
-
-
-def without_credentials(url: str) -> str:
-    """The URL as it may be shown."""
-    scheme, mark, rest = url.partition("://")
-    # Options may hold a password, too.
-    place = rest.partition("?")[0]
-    return f"{scheme}{mark}{place if scheme == 'unix' else place.rpartition('@')[2]}"
-
-
-def quoted(url: str) -> str:
-    """The URL with its user and password so written that no letter in them ends them."""
-    scheme, mark, rest = url.partition("://")
-    place, question, options = rest.partition("?")
-    credentials, at, where = place.rpartition("@")
-    if scheme == "unix" or not at:
-        return url
-    user, colon, password = (quote(unquote(part), safe="") for part in credentials.partition(":"))
-    return f"{scheme}{mark}{user}{unquote(colon)}{password}{at}{where}{question}{options}"
+    if to.kind == "cluster":
+        return RedisCluster(startup_nodes=[ClusterNode(host, port) for host, port in to.hosts], **options)
+    options["db"] = to.database
+    if to.kind == "sentinel":
+        sentinels: Any = _Sentinels(to.hosts, sentinel_kwargs=own, **options)  # type: ignore[no-untyped-call]
+        return sentinels.master_for(to.master)
+    if to.kind == "unix":
+        return redis.Redis(unix_socket_path=to.path, **options)
+    ((host, port),) = to.hosts
+    return redis.Redis(host=host, port=port, **options)
 
 
 async def close(client: Any) -> None:
@@ -90,36 +76,26 @@ async def close(client: Any) -> None:
     await client.aclose()
 
 
-def _sentinel(url: str, options: dict[str, Any]) -> Any:
-    hosts, credentials, path = _parts(url, _SENTINEL_PORT)
-    name, _, database = path.partition("/")
-    if not name:
-        raise ValueError("names no master; write redis+sentinel://host:port/master")
-    if database and not database.isdigit():
-        raise ValueError(f"has no number after the master's name but {database!r}")
-    quick = {key: options[key] for key in ("socket_timeout", "socket_connect_timeout")}
-    sentinel: Any = Sentinel(hosts, sentinel_kwargs=quick, **options, **credentials)  # type: ignore[no-untyped-call]
-    return sentinel.master_for(name, db=int(database or 0))
+class _Sentinels(Sentinel):
+    """Says what each Sentinel answered, where the library names its error's class only."""
+
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        """Where the master is, by the first Sentinel that knows; that one is asked first from then on."""
+        failures = []
+        for number, sentinel in enumerate(self.sentinels):
+            try:
+                masters: Any = await sentinel.sentinel_masters()
+            except (RedisConnectionError, RedisTimeoutError) as error:
+                known = sentinel.connection_pool.connection_kwargs
+                failures.append(f"{known['host']}:{known['port']}: {type(error).__name__}: {error}")
+                continue
+            state = masters.get(service_name)
+            if state and self.check_master_state(state, service_name):
+                self.sentinels[0], self.sentinels[number] = sentinel, self.sentinels[0]
+                return state["ip"], state["port"]
+        told = f"; {'; '.join(failures)}" if failures else ""
+        raise MasterNotFoundError(f"no master {service_name!r} at {len(self.sentinels)} Sentinels{told}")
 
 
-def _cluster(url: str, options: dict[str, Any]) -> Any:
-    hosts, credentials, _ = _parts(url, _CLUSTER_PORT)
-    nodes = [ClusterNode(host, port) for host, port in hosts]
-    return RedisCluster(startup_nodes=nodes, **(options | credentials))
-
-
-def _parts(url: str, port: int) -> tuple[list[tuple[str, int]], dict[str, str], str]:
-    """Hosts, credentials and path of a URL with several hosts."""
-    parsed = urlsplit(url)
-    user, _, hosts = parsed.netloc.rpartition("@")
-    found = []
-    for entry in hosts.split(","):
-        host, colon, digits = entry.rpartition(":")
-        if not colon:
-            host, digits = entry, str(port)
-        if not host or not digits.isdigit():
-            raise ValueError(f"has no host:port but {entry!r}")
-        found.append((host.strip("[]"), int(digits)))
-    name, _, password = user.partition(":")
-    credentials = {"username": unquote(name), "password": unquote(password)}
-    return found, {key: value for key, value in credentials.items() if value}, parsed.path.strip("/")
+def _login(login: Login) -> dict[str, str]:
+    return {name: value for name, value in (("username", login.username), ("password", login.password)) if value}

@@ -6,6 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 from sparsity.errors import ConflictError, NotFoundError, StoreError
@@ -17,6 +18,7 @@ from sparsity_policies.model import Override, Policy, StoredPolicy
 from sparsity_policies.storage import scripts
 from sparsity_policies.storage.connection import close, connect, store_errors
 from sparsity_policies.storage.contents import Contents, Cursor, Delta
+from sparsity_policies.storage.redis_url import read_url
 from sparsity_policies.storage.scripts import EVENTS, HEAD, OVERRIDES, POLICIES, REVISION, SEEDED
 from sparsity_policies.threads import BUILDS
 
@@ -35,7 +37,7 @@ class History(NamedTuple):
 
 
 class PolicyStore:
-    """The store behind one Redis URL; see :func:`sparsity_policies.storage.connection.connect` for its forms.
+    """The store behind one Redis URL; see :mod:`sparsity_policies.storage.redis_url` for its forms.
 
     Every method raises StoreError when the server cannot be reached or does not answer in time.
 
@@ -49,6 +51,8 @@ class PolicyStore:
     def __init__(self, url: str, timeout: float = 2.0, wait_replicas: int = 0, check: Check = check_policy) -> None:
         self._check = check
         self.redis: Any = connect(url, timeout)
+        encrypted = read_url(url).tls is not None
+        self._errors = partial(store_errors, encrypted)
         self._wait_replicas = wait_replicas
         self._turns = asyncio.Semaphore(_CONNECTIONS)
         # Documents as last read: what did not change is not parsed again.
@@ -66,7 +70,7 @@ class PolicyStore:
 
     async def read(self) -> Contents:
         """Everything at one revision; what cannot be read is told, not raised."""
-        with store_errors():
+        with self._errors():
             revision, head, event, clock, overrides, policies = await self._run(scripts.READ, _READ_KEYS)
         offset = float(clock) - time.time()
         cursor = Cursor(_number(revision), head, event)
@@ -79,17 +83,17 @@ class PolicyStore:
 
     async def revision_number(self) -> int:
         """The store's revision; 0 when it is empty."""
-        with store_errors():
+        with self._errors():
             return _number(await self.redis.get(REVISION) or 0)
 
     async def head(self) -> str:
         """Changes with every write."""
-        with store_errors():
+        with self._errors():
             return str(await self.redis.get(HEAD) or "")
 
     async def delta(self, cursor: Cursor) -> Delta | None:
         """What changed since ``cursor``; None when only a whole read can tell."""
-        with store_errors():
+        with self._errors():
             answer = await self._run(scripts.DELTA, _READ_KEYS, cursor.event, _DELTA_EVENTS + 1)
         revision, head, event, clock, overrides, events, changed = answer
         offset = float(clock) - time.time()
@@ -108,7 +112,7 @@ class PolicyStore:
 
     async def wait(self, cursor: Cursor, seconds: float) -> None:
         """Returns at a change after ``cursor``, or after ``seconds``."""
-        with store_errors():
+        with self._errors():
             await self.redis.xread({EVENTS: cursor.event}, count=1, block=max(int(seconds * 1000), 1))
 
     def _open_all(self, envelopes: dict[str, str]) -> tuple[list[StoredPolicy], dict[str, str]]:
@@ -169,7 +173,7 @@ class PolicyStore:
 
     async def _acknowledged(self, script: str, keys: tuple[str, ...], *arguments: str | int) -> list[Any]:
         """Runs a writing script, and waits for replicas where that is asked for."""
-        with store_errors():
+        with self._errors():
             if not self._wait_replicas:
                 return await self._run(script, keys, *arguments)
             # Both commands take one connection: WAIT speaks of the writes of its own.
@@ -185,7 +189,7 @@ class PolicyStore:
     async def history(self, domain: str, below: int | None = None, count: int = 100) -> History:
         """Revisions of a policy, newest first, of those ``below`` a revision; unreadable ones are left out."""
         newest = "+" if below is None else f"({below}-0"
-        with store_errors():
+        with self._errors():
             entries = await self.redis.xrevrange(scripts.history(domain), newest, "-", count=count)
         found = []
         for _, fields in entries:
@@ -202,7 +206,7 @@ class PolicyStore:
             NotFoundError: when there is none, or it cannot be read any more.
         """
         place = f"{revision}-0"
-        with store_errors():
+        with self._errors():
             entries = await self.redis.xrange(scripts.history(domain), place, place)
         if not entries:
             raise NotFoundError(f"policy {domain!r} has no revision {revision}")
@@ -239,7 +243,7 @@ class PolicyStore:
 
     async def _override(self, override_id: str, body: str) -> int:
         keys = (OVERRIDES, REVISION, EVENTS, HEAD)
-        with store_errors():
+        with self._errors():
             answer = await self._run(
                 scripts.OVERRIDE, keys, override_id, body, scripts.EVENTS_KEPT, uuid.uuid4().hex[:16]
             )

@@ -13,7 +13,6 @@ The file is taken up anew when it changes (:mod:`sparsity.reloading`).
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Mapping
@@ -22,17 +21,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from limits import RateLimitItem, parse
-from limits.aio.storage import MemoryStorage, Storage
+from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.errors import StorageError
-from limits.storage import storage_from_string
 from sparsity.access.options_file import read_options_file
 from sparsity.bounds import MAX_PRIORITY
 from sparsity.errors import ConfigurationError, RateLimitError
-from sparsity_policies.storage.connection import close, quoted
+from sparsity_policies.storage.asking import Asking
+from sparsity_policies.storage.connection import close, connect
+from sparsity_policies.storage.redis_faults import CLIENT_ERRORS
 
 log = logging.getLogger("sparsity.router.limits")
 _ANSWER_SECONDS = 0.05
+_STORE_SECONDS = 2.0
 # After a failure the store is left alone for this long.
 _AWAY_SECONDS = 1.0
 _MOST_CREDITS = 10_000
@@ -83,7 +84,9 @@ class TenantLimits:
     def __init__(self, rates: TenantRates, redis_url: str | None) -> None:
         self._rates = rates
         self._local = SlidingWindowCounterRateLimiter(MemoryStorage())
-        self._shared = SlidingWindowCounterRateLimiter(_storage(redis_url)) if redis_url else None
+        store = _StoreStorage(connect(redis_url, _STORE_SECONDS)) if redis_url else None
+        self._shared = SlidingWindowCounterRateLimiter(store) if store else None
+        self._asking = Asking()
         self._away_until = 0.0
         # What was counted and not used, and until when it may be made up for.
         self._credits: dict[tuple[str, str], tuple[int, float]] = {}
@@ -149,6 +152,7 @@ class TenantLimits:
 
     async def close(self) -> None:
         """Closes the connections to the store."""
+        await self._asking.close()
         if self._shared is not None:
             storage: Any = self._shared.storage
             await close(storage.bridge.storage)
@@ -162,8 +166,7 @@ class TenantLimits:
         limiter, allowed, whole, cost = self._local, None, cost, cost - paid
         if self._shared is not None and time.monotonic() > self._away_until:
             try:
-                async with asyncio.timeout(_ANSWER_SECONDS):
-                    allowed = await self._shared.hit(rate, what, tenant, cost=cost)
+                allowed = await self._asking.answer(self._shared.hit(rate, what, tenant, cost=cost), _ANSWER_SECONDS)
                 limiter = self._shared
             except (StorageError, TimeoutError, OSError) as error:
                 log.warning("tenant limits are counted by this router alone for now: %s", error or "no answer in time")
@@ -184,8 +187,7 @@ class TenantLimits:
         self, limiter: SlidingWindowCounterRateLimiter, rate: RateLimitItem, what: str, tenant: str
     ) -> float:
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                stats = await limiter.get_window_stats(rate, what, tenant)
+            stats = await self._asking.answer(limiter.get_window_stats(rate, what, tenant), _ANSWER_SECONDS)
         except (StorageError, TimeoutError, OSError):
             return 1.0
         return min(max(stats.reset_time - time.time(), 0.1), float(rate.get_expiry()))
@@ -213,10 +215,23 @@ def _of_entry(entry: object, default: Rates, where: str) -> Rates:
     return Rates(**found, priority=priority)
 
 
-def _storage(redis_url: str) -> Storage:
-    """The library's storage for one of our store URLs."""
-    scheme, _, rest = quoted(redis_url).partition("://")
-    options: dict[str, Any] = {"implementation": "redispy", "key_prefix": "sparsity:limits", "wrap_exceptions": True}
-    made = storage_from_string(f"async+{scheme}://{rest}", **options)
-    assert isinstance(made, Storage)
-    return made
+class _StoreStorage(RedisStorage):
+    """The library's counters behind a client of ours, which knows every kind of store URL."""
+
+    # Not one for URLs.
+    STORAGE_SCHEME = []  # noqa: RUF012
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        # Nothing is ever sent to the place of this URL.
+        super().__init__("async+redis://", wrap_exceptions=True, implementation="redispy", key_prefix="sparsity:limits")
+
+    def configure_bridge(self) -> None:
+        """Puts the client where the library keeps its own."""
+        bridge: Any = self.bridge
+        bridge.storage, bridge.connection_getter = self._client, lambda _: self._client
+
+    @property
+    def base_exceptions(self) -> tuple[type[Exception], ...]:
+        """What becomes a StorageError."""
+        return CLIENT_ERRORS

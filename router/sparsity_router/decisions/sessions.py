@@ -14,9 +14,10 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from redis.exceptions import RedisError
 from sparsity_policies.decisions.snapshot import DEFAULT_TTL_SECONDS
 from sparsity_policies.model import Decision, Reason, Tier
+from sparsity_policies.storage.asking import Asking
+from sparsity_policies.storage.redis_faults import CLIENT_ERRORS, told
 
 log = logging.getLogger("sparsity.router.sessions")
 SESSION_SECONDS = 3600
@@ -81,6 +82,7 @@ class Sessions:
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._unsaved: dict[str, Tier] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._asking = Asking()
 
     async def tier(self, tenant: str, session: str) -> SessionTier:
         """The session's tier; requests that come at once wait for one answer of the store."""
@@ -124,15 +126,23 @@ class Sessions:
     async def _read(self, key: str, known: _Known) -> str:
         """Asks the store; what kept it from an answer, or nothing."""
         try:
-            async with asyncio.timeout(_READ_SECONDS), self._turns:
-                value = await self._redis.get(key)
+            async with asyncio.timeout(_READ_SECONDS):
+                await self._turns.acquire()
+                value = await self._asking.answer(self._get(key), _READ_SECONDS)
             known.tier = _denser(known.tier, Tier(int(value)) if value else None)
             known.read_at = time.monotonic()
             return ""
-        except (RedisError, OSError, TimeoutError, ValueError) as error:
-            return f"{type(error).__name__}: {error}" if str(error) else "the store did not answer in time"
+        except (*CLIENT_ERRORS, ValueError) as error:
+            return told(error) if str(error) else "the store did not answer in time"
         finally:
             known.reading = None
+
+    async def _get(self, key: str) -> Any:
+        """In a turn that was taken before."""
+        try:
+            return await self._redis.get(key)
+        finally:
+            self._turns.release()
 
     async def run(self) -> None:
         """Writes what was noted, for as long as it runs."""
@@ -141,8 +151,8 @@ class Sessions:
             unsaved, self._unsaved = self._unsaved, {}
             try:
                 await asyncio.gather(*(self._write(key, tier) for key, tier in unsaved.items()))
-            except (RedisError, OSError) as error:
-                log.warning("sessions are known to this router only: %s", error)
+            except CLIENT_ERRORS as error:
+                log.warning("sessions are known to this router only: %s", told(error))
                 self._unsaved = dict(list((unsaved | self._unsaved).items())[-_HELD:])
                 await asyncio.sleep(1.0)
 

@@ -29,7 +29,7 @@ class Running:
     Attributes:
         supervisor: pid of `sparsity up`.
         router: the router's address.
-        redis_url: the policy store.
+        redis_url: the policy store, without credentials.
         model_path: the served model.
         workers: the workers by tier.
         ready_seconds: from the start of `sparsity up` to ready.

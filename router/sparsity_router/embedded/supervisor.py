@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparsity.engines import ECHO, ENGINES, SGLANG
@@ -18,6 +18,7 @@ from sparsity.errors import ConfigurationError
 from sparsity.otlp import GRPC
 from sparsity.serving import free_port, require_free
 from sparsity.telemetry import sends_traces
+from sparsity_policies.storage.redis_url import ENVIRONMENT, without_credentials
 
 from sparsity_router.embedded.child import Child
 from sparsity_router.embedded.default_model import default_model, echo_model
@@ -56,7 +57,7 @@ class UpConfig:
     state: Path
     listen: str
     model: Path | None = None
-    redis_url: str | None = None
+    redis_url: str | None = field(default=None, repr=False)
     band_set: str = "small-context"
     profile: str = PROFILE
     policy_ttl: float = 300.0
@@ -152,7 +153,7 @@ class Supervisor:
                 arguments += ["--profile", f"{self._config.profile}-{tier}"]
             arguments += self._metrics_arguments(place)
             self._workers[tier] = Child(name, arguments, address, logs / f"{name}.log")
-        arguments = ["-m", "sparsity_router", "--model", str(model), "--redis-url", url, "--engine", engine]
+        arguments = ["-m", "sparsity_router", "--model", str(model), "--engine", engine]
         arguments += ["--listen", self._config.listen, "--band-set", self._config.band_set]
         arguments += ["--policy-ttl", str(self._config.policy_ttl), "--lease-key-file", str(key)]
         arguments += ["--snapshot-file", str(self._config.state / "policies.json")]
@@ -161,7 +162,9 @@ class Supervisor:
         arguments += self._metrics_arguments(0)
         for child in self._workers.values():
             arguments += ["--worker", child.address]
-        self._router = Child("router", arguments, self._config.listen, logs / "router.log")
+        # Passwords stay out of the process list, and what the URL has already is not added to it again.
+        store = dict.fromkeys(ENVIRONMENT.values(), "") | {"SPARSITY_REDIS_URL": url}
+        self._router = Child("router", arguments, self._config.listen, logs / "router.log", store)
         for child in (*self._workers.values(), self._router):
             if self._traces:
                 child.environment["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] = f"http://127.0.0.1:{self._traces.port}"
@@ -209,7 +212,8 @@ class Supervisor:
         workers = {
             tier: Process(child.name, child.pid, child.address, str(child.log)) for tier, child in self._workers.items()
         }
-        running = Running(os.getpid(), self._config.listen, url, str(model), workers, ready, self._config.engine)
+        store = without_credentials(url)
+        running = Running(os.getpid(), self._config.listen, store, str(model), workers, ready, self._config.engine)
         running.write(self._config.state)
 
     def _supervise(self, model: Path, url: str, ready: float) -> None:

@@ -7,13 +7,12 @@ import json
 import logging
 import os
 import socket
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from redis.exceptions import RedisError
+from sparsity_policies.storage.redis_faults import CLIENT_ERRORS, told
 from sparsity_policies.storage.scripts import PREFIX
 
 log = logging.getLogger("sparsity.router.replicas")
@@ -35,7 +34,7 @@ class Replica:
         content_hash: equal on routers that decide alike.
         policy_age: since its policies were last known to be current, seconds.
         policy_lag: since it has known of a change that it has not taken up, seconds.
-        heard: when it said so, seconds since the epoch.
+        heard: when it said so, seconds since the epoch by the store's clock.
         problems: what an operator must mend.
     """
 
@@ -70,7 +69,7 @@ class Replicas:
         policies, at = self._policies, self._policies.snapshot
         state = (at.revision, at.content_hash, policies.age, policies.lag)
         problems = tuple(problem[:_MOST_CHARACTERS] for problem in (policies.unsaved, *self._problems()) if problem)
-        return Replica(self.router_id, self.address, *state, time.time(), problems)
+        return Replica(self.router_id, self.address, *state, policies.now(), problems)
 
     async def all(self) -> list[Replica]:
         """Every router heard lately, by its id; this one alone while the store is away."""
@@ -81,7 +80,8 @@ class Replicas:
                 other = Replica(**json.loads(text))
             except (ValueError, TypeError):
                 continue
-            if time.time() - other.heard < _HEARD_SECONDS:
+            # All tell the time by the store's clock: their own may be wrong.
+            if abs(self._policies.now() - other.heard) < _HEARD_SECONDS:
                 found.setdefault(other.router_id, other)
         return [found[name] for name in sorted(found)]
 
@@ -101,6 +101,6 @@ class Replicas:
     async def _try(self, command: Callable[[], Any]) -> Any:
         try:
             return await asyncio.wait_for(command(), _ANSWER_SECONDS)
-        except (RedisError, OSError, TimeoutError) as error:
-            log.debug("the store does not answer: %s", error)
+        except CLIENT_ERRORS as error:
+            log.debug("the store does not answer: %s", told(error))
             return None

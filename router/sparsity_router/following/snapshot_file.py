@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import socket
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -76,7 +77,8 @@ class SnapshotFile:
             "overrides": {override.id: seal_override(override) for override in overrides},
             "waiting": [override.id for override in waiting],
         }
-        scratch = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        # Of containers that share a folder, each may be process 1.
+        scratch = self._path.with_name(f"{self._path.name}.{socket.gethostname()}.{os.getpid()}")
         scratch.write_text(json.dumps(document), encoding="utf-8")
         current = time.time() - age
         os.utime(scratch, (current, current))
@@ -90,12 +92,13 @@ class SnapshotFile:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Keeps out the other processes that write the file."""
-        folder = os.open(self._path.parent, os.O_RDONLY)
+        # A file of its own, open for writing: NFS locks no other.
+        lock = os.open(self._path.with_name(f"{self._path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
+            fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(folder)
+            os.close(lock)
 
     def _is_newer(self, revision: int, current: float) -> bool:
         """Whether the file has a later revision than this, and was known to be current since."""

@@ -45,19 +45,38 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- $own := $root.Values -}}
 {{- range splitList "." (index . 1) }}{{ $own = index $own . }}{{ end -}}
 {{- $merged := mustMergeOverwrite (deepCopy $root.Values.defaults) (deepCopy $own) -}}
+{{- /* An empty one takes the default off. */ -}}
+{{- range list "nodeSelector" "affinity" "podSecurityContext" "securityContext" }}{{ if hasKey $own . }}{{ $_ := set $merged . (index $own .) }}{{ end }}{{ end -}}
 {{- toJson $merged -}}
+{{- end }}
+
+{{- /* Seconds until a router serves: it waits for its workers. */ -}}
+{{- define "sparsity.routerStart" -}}
+{{- $slowest := int (include "sparsity.component" (list . "router") | fromJson).startupSeconds -}}
+{{- range $tier := list "dense" "moderate" "aggressive" -}}
+{{- $worker := include "sparsity.component" (list $ (printf "workers.%s" $tier)) | fromJson -}}
+{{- if $worker.enabled }}{{ $slowest = max $slowest (int $worker.startupSeconds) }}{{ end -}}
+{{- end -}}
+{{- add 300 $slowest -}}
 {{- end }}
 
 {{- /* (list root values path program): program is the image's name, sparsity-router or sparsity-worker. */ -}}
 {{- define "sparsity.image" -}}
 {{- $root := index . 0 -}}{{- $image := (index . 1).image -}}
 {{- if eq $image.tag "latest" }}{{ fail (printf "%s.image.tag: latest names no version; give one, or a digest" (index . 2)) }}{{ end -}}
-{{- $repository := default (index . 3) $image.repository -}}
+{{- $registry := default (dig "imageRegistry" "" ($root.Values.global | default dict)) $image.registry | trimSuffix "/" -}}
+{{- $repository := join "/" (compact (list $registry (default (index . 3) $image.repository))) -}}
 {{- if $image.digest -}}
 {{- printf "%s@%s" $repository $image.digest -}}
 {{- else -}}
 {{- printf "%s:%s" $repository (default $root.Chart.AppVersion $image.tag) -}}
 {{- end -}}
+{{- end }}
+
+{{- /* What a program listens on: (list root port). */ -}}
+{{- define "sparsity.listen" -}}
+{{- $host := (index . 0).Values.listenHost -}}
+{{- if contains ":" $host }}[{{ $host }}]{{ else }}{{ $host }}{{ end }}:{{ index . 1 }}
 {{- end }}
 
 {{- /* A number as its digits: YAML numbers arrive as floats. */ -}}
@@ -79,22 +98,6 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 - {{ if kindIs "string" $value }}{{ $value | quote }}{{ else }}{{ include "sparsity.number" $value | quote }}{{ end }}
 {{- end }}
 {{- end }}
-{{- end }}
-
-{{- define "sparsity.podSecurity" -}}
-runAsNonRoot: true
-runAsUser: 10001
-runAsGroup: 10001
-fsGroup: 10001
-seccompProfile:
-  type: RuntimeDefault
-{{- end }}
-
-{{- define "sparsity.containerSecurity" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-capabilities:
-  drop: [ALL]
 {{- end }}
 
 {{- /* Probes of the plaintext health port: (list values). */ -}}
@@ -170,6 +173,56 @@ lifecycle:
 {{- end }}
 {{- end }}
 
+{{- /* The pod of a job over policy documents: root, router, name, configMap, command and args. */ -}}
+{{- define "sparsity.policyPod" -}}
+template:
+  metadata:
+    labels:
+      {{- include "sparsity.labels" (list .root "policies") | nindent 6 }}
+  spec:
+    restartPolicy: Never
+    automountServiceAccountToken: false
+    enableServiceLinks: false
+    {{- with include "sparsity.placement" .router | trim }}
+    {{- . | nindent 4 }}
+    {{- end }}
+    {{- with .root.Values.imagePullSecrets }}
+    imagePullSecrets:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    securityContext:
+      {{- toYaml .router.podSecurityContext | nindent 6 }}
+    containers:
+    - name: {{ .name }}
+      image: {{ include "sparsity.image" (list .root .router "router" "sparsity-router") }}
+      imagePullPolicy: {{ .router.image.pullPolicy }}
+      command:
+      {{- toYaml .command | nindent 6 }}
+      {{- with .args }}
+      args:
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+      env:
+      {{- include "sparsity.callerEnvironment" (list .root) | nindent 6 }}
+      resources:
+        requests: {cpu: 100m, memory: 256Mi}
+        limits: {memory: 512Mi}
+      securityContext:
+        {{- toYaml .router.securityContext | nindent 8 }}
+      volumeMounts:
+      - {name: policies, mountPath: /etc/sparsity/policies, readOnly: true}
+      - {name: tmp, mountPath: /tmp}
+      {{- if .root.Values.tls.router.secretName }}
+      - {name: tls, mountPath: /etc/sparsity/tls, readOnly: true}
+      {{- end }}
+    volumes:
+    - {name: policies, configMap: {name: {{ default .configMap .root.Values.policies.configMap }}}}
+    - {name: tmp, emptyDir: {}}
+    {{- if .root.Values.tls.router.secretName }}
+    - {name: tls, secret: {secretName: {{ .root.Values.tls.router.secretName }}}}
+    {{- end }}
+{{- end }}
+
 {{- define "sparsity.leaseSecret" -}}
 {{- default (printf "%s-leases" (include "sparsity.fullname" .)) .Values.leases.secretName }}
 {{- end }}
@@ -199,7 +252,7 @@ lifecycle:
   {{- end }}
 {{- end }}
 
-{{- /* Copies the worker image's model for all containers: (list root). */ -}}
+{{- /* Copies the worker image's model for all containers: (list root values), values of the component. */ -}}
 {{- define "sparsity.modelInit" -}}
 {{- $root := index . 0 -}}
 {{- if $root.Values.model.builtin }}
@@ -210,7 +263,7 @@ initContainers:
   imagePullPolicy: {{ $dense.image.pullPolicy }}
   command: [cp, -r, /opt/sparsity/models/SmolLM2-135M-Instruct, /models/]
   securityContext:
-    {{- include "sparsity.containerSecurity" . | nindent 4 }}
+    {{- toYaml (index . 1).securityContext | nindent 4 }}
   resources:
     requests: {cpu: 100m, memory: 64Mi}
     limits: {memory: 512Mi}
@@ -220,23 +273,32 @@ initContainers:
 {{- end }}
 {{- end }}
 
+{{- /* What says which nodes a pod may go to: (values). */ -}}
+{{- define "sparsity.placement" -}}
+{{- with .priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
 {{- /* Where pods go: (list root values component). */ -}}
 {{- define "sparsity.scheduling" -}}
 {{- $root := index . 0 -}}{{- $values := index . 1 -}}
 {{- with $values.runtimeClassName }}
 runtimeClassName: {{ . }}
 {{- end }}
-{{- with $values.priorityClassName }}
-priorityClassName: {{ . }}
-{{- end }}
-{{- with $values.nodeSelector }}
-nodeSelector:
+{{- with $values.resourceClaims }}
+resourceClaims:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $values.tolerations }}
-tolerations:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
+{{- include "sparsity.placement" $values }}
 {{- with $values.affinity }}
 affinity:
   {{- toYaml . | nindent 2 }}
@@ -268,7 +330,8 @@ metadata:
   labels:
     {{- include "sparsity.labels" (list $root $component) | nindent 4 }}
 spec:
-  maxUnavailable: {{ $values.podDisruptionBudget.maxUnavailable }}
+  {{- $disrupted := $values.podDisruptionBudget.maxUnavailable }}
+  maxUnavailable: {{ if kindIs "string" $disrupted }}{{ $disrupted }}{{ else }}{{ int $disrupted }}{{ end }}
   unhealthyPodEvictionPolicy: AlwaysAllow
   selector:
     matchLabels:
@@ -284,16 +347,16 @@ metadata:
     {{- include "sparsity.labels" (list $root $component) | nindent 4 }}
 spec:
   scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: {{ $name }}}
-  minReplicas: {{ $scaling.minReplicas }}
-  maxReplicas: {{ $scaling.maxReplicas }}
+  minReplicas: {{ int $scaling.minReplicas }}
+  maxReplicas: {{ int $scaling.maxReplicas }}
   metrics:
   - type: Resource
     resource:
       name: cpu
-      target: {type: Utilization, averageUtilization: {{ $scaling.targetCPU }}}
+      target: {type: Utilization, averageUtilization: {{ int $scaling.targetCPU }}}
   behavior:
     scaleDown:
-      stabilizationWindowSeconds: {{ $scaling.cooldownSeconds }}
+      stabilizationWindowSeconds: {{ int $scaling.cooldownSeconds }}
 {{- else if eq $scaling.kind "keda" }}
 ---
 apiVersion: keda.sh/v1alpha1
@@ -304,9 +367,14 @@ metadata:
     {{- include "sparsity.labels" (list $root $component) | nindent 4 }}
 spec:
   scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: {{ $name }}}
-  minReplicaCount: {{ $scaling.minReplicas }}
-  maxReplicaCount: {{ $scaling.maxReplicas }}
-  cooldownPeriod: {{ $scaling.cooldownSeconds }}
+  minReplicaCount: {{ int $scaling.minReplicas }}
+  maxReplicaCount: {{ int $scaling.maxReplicas }}
+  # KEDA's own cooldown is of the way to zero replicas only.
+  advanced:
+    horizontalPodAutoscalerConfig:
+      behavior:
+        scaleDown:
+          stabilizationWindowSeconds: {{ int $scaling.cooldownSeconds }}
   triggers:
   {{- range index . 3 }}
   - type: prometheus
@@ -314,23 +382,25 @@ spec:
     metadata:
       serverAddress: {{ $root.Values.monitoring.prometheusUrl | quote }}
       query: {{ .query | quote }}
-      threshold: {{ .threshold | quote }}
+      threshold: {{ include "sparsity.number" .threshold | quote }}
   {{- end }}
 {{- end }}
 {{- end }}
 
 {{- /* Egress that routers and workers share. */ -}}
 {{- define "sparsity.egress" -}}
-- to:
-  - namespaceSelector: {}
-    podSelector:
-      matchLabels: {k8s-app: kube-dns}
-  ports:
-  - {port: 53, protocol: UDP}
-  - {port: 53, protocol: TCP}
-{{- if .Values.tracing.endpoint }}
 - ports:
-  - {port: {{ default "4317" (regexFind "[0-9]+$" (trimSuffix "/" .Values.tracing.endpoint)) }}, protocol: TCP}
+  {{- range .Values.networkPolicy.dns.ports }}
+  - {port: {{ int . }}, protocol: UDP}
+  - {port: {{ int . }}, protocol: TCP}
+  {{- end }}
+  {{- with .Values.networkPolicy.dns.peers }}
+  to:
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with .Values.tracing.endpoint }}
+- ports:
+  - {port: {{ include "sparsity.port" (list (include "sparsity.urlHosts" .) "443") }}, protocol: TCP}
 {{- end }}
 {{- with .Values.networkPolicy.extraEgress }}
 {{ toYaml . }}

@@ -1,0 +1,241 @@
+"""Writes the chart's values.schema.json: every value by name, so that a misspelled one is refused; options too.
+
+`charts.py` writes the file with --write, and holds it to this without. Draft 7, and no `$ref` with more beside it: Helm
+3.18 ignores what stands there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from sparsity_policies.model import Risk, Tier
+from sparsity_router.__main__ import parse as parse_router
+from sparsity_worker.__main__ import parse as parse_worker
+
+FILE = Path(__file__).resolve().parents[1] / "helm" / "sparsity-router" / "values.schema.json"
+Schema = dict[str, Any]
+
+TEXT: Schema = {"type": "string"}
+SOME_TEXT: Schema = {"type": "string", "minLength": 1}
+YES_OR_NO: Schema = {"type": "boolean"}
+ANYTHING: Schema = {"type": "object"}
+TEXTS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
+NAME: Schema = {"type": "string", "pattern": "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", "maxLength": 253}
+QUANTITIES: Schema = {"type": "object", "additionalProperties": {"type": ["string", "number"]}}
+URL: Schema = {"type": "string", "pattern": "^(https?://.+)?$"}
+
+
+def of(**properties: Schema) -> Schema:
+    """An object of these fields and no others."""
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def several(item: Schema = ANYTHING) -> Schema:
+    """A list."""
+    return {"type": "array", "items": item}
+
+
+def whole(least: int, most: int | None = None) -> Schema:
+    """A number without a fraction."""
+    return {"type": "integer", "minimum": least, **({} if most is None else {"maximum": most})}
+
+
+def number(**bounds: float) -> Schema:
+    """A number."""
+    return {"type": "number", **bounds}
+
+
+def one_of(*words: str) -> Schema:
+    """One of these words."""
+    return {"enum": list(words)}
+
+
+PORT = whole(1, 65535)
+SECRET = of(secretName=NAME, secretKey=SOME_TEXT)
+LOGIN = of(secretName=NAME, usernameKey=TEXT, passwordKey=SOME_TEXT)
+CLAIM = {**of(name=SOME_TEXT, request=TEXT), "required": ["name"]}
+POD_CLAIM = {**of(name=SOME_TEXT, resourceClaimName=NAME, resourceClaimTemplateName=NAME), "required": ["name"]}
+# What Helm can tell of a policy; the job before an install reads it whole.
+DOCUMENT: Schema = {
+    "type": "object",
+    "required": ["domain"],
+    "properties": {
+        "risk": one_of(*(risk.name.lower() for risk in Risk)),
+        "bands": several(
+            {
+                "type": "object",
+                "properties": {"from_tokens": whole(0), "tier": one_of(*(tier.name.lower() for tier in Tier))},
+            }
+        ),
+    },
+}
+
+
+def options(parse: Callable[[list[str] | None], Any]) -> Schema:
+    """Every option of a program by its name without dashes, and what it takes."""
+    parsers: list[argparse.ArgumentParser] = []
+    with patch.object(argparse.ArgumentParser, "parse_args", lambda self, *_: parsers.append(self)):
+        parse([])
+    known = {}
+    for action in parsers[0]._actions:
+        if isinstance(action, argparse._HelpAction) or action.help == argparse.SUPPRESS:
+            continue
+        for flag in action.option_strings:
+            known[flag.removeprefix("--")] = _taken(action)
+    return of(**known)
+
+
+def _taken(action: argparse.Action) -> Schema:
+    if action.nargs == 0:
+        return YES_OR_NO
+    if action.choices is not None:
+        return one_of(*map(str, action.choices))
+    kinds: dict[Any, Schema] = {int: {"type": "integer"}, float: {"type": "number"}}
+    return kinds.get(action.type, {"type": ["string", "number"]})
+
+
+def component(own: Schema, image: Schema, program: Schema | None) -> Schema:
+    """What the router, a tier and the defaults have in common, and what is ``own`` to one."""
+    common: Schema = {
+        "image": image,
+        "replicas": whole(0),
+        "drainSeconds": number(minimum=0),
+        "startupSeconds": whole(5),
+        "resources": of(requests=QUANTITIES, limits=QUANTITIES, claims=several(CLAIM)),
+        "resourceClaims": several(POD_CLAIM),
+        "shmSize": {"type": "string", "pattern": "^([0-9.]+[EPTGMK]i?)?$"},
+        "runtimeClassName": TEXT,
+        "priorityClassName": TEXT,
+        "nodeSelector": {**TEXTS, "type": ["object", "null"]},
+        "tolerations": several(),
+        "affinity": {"type": ["object", "null"]},
+        "topologySpreadConstraints": several(),
+        "podSecurityContext": {"type": ["object", "null"]},
+        "securityContext": {"type": ["object", "null"]},
+        "podAnnotations": TEXTS,
+        "podLabels": TEXTS,
+        "extraEnv": several({"type": "object", "required": ["name"]}),
+        "extraVolumes": several(),
+        "extraVolumeMounts": several(),
+        "podDisruptionBudget": of(enabled=YES_OR_NO, maxUnavailable={"type": ["integer", "string"]}),
+        "autoscaling": of(
+            kind=one_of("none", "hpa", "keda"),
+            minReplicas=whole(1),
+            maxReplicas=whole(1),
+            targetCPU=whole(1, 100),
+            targetWaiting=number(exclusiveMinimum=0),
+            targetKvUse=number(exclusiveMinimum=0, maximum=1),
+            cooldownSeconds=whole(0, 3600),
+        ),
+    }
+    if program is not None:
+        common["options"] = program
+    return of(**common, **own)
+
+
+def values() -> Schema:
+    """All of them."""
+    # What names one image stands with the component that it is of.
+    any_image: Schema = {"registry": TEXT, "tag": TEXT, "pullPolicy": one_of("Always", "IfNotPresent", "Never")}
+    digest: Schema = {"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"}
+    image = of(**any_image, repository=TEXT, digest=digest)
+    router: Schema = {
+        "service": of(type=one_of("ClusterIP", "NodePort", "LoadBalancer"), annotations=TEXTS),
+        "discovery": one_of("dns", "kubernetes"),
+        "connectionSeconds": number(minimum=0),
+        "tokenizer": of(image=TEXT, path=SOME_TEXT, existingClaim=NAME, subPath=TEXT),
+        "snapshot": of(existingClaim=NAME),
+        "policyTtl": number(exclusiveMinimum=0),
+    }
+    rollout: Schema = {"rollout": one_of("surge", "replace")}
+    tier: Schema = {"enabled": YES_OR_NO, **rollout}
+    of_worker = options(parse_worker)
+    sparse = component({**tier, "profile": SOME_TEXT}, image, of_worker)
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "Values of sparsity-router",
+        **of(
+            **{"global": {"type": "object", "properties": {"imageRegistry": TEXT}}},
+            nameOverride=TEXT,
+            fullnameOverride=TEXT,
+            commonLabels=TEXTS,
+            imagePullSecrets=several({**of(name=NAME), "required": ["name"]}),
+            clusterDomain=SOME_TEXT,
+            listenHost=one_of("0.0.0.0", "::"),
+            serviceAccount=of(create=YES_OR_NO, name=NAME, annotations=TEXTS),
+            model=of(existingClaim=NAME, subPath=TEXT, builtin=YES_OR_NO),
+            defaults=component(rollout, of(**any_image), None),
+            router=component(router, image, options(parse_router)),
+            workers=of(dense=component(tier, image, of_worker), moderate=sparse, aggressive=sparse),
+            redis=of(
+                url={"type": "string", "pattern": "^(rediss?(\\+(sentinel|cluster))?://.+)?$"},
+                **SECRET["properties"],
+                auth=LOGIN,
+                sentinelAuth=LOGIN,
+                tls=of(secretName=NAME, caKey=TEXT, certKey=TEXT, keyKey=TEXT),
+                embedded=of(
+                    enabled=YES_OR_NO,
+                    storage=TEXT,
+                    storageClassName=NAME,
+                    resources=of(requests=QUANTITIES, limits=QUANTITIES),
+                ),
+            ),
+            policies=of(
+                bandSet=one_of("standard", "small-context", "none"),
+                configMap=NAME,
+                documents={"type": "object", "additionalProperties": DOCUMENT},
+            ),
+            leases=of(enabled=YES_OR_NO, **SECRET["properties"]),
+            access=SECRET,
+            operatorKey=SECRET,
+            tenantLimits=ANYTHING,
+            tls=of(
+                router=of(secretName=NAME, clientAuth=YES_OR_NO),
+                workers=of(secretName=NAME, clientSecretName=NAME, serverName=TEXT),
+            ),
+            networkPolicy=of(
+                enabled=YES_OR_NO,
+                clients=several(),
+                monitoring=several(),
+                directClients=YES_OR_NO,
+                redisPorts=several(PORT),
+                dns=of(ports=several(PORT), peers=several()),
+                extraEgress=several(),
+            ),
+            tracing=of(
+                endpoint=URL,
+                protocol=one_of("grpc", "http/protobuf"),
+                sampler=one_of(
+                    *(
+                        f"{prefix}{name}"
+                        for prefix in ("", "parentbased_")
+                        for name in ("always_on", "always_off", "traceidratio")
+                    )
+                ),
+                ratio=number(minimum=0, maximum=1),
+            ),
+            logging=of(format=one_of("json", "text"), requests=YES_OR_NO),
+            monitoring=of(
+                podMonitor=of(
+                    enabled=YES_OR_NO, interval={"type": "string", "pattern": "^[0-9]+(ms|s|m)$"}, labels=TEXTS
+                ),
+                prometheusRule=of(
+                    enabled=YES_OR_NO, labels=TEXTS, runbookUrl={"type": "string", "pattern": "^https?://"}
+                ),
+                dashboards=of(enabled=YES_OR_NO, labels=TEXTS),
+                prometheusUrl=URL,
+                releaseLabel={"type": "string", "pattern": "^[a-zA-Z0-9_]*$"},
+            ),
+            extraObjects=several(),
+        ),
+    }
+
+
+def written() -> str:
+    """The file as it must be."""
+    return json.dumps(values(), indent=1) + "\n"
