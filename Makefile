@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Chart and dashboards find the folder of caches as the environment does.
 DEPLOY_TOOL := PYTHONPATH=tools $(BIN)/python deploy/tools
 
-.PHONY: environment try run check test test-gpu lint format protos charts bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts clean
+.PHONY: environment try run check test test-gpu lint format protos charts bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts options clean
 
 environment:
 	@$(PYTHON) tools/environment.py
@@ -58,6 +58,7 @@ lint: environment
 	@$(BIN)/yamllint --strict .
 	@$(BIN)/hadolint deploy/docker/*.Dockerfile
 	@$(DEPLOY_TOOL)/dashboards.py --check
+	@$(BIN)/python tools/options.py --check
 	@$(DEPLOY_TOOL)/promql.py
 	@$(DEPLOY_TOOL)/charts.py
 
@@ -72,6 +73,10 @@ protos: environment
 charts: environment
 	@$(DEPLOY_TOOL)/dashboards.py
 	@$(DEPLOY_TOOL)/charts.py --write
+
+# The page of options, after an edit of RouterConfig or WorkerConfig; `make charts` for what the chart takes of them.
+options: environment
+	@$(BIN)/python tools/options.py
 
 # Needs `make run` in another terminal.
 bench-tiers: environment

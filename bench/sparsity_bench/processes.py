@@ -7,15 +7,16 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from sparsity.errors import ConfigurationError
+from sparsity.errors import EngineError
 from sparsity.serving import free_port
 from sparsity_router.embedded.child import Child
 
-_START_SECONDS = 120.0
+# Until every process serves: a router that can use no worker never does.
+START_SECONDS = 60.0
 
 
 def free_address() -> str:
@@ -54,33 +55,25 @@ def roomy(model: Path, folder: Path, tokens: int) -> Path:
     return copy
 
 
-async def arrived(child: Child, until: Callable[[Child], bool] = Child.serving) -> None:
-    """Waits for a process.
-
-    Raises:
-        ConfigurationError: when it ends before, or is not there in two minutes.
-    """
-    deadline = time.monotonic() + _START_SECONDS
-    while not await asyncio.to_thread(until, child):
-        child.check_alive()
-        if time.monotonic() > deadline:
-            raise ConfigurationError(f"{child.name} is not ready after {_START_SECONDS:g} s; log: {child.log}")
-        await asyncio.sleep(0.05)
-
-
 @asynccontextmanager
-async def running(*children: Child, until: Callable[[Child], bool] = Child.serving) -> AsyncIterator[None]:
-    """Starts the processes, waits until they serve, or what else is waited for, and ends them.
+async def running(*children: Child) -> AsyncIterator[None]:
+    """Starts the processes, waits until they serve, and ends them.
 
     Raises:
-        ConfigurationError: when one ends before, or is not there in two minutes.
+        ConfigurationError: when one ends before it serves.
+        EngineError: when one does not serve in time.
     """
+    until = time.monotonic() + START_SECONDS
     try:
         # All before the first health check: a process that talks gRPC should not fork.
         for child in children:
             child.start()
         for child in children:
-            await arrived(child, until)
+            while not await asyncio.to_thread(child.serving):
+                child.check_alive()
+                if time.monotonic() > until:
+                    raise EngineError(f"{child.name} did not serve in {START_SECONDS:.0f} s; log: {child.log}")
+                await asyncio.sleep(0.05)
         yield
     finally:
         for child in reversed(children):

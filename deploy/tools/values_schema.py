@@ -6,16 +6,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
+from sparsity.options.declaration import Leaf, leaves
 from sparsity_policies.model import Risk, Tier
-from sparsity_router.__main__ import parse as parse_router
-from sparsity_worker.__main__ import parse as parse_worker
+from sparsity_router.config import RouterConfig
+from sparsity_worker.config import WorkerConfig
 
 FILE = Path(__file__).resolve().parents[1] / "helm" / "sparsity-router" / "values.schema.json"
 Schema = dict[str, Any]
@@ -60,6 +58,8 @@ SECRET = of(secretName=NAME, secretKey=SOME_TEXT)
 LOGIN = of(secretName=NAME, usernameKey=TEXT, passwordKey=SOME_TEXT)
 CLAIM = {**of(name=SOME_TEXT, request=TEXT), "required": ["name"]}
 POD_CLAIM = {**of(name=SOME_TEXT, resourceClaimName=NAME, resourceClaimTemplateName=NAME), "required": ["name"]}
+# An option's bounds in the words of JSON Schema.
+BOUNDS = {"least": "minimum", "above": "exclusiveMinimum", "most": "maximum", "below": "exclusiveMaximum"}
 # What Helm can tell of a policy; the job before an install reads it whole.
 DOCUMENT: Schema = {
     "type": "object",
@@ -76,27 +76,19 @@ DOCUMENT: Schema = {
 }
 
 
-def options(parse: Callable[[list[str] | None], Any]) -> Schema:
+def options(settings: type) -> Schema:
     """Every option of a program by its name without dashes, and what it takes."""
-    parsers: list[argparse.ArgumentParser] = []
-    with patch.object(argparse.ArgumentParser, "parse_args", lambda self, *_: parsers.append(self)):
-        parse([])
-    known = {}
-    for action in parsers[0]._actions:
-        if isinstance(action, argparse._HelpAction) or action.help == argparse.SUPPRESS:
-            continue
-        for flag in action.option_strings:
-            known[flag.removeprefix("--")] = _taken(action)
-    return of(**known)
+    return of(**{leaf.said.name: _taken(leaf) for leaf in leaves(settings) if not leaf.said.inner})
 
 
-def _taken(action: argparse.Action) -> Schema:
-    if action.nargs == 0:
-        return YES_OR_NO
-    if action.choices is not None:
-        return one_of(*map(str, action.choices))
-    kinds: dict[Any, Schema] = {int: {"type": "integer"}, float: {"type": "number"}}
-    return kinds.get(action.type, {"type": ["string", "number"]})
+def _taken(leaf: Leaf) -> Schema:
+    if leaf.said.choices:
+        return one_of(*leaf.said.choices)
+    kinds: dict[type, Schema] = {bool: YES_OR_NO, int: {"type": "integer"}, float: {"type": "number"}}
+    text: Schema = {"type": ["string", "number"]}
+    taken = text if leaf.said.read else kinds.get(leaf.kind, text)
+    found = {keyword: getattr(leaf.said, name) for name, keyword in BOUNDS.items()}
+    return {**taken, **{keyword: bound for keyword, bound in found.items() if bound is not None}}
 
 
 def component(own: Schema, image: Schema, program: Schema | None) -> Schema:
@@ -154,7 +146,7 @@ def values() -> Schema:
     }
     rollout: Schema = {"rollout": one_of("surge", "replace")}
     tier: Schema = {"enabled": YES_OR_NO, **rollout}
-    of_worker = options(parse_worker)
+    of_worker = options(WorkerConfig)
     sparse = component({**tier, "profile": SOME_TEXT}, image, of_worker)
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
@@ -170,7 +162,7 @@ def values() -> Schema:
             serviceAccount=of(create=YES_OR_NO, name=NAME, annotations=TEXTS),
             model=of(existingClaim=NAME, subPath=TEXT, builtin=YES_OR_NO),
             defaults=component(rollout, of(**any_image), None),
-            router=component(router, image, options(parse_router)),
+            router=component(router, image, options(RouterConfig)),
             workers=of(dense=component(tier, image, of_worker), moderate=sparse, aggressive=sparse),
             redis=of(
                 url={"type": "string", "pattern": "^(rediss?(\\+(sentinel|cluster))?://.+)?$"},

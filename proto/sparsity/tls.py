@@ -40,19 +40,6 @@ class ServerTls:
     key: Path
     client_ca: Path | None = None
 
-    @classmethod
-    def of(cls, cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerTls | None:
-        """From options, of which all may be missing.
-
-        Raises:
-            ConfigurationError: when only some of them are given.
-        """
-        if cert is None and key is None and client_ca is None:
-            return None
-        if cert is None or key is None:
-            raise ConfigurationError("--tls-cert and --tls-key: give both")
-        return cls(cert, key, client_ca)
-
     def credentials(self) -> grpc.ServerCredentials:
         """Credentials that follow the files: a handshake after a change sees what is there then.
 

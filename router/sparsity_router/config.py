@@ -2,102 +2,147 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from sparsity.engines import ENGINES, SGLANG
 from sparsity.errors import ConfigurationError
+from sparsity.options.declaration import Option, check_bounds, group, option
 from sparsity.tls import ClientTls, ServerTls
 from sparsity_policies.decisions.costs import H100, GpuSpeed
-from sparsity_policies.storage.redis_url import read_url
+from sparsity_policies.documents.shipped import band_sets
+from sparsity_policies.storage.redis_url import ENVIRONMENT, read_url
 
-from sparsity_router.fleet.patience import Patience
+from sparsity_router.fleet.patience import FIRST_SECONDS, NEXT_SECONDS, Patience, read_seconds
 
 DETECT = ("undeclared", "declared", "off")
 SESSIONS = ("keep", "freely")
+PREFIX = "SPARSITY_ROUTER"
+_NO_BAND_SET = "none"
+_STORES = (
+    "redis://host:port/db, redis+sentinel://host:port,host:port/master, redis+cluster://host:port,host:port; TLS by"
+    " rediss://, rediss+sentinel:// and rediss+cluster://"
+)
+_BY_TIER = "also by tier: dense=600,moderate=300,aggressive=300"
+
+
+def _band_set(source: str, text: str) -> str | None:
+    return None if text == _NO_BAND_SET else text
 
 
 @dataclass(frozen=True, slots=True)
 class RouterConfig:
-    """What a router is started with.
+    """What a router is started with: every option of `python -m sparsity_router`, stated here only."""
 
-    Attributes:
-        model_path: folder with the served model's tokenizer.json and config.json.
-        workers: gRPC targets of the workers.
-        redis_url: the policy store; None with a policy folder, when nothing is stored.
-        listen: gRPC address, `host:port`; port 0 takes a free one.
-        band_set: the set of shipped policies that an empty store is seeded with; None seeds nothing.
-        policy_ttl: age past which policies are stale and everything goes dense, seconds.
-        policy_dir: folder of policy files that is the source of truth in the place of the store.
-        max_policy_lag: time that a known change may wait before this router tells it is not ready, seconds.
-        access: file of the principals and what they may call; None lets everybody do everything.
-        decision_sample: share of the decisions that is logged, in [0, 1].
-        decision_rate: decisions that are logged a second at most, over a minute's mean.
-        snapshot_file: where the last policies are kept, for a start while the store is away.
-        lease_key_file: the key that workers check leases with; None takes SPARSITY_LEASE_KEY, else gives no leases.
-        redis_wait_replicas: replicas that must hold a policy before its write is acknowledged.
-        max_prompt_bytes: longer prompts are refused before they are tokenized.
-        worker_timeout: silence after which a worker counts as gone, seconds.
-        queue_seconds: how long a request may wait for room at a full tier; 0 refuses at once.
-        queue_limit: requests that may wait at a tier.
-        hedge_seconds: after which a second worker is asked too, while the first has not spoken; 0 never does.
-        patience: how long a worker may say nothing before another one is asked.
-        dense_reserve: share of each dense worker kept for requests that policy holds dense, in [0, 1).
-        detect: which requests the semantic classifier is asked about: `undeclared`, also `declared` ones, or `off`.
-        detect_seconds: the time budget of its answer.
-        detect_model: folder with model.onnx and tokenizer.json; None takes the installed model.
-        sessions: `keep` a conversation at its tier or denser, or let it move `freely`.
-        tenant_limits: file of tenants' request and token rates; None limits nobody.
-        tls: what the router proves itself with; None is plain text.
-        worker_tls: what is trusted of workers, and shown to them; None is plain text.
-        siblings: folder that the router processes of this port share; None for a port of its own.
-        gpu: the speed at which saved attention is told as GPU time.
-        request_log: whether a line is logged for each request.
-        metrics_listen: `host:port` of the Prometheus endpoint; None serves none.
-        health_listen: `host:port` of the plaintext health service for probes; None serves none.
-        connection_seconds: after which clients connect anew, to find routers that came since; 0 keeps connections.
-        drain_seconds: time that streams in flight get at shutdown.
-        engine: what workers must answer with: `sglang`, or `echo`, to look at routing without a model.
-    """
-
-    model_path: Path
-    workers: tuple[str, ...]
-    redis_url: str | None = field(repr=False)
-    listen: str = "127.0.0.1:7000"
-    band_set: str | None = "standard"
-    policy_ttl: float = 300.0
-    policy_dir: Path | None = None
-    max_policy_lag: float = 10.0
-    access: Path | None = None
-    decision_sample: float = 1.0
-    decision_rate: float = 10.0
-    redis_wait_replicas: int = 0
-    lease_key_file: Path | None = None
-    snapshot_file: Path | None = None
-    max_prompt_bytes: int = 4 * 2**20
-    worker_timeout: float = 3.0
-    queue_seconds: float = 10.0
-    queue_limit: int = 256
-    dense_reserve: float = 0.25
-    hedge_seconds: float = 0.0
-    patience: Patience = field(default_factory=Patience)
-    detect: str = "undeclared"
-    detect_seconds: float = 1.0
-    detect_model: Path | None = None
-    sessions: str = "keep"
-    tenant_limits: Path | None = None
-    tls: ServerTls | None = None
-    worker_tls: ClientTls | None = None
-    siblings: Path | None = None
-    gpu: GpuSpeed = H100
-    request_log: bool = False
-    metrics_listen: str | None = None
-    health_listen: str | None = None
-    connection_seconds: float = 0.0
-    drain_seconds: float = 30.0
-    engine: str = SGLANG
+    model_path: Path = option("folder of the served model, with its tokenizer.json and config.json", name="model")
+    workers: tuple[str, ...] = option(
+        "a worker's host:port, dns:///name:port or k8s:///namespace/service:port; repeat", name="worker"
+    )
+    redis_url: str | None = option(
+        f"policy store: {_STORES}. Passwords stay out of the process list in the variable, or in"
+        f" {ENVIRONMENT['password']} and {ENVIRONMENT['sentinel_password']}",
+        None,
+        environment="SPARSITY_REDIS_URL",
+        secret=True,
+    )
+    listen: str = option("gRPC address, host:port; port 0 takes a free one", "127.0.0.1:7000")
+    band_set: str | None = option(
+        "shipped policies that an empty store is seeded with",
+        "standard",
+        choices=(*band_sets(), _NO_BAND_SET),
+        read=_band_set,
+    )
+    policy_ttl: float = option("age at which policies are stale and everything goes dense, seconds", 300.0, above=0)
+    policy_dir: Path | None = option("folder of policy files, the source of truth in a store's place", None)
+    max_policy_lag: float = option(
+        "time that a known policy change may wait before the router says it is not ready, seconds", 10.0, above=0
+    )
+    access: Path | None = option("YAML file of who may call what; everybody may do everything without it", None)
+    decision_sample: float = option("share of the decisions that is logged", 1.0, least=0, most=1)
+    decision_rate: float = option("decisions that are logged a second at most, over a minute's mean", 10.0, above=0)
+    redis_wait_replicas: int = option(
+        "replicas of the store that must hold a policy before its write is acknowledged", 0, least=0
+    )
+    redis_ca: Path | None = option(
+        "PEM authorities of the policy store; the system's without it", None, environment=ENVIRONMENT["ssl_ca_certs"]
+    )
+    redis_cert: Path | None = option(
+        "PEM certificate that is shown to the policy store", None, environment=ENVIRONMENT["ssl_certfile"]
+    )
+    redis_key: Path | None = option("its PEM key", None, environment=ENVIRONMENT["ssl_keyfile"])
+    lease_key_file: Path | None = option(
+        "the key that workers check leases with, 16 bytes or more; SPARSITY_LEASE_KEY holds the key itself; no leases"
+        " without either",
+        None,
+    )
+    snapshot_file: Path | None = option("keeps the last policies, for a start while the store is away", None)
+    max_prompt_bytes: int = option("longer prompts are refused before they are tokenized", 4 * 2**20, least=1)
+    worker_timeout: float = option("silence after which a worker counts as gone, seconds", 3.0, above=0)
+    queue_seconds: float = option(
+        "how long a request may wait for room at a full tier; 0 refuses at once", 10.0, least=0
+    )
+    queue_limit: int = option("requests that may wait at a tier", 256, least=0)
+    dense_reserve: float = option(
+        "share of each dense worker that is kept for requests which policy holds dense", 0.25, least=0, below=1
+    )
+    hedge_seconds: float = option(
+        "silence after which a second worker is asked too, before the first message; 0 never does", 0.0, least=0
+    )
+    patience: Patience = group(
+        Patience,
+        first=Option(
+            f"seconds of a worker's silence before its first message until another is asked; {_BY_TIER}",
+            "first-message-seconds",
+            read=read_seconds,
+            shown=f"{FIRST_SECONDS:g}",
+        ),
+        between=Option(
+            f"seconds of a worker's silence within a stream until the call ends; {_BY_TIER}",
+            "next-message-seconds",
+            read=read_seconds,
+            shown=f"{NEXT_SECONDS:g}",
+        ),
+    )
+    detect: str = option("which requests' domain is detected by meaning", "undeclared", choices=DETECT)
+    detect_seconds: float = option("time for it, past which a request is dense", 1.0, above=0)
+    detect_model: Path | None = option("folder with model.onnx and tokenizer.json for it; the installed one", None)
+    sessions: str = option("keep a conversation at its tier or denser, or let it move freely", "keep", choices=SESSIONS)
+    tenant_limits: Path | None = option("YAML file of tenants' request and token rates; nobody is limited", None)
+    tls: ServerTls | None = group(
+        None,
+        cert=Option("PEM certificate chain; renewed files are taken up", "tls-cert"),
+        key=Option("its PEM key", "tls-key"),
+        client_ca=Option("PEM authorities of clients; demands their certificates", "tls-client-ca"),
+    )
+    worker_tls: ClientTls | None = group(
+        None,
+        ca=Option("PEM authorities of workers; reaches them by TLS", "worker-ca"),
+        cert=Option("PEM certificate that is shown to workers", "worker-cert"),
+        key=Option("its PEM key", "worker-key"),
+        server_name=Option("what workers' certificates name, in the place of their addresses", "worker-tls-name"),
+    )
+    siblings: Path | None = option("folder that the router processes of one port share", None, inner=True)
+    gpu: GpuSpeed = group(
+        H100,
+        tflops=Option("of dense attention, for the GPU time that is told as saved", "gpu-tflops", above=0),
+        terabytes=Option("of its decoding, TB/s, likewise", "gpu-bandwidth", above=0),
+    )
+    request_log: bool = option("log a line for each request, without its text", False)
+    metrics_listen: str | None = option("host:port to serve Prometheus' text on, at /metrics", None)
+    health_listen: str | None = option("host:port of a plaintext health service for probes", None)
+    connection_seconds: float = option(
+        "after which clients connect anew, to find routers that came since; 0 keeps connections", 0.0, least=0
+    )
+    drain_seconds: float = option("time that streams in flight get at shutdown", 30.0, least=0)
+    engine: str = option(
+        "of the workers: sglang, or echo, to look at routing without a model; others are not taken",
+        SGLANG,
+        choices=ENGINES,
+    )
+    processes: int = option("router processes that share the port", 1, least=1)
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if not self.workers:
             raise ConfigurationError("--worker: give the address of at least one worker")
         for name in ("tokenizer.json", "config.json"):
@@ -106,39 +151,12 @@ class RouterConfig:
                     f"--model: {self.model_path} has no {name}; give the folder of the model that the workers serve"
                 )
                 raise ConfigurationError(problem)
-        for option, value, known in (
-            ("detect", self.detect, DETECT),
-            ("sessions", self.sessions, SESSIONS),
-            ("engine", self.engine, ENGINES),
-        ):
-            if value not in known:
-                raise ConfigurationError(f"--{option}: must be one of {', '.join(known)}, not {value!r}")
-        if self.detect_seconds <= 0:
-            raise ConfigurationError("--detect-seconds: must be more than 0")
-        if self.max_prompt_bytes < 1:
-            raise ConfigurationError("--max-prompt-bytes: must be at least 1")
-        if self.drain_seconds < 0 or self.connection_seconds < 0:
-            raise ConfigurationError("--drain-seconds and --connection-seconds: must be from 0")
-        if min(self.gpu) <= 0:
-            raise ConfigurationError("--gpu-tflops and --gpu-bandwidth: must be more than 0")
-        if self.policy_ttl <= 0:
-            raise ConfigurationError("--policy-ttl: must be more than 0 seconds")
-        if self.max_policy_lag <= 0:
-            raise ConfigurationError("--max-policy-lag: must be more than 0 seconds")
-        if self.queue_seconds < 0 or self.queue_limit < 0:
-            raise ConfigurationError("--queue-seconds and --queue-limit: must be from 0")
-        if self.hedge_seconds < 0:
-            raise ConfigurationError("--hedge-seconds: must be from 0")
-        if not 0 <= self.dense_reserve < 1:
-            raise ConfigurationError("--dense-reserve: must be from 0 to below 1")
-        if not 0 <= self.decision_sample <= 1:
-            raise ConfigurationError("--decision-sample: must be from 0 to 1")
-        if self.decision_rate <= 0:
-            raise ConfigurationError("--decision-rate: must be more than 0 a second")
+        if self.worker_tls is not None and self.worker_tls.ca is None:
+            raise ConfigurationError("--worker-ca: must be given with the other options of workers' TLS")
         if self.redis_url is None and self.policy_dir is None:
             raise ConfigurationError("--redis-url: give a policy store, or a folder of policies with --policy-dir")
-        if self.redis_wait_replicas < 0:
-            raise ConfigurationError("--redis-wait-replicas: must be from 0")
+        if self.redis_url is None and (self.redis_ca or self.redis_cert or self.redis_key):
+            raise ConfigurationError("--redis-ca, --redis-cert and --redis-key: give them with --redis-url")
         if self.redis_wait_replicas and self.redis_url and read_url(self.redis_url).kind == "cluster":
             problem = "WAIT is not to be had through a cluster client; set min-replicas-to-write on its servers"
             raise ConfigurationError(f"--redis-wait-replicas: {problem}")

@@ -13,11 +13,10 @@ import pytest
 import yaml
 from charts import CHART, examples, refusal, refusals, refuse_all, render, run, value_files
 from helm import PACKAGES, helm
-from sparsity_policies.storage.redis_url import Login, RedisTls, read_url, whole_url
-from sparsity_router import __main__ as router
-from sparsity_worker import __main__ as worker
+from sparsity_policies.storage.redis_url import Login, RedisTls, read_url
+from support.configured import configured
 
-ARGUMENTS = {"router": router.parse, "worker": worker.parse}
+PROGRAMS = {"router": "sparsity_router", "worker": "sparsity_worker"}
 STORE = ("redis.embedded.enabled=false",)
 SECRETS = {"access": "sparsity-access", "leases": "sparsity-leases"}
 
@@ -65,11 +64,13 @@ def test_every_container_is_locked_down(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [path.stem for path in value_files()])
-def test_the_programs_take_the_arguments(name: str) -> None:
-    asked = [container for container in containers(documents(name)) if container["name"] in ARGUMENTS]
+def test_the_programs_take_the_arguments(name: str, tmp_path: Path) -> None:
+    asked = [container for container in containers(documents(name)) if container["name"] in PROGRAMS]
     assert asked
     for container in asked:
-        options = ARGUMENTS[container["name"]](container["args"])
+        # What a Secret holds is known to the cluster only.
+        environment = {entry["name"]: entry.get("value", "redis://store") for entry in container["env"]}
+        options = configured(PROGRAMS[container["name"]], container["args"], environment, tmp_path)
         assert options.drain_seconds + 5 < container["pod"]["terminationGracePeriodSeconds"]
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         listens = {"grpc": options.listen, "health": options.health_listen, "metrics": options.metrics_listen}
@@ -182,15 +183,14 @@ def test_the_network_lets_traces_through(endpoint: str, port: int) -> None:
         assert egress_ports(found, component) == [port]
 
 
-def test_the_router_reads_the_store_out_of_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_router_reads_the_store_out_of_secrets(tmp_path: Path) -> None:
     pod = of_kind(documents("redis"), "Deployment")["r-sparsity-router-router"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
+    environment = {}
     for variable in (entry for entry in container["env"] if entry["name"].startswith("SPARSITY_REDIS")):
         key = variable.get("valueFrom", {}).get("secretKeyRef")
-        monkeypatch.setenv(variable["name"], f"{key['name']}/{key['key']}" if key else variable["value"])
-    options = router.parse(container["args"])
-    assert options.redis_url is not None
-    read = read_url(whole_url(options.redis_url, options.redis_ca, options.redis_cert, options.redis_key))
+        environment[variable["name"]] = f"{key['name']}/{key['key']}" if key else variable["value"]
+    read = read_url(configured("sparsity_router", container["args"], environment, tmp_path).redis_url)
     assert (read.kind, read.master, read.database) == ("sentinel", "policies", 2)
     assert read.hosts == (("sentinel-0.redis", 26380), ("fd00::7", 26381), ("sentinel-2.redis", 26379))
     assert read.login == Login("sparsity-redis/user", "sparsity-redis/password")
@@ -291,11 +291,18 @@ def test_workers_take_the_routers_access_file() -> None:
         assert volume["secret"]["secretName"] == "sparsity-access"
 
 
-def test_numbers_are_written_as_digits() -> None:
+def test_an_option_is_switched_off_by_false(tmp_path: Path) -> None:
+    found = of_kind(rendered("workers.dense.options.overlap=false"), "Deployment")["r-sparsity-router-worker-dense"]
+    (container,) = found["spec"]["template"]["spec"]["containers"]
+    assert not configured("sparsity_worker", container["args"], {}, tmp_path).overlap
+
+
+def test_numbers_are_written_as_digits(tmp_path: Path) -> None:
     (file,) = (file for file in value_files() if file.stem == "numbers")
     assert not re.search(r"[0-9]e\+", render(file))
     container = of_kind(documents("numbers"), "Deployment")["r-sparsity-router-router"]["spec"]["template"]["spec"]
-    options = router.parse(container["containers"][0]["args"])
+    arguments, store = container["containers"][0]["args"], {"SPARSITY_REDIS_URL": "redis://store"}
+    options = configured("sparsity_router", arguments, store, tmp_path)
     assert (options.queue_limit, options.queue_seconds, options.max_prompt_bytes) == (1_000_000, 1e-7, 2**24)
 
 

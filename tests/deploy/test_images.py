@@ -13,12 +13,10 @@ from typing import Any
 import pytest
 import yaml
 from promql import ROOT
-from sparsity_router import __main__ as router
-from sparsity_worker import __main__ as worker
+from support.configured import configured
 
 DOCKER = ROOT / "deploy" / "docker"
 IMAGE_FOLDER = "/opt/sparsity"
-PROGRAMS = {"sparsity_router": router.parse, "sparsity_worker": worker.parse}
 
 
 def steps(name: str) -> list[tuple[str, str]]:
@@ -90,7 +88,7 @@ def test_images_are_pinned_and_run_as_nobody(name: str) -> None:
     assert re.findall(r"(?m)^USER (.*)$", text)[-1] == "10001:10001"
 
 
-def test_compose_starts_programs_by_arguments_that_they_take() -> None:
+def test_compose_starts_programs_by_arguments_that_they_take(tmp_path: Path) -> None:
     compose: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
     services = compose["services"]
     started = {}
@@ -99,11 +97,11 @@ def test_compose_starts_programs_by_arguments_that_they_take() -> None:
         assert {volume.split(":")[0] for volume in service.get("volumes", ())} <= compose["volumes"].keys()
         command = service["command"]
         if command[0] == "python":
-            started[name] = PROGRAMS[command[2]](command[3:])
+            started[name] = configured(command[2], command[3:], {}, tmp_path)
             assert service["read_only"]
             assert service["user"] == "10001:10001"
     assert started.keys() == {"router", "dense", "moderate", "aggressive"}
-    assert set(started["router"].worker) == {f"dns:///{tier}:7001" for tier in ("dense", "moderate", "aggressive")}
+    assert set(started["router"].workers) == {f"dns:///{tier}:7001" for tier in ("dense", "moderate", "aggressive")}
     assert all(started[tier].tier == tier for tier in ("dense", "moderate", "aggressive"))
     overlay = yaml.safe_load((DOCKER / "compose.gpu.yaml").read_text())
     assert overlay["services"].keys() == {"dense", "moderate", "aggressive"}

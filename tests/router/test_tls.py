@@ -118,9 +118,6 @@ async def test_a_renewed_certificate_is_taken_up(tmp_path: Path) -> None:
 def test_bad_files_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cert, key = Authority(tmp_path, "a").pair("a")
     (tmp_path / "noise").write_text("noise")
-    with pytest.raises(ConfigurationError, match="--tls-cert and --tls-key: give both"):
-        ServerTls.of(cert, None, None)
-    assert ServerTls.of(None, None, None) is None
     with pytest.raises(ConfigurationError, match=r"--tls-cert: .*none"):
         ServerTls(tmp_path / "none", key).credentials()
     with pytest.raises(ConfigurationError, match="is not a PEM file"):

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sparsity.errors import ConfigurationError, EngineError
+from sparsity.errors import EngineError
 from sparsity.v1 import inference_pb2
 from sparsity_worker.coalescing import Coalescing, coalesced
 
@@ -101,9 +101,3 @@ def test_nothing_is_lost_or_moved(parts: Sequence[tuple[int, float]], tokens: in
         assert [r.HasField("completion") for r in found] == [False] * (len(found) - 1) + [True]
 
     asyncio.run(run())
-
-
-@pytest.mark.parametrize(("tokens", "seconds", "option"), [(0, 0.1, "--coalesce-tokens"), (8, 2.0, "--coalesce-sec")])
-def test_options_out_of_range_are_refused(tokens: int, seconds: float, option: str) -> None:
-    with pytest.raises(ConfigurationError, match=option):
-        Coalescing(tokens, seconds)

@@ -12,7 +12,6 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
-from sparsity.errors import ConfigurationError
 from sparsity.v1 import inference_pb2
 
 Responses = AsyncGenerator[inference_pb2.GenerateResponse]
@@ -29,12 +28,6 @@ class Coalescing:
 
     tokens: int = 8
     seconds: float = 0.025
-
-    def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise ConfigurationError("--coalesce-tokens: must be at least 1")
-        if not 0.0 <= self.seconds <= 1.0:
-            raise ConfigurationError("--coalesce-seconds: must lie in [0, 1]")
 
 
 async def coalesced(responses: Responses, how: Coalescing) -> Responses:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from sparsity.engines import ECHO, ENGINES, SGLANG
 from sparsity.errors import ConfigurationError
+from sparsity.options.declaration import Option, check_bounds, group, option
 from sparsity.tls import ServerTls
 
 from sparsity_worker.coalescing import Coalescing
 from sparsity_worker.folders import state_folder
 
+PREFIX = "SPARSITY_WORKER"
 TIERS = ("dense", "moderate", "aggressive")
 # Of a model's config.json.
 _OPTIONAL = ("index_topk", "kv_lora_rank", "num_attention_heads")
@@ -20,96 +22,88 @@ _OPTIONAL = ("index_topk", "kv_lora_rank", "num_attention_heads")
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """What a worker is started with.
+    """What a worker is started with: every option of `python -m sparsity_worker`, stated here only."""
 
-    Attributes:
-        worker_id: unique in the fleet.
-        tier: `dense`, `moderate` or `aggressive`.
-        model_path: folder of a Hugging Face model with its tokenizer.json.
-        listen: gRPC address, `host:port`; port 0 takes a free one.
-        profile: name or path of the sparsity profile; unused by the dense tier.
-        max_total_tokens: KV cache, tokens; None takes a small one on the CPU, and on a GPU what the memory holds.
-        max_requests: requests accepted at once.
-        chunked_prefill_tokens: prompt tokens prefilled at once.
-        dtype: `auto`, `bfloat16` or `float32`; auto takes bfloat16 where the CPU multiplies it natively.
-        threads: compute threads.
-        overlap: whether a sparse tier on a GPU prepares a step while the last one runs, as the dense tier does.
-        state_folder: where compiled kernels are kept, and what `sparsity worker tune` found.
-        lease_key_file: the key that routers sign leases with; None takes SPARSITY_LEASE_KEY.
-        require_lease: whether a request without a router's lease is refused.
-        access: file of who may drain it; None lets nobody where leases are demanded, and else everybody.
-        coalescing: when the messages of a fast stream are joined.
-        tls: what the worker proves itself with; None is plain text.
-        metrics_listen: `host:port` of the Prometheus endpoint; None serves none.
-        health_listen: `host:port` of the plaintext health service for probes; None serves none.
-        drain_seconds: time that streams in flight get at shutdown.
-        measured_share: share of the requests whose coverage is measured on some rows, too.
-        reasoning_markers: the tokens around a reasoning span, opening and closing.
-        mem_fraction: share of the memory that SGLang may plan with; None takes the device's default. The KV cache is
-            at most max_total_tokens.
-        device: `cpu` or `cuda`.
-        tensor_parallel: devices, or on the CPU processes, that share each layer's heads.
-        load_format: how SGLang loads the weights, such as `auto` or `dummy`, which makes them up.
-        dense_backend: attention backend of the dense tier, SGLang's or `sparsity_dense`, which is our kernels; None
-            takes what `sparsity worker tune` found fastest, else lets SGLang choose, or takes the CPU's.
-        engine: `sglang`, or `echo`, which runs no model and answers with the prompt.
-    """
-
-    worker_id: str
-    tier: str
-    model_path: Path
-    listen: str = "127.0.0.1:0"
-    profile: str | None = None
-    max_total_tokens: int | None = None
-    max_requests: int = 32
-    chunked_prefill_tokens: int = 8192
-    dtype: str = "auto"
-    threads: int | None = None
-    mem_fraction: float | None = None
-    device: str = "cpu"
-    tensor_parallel: int = 1
-    load_format: str = "auto"
-    dense_backend: str | None = None
-    overlap: bool = True
-    state_folder: Path = field(default_factory=state_folder)
-    lease_key_file: Path | None = None
-    require_lease: bool = False
-    access: Path | None = None
-    coalescing: Coalescing = field(default_factory=Coalescing)
-    tls: ServerTls | None = None
-    metrics_listen: str | None = None
-    health_listen: str | None = None
-    drain_seconds: float = 30.0
-    measured_share: float = 0.05
-    reasoning_markers: tuple[str, str] = ("<think>", "</think>")
-    engine: str = SGLANG
+    worker_id: str = option("unique in the fleet")
+    tier: str = option("how much attention its requests get", choices=TIERS)
+    model_path: Path = option("folder of a Hugging Face model with its tokenizer.json", name="model")
+    listen: str = option("gRPC address, host:port; port 0 takes a free one", "127.0.0.1:0")
+    profile: str | None = option("name or .yaml path of the sparsity profile; a sparse tier needs one", None)
+    max_total_tokens: int | None = option(
+        "KV cache, tokens; 20480 on a CPU without it, and on a GPU what the memory holds", None, least=1
+    )
+    max_requests: int = option("requests accepted at once", 32, least=1)
+    chunked_prefill_tokens: int = option("prompt tokens prefilled at once", 8192, least=1)
+    dtype: str = option(
+        "auto takes bfloat16 where the device multiplies it natively", "auto", choices=("auto", "bfloat16", "float32")
+    )
+    threads: int | None = option("compute threads", None, least=1)
+    mem_fraction: float | None = option(
+        "share of the memory that SGLang may plan with; the device's default without it", None, above=0, most=1
+    )
+    device: str = option("what it computes on", "cpu", choices=("cpu", "cuda"))
+    tensor_parallel: int = option("devices, or on a CPU processes, that share each layer's heads", 1, least=1)
+    load_format: str = option("how SGLang loads the weights, such as auto or dummy, which makes them up", "auto")
+    dense_backend: str | None = option(
+        "attention backend of the dense tier: one of SGLang's, or sparsity_dense, which is our kernels; without it what"
+        " `sparsity worker tune` found fastest, else SGLang's choice, or the CPU's",
+        None,
+    )
+    overlap: bool = option(
+        "whether a sparse tier on a GPU prepares a step while the last one runs, as the dense tier does", True
+    )
+    state_folder: Path = option(
+        "where compiled kernels are kept, and what `sparsity worker tune` found",
+        state_folder,
+        shown="sparsity-router/worker in the user's state folder",
+    )
+    lease_key_file: Path | None = option(
+        "the key that routers sign leases with; SPARSITY_LEASE_KEY holds the key itself", None
+    )
+    require_lease: bool = option("refuse requests without a router's lease", False)
+    access: Path | None = option(
+        "routers' YAML file of who may call what; an operator may drain it. Without it nobody may where leases are"
+        " demanded, and else everybody",
+        None,
+    )
+    coalescing: Coalescing = group(
+        Coalescing,
+        tokens=Option("tokens of a fast stream that a message gathers; 1 holds nothing", "coalesce-tokens", least=1),
+        seconds=Option("that they are held at most", "coalesce-seconds", least=0, most=1),
+    )
+    tls: ServerTls | None = group(
+        None,
+        cert=Option("PEM certificate chain; renewed files are taken up", "tls-cert"),
+        key=Option("its PEM key", "tls-key"),
+        client_ca=Option("PEM authorities of routers; demands their certificates", "tls-client-ca"),
+    )
+    metrics_listen: str | None = option("host:port to serve Prometheus' text on, at /metrics", None)
+    health_listen: str | None = option("host:port of a plaintext health service for probes", None)
+    drain_seconds: float = option("time that streams in flight get at shutdown", 30.0, least=0)
+    measured_share: float = option(
+        "share of the requests whose coverage is measured on some rows, not only estimated", 0.05, least=0, most=1
+    )
+    reasoning_open: str = option("token that opens a reasoning span", "<think>")
+    reasoning_close: str = option("token that closes it", "</think>")
+    engine: str = option("sglang, or echo, which runs no model and answers with the prompt", SGLANG, choices=ENGINES)
 
     def __post_init__(self) -> None:
-        if self.tier not in TIERS:
-            raise ConfigurationError(f"--tier: must be one of {', '.join(TIERS)}, not {self.tier!r}")
-        if self.engine not in ENGINES:
-            raise ConfigurationError(f"--engine: must be one of {', '.join(ENGINES)}, not {self.engine!r}")
+        check_bounds(self)
         if self.engine == ECHO and self.profile:
             raise ConfigurationError("--profile: an echo attends nothing, so it takes none")
         if self.tier != "dense" and not self.profile and self.engine != ECHO:
             raise ConfigurationError(f"--profile: the {self.tier} tier needs one")
-        if self.device not in ("cpu", "cuda"):
-            raise ConfigurationError(f"--device: must be cpu or cuda, not {self.device!r}")
-        if self.dtype not in ("auto", "bfloat16", "float32"):
-            raise ConfigurationError(f"--dtype: must be auto, bfloat16 or float32, not {self.dtype!r}")
-        for name in ("max_total_tokens", "max_requests", "chunked_prefill_tokens", "tensor_parallel"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigurationError(f"--{name.replace('_', '-')}: must be at least 1")
-        if not 0 <= self.measured_share <= 1:
-            raise ConfigurationError("--measured-share: must lie in [0, 1]")
-        if self.drain_seconds < 0:
-            raise ConfigurationError("--drain-seconds: must be from 0")
         for name in ("config.json", "tokenizer.json"):
             if not (self.model_path / name).is_file():
                 raise ConfigurationError(
                     f"--model: {self.model_path} has no {name}; give the folder of a Hugging Face model"
                     " (`sparsity up` without --model fetches the default one)"
                 )
+
+    @property
+    def reasoning_markers(self) -> tuple[str, str]:
+        """The tokens around a reasoning span."""
+        return self.reasoning_open, self.reasoning_close
 
 
 @dataclass(frozen=True, slots=True)

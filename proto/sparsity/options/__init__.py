@@ -1,0 +1,1 @@
+"""Options of a process: stated once, read from command line, environment and file."""
