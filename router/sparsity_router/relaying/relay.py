@@ -15,14 +15,14 @@ from typing import Any
 import grpc
 from opentelemetry import trace
 from sparsity.errors import StreamBrokenError, UnavailableError
-from sparsity.status import to_error
+from sparsity.status import died, to_error
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision, Tier
 
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.fleet.proof import fault
 from sparsity_router.fleet.workers import Worker
-from sparsity_router.relaying.dispatch import OvertakenError, died, dispatch
+from sparsity_router.relaying.dispatch import OvertakenError, dispatch
 from sparsity_router.relaying.hedging import Attempt, Hedge
 from sparsity_router.relaying.placing import Tried, is_full, need_of, nobody, pick, served
 from sparsity_router.relaying.turns import patience

@@ -14,7 +14,7 @@ from sparsity import telemetry
 from sparsity.bounds import MAX_NAME, check_labels, check_name
 from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError, SparsityError, TokenCountError
 from sparsity.lease_keys import LeaseKeys
-from sparsity.leases import sign
+from sparsity.leases import LOST, sign
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision
 from sparsity_policies.storage.decisionlog import DecisionLog
@@ -121,7 +121,8 @@ class InferenceService:
         span: trace.Span,
     ) -> AsyncGenerator[Relayed]:
         """A worker's stream; a prompt that has other tokens than it was decided for is counted and decided anew."""
-        tried = Tried(set())
+        # A client that streamed from a worker itself may have lost it.
+        tried = Tried(set(), deaths=int(LOST in dict(context.invocation_metadata() or ())))
         while True:
             _tell_caller(context, decided.decision_id, decided.review.decision)
             describe(span, decided, decided.review.decision, self._model, request.request_id)
