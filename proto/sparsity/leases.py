@@ -21,6 +21,8 @@ from sparsity.v1 import inference_pb2, worker_pb2
 
 # Metadata of a call that takes the relay because the worker of this decision would not have it.
 FELL_BACK = "sparsity-fell-back"
+# Metadata of such a call whose worker was lost with the request.
+LOST = "sparsity-worker-lost"
 # A kill switch does not recall a lease: it must not outlive the switch by much.
 LEASE_SECONDS = 5.0
 _MAC_BYTES = 32

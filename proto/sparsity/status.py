@@ -48,6 +48,8 @@ _ERRORS: dict[grpc.StatusCode, type[SparsityError]] = {
 }
 
 RETRY_DELAY_SECONDS = 1
+# How gRPC begins where it found nobody to send to.
+_NEVER_SENT = ("failed to connect to all addresses", "DNS resolution failed")
 # Of a message and of its details each: gRPC refuses 16 KiB of metadata, and may refuse 8.
 _MOST_BYTES = 2048
 
@@ -96,6 +98,16 @@ def to_error(error: grpc.RpcError) -> SparsityError:
         if packed.Unpack(bad):
             violations += [Violation(found.field, found.description) for found in bad.field_violations]
     return InvalidRequestError(*violations or [Violation("request", details)])
+
+
+def died(error: BaseException | None) -> bool:
+    """Whether a worker was lost with the request, in place of refusing it (draining), or of never having had it."""
+    call: Any = error
+    if not isinstance(error, grpc.RpcError) or call.code() is not grpc.StatusCode.UNAVAILABLE:
+        return False
+    # What a worker says itself comes with a rich status; gRPC's own words are all there is of a lost connection.
+    said = "grpc-status-details-bin" in dict(call.trailing_metadata() or ())
+    return not said and not (call.details() or "").startswith(_NEVER_SENT)
 
 
 def _packed(detail: Message) -> any_pb2.Any:

@@ -15,7 +15,8 @@ from sparsity.errors import (
     UnavailableError,
     UnimplementedError,
 )
-from sparsity.leases import FELL_BACK
+from sparsity.leases import FELL_BACK, LOST
+from sparsity.status import died
 from sparsity.v1 import inference_pb2, worker_pb2
 
 # Before the first message: the relay may know another worker, or the router has no leases to give.
@@ -51,9 +52,10 @@ def falls_back(error: SparsityError) -> bool:
     return isinstance(error, _FALL_BACK)
 
 
-def fell_back(routed: list[str]) -> tuple[tuple[str, str], ...]:
-    """Tells the relay whose place its call takes, so that it is not counted twice."""
-    return tuple((FELL_BACK, decision_id) for decision_id in routed)
+def fell_back(routed: list[str], error: SparsityError) -> tuple[tuple[str, str], ...]:
+    """Tells the relay whose place its call takes, so that it is not counted twice, and whether a worker died of it."""
+    lost = ((LOST, "1"),) if routed and died(error.__cause__) else ()
+    return (*((FELL_BACK, decision_id) for decision_id in routed), *lost)
 
 
 def broken(error: SparsityError) -> SparsityError:

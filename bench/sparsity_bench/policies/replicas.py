@@ -12,10 +12,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc
-from sparsity.channels import MESSAGE_SIZE
 from sparsity.errors import EngineError
 from sparsity.serving import free_port
+from sparsity.tls import open_aio_channel
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, policy_pb2, policy_pb2_grpc
 from sparsity_client import make_request
 from sparsity_policies.model import Policy
@@ -37,7 +36,7 @@ class Replica:
     def __init__(self, child: Child) -> None:
         self.child = child
         self.address = child.address
-        self._channel = grpc.aio.insecure_channel(child.address, options=MESSAGE_SIZE)
+        self._channel = open_aio_channel(child.address, None)
         self.policy: Any = policy_pb2_grpc.PolicyServiceStub(self._channel)
         self._inference: Any = inference_pb2_grpc.InferenceServiceStub(self._channel)
 
