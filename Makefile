@@ -21,8 +21,8 @@ run: environment
 
 # Two tests at a time, each on a core of its own.
 PAIR := -n 2 --dist loadfile
-# Three engines have the machine to themselves.
-ALONE := tests/e2e
+# Three engines, and tests that hold time of the clock to a bound, have the machine to themselves.
+ALONE := tests/e2e tests/first_run tests/worker/test_accounts.py $(patsubst %,tests/router/test_%.py,domains hostile_policies queue watchdog)
 # Tests that compute: those that run in real time do not run beside them.
 COMPUTING := tests/deploy tests/kernels tests/quality tests/worker/test_graph_calls.py tests/worker/test_tune.py
 

@@ -61,6 +61,9 @@ def reported() -> Iterator[None]:
         _fail(error)
     except grpc.RpcError as error:
         _fail(to_error(error))
+    except UnicodeEncodeError as error:
+        # No message takes it; its words tell which argument it was.
+        _fail(InvalidRequestError.no_text(ascii(error.object), error))
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     except BrokenPipeError:

@@ -13,4 +13,6 @@ MESSAGE_SIZE: Final = (
 NO_PROXY: Final = (("grpc.enable_http_proxy", 0),)
 """Our services are called where they are, whatever proxies the environment names for the rest of the world."""
 FELL_BACK: Final = "sparsity-fell-back"
+# Metadata of such a call whose worker was lost with the request.
+LOST: Final = "sparsity-worker-lost"
 """Metadata of a call that takes the relay because the worker of this decision would not have it."""

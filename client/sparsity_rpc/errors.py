@@ -85,6 +85,11 @@ class InvalidRequestError(SparsityError):
         """An error of one violation."""
         return cls(Violation(field, problem))
 
+    @classmethod
+    def no_text(cls, field: str, error: UnicodeEncodeError) -> InvalidRequestError:
+        """An error of a field whose text holds half a surrogate pair, as arguments that are not UTF-8 do."""
+        return cls.of(field, f"is no text: {error.object[error.start]!r} at {error.start} stands for no character")
+
 
 class UnauthenticatedError(SparsityError):
     """The call carries no key, or one that is not known."""

@@ -16,6 +16,8 @@ from sparsity_rpc.errors import EngineError, InvalidRequestError, OverloadedErro
 # Whose reasons they are (AIP-193).
 _DOMAIN: Final = "sparsity"
 _DETAILS: Final = "grpc-status-details-bin"
+# How gRPC begins where it found nobody to send to.
+_NEVER_SENT: Final = ("failed to connect to all addresses", "DNS resolution failed")
 # Of a message and of its details each: gRPC refuses 16 KiB of metadata, and may refuse 8.
 _MOST_BYTES: Final = 2048
 
@@ -79,6 +81,16 @@ def to_error(error: grpc.RpcError) -> SparsityError:
     if issubclass(kind, OverloadedError) and retry.HasField("retry_delay"):
         return kind(problem, retry.retry_delay.ToNanoseconds() / 1e9)
     return kind(problem)
+
+
+def died(error: BaseException | None) -> bool:
+    """Whether a worker was lost with the request, in place of refusing it (draining), or of never having had it."""
+    call: Any = error
+    if not isinstance(error, grpc.RpcError) or call.code() is not grpc.StatusCode.UNAVAILABLE:
+        return False
+    # What a worker says itself comes with a rich status; gRPC's own words are all there is of a lost connection.
+    said = _DETAILS in dict(call.trailing_metadata() or ())
+    return not said and not (call.details() or "").startswith(_NEVER_SENT)
 
 
 def _details(call: Any) -> Sequence[any_pb2.Any]:

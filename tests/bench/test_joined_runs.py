@@ -19,16 +19,17 @@ def run(folder: Path, date: str, *rows: Row, **changed: object) -> Path:
 
 def test_the_last_of_two_rows_counts_and_every_run_is_told(tmp_path: Path) -> None:
     first = run(tmp_path / "a", "day 1", Row("prefill", "8k", 2.0, "ms"), Row("decode", "1", 5.0, "us a layer"))
-    second = run(tmp_path / "b", "day 2", Row("decode", "1", 4.0, "us a layer"), note="warm")
+    others = {"torch": "2", "rich": "15", "fa4": "ImportError: no fa4"}
+    second = run(tmp_path / "b", "day 2", Row("decode", "1", 4.0, "us a layer"), note="warm", versions=others)
     join([first, second], tmp_path / "out")
     document = json.loads((tmp_path / "out/kernels.json").read_text())
     assert [(row["name"], row["value"]) for row in document["rows"]] == [("prefill", 2.0), ("decode", 4.0)]
-    assert document["header"]["run 1"] == "date: day 1; checks: 2 passed"
-    assert document["header"]["run 2"] == "date: day 2; checks: 1 passed; note: warm"
+    assert document["header"]["run 1"] == "date: day 1; checks: 2 passed; versions: torch 2"
+    assert document["header"]["run 2"] == "date: day 2; checks: 1 passed; note: warm; versions: torch 2, rich 15, fa4"
     assert document["header"]["date"] == "day 2"
 
 
-@pytest.mark.parametrize(("key", "other"), [("device", "another"), ("versions", {"torch": "1"})])
+@pytest.mark.parametrize(("key", "other"), [("device", "another"), ("kernels", {"triton": "2"})])
 def test_runs_that_differ_are_refused(key: str, other: object, tmp_path: Path) -> None:
     files = [run(tmp_path / "a", "day"), run(tmp_path / "b", "day", **{key: other})]
     with pytest.raises(ValueError, match=f"b/kernels.json: {key} is"):

@@ -30,6 +30,7 @@ RUNNER = CliRunner()
         (["policy", "edit", "rag", "--router", "127.0.0.1:1"], 4, "127.0.0.1:1"),
         (["policy", "replay", "/nowhere.yaml"], 2, "/nowhere.yaml: cannot be read"),
         (["policy", "rollout", "start", "rag", "--pause", "1h", "--reason", "x"], 2, "--steps: is missing"),
+        (["policy", "rollout", "start", "rag", "--sticky-by", "tenant", "--reason", "x"], 2, "--steps: is missing"),
         (["status", "--state", "/nowhere"], 3, "no embedded service runs here"),
         (["demo", "--state", "/nowhere"], 3, "no embedded service runs here"),
         (["bench", "tiers", "--state", "/nowhere"], 3, "no embedded service runs here"),
@@ -96,15 +97,25 @@ def test_result_files_hold_header_rows_and_misses(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["hi", "--max-new-tokens", "-5"], "sampling.max_new_tokens: cannot be sent"),
-        (["hi", "--max-new-tokens", str(2**32)], "sampling.max_new_tokens: cannot be sent"),
-        (["a \udce9 b"], "prompt: is no text: '\\udce9' at 2"),
-        (["a \udce9 b", "--raw"], "prompt: is no text: '\\udce9' at 2"),
-        (["hi", "--domain", "\udce9"], "context: is no text"),
+        (["generate", "hi", "--max-new-tokens", "-5"], "sampling.max_new_tokens: cannot be sent"),
+        (["generate", "hi", "--max-new-tokens", str(2**32)], "sampling.max_new_tokens: cannot be sent"),
+        (["generate", "a \udce9 b"], "prompt: is no text: '\\udce9' at 2"),
+        (["generate", "a \udce9 b", "--raw"], "prompt: is no text: '\\udce9' at 2"),
+        (["generate", "hi", "--domain", "\udce9"], "context: is no text"),
+        (["explain", "hi", "--domain", "\udce9"], "context: is no text"),
+        (["outcome", "\udce9", "--metric", "m", "--score", "1"], "'\\udce9': is no text"),
+        (["policy", "get", "\udce9"], "'\\udce9': is no text"),
+        (["policy", "kill", "--tenant", "\udce9", "--reason", "x"], "'\\udce9': is no text"),
+        (["policy", "kill", "--reason", "for \udce9"], "'for \\udce9': is no text: '\\udce9' at 4"),
+        (["policy", "kill", "--for", "9" * 20 + "h", "--reason", "x"], "--for: must be a time such as"),
+        (
+            ["policy", "rollout", "start", "rag", "--steps", "5,100", "--pause", "99999d", "--reason", "x"],
+            "--pause: must",
+        ),
     ],
 )
 def test_what_cannot_be_sent_is_told_in_a_line(arguments: list[str], words: str) -> None:
-    result = RUNNER.invoke(app, ["generate", *arguments])
+    result = RUNNER.invoke(app, arguments)
     assert result.exit_code == 2, result.exception
     assert words in result.stderr
     assert len(result.stderr.splitlines()) == 1

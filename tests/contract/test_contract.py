@@ -57,6 +57,13 @@ def test_files_name_no_registry_and_no_path_of_a_machine() -> None:
             assert not hosts.search(path.read_text()), name
 
 
+def test_channels_are_opened_in_one_place_which_goes_past_proxies() -> None:
+    opened = re.compile(r"\b(grpc|aio)\.(in)?secure_channel\(")
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    places = [name for name in listed.stdout.split() if not name.startswith("tests/")]
+    assert {name for name in places if opened.search((ROOT / name).read_text())} == {"client/sparsity_rpc/tls.py"}
+
+
 def test_a_reason_to_be_slow_outlives_no_file() -> None:
     assert not [place for place in SLOW if not (ROOT / place).exists()]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -143,3 +144,18 @@ def test_events_that_say_nothing_any_more_are_removed(tmp_path: Path, monkeypatc
     late = Overrides(lambda: None)
     Siblings(tmp_path, late).look()
     assert [each.id for each in late.active()] == ["stays"]
+
+
+def test_a_folder_that_is_cleared_away_ends_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "events"
+    folder.mkdir()
+    own = Overrides(lambda: None)
+    siblings = Siblings(folder, own)
+    own.put(Override("k", Scope.GLOBAL, reason="r"))
+    shutil.rmtree(folder)
+    for _ in range(3):
+        siblings.look()
+    own.put(Override("l", Scope.GLOBAL, reason="r"))
+    assert [each.id for each in own.active()] == ["k", "l"]
+    assert caplog.text.count("is not heard") == 1
+    assert "are not told of an override" in caplog.text

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import socket
 
-# Blocks below the range in which Linux picks ports by itself (32768 on), where any connection may be in the way.
-FIRST, BLOCK, BLOCKS = 20_000, 200, 60
+# Below the range in which Linux picks ports by itself (32768 on), where any connection may be in the way; so are the
+# buses of a Redis Cluster, 10,000 above its ports.
+FIRST, BLOCK, BLOCKS = 10_000, 200, 50
 
 
 class Block:

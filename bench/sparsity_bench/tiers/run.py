@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_router.embedded.state import Running
 from sparsity_router.prompts.corpus import technical_text
 from sparsity_router.prompts.tokens import ModelTokenizer
-from sparsity_rpc.channels import MESSAGE_SIZE
 from sparsity_rpc.errors import EngineError
+from sparsity_rpc.tls import open_channel
 from sparsity_serving.benchmark import Row, judged
 
 DENSE = "dense"
@@ -59,7 +58,7 @@ def measure(
     samples: dict[tuple[str, int], list[Sample]] = {}
     stubs = {}
     for tier, worker in running.workers.items():
-        stubs[tier] = worker_pb2_grpc.WorkerServiceStub(grpc.insecure_channel(worker.address, options=MESSAGE_SIZE))
+        stubs[tier] = worker_pb2_grpc.WorkerServiceStub(open_channel(worker.address, None))
     for length in lengths:
         for repeat in range(repeats + 1):
             for tier, stub in stubs.items():

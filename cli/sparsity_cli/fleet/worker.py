@@ -71,7 +71,7 @@ def doctor(
     lease_key_file: Annotated[
         Path | None, typer.Option(help="The routers' key, for workers that demand leases.")
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds for the request to each worker.")] = 120.0,
+    timeout: Annotated[float, typer.Option(min=0.001, max=1e6, help="Seconds for the request to each worker.")] = 120.0,
     as_json: AsJson = False,
 ) -> None:
     """Show what workers run and prove it by one request to each; exits with 4 when one fails."""

@@ -42,7 +42,7 @@ def start(
                 fresh.held_back = tier
             if pause:
                 fresh.pauses.extend([int(seconds(pause, "--pause"))] * (len(fresh.steps) - 1))
-        elif held_back or pause:
+        elif held_back or pause or sticky_by:
             raise InvalidRequestError.of("--steps", "is missing; a new rollout needs its percentages")
     _move(Action.START, domain, reason, router, as_json, fresh)
 

@@ -22,6 +22,8 @@ from sparsity_cli.console import DEFAULT_ROUTER, reported
 TIMEOUT_SECONDS = 10.0
 _PAGE = 100
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+# Of a rollout's pause, the smallest field that holds one.
+_LONGEST = 2**32 - 1
 
 
 def _domains(incomplete: str) -> list[str]:
@@ -123,6 +125,7 @@ def seconds(text: str, option: str) -> float:
         InvalidRequestError: naming ``option``.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
-    if not found or float(found[1]) <= 0:
-        raise InvalidRequestError.of(option, f"must be a time such as 90s, 30m, 1h or 2d, not {text!r}")
-    return float(found[1]) * _UNITS[found[2]]
+    if not found or not 0 < (length := float(found[1]) * _UNITS[found[2]]) <= _LONGEST:
+        most = f"of at most {_LONGEST // _UNITS['d']} days"
+        raise InvalidRequestError.of(option, f"must be a time such as 90s, 30m, 1h or 2d, {most}, not {text!r}")
+    return length

@@ -41,7 +41,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     raw: Raw = False,
     direct: Annotated[bool, typer.Option(help="Stream from the worker itself, by a lease of the router.")] = False,
-    timeout: Annotated[float | None, typer.Option(help="Deadline, seconds.")] = None,
+    timeout: Annotated[float | None, typer.Option(min=0.001, max=1e6, help="Deadline, seconds.")] = None,
     router: Router = DEFAULT_ROUTER,
     as_json: AsJson = False,
 ) -> None:

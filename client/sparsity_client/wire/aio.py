@@ -55,7 +55,7 @@ class AsyncWireClient:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with tracing.span(_tracer, "client.generate", trace.SpanKind.CLIENT):
-            begun, routed = False, list[str]()
+            begun, routed, metadata = False, list[str](), self._outgoing()
             if direct:
                 try:
                     async with aclosing(self._direct(request, deadline, routed)) as responses:
@@ -66,14 +66,14 @@ class AsyncWireClient:
                 except SparsityError as error:
                     if begun or not falls_back(error):
                         raise broken(error) if begun else error from None
-            async with aclosing(self._relayed(request, deadline, routed)) as responses:
+                    metadata += fell_back(routed, error)
+            async with aclosing(self._relayed(request, deadline, metadata)) as responses:
                 async for response in responses:
                     yield response
 
     async def _relayed(
-        self, request: inference_pb2.GenerateRequest, deadline: float | None, routed: list[str]
+        self, request: inference_pb2.GenerateRequest, deadline: float | None, metadata: tuple[tuple[str, str], ...]
     ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
-        metadata = (*self._outgoing(), *fell_back(routed))
         call = self._inference.Generate(request, timeout=remaining(deadline), metadata=metadata)
         try:
             async for response in call:

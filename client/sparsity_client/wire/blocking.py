@@ -63,7 +63,7 @@ class WireClient:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with tracing.span(_tracer, "client.generate", trace.SpanKind.CLIENT):
-            begun, routed = False, list[str]()
+            begun, routed, metadata = False, list[str](), self._outgoing()
             if direct:
                 try:
                     for response in self._direct(request, deadline, routed):
@@ -73,12 +73,12 @@ class WireClient:
                 except SparsityError as error:
                     if begun or not falls_back(error):
                         raise broken(error) if begun else error from None
-            yield from self._relayed(request, deadline, routed)
+                    metadata += fell_back(routed, error)
+            yield from self._relayed(request, deadline, metadata)
 
     def _relayed(
-        self, request: inference_pb2.GenerateRequest, deadline: float | None, routed: list[str]
+        self, request: inference_pb2.GenerateRequest, deadline: float | None, metadata: tuple[tuple[str, str], ...]
     ) -> Iterator[inference_pb2.GenerateResponse]:
-        metadata = (*self._outgoing(), *fell_back(routed))
         call = self._inference.Generate(request, timeout=remaining(deadline), metadata=metadata)
         try:
             yield from call

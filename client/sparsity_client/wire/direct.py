@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from sparsity.v1 import inference_pb2, worker_pb2
-from sparsity_rpc.channels import FELL_BACK
+from sparsity_rpc.channels import FELL_BACK, LOST
 from sparsity_rpc.errors import (
     ConfigurationError,
     EngineError,
@@ -17,6 +17,7 @@ from sparsity_rpc.errors import (
     UnavailableError,
     UnimplementedError,
 )
+from sparsity_rpc.status import died
 
 # Before the first message: the relay may know another worker, or the router has no leases to give.
 _FALL_BACK = (
@@ -51,9 +52,10 @@ def falls_back(error: SparsityError) -> bool:
     return isinstance(error, _FALL_BACK)
 
 
-def fell_back(routed: list[str]) -> tuple[tuple[str, str], ...]:
-    """Tells the relay whose place its call takes, so that it is not counted twice."""
-    return tuple((FELL_BACK, decision_id) for decision_id in routed)
+def fell_back(routed: list[str], error: SparsityError) -> tuple[tuple[str, str], ...]:
+    """Tells the relay whose place its call takes, so that it is not counted twice, and whether a worker died of it."""
+    lost = ((LOST, "1"),) if routed and died(error.__cause__) else ()
+    return (*((FELL_BACK, decision_id) for decision_id in routed), *lost)
 
 
 def broken(error: SparsityError) -> SparsityError:

@@ -122,7 +122,6 @@ def _named(field: str) -> Iterator[None]:
     try:
         yield
     except UnicodeEncodeError as error:
-        problem = f"is no text: {error.object[error.start]!r} at {error.start} stands for no character"
-        raise InvalidRequestError.of(field, problem) from error
+        raise InvalidRequestError.no_text(field, error) from error
     except ValueError as error:
         raise InvalidRequestError.of(field, f"cannot be sent: {error}") from error

@@ -51,6 +51,7 @@ class Siblings:
         # What was read, by file.
         self._read: dict[str, _Event] = {}
         self._count = 0
+        self._deaf = False
         overrides.tell = self._tell
 
     def _tell(self, change: Change) -> None:
@@ -76,7 +77,15 @@ class Siblings:
         """Takes up what is new, and removes what is past."""
         # Before the folder is listed: a signal may tell of something at any time.
         known = list(self._read)
-        names = sorted(entry.name for entry in os.scandir(self._folder) if _NAME.fullmatch(entry.name))
+        try:
+            names = sorted(entry.name for entry in os.scandir(self._folder) if _NAME.fullmatch(entry.name))
+        except OSError as error:
+            # A temporary folder may be cleared away; what acts here goes on acting.
+            if not self._deaf:
+                log.error("what other router processes of this machine tell of overrides is not heard: %s", error)
+            self._deaf = True
+            return
+        self._deaf = False
         for name in names:
             if name not in self._read:
                 self._take(name)

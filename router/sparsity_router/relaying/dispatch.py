@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-import grpc
 from opentelemetry import trace
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.model import Tier
@@ -19,8 +18,6 @@ from sparsity_router.fleet.workers import Worker
 from sparsity_router.relaying.worker_request import outstanding_tokens
 
 _tracer = trace.get_tracer("sparsity.router")
-# How gRPC begins where it found nobody to send to.
-_NEVER_SENT = ("failed to connect to all addresses", "DNS resolution failed")
 
 
 class OvertakenError(Exception):
@@ -71,12 +68,3 @@ async def dispatch(
             finally:
                 # Ends the worker's engine request when the client is gone.
                 call.cancel()
-
-
-def died(error: Exception) -> bool:
-    """Whether a worker was lost with the request, in place of refusing it (draining), or of never having had it."""
-    if not isinstance(error, grpc.aio.AioRpcError) or error.code() is not grpc.StatusCode.UNAVAILABLE:
-        return False
-    # What a worker says itself comes with a rich status; gRPC's own words are all there is of a lost connection.
-    said = "grpc-status-details-bin" in dict(error.trailing_metadata() or ())
-    return not said and not (error.details() or "").startswith(_NEVER_SENT)

@@ -25,6 +25,10 @@ class Tried:
     complete: bool = False
     last_problem: str = ""
 
+    def anew(self) -> Tried:
+        """For the same request once it is decided anew: any worker may be asked again; what died of it stays dead."""
+        return Tried(set(), self.count, failed=self.failed, deaths=self.deaths, last_problem=self.last_problem)
+
 
 def need_of(decision: Decision) -> Hashable:
     """What a decided request needs of the workers of its tier's queue."""

@@ -16,16 +16,13 @@ import grpc
 from opentelemetry import trace
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision, Tier
-from sparsity_rpc.errors import (
-    StreamBrokenError,
-    UnavailableError,
-)
-from sparsity_rpc.status import to_error
+from sparsity_rpc.errors import StreamBrokenError, UnavailableError
+from sparsity_rpc.status import died, to_error
 
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.fleet.proof import fault
 from sparsity_router.fleet.workers import Worker
-from sparsity_router.relaying.dispatch import OvertakenError, died, dispatch
+from sparsity_router.relaying.dispatch import OvertakenError, dispatch
 from sparsity_router.relaying.hedging import Attempt, Hedge
 from sparsity_router.relaying.placing import Tried, is_full, need_of, nobody, pick, served
 from sparsity_router.relaying.turns import patience
@@ -63,12 +60,14 @@ class Relayed:
 class _Relay:
     """One request on its way."""
 
-    def __init__(self, fleet: Fleet, request: WorkerRequest, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    def __init__(
+        self, fleet: Fleet, request: WorkerRequest, context: grpc.aio.ServicerContext[Any, Any], tried: Tried
+    ) -> None:
         self._fleet = fleet
         self._request = request
         self._review = request.decided.review
         self._context = context
-        self.tried = Tried(set())
+        self.tried = tried
         self.decision = self._review()
 
     async def try_all(self, sent: Callable[[], None] = lambda: None) -> AsyncGenerator[Relayed]:
@@ -184,7 +183,7 @@ class _Relay:
 
 
 async def relay(
-    fleet: Fleet, request: WorkerRequest, context: grpc.aio.ServicerContext[Any, Any]
+    fleet: Fleet, request: WorkerRequest, context: grpc.aio.ServicerContext[Any, Any], tried: Tried
 ) -> AsyncGenerator[Relayed]:
     """Relays the stream of the first worker that answers.
 
@@ -192,6 +191,7 @@ async def relay(
         fleet: the workers.
         request: in their terms; its decision is reviewed before every attempt.
         context: of the client's call.
+        tried: what was tried for it before, and is from now on.
 
     Raises:
         OverloadedError: when every worker that may serve the request is full.
@@ -200,8 +200,7 @@ async def relay(
         InvalidRequestError: when a worker refuses the request as invalid.
         TokenCountError: when the prompt's tokens lie outside the interval that it was decided for.
     """
-    one = _Relay(fleet, request, context)
-    tried = one.tried
+    one = _Relay(fleet, request, context, tried)
     fleet.retries.earn()
     until = time.monotonic() + patience(fleet, context)
     # Who comes while others wait joins them: room goes to the first in the queue.

@@ -15,6 +15,7 @@ from sparsity_policies.model import Decision
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.wire import decision_to_wire, signals_to_wire
 from sparsity_rpc import tracing
+from sparsity_rpc.channels import LOST
 from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, NotFoundError, SparsityError, TokenCountError
 from sparsity_serving.access.lease_keys import LeaseKeys
 from sparsity_serving.access.leases import sign
@@ -30,6 +31,7 @@ from sparsity_router.observing.account import Account
 from sparsity_router.observing.observer import EndedRequest, Observer
 from sparsity_router.observing.spans import conclude, describe
 from sparsity_router.prompts.classify import Classifier
+from sparsity_router.relaying.placing import Tried
 from sparsity_router.relaying.relay import Relayed, relay
 from sparsity_router.relaying.shadow import Shadow
 from sparsity_router.relaying.turns import place_in_turn
@@ -120,11 +122,13 @@ class InferenceService:
         span: trace.Span,
     ) -> AsyncGenerator[Relayed]:
         """A worker's stream; a prompt that has other tokens than it was decided for is counted and decided anew."""
+        # A client that streamed from a worker itself may have lost it.
+        tried = Tried(set(), deaths=int(LOST in dict(context.invocation_metadata() or ())))
         while True:
             _tell_caller(context, decided.decision_id, decided.review.decision)
             describe(span, decided, decided.review.decision, self._model, request.request_id)
             inner = WorkerRequest.of(request, decided)
-            messages = relay(self._fleet, inner, context)
+            messages = relay(self._fleet, inner, context, tried)
             if self._shadow is not None:
                 messages = self._shadow.sampled(inner, messages)
             try:
@@ -137,6 +141,7 @@ class InferenceService:
                     raise
             decided = await self._decide(request, decided.decision_id, exact=True)
             account.decided_anew(decided)
+            tried = tried.anew()
 
     async def Route(self, request: inference_pb2.RouteRequest, context: RouteContext) -> inference_pb2.RouteResponse:
         """The decision, a worker, and the lease that it takes exactly this request by."""

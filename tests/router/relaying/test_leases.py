@@ -241,6 +241,20 @@ async def test_before_the_first_message_the_relay_takes_over_and_after_it_nothin
         assert len(worker.received) == 3
 
 
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_a_worker_that_died_of_a_direct_request_counts_at_the_relay(tmp_path: Path, blocking: bool) -> None:
+    async with rig(tmp_path) as (router, worker), AsyncWireClient(router.address) as client:
+        worker.behaviour = fail(grpc.StatusCode.UNAVAILABLE)
+
+        def ask() -> None:
+            with WireClient(router.address) as other:
+                assert [*other.generate(make_request("hello", domain="rag"), 10.0, direct=True)]
+
+        with pytest.raises(SparsityError, match="2 workers died"):
+            await (asyncio.to_thread(ask) if blocking else collect(client, direct=True))
+        assert len(worker.received) == 2
+
+
 async def test_route_checks_and_decides_like_generate(tmp_path: Path) -> None:
     async with rig(tmp_path) as (router, worker):
         async with AsyncWireClient(router.address) as client:

@@ -279,18 +279,27 @@ async def test_bad_prompts_name_the_field(model: Path, prompt: Any, field: str) 
         assert r.workers[0].received == []
 
 
-async def test_malformed_messages_are_invalid_not_internal(model: Path) -> None:
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        # Field 1, the text, of two bytes that are not UTF-8.
+        (b"\x0a\x02\xff\xfe", "text must be valid UTF-8"),
+        # The same field, of fewer bytes than it says; and a field of a kind that does not exist.
+        (b"\x0a\x05ab", "this is no protobuf message"),
+        (b"\xff\xff\xff", "this is no protobuf message"),
+    ],
+)
+async def test_malformed_messages_are_invalid_not_internal(model: Path, sent: bytes, told: str) -> None:
     async with rig(model, FakeWorker("d", DENSE, model)) as r:
         generate = r.channel.unary_stream("/sparsity.v1.InferenceService/Generate")
 
         async def send() -> None:
-            # Field 1, the text, of two bytes that are not UTF-8.
-            async for _ in generate(b"\x0a\x02\xff\xfe"):
+            async for _ in generate(sent):
                 pass
 
         error = await refusal(send())
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert "UTF-8" in error.details()
+        assert told in error.details()
 
 
 @pytest.mark.parametrize("method", ["Generate", "Explain"])

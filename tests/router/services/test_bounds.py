@@ -17,6 +17,7 @@ from sparsity_router.callers.admission import Callers
 from sparsity_router.callers.limits import TenantLimits
 from sparsity_router.fleet.fleet import Admission
 from sparsity_router.fleet.patience import Patience, read_seconds
+from sparsity_router.prompts.lengths import Interval, LengthModel
 from sparsity_router.services.inference import InferenceService
 from sparsity_rpc.errors import ConfigurationError, DrainingError, InvalidRequestError
 from sparsity_rpc.status import to_error
@@ -104,6 +105,24 @@ async def test_what_two_workers_died_of_is_not_tried_on_a_third(model: Path, hed
         assert error.code() is grpc.StatusCode.ABORTED
         assert "2 workers died with this request in flight; it is not tried on another" in error.details()
         assert [len(worker.received) for worker in r.workers] == [1, 1, 0, 0]
+
+
+async def test_who_died_of_it_counts_although_its_tokens_were_counted_meanwhile(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LengthModel, "bound", lambda *_: Interval(110, 150))
+    codes = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.OUT_OF_RANGE, *2 * [grpc.StatusCode.UNAVAILABLE]]
+
+    async def next_one(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        await context.abort(codes.pop(0), "Socket closed")
+        yield inference_pb2.GenerateResponse()
+
+    fleet = [FakeWorker(name, tier, model, behaviour=next_one) for name, tier in
+             (("a0", AGGRESSIVE), ("a1", AGGRESSIVE), ("m", MODERATE), ("d", DENSE))]  # fmt: skip
+    async with rig(model, *fleet) as r:
+        assert (await refusal(r.generate("y" * 120))).code() is grpc.StatusCode.ABORTED
+        sent = [request.request_id.rpartition(".")[2] for worker in r.workers for request in worker.received]
+        assert sorted(sent) == ["1", "2", "3"]
 
 
 async def test_who_refuses_has_not_died_of_the_request(model: Path) -> None:

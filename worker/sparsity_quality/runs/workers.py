@@ -11,6 +11,7 @@ import grpc
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_rpc.errors import ConfigurationError, UnavailableError
 from sparsity_rpc.status import to_error
+from sparsity_rpc.tls import open_channel
 from sparsity_serving.engines import SGLANG, engine_of
 
 from sparsity_quality.runs.results import Cell
@@ -35,7 +36,7 @@ class Worker:
 
     def __init__(self, target: str, encode: Encode, digest: str) -> None:
         self._encode = encode
-        self._channel = grpc.insecure_channel(target)
+        self._channel = open_channel(target, None)
         self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
         try:
             own = self._stub.GetCapabilities(worker_pb2.GetCapabilitiesRequest(), timeout=30.0)
