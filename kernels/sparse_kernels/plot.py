@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,23 +123,41 @@ def draw(document: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Draws; 2 when there is nothing to draw from."""
-    parser = argparse.ArgumentParser(prog="python -m sparse_kernels.plot", description=__doc__)
-    parser.add_argument("--results", type=Path, default=Path("docs/benchmarks/kernels.json"), help="the result file")
+def command(
+    module: str, about: str | None, name: str, draw: Callable[[dict[str, Any], Path], None], arguments: list[str] | None
+) -> int:
+    """The command line of a module that draws a result file: `--results`, `--out`.
+
+    Args:
+        module: of Python, that is run.
+        about: what it says of itself.
+        name: of the benchmark: `make bench-NAME` writes docs/benchmarks/NAME.json.
+        draw: makes a PNG file of the result file's document, or raises ValueError, KeyError or TypeError.
+        arguments: of the command line; None takes the process's.
+
+    Returns:
+        0, or 2 when there is nothing to draw from.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=about)
+    parser.add_argument("--results", type=Path, default=Path(f"docs/benchmarks/{name}.json"), help="the result file")
     parser.add_argument("--out", type=Path, help="PNG file; beside the result file without it")
     options = parser.parse_args(arguments)
     path = options.out or options.results.with_suffix(".png")
     try:
         draw(json.loads(options.results.read_text(encoding="utf-8")), path)
     except FileNotFoundError:
-        print(f"error: {options.results} is not there; make bench-kernels writes it, on a GPU", file=sys.stderr)
+        print(f"error: {options.results} is not there; make bench-{name} writes it, on a GPU", file=sys.stderr)
         return 2
     except (ValueError, KeyError, TypeError) as error:
         print(f"error: {options.results}: {error}", file=sys.stderr)
         return 2
     print(path)
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Draws; 2 when there is nothing to draw from."""
+    return command("sparse_kernels.plot", __doc__, "kernels", draw, arguments)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ https://opentelemetry.io/docs/specs/otel/protocol/exporter
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, NamedTuple
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from sparsity_rpc.errors import ConfigurationError
@@ -64,15 +65,8 @@ def span_exporter() -> SpanExporter:
     Raises:
         ConfigurationError: for a protocol that is not known, or whose package is not installed.
     """
-    if protocol(TRACES) == GRPC:
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-
-        return OTLPSpanExporter()
-    try:
-        from opentelemetry.exporter.otlp.proto.http import trace_exporter
-    except ImportError as error:
-        raise _missing(error) from error
-    return trace_exporter.OTLPSpanExporter()
+    exporter: SpanExporter = _exporters(TRACES, "trace_exporter").OTLPSpanExporter()
+    return exporter
 
 
 def metric_exporter() -> MetricExporter:
@@ -81,19 +75,20 @@ def metric_exporter() -> MetricExporter:
     Raises:
         ConfigurationError: for a protocol that is not known, or whose package is not installed.
     """
-    if protocol(METRICS) == GRPC:
-        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+    exporter: MetricExporter = _exporters(METRICS, "metric_exporter").OTLPMetricExporter()
+    return exporter
 
-        return OTLPMetricExporter()
+
+def _exporters(signal: str, module: str) -> Any:
+    """OpenTelemetry's module that sends a signal by its protocol; only the one of gRPC always comes with us."""
+    if protocol(signal) == GRPC:
+        return import_module(f"opentelemetry.exporter.otlp.proto.grpc.{module}")
     try:
-        from opentelemetry.exporter.otlp.proto.http import metric_exporter as by_http
+        return import_module(f"opentelemetry.exporter.otlp.proto.http.{module}")
     except ImportError as error:
-        raise _missing(error) from error
-    return by_http.OTLPMetricExporter()
-
-
-def _missing(error: ImportError) -> ConfigurationError:
-    return ConfigurationError(f"OTEL_EXPORTER_OTLP_PROTOCOL: {HTTP} needs the package {_PACKAGE}: {error}")
+        raise ConfigurationError(
+            f"OTEL_EXPORTER_OTLP_PROTOCOL: {HTTP} needs the package {_PACKAGE}: {error}"
+        ) from error
 
 
 def collector() -> Collector | None:

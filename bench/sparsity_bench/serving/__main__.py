@@ -21,7 +21,7 @@ from sparsity_serving.benchmark import header, markdown, write
 from sparsity_worker.config import TIERS
 
 from sparsity_bench.serving import verdict
-from sparsity_bench.serving.baseline import VARIANTS, Variant, narrowed, starts
+from sparsity_bench.serving.baseline import VARIANTS, narrowed, starts, variant_of
 from sparsity_bench.serving.measure import measure
 from sparsity_bench.serving.measured import Measured, read_all
 from sparsity_bench.serving.plan import DRY, QUICK, REAL, Plan
@@ -59,7 +59,7 @@ async def measured(plan: Plan, name: str, folder: Path, out: Path, head: dict[st
         found.write(out)
 
     model, problem = write_model(folder / plan.name, plan.config), f"{name}: there is nothing to start it with"
-    variant = VARIANTS.get(name, Variant(name))
+    variant = variant_of(name)
     for own in starts(plan, name, folder):
         log = folder / f"{name}.log"
         worker = Worker(variant.tier, model, log, [*plan.options, *own], variant.environment)

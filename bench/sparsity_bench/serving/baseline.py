@@ -37,9 +37,14 @@ VARIANTS: Mapping[str, Variant] = {
 }
 
 
+def variant_of(name: str) -> Variant:
+    """The variant of a name; a tier's own is the tier as it is served."""
+    return VARIANTS.get(name, Variant(name))
+
+
 def starts(plan: Plan, name: str, folder: Path) -> Iterator[tuple[str, ...]]:
     """A tier's or variant's part of the command line: the next one where the one before did not start."""
-    variant = VARIANTS.get(name, Variant(name))
+    variant = variant_of(name)
     if variant.tier != "dense":
         yield ("--profile", str(plan.profile(variant.tier, folder)), *variant.options)
     elif variant.options:

@@ -5,13 +5,13 @@ Each tier's time to first token and time a token beside the dense tier's, and th
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+from sparse_kernels.plot import command
 
 # Names of rows, and what their shapes say.
 FIRST, TOKEN, THROUGHPUT = "time to first token", "time per output token", "throughput of a mixed load"
@@ -91,21 +91,7 @@ def _bars(axes: Any, found: Figures, scale: float) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Draws; 2 when there is nothing to draw from."""
-    parser = argparse.ArgumentParser(prog="python -m sparsity_bench.serving.plot", description=__doc__)
-    parser.add_argument("--results", type=Path, default=Path("docs/benchmarks/serving.json"), help="the result file")
-    parser.add_argument("--out", type=Path, help="PNG file; beside the result file without it")
-    options = parser.parse_args(arguments)
-    path = options.out or options.results.with_suffix(".png")
-    try:
-        draw(json.loads(options.results.read_text(encoding="utf-8")), path)
-    except FileNotFoundError:
-        print(f"error: {options.results} is not there; make bench-serving writes it, on a GPU", file=sys.stderr)
-        return 2
-    except (ValueError, KeyError, TypeError) as error:
-        print(f"error: {options.results}: {error}", file=sys.stderr)
-        return 2
-    print(path)
-    return 0
+    return command("sparsity_bench.serving.plot", __doc__, "serving", draw, arguments)
 
 
 if __name__ == "__main__":
