@@ -55,7 +55,9 @@ def test_a_stall_is_told_and_fails_liveness_past_its_bound(caplog: pytest.LogCap
         hold(4.5)
         await asyncio.sleep(0.6)
         prober.join()
-        assert (liveness(address), watchdog.stalled, watchdog.stalls) == ("SERVING", 0.0, 1)
+        # This probe holds the loop for a moment itself.
+        assert (liveness(address), watchdog.stalls) == ("SERVING", 1)
+        assert watchdog.stalled < 0.5
         watchdog.stop()
         await health.stop()
 
