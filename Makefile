@@ -22,7 +22,7 @@ run: environment
 # Two tests at a time, each on a core of its own.
 PAIR := -n 2 --dist loadfile
 # Three engines, and tests that hold time of the clock to a bound, have the machine to themselves.
-ALONE := tests/e2e tests/first_run tests/worker/test_accounts.py $(patsubst %,tests/router/test_%.py,domains hostile_policies queue watchdog)
+ALONE := tests/e2e tests/first_run tests/worker/test_accounts.py $(patsubst %,tests/router/%.py,prompts/test_domains services/test_hostile_policies fleet/test_queue test_watchdog)
 # Tests that compute: those that run in real time do not run beside them.
 COMPUTING := tests/deploy tests/kernels tests/quality tests/worker/test_graph_calls.py tests/worker/test_tune.py
 

@@ -118,3 +118,17 @@ def test_the_page_for_developers_names_what_make_does() -> None:
     (targets,) = re.findall(r"(?m)^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"))
     named = re.findall(r"(?m)^make ([a-z-]+)", (ROOT / "docs" / "developing.md").read_text(encoding="utf-8"))
     assert sorted(named) == sorted(targets.split())
+
+
+def test_what_make_runs_is_there() -> None:
+    # A path that is gone ends a run of minutes, or worse, leaves aside nothing where it should.
+    recipes = subprocess.run(
+        ["make", "--dry-run", "test", "check", "chaos", "test-gpu"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    places = set(re.findall(r"\btests/[\w/.]+", recipes))
+    assert len(places) > 10
+    assert [place for place in sorted(places) if not (ROOT / place).exists()] == []
