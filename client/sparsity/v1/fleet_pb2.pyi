@@ -170,12 +170,13 @@ class WorkerStatus(_message.Message):
     WARMTH_FIELD_NUMBER: _builtins.int
     BACKEND_FIELD_NUMBER: _builtins.int
     PROBE_DENSITY_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
     endpoint: _builtins.str
     """Its gRPC target."""
     worker_id: _builtins.str
     """Its id; empty until it was reached."""
     tier: _inference_pb2.Tier.ValueType
-    """The tier it serves."""
+    """The densest tier it serves."""
     state: Global___WorkerState.ValueType
     """Whether it can be used."""
     problem: _builtins.str
@@ -204,6 +205,10 @@ class WorkerStatus(_message.Message):
     """The attention backend."""
     probe_density: _builtins.float
     """Attended over causal pairs in the probe at its start."""
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerTier]:
+        """Every tier it serves, the densest first."""
+
     def __init__(
         self,
         *,
@@ -224,14 +229,49 @@ class WorkerStatus(_message.Message):
         warmth: _builtins.float = ...,
         backend: _builtins.str = ...,
         probe_density: _builtins.float = ...,
+        tiers: _abc.Iterable[Global___WorkerTier] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "breaker", b"breaker", "endpoint", b"endpoint", "kv_capacity_tokens", b"kv_capacity_tokens", "kv_used_tokens", b"kv_used_tokens", "max_requests", b"max_requests", "model", b"model", "outstanding_tokens", b"outstanding_tokens", "probe_density", b"probe_density", "problem", b"problem", "profile", b"profile", "requests", b"requests", "sent_requests", b"sent_requests", "state", b"state", "tier", b"tier", "warmth", b"warmth", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "breaker", b"breaker", "endpoint", b"endpoint", "kv_capacity_tokens", b"kv_capacity_tokens", "kv_used_tokens", b"kv_used_tokens", "max_requests", b"max_requests", "model", b"model", "outstanding_tokens", b"outstanding_tokens", "probe_density", b"probe_density", "problem", b"problem", "profile", b"profile", "requests", b"requests", "sent_requests", b"sent_requests", "state", b"state", "tier", b"tier", "tiers", b"tiers", "warmth", b"warmth", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerStatus: _TypeAlias = WorkerStatus  # noqa: Y015
+
+@_typing.final
+class WorkerTier(_message.Message):
+    """One tier of a worker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    PROBE_DENSITY_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    tier: _inference_pb2.Tier.ValueType
+    """The tier."""
+    profile: _builtins.str
+    """Name and version of its profile."""
+    probe_density: _builtins.float
+    """Attended over causal pairs in its probe at the worker's start."""
+    requests: _builtins.int
+    """Requests that it holds at this tier."""
+    def __init__(
+        self,
+        *,
+        tier: _inference_pb2.Tier.ValueType = ...,
+        profile: _builtins.str = ...,
+        probe_density: _builtins.float = ...,
+        requests: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["probe_density", b"probe_density", "profile", b"profile", "requests", b"requests", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerTier: _TypeAlias = WorkerTier  # noqa: Y015
 
 @_typing.final
 class TierStatus(_message.Message):

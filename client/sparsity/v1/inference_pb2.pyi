@@ -934,6 +934,8 @@ class RouteResponse(_message.Message):
     ENDPOINT_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
     WORKER_REQUEST_FIELD_NUMBER: _builtins.int
+    FIRST_MESSAGE_TIMEOUT_FIELD_NUMBER: _builtins.int
+    NEXT_MESSAGE_TIMEOUT_FIELD_NUMBER: _builtins.int
     endpoint: _builtins.str
     """The worker's gRPC target."""
     worker_request: _builtins.bytes
@@ -946,6 +948,14 @@ class RouteResponse(_message.Message):
     def lease(self) -> Global___WorkerLease:
         """What the worker takes the request by, once; it goes into the worker request's `lease`."""
 
+    @_builtins.property
+    def first_message_timeout(self) -> _duration_pb2.Duration:
+        """How long the worker may say nothing before its first message; a caller then cancels and asks the router's Generate."""
+
+    @_builtins.property
+    def next_message_timeout(self) -> _duration_pb2.Duration:
+        """How long it may say nothing between two messages."""
+
     def __init__(
         self,
         *,
@@ -953,10 +963,12 @@ class RouteResponse(_message.Message):
         endpoint: _builtins.str = ...,
         lease: Global___WorkerLease | None = ...,
         worker_request: _builtins.bytes = ...,
+        first_message_timeout: _duration_pb2.Duration | None = ...,
+        next_message_timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "lease", b"lease"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "first_message_timeout", b"first_message_timeout", "lease", b"lease", "next_message_timeout", b"next_message_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "endpoint", b"endpoint", "lease", b"lease", "worker_request", b"worker_request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "endpoint", b"endpoint", "first_message_timeout", b"first_message_timeout", "lease", b"lease", "next_message_timeout", b"next_message_timeout", "worker_request", b"worker_request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

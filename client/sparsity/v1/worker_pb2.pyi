@@ -42,7 +42,9 @@ class WorkerServiceGenerateRequest(_message.Message):
     priority: _builtins.int
     """Scheduling priority, 0 to 9."""
     tier: _inference_pb2.Tier.ValueType
-    """The tier the caller expects; the worker refuses another with FAILED_PRECONDITION."""
+    """How much attention the request gets; a tier that the worker does not serve is refused with INVALID_ARGUMENT. Unset is
+    the densest that it serves.
+    """
     cache_salt: _builtins.str
     """Isolates this request's prefix cache, such as by tenant."""
     dense_reasoning: _builtins.bool
@@ -201,14 +203,15 @@ class GetCapabilitiesResponse(_message.Message):
     ENGINE_FIELD_NUMBER: _builtins.int
     SPARSE_FROM_FIELD_NUMBER: _builtins.int
     DENSE_REASONING_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     """The worker's id, unique in the fleet."""
     model: _builtins.str
     """The model's name."""
     tier: _inference_pb2.Tier.ValueType
-    """The tier it serves."""
+    """The densest tier it serves; `tiers` has all of them."""
     profile: _builtins.str
-    """Name and version of the profile."""
+    """Name and version of that tier's profile."""
     backend: _builtins.str
     """The attention backend."""
     context_length: _builtins.int
@@ -229,7 +232,7 @@ class GetCapabilitiesResponse(_message.Message):
     """Whether it decodes reasoning spans densely when asked; routers send no such request to a worker that does not."""
     @_builtins.property
     def proof(self) -> Global___BackendProof:
-        """The start-up proof that the sparse kernels run; unset where nothing is attended."""
+        """The start-up proof of `tier`; unset where nothing is attended."""
 
     @_builtins.property
     def reasoning_markers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -238,6 +241,10 @@ class GetCapabilitiesResponse(_message.Message):
     @_builtins.property
     def engine(self) -> Global___EngineFacts:
         """What runs the model."""
+
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierCapabilities]:
+        """Every tier it serves, the densest first. Empty of a worker that serves `tier` alone and does not know this field."""
 
     def __init__(
         self,
@@ -258,14 +265,59 @@ class GetCapabilitiesResponse(_message.Message):
         engine: Global___EngineFacts | None = ...,
         sparse_from: _builtins.int = ...,
         dense_reasoning: _builtins.bool = ...,
+        tiers: _abc.Iterable[Global___TierCapabilities] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "proof", b"proof"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "context_length", b"context_length", "dense_reasoning", b"dense_reasoning", "engine", b"engine", "engine_version", b"engine_version", "kv_capacity_tokens", b"kv_capacity_tokens", "max_requests", b"max_requests", "model", b"model", "profile", b"profile", "proof", b"proof", "reasoning_markers", b"reasoning_markers", "sparse_from", b"sparse_from", "tier", b"tier", "tokenizer_digest", b"tokenizer_digest", "vocabulary_size", b"vocabulary_size", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "context_length", b"context_length", "dense_reasoning", b"dense_reasoning", "engine", b"engine", "engine_version", b"engine_version", "kv_capacity_tokens", b"kv_capacity_tokens", "max_requests", b"max_requests", "model", b"model", "profile", b"profile", "proof", b"proof", "reasoning_markers", b"reasoning_markers", "sparse_from", b"sparse_from", "tier", b"tier", "tiers", b"tiers", "tokenizer_digest", b"tokenizer_digest", "vocabulary_size", b"vocabulary_size", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetCapabilitiesResponse: _TypeAlias = GetCapabilitiesResponse  # noqa: Y015
+
+@_typing.final
+class TierCapabilities(_message.Message):
+    """What a worker serves at one tier."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
+    SPARSE_FROM_FIELD_NUMBER: _builtins.int
+    DENSE_REASONING_FIELD_NUMBER: _builtins.int
+    CROSSOVER_FIELD_NUMBER: _builtins.int
+    tier: _inference_pb2.Tier.ValueType
+    """The tier."""
+    profile: _builtins.str
+    """Name and version of its profile; `dense` without one."""
+    sparse_from: _builtins.int
+    """Prompts of fewer tokens are attended densely; 0 on the dense tier."""
+    dense_reasoning: _builtins.bool
+    """Whether it decodes reasoning spans densely when asked."""
+    crossover: _builtins.str
+    """From where sparse attention is faster on this device, for people to read; empty on the dense tier."""
+    @_builtins.property
+    def proof(self) -> Global___BackendProof:
+        """The start-up proof that it is attended as it promises; unset where nothing is attended."""
+
+    def __init__(
+        self,
+        *,
+        tier: _inference_pb2.Tier.ValueType = ...,
+        profile: _builtins.str = ...,
+        proof: Global___BackendProof | None = ...,
+        sparse_from: _builtins.int = ...,
+        dense_reasoning: _builtins.bool = ...,
+        crossover: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["proof", b"proof"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crossover", b"crossover", "dense_reasoning", b"dense_reasoning", "profile", b"profile", "proof", b"proof", "sparse_from", b"sparse_from", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TierCapabilities: _TypeAlias = TierCapabilities  # noqa: Y015
 
 @_typing.final
 class EngineFacts(_message.Message):
@@ -403,6 +455,7 @@ class WatchLoadResponse(_message.Message):
     FINISHED_REQUESTS_FIELD_NUMBER: _builtins.int
     ABORTED_REQUESTS_FIELD_NUMBER: _builtins.int
     KV_USED_TOKENS_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
     requests: _builtins.int
     """Requests accepted and not ended."""
     outstanding_tokens: _builtins.int
@@ -415,6 +468,10 @@ class WatchLoadResponse(_message.Message):
     """Requests aborted since start, by cancel, deadline or lost client."""
     kv_used_tokens: _builtins.int
     """KV cache that live requests hold, tokens; what only the prefix cache keeps is not counted."""
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierLoad]:
+        """Of those requests, by the tier that they were sent at; tiers without any are left out."""
+
     def __init__(
         self,
         *,
@@ -424,14 +481,45 @@ class WatchLoadResponse(_message.Message):
         finished_requests: _builtins.int = ...,
         aborted_requests: _builtins.int = ...,
         kv_used_tokens: _builtins.int = ...,
+        tiers: _abc.Iterable[Global___TierLoad] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted_requests", b"aborted_requests", "draining", b"draining", "finished_requests", b"finished_requests", "kv_used_tokens", b"kv_used_tokens", "outstanding_tokens", b"outstanding_tokens", "requests", b"requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted_requests", b"aborted_requests", "draining", b"draining", "finished_requests", b"finished_requests", "kv_used_tokens", b"kv_used_tokens", "outstanding_tokens", b"outstanding_tokens", "requests", b"requests", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchLoadResponse: _TypeAlias = WatchLoadResponse  # noqa: Y015
+
+@_typing.final
+class TierLoad(_message.Message):
+    """A worker's load at one tier."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    OUTSTANDING_TOKENS_FIELD_NUMBER: _builtins.int
+    tier: _inference_pb2.Tier.ValueType
+    """The tier."""
+    requests: _builtins.int
+    """Requests accepted and not ended."""
+    outstanding_tokens: _builtins.int
+    """Prompt tokens of those requests plus tokens they may still generate."""
+    def __init__(
+        self,
+        *,
+        tier: _inference_pb2.Tier.ValueType = ...,
+        requests: _builtins.int = ...,
+        outstanding_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outstanding_tokens", b"outstanding_tokens", "requests", b"requests", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TierLoad: _TypeAlias = TierLoad  # noqa: Y015
 
 @_typing.final
 class DrainRequest(_message.Message):

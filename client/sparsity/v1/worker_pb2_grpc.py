@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class WorkerServiceStub:
-    """Serves one model at one tier.
+    """Serves one model, at one tier or several.
     """
 
     def __init__(self, channel):
@@ -58,7 +58,7 @@ class WorkerServiceStub:
 
 
 class WorkerServiceServicer:
-    """Serves one model at one tier.
+    """Serves one model, at one tier or several.
     """
 
     def Generate(self, request, context):
@@ -123,7 +123,7 @@ def add_WorkerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WorkerService:
-    """Serves one model at one tier.
+    """Serves one model, at one tier or several.
     """
 
     @staticmethod
