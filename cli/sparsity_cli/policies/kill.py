@@ -66,7 +66,11 @@ def kill(
             results.append(answer)
             override_id = answer.override.id
             if not as_json:
-                reach = "" if answer.stored else f" on {address} only: the store is down; name the other routers too"
+                reach = (
+                    ""
+                    if answer.stored
+                    else f" on {address} only: its store is down, or it has none; name the other routers too"
+                )
                 out.print(
                     f"{escaped(_words(answer.override))} [{answer.override.id}]{reach}", markup=False, soft_wrap=True
                 )

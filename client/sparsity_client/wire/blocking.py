@@ -12,10 +12,19 @@ from opentelemetry import trace
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2_grpc
 from sparsity_rpc import tracing
 from sparsity_rpc.errors import SparsityError
+from sparsity_rpc.silence import spoken
 from sparsity_rpc.status import to_error
 from sparsity_rpc.tls import ClientTls, open_channel
 
-from sparsity_client.wire.direct import broken, falls_back, fell_back, remaining, with_decision, worker_request
+from sparsity_client.wire.direct import (
+    broken,
+    falls_back,
+    fell_back,
+    remaining,
+    timeouts,
+    with_decision,
+    worker_request,
+)
 from sparsity_client.wire.worker_channels import WorkerChannels
 
 _tracer = trace.get_tracer("sparsity.client")
@@ -99,7 +108,7 @@ class WireClient:
                 context = tracing.outgoing()
                 call = worker.Generate(worker_request(route), timeout=remaining(deadline), metadata=context)
                 try:
-                    for message in call:
+                    for message in spoken(call, timeouts(route)):
                         yield with_decision(message.response, route)
                 finally:
                     call.cancel()

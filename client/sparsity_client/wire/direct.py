@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from math import inf
 
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_rpc.channels import FELL_BACK, LOST
@@ -17,6 +18,7 @@ from sparsity_rpc.errors import (
     UnavailableError,
     UnimplementedError,
 )
+from sparsity_rpc.silence import Timeouts
 from sparsity_rpc.status import died
 
 # Before the first message: the relay may know another worker, or the router has no leases to give.
@@ -36,6 +38,12 @@ def worker_request(route: inference_pb2.RouteResponse) -> worker_pb2.WorkerServi
     request.MergeFromString(route.worker_request)
     request.lease.CopyFrom(route.lease)
     return request
+
+
+def timeouts(route: inference_pb2.RouteResponse) -> Timeouts:
+    """How long the worker may say nothing; a router that does not tell sets no bound."""
+    told = ("first_message_timeout", "next_message_timeout")
+    return Timeouts(*(getattr(route, name).ToNanoseconds() / 1e9 if route.HasField(name) else inf for name in told))  # type: ignore[arg-type]
 
 
 def with_decision(

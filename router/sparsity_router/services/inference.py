@@ -167,12 +167,16 @@ class InferenceService:
                 signals, label = decided.review.signals, asked.request_id
                 ended = EndedRequest(decided.decision_id, signals, decision, served, label=label)
                 self._observer.ended(ended)
-            return inference_pb2.RouteResponse(
+            answer = inference_pb2.RouteResponse(
                 decision=decision_to_wire(served, decided.decision_id),
                 endpoint=worker.target,
                 lease=sign(self._lease_keys, message, worker.name, decided.decision_id),
                 worker_request=message.SerializeToString(),
             )
+            timeouts = worker.patience.at(served.tier)
+            answer.first_message_timeout.FromMilliseconds(int(timeouts.first * 1000))
+            answer.next_message_timeout.FromMilliseconds(int(timeouts.between * 1000))
+            return answer
 
     async def Explain(
         self, request: inference_pb2.ExplainRequest, context: ExplainContext

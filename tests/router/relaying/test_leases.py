@@ -15,6 +15,7 @@ from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_client.wire import AsyncWireClient, WireClient, make_request
 from sparsity_policies.model import Tier
 from sparsity_router.config import RouterConfig
+from sparsity_router.fleet.patience import Patience
 from sparsity_rpc.errors import (
     ConfigurationError,
     InvalidRequestError,
@@ -26,7 +27,8 @@ from sparsity_rpc.errors import (
 from sparsity_serving.access import leases
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys, read_keys
 from sparsity_serving.access.leases import LeaseChecker, sign
-from support.fake_worker import FakeWorker, fail
+from support.fake_worker import FakeWorker, answer, fail, hang
+from support.rig import until
 from support.router import Router, failure, running
 from support.tiny import tiny_model
 from support.valkey import Valkey
@@ -160,7 +162,7 @@ def test_two_keys_hold_at_once_and_the_first_signs() -> None:
 
 @asynccontextmanager
 async def rig(
-    folder: Path, key: bytes | None = KEY, worker_key: bytes = KEY, **worker: Any
+    folder: Path, key: bytes | None = KEY, worker_key: bytes = KEY, patience: Patience | None = None, **worker: Any
 ) -> AsyncIterator[tuple[Router, FakeWorker]]:
     """A router and a dense worker that demands leases."""
     model = tiny_model(folder / "model")
@@ -172,6 +174,7 @@ async def rig(
         file.write_bytes(key)
     with Valkey() as server:
         options: dict[str, Any] = {"drain_seconds": 0.1, "queue_seconds": 0.0, "lease_key_file": file}
+        options |= {"patience": patience} if patience else {}
         config = RouterConfig(model, (fake.address,), server.url, "127.0.0.1:0", **options)
         async with running(config) as router:
             await asyncio.sleep(0.2)
@@ -253,6 +256,46 @@ async def test_a_worker_that_died_of_a_direct_request_counts_at_the_relay(tmp_pa
         with pytest.raises(SparsityError, match="2 workers died"):
             await (asyncio.to_thread(ask) if blocking else collect(client, direct=True))
         assert len(worker.received) == 2
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_a_worker_that_says_nothing_is_left_by_the_client_too(tmp_path: Path, blocking: bool) -> None:
+    short = Patience(first=(0.3, 0.3, 0.3), between=(0.3, 0.3, 0.3))
+    async with rig(tmp_path, patience=short) as (router, worker), AsyncWireClient(router.address) as client:
+
+        async def ask(text: str) -> str:
+            def wait() -> str:
+                with WireClient(router.address) as other:
+                    made = make_request(text, domain="rag")
+                    return "".join(response.text for response in other.generate(made, direct=True))
+
+            if blocking:
+                return await asyncio.to_thread(wait)
+            found = ""
+            # No deadline: without the router's bound it would wait for ever.
+            async for response in client.generate(make_request(text, domain="rag"), direct=True):
+                found += response.text
+            return found
+
+        async def mute_at_first(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+            speaks = hang if len(worker.received) == 1 else answer
+            async for response in speaks(worker, request, context):
+                yield response
+
+        worker.behaviour = mute_at_first
+        assert await asyncio.wait_for(ask("hello"), 20.0) == "abc"
+        assert len(worker.received) == 2
+        await until(lambda: worker.cancelled == 1)
+
+        async def stalls(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+            yield inference_pb2.GenerateResponse(text="x", token_ids=[1])
+            async for response in hang(worker, request, context):
+                yield response
+
+        worker.behaviour = stalls
+        with pytest.raises(StreamBrokenError, match=r"said nothing for 0\.3 s"):
+            await asyncio.wait_for(ask("hello"), 20.0)
+        assert len(worker.received) == 3
 
 
 async def test_route_checks_and_decides_like_generate(tmp_path: Path) -> None:
