@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Chart and dashboards find the folder of caches as the environment does.
 DEPLOY_TOOL := PYTHONPATH=tools $(BIN)/python deploy/tools
 
-.PHONY: environment try run check test test-gpu lint format protos charts bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts options clean
+.PHONY: environment try run check test coverage test-gpu lint format protos locks charts bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts options clean
 
 environment:
 	@$(PYTHON) tools/environment.py
@@ -22,7 +22,7 @@ run: environment
 # Two tests at a time, each on a core of its own.
 PAIR := -n 2 --dist loadfile
 # Three engines, and tests that hold time of the clock to a bound, have the machine to themselves.
-ALONE := tests/e2e tests/first_run tests/worker/test_accounts.py $(patsubst %,tests/router/test_%.py,domains hostile_policies queue watchdog)
+ALONE := tests/e2e tests/first_run tests/worker/test_accounts.py $(patsubst %,tests/router/%.py,prompts/test_domains services/test_hostile_policies fleet/test_queue test_watchdog)
 # Tests that compute: those that run in real time do not run beside them.
 COMPUTING := tests/deploy tests/kernels tests/quality tests/worker/test_graph_calls.py tests/worker/test_tune.py
 
@@ -37,12 +37,16 @@ test: lint
 check: lint
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PAIR) -m "not chaos and not slow"
 
+# The lines that the same tests run, of every package and in every process; fails where they are fewer than pyproject.toml says.
+coverage: environment
+	@OMP_NUM_THREADS=1 $(BIN)/python tools/line_coverage.py $(PAIR) -m "not chaos and not slow"
+
 # The kernels' tests on this machine's GPU. GPU_PYTHON names another interpreter, with torch, triton, pytest, pytest-timeout
 # and pytest-xdist: then no environment is built, what only pytest-asyncio understands is left aside, and warnings of its versions are no errors.
 GPU_PYTHON ?= $(BIN)/python
 # Processes that compile kernels side by side.
 GPU_JOBS ?= 8
-GPU_PATH := proto:router:worker:kernels:policies:cli:bench$(if $(PYTHONPATH),:$(PYTHONPATH))
+GPU_PATH := client:serving:router:worker:kernels:policies:cli:bench$(if $(PYTHONPATH),:$(PYTHONPATH))
 GPU_NEEDS := $(if $(filter $(BIN)/%,$(GPU_PYTHON)),environment)
 test-gpu: $(GPU_NEEDS)
 	@PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m pytest tests/kernels/gpu -n $(GPU_JOBS) \
@@ -68,6 +72,10 @@ format: environment
 
 protos: environment
 	@$(BIN)/python tools/protos.py
+
+# What images install, with hashes, after an edit of dependencies.
+locks: environment
+	@$(BIN)/python tools/locks.py
 
 # Dashboards, and the chart's golden renders, after an edit of either.
 charts: environment
@@ -105,7 +113,7 @@ bench-serving: environment
 
 # A line for every fault of callers, editors and workers, a fuzz of 20,000 calls, and a soak of 100,000 requests.
 chaos: environment
-	@$(BIN)/python -m pytest -v -s -m "" --every-fault tests/chaos tests/router/test_never_sparser.py
+	@$(BIN)/python -m pytest -v -s -m "" --every-fault tests/chaos tests/router/decisions/test_never_sparser.py
 
 # Needs Prometheus' promtool (Debian's package `prometheus`): checks the alerts, and plays them.
 alerts:

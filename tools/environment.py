@@ -1,7 +1,7 @@
 """Builds the environment that `make` works in; needs nothing but Python 3.11 or later.
 
 The dependencies live in a cache folder keyed by a hash of the constraints, shared by every clone on the machine.
-The clone itself gets a small `.venv` that sees that folder and has the project installed in editable form.
+The clone itself gets a small `.venv` that sees that folder and has our distributions installed in editable form.
 `--light` takes what `make try` needs and no more, in a folder of its own; where all is there already, it takes that.
 """
 
@@ -23,13 +23,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
+# Folders of our distributions, each after those that it depends on.
+DISTRIBUTIONS = ("client", "serving", "worker", "router", "bench")
 STAMP = "complete"
 PROGRESS_SECONDS = 3.0
 # Programs of the shared environment that `make` calls by path.
-TOOLS = ("buf", "hadolint", "protoc-gen-mypy", "protoc-gen-mypy_grpc", "ruff", "yamllint")
+TOOLS = ("buf", "hadolint", "protoc-gen-mypy", "protoc-gen-mypy_grpc", "ruff", "uv", "yamllint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +40,21 @@ class Kind:
 
     Attributes:
         folder: how the names of its cache folders begin.
-        extras: whether the optional dependencies belong to it.
+        distributions: whose dependencies belong to it.
+        extras: which of their extras do; None is all, and the tools of a clone besides.
         size: what it takes, in words.
         free_gib: what must be free on the disk, GiB.
     """
 
     folder: str
-    extras: bool
+    distributions: tuple[str, ...]
+    extras: tuple[str, ...] | None
     size: str
     free_gib: int
 
 
-WHOLE = Kind("env", True, "about 11 GB, several minutes the first time", 14)
-LIGHT = Kind("try", False, "about 0.4 GB, a minute the first time", 2)
+WHOLE = Kind("env", DISTRIBUTIONS, None, "about 11 GB, several minutes the first time", 14)
+LIGHT = Kind("try", DISTRIBUTIONS[:-1], ("embedded", "semantic"), "about 0.4 GB, a minute the first time", 2)
 
 
 def cache_root() -> Path:
@@ -61,12 +65,8 @@ def cache_root() -> Path:
 def environment_key() -> str:
     """Changes whenever the installed set could."""
     digest = hashlib.sha256(f"{sys.version_info[:2]} {sys.platform}".encode())
-    for name in ("constraints.txt", "pyproject.toml"):
-        lines = (ROOT / name).read_bytes()
-        if name == "pyproject.toml":
-            # Only what pip reads decides what is installed: tool settings do not.
-            lines = lines.split(b"[project.scripts]")[0]
-        digest.update(lines)
+    digest.update((ROOT / "constraints.txt").read_bytes())
+    digest.update("\n".join(requirements(WHOLE)).encode())
     return digest.hexdigest()[:16]
 
 
@@ -134,12 +134,22 @@ def run_pip(env: Path, arguments: list[str]) -> None:
 
 
 def requirements(kind: Kind) -> list[str]:
-    """What is installed, by pyproject.toml; what builds the project is too, because clones do without isolation."""
-    document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    project = document["project"]
-    extras = project["optional-dependencies"].values() if kind.extras else ()
-    groups = (document["build-system"]["requires"], project["dependencies"], *extras)
-    return [line for group in groups for line in group]
+    """What is installed besides our own; what builds our own is too, because clones do without isolation."""
+    found: set[str] = set()
+    for folder in kind.distributions:
+        document = _read(ROOT / folder)
+        project = document["project"]
+        found.update(document["build-system"]["requires"], project["dependencies"])
+        for extra, lines in project.get("optional-dependencies", {}).items():
+            if kind.extras is None or extra in kind.extras:
+                found.update(lines)
+    if kind.extras is None:
+        found.update(*_read(ROOT)["dependency-groups"].values())
+    return sorted(line for line in found if not line.startswith("sparsity-"))
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    return tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 @contextmanager
@@ -186,7 +196,8 @@ def build_dependencies(env: Path, kind: Kind) -> None:
 def build_clone(env: Path) -> None:
     """Makes the clone's own `.venv` over `env`."""
     own = ROOT / ".venv"
-    key = hashlib.sha256(env.name.encode() + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    told = b"".join((ROOT / folder / "pyproject.toml").read_bytes() for folder in DISTRIBUTIONS)
+    key = hashlib.sha256(env.name.encode() + told).hexdigest()
     if _linked(own) == f"{key} {ROOT}":
         return
     say(f"linking {own} to {env}")
@@ -194,10 +205,15 @@ def build_clone(env: Path) -> None:
     venv.create(own, with_pip=False)
     # addsitedir, unlike a plain path line, also honours the .pth files that dependencies ship.
     (site_packages(own) / "shared.pth").write_text(f"import site; site.addsitedir({str(site_packages(env))!r})\n")
-    run_pip(own, ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
+    editable = [word for folder in DISTRIBUTIONS for word in ("--editable", str(ROOT / folder))]
+    run_pip(own, ["--no-deps", "--no-build-isolation", *editable])
     for name in TOOLS:
         if (env / "bin" / name).exists():
             (own / "bin" / name).symlink_to(env / "bin" / name)
+    # Routers find the domain of a request by it; where it is there already, that is all.
+    fetch = [str(own / "bin" / "python"), "-m", "sparsity_router.prompts.embedding_model"]
+    if subprocess.run(fetch, stdout=sys.stderr).returncode:
+        sys.exit("[environment] the embedding model could not be fetched (see above)")
     (own / STAMP).write_text(f"{key} {ROOT}")
 
 

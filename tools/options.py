@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from sparsity.options.declaration import Leaf, leaves
-from sparsity.options.settings import variable
 from sparsity_router.config import PREFIX as ROUTER
 from sparsity_router.config import RouterConfig
+from sparsity_serving.options.declaration import Leaf, leaves
+from sparsity_serving.options.settings import variable
 from sparsity_worker.config import PREFIX as WORKER
 from sparsity_worker.config import WorkerConfig
 

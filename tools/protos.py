@@ -1,4 +1,4 @@
-"""Writes the committed stubs of proto/sparsity/v1; with --check, fails when they are stale."""
+"""Writes the committed stubs of proto/sparsity/v1 into client/; with --check, fails when they are stale."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent / "proto"
+STUBS = ROOT.parent / "client"
 
 
 # The plugins lie beside the interpreter, which need not be on the path.
@@ -30,7 +31,7 @@ def stale() -> list[str]:
     """Names of committed stubs that differ from what the sources generate."""
     with tempfile.TemporaryDirectory() as folder:
         fresh = {path.name: path.read_bytes() for path in generate(Path(folder))}
-    committed = {path.name: path.read_bytes() for path in ROOT.glob("sparsity/v1/*_pb2*")}
+    committed = {path.name: path.read_bytes() for path in STUBS.glob("sparsity/v1/*_pb2*")}
     return sorted(name for name in fresh | committed if fresh.get(name) != committed.get(name))
 
 
@@ -39,4 +40,4 @@ if __name__ == "__main__":
         if names := stale():
             sys.exit(f"stale stubs: {', '.join(names)}; run make protos")
     else:
-        generate(ROOT)
+        generate(STUBS)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from sparsity import benchmark
-from sparsity.engines import SGLANG
-from sparsity.errors import ConfigurationError, InvalidRequestError
 from sparsity_cli.console import AsJson, State, err, print_json, reported
 from sparsity_cli.quality import FORWARDED, bench_quality
 from sparsity_router.embedded.default_model import default_model
 from sparsity_router.embedded.folders import state_folder
 from sparsity_router.embedded.state import read_running
+from sparsity_rpc.errors import ConfigurationError, InvalidRequestError
+from sparsity_serving import benchmark
+from sparsity_serving.engines import SGLANG
 
 from sparsity_bench.policies.run import Counts
 from sparsity_bench.policies.run import measure as measure_policies

@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from sparsity.errors import EngineError
-from sparsity.serving import free_port
 from sparsity_router.embedded.child import Child
+from sparsity_rpc.errors import EngineError
+from sparsity_serving.addresses import free_port
 
 # Until every process serves: a router that can use no worker never does.
 START_SECONDS = 60.0

@@ -6,8 +6,8 @@ import getpass
 import os
 
 import grpc
-from sparsity.tls import ClientTls, open_channel
-from sparsity_client import Client
+from sparsity_client.wire import WireClient
+from sparsity_rpc.tls import ClientTls, open_channel
 
 
 def call_metadata() -> tuple[tuple[str, str], ...]:
@@ -30,6 +30,6 @@ def channel_to(router: str) -> grpc.Channel:
     return open_channel(router, ClientTls.from_environment())
 
 
-def client_of(router: str) -> Client:
+def client_of(router: str) -> WireClient:
     """A client of ``router``."""
-    return Client(router, tls=ClientTls.from_environment(), key=os.environ.get("SPARSITY_KEY"))
+    return WireClient(router, tls=ClientTls.from_environment(), key=os.environ.get("SPARSITY_KEY"))

@@ -17,7 +17,8 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
-from sparsity.errors import (
+from sparsity.v1 import inference_pb2
+from sparsity_rpc.errors import (
     ConfigurationError,
     ConflictError,
     InvalidRequestError,
@@ -27,8 +28,7 @@ from sparsity.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
-from sparsity.status import to_error
-from sparsity.v1 import inference_pb2
+from sparsity_rpc.status import to_error
 
 # Piped output is not cut to the width of a terminal that is not there.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)

@@ -7,8 +7,8 @@ from importlib import import_module
 from importlib.util import find_spec
 
 import typer
-from sparsity import telemetry
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving import telemetry
 
 from sparsity_cli import policies, quality, savings, up
 from sparsity_cli.fleet import check, status, worker

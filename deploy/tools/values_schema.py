@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sparsity.options.declaration import Leaf, leaves
 from sparsity_policies.model import Risk, Tier
 from sparsity_router.config import RouterConfig
+from sparsity_serving.options.declaration import Leaf, leaves
 from sparsity_worker.config import WorkerConfig
 
 FILE = Path(__file__).resolve().parents[1] / "helm" / "sparsity-router" / "values.schema.json"

@@ -5,18 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
-
-class Tier(IntEnum):
-    """How much attention; a larger number is sparser. Values equal `sparsity.v1.Tier`."""
-
-    DENSE = 1
-    MODERATE = 2
-    AGGRESSIVE = 3
-
-    @property
-    def word(self) -> str:
-        """The tier as documents spell it."""
-        return self.name.lower()
+from sparsity_rpc.tiers import Tier as Tier
 
 
 class Risk(IntEnum):

@@ -7,9 +7,9 @@ from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
-from sparsity.bounds import check_flags, check_labels, check_name, seconds_of
-from sparsity.errors import InvalidRequestError
 from sparsity.v1 import inference_pb2, policy_pb2
+from sparsity_rpc.errors import InvalidRequestError
+from sparsity_serving.bounds import check_flags, check_labels, check_name, seconds_of
 
 from sparsity_policies.decisions.simulate import SimulatedRequest, Summary
 from sparsity_policies.documents.document import Check, parse_policy, to_document

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from sparsity.errors import SparsityError
-from sparsity.logs import configure_logs
-from sparsity.options.settings import parser_of, read_settings
 from sparsity_policies.storage.redis_url import whole_url
+from sparsity_rpc.errors import SparsityError
+from sparsity_serving.logs import configure_logs
+from sparsity_serving.options.settings import parser_of, read_settings
 
 from sparsity_router.config import PREFIX, RouterConfig
 from sparsity_router.processes import shared_port

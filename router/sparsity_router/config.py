@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsity.engines import ENGINES, SGLANG
-from sparsity.errors import ConfigurationError
-from sparsity.options.declaration import Option, check_bounds, group, option
-from sparsity.tls import ClientTls, ServerTls
 from sparsity_policies.decisions.costs import H100, GpuSpeed
 from sparsity_policies.documents.shipped import band_sets
 from sparsity_policies.storage.redis_url import ENVIRONMENT, read_url
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_rpc.tls import ClientTls, ServerTls
+from sparsity_serving.engines import ENGINES, SGLANG
+from sparsity_serving.options.declaration import Option, check_bounds, group, option
 
 from sparsity_router.fleet.patience import FIRST_SECONDS, NEXT_SECONDS, Patience, read_seconds
 

@@ -13,8 +13,8 @@ import logging
 import time
 from typing import Final
 
-from sparsity.health import Health
 from sparsity_policies.model import Scope, Tier
+from sparsity_serving.health import Health
 
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.fleet.workers import State

@@ -11,17 +11,7 @@ from typing import Any
 
 import uvloop
 from opentelemetry import metrics as otel_metrics
-from sparsity import telemetry
-from sparsity.access.access import Access
-from sparsity.addresses import joined, read_address
-from sparsity.channels import MAX_MESSAGE_BYTES
-from sparsity.engines import ECHO
-from sparsity.errors import ConfigurationError, StoreError
-from sparsity.lease_keys import LeaseKeys, read_keys
-from sparsity.reloading import ReloadedFile, Reloading
-from sparsity.serving import listen
 from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2
-from sparsity.watchdog import Watchdog, signals
 from sparsity_policies.decisions.costs import ModelShape
 from sparsity_policies.documents.confined import SOURCES
 from sparsity_policies.documents.shipped import shipped_policies
@@ -30,6 +20,16 @@ from sparsity_policies.storage.folder import PolicyFolder
 from sparsity_policies.storage.redis_url import without_credentials
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_policies.threads import BUILDS
+from sparsity_rpc.channels import MAX_MESSAGE_BYTES
+from sparsity_rpc.errors import ConfigurationError, StoreError
+from sparsity_serving import telemetry
+from sparsity_serving.access.access import Access
+from sparsity_serving.access.lease_keys import LeaseKeys, read_keys
+from sparsity_serving.addresses import joined, read_address
+from sparsity_serving.engines import ECHO
+from sparsity_serving.reloading import ReloadedFile, Reloading
+from sparsity_serving.server import listen
+from sparsity_serving.watchdog import Watchdog, signals
 
 from sparsity_router.callers.admission import Callers
 from sparsity_router.callers.limits import TenantLimits, read_rates

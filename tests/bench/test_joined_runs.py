@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from sparsity.benchmark import Row, write
 from sparsity_bench.kernels.joined import join
+from sparsity_serving.benchmark import Row, write
 
 HEAD = {"device": "card", "versions": {"torch": "2"}, "kernels": {"triton": "3"}, "command": "make bench-kernels"}
 

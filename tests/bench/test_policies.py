@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sparsity.benchmark import percentile, spread
 from sparsity_bench.policies import latency, scale
 from sparsity_bench.policies.run import Counts, measure
+from sparsity_serving.benchmark import percentile, spread
 from support.tiny import tiny_model
 
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from sparsity.errors import EngineError
 from sparsity_bench import processes, timing
 from sparsity_bench.router import paths, peers, pressure, run
+from sparsity_rpc.errors import EngineError
 from support.tiny import tiny_model
 from support.valkey import Valkey
 

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from sparsity.errors import ConfigurationError
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_bench.serving import __main__ as serving
 from sparsity_bench.serving import baseline, repeats, smoke, soak, verdict
@@ -20,6 +19,7 @@ from sparsity_bench.serving.measured import Measured, read_all
 from sparsity_bench.serving.plan import DRY, REAL, Plan
 from sparsity_bench.serving.shapes import LLAMA_8B, TINY, write_model
 from sparsity_bench.serving.worker import Taken
+from sparsity_rpc.errors import ConfigurationError
 from sparsity_worker.config import ModelFacts
 from sparsity_worker.profiles.profile import load_profile
 

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from sparsity.v1 import inference_pb2, policy_pb2
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_policies.matching.scan import Scanner, ScanResult
 from sparsity_policies.model import Override, Scope
 from sparsity_policies.storage.store import PolicyStore

@@ -13,10 +13,10 @@ from typing import Any
 import grpc
 import pytest
 import redis.asyncio as redis
-from sparsity.errors import ConflictError, DeadlineError, StreamBrokenError
 from sparsity.v1 import inference_pb2, inference_pb2_grpc
 from sparsity_bench.router import pressure
-from sparsity_client import AsyncClient, make_request
+from sparsity_client.wire import AsyncWireClient, make_request
+from sparsity_rpc.errors import ConflictError, DeadlineError, StreamBrokenError
 from support.chaos_router import router_over, text_of
 from support.chaos_worker import worker_process
 from support.fake_worker import FakeWorker, answer, hang
@@ -62,7 +62,7 @@ async def killable(folder: Path) -> AsyncIterator[tuple[Router, Any, list[str]]]
 
 async def begin(router: Router, got: list[str]) -> asyncio.Task[None]:
     async def read() -> None:
-        async with AsyncClient(router.address) as client:
+        async with AsyncWireClient(router.address) as client:
             async for response in client.generate(make_request("hi", domain="rag"), 15.0):
                 got.append(response.text)
 

@@ -21,7 +21,7 @@ import grpc
 import psutil
 import pytest
 from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2, policy_pb2_grpc, worker_pb2
-from sparsity_client import AsyncClient, make_request
+from sparsity_client.wire import AsyncWireClient, make_request
 from support.embedded import Embedded, embedded
 from support.fuzzing import WAYS, Target, call, good, message_for, methods_of
 
@@ -145,7 +145,7 @@ async def fuzz(service: Embedded, calls: int, seed: int) -> Found:
 
 
 async def answers(service: Embedded) -> str:
-    async with AsyncClient(service.router) as client:
+    async with AsyncWireClient(service.router) as client:
         stream = client.generate(make_request("hello", domain="summarization", max_new_tokens=8), 10.0)
         return "".join([response.text async for response in stream])
 

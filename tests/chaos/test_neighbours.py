@@ -13,7 +13,7 @@ import grpc
 import psutil
 import pytest
 from sparsity.v1 import inference_pb2
-from sparsity_client import AsyncClient, make_request
+from sparsity_client.wire import AsyncWireClient, make_request
 from sparsity_router.fleet.patience import Patience
 from support.chaos_fleet import fleet
 from support.chaos_worker import worker_process
@@ -193,7 +193,7 @@ async def test_tenants_pay_for_what_they_used_and_once(tmp_path: Path) -> None:
         # An answer may have 128 tokens and has 3.
         for _ in range(20):
             await at.router.generate(characters=2, tenant="t")
-        async with AsyncClient(at.router.address) as client:
+        async with AsyncWireClient(at.router.address) as client:
             for _ in range(3):
                 stream = client.generate(make_request("hi", domain="rag", tenant="p"), 10.0, direct=True)
                 assert "".join([response.text async for response in stream]) == "abc"

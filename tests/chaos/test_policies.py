@@ -16,7 +16,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sparsity.v1 import inference_pb2, policy_pb2
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_policies.storage.scripts import POLICIES
 from support.chaos_fleet import SPARSE, fleet
 from support.embedded import SPARSITY
@@ -28,7 +28,7 @@ from support.telling import tell
 from support.valkey import Valkey
 
 from tests.policies.test_confined import BOMB, SLOW
-from tests.router.test_hostile_policies import FOUR
+from tests.router.services.test_hostile_policies import FOUR
 
 pytestmark = pytest.mark.chaos
 TWO = "labels.all(a, labels.all(b, labels[a] != labels[b] + 'x'))"

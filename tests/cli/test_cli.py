@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 
 import pytest
-from sparsity.benchmark import Row, header, judged, markdown, write
 from sparsity_cli.main import app
 from sparsity_router.embedded.state import Process, Running, read_running
 from sparsity_router.prompts.corpus import excerpt, technical_text
+from sparsity_serving.benchmark import Row, header, judged, markdown, write
 from typer.testing import CliRunner
 
 RUNNER = CliRunner()

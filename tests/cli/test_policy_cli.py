@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import Result
-from sparsity.access.access import key_digest
 from sparsity_cli.main import app
 from sparsity_policies.decisions.journal import Entry
 from sparsity_policies.documents.shipped import shipped_policies
@@ -24,6 +23,7 @@ from sparsity_policies.documents.yamlfile import dump_yaml
 from sparsity_policies.model import Reason, Signals, Tier
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.storage.store import PolicyStore
+from sparsity_serving.access.access import key_digest
 from support.router_process import RouterProcess
 from support.valkey import Valkey
 from typer.testing import CliRunner

@@ -11,11 +11,11 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError
 from sparsity_cli.main import app
 from sparsity_router.embedded import traces
 from sparsity_router.embedded.trace_tree import read_trace
 from sparsity_router.embedded.traces import FILE_NAME, TraceReceiver, older
+from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, NotFoundError
 from typer.testing import CliRunner
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"

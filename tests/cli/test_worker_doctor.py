@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sparsity.lease_keys import LeaseKey, LeaseKeys
-from sparsity.leases import LeaseChecker
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_cli.fleet.worker import _described
 from sparsity_cli.main import app
+from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
+from sparsity_serving.access.leases import LeaseChecker
 from support.fake_worker import FakeWorker
 from support.rig import AGGRESSIVE, DENSE
 from support.tiny import tiny_model

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from sparsity import errors
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_policies import model
+from sparsity_rpc import errors
 from support.ports import BLOCK, free_port
 from support.slow import SLOW
 
@@ -61,7 +61,7 @@ def test_channels_are_opened_in_one_place_which_goes_past_proxies() -> None:
     opened = re.compile(r"\b(grpc|aio)\.(in)?secure_channel\(")
     listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
     places = [name for name in listed.stdout.split() if not name.startswith("tests/")]
-    assert {name for name in places if opened.search((ROOT / name).read_text())} == {"proto/sparsity/tls.py"}
+    assert {name for name in places if opened.search((ROOT / name).read_text())} == {"client/sparsity_rpc/tls.py"}
 
 
 def test_a_reason_to_be_slow_outlives_no_file() -> None:
@@ -74,5 +74,5 @@ def test_processes_of_tests_are_given_no_port_twice() -> None:
     other = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, check=True)
     assert int(other.stdout) not in own
     assert len(own) > BLOCK // 2
-    found = [path for path in (ROOT / "tests").rglob("*.py") if "serving import free_port" in path.read_text()]
+    found = [path for path in (ROOT / "tests").rglob("*.py") if "addresses import free_port" in path.read_text()]
     assert found == [Path(__file__)], "the product's search finds what another process is about to listen on"

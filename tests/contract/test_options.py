@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from sparsity.errors import ConfigurationError
-from sparsity.options.declaration import Option, check_bounds, group, leaves, option
-from sparsity.options.settings import parser_of, read_settings
-from sparsity.tls import ClientTls
 from sparsity_policies.decisions.costs import H100, GpuSpeed
 from sparsity_policies.storage.redis_url import RedisTls, read_url
 from sparsity_router.__main__ import read_config as read_router
 from sparsity_router.config import RouterConfig
 from sparsity_router.fleet.patience import Patience
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_rpc.tls import ClientTls
+from sparsity_serving.options.declaration import Option, check_bounds, group, leaves, option
+from sparsity_serving.options.settings import parser_of, read_settings
 from sparsity_worker.__main__ import read_config as read_worker
 from sparsity_worker.coalescing import Coalescing
 from sparsity_worker.config import TIERS, WorkerConfig

@@ -11,7 +11,8 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from sparsity import telemetry
+from sparsity_rpc import tracing
+from sparsity_serving import telemetry
 
 
 @pytest.mark.parametrize(
@@ -43,11 +44,11 @@ async def test_a_stream_that_another_task_closes_leaves_no_complaint(
     call = SimpleNamespace(invocation_metadata=lambda: (("traceparent", f"00-{'1' * 32}-{'2' * 16}-01"),))
 
     async def stream() -> AsyncGenerator[int]:
-        with telemetry.server_span(provider.get_tracer("test"), "served", cast(Any, call)):
+        with tracing.server_span(provider.get_tracer("test"), "served", cast(Any, call)):
             yield 1
 
     for off in (False, True):
-        monkeypatch.setattr(telemetry, "_off", lambda off=off: off)
+        monkeypatch.setattr(tracing, "_off", lambda off=off: off)
         begun = stream()
         assert await asyncio.create_task(anext(begun)) == 1
         await asyncio.create_task(begun.aclose())

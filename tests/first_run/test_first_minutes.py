@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import client_alone
 import psutil
 import pytest
 import yaml
@@ -119,13 +119,36 @@ def test_the_demo_finds_policy_held_and_the_killed_worker_serves_again(service: 
     eventually_said(service, "echo-aggressive serves again")
 
 
-def test_the_example_of_the_readme_prints_an_answer(service: Embedded) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (example,) = [block for block in blocks if "sparsity_client" in block]
-    assert "127.0.0.1:7000" in example
-    code = example.replace("127.0.0.1:7000", service.router)
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert shown.returncode == 0, shown.stderr
-    answer, explanation = shown.stdout.splitlines()
+def examples(page: str, router: str) -> list[str]:
+    """The Python examples of a page that use the client, for the router of a test."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    found = [block for block in blocks if "sparsity_client" in block]
+    assert all("127.0.0.1:7000" in block for block in found)
+    return [block.replace("127.0.0.1:7000", router) for block in found]
+
+
+def test_the_client_alone_is_small_and_the_example_of_the_readme_prints_an_answer(
+    service: Embedded, tmp_path: Path
+) -> None:
+    alone = client_alone.install(tmp_path / "alone")
+    assert "sparsity-client 0.1.0" in alone.packages
+    assert len(alone.packages) <= 10, alone.packages
+    assert alone.megabytes <= 40
+    (example,) = examples("README.md", service.router)
+    answer, explanation = ran(alone.python, example, tmp_path)
     assert answer == "echo: What is the capital of France?"
     assert "prompt tokens lie in the band from 0" in explanation
+    asked, refused = examples("docs/clients.md", service.router)
+    answer, summary = ran(alone.python, asked, tmp_path)
+    assert re.fullmatch(r"echo: What is the capital of France\? dense LENGTH_BAND \d+", answer)
+    assert summary == "echo: Summarize this."
+    assert ran(alone.python, refused, tmp_path) == [
+        "INVALID_ARGUMENT INVALID_REQUEST priority must be in [0, 9], not 12"
+    ]
+
+
+def ran(python: Path, code: str, folder: Path) -> list[str]:
+    """What code prints; isolated, so that nothing of the clone can be imported."""
+    shown = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, timeout=60, cwd=folder)
+    assert shown.returncode == 0, shown.stderr
+    return shown.stdout.splitlines()

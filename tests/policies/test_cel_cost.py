@@ -8,14 +8,14 @@ from typing import Any
 
 import cel
 import pytest
-from sparsity.bounds import MAX_FLAGS, MAX_LABELS, MAX_NAME
-from sparsity.errors import InvalidRequestError
 from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.documents.validate import MAX_RULES
 from sparsity_policies.matching.cel_cost import MAX_RAISED_FLAGS, MAX_RULE_STEPS, bound
 from sparsity_policies.matching.cel_syntax import MAX_DEPTH, MAX_SOURCE, parse
 from sparsity_policies.matching.conditions import Condition, context
 from sparsity_policies.model import Signals
+from sparsity_rpc.errors import InvalidRequestError
+from sparsity_serving.bounds import MAX_FLAGS, MAX_LABELS, MAX_NAME
 
 LABELS = {f"k{number}".ljust(MAX_NAME, "y"): "v" * MAX_NAME for number in range(MAX_LABELS)}
 FLAGS = [f"f{number}".ljust(MAX_NAME, "x") for number in range(MAX_FLAGS + MAX_RAISED_FLAGS)]

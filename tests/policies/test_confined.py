@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sparsity.errors import InvalidRequestError
 from sparsity_policies.documents import confined
 from sparsity_policies.documents.confined import Confined
 from sparsity_policies.documents.document import parse_policy, unchecked
@@ -20,6 +19,7 @@ from sparsity_policies.documents.yamlfile import dump_yaml, load_yaml
 from sparsity_policies.matching.scan import Scanner
 from sparsity_policies.model import Policy
 from sparsity_policies.storage.folder import PolicyFolder
+from sparsity_rpc.errors import InvalidRequestError
 
 SLOW = "[^a]{1,5000}[^b]{1,5000}z"
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(

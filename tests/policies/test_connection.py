@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from redis.asyncio.connection import SSLConnection
-from sparsity.errors import ConfigurationError
 from sparsity_policies.storage.connection import close, connect
 from sparsity_policies.storage.redis_tls import secured_context
 from sparsity_policies.storage.redis_url import (
@@ -22,6 +21,7 @@ from sparsity_policies.storage.redis_url import (
     whole_url,
     without_credentials,
 )
+from sparsity_rpc.errors import ConfigurationError
 from support.redis_security import Security
 
 ODD = "p/w@:#%2x"

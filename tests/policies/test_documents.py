@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import pytest
-from sparsity.errors import ConfigurationError, InvalidRequestError
 from sparsity_policies.documents.document import parse_policy, to_document
 from sparsity_policies.documents.shipped import band_sets, shipped_policies
 from sparsity_policies.documents.yamlfile import load_yaml
 from sparsity_policies.model import Tier
 from sparsity_policies.wire import policy_from_wire, policy_to_wire
+from sparsity_rpc.errors import ConfigurationError, InvalidRequestError
 
 GOOD = {"domain": "x", "risk": "low", "bands": [{"from_tokens": 0, "tier": "dense"}]}
 AGGRESSIVE = [{"from_tokens": 0, "tier": "aggressive"}]

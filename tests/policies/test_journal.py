@@ -7,11 +7,11 @@ import pytest
 import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
-from sparsity.errors import NotFoundError, StoreError
 from sparsity_policies.decisions.journal import Entry, Outcome, is_sampled
 from sparsity_policies.model import Reason, Signals, Tier
 from sparsity_policies.storage.decisionlog import AuditEvent, DecisionLog
 from sparsity_policies.storage.store import PolicyStore
+from sparsity_rpc.errors import NotFoundError, StoreError
 from support.valkey import Valkey
 
 TEXT = st.text(max_size=8)

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sparsity.errors import ConflictError, RateLimitError, StoreError
 from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import Override, Scope
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_router.callers.limits import TenantLimits
 from sparsity_router.decisions.sessions import Sessions
+from sparsity_rpc.errors import ConflictError, RateLimitError, StoreError
 from support.redis_security import PASSWORD, SENTINEL_PASSWORD, Security
 from support.redis_server import RedisServer, cluster, sentinel
 

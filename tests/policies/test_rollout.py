@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from sparsity.errors import InvalidRequestError
 from sparsity_policies.decisions.decide import decide
 from sparsity_policies.decisions.rollout import Action, arm, bucket, halt, lets_through, move
 from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Policy, Reason, Rollout, Signals, StickyBy, Tier
+from sparsity_rpc.errors import InvalidRequestError
 from support.snapshots import snapshot
 
 

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
-from sparsity.errors import ConfigurationError, ConflictError, NotFoundError, StoreError
 from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import Override, Scope, Tier
 from sparsity_policies.storage.store import PolicyStore
+from sparsity_rpc.errors import ConfigurationError, ConflictError, NotFoundError, StoreError
 from support.valkey import Valkey
 
 POLICIES = shipped_policies("small-context")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sparsity.errors import InvalidRequestError
 from sparsity_policies.documents.document import MAX_BYTES, encode, parse_policy
 from sparsity_policies.documents.validate import check_exemplars
 from sparsity_policies.documents.yamlfile import dump_yaml, load_yaml
 from sparsity_policies.matching.conditions import Condition, operands, split
+from sparsity_rpc.errors import InvalidRequestError
 
 BANDS = [{"from_tokens": 0, "tier": "dense"}, {"from_tokens": 100, "tier": "aggressive"}]
 

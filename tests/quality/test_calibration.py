@@ -11,7 +11,6 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sparsity.errors import ConfigurationError
 from sparsity_quality.calibration import choice
 from sparsity_quality.calibration.calibrate import Calibration, Texts
 from sparsity_quality.calibration.curves import BUDGETS, THRESHOLDS, measure_curves
@@ -19,6 +18,7 @@ from sparsity_quality.calibration.profiles import load, write
 from sparsity_quality.calibration.target import Target
 from sparsity_quality.calibration.texts import built_in, from_folder
 from sparsity_quality.subjects.model import LocalModel
+from sparsity_rpc.errors import ConfigurationError
 from sparsity_worker.profiles.profile import Profile, load_profile
 
 LENGTH = 512

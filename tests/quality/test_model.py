@@ -11,11 +11,11 @@ from sparse_kernels.huggingface.adapter import use_sparsity
 from sparse_kernels.huggingface.needs import Needs, knob_for
 from sparse_kernels.huggingface.paged_cache import PagedCache
 from sparse_kernels.schedule import SparseAttention
-from sparsity.errors import ConfigurationError
 from sparsity_quality.subjects.contenders import Contender, contender, rivals
 from sparsity_quality.subjects.lineup import settled
 from sparsity_quality.subjects.model import DENSE, LocalModel
 from sparsity_quality.subjects.reading import follow
+from sparsity_rpc.errors import ConfigurationError
 from sparsity_worker.profiles.profile import Profile
 from support.paging import rms_ratio
 from support.tiny import tiny_weights

@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sparsity import benchmark
-from sparsity.errors import ConfigurationError
 from sparsity_quality import commands
 from sparsity_quality.reports import charts, goals, report, warning
 from sparsity_quality.reports.table import Table
@@ -23,6 +21,8 @@ from sparsity_quality.runs.suite import run
 from sparsity_quality.subjects.model import LocalModel
 from sparsity_quality.tasks.case import Case, Question
 from sparsity_quality.tasks.cases import DOCUMENTS, Wanted, cases_at, own_cases
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving import benchmark
 
 FAMILIES = ("labels", "frequencies", DOCUMENTS)
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from random import Random
 
 import pytest
-from sparsity.errors import ConfigurationError
 from sparsity_quality.tasks import FAMILIES, corpus, generate
 from sparsity_quality.tasks.case import RESERVE, Case, Question, cut, haystack
 from sparsity_quality.tasks.metrics import METRICS
+from sparsity_rpc.errors import ConfigurationError
 
 WORDS: dict[str, int] = {}
 TEXTS: list[str] = []

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sparsity.errors import ConfigurationError, UnavailableError
 from sparsity.v1 import inference_pb2
 from sparsity_quality import commands
 from sparsity_quality.__main__ import app_of
 from sparsity_quality.tasks.cases import Wanted
+from sparsity_rpc.errors import ConfigurationError, UnavailableError
 from support.fake_worker import FakeWorker, answer, break_off
 from typer.testing import CliRunner
 
@@ -153,6 +153,6 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(quality, "_NEEDED", ("torch", "no_such_package"))
     result = CliRunner().invoke(app, ["calibrate", "--help"])
     assert result.exit_code == 2
-    assert "no_such_package: not installed; run pip install 'sparsity-router[quality]'" in result.stderr.replace(
+    assert "no_such_package: not installed; run pip install 'sparsity-worker[quality]'" in result.stderr.replace(
         "\n", " "
     )

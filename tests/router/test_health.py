@@ -7,10 +7,10 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from sparsity.errors import ConfigurationError
-from sparsity.health import LIVENESS, READINESS, Health
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_router.config import RouterConfig
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving.health import LIVENESS, READINESS, Health
 from support.fake_worker import FakeWorker
 from support.ports import free_port
 from support.rig import DENSE

@@ -14,15 +14,15 @@ import grpc
 import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from sparsity.addresses import Address, read_address
-from sparsity.errors import ConfigurationError, SparsityError
-from sparsity.lease_keys import LeaseKey, LeaseKeys
-from sparsity.leases import LeaseChecker
-from sparsity.serving import listen, require_free
-from sparsity.tls import ClientTls, ServerTls, open_aio_channel
-from sparsity_client import AsyncClient, make_request
+from sparsity_client.wire import AsyncWireClient, make_request
 from sparsity_router.config import RouterConfig
 from sparsity_router.fleet.discovery import discover
+from sparsity_rpc.errors import ConfigurationError, SparsityError
+from sparsity_rpc.tls import ClientTls, ServerTls, open_aio_channel
+from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
+from sparsity_serving.access.leases import LeaseChecker
+from sparsity_serving.addresses import Address, read_address, require_free
+from sparsity_serving.server import listen
 from support.fake_worker import SERVICE, FakeWorker
 from support.ports import free_port, free_ports
 from support.rig import DENSE
@@ -80,7 +80,7 @@ async def test_a_router_and_its_worker_meet_by_it(tmp_path: Path, place: str) ->
     with Valkey() as server:
         options: dict[str, Any] = {"lease_key_file": tmp_path / "key", "health_listen": probes, "drain_seconds": 0.1}
         config = RouterConfig(model, (place.format(worker.address),), server.url, "[::1]:0", **options)
-        async with running(config) as router, AsyncClient(f"[::1]:{router.port}") as client:
+        async with running(config) as router, AsyncWireClient(f"[::1]:{router.port}") as client:
 
             async def answer(direct: bool) -> str:
                 made = make_request("hi", domain="rag")

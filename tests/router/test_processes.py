@@ -13,13 +13,13 @@ from typing import Any
 import grpc
 import psutil
 import pytest
-from sparsity.errors import ConfigurationError
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, policy_pb2, policy_pb2_grpc
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_policies.model import Override, Scope
 from sparsity_router.following.overrides import Overrides
 from sparsity_router.following.siblings import Siblings
 from sparsity_router.processes import shared_port as processes
+from sparsity_rpc.errors import ConfigurationError
 from support.router_process import RouterProcess
 from support.valkey import Valkey
 

@@ -11,12 +11,12 @@ from typing import Any
 import grpc
 import pytest
 import trustme
-from sparsity.errors import ConfigurationError, UnavailableError
-from sparsity.serving import listen
-from sparsity.tls import ClientTls, ServerTls, open_aio_channel
 from sparsity.v1 import inference_pb2, inference_pb2_grpc
-from sparsity_client import AsyncClient, make_request
+from sparsity_client.wire import AsyncWireClient, make_request
 from sparsity_router.config import RouterConfig
+from sparsity_rpc.errors import ConfigurationError, UnavailableError
+from sparsity_rpc.tls import ClientTls, ServerTls, open_aio_channel
+from sparsity_serving.server import listen
 from support.fake_worker import SERVICE, FakeWorker
 from support.rig import DENSE
 from support.router import running, until
@@ -62,7 +62,7 @@ async def reaches(fake: FakeWorker, tls: ClientTls) -> bool:
 
 
 async def generate(address: str, tls: ClientTls | None, *, direct: bool = False) -> str:
-    async with AsyncClient(address, tls=tls) as client:
+    async with AsyncWireClient(address, tls=tls) as client:
         request = make_request("hi", domain="rag")
         return "".join([response.text async for response in client.generate(request, 10.0, direct=direct)])
 

@@ -16,8 +16,8 @@ import grpc
 import pytest
 import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from sparsity.health import Health
-from sparsity.watchdog import Watchdog, signals
+from sparsity_serving.health import Health
+from sparsity_serving.watchdog import Watchdog, signals
 from support.ports import free_port
 
 
@@ -55,7 +55,9 @@ def test_a_stall_is_told_and_fails_liveness_past_its_bound(caplog: pytest.LogCap
         hold(4.5)
         await asyncio.sleep(0.6)
         prober.join()
-        assert (liveness(address), watchdog.stalled, watchdog.stalls) == ("SERVING", 0.0, 1)
+        # This probe holds the loop for a moment itself.
+        assert (liveness(address), watchdog.stalls) == ("SERVING", 1)
+        assert watchdog.stalled < 0.5
         watchdog.stop()
         await health.stop()
 
@@ -97,7 +99,7 @@ def test_a_process_whose_loop_stands_still_ends_when_it_is_told_to(tmp_path: Pat
     script.write_text(
         textwrap.dedent("""
         import asyncio, signal, time
-        from sparsity import watchdog
+        from sparsity_serving import watchdog
         watchdog._END_SECONDS = 0.5
 
         async def main():

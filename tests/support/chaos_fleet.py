@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsity.v1 import inference_pb2
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from support.chaos_router import router_over
 from support.fake_worker import FakeWorker, answer
 from support.rig import AGGRESSIVE, DENSE, MODERATE

@@ -8,9 +8,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from sparsity.errors import UnavailableError
-from sparsity_client import AsyncClient, make_request
+from sparsity_client.wire import AsyncWireClient, make_request
 from sparsity_router.config import RouterConfig
+from sparsity_rpc.errors import UnavailableError
 from support.router import Router, running, until
 from support.tiny import CONTEXT, tiny_model
 from support.valkey import Valkey
@@ -30,7 +30,7 @@ async def router_over(
         url = redis_url or stack.enter_context(Valkey()).url
         config = RouterConfig(tiny_model(folder / "model", context), places, url, "127.0.0.1:0", **options)
         router = await stack.enter_async_context(running(config, detect=detect))
-        async with AsyncClient(router.address) as client:
+        async with AsyncWireClient(router.address) as client:
 
             async def used() -> bool:
                 try:
@@ -45,6 +45,6 @@ async def router_over(
 
 
 async def text_of(router: Router, **options: Any) -> str:
-    async with AsyncClient(router.address) as client:
+    async with AsyncWireClient(router.address) as client:
         stream = client.generate(make_request("hi", domain="rag"), options.pop("timeout", 15.0), **options)
         return "".join([response.text async for response in stream])

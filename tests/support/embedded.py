@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsity_client import Client
+from sparsity_client.wire import WireClient
 from support.ports import free_port, free_ports
 
 SPARSITY = str(Path(sys.executable).parent / "sparsity")
@@ -43,8 +43,8 @@ class Embedded:
         """Its answer to a command with --json."""
         return json.loads(self.cli(*arguments, "--json").stdout)
 
-    def client(self) -> Client:
-        return Client(self.router)
+    def client(self) -> WireClient:
+        return WireClient(self.router)
 
     def worker_address(self, tier: str) -> str:
         note = json.loads((self.state / "up.json").read_text())

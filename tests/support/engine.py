@@ -14,8 +14,8 @@ from typing import Any
 
 import grpc
 import yaml
-from sparsity.channels import MAX_MESSAGE_BYTES
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
+from sparsity_rpc.channels import MAX_MESSAGE_BYTES
 from support.ports import free_port
 from support.profiles import profile_document
 

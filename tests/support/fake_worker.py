@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from sparsity.errors import TokenCountError
-from sparsity.leases import LeaseChecker
-from sparsity.serving import listen
 from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity_rpc.errors import TokenCountError
+from sparsity_serving.access.leases import LeaseChecker
+from sparsity_serving.server import listen
 from support.tiny import tiny_tokenizer
 
 _TOKENIZER = tiny_tokenizer()

@@ -12,7 +12,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescri
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from sparsity.v1 import inference_pb2, policy_pb2, worker_pb2
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 
 # Lengths at their bounds, forms of one letter, text that runs from right to left, what a store or a shell reads.
 TEXTS = ("", "hi", "rag", "code", "x" * 256, "x" * 257, "\u00e9" * 300, "e\u0301", "\0", "<|end|>", "1-1", "a" * 20_000,

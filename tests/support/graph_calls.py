@@ -27,7 +27,7 @@ from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCuda
 from sglang.srt.model_executor.runner.prefill_cuda_graph_runner import PrefillCudaGraphRunner
 from sglang.srt.model_executor.runner_utils.buffers import DecodeInputBuffers
 from sglang.srt.runtime_context import get_parallel
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 from sparsity_worker.keys import CONFIG_KEY, REPORT_KEY
 from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Account
 from sparsity_worker.plugin.attention import Prompt

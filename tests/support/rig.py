@@ -12,10 +12,8 @@ from typing import Any, cast
 
 import grpc
 import pytest
-from sparsity.engines import SGLANG
-from sparsity.serving import listen
 from sparsity.v1 import inference_pb2, inference_pb2_grpc
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_policies.documents.document import parse_policy
 from sparsity_router.decisions.sessions import Sessions
 from sparsity_router.fleet.fleet import Admission, Fleet
@@ -25,6 +23,8 @@ from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_router.relaying.shadow import Shadow
 from sparsity_router.server import INFERENCE
 from sparsity_router.services.inference import InferenceService
+from sparsity_serving.engines import SGLANG
+from sparsity_serving.server import listen
 from support.fake_worker import FakeWorker
 from support.snapshots import snapshot
 from support.tiny import tiny_model

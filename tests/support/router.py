@@ -15,7 +15,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, policy_pb2, policy_pb2_grpc
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_router.config import RouterConfig
 from sparsity_router.server import serve
 

@@ -16,10 +16,8 @@ from typing import Any, NamedTuple, cast
 
 import grpc
 from grpc.aio import AioRpcError, Metadata
-from sparsity.errors import SparsityError
-from sparsity.lease_keys import LeaseKey, LeaseKeys
 from sparsity.v1 import inference_pb2, worker_pb2
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_policies.decisions.rollout import Action, bucket, move
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.documents.document import parse_policy
@@ -31,6 +29,8 @@ from sparsity_router.fleet.workers import Worker
 from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_router.services.inference import InferenceService
+from sparsity_rpc.errors import SparsityError
+from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
 from support.snapshots import stored
 from support.tiny import tiny_model
 

@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator, Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sparsity.errors import EngineError
 from sparsity.v1 import inference_pb2
+from sparsity_rpc.errors import EngineError
 from sparsity_worker.coalescing import Coalescing, coalesced
 
 LONG = 1.0

@@ -11,14 +11,14 @@ from typing import Any
 
 import grpc
 import pytest
-from sparsity.access.access import Access, key_digest
-from sparsity.engines import ECHO
-from sparsity.errors import ConfigurationError
-from sparsity.lease_keys import LeaseKey, LeaseKeys
-from sparsity.leases import LeaseChecker, sign
-from sparsity.serving import listen
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_router.prompts.tokens import ModelTokenizer
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving.access.access import Access, key_digest
+from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
+from sparsity_serving.access.leases import LeaseChecker, sign
+from sparsity_serving.engines import ECHO
+from sparsity_serving.server import listen
 from sparsity_worker.calls.identity import Identity
 from sparsity_worker.calls.load import Load
 from sparsity_worker.calls.service import WorkerService

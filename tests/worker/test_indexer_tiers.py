@@ -15,7 +15,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.keys import CONFIG_KEY
 from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Account

@@ -3,8 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sparsity.metering import Times
 from sparsity.v1 import inference_pb2
+from sparsity_serving.metrics.metering import Times
 from sparsity_worker.calls.load import Load
 from sparsity_worker.calls.metering import WorkerMetrics, _thirds
 from sparsity_worker.config import ModelFacts, WorkerConfig

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from sparsity.lease_keys import LeaseKey, LeaseKeys
-from sparsity.leases import sign
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
+from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
+from sparsity_serving.access.leases import sign
 from sparsity_worker.echo.model import CONTEXT, write_echo_model
 from support.ports import free_port
 

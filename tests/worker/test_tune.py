@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.profiles.profile import Profile, load_profile, parse_profile
 from sparsity_worker.tune import __main__ as command

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sparse_kernels import AttentionStats, PageSummaries
 from sparse_kernels.schedule import LayerSchedule, SparseAttention
-from sparsity.errors import (
+from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity_rpc.errors import (
     ConfigurationError,
     DrainingError,
     InvalidRequestError,
     OverloadedError,
     TokenCountError,
 )
-from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_worker.calls.load import Load
 from sparsity_worker.calls.requests import check_size, engine_request, marker_ids, read_prompt
 from sparsity_worker.config import ModelFacts, WorkerConfig

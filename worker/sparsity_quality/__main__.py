@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from sparse_kernels.mean_correction import UNITS
-from sparsity.errors import ConfigurationError, SparsityError
+from sparsity_rpc.errors import ConfigurationError, SparsityError
 
 from sparsity_quality import commands
 from sparsity_quality.calibration.target import Target

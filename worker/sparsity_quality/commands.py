@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sparsity import benchmark
-from sparsity.benchmark import Row
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving import benchmark
+from sparsity_serving.benchmark import Row
 from sparsity_worker.profiles.profile import Profile
 
 from sparsity_quality.calibration import profiles
@@ -74,6 +74,9 @@ def measure(suite: Suite, done: Done, said: Callable[[str], None]) -> tuple[Tabl
 
     Returns:
         The standings, and the tier of each profile by its name in them.
+
+    Raises:
+        ConfigurationError: for options that do not go together, and for what cannot be loaded or put to the model.
     """
     results = Results(suite.folder / "cells.jsonl")
     if suite.workers:

@@ -6,9 +6,9 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 
-from sparsity.errors import SparsityError
-from sparsity.logs import configure_logs
-from sparsity.options.settings import parser_of, read_settings
+from sparsity_rpc.errors import SparsityError
+from sparsity_serving.logs import configure_logs
+from sparsity_serving.options.settings import parser_of, read_settings
 
 from sparsity_worker.config import PREFIX, WorkerConfig
 

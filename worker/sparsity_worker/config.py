@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsity.engines import ECHO, ENGINES, SGLANG
-from sparsity.errors import ConfigurationError
-from sparsity.options.declaration import Option, check_bounds, group, option
-from sparsity.tls import ServerTls
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_rpc.tls import ServerTls
+from sparsity_serving.engines import ECHO, ENGINES, SGLANG
+from sparsity_serving.options.declaration import Option, check_bounds, group, option
 
 from sparsity_worker.coalescing import Coalescing
 from sparsity_worker.folders import state_folder

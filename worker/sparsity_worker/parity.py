@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from sparsity.tls import open_channel
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
+from sparsity_rpc.tls import open_channel
 from tokenizers import Tokenizer
 
 from sparsity_worker.devices import pick_dtype

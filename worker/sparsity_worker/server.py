@@ -9,17 +9,17 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics
-from sparsity import telemetry
-from sparsity.access.access import Access
-from sparsity.addresses import joined, read_address
-from sparsity.channels import MAX_MESSAGE_BYTES
-from sparsity.engines import ECHO
-from sparsity.errors import ConfigurationError
-from sparsity.lease_keys import LeaseKeys, read_keys
-from sparsity.leases import LeaseChecker
-from sparsity.reloading import ReloadedFile, Reloading
-from sparsity.serving import listen, require_free
 from sparsity.v1 import worker_pb2
+from sparsity_rpc.channels import MAX_MESSAGE_BYTES
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving import telemetry
+from sparsity_serving.access.access import Access
+from sparsity_serving.access.lease_keys import LeaseKeys, read_keys
+from sparsity_serving.access.leases import LeaseChecker
+from sparsity_serving.addresses import joined, read_address, require_free
+from sparsity_serving.engines import ECHO
+from sparsity_serving.reloading import ReloadedFile, Reloading
+from sparsity_serving.server import listen
 from tokenizers import Tokenizer
 
 from sparsity_worker.calls.identity import Identity

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import triton
 from sparse_kernels import plot
-from sparsity.benchmark import Row, header, write
+from sparsity_serving.benchmark import Row, header, write
 
 from sparsity_bench.kernels import dense
 from sparsity_bench.kernels.gate import Gate

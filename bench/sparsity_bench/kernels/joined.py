@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparsity.benchmark import Row, write
+from sparsity_serving.benchmark import Row, write
 
 # What of a header must be the same in all runs (`kernels` has torch and Triton), and what is told of each.
 _SAME = ("device", "kernels", "command")

@@ -8,7 +8,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from sparsity.benchmark import Row
+from sparsity_serving.benchmark import Row
 
 from sparsity_bench.kernels import gate
 from sparsity_bench.kernels.gate import Gate

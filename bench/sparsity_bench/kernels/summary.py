@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsity.benchmark import Row
+from sparsity_serving.benchmark import Row
 
 _RATE = ", rate"
 

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from sparsity.benchmark import Row, spread
-from sparsity.errors import EngineError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Policy, Tier
 from sparsity_policies.storage.store import PolicyStore
+from sparsity_rpc.errors import EngineError
+from sparsity_serving.benchmark import Row, spread
 
 from sparsity_bench.policies.replicas import Group
 

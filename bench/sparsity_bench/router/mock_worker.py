@@ -15,10 +15,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import uvloop
-from sparsity.channels import MAX_MESSAGE_BYTES
-from sparsity.errors import OverloadedError
-from sparsity.serving import listen
 from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity_rpc.channels import MAX_MESSAGE_BYTES
+from sparsity_rpc.errors import OverloadedError
+from sparsity_serving.server import listen
 
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"]
 TOKENS_A_MESSAGE = 8

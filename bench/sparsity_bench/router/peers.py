@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparsity.benchmark import Row
-from sparsity.errors import ConfigurationError, EngineError
 from sparsity_router.embedded.child import Child
 from sparsity_router.embedded.folders import cache_folder
 from sparsity_router.prompts.corpus import excerpt
+from sparsity_rpc.errors import ConfigurationError, EngineError
+from sparsity_serving.benchmark import Row
 
 from sparsity_bench import processes, timing
 from sparsity_bench.router import paths
@@ -202,6 +202,6 @@ async def _session() -> AsyncIterator[Any]:
     try:
         import aiohttp
     except ModuleNotFoundError as error:
-        raise ConfigurationError("peers are measured over HTTP: install sparsity-router[bench]") from error
+        raise ConfigurationError("peers are measured over HTTP: install aiohttp") from error
     async with aiohttp.ClientSession() as session:
         yield session

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsity.benchmark import Row, against, percentile
-from sparsity.errors import EngineError
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 from sparsity_policies.decisions.decide import decide
 from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import Tier
 from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.corpus import excerpt
 from sparsity_router.prompts.tokens import ModelTokenizer
+from sparsity_rpc.errors import EngineError
+from sparsity_serving.benchmark import Row, against, percentile
 
 from sparsity_bench import processes
 from sparsity_bench.policies import latency, scale

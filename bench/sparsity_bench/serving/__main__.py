@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from sparsity.benchmark import header, markdown, write
-from sparsity.errors import ConfigurationError, SparsityError
+from sparsity_rpc.errors import ConfigurationError, SparsityError
+from sparsity_serving.benchmark import header, markdown, write
 from sparsity_worker.config import TIERS
 
 from sparsity_bench.serving import verdict

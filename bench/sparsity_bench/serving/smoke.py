@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from sparsity.errors import ConfigurationError
 from sparsity.v1 import inference_pb2
+from sparsity_rpc.errors import ConfigurationError
 from sparsity_worker.config import TIERS
 
 from sparsity_bench.serving import repeats, soak

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
-from sparsity.benchmark import Row, against, judged, percentile
+from sparsity_serving.benchmark import Row, against, judged, percentile
 from sparsity_worker.keys import BACKEND, DENSE_BACKEND
 
 from sparsity_bench.serving.baseline import OURS, UNACCOUNTED, VARIANTS

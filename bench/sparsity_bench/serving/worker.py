@@ -16,11 +16,11 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import grpc
-from sparsity.channels import MAX_MESSAGE_BYTES
-from sparsity.errors import ConfigurationError
-from sparsity.serving import free_port
-from sparsity.tls import open_aio_channel
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
+from sparsity_rpc.channels import MAX_MESSAGE_BYTES
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_rpc.tls import open_aio_channel
+from sparsity_serving.addresses import free_port
 from sparsity_worker.keys import COMPILED
 
 _OURS = "sparse_kernels."

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsity.benchmark import Row, judged
-from sparsity.errors import EngineError
-from sparsity.tls import open_channel
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_router.embedded.state import Running
 from sparsity_router.prompts.corpus import technical_text
 from sparsity_router.prompts.tokens import ModelTokenizer
+from sparsity_rpc.errors import EngineError
+from sparsity_rpc.tls import open_channel
+from sparsity_serving.benchmark import Row, judged
 
 DENSE = "dense"
 # What this benchmark is asked for: ratio to dense by tier and prompt length.

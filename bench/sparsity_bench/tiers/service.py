@@ -6,10 +6,10 @@ import json
 import subprocess
 import sys
 
-from sparsity.benchmark import Row, judged
-from sparsity.errors import EngineError
 from sparsity_cli.fleet.status import memory_bytes
 from sparsity_router.embedded.state import Running
+from sparsity_rpc.errors import EngineError
+from sparsity_serving.benchmark import Row, judged
 
 MEMORY_GOAL_BYTES = 14e9
 READY_GOAL_SECONDS = 120.0

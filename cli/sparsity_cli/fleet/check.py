@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import grpc
 import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from sparsity.errors import ConfigurationError, SparsityError, UnavailableError
-from sparsity.status import to_error
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2, inference_pb2_grpc
-from sparsity_client import make_request, user_turn
+from sparsity_client.wire import make_request, user_turn
+from sparsity_rpc.errors import ConfigurationError, SparsityError, UnavailableError
+from sparsity_rpc.status import to_error
 
 from sparsity_cli.connection import call_metadata, channel_to
 from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, escaped, out, print_json, reported, tier_word

@@ -10,10 +10,10 @@ import typer
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
-from sparsity.errors import ConfigurationError
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc
 from sparsity_router.embedded.folders import state_folder
 from sparsity_router.embedded.state import Running, read_running
+from sparsity_rpc.errors import ConfigurationError
 
 from sparsity_cli.connection import call_metadata, channel_to
 from sparsity_cli.console import AsJson, State, escaped, out, print_json, reported, tier_word, to_dict

@@ -19,12 +19,12 @@ from typing import Annotated, Any
 
 import grpc
 import typer
-from sparsity.engines import SGLANG, engine_of
-from sparsity.errors import ConfigurationError, UnavailableError
-from sparsity.lease_keys import LeaseKeys
-from sparsity.leases import sign
-from sparsity.status import to_error
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2, worker_pb2, worker_pb2_grpc
+from sparsity_rpc.errors import ConfigurationError, UnavailableError
+from sparsity_rpc.status import to_error
+from sparsity_serving.access.lease_keys import LeaseKeys
+from sparsity_serving.access.leases import sign
+from sparsity_serving.engines import SGLANG, engine_of
 
 from sparsity_cli.connection import call_metadata, channel_to
 from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, coverage, escaped, out, print_json, reported, tier_word
@@ -42,7 +42,7 @@ def tune(context: typer.Context) -> None:
     with reported():
         # In a process of its own: the router side loads no torch.
         if importlib.util.find_spec("sglang") is None:
-            raise ConfigurationError("sglang: not installed; run pip install 'sparsity-router[worker]' and try again")
+            raise ConfigurationError("sglang: not installed; run pip install 'sparsity-worker[sglang]' and try again")
         raise typer.Exit(subprocess.run([sys.executable, "-m", "sparsity_worker.tune", *context.args]).returncode)
 
 

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
-from sparsity.errors import NotFoundError, SparsityError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.documents.yamlfile import dump_yaml
 from sparsity_policies.wire import policy_from_wire, policy_to_wire
+from sparsity_rpc.errors import NotFoundError, SparsityError
 
 from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, err, escaped, out, print_json, to_dict
 from sparsity_cli.policies.files import Files, read_policies
@@ -35,7 +35,12 @@ def get(
 
 
 def at_revision(api: Service, domain: str, revision: int) -> policy_pb2.StoredPolicy:
-    """A policy as it was; an error of the router's where it never was."""
+    """A policy as it was.
+
+    Raises:
+        NotFoundError: when it never was at that revision.
+        SparsityError: when the router refuses, or cannot be reached.
+    """
     request = policy_pb2.ListPolicyRevisionsRequest(domain=domain, page_size=1, page_token=str(revision + 1))
     found: list[policy_pb2.StoredPolicy] = list(api.call("ListPolicyRevisions", request).revisions)
     if not found or found[0].revision != revision:

@@ -9,12 +9,12 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
-from sparsity.errors import ConfigurationError, ConflictError, InvalidRequestError, SparsityError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.documents.confined import EDITS
 from sparsity_policies.documents.yamlfile import dump_yaml
 from sparsity_policies.model import Policy
 from sparsity_policies.wire import policy_from_wire, policy_to_wire
+from sparsity_rpc.errors import ConfigurationError, ConflictError, InvalidRequestError, SparsityError
 
 from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, err, escaped, out, print_json, to_dict
 from sparsity_cli.policies.differences import as_comments, difference, show, three_way

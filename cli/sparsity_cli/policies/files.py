@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from sparsity.errors import InvalidRequestError, Violation
 from sparsity_policies.documents.confined import EDITS
 from sparsity_policies.documents.validate import check_exemplars
 from sparsity_policies.model import Policy
+from sparsity_rpc.errors import InvalidRequestError, Violation
 
 Files = Annotated[list[Path], typer.Argument(help="YAML files, one policy each, or folders of them.")]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from sparsity.errors import InvalidRequestError, NotFoundError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.documents.yamlfile import dump_yaml
 from sparsity_policies.model import Policy
 from sparsity_policies.wire import policy_from_wire, policy_to_wire
+from sparsity_rpc.errors import InvalidRequestError, NotFoundError
 
 from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, err, out, print_json
 from sparsity_cli.policies.differences import difference, show

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 import yaml
-from sparsity.access.access import key_digest
-from sparsity.access.principals import Role
-from sparsity.errors import InvalidRequestError
+from sparsity_rpc.errors import InvalidRequestError
+from sparsity_serving.access.access import key_digest
+from sparsity_serving.access.principals import Role
 
 from sparsity_cli.console import AsJson, err, print_json, reported
 

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
-from sparsity.errors import InvalidRequestError, NotFoundError
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_policies.model import Scope
+from sparsity_rpc.errors import InvalidRequestError, NotFoundError
 
 from sparsity_cli.console import (
     DEFAULT_ROUTER,
@@ -66,7 +66,11 @@ def kill(
             results.append(answer)
             override_id = answer.override.id
             if not as_json:
-                reach = "" if answer.stored else f" on {address} only: the store is down; name the other routers too"
+                reach = (
+                    ""
+                    if answer.stored
+                    else f" on {address} only: its store is down, or it has none; name the other routers too"
+                )
                 out.print(
                     f"{escaped(_words(answer.override))} [{answer.override.id}]{reach}", markup=False, soft_wrap=True
                 )

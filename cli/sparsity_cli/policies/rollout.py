@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from sparsity.errors import InvalidRequestError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.decisions.rollout import Action
 from sparsity_policies.wire import policy_from_wire
+from sparsity_rpc.errors import InvalidRequestError
 
 from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, escaped, out, print_json, reported, to_dict
 from sparsity_cli.policies.service import DomainArgument, Reason, need_reason, seconds, service

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import grpc
 import typer
-from sparsity.errors import InvalidRequestError
-from sparsity.status import to_error
 from sparsity.v1 import policy_pb2, policy_pb2_grpc
+from sparsity_rpc.errors import InvalidRequestError
+from sparsity_rpc.status import to_error
 
 from sparsity_cli.connection import call_metadata, channel_to
 from sparsity_cli.console import DEFAULT_ROUTER, reported

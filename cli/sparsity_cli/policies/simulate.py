@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 from google.protobuf import json_format
 from rich.table import Table
-from sparsity.errors import InvalidRequestError
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_policies.model import Tier
 from sparsity_policies.wire import policy_to_wire
+from sparsity_rpc.errors import InvalidRequestError
 
 from sparsity_cli.console import (
     DEFAULT_ROUTER,

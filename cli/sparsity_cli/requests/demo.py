@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import typer
-from sparsity.engines import ECHO
-from sparsity.errors import SparsityError
 from sparsity.v1 import inference_pb2
-from sparsity_client import Client, make_request, user_turn
+from sparsity_client.wire import WireClient, make_request, user_turn
 from sparsity_policies.model import Reason, Tier
 from sparsity_router.embedded.folders import state_folder
 from sparsity_router.embedded.state import Running, read_running
 from sparsity_router.prompts.corpus import excerpt
+from sparsity_rpc.errors import SparsityError
+from sparsity_serving.engines import ECHO
 
 from sparsity_cli.connection import client_of
 from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, State, err, escaped, out, print_json, reported
@@ -135,7 +135,7 @@ def _sum_up(rows: list[Row]) -> None:
         err.print(f"no density, no coverage: {reason}", soft_wrap=True)
 
 
-def _run(client: Client, case: Case, new_tokens: int, running: Running | None) -> Row:
+def _run(client: WireClient, case: Case, new_tokens: int, running: Running | None) -> Row:
     row = Row(case.name, f"{case.tier.word} {case.reason.name}")
     try:
         request = _request(client, case, new_tokens)
@@ -170,7 +170,7 @@ def _fill(row: Row, completion: inference_pb2.Completion) -> None:
         row.density, row.decode_density, row.coverage = report.prefill_density, report.decode_density, report.coverage
 
 
-def _request(client: Client, case: Case, new_tokens: int) -> inference_pb2.GenerateRequest:
+def _request(client: WireClient, case: Case, new_tokens: int) -> inference_pb2.GenerateRequest:
     text = _sized(client, case.tokens, case.text) if case.tokens else "What is the capital of France?"
     if case.planted:
         middle = len(text) // 2
@@ -189,7 +189,7 @@ def _request(client: Client, case: Case, new_tokens: int) -> inference_pb2.Gener
     )
 
 
-def _sized(client: Client, tokens: int, part: int) -> str:
+def _sized(client: WireClient, tokens: int, part: int) -> str:
     """An excerpt of about ``tokens`` tokens, as the router counts them; another one for each part."""
     start = part * 40_000
     guess = excerpt(int(tokens * _CHARACTERS_PER_TOKEN), start)

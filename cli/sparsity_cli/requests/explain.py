@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 from sparsity.v1 import inference_pb2
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 
 from sparsity_cli.connection import client_of
 from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, out, print_json, reported, tier_word, to_dict

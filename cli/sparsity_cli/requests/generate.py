@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from sparsity.v1 import inference_pb2
-from sparsity_client import make_request
+from sparsity_client.wire import make_request
 
 from sparsity_cli.connection import client_of
 from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, coverage, err, print_json, reported, tier_word, to_dict

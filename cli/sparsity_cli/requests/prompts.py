@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from sparsity.errors import InvalidRequestError
 from sparsity.v1 import inference_pb2
-from sparsity_client import Prompt, user_turn
+from sparsity_client.wire import Prompt, user_turn
 from sparsity_policies.model import Tier
+from sparsity_rpc.errors import InvalidRequestError
 
 Text = Annotated[str | None, typer.Argument(help="The prompt; `-` reads standard input.")]
 File = Annotated[Path | None, typer.Option("--file", help="Read the prompt from a file.")]

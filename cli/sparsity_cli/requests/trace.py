@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from sparsity.errors import NotFoundError
 from sparsity_router.embedded.folders import state_folder
 from sparsity_router.embedded.trace_tree import Span, read_trace
 from sparsity_router.embedded.traces import FILE_NAME, older
+from sparsity_rpc.errors import NotFoundError
 
 from sparsity_cli.console import AsJson, State, escaped, out, print_json, reported
 

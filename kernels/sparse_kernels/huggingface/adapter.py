@@ -104,7 +104,21 @@ def use_sparsity(model: nn.Module, profile: SparseAttention, cache: PagedCache |
 def use_attention(
     model: nn.Module, attention: LayerAttention, page: int, sub_page: int, cache: PagedCache | None = None
 ) -> Attended:
-    """As :func:`use_sparsity`, by a function of one's own in place of a profile."""
+    """As :func:`use_sparsity`, by a function of one's own in place of a profile.
+
+    Args:
+        model: loaded with ``attn_implementation="sparsity"``.
+        attention: called for every layer with that layer's queries and cache.
+        page: tokens of a page of the cache.
+        sub_page: tokens whose keys share a mean in the page summaries.
+        cache: what is passed to the model as ``past_key_values``, when that is paged.
+
+    Returns:
+        Counters, which grow with every call.
+
+    Raises:
+        ValueError: when the model was loaded otherwise, or has no attention with keys of its own.
+    """
     loaded = getattr(getattr(model, "config", None), "_attn_implementation", None)
     if loaded != NAME:
         raise ValueError(f"model: was loaded with attn_implementation={loaded!r}; load it with {NAME!r}")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import IntEnum
 
-from sparsity.errors import InvalidRequestError
+from sparsity_rpc.errors import InvalidRequestError
 
 from sparsity_policies.model import Decision, Policy, Reason, Rollout, Signals, StickyBy
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import IO, Any, Final
 
 import hyperscan
-from sparsity.errors import InvalidRequestError, Violation
+from sparsity_rpc.errors import InvalidRequestError, Violation
 
 from sparsity_policies.documents.validate import check_policy
 from sparsity_policies.documents.yamlfile import load_yaml

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
-from sparsity.errors import InvalidRequestError, Violation
+from sparsity_rpc.errors import InvalidRequestError, Violation
 
 from sparsity_policies import model
 from sparsity_policies.documents.validate import check_policy

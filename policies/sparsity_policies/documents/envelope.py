@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sparsity.errors import InvalidRequestError
+from sparsity_rpc.errors import InvalidRequestError
 
 from sparsity_policies.documents.document import Check, encode, is_text, parse_policy
 from sparsity_policies.documents.validate import check_policy

@@ -6,7 +6,7 @@ from importlib import resources
 from typing import Any
 
 import yaml
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 
 from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Policy

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
-from sparsity.bounds import MAX_NAME
-from sparsity.errors import Violation
+from sparsity_rpc.errors import Violation
+from sparsity_serving.bounds import MAX_NAME
 
 from sparsity_policies.matching.cel_cost import MAX_POLICY_STEPS
 from sparsity_policies.matching.conditions import Condition

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 import yaml
-from sparsity.errors import InvalidRequestError, Violation
+from sparsity_rpc.errors import InvalidRequestError, Violation
 
 from sparsity_policies.documents.document import MAX_BYTES, parse_policy, to_document
 from sparsity_policies.documents.yaml_bounds import check_growth

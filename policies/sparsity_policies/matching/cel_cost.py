@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sparsity.bounds import MAX_FLAGS, MAX_LABELS, MAX_NAME
+from sparsity_serving.bounds import MAX_FLAGS, MAX_LABELS, MAX_NAME
 
 from sparsity_policies.matching.cel_syntax import Node, parse
 

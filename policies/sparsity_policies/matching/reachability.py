@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from sparsity.errors import Violation
+from sparsity_rpc.errors import Violation
 
 from sparsity_policies.matching.conditions import Condition, split
 from sparsity_policies.model import Policy

@@ -103,7 +103,11 @@ class _Database:
         return self._scratches.own
 
     def scan(self, data: bytes) -> set[int]:
-        """Numbers of the expressions that ``data`` matches."""
+        """Numbers of the expressions that ``data`` matches.
+
+        Raises:
+            ValueError: when Hyperscan fails, such as for want of memory.
+        """
         hits: set[int] = set()
         if self._database is not None and data:
             try:

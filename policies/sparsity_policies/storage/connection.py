@@ -13,7 +13,7 @@ from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from sparsity.errors import StoreError
+from sparsity_rpc.errors import StoreError
 
 from sparsity_policies.storage.redis_faults import CLIENT_ERRORS, told
 from sparsity_policies.storage.redis_tls import options as tls_options
@@ -80,7 +80,11 @@ class _Sentinels(Sentinel):
     """Says what each Sentinel answered, where the library names its error's class only."""
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
-        """Where the master is, by the first Sentinel that knows; that one is asked first from then on."""
+        """Where the master is, by the first Sentinel that knows; that one is asked first from then on.
+
+        Raises:
+            MasterNotFoundError: when none knows; says what each answered.
+        """
         failures = []
         for number, sentinel in enumerate(self.sentinels):
             try:

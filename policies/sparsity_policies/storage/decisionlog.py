@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sparsity.errors import NotFoundError
+from sparsity_rpc.errors import NotFoundError
 
 from sparsity_policies.decisions.journal import Entry, Outcome
 from sparsity_policies.model import Tier

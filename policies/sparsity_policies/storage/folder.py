@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sparsity.errors import ConfigurationError, InvalidRequestError, StoreError
+from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, StoreError
 
 from sparsity_policies.documents.document import encode
 from sparsity_policies.documents.yamlfile import load_yaml

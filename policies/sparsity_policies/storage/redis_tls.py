@@ -15,7 +15,7 @@ from typing import Any
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.connection import Connection, SSLConnection
 from redis.asyncio.sentinel import SentinelManagedConnection
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 
 from sparsity_policies.storage.redis_url import RedisTls
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
-from sparsity.errors import ConflictError, NotFoundError, StoreError
+from sparsity_rpc.errors import ConflictError, NotFoundError, StoreError
 
 from sparsity_policies.documents.document import Check, encode, unchecked
 from sparsity_policies.documents.envelope import UNREADABLE, open_overrides, open_policy, seal_override

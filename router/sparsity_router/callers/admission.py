@@ -6,12 +6,12 @@ import time
 from typing import Any, NamedTuple
 
 import grpc
-from sparsity.access.access import Access
-from sparsity.access.principals import Role
-from sparsity.leases import FELL_BACK
-from sparsity.sampling import new_tokens
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Signals
+from sparsity_rpc.channels import FELL_BACK
+from sparsity_serving.access.access import Access
+from sparsity_serving.access.principals import Role
+from sparsity_serving.sampling import new_tokens
 
 from sparsity_router.callers.fields import check_fields
 from sparsity_router.callers.limits import TenantLimits

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sparsity.bounds import MAX_PRIORITY, check_flags, check_labels, check_name
-from sparsity.errors import InvalidRequestError
-from sparsity.sampling import check_sampling
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Tier
+from sparsity_rpc.errors import InvalidRequestError
+from sparsity_serving.bounds import MAX_PRIORITY, check_flags, check_labels, check_name
+from sparsity_serving.sampling import check_sampling
 
 
 def check_fields(request: inference_pb2.GenerateRequest, context_length: int) -> None:

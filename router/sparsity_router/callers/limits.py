@@ -8,7 +8,7 @@ A request that claims more than its tenant's ``priority`` (0 to 9, the default) 
 
 Counted by sliding windows (the `limits` library). A request counts its prompt tokens, as far as they are known, and the
 tokens that it may generate; once it has ended, what it did not use is taken off the tenant's next calls to this router.
-The file is taken up anew when it changes (:mod:`sparsity.reloading`).
+The file is taken up anew when it changes (:mod:`sparsity_serving.reloading`).
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cachetools import TLRUCache
 from limits import RateLimitItem, parse
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.errors import StorageError
-from sparsity.access.options_file import read_options_file
-from sparsity.bounds import MAX_PRIORITY
-from sparsity.errors import ConfigurationError, RateLimitError
 from sparsity_policies.storage.asking import Asking
 from sparsity_policies.storage.connection import close, connect
 from sparsity_policies.storage.redis_faults import CLIENT_ERRORS
+from sparsity_rpc.errors import ConfigurationError, RateLimitError
+from sparsity_serving.access.options_file import read_options_file
+from sparsity_serving.bounds import MAX_PRIORITY
 
 log = logging.getLogger("sparsity.router.limits")
 _ANSWER_SECONDS = 0.05
@@ -89,7 +90,9 @@ class TenantLimits:
         self._asking = Asking()
         self._away_until = 0.0
         # What was counted and not used, and until when it may be made up for.
-        self._credits: dict[tuple[str, str], tuple[int, float]] = {}
+        self._credits: TLRUCache[tuple[str, str], tuple[int, float]] = TLRUCache(
+            _MOST_CREDITS, lambda key, credit, now: credit[1], timer=lambda: time.monotonic()
+        )
 
     @classmethod
     def load(cls, path: Path | None, redis_url: str | None) -> TenantLimits | None:
@@ -132,15 +135,11 @@ class TenantLimits:
         rates = self._of(tenant)
         for what, rate, count in (("requests", rates.requests, requests), ("tokens", rates.tokens, tokens)):
             if rate is not None and count > 0:
-                now = time.monotonic()
-                if len(self._credits) >= _MOST_CREDITS:
-                    self._credits = {key: credit for key, credit in self._credits.items() if credit[1] > now}
                 held = min(self._credit(what, tenant) + count, rate.amount)
-                self._credits[what, tenant] = held, now + rate.get_expiry()
+                self._credits[what, tenant] = held, time.monotonic() + rate.get_expiry()
 
     def _credit(self, what: str, tenant: str) -> int:
-        held, until = self._credits.get((what, tenant), (0, 0.0))
-        return held if time.monotonic() < until else 0
+        return self._credits.get((what, tenant), (0, 0.0))[0]
 
     def _use_credit(self, what: str, tenant: str, cost: int) -> int:
         """How much of ``cost`` was paid before."""

@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass
 
 from opentelemetry import trace
-from sparsity import telemetry
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Signals
+from sparsity_rpc import tracing
 
 from sparsity_router.decisions.review import Review
 from sparsity_router.decisions.sessions import Session, Sessions
@@ -67,10 +67,10 @@ class Decider:
         policies, started = self._policies, time.monotonic()
         session = Session(self._sessions, request.context.tenant, request.context.session)
         before = await session.tier()
-        with telemetry.span(_tracer, "router.classify"):
+        with tracing.span(_tracer, "router.classify"):
             arrival = Arrival(policies.now(), policies.age, decision_id, before.tier, before.problem)
             classified = await self._classifier.classify(request, policies.snapshot, arrival, exact=exact)
-        with telemetry.span(_tracer, "router.decide"):
+        with tracing.span(_tracer, "router.decide"):
             # A change that came while a long prompt was read counts: a kill switch must not wait for it.
             review = Review(policies, classified, session.held)
         seconds = time.monotonic() - started

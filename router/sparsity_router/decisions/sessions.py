@@ -10,10 +10,10 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from cachetools import LRUCache
 from sparsity_policies.decisions.snapshot import DEFAULT_TTL_SECONDS
 from sparsity_policies.model import Decision, Reason, Tier
 from sparsity_policies.storage.asking import Asking
@@ -79,7 +79,7 @@ class Sessions:
 
     def __init__(self, redis: Any = None) -> None:
         self._redis = redis
-        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._known: LRUCache[str, _Known] = LRUCache(_HELD)
         self._unsaved: dict[str, Tier] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._asking = Asking()
@@ -92,9 +92,6 @@ class Sessions:
         known = self._known.get(key)
         if known is None or now - known.used_at > SESSION_SECONDS:
             known = self._known[key] = _Known(None, now)
-            if len(self._known) > _HELD:
-                self._known.popitem(last=False)
-        self._known.move_to_end(key)
         known.used_at = now
         if self._redis is None or now - known.read_at <= _FRESH_SECONDS:
             return SessionTier(known.tier)

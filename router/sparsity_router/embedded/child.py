@@ -15,8 +15,8 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from sparsity.errors import ConfigurationError
-from sparsity.tls import open_channel
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_rpc.tls import open_channel
 
 from sparsity_router.processes.lifeline import end_with_parent
 

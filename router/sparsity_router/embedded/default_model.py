@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 
 from sparsity_router.embedded.folders import model_folder
 from sparsity_router.embedded.restarts import PROGRESS_SECONDS

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
-from sparsity.engines import SGLANG
-from sparsity.errors import NotFoundError
+from sparsity_rpc.errors import NotFoundError
+from sparsity_serving.engines import SGLANG
 
 
 @dataclass(frozen=True, slots=True)

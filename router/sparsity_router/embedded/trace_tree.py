@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparsity import telemetry
-from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError
+from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, NotFoundError
+from sparsity_serving import telemetry
 
 _LEAST_DIGITS = 6
 

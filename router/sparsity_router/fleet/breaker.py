@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sparsity_serving.token_bucket import TokenBucket
+
 FAILURES_TO_OPEN = 5
 SUCCESSES_TO_CLOSE = 2
 OPEN_SECONDS = 30.0
@@ -83,23 +85,15 @@ class RetryBudget:
 
     def __init__(self, share: float = 0.2, per_second: float = 5.0) -> None:
         self._share = share
-        self._per_second = per_second
-        self._most = 10 * per_second
-        self._left = self._most
-        self._filled = time.monotonic()
+        self._bucket = TokenBucket(per_second, 10 * per_second)
         self.spent = 0
 
     def earn(self) -> None:
         """A request came."""
-        self._left = min(self._left + self._share, self._most)
+        self._bucket.earn(self._share)
 
     def spend(self) -> bool:
         """Whether one retry may be made now."""
-        now = time.monotonic()
-        self._left = min(self._left + (now - self._filled) * self._per_second, self._most)
-        self._filled = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        self.spent += 1
-        return True
+        allowed = self._bucket.spend()
+        self.spent += allowed
+        return allowed

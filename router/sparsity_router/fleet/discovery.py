@@ -16,8 +16,8 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from sparsity.addresses import FORM, joined, read_address
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving.addresses import FORM, joined, read_address
 
 log = logging.getLogger("sparsity.router.discovery")
 _RESOLVE_SECONDS = 5.0

@@ -7,10 +7,10 @@ import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from sparsity.engines import SGLANG
-from sparsity.lease_keys import LeaseKeys
-from sparsity.tls import ClientTls
 from sparsity_policies.model import Tier
+from sparsity_rpc.tls import ClientTls
+from sparsity_serving.access.lease_keys import LeaseKeys
+from sparsity_serving.engines import SGLANG
 
 from sparsity_router.fleet.breaker import RetryBudget
 from sparsity_router.fleet.discovery import Discovery, discover

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from grpc.aio import Metadata
-from sparsity.errors import ConfigurationError
 from sparsity_policies.model import Tier
+from sparsity_rpc.errors import ConfigurationError, UnavailableError
+from sparsity_rpc.silence import Timeouts, spoken_aio
 
 FIRST_SECONDS, NEXT_SECONDS = 300.0, 60.0
 
@@ -21,6 +22,11 @@ class Patience:
 
     first: tuple[float, ...] = (FIRST_SECONDS,) * len(Tier)
     between: tuple[float, ...] = (NEXT_SECONDS,) * len(Tier)
+
+    def at(self, tier: Tier) -> Timeouts:
+        """The bounds at one tier."""
+        place = tier - Tier.DENSE
+        return Timeouts(self.first[place], self.between[place])
 
 
 def read_seconds(option: str, text: str) -> tuple[float, ...]:
@@ -48,25 +54,10 @@ async def spoken(call: Any, tier: Tier, patience: Patience) -> AsyncGenerator[An
     Raises:
         grpc.aio.AioRpcError: as the call ends, INTERNAL where it was too long silent.
     """
-    loop, silent = asyncio.get_running_loop(), 0.0
-
-    def give_up(seconds: float) -> None:
-        nonlocal silent
-        silent = seconds
-        call.cancel()
-
-    place = tier - Tier.DENSE
-    timer = loop.call_later(patience.first[place], give_up, patience.first[place])
     try:
-        async for message in call:
-            timer.cancel()
-            yield message
-            timer = loop.call_later(patience.between[place], give_up, patience.between[place])
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if not silent or (task is not None and task.cancelling()):
-            raise
-        problem = f"said nothing for {silent:g} s"
-        raise grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, Metadata(), Metadata(), problem) from None
-    finally:
-        timer.cancel()
+        async with aclosing(spoken_aio(call, patience.at(tier))) as messages:
+            async for message in messages:
+                yield message
+    except UnavailableError as error:
+        # Retried, hedged and counted by the breaker as any failure of a worker is.
+        raise grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, Metadata(), Metadata(), str(error)) from None

@@ -8,10 +8,11 @@ worker (Mitzenmacher, IEEE TPDS 2001); prefix blocks are hashed as a chain, as t
 from __future__ import annotations
 
 import random
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+
+from cachetools import LRUCache
 
 from sparsity_router.fleet.workers import Worker
 
@@ -52,8 +53,7 @@ class PrefixIndex:
     """The worker that each prefix was last sent to, bounded."""
 
     def __init__(self, held: int = _HELD) -> None:
-        self._held = held
-        self._targets: OrderedDict[bytes, str] = OrderedDict()
+        self._targets: LRUCache[bytes, str] = LRUCache(held)
 
     def __len__(self) -> int:
         return len(self._targets)
@@ -72,9 +72,6 @@ class PrefixIndex:
         """Takes note of where a prompt went."""
         for key in keys:
             self._targets[key] = target
-            self._targets.move_to_end(key)
-        while len(self._targets) > self._held:
-            self._targets.popitem(last=False)
 
 
 def idleness(worker: Worker) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from sparsity.errors import OverloadedError
+from sparsity_rpc.errors import OverloadedError
 
 # A worker that said it was full is not asked again sooner, whatever its load report says.
 _BREATH_SECONDS = 0.02

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from enum import Enum, auto
 
 import grpc
-from sparsity.channels import MESSAGE_SIZE
-from sparsity.engines import ECHO, SGLANG, engine_of
-from sparsity.tls import ClientTls, open_aio_channel
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_policies.model import Tier
+from sparsity_rpc.channels import MESSAGE_SIZE
+from sparsity_rpc.tls import ClientTls, open_aio_channel
+from sparsity_serving.engines import ECHO, SGLANG, engine_of
 
 from sparsity_router.fleet.breaker import Breaker
 from sparsity_router.fleet.patience import Patience

@@ -9,12 +9,12 @@ import time
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
-from sparsity.errors import StoreError
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.documents.confined import SOURCES
 from sparsity_policies.model import StoredPolicy
 from sparsity_policies.storage.contents import Cursor, PolicySource
 from sparsity_policies.threads import BUILDS
+from sparsity_rpc.errors import StoreError
 
 from sparsity_router.following.overrides import Change, Overrides
 from sparsity_router.following.snapshot_file import SnapshotFile

@@ -12,13 +12,13 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
-from sparsity.errors import ConflictError, StoreError
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.journal import Outcome
 from sparsity_policies.decisions.rollout import HELD_BACK, ROLLED_OUT, halt
 from sparsity_policies.model import Override, Policy, Rollout, Scope, Tier
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.storage.store import PolicyStore
+from sparsity_rpc.errors import ConflictError, StoreError
 
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.following.windows import Metrics, Window

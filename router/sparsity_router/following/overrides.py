@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
-from sparsity.errors import NotFoundError, StoreError
 from sparsity_policies.model import Override, Scope
 from sparsity_policies.storage.store import PolicyStore
+from sparsity_rpc.errors import NotFoundError, StoreError
 
 log = logging.getLogger("sparsity.router.overrides")
 KILL_SWITCH_ID = "signal"

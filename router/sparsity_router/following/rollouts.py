@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import logging
 
-from sparsity.errors import ConflictError, StoreError
 from sparsity_policies.decisions.rollout import Action, move
 from sparsity_policies.model import StoredPolicy
 from sparsity_policies.storage.store import PolicyStore
+from sparsity_rpc.errors import ConflictError, StoreError
 
 from sparsity_router.following.follower import PolicyFollower
 

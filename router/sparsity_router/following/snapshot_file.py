@@ -17,12 +17,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from sparsity.errors import StoreError
 from sparsity_policies.documents.document import Check
 from sparsity_policies.documents.envelope import UNREADABLE, open_overrides, open_policy, seal_override, seal_policy
 from sparsity_policies.documents.validate import check_policy
 from sparsity_policies.model import Override, StoredPolicy
 from sparsity_policies.storage.contents import Contents, Cursor
+from sparsity_rpc.errors import StoreError
 
 _TOUCH_SECONDS = 5.0
 # The document begins with its revision, so that the whole need not be read to know it.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from sparsity.metering import Times
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision
+from sparsity_serving.metrics.metering import Times
 
 from sparsity_router.decisions.decider import Decided
 from sparsity_router.observing.observer import EndedRequest, Observer

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from opentelemetry import metrics
 from opentelemetry.metrics import Observation
-from sparsity import telemetry
-from sparsity.metering import observe, scalar
 from sparsity_policies.model import Tier
+from sparsity_serving import telemetry
+from sparsity_serving.metrics.metering import observe, scalar
 
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.fleet.workers import State, Worker

@@ -7,11 +7,11 @@ import time
 from dataclasses import replace
 from typing import NamedTuple
 
-from sparsity.metering import Times
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.journal import Entry
 from sparsity_policies.decisions.rollout import arm
 from sparsity_policies.model import Decision, Policy, Signals
+from sparsity_serving.metrics.metering import Times
 
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.following.guards import GuardMonitor

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from opentelemetry import metrics
-from sparsity.metering import observe, scalar
-from sparsity.watchdog import Watchdog
+from sparsity_serving.metrics.metering import observe, scalar
+from sparsity_serving.watchdog import Watchdog
 
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.observing.recorder import Recorder

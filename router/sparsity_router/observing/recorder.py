@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
-from sparsity.errors import StoreError
 from sparsity_policies.decisions.journal import Entry, is_sampled
 from sparsity_policies.storage.decisionlog import AuditEvent, DecisionLog
+from sparsity_rpc.errors import StoreError
+from sparsity_serving.token_bucket import TokenBucket
 
 log = logging.getLogger("sparsity.router.recorder")
 audit_log = logging.getLogger("sparsity.audit")
@@ -34,28 +34,16 @@ class Recorder:
     def __init__(self, log: DecisionLog | None, rate: float = 1.0, per_second: float = 10.0) -> None:
         self._log = log
         self._rate = rate
-        self._per_second = per_second
-        self._room = _BURST_SECONDS * per_second
-        self._filled = time.monotonic()
+        self._bucket = TokenBucket(per_second, _BURST_SECONDS * per_second)
         self._entries: deque[Entry] = deque(maxlen=_HELD)
         self._events: deque[AuditEvent] = deque(maxlen=_HELD)
         self.dropped = 0
 
     def decision(self, decision_id: str, entry: Callable[[], Entry]) -> None:
         """Takes up a decision, when it is sampled; ``entry`` is called only then."""
-        if self._log is not None and is_sampled(decision_id, self._rate) and self._take():
+        if self._log is not None and is_sampled(decision_id, self._rate) and self._bucket.spend():
             self.dropped += len(self._entries) == _HELD
             self._entries.append(entry())
-
-    def _take(self) -> bool:
-        """Takes a token of the bucket that bounds the log's rate."""
-        now = time.monotonic()
-        self._room = min(self._room + (now - self._filled) * self._per_second, _BURST_SECONDS * self._per_second)
-        self._filled = now
-        if self._room < 1:
-            return False
-        self._room -= 1
-        return True
 
     def audit(self, event: AuditEvent) -> None:
         """Takes up an audit event; it goes to this process's log too, whatever becomes of the store."""

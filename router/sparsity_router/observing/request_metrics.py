@@ -8,11 +8,11 @@ from __future__ import annotations
 from functools import partial
 
 from opentelemetry import metrics
-from sparsity import telemetry
-from sparsity.metering import CLASSIFY_SECONDS, Generations, Times, Total, histogram, is_on
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.costs import DENSE, H100, Density, GpuSpeed, ModelShape, Pairs
 from sparsity_policies.model import Decision, Policy
+from sparsity_serving import telemetry
+from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, Generations, Times, Total, histogram, is_on
 
 from sparsity_router.fleet.proof import is_less
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from opentelemetry import trace
-from sparsity import telemetry
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision
+from sparsity_serving import telemetry
 
 from sparsity_router.decisions.decider import Decided
 

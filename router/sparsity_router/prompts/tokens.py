@@ -11,8 +11,8 @@ from typing import Any
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from sparsity.errors import ConfigurationError, InvalidRequestError
 from sparsity.v1 import inference_pb2
+from sparsity_rpc.errors import ConfigurationError, InvalidRequestError
 from tokenizers import Tokenizer
 
 from sparsity_router.prompts.control import ControlTokens

@@ -6,11 +6,12 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from opentelemetry import trace
-from sparsity import telemetry
-from sparsity.lease_keys import LeaseKeys
-from sparsity.leases import sign
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.model import Tier
+from sparsity_rpc import tracing
+from sparsity_serving import telemetry
+from sparsity_serving.access.lease_keys import LeaseKeys
+from sparsity_serving.access.leases import sign
 
 from sparsity_router.fleet.patience import spoken
 from sparsity_router.fleet.workers import Worker
@@ -56,7 +57,7 @@ async def dispatch(
     keys, decision_id = lease
     if keys is not None:
         own.lease.CopyFrom(sign(keys, own, worker.name, decision_id))
-    with telemetry.detached_span(_tracer, "router.dispatch", trace.SpanKind.CLIENT) as (span, metadata):
+    with tracing.detached_span(_tracer, "router.dispatch", trace.SpanKind.CLIENT) as (span, metadata):
         span.set_attributes({telemetry.WORKER_ID: worker.name, telemetry.TIER: tier.word, telemetry.ATTEMPT: attempt})
         with worker.dispatched(own.request_id, outstanding_tokens(own)):
             call = worker.stub.Generate(own, timeout=timeout, metadata=metadata)

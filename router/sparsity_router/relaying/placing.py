@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 
-from sparsity.errors import OverloadedError, SparsityError, UnavailableError
 from sparsity_policies.model import Decision, Reason, Tier
+from sparsity_rpc.errors import OverloadedError, SparsityError, UnavailableError
 
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.fleet.picking import Want

@@ -14,10 +14,10 @@ from typing import Any
 
 import grpc
 from opentelemetry import trace
-from sparsity.errors import StreamBrokenError, UnavailableError
-from sparsity.status import died, to_error
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision, Tier
+from sparsity_rpc.errors import StreamBrokenError, UnavailableError
+from sparsity_rpc.status import died, to_error
 
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.fleet.proof import fault
@@ -71,7 +71,12 @@ class _Relay:
         self.decision = self._review()
 
     async def try_all(self, sent: Callable[[], None] = lambda: None) -> AsyncGenerator[Relayed]:
-        """Tries every worker that may serve it, the decided tier's first; ends without a message when none did."""
+        """Tries every worker that may serve it, the decided tier's first; ends without a message when none did.
+
+        Raises:
+            UnavailableError: when retries have used up their budget.
+            StreamBrokenError: when a worker failed after its first message, or two with the request in flight.
+        """
         tried, seconds = self.tried, self._fleet.admission.hedge_seconds
         while (choice := self._choose()) is not None:
             # Waiting for room is no retry; asking another worker after a failure is.

@@ -8,19 +8,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import grpc
 from opentelemetry import metrics
-from sparsity import telemetry
-from sparsity.errors import NotFoundError, StoreError
-from sparsity.metering import SHARES, Total, histogram
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.model import Decision, Tier
 from sparsity_policies.storage.decisionlog import DecisionLog
+from sparsity_rpc.errors import NotFoundError, StoreError
+from sparsity_serving import telemetry
+from sparsity_serving.metrics.metering import SHARES, Total, histogram
+from sparsity_serving.token_bucket import TokenBucket
 
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.following.follower import PolicyFollower
@@ -53,23 +53,6 @@ class Sample:
     tier: Tier = Tier.DENSE
 
 
-class _Budget:
-    """Tokens that may be spent, so many a minute; a minute's worth at most is saved up."""
-
-    def __init__(self) -> None:
-        self._left, self._at = float("inf"), time.monotonic()
-
-    def spend(self, tokens: int, a_minute: int) -> bool:
-        """Whether there are as many left; then they are spent."""
-        now = time.monotonic()
-        self._left = min(a_minute, self._left + a_minute * (now - self._at) / 60.0)
-        self._at = now
-        if tokens > self._left:
-            return False
-        self._left -= tokens
-        return True
-
-
 def agreement(ours: list[int], dense: list[int]) -> float:
     """How much of two answers is the same from their beginning on: common tokens over those of the longer one."""
     longest = max(len(ours), len(dense))
@@ -99,7 +82,7 @@ class Shadow:
         self._policies = policies
         self._fleet = fleet
         self._decisions = decisions
-        self._budgets: dict[str, _Budget] = {}
+        self._buckets: dict[str, TokenBucket] = {}
         self._waiting: asyncio.Queue[Sample] = asyncio.Queue(_WAITING)
         meter = meter or metrics.get_meter("sparsity.router")
         what = "Share of a sparse answer that dense attention gave too, from its beginning to the first other token."
@@ -137,13 +120,20 @@ class Shadow:
         if served.tier is Tier.DENSE or policy is None or policy.shadow is None or not sample.tokens:
             return
         limit, cost = policy.shadow.tokens_per_minute, completion.usage.prompt_tokens + len(sample.tokens)
-        if limit and not self._budgets.setdefault(sample.domain, _Budget()).spend(cost, limit):
+        if limit and not self._bucket(sample.domain, limit).spend(cost):
             self._count(sample, "over_budget")
             return
         try:
             self._waiting.put_nowait(sample)
         except asyncio.QueueFull:
             self._count(sample, "busy")
+
+    def _bucket(self, domain: str, a_minute: int) -> TokenBucket:
+        """What a domain's samples may cost, by what its policy says now."""
+        rate = a_minute / 60.0, float(a_minute)
+        bucket = self._buckets.setdefault(domain, TokenBucket(*rate))
+        bucket.resize(*rate)
+        return bucket
 
     async def run(self) -> None:
         """Compares one after the other, for as long as it runs."""

@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import Any
 
 import grpc
-from sparsity.errors import OverloadedError
 from sparsity_policies.model import Decision
+from sparsity_rpc.errors import OverloadedError
 
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.fleet.workers import Worker

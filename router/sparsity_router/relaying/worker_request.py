@@ -5,8 +5,8 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass
 
-from sparsity.sampling import new_tokens
 from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity_serving.sampling import new_tokens
 
 from sparsity_router.decisions.decider import Decided
 from sparsity_router.fleet.picking import Want

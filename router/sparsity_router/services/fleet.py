@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
-from sparsity.access.access import Access
-from sparsity.access.principals import Role
 from sparsity.v1 import fleet_pb2
 from sparsity_policies.model import Tier
+from sparsity_serving.access.access import Access
+from sparsity_serving.access.principals import Role
 
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.fleet.replicas import Replica, Replicas

@@ -10,15 +10,16 @@ from contextlib import aclosing
 
 import grpc
 from opentelemetry import trace
-from sparsity import telemetry
-from sparsity.bounds import MAX_NAME, check_labels, check_name
-from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError, SparsityError, TokenCountError
-from sparsity.lease_keys import LeaseKeys
-from sparsity.leases import LOST, sign
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.wire import decision_to_wire, signals_to_wire
+from sparsity_rpc import tracing
+from sparsity_rpc.channels import LOST
+from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, NotFoundError, SparsityError, TokenCountError
+from sparsity_serving.access.lease_keys import LeaseKeys
+from sparsity_serving.access.leases import sign
+from sparsity_serving.bounds import MAX_NAME, check_labels, check_name
 
 from sparsity_router.callers.admission import Callers
 from sparsity_router.decisions.alternatives import alternatives
@@ -89,7 +90,7 @@ class InferenceService:
         self, request: inference_pb2.GenerateRequest, context: GenerateContext
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         """Streams a completion from a worker of the decided tier."""
-        with telemetry.server_span(_tracer, "router.generate", context) as span:
+        with tracing.server_span(_tracer, "router.generate", context) as span:
             started = time.monotonic()
             await self._callers.admit(request, context, self._context_length)
             decided = await self._decide(request, uuid.uuid4().hex)
@@ -144,7 +145,7 @@ class InferenceService:
 
     async def Route(self, request: inference_pb2.RouteRequest, context: RouteContext) -> inference_pb2.RouteResponse:
         """The decision, a worker, and the lease that it takes exactly this request by."""
-        with telemetry.server_span(_tracer, "router.route", context) as span:
+        with tracing.server_span(_tracer, "router.route", context) as span:
             asked = request.request
             await self._callers.admit(asked, context, self._context_length)
             if self._lease_keys is None:
@@ -166,18 +167,22 @@ class InferenceService:
                 signals, label = decided.review.signals, asked.request_id
                 ended = EndedRequest(decided.decision_id, signals, decision, served, label=label)
                 self._observer.ended(ended)
-            return inference_pb2.RouteResponse(
+            answer = inference_pb2.RouteResponse(
                 decision=decision_to_wire(served, decided.decision_id),
                 endpoint=worker.target,
                 lease=sign(self._lease_keys, message, worker.name, decided.decision_id),
                 worker_request=message.SerializeToString(),
             )
+            timeouts = worker.patience.at(served.tier)
+            answer.first_message_timeout.FromMilliseconds(int(timeouts.first * 1000))
+            answer.next_message_timeout.FromMilliseconds(int(timeouts.between * 1000))
+            return answer
 
     async def Explain(
         self, request: inference_pb2.ExplainRequest, context: ExplainContext
     ) -> inference_pb2.ExplainResponse:
         """The decision that Generate would make now, with every step."""
-        with telemetry.server_span(_tracer, "router.explain", context):
+        with tracing.server_span(_tracer, "router.explain", context):
             await self._callers.admit(request.request, context, self._context_length)
             # Counted, where Generate would not: what would change the tier hangs on it.
             review = (await self._decide(request.request, "", exact=True)).review

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from sparse_kernels import plot
-from sparsity.benchmark import Row, judged
 from sparsity_bench.kernels import __main__ as speed
 from sparsity_bench.kernels import goals, kernels, parts
 from sparsity_bench.kernels.gate import Check, Gate
 from sparsity_bench.kernels.inputs import PAGE, Shape, inputs
 from sparsity_bench.kernels.summary import summary
 from sparsity_bench.kernels.timing import Clock
+from sparsity_serving.benchmark import Row, judged
 from support.devices import DEVICE, INTERPRETED
 
 

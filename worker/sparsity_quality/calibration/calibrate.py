@@ -12,7 +12,7 @@ import torch
 from sparse_kernels.huggingface.needs import Needs, knob_for
 from sparse_kernels.schedule import LayerSchedule, SparseAttention
 from sparse_kernels.selectors import own
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 
 from sparsity_quality.calibration import choice
 from sparsity_quality.calibration.curves import BUDGETS, THRESHOLDS, Curves, measure_curves

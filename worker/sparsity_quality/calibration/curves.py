@@ -26,7 +26,7 @@ from sparse_kernels.layout.tiles import TileGrid
 from sparse_kernels.schedule import SparseAttention
 from sparse_kernels.scores import block_energy_cpu
 from sparse_kernels.stats import AttentionStats, causal_pairs
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 from torch import nn
 
 from sparsity_quality.subjects.model import LocalModel

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 from sparsity_worker.profiles.profile import Profile, load_profile
 
 from sparsity_quality.calibration.calibrate import Calibrated

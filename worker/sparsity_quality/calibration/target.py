@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 
 _RANGES = {
     "coverage": (0.5, 1.0, "the share of softmax mass to keep, by estimate"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sparsity.benchmark import Row, judged
+from sparsity_serving.benchmark import Row, judged
 
 from sparsity_quality.reports.table import Standing, Table
 

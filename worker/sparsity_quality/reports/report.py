@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sparsity.benchmark import Row
+from sparsity_serving.benchmark import Row
 
 from sparsity_quality.reports.table import Standing, Table
 

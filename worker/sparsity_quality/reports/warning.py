@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scipy.stats import spearmanr
-from sparsity.benchmark import Row
+from sparsity_serving.benchmark import Row
 
 from sparsity_quality.reports.goals import BOUNDS
 from sparsity_quality.reports.table import Table

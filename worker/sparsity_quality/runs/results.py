@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 
 
 @dataclass(frozen=True, slots=True)

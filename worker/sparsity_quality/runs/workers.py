@@ -8,11 +8,11 @@ import uuid
 from dataclasses import replace
 
 import grpc
-from sparsity.engines import SGLANG, engine_of
-from sparsity.errors import ConfigurationError, UnavailableError
-from sparsity.status import to_error
-from sparsity.tls import open_channel
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
+from sparsity_rpc.errors import ConfigurationError, UnavailableError
+from sparsity_rpc.status import to_error
+from sparsity_rpc.tls import open_channel
+from sparsity_serving.engines import SGLANG, engine_of
 
 from sparsity_quality.runs.results import Cell
 from sparsity_quality.runs.suite import scored
@@ -55,7 +55,11 @@ class Worker:
         self.digest = hashlib.sha256(of.encode()).hexdigest()[:16]
 
     def measure(self, case: Case, blank: Cell) -> Cell:
-        """Sends every question after its context; the worker's prefix cache may hold the context."""
+        """Sends every question after its context; the worker's prefix cache may hold the context.
+
+        Raises:
+            SparsityError: as the worker failed; UnavailableError when it ended without a completion.
+        """
         answers, densities, coverages, started = [], [], [], time.monotonic()
         first = 0.0
         for question in case.questions:

@@ -13,7 +13,7 @@ from sparse_kernels.config import PrefillConfig
 from sparse_kernels.huggingface.adapter import NAME, Attended, use_sparsity
 from sparse_kernels.huggingface.paged_cache import PagedCache
 from sparse_kernels.schedule import SparseAttention
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 from sparsity_worker.profiles.profile import Profile
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 
 Encode = Callable[[str], list[int]]
 # Left free at the end of a length for a question and its answer: one query tile of the shipped profiles.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 
 from sparsity_quality.tasks import FAMILIES, corpus, generate
 from sparsity_quality.tasks.case import Case, Encode, Question

@@ -14,7 +14,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from random import Random
 
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 
 SPLITS = ("calibration", "held-out")
 # Chapters of the language reference and modules, each with several times 8k tokens of text between them.

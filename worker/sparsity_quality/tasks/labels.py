@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 
 from sparsity_quality.tasks.case import RESERVE, Case, Encode, Question
 
@@ -26,7 +26,11 @@ _ASKED = 12
 
 
 def labels(split: str, rng: Random, tokens: int, encode: Encode) -> Case:
-    """Requests with labels that only the examples explain; no request that is asked for stands among the examples."""
+    """Requests with labels that only the examples explain; no request that is asked for stands among the examples.
+
+    Raises:
+        ConfigurationError: when the examples do not fill so many tokens.
+    """
     del split
     named = dict(zip(_CLASSES, rng.sample(_LABELS, len(_CLASSES)), strict=True))
     texts = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sparsity.engines import ECHO
 from sparsity.v1 import inference_pb2
+from sparsity_serving.engines import ECHO
 
 from sparsity_worker.config import ModelFacts, WorkerConfig
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from sparsity.errors import DrainingError, InvalidRequestError, OverloadedError
+from sparsity_rpc.errors import DrainingError, InvalidRequestError, OverloadedError
 
 # Reports are no closer: every router pays for each, and under load one tells of many changes.
 SPACING_SECONDS = 0.02

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 
 from opentelemetry import metrics
-from sparsity import telemetry
-from sparsity.metering import SHARES, Generations, Times, Total, histogram, is_on, observe, scalar
 from sparsity.v1 import inference_pb2
+from sparsity_serving import telemetry
+from sparsity_serving.metrics.metering import SHARES, Generations, Times, Total, histogram, is_on, observe, scalar
 
 from sparsity_worker.calls.load import Load
 from sparsity_worker.config import ModelFacts, WorkerConfig

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sparsity.errors import InvalidRequestError, TokenCountError
-from sparsity.sampling import DEFAULT_MAX_NEW_TOKENS, check_sampling
 from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity_rpc.errors import InvalidRequestError, TokenCountError
+from sparsity_serving.sampling import DEFAULT_MAX_NEW_TOKENS, check_sampling
 from tokenizers import Tokenizer
 
 from sparsity_worker.config import ModelFacts

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from sparsity.access.access import Access
-from sparsity.access.principals import Role
-from sparsity.bounds import seconds_of
-from sparsity.errors import InvalidRequestError, PermissionDeniedError
-from sparsity.leases import LeaseChecker
-from sparsity.metering import Times
 from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity_rpc.errors import InvalidRequestError, PermissionDeniedError
+from sparsity_serving.access.access import Access
+from sparsity_serving.access.leases import LeaseChecker
+from sparsity_serving.access.principals import Role
+from sparsity_serving.bounds import seconds_of
+from sparsity_serving.metrics.metering import Times
 from tokenizers import Tokenizer
 
 from sparsity_worker.calls import tracing

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from opentelemetry import trace
-from sparsity import telemetry
 from sparsity.v1 import inference_pb2
+from sparsity_rpc import tracing
+from sparsity_serving import telemetry
 
 if TYPE_CHECKING:
     from sparsity_worker.calls.identity import Identity
@@ -59,7 +60,7 @@ def generation(
     context: grpc.aio.ServicerContext[Any, Any], request: EngineRequest, identity: Identity
 ) -> Iterator[Generation]:
     """Opens the request's span under the caller's."""
-    with telemetry.server_span(_tracer, "worker.generate", context) as span:
+    with tracing.server_span(_tracer, "worker.generate", context) as span:
         if span.is_recording():
             span.set_attributes(
                 {

@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator
 from itertools import cycle, islice
 from typing import Final
 
-from sparsity.engines import ECHO
 from sparsity.v1 import inference_pb2
+from sparsity_serving.engines import ECHO
 from tokenizers import Tokenizer
 
 from sparsity_worker.echo.model import END, ROLES, role_token

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from sparsity.errors import BackendInactiveError
+from sparsity_rpc.errors import BackendInactiveError
 
 from sparsity_worker.config import ModelFacts
 from sparsity_worker.engine.sglang_engine import Engine, EngineRequest

@@ -10,10 +10,11 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sparsity import telemetry
-from sparsity.engines import SGLANG
-from sparsity.errors import EngineError
 from sparsity.v1 import inference_pb2
+from sparsity_rpc import tracing
+from sparsity_rpc.errors import EngineError
+from sparsity_serving import telemetry
+from sparsity_serving.engines import SGLANG
 
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.devices import DEVICES, pick_dtype, prepare_environment
@@ -119,7 +120,7 @@ class Engine:
                 rid=rid,
                 stream=True,
                 cache_salt=request.cache_salt,
-                external_trace_header=dict(telemetry.outgoing()) if self._traced else None,
+                external_trace_header=dict(tracing.outgoing()) if self._traced else None,
             )
             async with aclosing(stream):
                 async for chunk in stream:

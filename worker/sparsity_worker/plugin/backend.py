@@ -15,7 +15,7 @@ from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sparse_kernels import PageSummaries
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 
 from sparsity_worker.keys import BACKEND, CONFIG_KEY
 from sparsity_worker.plugin.accounts.decode_steps import DenseRows
@@ -170,7 +170,11 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
             raise ConfigurationError("model: encoder-decoder models are not supported; serve this model dense")
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
-        """What the layers of a batch share."""
+        """What the layers of a batch share.
+
+        Raises:
+            ConfigurationError: under speculative decoding.
+        """
         if forward_batch.spec_info is not None:
             raise ConfigurationError("speculative_algorithm: speculative decoding is not supported by this backend")
         decode = forward_batch.forward_mode.is_decode_or_idle()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sparse_kernels import PageSummaries
 from sparse_kernels.config import DecodeConfig, PrefillConfig
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 
 from sparsity_worker.keys import DENSE_BACKEND
 from sparsity_worker.plugin.backend import SparsityAttnBackend, kernels_of

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import torch
 from sparse_kernels import PageSummaries
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 
 from sparsity_worker.keys import CONFIG_KEY
 from sparsity_worker.plugin.ranks import Ranks

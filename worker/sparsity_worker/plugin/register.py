@@ -7,7 +7,7 @@ import math
 from itertools import pairwise
 from typing import Any, Final
 
-from sparsity.logs import configure_logs
+from sparsity_serving.logs import configure_logs
 
 from sparsity_worker.keys import BACKEND, CONFIG_KEY, DENSE_BACKEND, FACTS_KEY, REPORT_KEY
 from sparsity_worker.plugin.accounts.packing import Followed

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 
 from sparsity_worker.profiles.profile_document import Named, checked
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from sparse_kernels.config import DecodeConfig, PrefillConfig
 from sparse_kernels.schedule import LayerSchedule, SparseAttention
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 
 from sparsity_worker.keys import BACKEND
 from sparsity_worker.profiles.profile_document import Named, checked, read_document

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from sparsity.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError
 
 TIERS = ("moderate", "aggressive")
 

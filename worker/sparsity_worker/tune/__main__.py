@@ -11,7 +11,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sparsity.errors import ConfigurationError, SparsityError
+from sparsity_rpc.errors import ConfigurationError, SparsityError
 
 from sparsity_worker.config import ModelFacts
 from sparsity_worker.devices import prepare_environment

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from sparse_kernels import PrefillConfig, causal_pairs
 from sparse_kernels.layout.block_index import BlockIndex
-from sparsity.benchmark import Row, against, judged
+from sparsity_serving.benchmark import Row, against, judged
 
 from sparsity_bench.kernels import dense, gate, goals, recorded
 from sparsity_bench.kernels.gate import Gate

@@ -9,7 +9,7 @@ import torch
 from sparse_kernels import DecodeConfig
 from sparse_kernels.gpu.decode_batch import DecodeBatch
 from sparse_kernels.gpu.page_summaries import summarize_pages
-from sparsity.benchmark import Row, against, judged
+from sparsity_serving.benchmark import Row, against, judged
 
 from sparsity_bench.kernels import dense, gate, goals
 from sparsity_bench.kernels.gate import Check, Gate

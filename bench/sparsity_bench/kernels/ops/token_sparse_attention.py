@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from sparse_kernels.gpu.token_sparse_attention import lightning_scores, select_tokens, token_sparse_latent_attention
-from sparsity.benchmark import Row
+from sparsity_serving.benchmark import Row
 
 from sparsity_bench.kernels.gate import BOUNDS, Check, Gate
 from sparsity_bench.kernels.timing import Clock

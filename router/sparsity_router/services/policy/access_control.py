@@ -10,11 +10,11 @@ from inspect import isasyncgenfunction
 from typing import Any, NamedTuple, cast
 
 import grpc
-from sparsity.access.principals import Principal, Role
-from sparsity.bounds import MAX_NAME, MAX_REASON, check_name
-from sparsity.errors import SparsityError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.storage.decisionlog import AuditEvent
+from sparsity_rpc.errors import SparsityError
+from sparsity_serving.access.principals import Principal, Role
+from sparsity_serving.bounds import MAX_NAME, MAX_REASON, check_name
 
 from sparsity_router.services.policy.state import PolicyState
 

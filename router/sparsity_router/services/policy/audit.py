@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from sparsity.bounds import page_size
-from sparsity.errors import ConfigurationError, InvalidRequestError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.wire import timestamp
+from sparsity_rpc.errors import ConfigurationError, InvalidRequestError
+from sparsity_serving.bounds import page_size
 
 from sparsity_router.services.policy.state import PolicyState
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 
-from sparsity.bounds import page_size
-from sparsity.errors import ConflictError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.documents.confined import EDITS
@@ -14,6 +12,8 @@ from sparsity_policies.documents.document import encode
 from sparsity_policies.model import Policy, StoredPolicy
 from sparsity_policies.threads import DRAFTS
 from sparsity_policies.wire import policy_from_wire, stored_to_wire, timestamp
+from sparsity_rpc.errors import ConflictError
+from sparsity_serving.bounds import page_size
 
 from sparsity_router.services.policy.state import PolicyState
 

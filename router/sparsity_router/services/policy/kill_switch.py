@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import uuid
 
-from sparsity.bounds import MAX_OVERRIDES, seconds_of
-from sparsity.errors import InvalidRequestError, NotFoundError, OverloadedError, StoreError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.model import Override, Scope
 from sparsity_policies.wire import override_from_wire, override_to_wire
+from sparsity_rpc.errors import InvalidRequestError, NotFoundError, OverloadedError, StoreError
+from sparsity_serving.bounds import MAX_OVERRIDES, seconds_of
 
 from sparsity_router.services.policy.state import PolicyState
 

@@ -6,12 +6,12 @@ import math
 from collections.abc import AsyncIterator, Sequence
 
 from google.protobuf.duration_pb2 import Duration
-from sparsity.bounds import seconds_of
-from sparsity.errors import ConfigurationError, InvalidRequestError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.decisions.journal import Entry
 from sparsity_policies.storage.decisionlog import DecisionLog, Replayed
 from sparsity_policies.wire import timestamp
+from sparsity_rpc.errors import ConfigurationError, InvalidRequestError
+from sparsity_serving.bounds import seconds_of
 
 _BATCH, _LONGEST = 1000, 366 * 86_400.0
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from sparsity.bounds import page_size
-from sparsity.errors import InvalidRequestError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.documents.confined import EDITS
 from sparsity_policies.threads import DRAFTS
 from sparsity_policies.wire import stored_to_wire
+from sparsity_rpc.errors import InvalidRequestError
+from sparsity_serving.bounds import page_size
 
 from sparsity_router.services.policy.state import PolicyState
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Final
 
-from sparsity.access.principals import Role
+from sparsity_serving.access.principals import Role
 
 from sparsity_router.services.policy import (
     audit,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from sparsity.errors import InvalidRequestError
 from sparsity.v1 import policy_pb2
 from sparsity_policies.decisions.journal import Entry
 from sparsity_policies.decisions.simulate import SimulatedRequest, Simulation
@@ -13,6 +12,7 @@ from sparsity_policies.documents.confined import EDITS
 from sparsity_policies.model import Signals
 from sparsity_policies.threads import DRAFTS, REPLAYS
 from sparsity_policies.wire import policy_from_wire, signals_from_wire, summary_to_wire
+from sparsity_rpc.errors import InvalidRequestError
 
 from sparsity_router.services.policy.logged import Seen, logged
 from sparsity_router.services.policy.state import PolicyState

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsity.access.access import Access
-from sparsity.errors import ConfigurationError, InvalidRequestError, NotFoundError
 from sparsity_policies.decisions.costs import ModelShape
 from sparsity_policies.documents.validate import check_exemplars
 from sparsity_policies.model import Policy, StoredPolicy
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.storage.store import PolicyStore
+from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, NotFoundError
+from sparsity_serving.access.access import Access
 
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.observing.recorder import Recorder

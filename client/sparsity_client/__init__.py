@@ -1,0 +1,57 @@
+"""Clients of the router, for internal services.
+
+    with Client("127.0.0.1:7000") as client:
+        with client.stream(Request("What is the capital of France?", domain="support-chat")) as stream:
+            for chunk in stream:
+                print(chunk.text, end="")
+        print(stream.answer().decision.explanation)
+
+`AsyncClient` is the same for asyncio. With ``direct=True`` the answer streams straight from the worker that the router
+names, and through the router where that fails. Failed calls raise the kinds of `errors`: each has its gRPC status
+(``code``) and its name on the wire (``reason``), `InvalidRequestError` also each field that is wrong and why, and
+`OverloadedError` the seconds after which to try again. :mod:`sparsity_client.wire` speaks the contract's messages.
+"""
+
+from sparsity_rpc import errors
+from sparsity_rpc.tiers import Tier
+from sparsity_rpc.tls import ClientTls
+
+from sparsity_client.aio import AsyncClient, AsyncStream
+from sparsity_client.answer import (
+    Answer,
+    Chunk,
+    Decision,
+    Explanation,
+    LayerReport,
+    Signals,
+    SparsityReport,
+    Step,
+    Usage,
+)
+from sparsity_client.client import Client, Stream
+from sparsity_client.request import Message, Prompt, RawText, Request, Sampling, TokenIds
+
+__all__ = [
+    "Answer",
+    "AsyncClient",
+    "AsyncStream",
+    "Chunk",
+    "Client",
+    "ClientTls",
+    "Decision",
+    "Explanation",
+    "LayerReport",
+    "Message",
+    "Prompt",
+    "RawText",
+    "Request",
+    "Sampling",
+    "Signals",
+    "SparsityReport",
+    "Step",
+    "Stream",
+    "Tier",
+    "TokenIds",
+    "Usage",
+    "errors",
+]

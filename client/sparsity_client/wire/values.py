@@ -1,0 +1,136 @@
+"""The messages of answers as values."""
+
+from __future__ import annotations
+
+from google.protobuf.descriptor import EnumDescriptor
+from sparsity.v1 import inference_pb2
+from sparsity_rpc.errors import StreamBrokenError
+from sparsity_rpc.tiers import Tier
+
+from sparsity_client.answer import (
+    Answer,
+    Chunk,
+    Decision,
+    Explanation,
+    LayerReport,
+    Signals,
+    SparsityReport,
+    Step,
+    Usage,
+)
+
+
+class Gathered:
+    """A stream's messages, as they come."""
+
+    def __init__(self) -> None:
+        self._chunks: list[Chunk] = []
+        self._completion: inference_pb2.Completion | None = None
+
+    def take(self, response: inference_pb2.GenerateResponse) -> Chunk:
+        """The next message."""
+        if response.HasField("completion"):
+            self._completion = response.completion
+        self._chunks.append(Chunk(response.text, tuple(response.token_ids)))
+        return self._chunks[-1]
+
+    def answer(self) -> Answer:
+        """All of it.
+
+        Raises:
+            StreamBrokenError: when the stream ended before its last message.
+        """
+        found = self._completion
+        if found is None:
+            raise StreamBrokenError("the stream ended before its last message")
+        usage = found.usage
+        return Answer(
+            text="".join(chunk.text for chunk in self._chunks),
+            token_ids=tuple(token for chunk in self._chunks for token in chunk.token_ids),
+            finish_reason=_word(inference_pb2.FinishReason.DESCRIPTOR, found.finish_reason, "FINISH_REASON_"),
+            usage=Usage(
+                prompt_tokens=usage.prompt_tokens,
+                completion_tokens=usage.completion_tokens,
+                cached_tokens=usage.cached_tokens,
+                time_to_first_token=usage.time_to_first_token.ToNanoseconds() / 1e9,
+                total_time=usage.total_time.ToNanoseconds() / 1e9,
+            ),
+            decision=_decision(found.decision),
+            sparsity=_report(found.sparsity) if found.HasField("sparsity") else None,
+            unreported=found.unreported,
+            worker_id=found.worker_id,
+        )
+
+
+def explanation(message: inference_pb2.ExplainResponse) -> Explanation:
+    """How a decision came to be."""
+    return Explanation(
+        signals=_signals(message.signals),
+        decision=_decision(message.decision),
+        steps=tuple(Step(step.check, step.matched, step.detail, _tier(step.tier)) for step in message.steps),
+        alternatives=tuple(message.alternatives),
+    )
+
+
+def _decision(message: inference_pb2.Decision) -> Decision:
+    return Decision(
+        decision_id=message.decision_id,
+        tier=Tier(message.tier),
+        reason=_word(inference_pb2.Reason.DESCRIPTOR, message.reason, "REASON_"),
+        matched_rule=message.matched_rule,
+        policy=message.policy,
+        policy_revision=message.policy_revision,
+        policy_tier=Tier(message.policy_tier),
+        explanation=message.explanation,
+        dense_reasoning=message.dense_reasoning,
+    )
+
+
+def _report(message: inference_pb2.SparsityReport) -> SparsityReport:
+    return SparsityReport(
+        tier=Tier(message.tier),
+        profile=message.profile,
+        backend=message.backend,
+        prefill_density=message.prefill_density,
+        decode_density=message.decode_density,
+        coverage=message.coverage,
+        min_layer_coverage=message.min_layer_coverage,
+        layers=tuple(LayerReport(one.prefill_density, one.decode_density, one.coverage) for one in message.layers),
+        sparse_kernel_calls=message.sparse_kernel_calls,
+        kernel_calls=message.kernel_calls,
+        dense_reasoning_tokens=message.dense_reasoning_tokens,
+        measured_coverage=message.measured_coverage if message.HasField("measured_coverage") else None,
+        measured_rows=message.measured_rows,
+    )
+
+
+def _signals(message: inference_pb2.Signals) -> Signals:
+    return Signals(
+        min_tokens=message.min_tokens,
+        max_tokens=message.max_tokens,
+        prompt_bytes=message.prompt_bytes,
+        scanned_bytes=message.scanned_bytes,
+        domain=message.domain,
+        domain_source=_word(inference_pb2.DomainSource.DESCRIPTOR, message.domain_source, "DOMAIN_SOURCE_"),
+        declared_domain=message.declared_domain,
+        confidence=message.confidence if message.HasField("confidence") else None,
+        flags=tuple(message.flags),
+        task=message.task,
+        labels=dict(message.labels),
+        tenant=message.tenant,
+        session=message.session,
+        max_tier=_tier(message.max_tier),
+        session_tier=_tier(message.session_tier),
+        dense_reasoning=message.dense_reasoning,
+        classifier_error=message.classifier_error,
+    )
+
+
+def _tier(value: int) -> Tier | None:
+    return Tier(value) if value else None
+
+
+def _word(kind: EnumDescriptor, value: int, prefix: str) -> str:
+    """An enumeration's word, empty where it is unset; a number that this version does not know stands for itself."""
+    known = kind.values_by_number.get(value)
+    return (known.name.removeprefix(prefix) if known is not None else str(value)) if value else ""

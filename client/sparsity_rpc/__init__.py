@@ -1,0 +1,1 @@
+"""What both ends of a call share: errors and their statuses, channels, TLS, trace context, the tiers' names."""

@@ -1,0 +1,18 @@
+"""The tiers of attention, as every part of ours names them."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Tier(IntEnum):
+    """How much attention; a larger number is sparser. Values equal `sparsity.v1.Tier`."""
+
+    DENSE = 1
+    MODERATE = 2
+    AGGRESSIVE = 3
+
+    @property
+    def word(self) -> str:
+        """The tier as documents spell it."""
+        return self.name.lower()

@@ -1,1 +1,0 @@
-"""What every component shares: the wire contract `sparsity.v1`, the exception tree, and telemetry names."""

@@ -1,0 +1,1 @@
+"""What every server shares: listening, health, metrics, traces, logs, leases, bounds of requests."""

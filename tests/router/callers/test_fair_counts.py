@@ -1,0 +1,201 @@
+"""What tenants are counted: what they used, once, and by every method."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2
+from sparsity_client.wire import AsyncWireClient, make_request
+from sparsity_router.callers.limits import TenantLimits
+from sparsity_router.config import RouterConfig
+from sparsity_rpc.errors import OverloadedError, RateLimitError
+from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
+from sparsity_serving.access.leases import LeaseChecker
+from support.fake_worker import FakeWorker, answer, fail
+from support.rig import DENSE
+from support.router import Router, failure, running, until
+from support.tiny import tiny_model
+from support.valkey import Valkey
+
+KEY = b"k" * 32
+# Whom the fixture asks for until it is answered is not limited.
+ONCE = "default: {{{0}}}\ntenants: {{nobody: {{requests: 9999/hour, tokens: 999999/hour}}}}"
+
+
+async def counts(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    """An answer of three tokens, that says so."""
+    async for response in answer(worker, request, context):
+        if response.HasField("completion"):
+            response.completion.usage.prompt_tokens = 2
+            response.completion.usage.completion_tokens = 3
+        yield response
+
+
+@asynccontextmanager
+async def limited(folder: Path, limits: str, **options: Any) -> AsyncIterator[tuple[Router, FakeWorker]]:
+    model = tiny_model(folder / "model")
+    (folder / "limits.yaml").write_text(limits)
+    (folder / "key").write_bytes(KEY)
+    worker = await FakeWorker(
+        "d", DENSE, model, behaviour=counts, leases=LeaseChecker(LeaseKeys(LeaseKey("", KEY)), "d", DENSE), **options
+    ).start()
+    with Valkey() as server:
+        files = {"tenant_limits": folder / "limits.yaml", "lease_key_file": folder / "key"}
+        config = RouterConfig(model, (worker.address,), server.url, "127.0.0.1:0", drain_seconds=0.1, **files)
+        async with running(config) as router:
+
+            async def used() -> bool:
+                try:
+                    await router.generate(tenant="nobody")
+                except grpc.aio.AioRpcError:
+                    return False
+                return True
+
+            await until(used)
+            yield router, worker
+    await worker.stop()
+
+
+async def used_up(call: Any) -> None:
+    error = await failure(call)
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "used up" in error.details()
+
+
+async def test_what_a_request_did_not_use_is_given_back(tmp_path: Path) -> None:
+    # An answer may have 128 tokens and has 3: without correction the second request would be one too many.
+    async with limited(tmp_path, "default: {tokens: 300/hour}") as (router, _):
+        for _ in range(20):
+            await router.generate(characters=2, tenant="t")
+
+
+async def test_what_was_never_served_is_given_back_and_what_was_streamed_counts(tmp_path: Path) -> None:
+    async def long(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        yield inference_pb2.GenerateResponse(text="x" * 200, token_ids=[1] * 200)
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "as told")
+
+    async with limited(tmp_path, ONCE.format("tokens: 400/hour")) as (router, worker):
+        worker.behaviour = fail(grpc.StatusCode.INVALID_ARGUMENT)
+        for _ in range(9):
+            error = await failure(router.generate(characters=2, tenant="t"))
+            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        worker.behaviour = long
+        for _ in range(2):
+            assert (await failure(router.generate(characters=2, tenant="t"))).code() is grpc.StatusCode.ABORTED
+            await until_serving(router)
+        await used_up(router.generate(characters=2, tenant="t"))
+
+
+async def until_serving(router: Router) -> None:
+    """Until the worker that broke off is used again."""
+
+    async def serves() -> bool:
+        fleet: Any = fleet_pb2_grpc.FleetServiceStub(router.channel)
+        return "READY" in str(await fleet.GetFleet(fleet_pb2.GetFleetRequest()))
+
+    await until(serves)
+
+
+@pytest.mark.parametrize("method", ["Explain", "ReportOutcome"])
+async def test_every_method_counts(tmp_path: Path, method: str) -> None:
+    request = make_request("hi", tenant="t" if method == "Explain" else None)
+    report = inference_pb2.ReportOutcomeRequest(decision_id="x", score=1, metric="m")
+    asked = inference_pb2.ExplainRequest(request=request) if method == "Explain" else report
+    async with limited(tmp_path, ONCE.format("requests: 2/hour")) as (router, _):
+        call = getattr(router.inference, method)
+        for _ in range(2):
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await call(asked)
+        await used_up(call(asked))
+
+
+async def test_a_direct_request_that_falls_back_is_counted_once(tmp_path: Path) -> None:
+    limits = (
+        "default: {requests: 3/hour, tokens: 500/hour}\ntenants: {nobody: {requests: 9999/hour, tokens: 99999/hour}}"
+    )
+    async with limited(tmp_path, limits) as (router, worker), AsyncWireClient(router.address) as client:
+        refused = 0
+
+        async def once(own: FakeWorker, asked: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
+            nonlocal refused
+            if not asked.request_id.endswith(".1"):
+                refused += 1
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "not here")
+            async for response in answer(own, asked, context):
+                yield response
+
+        worker.behaviour = once
+        for _ in range(3):
+            request = make_request("hi", tenant="t")
+            text = [response.text async for response in client.generate(request, 10.0, direct=True)]
+            assert "".join(text) == "abc"
+        assert refused == 3
+        with pytest.raises(OverloadedError, match="used up its 3 requests"):
+            async for _ in client.generate(make_request("hi", tenant="t"), 10.0):
+                pass
+
+
+async def test_nobody_is_given_back_what_another_paid(tmp_path: Path) -> None:
+    async with limited(tmp_path, ONCE.format("requests: 2/hour")) as (router, _):
+        routed = await router.inference.Route(inference_pb2.RouteRequest(request=make_request("hi", tenant="t")))
+        claim = (("sparsity-fell-back", routed.decision.decision_id),)
+
+        async def claims(tenant: str) -> None:
+            async for _ in router.inference.Generate(make_request("hi", tenant=tenant), metadata=claim):
+                pass
+
+        for _ in range(2):
+            await claims("thief")
+        await used_up(claims("thief"))
+
+
+async def test_a_route_waits_in_line_for_room(tmp_path: Path) -> None:
+    release = asyncio.Event()
+    limits = "default: {requests: 9999/hour}"
+    async with limited(tmp_path, limits, places=1) as (router, worker):
+
+        async def held(own: FakeWorker, asked: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
+            await release.wait()
+            async for response in counts(own, asked, context):
+                yield response
+
+        worker.behaviour = held
+        first = asyncio.create_task(router.generate())
+        before = len(worker.received)
+
+        async def held_up() -> bool:
+            return len(worker.received) > before
+
+        await until(held_up)
+        route = asyncio.ensure_future(router.inference.Route(inference_pb2.RouteRequest(request=make_request("hi"))))
+        await asyncio.sleep(0.3)
+        assert not route.done()
+        release.set()
+        await first
+        assert (await route).endpoint == worker.address
+
+
+async def test_a_credit_is_used_once_and_kept_where_the_call_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "limits.yaml"
+    path.write_text("default: {tokens: 100/hour}")
+    limits = TenantLimits.load(path, None)
+    assert limits is not None
+    await limits.tokens("t", 90)
+    limits.give_back("t", tokens=50)
+    with pytest.raises(RateLimitError):
+        await limits.tokens("t", 80)
+    await limits.tokens("t", 60)
+    with pytest.raises(RateLimitError):
+        await limits.tokens("t", 1)
+    # More than the whole rate is never owed.
+    limits.give_back("t", tokens=10**9)
+    await limits.tokens("t", 100)
+    with pytest.raises(RateLimitError):
+        await limits.tokens("t", 1)

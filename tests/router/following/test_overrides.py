@@ -1,0 +1,255 @@
+"""Overrides by revisions: no old read and no old end has a say in what came after it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sparsity.v1 import inference_pb2, policy_pb2
+from sparsity_policies.documents.document import parse_policy
+from sparsity_policies.model import Override, Scope, Tier
+from sparsity_policies.storage.contents import Contents, Cursor, Delta
+from sparsity_policies.storage.store import PolicyStore
+from sparsity_router.config import RouterConfig
+from sparsity_router.following import guards
+from sparsity_router.following.follower import PolicyFollower
+from sparsity_router.following.guards import GuardMonitor, override_id
+from sparsity_router.following.overrides import Overrides
+from sparsity_router.following.windows import MIN_SAMPLES
+from sparsity_rpc.errors import StoreError
+from support.fault_proxy import FaultProxy
+from support.router import running, until
+from support.snapshots import stored
+from support.tiny import tiny_model
+from support.valkey import Valkey
+
+KILL = Override("k", Scope.GLOBAL, reason="incident")
+
+
+def at(revision: int, override: Override = KILL) -> Override:
+    return replace(override, revision=revision)
+
+
+def made() -> tuple[Overrides, list[list[str]]]:
+    """Overrides, and the ids that acted after each change."""
+    told: list[list[str]] = []
+    overrides = Overrides(lambda: told.append([override.id for override in overrides.active()]))
+    return overrides, told
+
+
+def acts(overrides: Overrides) -> bool:
+    return [override.id for override in overrides.active()] == ["k"]
+
+
+def test_one_that_is_set_again_under_its_id_acts_although_nobody_saw_it_gone() -> None:
+    overrides, _ = made()
+    overrides.stored([at(5)], 5)
+    assert overrides.end("k", 6)
+    assert not acts(overrides)
+    # A read from before the end says nothing new; one from after it does.
+    overrides.stored([at(5)], 5)
+    assert not acts(overrides)
+    overrides.stored([at(7)], 7)
+    assert acts(overrides)
+
+
+def test_an_old_read_blanks_no_live_switch() -> None:
+    overrides, told = made()
+    overrides.stored([], 10)
+    overrides.put(KILL)
+    overrides.hand_over(KILL, 11)
+    overrides.stored([], 10)
+    overrides.stored([at(11)], 11)
+    assert told == [["k"]]
+    overrides.stored([], 12)
+    assert not acts(overrides)
+
+
+def test_an_end_that_the_store_told_of_late_ends_what_came_before_only() -> None:
+    overrides, _ = made()
+    overrides.stored([at(3)], 4)
+    # The store, asked, had none: what the last read has is gone.
+    assert overrides.end("k")
+    assert not acts(overrides)
+    overrides.stored([at(3)], 4)
+    assert not acts(overrides)
+    overrides.stored([at(6)], 6)
+    assert acts(overrides)
+    assert not overrides.end("unknown")
+
+
+def test_what_is_handed_over_after_it_was_ended_stays_ended() -> None:
+    overrides, _ = made()
+    overrides.put(KILL)
+    overrides.end("k", 6)
+    overrides.hand_over(KILL, 5)
+    assert not acts(overrides)
+    overrides.hand_over(KILL, 7)
+    assert acts(overrides)
+    # However far a failover set the store back, an operator can end it.
+    overrides.stored([], 1)
+    assert acts(overrides)
+    overrides.end("k")
+    assert not acts(overrides)
+
+
+async def test_the_store_numbers_its_overrides() -> None:
+    with Valkey() as server:
+        store = PolicyStore(server.url)
+        for _ in range(2):
+            revision = await store.put_override(at(99))
+            contents = await store.read()
+            assert [override.revision for override in contents.overrides] == [revision] == [contents.overrides_at]
+        assert contents.overrides == [KILL]
+        await store.close()
+
+
+class Slow:
+    """A source whose answers are as old as the question, and come when they are let go."""
+
+    def __init__(self) -> None:
+        self.overrides: list[Override] = []
+        self.revision = 1
+        self.go = asyncio.Event()
+        self.go.set()
+
+    async def read(self) -> Contents:
+        return Contents(Cursor(1, "", ""), [], [], {}, 0.0, overrides_at=1)
+
+    async def delta(self, cursor: Cursor) -> Delta:
+        overrides, revision = list(self.overrides), self.revision
+        await self.go.wait()
+        return Delta(cursor, {}, overrides, {}, 0.0, revision)
+
+    async def wait(self, cursor: Cursor, seconds: float) -> None:
+        await asyncio.sleep(0.01)
+
+
+async def test_a_read_that_was_under_way_leaves_a_kill_switch_alone() -> None:
+    source = Slow()
+    follower = PolicyFollower(source, ttl=300.0)
+    source.go.set()
+    await follower.refresh()
+    source.go.clear()
+    late = asyncio.create_task(follower.refresh())
+    await asyncio.sleep(0.01)
+    follower.overrides.put(KILL)
+    source.overrides, source.revision = [at(2)], 2
+    follower.overrides.hand_over(KILL, 2)
+    source.go.set()
+    await late
+    assert [override.id for override in follower.snapshot.overrides] == ["k"]
+    await follower.refresh()
+    assert [override.id for override in follower.snapshot.overrides] == ["k"]
+
+
+class Store:
+    """A store that gives the override back to a caller who ends it meanwhile."""
+
+    def __init__(self, overrides: Overrides, *, away: bool = False) -> None:
+        self.overrides = overrides
+        self.away = away
+        self.deleted: list[str] = []
+
+    async def put_override(self, override: Override) -> int:
+        if self.away:
+            raise StoreError("away")
+        self.overrides.end(override.id, 0)
+        return 4
+
+    async def delete_override(self, override_id: str) -> int:
+        self.deleted.append(override_id)
+        return 5
+
+
+async def test_one_that_is_ended_while_it_is_written_is_taken_out_again() -> None:
+    overrides, _ = made()
+    overrides.put(KILL)
+    store: Any = Store(overrides)
+    assert await overrides.write(store, KILL)
+    assert (store.deleted, acts(overrides)) == (["k"], False)
+    overrides.put(KILL)
+    store.away = True
+    assert not await overrides.write(store, KILL)
+    assert acts(overrides)
+
+
+BAD = inference_pb2.SparsityReport(coverage=0.5)
+
+
+async def guarded() -> tuple[GuardMonitor, PolicyFollower]:
+    """A guard over one domain whose aggressive answers are too bad."""
+    document = {"domain": "low", "risk": "low", "bands": [{"from_tokens": 0, "tier": "aggressive"}]}
+    policy = parse_policy(document | {"guards": {"min_coverage": 0.8}})
+    source = Slow()
+
+    async def read() -> Contents:
+        return Contents(Cursor(1, "", ""), [stored(policy)], [], {}, 0.0, overrides_at=1)
+
+    async def delta(cursor: Cursor) -> Delta | None:
+        return None
+
+    source.read, source.delta = read, delta  # type: ignore[method-assign, assignment]
+    follower = PolicyFollower(source, ttl=300.0)
+    await follower.refresh()
+    return GuardMonitor(follower, None), follower
+
+
+async def samples(monitor: GuardMonitor, count: int) -> None:
+    for _ in range(count):
+        monitor.coverage("low", Tier.AGGRESSIVE, BAD)
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+
+
+async def test_an_operators_end_of_a_guards_cap_stands_until_there_is_evidence_from_after_it() -> None:
+    monitor, follower = await guarded()
+    await samples(monitor, MIN_SAMPLES)
+    assert [override.id for override in follower.overrides.active()] == [override_id("low")]
+    # Answers that were under way end while the cap holds.
+    await samples(monitor, MIN_SAMPLES - 1)
+    follower.overrides.end(override_id("low"))
+    await samples(monitor, MIN_SAMPLES - 1)
+    assert not follower.overrides.active()
+    await samples(monitor, 1)
+    assert follower.overrides.active()
+
+
+async def test_a_cap_that_has_run_out_keeps_no_guard_from_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guards, "_DEMOTION_SECONDS", 0.01)
+    monitor, follower = await guarded()
+    await samples(monitor, MIN_SAMPLES)
+    first = follower.overrides.active()[0].expire_time
+    assert first is not None
+    await asyncio.sleep(0.02)
+    await samples(monitor, MIN_SAMPLES)
+    again = follower.overrides.active()[0].expire_time
+    assert again is not None
+    assert again > first
+
+
+async def test_audit_events_of_an_outage_carry_the_time_of_the_call(tmp_path: Path) -> None:
+    with Valkey() as server:
+        async with FaultProxy(f"127.0.0.1:{server.port}") as proxy:
+            config = RouterConfig(tiny_model(tmp_path), ("127.0.0.1:1",), f"redis://{proxy.address}/0", "127.0.0.1:0")
+            async with running(config) as router:
+                proxy.refusing = True
+                proxy.cut()
+                override = policy_pb2.Override(id="k", scope=1, reason="incident")
+                called = time.time()
+                await router.policy.PutOverride(policy_pb2.PutOverrideRequest(override=override))
+                took = time.time() - called
+                await asyncio.sleep(1.0)
+                proxy.refusing = False
+
+                async def told() -> Any:
+                    request = policy_pb2.ListAuditEventsRequest()
+                    events = (await router.policy.ListAuditEvents(request)).events
+                    return [event for event in events if event.method == "PutOverride"]
+
+                event = (await until(told))[0]
+                assert called - 0.5 <= event.time.ToNanoseconds() / 1e9 <= called + took + 0.5

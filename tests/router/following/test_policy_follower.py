@@ -1,0 +1,536 @@
+"""Following a source: increments, readiness, clocks, outages, a folder as the source."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from sparsity.v1 import policy_pb2, policy_pb2_grpc
+from sparsity_policies.decisions.snapshot import Snapshot
+from sparsity_policies.documents.document import parse_policy
+from sparsity_policies.documents.shipped import shipped_policies
+from sparsity_policies.documents.yamlfile import dump_yaml
+from sparsity_policies.model import Override, Policy, Scope, Tier
+from sparsity_policies.storage.contents import Contents, Cursor, Delta
+from sparsity_policies.storage.folder import PolicyFolder
+from sparsity_policies.storage.store import PolicyStore
+from sparsity_router.config import RouterConfig
+from sparsity_router.following.follower import PolicyFollower
+from sparsity_router.following.snapshot_file import SnapshotFile
+from sparsity_router.observing.policy_metrics import observe_policies
+from sparsity_router.observing.recorder import Recorder
+from sparsity_rpc.errors import ConfigurationError, StoreError
+from support.fake_worker import FakeWorker
+from support.metrics import Meter
+from support.redis_server import RedisServer
+from support.rig import DENSE
+from support.router import failure, running, until
+from support.router_process import RouterProcess
+from support.tiny import tiny_model
+from support.valkey import Valkey
+
+POLICIES = {policy.domain: policy for policy in shipped_policies("small-context")}
+WORKERS = ("127.0.0.1:1",)
+
+
+def random_policy(chance: random.Random, domain: str) -> Policy:
+    detection = {"flag": f"flag-{domain}", "literals": [f"secret {domain} {chance.randrange(5)}"]}
+    bands = [{"from_tokens": 0, "tier": chance.choice(("dense", "moderate"))}]
+    return parse_policy({"domain": domain, "risk": "low", "bands": bands, "detection": detection})
+
+
+async def test_increments_give_what_a_whole_read_gives() -> None:
+    chance = random.Random(11)
+    with Valkey() as server:
+        store = PolicyStore(server.url)
+        await store.seed(POLICIES.values())
+        follower = PolicyFollower(store, ttl=300)
+        await follower.start()
+        names = [f"d{number}" for number in range(8)]
+        for _ in range(60):
+            for _ in range(chance.randrange(1, 4)):
+                domain = chance.choice(names)
+                there = {stored.policy.domain for stored in (await store.read()).policies}
+                if domain in there and chance.random() < 0.3:
+                    await store.delete(domain, etag=None, actor="a", reason="r")
+                elif chance.random() < 0.2:
+                    await store.put_override(Override(f"o{chance.randrange(3)}", Scope.DOMAIN, domain))
+                else:
+                    await store.put(random_policy(chance, domain), etag=None, actor="a", reason="r")
+            await follower.refresh()
+            contents = await store.read()
+            whole = Snapshot.build(contents.revision, contents.policies, contents.overrides)
+            assert follower.snapshot.revision == whole.revision
+            assert follower.snapshot.content_hash == whole.content_hash
+            for domain in names:
+                for number in range(5):
+                    text = f"see Secret  {domain} {number} here"
+                    assert follower.snapshot.scanner.scan(text) == whole.scanner.scan(text)
+        await store.close()
+
+
+async def test_garbage_is_held_at_its_last_good_version_until_it_is_mended() -> None:
+    with Valkey() as server:
+        store = PolicyStore(server.url)
+        await store.seed(POLICIES.values())
+        follower = PolicyFollower(store, ttl=300)
+        await follower.start()
+        raw = store.redis
+        for garbage in (
+            "garbage",
+            '{"body": "{}"}',
+            '{"etag": 1, "body": "{\\"domain\\": \\"rag\\", \\"schema\\": 0}"}',
+        ):
+            await raw.hset("{sparsity}:policies", "rag", garbage)
+            await raw.incr("{sparsity}:revision")
+            await raw.xadd("{sparsity}:events", {"domain": "rag", "revision": "0"})
+            await follower.refresh()
+            assert follower.snapshot.rejected == ("rag",)
+            assert follower.snapshot.policies["rag"].policy == POLICIES["rag"]
+            # An edit of another domain leaves it told.
+            await store.put(replace(POLICIES["code"], owner=garbage), etag=None, actor="a", reason="r")
+            await follower.refresh()
+            assert follower.snapshot.rejected == ("rag",)
+        await store.put(POLICIES["rag"], etag=None, actor="a", reason="mended")
+        await follower.refresh()
+        assert follower.snapshot.rejected == ()
+        await store.close()
+
+
+async def test_gauges_tell_what_an_alert_needs() -> None:
+    told = Meter()
+    source = Source()
+    follower = PolicyFollower(source, ttl=300)
+    await follower.start()
+    follower._snapshot = replace(follower.snapshot, rejected=("rag",), drifted=("a", "b"))
+    recorder = Recorder(None)
+    recorder.dropped = 7
+    observe_policies(follower, recorder, told.meter)
+    found = {name: value for name, [(_, value)] in told.values().items()}
+    assert found.pop("sparsity.policy.age") >= 0
+    assert found == {
+        "sparsity.policy.revision": 1,
+        "sparsity.policy.lag": 0,
+        "sparsity.policy.rejected": 1,
+        "sparsity.policy.drifted": 2,
+        "sparsity.decision_log.dropped": 7,
+    }
+
+
+class Source:
+    """A source with a clock and a revision of the test's choosing."""
+
+    def __init__(self) -> None:
+        self.revision = 1
+        self.clock_offset = 0.0
+        self.away = False
+
+    async def read(self) -> Contents:
+        return Contents(Cursor(self.revision, f"{self.revision}", ""), [], [], {}, self.clock_offset)
+
+    async def delta(self, cursor: Cursor) -> Delta | None:
+        same = cursor.revision == self.revision
+        return Delta(cursor, {}, [], {}, self.clock_offset) if same else None
+
+    async def wait(self, cursor: Cursor, seconds: float) -> None:
+        await asyncio.sleep(0.01)
+        if self.away:
+            raise StoreError("away")
+
+
+async def test_the_sources_clock_is_used() -> None:
+    source = Source()
+    source.clock_offset = 3600.0
+    follower = PolicyFollower(source, ttl=300)
+    await follower.start()
+    assert follower.now() - time.time() == pytest.approx(3600, abs=1)
+    source.clock_offset = -7200.0
+    await follower.refresh()
+    assert follower.now() - time.time() == pytest.approx(-7200, abs=1)
+
+
+async def test_a_change_that_cannot_be_taken_up_makes_a_lag(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source()
+    follower = PolicyFollower(source, ttl=300)
+    await follower.start()
+    monkeypatch.setattr(Snapshot, "build", lambda *_, **__: (_ for _ in ()).throw(ValueError("does not compile")))
+    source.revision = 2
+    for _ in range(2):
+        with pytest.raises(ValueError, match="does not compile"):
+            await follower.refresh()
+        assert follower.snapshot.revision == 1
+    before = follower.lag
+    await asyncio.sleep(0.02)
+    assert follower.lag > before > 0
+    source.revision = 1
+    await follower.refresh()
+    assert follower.lag == 0, "the change was taken back"
+    source.revision = 2
+    monkeypatch.undo()
+    await follower.refresh()
+    assert (follower.snapshot.revision, follower.lag) == (2, 0.0)
+
+
+async def test_a_kill_switch_does_not_wait_for_a_slow_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Valkey() as server:
+        store = PolicyStore(server.url)
+        await store.seed(POLICIES.values())
+        follower = PolicyFollower(store, ttl=300)
+        await follower.start()
+        following = asyncio.create_task(follower.follow())
+        build, release = Snapshot.build, threading.Event()
+
+        def slow(*arguments: Any, **options: Any) -> Snapshot:
+            release.wait(10)
+            return build(*arguments, **options)
+
+        monkeypatch.setattr(Snapshot, "build", slow)
+        written = await store.put(random_policy(random.Random(1), "new"), etag=None, actor="a", reason="r")
+        await asyncio.sleep(0.1)
+        await store.put_override(Override("k", Scope.GLOBAL, reason="r"))
+
+        async def killed() -> bool:
+            return [o.id for o in follower.snapshot.overrides] == ["k"]
+
+        await until(killed)
+        assert follower.snapshot.revision < written.revision
+        assert follower.lag > 0
+        release.set()
+        assert await follower.reached(written.revision + 1, 5.0)
+        assert [o.id for o in follower.snapshot.overrides] == ["k"]
+        assert follower.lag == 0
+        following.cancel()
+        await store.close()
+
+
+async def test_nothing_waits_for_a_slow_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, started, release = Source(), threading.Event(), threading.Event()
+    save = SnapshotFile.save
+
+    def slow(*arguments: Any) -> None:
+        started.set()
+        release.wait(10)
+        save(*arguments)
+
+    monkeypatch.setattr(SnapshotFile, "save", slow)
+    follower = PolicyFollower(source, ttl=300, disk=SnapshotFile(tmp_path / "snapshot.json"))
+    await follower.start()
+    following = asyncio.create_task(follower.follow())
+    assert await asyncio.to_thread(started.wait, 5)
+    source.revision = 2
+    assert await follower.reached(2, 5.0)
+    release.set()
+
+    async def saved() -> bool:
+        path = tmp_path / "snapshot.json"
+        return path.exists() and SnapshotFile(path).load().contents.cursor.revision == 2
+
+    await until(saved)
+    following.cancel()
+
+
+async def test_a_lagging_router_is_not_ready_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(tmp_path)
+    worker = await FakeWorker("d", DENSE, model).start()
+    with Valkey() as server:
+        config = RouterConfig(
+            model, (worker.address,), server.url, "127.0.0.1:0", drain_seconds=0.1, max_policy_lag=0.3
+        )
+        async with running(config) as router:
+
+            async def ready() -> bool:
+                return await router.health() == "SERVING"
+
+            await until(ready)
+            build = Snapshot.build
+            monkeypatch.setattr(Snapshot, "build", lambda *_, **__: (_ for _ in ()).throw(ValueError("no")))
+            await router.edit()
+
+            async def unready() -> bool:
+                return await router.health() == "NOT_SERVING"
+
+            await until(unready)
+            monkeypatch.setattr(Snapshot, "build", build)
+            await until(ready)
+    await worker.stop()
+
+
+async def test_an_override_set_while_the_store_was_away_reaches_it_later(tmp_path: Path) -> None:
+    with RedisServer(tmp_path / "redis") as server:
+        model = tiny_model(tmp_path)
+        worker = await FakeWorker("d", DENSE, model).start()
+        config = RouterConfig(model, (worker.address,), server.url, "127.0.0.1:0", drain_seconds=0.1)
+        async with running(config) as router:
+            server.kill()
+            override = policy_pb2.Override(id="k", scope=1, reason="incident")
+            put = await router.policy.PutOverride(policy_pb2.PutOverrideRequest(override=override))
+            assert not put.stored
+
+            async def ready() -> bool:
+                return await router.health() == "SERVING"
+
+            await until(ready)
+            await asyncio.to_thread(server.start)
+            store = PolicyStore(server.url)
+
+            async def there() -> bool:
+                return [o.id for o in (await store.read()).overrides] == ["k"]
+
+            await until(there)
+            await store.close()
+        await worker.stop()
+
+
+async def test_a_router_starts_from_disk_while_the_store_is_away(tmp_path: Path) -> None:
+    file = tmp_path / "policies.json"
+    options: dict[str, Any] = {"listen": "127.0.0.1:0", "drain_seconds": 0.1, "snapshot_file": file, "policy_ttl": 60.0}
+    with RedisServer(tmp_path / "redis", "--appendonly", "yes") as server:
+        config = RouterConfig(tiny_model(tmp_path), WORKERS, server.url, **options)
+        async with running(config) as router:
+            await router.edit(bands=[(0, 2)])
+            override = policy_pb2.Override(id="k", scope=2, target="code", reason="incident")
+            await router.policy.PutOverride(policy_pb2.PutOverrideRequest(override=override))
+
+            async def saved() -> bool:
+                return file.exists() and '"k"' in file.read_text()
+
+            await until(saved)
+        server.kill()
+        async with running(config) as router:
+            assert await router.tier() == ("TIER_MODERATE", "REASON_LENGTH_BAND")
+            assert [o.id for o in (await router.policy.ListOverrides(policy_pb2.ListOverridesRequest())).overrides] == [
+                "k"
+            ]
+            # Once the store is back, it is followed.
+            await asyncio.to_thread(server.start)
+
+            async def edited() -> bool:
+                try:
+                    await router.edit(bands=[(0, 1)])
+                except grpc.aio.AioRpcError:
+                    return False
+                return True
+
+            await until(edited)
+            await router.becomes("TIER_DENSE")
+        # Its age counts on across restarts: what is too old is dense.
+        server.kill()
+        os.utime(file, (time.time() - 120, time.time() - 120))
+        async with running(config) as router:
+            assert await router.tier() == ("TIER_DENSE", "REASON_STALE_POLICY")
+        file.write_text("garbage")
+        with pytest.raises(ConfigurationError, match="--snapshot-file"):
+            async with running(config):
+                pass
+
+
+async def test_a_change_is_on_disk_although_the_store_went_away_at_once(tmp_path: Path) -> None:
+    source, file = Source(), SnapshotFile(tmp_path / "policies.json")
+    follower = PolicyFollower(source, ttl=300, disk=file)
+    await follower.start()
+    following = asyncio.create_task(follower.follow())
+    build = Snapshot.build
+
+    def last(*arguments: Any, **options: Any) -> Snapshot:
+        # Nothing more is heard of the source once it has said what is compiled here.
+        source.away = True
+        time.sleep(0.2)
+        return build(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Snapshot, "build", last)
+        source.revision = 2
+        assert await follower.reached(2, 5.0)
+
+    async def saved() -> bool:
+        return file.load().contents.cursor.revision == 2
+
+    await until(saved)
+    following.cancel()
+
+
+def test_a_slower_process_does_not_put_back_what_a_faster_one_has_written(tmp_path: Path) -> None:
+    fast, slow = (SnapshotFile(tmp_path / "policies.json") for _ in range(2))
+    fast.save(11, [], [], age=0.5)
+    slow.save(10, [], [Override("k", Scope.GLOBAL)], age=1.0)
+    assert fast.load().contents.cursor.revision == 11
+    assert {path.name for path in tmp_path.iterdir()} == {"policies.json", "policies.json.lock"}
+    # The same revision with an override, and a store that began anew, are written.
+    slow.save(11, [], [Override("k", Scope.GLOBAL)], age=1.0)
+    assert [override.id for override in fast.load().contents.overrides] == ["k"]
+    slow.save(1, [], [], age=0.0)
+    assert fast.load().contents.cursor.revision == 1
+    (tmp_path / "policies.json").write_text("garbage")
+    slow.save(2, [], [], age=9.0)
+    assert fast.load().contents.cursor.revision == 2
+
+
+async def test_an_override_set_in_an_outage_survives_a_restart_and_reaches_the_store(tmp_path: Path) -> None:
+    file = tmp_path / "policies.json"
+    with RedisServer(tmp_path / "redis") as server:
+        config = RouterConfig(
+            tiny_model(tmp_path), WORKERS, server.url, "127.0.0.1:0", drain_seconds=0.1, snapshot_file=file
+        )
+        async with running(config) as router:
+            server.kill()
+            killed = time.time()
+            await asyncio.sleep(1.5)
+            override = policy_pb2.Override(id="k", scope=1, reason="incident")
+            await router.policy.PutOverride(policy_pb2.PutOverrideRequest(override=override))
+
+            async def saved() -> bool:
+                return SnapshotFile(file).load().waiting == {"k"}
+
+            await until(saved)
+        # It was not current when it was written: the time to live of policies goes on.
+        assert file.stat().st_mtime < killed + 1.0
+        async with running(config) as router:
+            found = await router.policy.ListOverrides(policy_pb2.ListOverridesRequest())
+            assert [o.id for o in found.overrides] == ["k"]
+            await asyncio.to_thread(server.start)
+            store = PolicyStore(server.url)
+
+            async def there() -> bool:
+                return [o.id for o in (await store.read()).overrides] == ["k"]
+
+            await until(there)
+            await store.close()
+
+
+async def test_past_the_time_to_live_everything_is_dense(tmp_path: Path) -> None:
+    with Valkey() as server:
+        config = RouterConfig(
+            tiny_model(tmp_path), WORKERS, server.url, "127.0.0.1:0", drain_seconds=0.1, policy_ttl=2.0
+        )
+        async with running(config) as router:
+            await router.edit(bands=[(0, 2)])
+            assert await router.tier() == ("TIER_MODERATE", "REASON_LENGTH_BAND")
+            server.stop()
+            await router.becomes("TIER_DENSE")
+            assert await router.tier() == ("TIER_DENSE", "REASON_STALE_POLICY")
+
+
+def write(folder: Path, *policies: Policy) -> None:
+    folder.mkdir(exist_ok=True)
+    for policy in policies:
+        (folder / f"{policy.domain}.yaml").write_text(dump_yaml(policy))
+
+
+async def test_a_folder_is_followed_and_broken_files_are_held(tmp_path: Path) -> None:
+    write(tmp_path, POLICIES["rag"], POLICIES["code"])
+    folder = PolicyFolder(tmp_path)
+    follower = PolicyFollower(folder, ttl=300)
+    await follower.start()
+    assert follower.snapshot.policies.keys() == {"rag", "code"}
+    first = follower.snapshot.content_hash
+    await follower.refresh()
+    assert follower.snapshot.revision == 1
+    (tmp_path / "rag.yaml").write_text("domain: rag\nrisk: huge\n")
+    await follower.refresh()
+    assert (follower.snapshot.rejected, follower.snapshot.content_hash) == (("rag",), first)
+    # The same domain in two files is nobody's.
+    write(tmp_path, POLICIES["rag"])
+    (tmp_path / "again.yaml").write_text(dump_yaml(replace(POLICIES["rag"], owner="other")))
+    await follower.refresh()
+    assert (follower.snapshot.rejected, follower.snapshot.content_hash) == (("rag",), first)
+    (tmp_path / "again.yaml").unlink()
+    (tmp_path / "code.yaml").unlink()
+    await follower.refresh()
+    assert (follower.snapshot.rejected, follower.snapshot.policies.keys()) == ((), {"rag"})
+    with pytest.raises(ConfigurationError, match="--policy-dir"):
+        PolicyFolder(tmp_path / "none")
+
+
+async def test_a_router_over_a_folder(tmp_path: Path) -> None:
+    write(tmp_path / "policies", replace(POLICIES["rag"], owner="git"))
+    config: dict[str, Any] = {"listen": "127.0.0.1:0", "drain_seconds": 0.1, "policy_dir": tmp_path / "policies"}
+    async with running(RouterConfig(tiny_model(tmp_path), WORKERS, None, **config)) as router:
+        assert (await router.get()).policy.owner == "git"
+        error = await failure(router.edit())
+        assert "policies come from the folder" in error.details()
+        override = policy_pb2.Override(scope=1, reason="incident")
+        assert not (await router.policy.PutOverride(policy_pb2.PutOverrideRequest(override=override))).stored
+        assert (await router.tier())[1] != "REASON_UNKNOWN_DOMAIN"
+        for call in (
+            router.policy.ListAuditEvents(policy_pb2.ListAuditEventsRequest()),
+            router.policy.ListPolicyRevisions(policy_pb2.ListPolicyRevisionsRequest(domain="rag")),
+        ):
+            assert "without --redis-url" in (await failure(call)).details()
+
+
+async def test_drift_between_folder_and_store_is_shown(tmp_path: Path) -> None:
+    write(tmp_path / "policies", *POLICIES.values())
+    with Valkey() as server:
+        store = PolicyStore(server.url)
+        await store.seed(POLICIES.values())
+        await store.put(replace(POLICIES["code"], owner="by hand"), etag=None, actor="a", reason="r")
+        await store.put_override(Override("k", Scope.DOMAIN, "rag", Tier.DENSE, reason="r"))
+        config: dict[str, Any] = {"listen": "127.0.0.1:0", "drain_seconds": 0.1, "policy_dir": tmp_path / "policies"}
+        async with running(RouterConfig(tiny_model(tmp_path), WORKERS, server.url, **config)) as router:
+            call = router.policy.WatchPolicies(policy_pb2.WatchPoliciesRequest())
+            assert list((await call.read()).drifted_domains) == ["code"]
+            assert (await router.get("code")).policy.owner == POLICIES["code"].owner
+            assert len((await router.policy.ListOverrides(policy_pb2.ListOverridesRequest())).overrides) == 1
+            await store.delete_override("k")
+            await store.put(POLICIES["code"], etag=None, actor="a", reason="r")
+            while list((await call.read()).drifted_domains):
+                pass
+            call.cancel()
+        await store.close()
+
+
+def test_watchers_that_leave_do_no_harm(tmp_path: Path) -> None:
+    """In a process of its own: what a call that has ended is asked can crash it."""
+    with Valkey() as server, RouterProcess(tmp_path, "--redis-url", server.url) as router:
+        with grpc.insecure_channel(router.address) as channel:
+            stub = policy_pb2_grpc.PolicyServiceStub(channel)
+            for _ in range(30):
+                call = stub.WatchPolicies(policy_pb2.WatchPoliciesRequest())
+                next(iter(call))
+                call.cancel()
+            assert len(stub.ListPolicies(policy_pb2.ListPoliciesRequest(), timeout=5.0).policies) == 10
+        assert router.alive()
+
+
+async def test_a_full_disk_is_told_once_and_until_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sparsity_router.following.follower._RETRY_SECONDS", 0.02)
+    save, tries, full = SnapshotFile.save, 0, True
+
+    def saved(*arguments: Any, **named: Any) -> None:
+        nonlocal tries
+        tries += 1
+        if full:
+            raise OSError(28, "No space left on device")
+        save(*arguments, **named)
+
+    monkeypatch.setattr(SnapshotFile, "save", saved)
+    follower = PolicyFollower(PolicyFolder(tmp_path), ttl=300, disk=SnapshotFile(tmp_path / "snapshot.json"))
+    await follower.start()
+    following = asyncio.create_task(follower.follow())
+
+    async def tried() -> bool:
+        return tries > 4
+
+    async def saved_at_last() -> bool:
+        return not follower.unsaved
+
+    try:
+        await until(tried)
+        assert "No space left" in follower.unsaved
+        full = False
+        await until(saved_at_last)
+        assert (tmp_path / "snapshot.json").exists()
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    assert caplog.text.count("No space left") == 1

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sparsity.v1 import inference_pb2
+from sparsity_policies.decisions.costs import ModelShape
+from sparsity_policies.decisions.decide import decide
+from sparsity_policies.model import Decision, Reason, Signals, Tier
+from sparsity_router.observing.fleet_metrics import observe_fleet
+from sparsity_router.observing.request_metrics import RequestMetrics
+from sparsity_router.processes.shared_port import _own
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving.metrics.metering import Times, configure_metrics
+from support.fake_worker import FakeWorker
+from support.metrics import Meter
+from support.rig import AGGRESSIVE, DENSE, rig
+from support.snapshots import snapshot
+from support.tiny import tiny_model
+
+SHAPE = ModelShape(layers=2, query_heads=4, kv_heads=2, head_dim=8)
+
+
+def decision(tokens: int = 5000, domain: str = "rag") -> Decision:
+    return decide(Signals(min_tokens=tokens, max_tokens=tokens, domain=domain), snapshot())
+
+
+def completion(tier: Tier, prompt: int, cached: int, new: int, density: float = 0.25) -> inference_pb2.Completion:
+    report = inference_pb2.SparsityReport(
+        tier=tier.value,  # type: ignore[arg-type]
+        prefill_density=density,
+        decode_density=2 * density if density < 0.5 else 1,
+        coverage=0.9,
+    )
+    usage = inference_pb2.Usage(prompt_tokens=prompt, cached_tokens=cached, completion_tokens=new)
+    return inference_pb2.Completion(usage=usage, sparsity=report)
+
+
+def test_an_answer_is_counted_timed_and_reckoned() -> None:
+    found = Meter()
+    metrics = RequestMetrics("tiny", SHAPE, found.meter)
+    given = decision()
+    assert given.tier is Tier.AGGRESSIVE
+    metrics.relayed(given, snapshot().policies["rag"].policy, given, completion(given.tier, 10, 4, 3), Times(0.5, 1.5))
+    values = found.values()
+    where = {"sparsity.domain": "rag", "sparsity.tier": "aggressive"}
+    labels = {**where, "sparsity.reason": "LENGTH_BAND", "sparsity.risk": "low"}
+    assert values["sparsity.router.decisions"] == [(labels, 1)]
+    assert values["sparsity.router.policy.violations"] == [({}, 0)]
+    # 10 tokens have 55 causal pairs, 4 cached ones 10 of them; 3 new ones have 3 * 10 + 6.
+    prompt, new, per_pair, bytes_a_pair = 45, 36, 4 * 2 * 4 * 8, 2 * 2 * 8 * 2 * 2
+    took = prompt * 0.25 + new * 0.5
+    assert values["sparsity.attention.flops"] == [(where, per_pair * took)]
+    assert values["sparsity.attention.flops.saved"] == [(where, per_pair * (prompt + new - took))]
+    assert values["sparsity.attention.kv_read"] == [(where, bytes_a_pair * new * 0.5)]
+    assert values["sparsity.attention.kv_read.saved"] == [(where, bytes_a_pair * new * 0.5)]
+    saved = per_pair * (prompt + new - took) / 6e14 + bytes_a_pair * new * 0.5 / 2.9e12
+    assert values["sparsity.gpu.time.saved"] == [(where, pytest.approx(saved))]
+    seen = {name: points[0][1] for name, points in values.items() if name.startswith("gen_ai")}
+    assert seen == {
+        "gen_ai.server.request.duration": 1.5,
+        "gen_ai.server.time_to_first_token": 0.5,
+        "gen_ai.server.time_per_output_token": 0.5,
+    }
+    tokens = {attributes["sparsity.token.kind"]: value for attributes, value in values["sparsity.tokens"]}
+    assert tokens == {"prompt": 10, "cached": 4, "new": 3}
+
+
+def test_less_attention_than_policy_gave_is_a_violation_whoever_says_it() -> None:
+    found = Meter()
+    metrics = RequestMetrics("tiny", SHAPE, found.meter)
+    given = decision(domain="medical")
+    policy = snapshot().policies["medical"].policy
+    assert given.tier is Tier.DENSE
+    metrics.relayed(given, policy, given, completion(Tier.DENSE, 10, 0, 1, density=1.0), Times(0.1, 0.1))
+    assert found.values()["sparsity.router.policy.violations"] == [({}, 0)]
+    metrics.relayed(given, policy, given, completion(Tier.MODERATE, 10, 0, 1, density=1.0), Times(0.1, 0.1))
+    metrics.relayed(given, policy, given, completion(Tier.DENSE, 10, 0, 1, density=0.9), Times(0.1, 0.1))
+    metrics.relayed(given, policy, replace(given, tier=Tier.AGGRESSIVE), None, None)
+    assert ({"sparsity.domain": "medical"}, 3) in found.values()["sparsity.router.policy.violations"]
+
+
+def test_more_attention_than_policy_gave_is_none_and_nobody_is_told() -> None:
+    found = Meter()
+    metrics = RequestMetrics("tiny", None, found.meter)
+    given = decision()
+    denser = replace(given, tier=Tier.DENSE, reason=Reason.TIER_UNAVAILABLE)
+    metrics.relayed(given, None, denser, completion(Tier.DENSE, 10, 0, 1), Times(None, 0.1))
+    metrics.relayed(given, None, None, None, None)
+    values = found.values()
+    assert values["sparsity.router.policy.violations"] == [({}, 0)]
+    told = {
+        (a["sparsity.tier"], a["sparsity.reason"], a["sparsity.risk"]) for a, _ in values["sparsity.router.decisions"]
+    }
+    assert told == {("dense", "TIER_UNAVAILABLE", "unknown"), ("none", "LENGTH_BAND", "unknown")}
+    assert "sparsity.attention.flops" not in values
+    assert "gen_ai.server.time_to_first_token" not in values
+
+
+def test_a_domain_of_the_callers_making_makes_no_series() -> None:
+    found = Meter()
+    metrics = RequestMetrics("tiny", SHAPE, found.meter)
+    for number in range(50):
+        given = decision(domain=f"made-up-{number}")
+        metrics.relayed(given, None, given, None, None)
+    assert len(found.values()["sparsity.router.decisions"]) == 1
+
+
+async def test_the_fleet_is_seen_as_it_is(tmp_path: Path) -> None:
+    found = Meter()
+    model = tiny_model(tmp_path)
+    async with rig(tmp_path, FakeWorker("d", DENSE, model), FakeWorker("a", AGGRESSIVE, model)) as router:
+        observe_fleet(router.fleet, found.meter)
+        await router.generate()
+        values = found.values()
+        states = {(a["sparsity.tier"], a["sparsity.worker.state"]): v for a, v in values["sparsity.router.workers"]}
+        assert states["dense", "ready"] == states["aggressive", "ready"] == 1
+        assert states["moderate", "ready"] == states["dense", "full"] == 0
+        assert [value for _, value in values["sparsity.router.waiting"]] == [0, 0, 0]
+        workers = {attributes["sparsity.worker.id"] for attributes, _ in values["sparsity.router.in_flight"]}
+        assert workers == {"d", "a"}
+        router.fleet.workers[0].breaker._open_until = float("inf")
+        router.fleet.retries.spend()
+        values = found.values()
+        assert sum(value for _, value in values["sparsity.router.breaker.open"]) == 1
+        assert values["sparsity.router.retries"][0][1] == 1
+
+
+def test_processes_of_one_port_have_metrics_of_their_own() -> None:
+    given = {"--metrics-listen": "0.0.0.0:9464", "--health-listen": None, "--other": "[::1]:1"}
+    assert _own(given, 0) == ["--metrics-listen", "0.0.0.0:9464", "--other", "[::1]:1"]
+    assert _own(given, 2) == ["--metrics-listen", "0.0.0.0:9466", "--other", "[::1]:3"]
+    with pytest.raises(ConfigurationError, match="--other: must be host:port"):
+        _own({"--other": "nonsense"}, 0)
+
+
+def test_an_address_that_will_not_do_is_told() -> None:
+    for listen in ("nonsense", "127.0.0.1:0", "127.0.0.1:99999", ":9464"):
+        with pytest.raises(ConfigurationError, match="--metrics-listen: must be host:port"):
+            configure_metrics("test", listen, disabled=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ConfigurationError, match="--metrics-listen: cannot listen on"):
+            configure_metrics("test", address, disabled=False)
+
+
+def test_an_unknown_exporter_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "pigeon")
+    with pytest.raises(ConfigurationError, match="must be otlp, console or none, not 'pigeon'"):
+        configure_metrics("test", None, disabled=False)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from sparsity_policies.decisions.journal import Entry
+from sparsity_policies.model import Reason, Signals, Tier
+from sparsity_policies.storage.decisionlog import AuditEvent
+from sparsity_router.observing import recorder as module
+from sparsity_router.observing.recorder import Recorder
+from sparsity_rpc.errors import StoreError
+
+
+class Log:
+    """Takes entries, or fails."""
+
+    def __init__(self) -> None:
+        self.down = False
+        self.entries: list[Entry] = []
+        self.events: list[AuditEvent] = []
+
+    async def append(self, entries: Any, events: Any) -> None:
+        if self.down:
+            raise StoreError("down")
+        self.entries += entries
+        self.events += events
+
+
+def entry(number: int) -> Entry:
+    return Entry(0.0, f"{number}", Signals(1, 1), "rag", 1, Tier.DENSE, Reason.LENGTH_BAND)
+
+
+def record(recorder: Recorder, made: Entry) -> None:
+    recorder.decision(made.decision_id, lambda: made)
+
+
+def event(number: int) -> AuditEvent:
+    return AuditEvent("ann", "peer", "PutPolicy", f"{number}", "", "OK")
+
+
+async def test_what_the_store_cannot_take_waits_in_order_and_the_oldest_is_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_HELD", 8)
+    log = Log()
+    recorder = Recorder(log)  # type: ignore[arg-type]
+    log.down = True
+    for number in range(6):
+        record(recorder, entry(number))
+        recorder.audit(event(number))
+    with pytest.raises(StoreError):
+        await recorder.flush()
+    for number in range(6, 12):
+        record(recorder, entry(number))
+    log.down = False
+    await recorder.flush()
+    assert len(log.entries) <= 12
+    names = [int(found.decision_id) for found in log.entries]
+    assert names == sorted(names)
+    assert names[-1] == 11
+    assert [found.target for found in log.events] == [f"{number}" for number in range(6)]
+
+
+async def test_the_rate_of_the_log_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    log = Log()
+    recorder = Recorder(log, per_second=2.0)  # type: ignore[arg-type]
+    for number in range(500):
+        record(recorder, entry(number))
+    await recorder.flush()
+    assert len(log.entries) == 120
+    clock[0] += 5.0
+    for number in range(500):
+        record(recorder, entry(number))
+    await recorder.flush()
+    assert len(log.entries) == 130
+
+
+async def test_without_a_log_nothing_is_kept() -> None:
+    recorder = Recorder(None)
+    record(recorder, entry(1))
+    recorder.audit(event(1))
+    await recorder.flush()
+    assert recorder.dropped == 0
