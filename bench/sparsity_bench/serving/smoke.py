@@ -88,8 +88,8 @@ async def smoke(plan: Plan, tier: str, folder: Path, options: Sequence[str], ask
                 taken = await worker.ask(prompt, plan.new, tier=at)
                 report = taken.report
                 print(
-                    f"  {at:>10} {len(prompt):7d} tokens: first {taken.first:.3f} s, then {taken.per_token * 1e3:.2f} ms"
-                    " each,"
+                    f"  {at:>10} {len(prompt):7d} tokens: first {taken.first:.3f} s, then"
+                    f" {taken.per_token * 1e3:.2f} ms each,"
                     f" density {report.prefill_density:.3f} and {report.decode_density:.3f}",
                     flush=True,
                 )
