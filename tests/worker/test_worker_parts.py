@@ -97,12 +97,12 @@ def test_a_missing_profile_lists_those_there_are() -> None:
 
 def test_worker_options(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"--model: .* has no config\.json"):
-        WorkerConfig("w", "dense", tmp_path)
+        WorkerConfig("w", ("dense",), tmp_path)
     model = tiny_model(tmp_path)
-    good = WorkerConfig("w", "dense", model)
+    good = WorkerConfig("w", ("dense",), model)
     for change, option in (
-        ({"tier": "sparse"}, "--tier"),
-        ({"tier": "moderate"}, "--profile"),
+        ({"tiers": ("sparse",)}, "--tiers"),
+        ({"tiers": ("moderate",)}, "--profile"),
         ({"dtype": "int4"}, "--dtype"),
         ({"device": "tpu"}, "--device"),
         ({"max_requests": 0}, "--max-requests"),
@@ -180,10 +180,12 @@ def test_reasoning_reaches_the_engine_with_the_models_markers() -> None:
     markers = marker_ids(tokenizer, ("<", ">"))
     assert [tokenizer.id_to_token(marker) for marker in markers] == ["<", ">"]
     asked = request([1, 2])
-    assert "custom_params" not in engine_request(asked, [1, 2], FACTS, markers).sampling
+    assert "custom_params" not in engine_request(asked, [1, 2], FACTS, markers, tier="moderate").sampling
     asked.dense_reasoning = True
+    # All of it is decoded densely anyway.
+    assert "custom_params" not in engine_request(asked, [1, 2], FACTS, markers, tier="dense").sampling
     for known in (markers, ()):
-        sampling = engine_request(asked, [1, 2], FACTS, known).sampling
+        sampling = engine_request(asked, [1, 2], FACTS, known, tier="moderate").sampling
         assert sampling["custom_params"] == {REASONING_KEY: list(known)}
 
 
@@ -292,7 +294,7 @@ def test_each_rank_has_its_heads_and_their_thresholds(heads: int, size: int, fou
 def test_summaries_are_charged_to_the_memory_of_the_kv_cache(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Ranks, "of", lambda kv_heads: Ranks(kv_heads, 1, 2))
     document = load_profile("generic-aggressive").to_document()
-    config = SimpleNamespace(hf_config=SimpleNamespace(**{CONFIG_KEY: document}), head_dim=64)
+    config = SimpleNamespace(hf_config=SimpleNamespace(**{CONFIG_KEY: {"aggressive": document}}), head_dim=64)
     config.get_total_num_kv_heads = lambda: 8
     kvc = SimpleNamespace(model_config=config, device=device, kv_cache_dtype=torch.bfloat16)
     # Ten pages of 64 tokens, for each of three layers, of this rank's four heads.
