@@ -93,6 +93,7 @@ class FakeWorker:
     unproven: tuple[int, ...] = ()
     kv_capacity: int = 0
     held: dict[int, int] = field(default_factory=dict)
+    lives: int = 1
     received: list[Any] = field(default_factory=list)
     cancelled: int = 0
     address: str = ""
@@ -103,6 +104,11 @@ class FakeWorker:
         dense = self.tier == inference_pb2.TIER_DENSE
         self.density = self.density or (1.0 if dense else 0.2)
         self.sparse_calls = 5 * (not dense) if self.sparse_calls is None else self.sparse_calls
+
+    def come_back(self, tiers: tuple[int, ...]) -> None:
+        """Ends the load streams, as a worker that is started anew does, and serves other tiers."""
+        self.tiers = tiers
+        self.lives += 1
 
     def density_at(self, tier: int) -> float:
         """What answers at a tier report."""
@@ -165,7 +171,8 @@ class FakeWorker:
         )
 
     async def WatchLoad(self, request: Any, context: Any) -> AsyncIterator[worker_pb2.WatchLoadResponse]:
-        while True:
+        life = self.lives
+        while life == self.lives:
             yield worker_pb2.WatchLoadResponse(
                 requests=self.requests,
                 outstanding_tokens=self.outstanding,

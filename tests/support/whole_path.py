@@ -405,23 +405,24 @@ def _classifier() -> Classifier:
         return Classifier(ModelTokenizer(tiny_model(Path(folder))), 10_000)
 
 
-def fleet_of(world: World, admission: Admission) -> Fleet:
-    """The world's workers, which are always heard."""
-    fleet = world.fleet = Fleet((), "digest", 1e9, _KEYS, admission)
-    for name in world.layout:
+def fleet_of(layout: Layout, admission: Admission) -> Fleet:
+    """Workers that are always heard, and take two requests each."""
+    fleet = Fleet((), "digest", 1e9, _KEYS, admission)
+    for name, served in layout.items():
         worker = Worker(name, "digest", 1e9, fleet._room)
-        worker.stub = cast(Any, Stub(world, worker))
+        worker.capabilities = served.capabilities(name)
         worker._heard = time.monotonic()
-        # One that fails is heard again at once: how workers come back is tested elsewhere.
-        worker.failed = lambda problem: None  # type: ignore[method-assign]
         fleet.workers.append(worker)
-        world.read(name)
     return fleet
 
 
 async def play(world: World, requests: list[Asked], admission: Admission) -> None:
     """Sends all requests at once, and waits for what becomes of them; what was wrong lies in the world."""
-    fleet = fleet_of(world, admission)
+    fleet = world.fleet = fleet_of(world.layout, admission)
+    for worker in fleet.workers:
+        worker.stub = cast(Any, Stub(world, worker))
+        # One that fails is heard again at once: how workers come back is tested elsewhere.
+        worker.failed = lambda problem: None  # type: ignore[method-assign]
     policies = cast(Any, world)
     service = InferenceService(
         _classifier(), policies, fleet, "tiny", lease_keys=_KEYS, sessions=Sessions(), callers=Waiting(world)
