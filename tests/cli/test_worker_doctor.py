@@ -147,7 +147,7 @@ def test_leases_are_signed_and_what_is_not_there_is_told(tmp_path: Path) -> None
     key = tmp_path / "lease.key"
     key.write_text("k" * 32)
     behaviour = partial(told, density=1.0, sparse=0)
-    leases = LeaseChecker(LeaseKeys(LeaseKey("", b"k" * 32)), "d", DENSE)
+    leases = LeaseChecker(LeaseKeys(LeaseKey("", b"k" * 32)), "d", {DENSE})
     worker = FakeWorker("d", DENSE, tiny_model(tmp_path / "m"), behaviour=behaviour, leases=leases)
     with serving(worker) as addresses:
         assert run(*of(addresses)).exit_code == 4

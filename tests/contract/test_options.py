@@ -135,7 +135,7 @@ def test_bounds_by_tier_and_files_of_several_options_reach_the_configurations(tm
     assert router.patience == Patience(between=(9.0, 5.0, 1.0))
     assert router.worker_tls == ClientTls(Path("ca"), Path("c"), Path("k"))
     assert router.gpu == GpuSpeed(H100.tflops, 3.0)
-    words = ("--worker-id", "w", "--tier", "dense", "--access", "who.yaml", "--no-overlap", "--coalesce-tokens", "1")
+    words = ("--worker-id", "w", "--tiers", "dense", "--access", "who.yaml", "--no-overlap", "--coalesce-tokens", "1")
     worker = read_worker((*model, *words), {"SPARSITY_WORKER_REASONING_OPEN": "<a>"})
     assert (worker.access, worker.overlap) == (Path("who.yaml"), False)
     assert worker.coalescing == Coalescing(tokens=1)
@@ -160,7 +160,7 @@ def test_what_a_program_refuses_names_the_option(
 ) -> None:
     needed = {
         read_router: ("--worker", "a:1", "--redis-url", "redis://r"),
-        read_worker: ("--worker-id", "w", "--tier", "dense"),
+        read_worker: ("--worker-id", "w", "--tiers", "dense"),
     }
     with pytest.raises(ConfigurationError, match=f"^{told}"):
         read_config(("--model", str(tiny_model(tmp_path)), *needed[read_config], *words), {})

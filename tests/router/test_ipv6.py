@@ -74,7 +74,7 @@ async def test_a_router_and_its_worker_meet_by_it(tmp_path: Path, place: str) ->
     keys, probes = LeaseKeys(LeaseKey("", b"k" * 32)), f"[::1]:{free_port('::1')}"
     (tmp_path / "key").write_bytes(b"k" * 32)
     model = tiny_model(tmp_path / "model")
-    worker = FakeWorker("w", DENSE, model, leases=LeaseChecker(keys, "w", DENSE), host="[::1]")
+    worker = FakeWorker("w", DENSE, model, leases=LeaseChecker(keys, "w", {DENSE}), host="[::1]")
     await worker.start()
     assert worker.address.startswith("[::1]:")
     with Valkey() as server:

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,10 @@ class Answer:
 
 
 class Worker:
-    """The process and a stub of it; starts without waiting."""
+    """The process and a stub of it; starts without waiting.
+
+    Its profiles are the ``documents``, else one with changes by ``sections``.
+    """
 
     def __init__(
         self,
@@ -39,16 +43,21 @@ class Worker:
         folder: Path,
         name: str,
         *options: str,
+        tiers: str = "aggressive",
+        documents: Sequence[dict[str, Any]] = (),
         environment: dict[str, str] | None = None,
         **sections: dict[str, Any],
     ) -> None:
-        profile = folder / f"{name}.yaml"
-        profile.write_text(yaml.safe_dump(profile_document(**sections)))
+        profiles = []
+        for number, document in enumerate(documents or (profile_document(**sections),)):
+            path = folder / f"{name}-{number}.yaml"
+            path.write_text(yaml.safe_dump(document))
+            profiles += ["--profile", str(path)]
         self.address = f"127.0.0.1:{free_port()}"
         self._log = folder / f"{name}.log"
         command = [
-            sys.executable, "-m", "sparsity_worker", "--worker-id", name, "--tier", "aggressive", "--model", str(model),
-            "--profile", str(profile), "--listen", self.address, "--max-total-tokens", "8192", "--max-requests", "8",
+            sys.executable, "-m", "sparsity_worker", "--worker-id", name, "--tiers", tiers, "--model", str(model),
+            *profiles, "--listen", self.address, "--max-total-tokens", "8192", "--max-requests", "8",
             "--dtype", "float32", "--threads", "1", *options,
         ]  # fmt: skip
         with open(self._log, "w") as log:
@@ -87,10 +96,11 @@ class Worker:
         reasoning: bool = False,
         measured: bool = False,
         salt: str = "",
+        tier: int = 0,
         **sampling: Any,
     ) -> Answer:
         """One whole answer; ``salt`` keeps it from others' prefixes."""
-        request = worker_request(prompt, new, reasoning=reasoning, salt=salt, **sampling)
+        request = worker_request(prompt, new, reasoning=reasoning, salt=salt, tier=tier, **sampling)
         request.measure_coverage = measured
         stream = self.stub.Generate(request, timeout=120)
         messages = [message.response for message in stream]
@@ -106,7 +116,7 @@ class Worker:
 
 
 def worker_request(
-    prompt: list[int], new: int, *, reasoning: bool = False, salt: str = "", **sampling: Any
+    prompt: list[int], new: int, *, reasoning: bool = False, salt: str = "", tier: int = 0, **sampling: Any
 ) -> worker_pb2.WorkerServiceGenerateRequest:
     """A request in a worker's terms."""
     return worker_pb2.WorkerServiceGenerateRequest(
@@ -115,6 +125,7 @@ def worker_request(
         sampling=inference_pb2.SamplingParams(max_new_tokens=new, ignore_eos=True, **sampling),
         dense_reasoning=reasoning,
         cache_salt=salt or None,
+        tier=inference_pb2.Tier.ValueType(tier),
     )
 
 

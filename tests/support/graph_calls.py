@@ -52,8 +52,9 @@ class Runner(SimpleNamespace):
             size=_SLOTS, page_size=64, dtype=cached, head_num=_KV_HEADS, head_dim=_DIM, layer_num=_LAYERS,
             device="cpu", enable_memory_saver=False,
         )  # fmt: skip
+        told = {CONFIG_KEY: {"aggressive": profile_document() | profile}}
         config = SimpleNamespace(
-            hf_config=SimpleNamespace(**{CONFIG_KEY: profile_document() | profile}), num_hidden_layers=_LAYERS,
+            hf_config=SimpleNamespace(**told), num_hidden_layers=_LAYERS,
             num_attention_heads=_HEADS, is_encoder_decoder=False, context_len=_CONTEXT, vocab_size=256,
             get_total_num_kv_heads=lambda: _KV_HEADS,
         )  # fmt: skip
@@ -297,7 +298,7 @@ def warmed() -> Any:
     runner, cold = Runner(), Runner()
     backend, pool = runner.attn_backend, runner.token_to_kv_pool
     before = [pool.get_key_buffer(layer)[64:].clone() for layer in range(_LAYERS)]
-    warm_up(backend.attention, backend.profile, backend._paged, Served(_HEADS, _DIM, 320, 2))
+    warm_up(backend.attention, backend.profiles, backend._paged, Served(_HEADS, _DIM, 320, 2))
     same = [bool(torch.equal(pool.get_key_buffer(layer)[64:], before[layer])) for layer in range(_LAYERS)]
     entries = len(backend.ledger)
     batch = batch_of(runner, [300], [300])
@@ -378,7 +379,7 @@ def refusals() -> Any:
         "glue": glued,
         "narrow": narrow,
         "chunks": [
-            runner.attn_backend.profile.prefill.query_tile,
+            runner.attn_backend.profiles[0].prefill.query_tile,
             *(each.truncation_align_size for each in schedulers),
         ],
     }

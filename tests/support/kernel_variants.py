@@ -26,6 +26,7 @@ from sparsity_worker.plugin.attention import Prompt, Spans
 from sparsity_worker.plugin.triton_attention import TritonAttention
 from sparsity_worker.plugin.warm_up import Served, warm_up
 from sparsity_worker.profiles.profile import Profile, load_profile
+from sparsity_worker.profiles.served_tiers import to_config
 from sparsity_worker.tune.ahead import compile_share
 from sparsity_worker.tune.crossover import Heads
 from torch.overrides import TorchFunctionMode
@@ -101,11 +102,11 @@ class Worker:
         pool = torch.zeros(served.most + 1, served.context + 4, dtype=torch.int32, device=device)
         self.ledger = Ledger(_LAYERS, capacity=100)
         self.attention = TritonAttention(
-            self.profile, summaries, pool[:, : served.context], self.ledger, served.heads
+            [self.profile], summaries, pool[:, : served.context], self.ledger, served.heads
         )  # fmt: skip
 
     def warm_up(self) -> None:
-        warm_up(self.attention, self.profile, lambda _: (self.keys, self.keys), self.served)
+        warm_up(self.attention, [self.profile], lambda _: (self.keys, self.keys), self.served)
 
     def attend(self, spans: Spans, decode: bool) -> None:
         self.attention.prepare(spans, decode)
@@ -184,7 +185,7 @@ def waits() -> dict[str, Any]:
     """Steps on torch's meta device, from which nothing can be read: whatever asks it for a value fails."""
     found: dict[str, Any] = {}
     worker = Worker(load_profile("generic-aggressive"), Served(8, 64, 32768, 8), 2, "meta")
-    rows = DenseRows(9, {1: 100, 8: 0}, worker.ledger, worker.keys.device)
+    rows = DenseRows(9, [{1: 100, 8: 0}], worker.ledger, worker.keys.device)
     # Thresholds are brought to the device once: by the warm-up.
     mock.patch.object(prefill_accounts, "Download", _Never).start()
     with recorded(True):
@@ -219,7 +220,13 @@ class _Never:
 
 def shares() -> dict[str, Any]:
     profile, heads = load_profile("generic-aggressive"), Heads(8, 2, 64)
-    asked = {"profile": profile.to_document(), "heads": heads, "context": 32768, "most": 8, "dtype": "bfloat16"}
+    asked = {
+        "tiers": to_config(["aggressive"], {"aggressive": profile}),
+        "heads": heads,
+        "context": 32768,
+        "most": 8,
+        "dtype": "bfloat16",
+    }
     asked = json.loads(json.dumps(asked))
     found = []
     with recorded(True) as variants:

@@ -23,7 +23,7 @@ PRICES = StepPrices(PAGE, [None, 300, 100], [0, 4, 2])
 
 def priced(ranks: int = 1) -> Ledger:
     ledger = Ledger(layers=4, capacity=8)
-    ledger.price_steps([0, 1, 3], PRICES.attended, heads=6, ranks=ranks)
+    ledger.price_steps([0, 1, 3], [PRICES.attended], heads=6, ranks=ranks)
     return ledger
 
 
@@ -71,23 +71,23 @@ def test_steps_are_counted_for_all_heads_of_all_ranks(ranks: int) -> None:
 def test_a_step_that_ran_ahead_is_left_for_later() -> None:
     ledger, req = priced(), Req([1] * 400)
     ledger.step("a", 401, dense=False)
-    packed = Packed(ledger, "a", Followed.of(req))
+    packed = Packed(ledger, "a", Followed.of(req, {}))
     ledger.step("a", 402, dense=False)
-    later = Packed(ledger, "a", Followed.of(req))
+    later = Packed(ledger, "a", Followed.of(req, {}))
     assert pickle.loads(pickle.dumps(packed)) == b"", "nobody reads the account of a request that goes on"
     req.ended = True
     assert Account.unpack(pickle.loads(pickle.dumps(packed))).calls == 3
     assert Account.unpack(bytes(later)).calls == 6
     assert bytes(Packed(ledger, "nobody", None)) == b""
     stepwise = Req([1] * 400, **{STEPWISE_KEY: True})
-    assert Account.unpack(bytes(Packed(ledger, "a", Followed.of(stepwise)))).calls == 6
+    assert Account.unpack(bytes(Packed(ledger, "a", Followed.of(stepwise, {})))).calls == 6
 
 
 def test_spans_are_counted_by_tokens_that_were_not_known_when_their_steps_began() -> None:
     opening, closing = 8, 9
     req = Req([1] * 500, **{REASONING_KEY: [opening, closing], PROBE_KEY: True})
-    followed, ledger = Followed.of(req), priced()
-    assert followed is Followed.of(req)
+    followed, ledger = Followed.of(req, {}), priced()
+    assert followed is Followed.of(req, {})
     assert followed.prompt() == Prompt(500, probe=True, markers=(opening, closing))
     text = [1, opening, 2, 3, closing, 4]
     for count in range(len(text) - 1):
@@ -101,7 +101,7 @@ def test_spans_are_counted_by_tokens_that_were_not_known_when_their_steps_began(
     # Two of five steps were sparse in the two sparse layers.
     assert (account.sparse_calls, account.calls) == (4, 15)
     always = Req([1] * 500, **{REASONING_KEY: []})
-    assert Followed.of(always).prompt() == Prompt(500, reasoning=True)
+    assert Followed.of(always, {}).prompt() == Prompt(500, reasoning=True)
 
 
 def test_what_is_not_read_yet_is_booked_when_it_is_asked_for() -> None:
@@ -123,9 +123,9 @@ def test_what_is_not_read_yet_is_booked_when_it_is_asked_for() -> None:
 
 def test_rows_are_dense_by_length_and_by_their_newest_token() -> None:
     ledger = priced()
-    rows = DenseRows(4, {1: 4096, 4: 1000}, ledger, CPU)
+    rows = DenseRows(4, [{1: 4096, 4: 1000}], ledger, CPU)
     assert [rows.shortest(count) for count in (0, 1, 3, 4, 9)] == [0, 4096, 4096, 1000, 1000]
-    assert DenseRows(4, {2: 7}, ledger, CPU).shortest(1) == 0
+    assert DenseRows(4, [{2: 7}], ledger, CPU).shortest(1) == 0
     prompts = [Prompt(1, markers=(8, 9)), Prompt(1), Prompt(1, reasoning=True, markers=(8, 9)), Prompt(1)]
     lengths = [5000, 5000, 5000, 999]
     rows.stage(Spans(["a", "b", "c", "d"], [0] * 4, lengths, [1] * 4, prompts))
@@ -146,10 +146,10 @@ def test_rows_are_dense_by_length_and_by_their_newest_token() -> None:
 def test_accounts_take_under_one_percent_of_a_step() -> None:
     """32 requests; the fastest such step of an 8B model takes some 10 ms."""
     ledger = Ledger(layers=32, capacity=64)
-    ledger.price_steps(range(32), StepPrices(PAGE, [300] * 32, [32] * 32).attended, heads=32, ranks=1)
-    rows, reqs = DenseRows(32, {1: 4096}, ledger, CPU), [Req([1] * 8) for _ in range(32)]
+    ledger.price_steps(range(32), [StepPrices(PAGE, [300] * 32, [32] * 32).attended], heads=32, ranks=1)
+    rows, reqs = DenseRows(32, [{1: 4096}], ledger, CPU), [Req([1] * 8) for _ in range(32)]
     rids = [f"r{number}" for number in range(32)]
-    followed = {rid: Followed.of(req) for rid, req in zip(rids, reqs, strict=True)}
+    followed = {rid: Followed.of(req, {}) for rid, req in zip(rids, reqs, strict=True)}
 
     def step(length: int) -> float:
         started = time.perf_counter()

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
+from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_rpc.errors import ConfigurationError
-from sparsity_serving.access.access import Access, key_digest
-from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
-from sparsity_serving.access.leases import LeaseChecker, sign
+from sparsity_serving.access.access import key_digest
+from sparsity_serving.access.leases import sign
 from sparsity_serving.engines import ECHO
-from sparsity_serving.server import listen
-from sparsity_worker.calls.identity import Identity
-from sparsity_worker.calls.load import Load
-from sparsity_worker.calls.service import WorkerService
-from sparsity_worker.config import ModelFacts, WorkerConfig
-from sparsity_worker.echo.engine import EchoEngine
-from sparsity_worker.echo.model import CONTEXT, write_echo_model
-from sparsity_worker.server import SERVICE
+from sparsity_worker.config import WorkerConfig
+from sparsity_worker.echo.model import write_echo_model
+from support.echo_worker import KEYS, answer, echo, request
 from support.rig import refusal
-from tokenizers import Tokenizer
-
-KEYS = LeaseKeys(LeaseKey("", b"k" * 32))
 
 
 @pytest.fixture
@@ -37,45 +26,10 @@ def model(tmp_path: Path) -> Path:
     return write_echo_model(tmp_path / "echo")
 
 
-@asynccontextmanager
-async def echo(model: Path, tier: str = "moderate", **options: Any) -> AsyncIterator[Any]:
-    """A stub of a worker in this process."""
-    config = WorkerConfig("echo-1", tier, model, engine=ECHO, **options)
-    tokenizer = ModelTokenizer(model)
-    engine = EchoEngine(Tokenizer.from_file(str(model / "tokenizer.json")))
-    identity = Identity(config, ModelFacts.read(model), None, None, tokenizer.digest)
-    leases = LeaseChecker(KEYS, config.worker_id, identity.tier)
-    own, access = Tokenizer.from_file(str(model / "tokenizer.json")), Access.load(config.access)
-    service = WorkerService(engine, own, identity, Load(4), leases, access=access)
-    endpoint = listen("127.0.0.1:0", {SERVICE: service}, 2**26)
-    await endpoint.server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{endpoint.port}") as channel:
-        yield worker_pb2_grpc.WorkerServiceStub(channel)
-    await endpoint.server.stop(None)
-
-
-def request(text: str, tokens: int = 1000, **sampling: Any) -> worker_pb2.WorkerServiceGenerateRequest:
-    made = worker_pb2.WorkerServiceGenerateRequest(request_id="r1")
-    made.text.text, made.text.max_tokens = text, CONTEXT
-    made.sampling.max_new_tokens = tokens
-    for name, value in sampling.items():
-        setattr(made.sampling, name, value)
-    return made
-
-
 def chat(model: Path, *turns: tuple[str, str]) -> str:
     """A conversation as a router renders it."""
     messages = [inference_pb2.ChatMessage(role=role, content=content) for role, content in turns]
     return ModelTokenizer(model).render(inference_pb2.ChatPrompt(messages=messages))
-
-
-async def answer(stub: Any, asked: worker_pb2.WorkerServiceGenerateRequest) -> tuple[str, inference_pb2.Completion]:
-    text, completion = "", inference_pb2.Completion()
-    async for message in stub.Generate(asked):
-        text += message.response.text
-        if message.response.HasField("completion"):
-            completion = message.response.completion
-    return text, completion
 
 
 async def test_it_says_what_it_is_and_claims_no_proof(model: Path) -> None:
@@ -200,7 +154,7 @@ async def test_who_drains_it_must_be_an_operator(model: Path, tmp_path: Path) ->
 
 def test_a_profile_is_refused(model: Path) -> None:
     with pytest.raises(ConfigurationError, match="--profile: an echo attends nothing"):
-        WorkerConfig("w", "moderate", model, profile="generic-moderate", engine=ECHO)
+        WorkerConfig("w", ("moderate",), model, profiles=("generic-moderate",), engine=ECHO)
 
 
 def test_it_loads_nothing_that_the_light_installation_lacks() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,7 @@ from sparsity_worker.keys import CONFIG_KEY
 from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Account
 from sparsity_worker.plugin.indexer import IndexerMeter, picked
 from sparsity_worker.profiles.indexer_profile import IndexerProfile, parse_indexer_profile
-from sparsity_worker.profiles.tier_profile import load_tier_profile, model_overrides
+from sparsity_worker.profiles.tier_profile import load_tier_profiles, model_overrides
 from support.tiny import tiny_model
 
 DOCUMENT: dict[str, Any] = {
@@ -57,19 +57,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def worker(model: Path, folder: Path, tier: str = "aggressive", device: str = "cuda", **change: Any) -> WorkerConfig:
     path = folder / "profile.yaml"
     path.write_text(yaml.safe_dump(DOCUMENT | change))
-    return WorkerConfig("w", tier, model, profile=str(path), device=device)
+    profiles = () if tier == "dense" else (str(path),)
+    return WorkerConfig("w", (tier,), model, profiles=profiles, device=device)
 
 
 def test_the_engine_is_told_how_many_tokens_a_tier_picks(model: Path, tmp_path: Path) -> None:
     facts = ModelFacts.read(model)
     assert facts == ModelFacts("tiny-v32", 2048, 257, index_topk=256, latent=True, heads=4)
-    sparse = load_tier_profile(worker(model, tmp_path), facts)
-    assert sparse is not None
+    sparse = load_tier_profiles(worker(model, tmp_path), facts)["aggressive"]
     assert (sparse.label, sparse.backend, sparse.page_size, sparse.sparse_from) == ("tiny-dsa@3", "dsa", 64, 129)
-    assert load_tier_profile(worker(model, tmp_path, tier="dense"), facts) is None
+    assert not load_tier_profiles(worker(model, tmp_path, tier="dense"), facts)
     # In a process of its own: what SGLang imports warns, and one part of it crashes as the interpreter ends.
     command = [sys.executable, "-c", _PICKS, str(model)]
-    command += [json.dumps(each) for each in ({}, model_overrides(sparse, facts), model_overrides(None, facts))]
+    command += [json.dumps(each) for each in ({}, model_overrides([sparse], facts), model_overrides([], facts))]
     found = subprocess.run(command, env=os.environ | {"SGLANG_USE_CPU_ENGINE": "1"}, capture_output=True, text=True)
     # The dense tier of such a model attends everything, although the model's own config says otherwise.
     assert found.stdout.splitlines()[-1:] == ["[256, 128, 0]"], found.stderr
@@ -83,7 +83,7 @@ def test_the_engine_is_told_how_many_tokens_a_tier_picks(model: Path, tmp_path: 
         ({"index_topk": True}, "index_topk: must be a whole number of at least 1"),
         ({"index_topk": 512}, "index_topk: 512, where tiny-v32 was trained with 256"),
         ({"block_size": 64}, "block_size: is not a field"),
-        ({"tier": "moderate"}, "tiny-dsa@3 is for the aggressive tier, not moderate"),
+        ({"tier": "moderate"}, "tiny-dsa@3 is for the aggressive tier, which --tiers moderate does not name"),
         ({"schema": "sparsity.profile/v0"}, "schema: must be one of sparsity.profile/v1, sparsity.indexer-profile/v1"),
     ],
 )
@@ -91,7 +91,7 @@ def test_what_does_not_fit_is_refused_before_the_engine_starts(
     model: Path, tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ConfigurationError) as error:
-        load_tier_profile(worker(model, tmp_path, **change), ModelFacts.read(model))
+        load_tier_profiles(worker(model, tmp_path, **change), ModelFacts.read(model))
     assert words in str(error.value)
 
 
@@ -102,11 +102,15 @@ def test_tiers_models_and_devices_that_do_not_go_together_are_refused(model: Pat
         (worker(model, tmp_path, device="cpu"), facts, "--device: must be cuda for tiny-dsa@3"),
         (worker(model, tmp_path, tier="dense", device="cpu"), facts, "latent KV cache (MLA) of tiny-v32; use cuda"),
         (worker(model, tmp_path), plain, "llama has no indexer"),
-        (dataclasses.replace(worker(model, tmp_path), profile="generic-aggressive"), facts, "such as dsa-aggressive"),
+        (
+            replace(worker(model, tmp_path), profiles=("generic-aggressive",)),
+            facts,
+            "such as dsa-aggressive",
+        ),
     ]
     for config, about, words in cases:
         with pytest.raises(ConfigurationError) as error:
-            load_tier_profile(config, about)
+            load_tier_profiles(config, about)
         assert words in str(error.value)
 
 
@@ -129,7 +133,7 @@ class DeepseekSparseAttnBackend:
 
 
 def runner(backend: Any, document: Any = DOCUMENT) -> Any:
-    config = SimpleNamespace(hf_config=SimpleNamespace(**{CONFIG_KEY: document}), num_hidden_layers=2)
+    config = SimpleNamespace(hf_config=SimpleNamespace(**{CONFIG_KEY: {"aggressive": document}}), num_hidden_layers=2)
     options = SimpleNamespace(disable_cuda_graph=False)
     pool = SimpleNamespace(size=2)
     return SimpleNamespace(model_config=config, attn_backend=backend, server_args=options, req_to_token_pool=pool)

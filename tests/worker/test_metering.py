@@ -22,11 +22,11 @@ def completion(layers: int) -> inference_pb2.Completion:
 def test_layers_are_told_by_thirds_and_load_as_it_is(tmp_path: Path) -> None:
     told = Meter()
     load = Load(7)
-    config = WorkerConfig("a", "dense", tiny_model(tmp_path))
+    config = WorkerConfig("a", ("dense",), tiny_model(tmp_path))
     metrics = WorkerMetrics(config, ModelFacts("tiny", 100, 10), load, 100, told.meter)
     with load.admit("r", 40):
         load.kv_used_tokens = 25
-        metrics.finished(completion(6), Times(0.1, 0.2))
+        metrics.finished(completion(6), Times(0.1, 0.2), inference_pb2.TIER_DENSE)
         values = told.values()
     found = {
         (name, where.get("sparsity.layers") or where.get("sparsity.kernel.kind")): value

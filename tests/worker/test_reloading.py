@@ -35,7 +35,7 @@ def answered(stub: Any, key: LeaseKey) -> grpc.StatusCode:
 def test_a_lease_key_that_leaked_is_gone_without_a_restart(tmp_path: Path) -> None:
     file, address = tmp_path / "keys", f"127.0.0.1:{free_port()}"
     file.write_text(f"old: {_OLD.secret.decode()}\n")
-    command = [sys.executable, "-m", "sparsity_worker", "--worker-id", "w", "--tier", "dense", "--engine", "echo"]
+    command = [sys.executable, "-m", "sparsity_worker", "--worker-id", "w", "--tiers", "dense", "--engine", "echo"]
     command += ["--model", str(write_echo_model(tmp_path / "echo")), "--listen", address]
     command += ["--lease-key-file", str(file), "--require-lease"]
     with subprocess.Popen(command) as worker, grpc.insecure_channel(address) as channel:

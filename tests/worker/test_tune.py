@@ -76,7 +76,7 @@ def test_workers_take_what_was_measured_on_their_device(tmp_path: Path, monkeypa
     model = tiny_model(tmp_path)
     heads = Heads.read(model)
     assert Heads.read(model, 2) == Heads(heads.heads // 2, max(1, heads.kv_heads // 2), heads.dim)
-    config = WorkerConfig("w", "aggressive", model, profile="x", device="cuda", state_folder=tmp_path / "kept")
+    config = WorkerConfig("w", ("aggressive",), model, profiles=("x",), device="cuda", state_folder=tmp_path / "kept")
     assert tuned(profile, config) == (profile, "not measured on this device; run `sparsity worker tune`")
     assert tuned(None, config) == (None, "")
     assert tuned(profile, replace(config, device="cpu")) == (profile, "")
@@ -124,7 +124,7 @@ def test_a_dense_worker_takes_what_any_tier_found_fastest_here(tmp_path: Path, m
     monkeypatch.setattr(dense, "device_name", lambda: "NVIDIA H200")
     model = tiny_model(tmp_path)
     facts, heads = ModelFacts.read(model), Heads.read(model)
-    config = WorkerConfig("w", "dense", model, device="cuda", state_folder=tmp_path / "kept")
+    config = WorkerConfig("w", ("dense",), model, device="cuda", state_folder=tmp_path / "kept")
     assert dense_tier(config, facts) == (config, "")
     timings = [beside(8192, 0.9, 1.0), beside(8192, 1.0, 1.0, "decode")]
     found = replace(measured(load_profile("generic-aggressive")), heads=heads, timings=tuple(timings))
@@ -134,7 +134,7 @@ def test_a_dense_worker_takes_what_any_tier_found_fastest_here(tmp_path: Path, m
     assert told == "attends by our kernels, the fastest as measured on 2026-11-29 on NVIDIA H200"
     for other in (
         replace(config, device="cpu"), replace(config, dense_backend="fa3"),
-        replace(config, tier="moderate", profile="x"),
+        replace(config, tiers=("moderate",), profiles=("x",)),
     ):  # fmt: skip
         assert dense_tier(other, facts) == (other, "")
     assert dense_tier(config, replace(facts, latent=True)) == (config, "")

@@ -97,12 +97,12 @@ def test_a_missing_profile_lists_those_there_are() -> None:
 
 def test_worker_options(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"--model: .* has no config\.json"):
-        WorkerConfig("w", "dense", tmp_path)
+        WorkerConfig("w", ("dense",), tmp_path)
     model = tiny_model(tmp_path)
-    good = WorkerConfig("w", "dense", model)
+    good = WorkerConfig("w", ("dense",), model)
     for change, option in (
-        ({"tier": "sparse"}, "--tier"),
-        ({"tier": "moderate"}, "--profile"),
+        ({"tiers": ("sparse",)}, "--tiers"),
+        ({"tiers": ("moderate",)}, "--profile"),
         ({"dtype": "int4"}, "--dtype"),
         ({"device": "tpu"}, "--device"),
         ({"max_requests": 0}, "--max-requests"),
@@ -292,7 +292,7 @@ def test_each_rank_has_its_heads_and_their_thresholds(heads: int, size: int, fou
 def test_summaries_are_charged_to_the_memory_of_the_kv_cache(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Ranks, "of", lambda kv_heads: Ranks(kv_heads, 1, 2))
     document = load_profile("generic-aggressive").to_document()
-    config = SimpleNamespace(hf_config=SimpleNamespace(**{CONFIG_KEY: document}), head_dim=64)
+    config = SimpleNamespace(hf_config=SimpleNamespace(**{CONFIG_KEY: {"aggressive": document}}), head_dim=64)
     config.get_total_num_kv_heads = lambda: 8
     kvc = SimpleNamespace(model_config=config, device=device, kv_cache_dtype=torch.bfloat16)
     # Ten pages of 64 tokens, for each of three layers, of this rank's four heads.

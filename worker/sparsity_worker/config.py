@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from sparsity_worker.coalescing import Coalescing
 from sparsity_worker.folders import state_folder
 
 PREFIX = "SPARSITY_WORKER"
-TIERS = ("dense", "moderate", "aggressive")
+DENSE = "dense"
+TIERS = (DENSE, "moderate", "aggressive")
+"""The densest first."""
 # Of a model's config.json.
 _OPTIONAL = ("index_topk", "kv_lora_rank", "num_attention_heads")
 
@@ -25,10 +28,16 @@ class WorkerConfig:
     """What a worker is started with: every option of `python -m sparsity_worker`, stated here only."""
 
     worker_id: str = option("unique in the fleet")
-    tier: str = option("how much attention its requests get", choices=TIERS)
+    tiers: tuple[str, ...] = option(
+        f"how much attention its requests may get: {', '.join(TIERS)}, or several of these with commas between"
+    )
     model_path: Path = option("folder of a Hugging Face model with its tokenizer.json", name="model")
     listen: str = option("gRPC address, host:port; port 0 takes a free one", "127.0.0.1:0")
-    profile: str | None = option("name or .yaml path of the sparsity profile; a sparse tier needs one", None)
+    profiles: tuple[str, ...] = option(
+        "name or .yaml path of a sparsity profile; each sparse tier needs one, and it says whose it is",
+        (),
+        name="profile",
+    )
     max_total_tokens: int | None = option(
         "KV cache, tokens; 20480 on a CPU without it, and on a GPU what the memory holds", None, least=1
     )
@@ -89,10 +98,14 @@ class WorkerConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        if self.engine == ECHO and self.profile:
+        # Frozen: this is how what several texts said becomes one value.
+        object.__setattr__(self, "tiers", _tiers(self.tiers))
+        if self.engine == ECHO and self.profiles:
             raise ConfigurationError("--profile: an echo attends nothing, so it takes none")
-        if self.tier != "dense" and not self.profile and self.engine != ECHO:
-            raise ConfigurationError(f"--profile: the {self.tier} tier needs one")
+        if self.sparse_tiers and not self.profiles and self.engine != ECHO:
+            raise ConfigurationError(f"--profile: the {self.sparse_tiers[0]} tier needs one")
+        if self.dense_backend and self.sparse_tiers and self.densest == DENSE:
+            raise ConfigurationError("--dense-backend: is for a worker of the dense tier alone")
         for name in ("config.json", "tokenizer.json"):
             if not (self.model_path / name).is_file():
                 raise ConfigurationError(
@@ -101,9 +114,33 @@ class WorkerConfig:
                 )
 
     @property
+    def densest(self) -> str:
+        """The tier of requests that ask for none."""
+        return self.tiers[0]
+
+    @property
+    def sparse_tiers(self) -> tuple[str, ...]:
+        """Those that need a profile."""
+        return tuple(tier for tier in self.tiers if tier != DENSE)
+
+    @property
     def reasoning_markers(self) -> tuple[str, str]:
         """The tokens around a reasoning span."""
         return self.reasoning_open, self.reasoning_close
+
+
+def _tiers(given: Sequence[str]) -> tuple[str, ...]:
+    """What was given, each text of which may name several with commas between; the densest first."""
+    named = [name.strip() for text in given for name in text.split(",")]
+    known = f"--tiers: must be one or several of {', '.join(TIERS)} with commas between"
+    if not named:
+        raise ConfigurationError(f"{known}; none is given")
+    for place, name in enumerate(named):
+        if name not in TIERS:
+            raise ConfigurationError(f"{known}, not {name!r}")
+        if name in named[:place]:
+            raise ConfigurationError(f"--tiers: {name} is given twice")
+    return tuple(sorted(named, key=TIERS.index))
 
 
 @dataclass(frozen=True, slots=True)

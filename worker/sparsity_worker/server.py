@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 import signal
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics
@@ -22,7 +23,7 @@ from sparsity_serving.reloading import ReloadedFile, Reloading
 from sparsity_serving.server import listen
 from tokenizers import Tokenizer
 
-from sparsity_worker.calls.identity import Identity
+from sparsity_worker.calls.identity import Identity, ServedTier, echoed
 from sparsity_worker.calls.load import Load
 from sparsity_worker.calls.metering import WorkerMetrics
 from sparsity_worker.calls.requests import marker_ids
@@ -32,7 +33,6 @@ from sparsity_worker.echo.engine import EchoEngine
 from sparsity_worker.engine.sglang_engine import Engine
 
 if TYPE_CHECKING:
-    from sparsity_worker.engine.proof import Proof
     from sparsity_worker.profiles.tier_profile import TierProfile
 
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"]
@@ -47,7 +47,7 @@ def run(config: WorkerConfig) -> None:
     """
     facts = ModelFacts.read(config.model_path)
     facts.check_ranks(config.tensor_parallel)
-    config, profile, crossover = _profile(config, facts)
+    config, tiers = _tiers(config, facts)
     tokenizer_file = config.model_path / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     digest = hashlib.sha256(tokenizer_file.read_bytes()).hexdigest()
@@ -60,33 +60,43 @@ def run(config: WorkerConfig) -> None:
             require_free(address, option, any_port=False)
     # Before the engine: it would install a tracer provider of its own in this process.
     telemetry.configure("sparsity-worker", config.metrics_listen)
-    engine = EchoEngine(tokenizer) if config.engine == ECHO else Engine(config, facts, profile)
+    engine = EchoEngine(tokenizer) if config.engine == ECHO else Engine(config, facts, _profiles(tiers))
     try:
-        asyncio.run(_serve(config, facts, engine, tokenizer, digest, profile, crossover))
+        asyncio.run(_serve(config, facts, engine, tokenizer, digest, tiers))
     finally:
         engine.shutdown()
 
 
 # An echo must start where torch is not installed, so what reads profiles and accounts is loaded for an engine only.
-def _profile(config: WorkerConfig, facts: ModelFacts) -> tuple[WorkerConfig, TierProfile | None, str]:
+def _tiers(config: WorkerConfig, facts: ModelFacts) -> tuple[WorkerConfig, tuple[ServedTier, ...]]:
     if config.engine == ECHO:
-        return config, None, ""
-    from sparsity_worker.profiles.tier_profile import load_tier_profile
+        return config, echoed(config)
+    from sparsity_worker.profiles.tier_profile import load_tier_profiles
     from sparsity_worker.tune.crossover import tuned
     from sparsity_worker.tune.dense import dense_tier
 
-    if (profile := load_tier_profile(config, facts)) is None:
-        config, told = dense_tier(config, facts)
-        return config, None, told
-    return config, *tuned(profile, config)
+    profiles = load_tier_profiles(config, facts)
+    config, told = dense_tier(config, facts)
+    tiers = []
+    for name in config.tiers:
+        profile, crossover = tuned(profiles[name], config) if name in profiles else (None, told)
+        tiers.append(ServedTier(name, profile.label if profile else name, profile, crossover=crossover))
+    return config, tuple(tiers)
 
 
-async def _prove(engine: Engine | EchoEngine, facts: ModelFacts, profile: TierProfile | None) -> Proof | None:
+async def _proved(
+    engine: Engine | EchoEngine, facts: ModelFacts, tiers: tuple[ServedTier, ...]
+) -> tuple[ServedTier, ...]:
     if isinstance(engine, EchoEngine):
-        return None
+        return tiers
     from sparsity_worker.engine.proof import probe
 
-    return await probe(engine, facts, profile)
+    # One after another: each is to show what its own request attends.
+    return tuple([replace(each, proof=await probe(engine, facts, each.name, _profiles(tiers))) for each in tiers])
+
+
+def _profiles(tiers: tuple[ServedTier, ...]) -> dict[str, TierProfile]:
+    return {each.name: each.profile for each in tiers if each.profile is not None}
 
 
 def _reloading(config: WorkerConfig, access: Access, keys: LeaseKeys | None) -> Reloading:
@@ -107,16 +117,14 @@ async def _serve(
     engine: Engine | EchoEngine,
     tokenizer: Tokenizer,
     digest: str,
-    profile: TierProfile | None,
-    crossover: str,
+    tiers: tuple[ServedTier, ...],
 ) -> None:
-    proof = await _prove(engine, facts, profile)
     load = Load(config.max_requests)
     markers = marker_ids(tokenizer, config.reasoning_markers)
-    identity = Identity(config, facts, profile, proof, digest, markers, crossover)
+    identity = Identity(config, facts, await _proved(engine, facts, tiers), digest, markers)
     worker_metrics = WorkerMetrics(config, facts, load, engine.kv_tokens)
     access, keys = Access.load(config.access), LeaseKeys.load(config.lease_key_file)
-    leases = LeaseChecker(keys, config.worker_id, identity.tier) if keys else None
+    leases = LeaseChecker(keys, config.worker_id, [each.tier for each in identity.tiers]) if keys else None
     service = WorkerService(engine, tokenizer, identity, load, leases, worker_metrics, access)
     endpoint = listen(config.listen, {SERVICE: service}, MAX_MESSAGE_BYTES, config.tls)
     # SGLang took the signals at the probe; a drain must come before its shutdown.
@@ -130,14 +138,14 @@ async def _serve(
     await endpoint.health.serve(config.health_listen)
     await endpoint.health.tell(True)
     log.info(
-        "worker %s serves %s on %s: %s, profile %s, backend %s, %s",
+        "worker %s serves %s on %s: %s, backend %s, %s",
         config.worker_id,
-        config.tier,
+        ", ".join(config.tiers),
         joined(read_address(config.listen, "--listen").host, endpoint.port),
         facts.name,
-        identity.label,
         engine.backend,
-        f"probe density {proof.density:.3f}" if proof else engine.unreported,
+        ", ".join(f"probe density {each.proof.density:.3f} by {each.label}" for each in identity.tiers if each.proof)
+        or engine.unreported,
     )
     await stop.wait()
     for task in following:

@@ -78,7 +78,7 @@ class Worker:
         self._environment = os.environ | (environment or {})
         self.address = f"127.0.0.1:{free_port()}"
         self._command = [
-            sys.executable, "-m", "sparsity_worker", "--worker-id", f"bench-{tier}", "--tier", tier,
+            sys.executable, "-m", "sparsity_worker", "--worker-id", f"bench-{tier}", "--tiers", tier,
             "--model", str(model), "--listen", self.address, "--measured-share", "0", *options,
         ]  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None

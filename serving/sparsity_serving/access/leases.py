@@ -12,6 +12,7 @@ import hmac
 import math
 import secrets
 import time
+from collections.abc import Collection
 
 from cachetools import TLRUCache
 from google.protobuf.message import DecodeError
@@ -56,13 +57,23 @@ def sign(
     return inference_pb2.WorkerLease(token=token, expire_time=claims.expire_time)
 
 
-class LeaseChecker:
-    """What a worker asks of a lease; it remembers each until it has expired, so that none is taken twice."""
+def _named(tier: inference_pb2.Tier.ValueType) -> str:
+    return inference_pb2.Tier.Name(tier) if tier in inference_pb2.Tier.values() else f"tier {tier}"
 
-    def __init__(self, keys: LeaseKeys, worker_id: str, tier: inference_pb2.Tier.ValueType) -> None:
+
+class LeaseChecker:
+    """What a worker asks of a lease; it remembers each until it has expired, so that none is taken twice.
+
+    Args:
+        keys: of this fleet's routers.
+        worker_id: the worker's.
+        tiers: that it serves.
+    """
+
+    def __init__(self, keys: LeaseKeys, worker_id: str, tiers: Collection[inference_pb2.Tier.ValueType]) -> None:
         self._keys = keys
         self._worker_id = worker_id
-        self._tier = tier
+        self._tiers = frozenset(tiers)
         # None is forgotten before its lease has expired, however many there are.
         self._taken: TLRUCache[bytes, float] = TLRUCache(
             math.inf, lambda nonce, expires, now: expires + _SKEW_SECONDS, timer=lambda: time.time()
@@ -81,9 +92,10 @@ class LeaseChecker:
             raise LeaseError(f"the lease expired {now - expires:.0f} s ago; ask the router for another")
         if claims.worker_id != self._worker_id:
             raise LeaseError(f"the lease is for worker {claims.worker_id}, not {self._worker_id}")
-        if claims.tier != self._tier:
-            wanted = inference_pb2.Tier.Name(claims.tier)
-            raise LeaseError(f"the lease is for {wanted}; this worker serves another tier")
+        if claims.tier not in self._tiers:
+            raise LeaseError(f"the lease is for {_named(claims.tier)}; this worker serves another tier")
+        if claims.tier != request.tier:
+            raise LeaseError(f"the lease is for {_named(claims.tier)}, the request for {_named(request.tier)}")
         if not hmac.compare_digest(claims.request_hash, request_hash(request)):
             raise LeaseError("the request is not the one that the lease was signed for")
         if claims.nonce in self._taken:

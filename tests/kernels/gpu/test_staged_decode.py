@@ -58,7 +58,7 @@ class Pool:
 def test_pages_are_summarized_where_a_layer_is_sparse_and_left_alone_where_it_is_dense(dense_layers: list[int]) -> None:
     pool, own = Pool(2), profile(dense_layers=dense_layers)
     summaries = PageSummaries(pool.keys.shape[0], PAGE, KV_HEADS, DIM, SUB, DEVICE)
-    attention = TritonAttention(own, {0: summaries}, pool.req_to_token, Ledger(1, 8), HEADS)
+    attention = TritonAttention([own], {0: summaries}, pool.req_to_token, Ledger(1, 8), HEADS)
     attention.allocate(2)
     lengths = [31, 100]
     for number, length in enumerate(lengths):
@@ -93,7 +93,7 @@ def test_contexts_of_more_blocks_than_decode_chooses_from_are_refused() -> None:
     summaries = {0: PageSummaries(2, PAGE, KV_HEADS, DIM, SUB)}
     pool = torch.zeros(1, (MOST_BLOCKS + 1) * PAGE, dtype=torch.int32)
     with pytest.raises(ValueError, match="block_size: contexts of 16385 blocks"):
-        TritonAttention(profile(), summaries, pool, Ledger(1, 8), HEADS)
+        TritonAttention([profile()], summaries, pool, Ledger(1, 8), HEADS)
 
 
 def test_replayed_decode_equals_eager_while_lengths_grow() -> None:
@@ -103,7 +103,7 @@ def test_replayed_decode_equals_eager_while_lengths_grow() -> None:
     for _ in range(2):
         summaries = {0: PageSummaries(pool.keys.shape[0], PAGE, KV_HEADS, DIM, SUB, DEVICE)}
         ledgers.append(Ledger(1, 8))
-        attentions.append(TritonAttention(own, summaries, pool.req_to_token, ledgers[-1], HEADS))
+        attentions.append(TritonAttention([own], summaries, pool.req_to_token, ledgers[-1], HEADS))
     eager, replayed = attentions
     replayed.allocate(4)
     replay = None

@@ -44,7 +44,7 @@ async def limited(folder: Path, limits: str, **options: Any) -> AsyncIterator[tu
     (folder / "limits.yaml").write_text(limits)
     (folder / "key").write_bytes(KEY)
     worker = await FakeWorker(
-        "d", DENSE, model, behaviour=counts, leases=LeaseChecker(LeaseKeys(LeaseKey("", KEY)), "d", DENSE), **options
+        "d", DENSE, model, behaviour=counts, leases=LeaseChecker(LeaseKeys(LeaseKey("", KEY)), "d", {DENSE}), **options
     ).start()
     with Valkey() as server:
         files = {"tenant_limits": folder / "limits.yaml", "lease_key_file": folder / "key"}

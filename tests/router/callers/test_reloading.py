@@ -142,7 +142,7 @@ async def test_lease_keys_are_changed_without_a_refused_request(tmp_path: Path) 
     for file in (ours, theirs):
         file.write_text(old)
     keys = LeaseKeys(*read_keys(theirs))
-    fake = FakeWorker("w", DENSE, tiny_model(tmp_path / "model"), leases=LeaseChecker(keys, "w", DENSE))
+    fake = FakeWorker("w", DENSE, tiny_model(tmp_path / "model"), leases=LeaseChecker(keys, "w", {DENSE}))
     await fake.start()
     at_worker = Reloading(ReloadedFile("--lease-key-file", theirs, read_keys, keys.take))
     following = asyncio.create_task(at_worker.run())

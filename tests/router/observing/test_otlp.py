@@ -61,7 +61,7 @@ def test_a_router_sends_by_http(tmp_path: Path, receiver: HttpReceiver) -> None:
 
 def test_a_worker_sends_by_http(tmp_path: Path, receiver: HttpReceiver) -> None:
     address = f"127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "sparsity_worker", "--worker-id", "w", "--tier", "dense", "--engine", "echo"]
+    command = [sys.executable, "-m", "sparsity_worker", "--worker-id", "w", "--tiers", "dense", "--engine", "echo"]
     command += ["--model", str(write_echo_model(tmp_path / "echo")), "--listen", address]
     asked = worker_pb2.WorkerServiceGenerateRequest(request_id="r")
     asked.text.text, asked.text.max_tokens = "hi", CONTEXT

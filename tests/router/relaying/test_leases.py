@@ -45,7 +45,7 @@ def request(**fields: Any) -> worker_pb2.WorkerServiceGenerateRequest:
 
 
 def checker(worker_id: str = "w", tier: Any = DENSE) -> LeaseChecker:
-    return LeaseChecker(KEYS, worker_id, tier)
+    return LeaseChecker(KEYS, worker_id, {tier})
 
 
 def test_a_lease_is_good_once() -> None:
@@ -145,13 +145,13 @@ def test_two_keys_hold_at_once_and_the_first_signs() -> None:
         made.lease.CopyFrom(sign(LeaseKeys(*keys), made, "w", "d"))
         return made
 
-    both = LeaseChecker(LeaseKeys(old, new), "w", DENSE)
+    both = LeaseChecker(LeaseKeys(old, new), "w", {DENSE})
     assert both.take(signed(old)).key_id == "old"
     assert both.take(signed(new, old)).key_id == "new"
     # Names came to one side first: the secrets are what counts.
     assert both.take(signed(LeaseKey("", new.secret))).key_id == ""
-    assert LeaseChecker(LeaseKeys(LeaseKey("", old.secret)), "w", DENSE).take(signed(old))
-    last = LeaseChecker(LeaseKeys(new), "w", DENSE)
+    assert LeaseChecker(LeaseKeys(LeaseKey("", old.secret)), "w", {DENSE}).take(signed(old))
+    last = LeaseChecker(LeaseKeys(new), "w", {DENSE})
     with pytest.raises(LeaseError, match="signed with the key 'old'; this worker has new"):
         last.take(signed(old))
     with pytest.raises(LeaseError, match="was not signed by a router"):
@@ -164,7 +164,9 @@ async def rig(
 ) -> AsyncIterator[tuple[Router, FakeWorker]]:
     """A router and a dense worker that demands leases."""
     model = tiny_model(folder / "model")
-    fake = FakeWorker("w", DENSE, model, leases=LeaseChecker(LeaseKeys(LeaseKey("", worker_key)), "w", DENSE), **worker)
+    fake = FakeWorker(
+        "w", DENSE, model, leases=LeaseChecker(LeaseKeys(LeaseKey("", worker_key)), "w", {DENSE}), **worker
+    )
     await fake.start()
     file = None
     if key:

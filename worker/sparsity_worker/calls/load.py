@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import DrainingError, InvalidRequestError, OverloadedError
 
 # Reports are no closer: every router pays for each, and under load one tells of many changes.
 SPACING_SECONDS = 0.02
+
+
+class Held(NamedTuple):
+    """What a request in flight holds.
+
+    Attributes:
+        tokens: of its prompt, and that it may still generate.
+        tier: that it is served at.
+    """
+
+    tokens: int
+    tier: inference_pb2.Tier.ValueType = inference_pb2.TIER_DENSE
 
 
 @dataclass(slots=True)
@@ -25,9 +40,9 @@ class Load:
     """
 
     limit: int
-    requests: dict[str, int] = field(default_factory=dict)
+    requests: dict[str, Held] = field(default_factory=dict)
     finished: int = 0
-    aborted: int = 0
+    aborted_by_tier: Counter[inference_pb2.Tier.ValueType] = field(default_factory=Counter)
     draining: bool = False
     kv_used_tokens: int = 0
     changed_at: float = float("-inf")
@@ -36,7 +51,17 @@ class Load:
     @property
     def outstanding_tokens(self) -> int:
         """Prompt and still possible new tokens of all requests."""
-        return sum(self.requests.values())
+        return sum(held.tokens for held in self.requests.values())
+
+    @property
+    def aborted(self) -> int:
+        """Requests that were cancelled or failed."""
+        return self.aborted_by_tier.total()
+
+    def at(self, tier: inference_pb2.Tier.ValueType) -> tuple[int, int]:
+        """Requests in flight at one tier, and their tokens."""
+        tokens = [held.tokens for held in self.requests.values() if held.tier == tier]
+        return len(tokens), sum(tokens)
 
     def require_room(self) -> None:
         """Checks that one more request would be admitted now.
@@ -51,7 +76,9 @@ class Load:
             raise OverloadedError(f"the worker holds its {self.limit} requests")
 
     @contextmanager
-    def admit(self, rid: str, tokens: int) -> Iterator[None]:
+    def admit(
+        self, rid: str, tokens: int, tier: inference_pb2.Tier.ValueType = inference_pb2.TIER_DENSE
+    ) -> Iterator[None]:
         """Holds a place for a request.
 
         Raises:
@@ -64,7 +91,7 @@ class Load:
             raise InvalidRequestError.of(
                 "request_id", f"{rid} is in flight already; ids are unique among live requests"
             )
-        self.requests[rid] = tokens
+        self.requests[rid] = Held(tokens, tier)
         self._notify()
         ended = False
         try:
@@ -73,7 +100,7 @@ class Load:
         finally:
             del self.requests[rid]
             self.finished += ended
-            self.aborted += not ended
+            self.aborted_by_tier[tier] += not ended
             self._notify()
 
     def drain(self) -> None:

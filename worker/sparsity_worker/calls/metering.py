@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from opentelemetry import metrics
+from opentelemetry.metrics import Observation
 from sparsity.v1 import inference_pb2
 from sparsity_serving import telemetry
-from sparsity_serving.metrics.metering import SHARES, Generations, Times, Total, histogram, is_on, observe, scalar
+from sparsity_serving.metrics.metering import SHARES, Generations, Times, Total, histogram, is_on, observe
 
+from sparsity_worker.calls.identity import TIERS
 from sparsity_worker.calls.load import Load
 from sparsity_worker.config import ModelFacts, WorkerConfig
 
@@ -34,8 +36,8 @@ class WorkerMetrics:
         self._on = meter is not None or is_on()
         meter = meter or metrics.get_meter("sparsity.worker")
         self._generations = Generations(meter)
-        self._common = {telemetry.TIER: config.tier}
-        self._answered = {**self._common, telemetry.GEN_AI_MODEL: facts.name}
+        self._model = {telemetry.GEN_AI_MODEL: facts.name}
+        self._at = {TIERS[name]: {telemetry.TIER: name} for name in config.tiers}
         shares = partial(histogram, meter, unit="1", bounds=SHARES)
         density = "Attended over causal pairs of the prompt, by third of the layers."
         coverage = "Estimated share of softmax mass kept, by third of the layers."
@@ -46,36 +48,43 @@ class WorkerMetrics:
         calls = "Attention kernel calls; sparse ones pruned something."
         self._calls = Total(meter, "sparsity.worker.kernel.calls", "{call}", calls)
 
-        own = partial(scalar, attributes=self._common)
         used = "Share of the KV cache that live requests held when a router last heard of it."
         aborted = "Requests that were cancelled or failed."
         observe(
             meter,
             [
-                ("sparsity.worker.requests", "{request}", "In flight.", own(lambda: len(load.requests))),
-                ("sparsity.worker.requests.limit", "{request}", "Accepted at once.", own(lambda: load.limit)),
-                ("sparsity.worker.outstanding", "{token}", "Still to work on.", own(lambda: load.outstanding_tokens)),
-                ("sparsity.worker.draining", "1", "1 while it admits no more.", own(lambda: load.draining)),
-                ("sparsity.worker.kv_use", "1", used, own(lambda: load.kv_used_tokens / max(kv_tokens, 1))),
+                ("sparsity.worker.requests", "{request}", "In flight.", self._each(lambda tier: load.at(tier)[0])),
+                ("sparsity.worker.requests.limit", "{request}", "Accepted at once.", self._each(lambda _: load.limit)),
+                ("sparsity.worker.outstanding", "{token}", "Still to work on.", self._each(lambda at: load.at(at)[1])),
+                ("sparsity.worker.draining", "1", "1 while it admits no more.", self._each(lambda _: load.draining)),
+                (
+                    "sparsity.worker.kv_use", "1", used,
+                    self._each(lambda _: load.kv_used_tokens / max(kv_tokens, 1)),
+                ),
             ],
-            [("sparsity.worker.aborted", "{request}", aborted, own(lambda: load.aborted))],
-        )
+            [("sparsity.worker.aborted", "{request}", aborted, self._each(lambda at: load.aborted_by_tier[at]))],
+        )  # fmt: skip
 
-    def finished(self, completion: inference_pb2.Completion, times: Times) -> None:
-        """Takes up one answered request."""
+    def _each(self, read: Callable[[inference_pb2.Tier.ValueType], float]) -> Callable[[], list[Observation]]:
+        """A series of each tier; what tiers share is told of each, so that whoever looks at one finds it."""
+        return lambda: [Observation(+read(tier), attributes) for tier, attributes in self._at.items()]
+
+    def finished(self, completion: inference_pb2.Completion, times: Times, tier: inference_pb2.Tier.ValueType) -> None:
+        """Takes up one request that was answered at a tier."""
         if not self._on:
             return
-        self._generations.record(completion, times, self._answered)
+        at = self._at[tier]
+        self._generations.record(completion, times, {**at, **self._model})
         report = completion.sparsity
         for kind, count in (
             ("sparse", report.sparse_kernel_calls),
             ("dense", report.kernel_calls - report.sparse_kernel_calls),
         ):
-            self._calls.add(count, {**self._common, "sparsity.kernel.kind": kind})
+            self._calls.add(count, {**at, "sparsity.kernel.kind": kind})
         if report.HasField("measured_coverage"):
-            self._measured.record(report.measured_coverage, self._common)
+            self._measured.record(report.measured_coverage, at)
         for name, layers in _thirds(report.layers):
-            where = {**self._common, _LAYERS: name}
+            where = {**at, _LAYERS: name}
             self._density.record(sum(layer.prefill_density for layer in layers) / len(layers), where)
             self._coverage.record(sum(layer.coverage for layer in layers) / len(layers), where)
 

@@ -10,7 +10,7 @@ from sparsity_rpc.errors import InvalidRequestError, TokenCountError
 from sparsity_serving.sampling import DEFAULT_MAX_NEW_TOKENS, check_sampling
 from tokenizers import Tokenizer
 
-from sparsity_worker.config import ModelFacts
+from sparsity_worker.config import DENSE, ModelFacts
 from sparsity_worker.engine.sglang_engine import EngineRequest
 from sparsity_worker.keys import MEASURE_KEY, REASONING_KEY, STEPWISE_KEY
 
@@ -59,6 +59,7 @@ def engine_request(
     facts: ModelFacts,
     markers: Sequence[int] = (),
     measured: bool = False,
+    tier: str = DENSE,
 ) -> EngineRequest:
     """The request as the engine takes it.
 
@@ -68,6 +69,7 @@ def engine_request(
         facts: the model.
         markers: token ids around a reasoning span, if the model has any.
         measured: whether its coverage is measured although it does not ask for that.
+        tier: that it is served at.
 
     Raises:
         InvalidRequestError: naming the field.
@@ -99,6 +101,7 @@ def engine_request(
         rid=request.request_id,
         prompt=prompt,
         sampling=sampling,
+        tier=tier,
         cache_salt=request.cache_salt if request.HasField("cache_salt") else None,
     )
 

@@ -22,7 +22,7 @@ from sparsity_serving.metrics.metering import Times
 from tokenizers import Tokenizer
 
 from sparsity_worker.calls import tracing
-from sparsity_worker.calls.identity import Identity
+from sparsity_worker.calls.identity import Identity, ServedTier
 from sparsity_worker.calls.kv_use import KvUse
 from sparsity_worker.calls.load import Load
 from sparsity_worker.calls.metering import WorkerMetrics
@@ -67,14 +67,11 @@ class WorkerService:
         self, request: worker_pb2.WorkerServiceGenerateRequest, context: Context
     ) -> AsyncIterator[worker_pb2.WorkerServiceGenerateResponse]:
         """Streams one completion; leaving early aborts it in the engine."""
-        if request.tier not in (inference_pb2.TIER_UNSPECIFIED, self._identity.tier):
-            known = request.tier in inference_pb2.Tier.values()
-            wanted = inference_pb2.Tier.Name(request.tier) if known else f"tier {request.tier}"
-            raise InvalidRequestError.of("tier", f"this worker serves {self._identity.config.tier}, not {wanted}")
+        served = self._identity.asked(request.tier)
         if self._leases and (request.HasField("lease") or self._identity.config.require_lease):
             self._leases.take(request)
-        if request.dense_reasoning and not self._identity.densifies:
-            raise InvalidRequestError.of("dense_reasoning", f"{self._identity.label} cannot; ask a denser worker")
+        if request.dense_reasoning and not served.densifies:
+            raise InvalidRequestError.of("dense_reasoning", f"{served.label} cannot; ask a denser worker")
         check_size(request, self._identity.facts)
         self._load.require_room()
         if len(request.text.text) > _INLINE_CHARACTERS:
@@ -82,16 +79,19 @@ class WorkerService:
         else:
             prompt = read_prompt(request, self._tokenizer)
         measured = random.random() < self._identity.config.measured_share
-        inner = engine_request(request, prompt, self._identity.facts, self._identity.markers, measured)
+        inner = engine_request(request, prompt, self._identity.facts, self._identity.markers, measured, served.name)
         tokens = len(inner.prompt) + inner.sampling["max_new_tokens"]
-        with self._load.admit(inner.rid, tokens), tracing.generation(context, inner, self._identity) as trace:
-            steps = self._run(inner, tuple(request.sampling.stop), trace)
+        with (
+            self._load.admit(inner.rid, tokens, served.tier),
+            tracing.generation(context, inner, self._identity, served) as trace,
+        ):
+            steps = self._run(inner, tuple(request.sampling.stop), trace, served)
             async with aclosing(coalesced(steps, self._identity.config.coalescing)) as responses:
                 async for response in responses:
                     yield worker_pb2.WorkerServiceGenerateResponse(response=response)
 
     async def _run(
-        self, request: EngineRequest, stops: tuple[str, ...], trace: tracing.Generation
+        self, request: EngineRequest, stops: tuple[str, ...], trace: tracing.Generation, served: ServedTier
     ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
         started = time.monotonic()
         text = IncrementalDetokenizer(self._tokenizer, stops)
@@ -113,7 +113,7 @@ class WorkerService:
                     rest = text.finish()
                     if rest.text:
                         yield inference_pb2.GenerateResponse(text=rest.text)
-        report = self._engine.report(self._identity.tier, self._identity.label, account)
+        report = self._engine.report(served.tier, served.label, account)
         times = Times(first, time.monotonic() - started)
         usage = inference_pb2.Usage(
             prompt_tokens=len(request.prompt),
@@ -130,7 +130,7 @@ class WorkerService:
             unreported=self._engine.unreported,
         )
         trace.finished(completion, finish)
-        self._metrics.finished(completion, times)
+        self._metrics.finished(completion, times, served.tier)
         yield inference_pb2.GenerateResponse(completion=completion)
 
     async def GetCapabilities(
@@ -139,19 +139,21 @@ class WorkerService:
         context: grpc.aio.ServicerContext[worker_pb2.GetCapabilitiesRequest, worker_pb2.GetCapabilitiesResponse],
     ) -> worker_pb2.GetCapabilitiesResponse:
         """What this worker serves."""
-        own = self._identity
+        own, densest = self._identity, self._identity.densest
+        # How the engine was set up is the same whichever tier's probe told it.
+        told = next((dict(each.proof.facts) for each in own.tiers if each.proof and each.proof.facts), {})
         return worker_pb2.GetCapabilitiesResponse(
             worker_id=own.config.worker_id,
             model=own.facts.name,
-            tier=own.tier,
-            profile=own.label,
+            tier=densest.tier,
+            profile=densest.label,
             backend=self._engine.backend,
             context_length=own.facts.context_length,
             vocabulary_size=own.facts.vocabulary_size,
             max_requests=own.config.max_requests,
             kv_capacity_tokens=self._engine.kv_tokens,
             engine_version=self._engine.version,
-            proof=_proof(own.proof) if own.proof else None,
+            proof=_proof(densest.proof),
             tokenizer_digest=own.tokenizer_digest,
             reasoning_markers=own.config.reasoning_markers if own.markers else (),
             engine=worker_pb2.EngineFacts(
@@ -160,11 +162,22 @@ class WorkerService:
                 dtype=self._engine.dtype,
                 page_size=self._engine.page_size,
                 tensor_parallel=own.config.tensor_parallel,
-                crossover=own.crossover,
-                **(own.proof.facts if own.proof else {}),
+                crossover=densest.crossover,
+                **told,
             ),
-            sparse_from=own.profile.sparse_from if own.profile else 0,
-            dense_reasoning=own.densifies,
+            sparse_from=densest.sparse_from,
+            dense_reasoning=densest.densifies,
+            tiers=[
+                worker_pb2.TierCapabilities(
+                    tier=each.tier,
+                    profile=each.label,
+                    proof=_proof(each.proof),
+                    sparse_from=each.sparse_from,
+                    dense_reasoning=each.densifies,
+                    crossover=each.crossover,
+                )
+                for each in own.tiers
+            ],
         )
 
     async def WatchLoad(
@@ -183,6 +196,12 @@ class WorkerService:
                 kv_used_tokens=kv_used_tokens,
                 finished_requests=self._load.finished,
                 aborted_requests=self._load.aborted,
+                tiers=[
+                    worker_pb2.TierLoad(tier=each.tier, requests=requests, outstanding_tokens=tokens)
+                    for each in self._identity.tiers
+                    for requests, tokens in (self._load.at(each.tier),)
+                    if requests
+                ],
             )
 
     async def Drain(
@@ -208,7 +227,9 @@ class WorkerService:
         return worker_pb2.DrainResponse(aborted_requests=len(self._load.requests))
 
 
-def _proof(proof: Proof) -> worker_pb2.BackendProof:
+def _proof(proof: Proof | None) -> worker_pb2.BackendProof | None:
+    if proof is None:
+        return None
     when = Timestamp()
     when.FromNanoseconds(int(proof.time * 1e9))
     return worker_pb2.BackendProof(

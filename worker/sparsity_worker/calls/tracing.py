@@ -14,7 +14,7 @@ from sparsity_rpc import tracing
 from sparsity_serving import telemetry
 
 if TYPE_CHECKING:
-    from sparsity_worker.calls.identity import Identity
+    from sparsity_worker.calls.identity import Identity, ServedTier
     from sparsity_worker.engine.sglang_engine import EngineRequest
 
 _tracer = trace.get_tracer("sparsity.worker")
@@ -57,7 +57,7 @@ class Generation:
 
 @contextmanager
 def generation(
-    context: grpc.aio.ServicerContext[Any, Any], request: EngineRequest, identity: Identity
+    context: grpc.aio.ServicerContext[Any, Any], request: EngineRequest, identity: Identity, served: ServedTier
 ) -> Iterator[Generation]:
     """Opens the request's span under the caller's."""
     with tracing.server_span(_tracer, "worker.generate", context) as span:
@@ -68,8 +68,8 @@ def generation(
                     telemetry.GEN_AI_MODEL: identity.facts.name,
                     telemetry.GEN_AI_MAX_TOKENS: request.sampling["max_new_tokens"],
                     telemetry.GEN_AI_TEMPERATURE: float(request.sampling["temperature"]),
-                    telemetry.TIER: identity.config.tier,
-                    telemetry.PROFILE: identity.label,
+                    telemetry.TIER: served.name,
+                    telemetry.PROFILE: served.label,
                     telemetry.WORKER_ID: identity.config.worker_id,
                     telemetry.REQUEST_ID: request.rid,
                 }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from sparsity_rpc.errors import BackendInactiveError
@@ -17,6 +18,9 @@ from sparsity_worker.keys import PROBE_KEY
 from sparsity_worker.plugin.accounts.ledger import PREFILL, Account
 from sparsity_worker.profiles.tier_profile import TierProfile
 
+# Of an engine without a profile.
+_DENSE_TOKENS: Final = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Proof:
@@ -25,10 +29,10 @@ class Proof:
     Attributes:
         prompt_tokens: the probe's prompt length.
         sparse_calls: kernel calls that pruned something.
-        calls: kernel calls in all; 0 on the dense tier, which keeps no account.
+        calls: kernel calls in all; 0 where only the dense tier is served, which keeps no account.
         density: attended over causal pairs of the prompt, mean over layers.
         time: when, seconds since the epoch.
-        facts: what the sparse backend says of how it was set up; empty on the dense tier.
+        facts: what the sparse backend says of how it was set up; empty without one.
     """
 
     prompt_tokens: int
@@ -39,38 +43,52 @@ class Proof:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-async def probe(engine: Engine, facts: ModelFacts, profile: TierProfile | None) -> Proof:
-    """Runs one request that must prune on a sparse tier, and must not report pruning on the dense one.
+async def probe(engine: Engine, facts: ModelFacts, tier: str, profiles: Mapping[str, TierProfile]) -> Proof:
+    """Runs one request of a tier, which must prune on a sparse one and nothing on the dense one.
+
+    Args:
+        engine: that serves it.
+        facts: its model.
+        tier: to be proved.
+        profiles: of all sparse tiers of the engine.
 
     Raises:
         BackendInactiveError: when the counters do not show it.
     """
-    length = 64
-    if profile:
-        length = min(profile.probe_tokens, facts.context_length - 2)
+    profile = profiles.get(tier)
+    # The dense tier's is as long as would be pruned if it were taken for another tier's.
+    told = [profile] if profile else profiles.values()
+    length = min(max((each.probe_tokens for each in told), default=_DENSE_TOKENS), facts.context_length - 2)
     prompt = np.random.default_rng(0).integers(0, facts.vocabulary_size, length).tolist()
     packed, setup = b"", ""
     # Marked as the probe, so that a short prompt proves what a profile would only do to a long one.
     sampling = {"temperature": 0.0, "max_new_tokens": 2, "ignore_eos": True, "custom_params": {PROBE_KEY: True}}
-    request = EngineRequest("start-up-probe", prompt, sampling)
+    # A salt of its own: no request may be answered by what a short prompt's keys are under a mark for long ones.
+    request = EngineRequest("start-up-probe", prompt, sampling, tier, uuid.uuid4().hex)
     async for step in engine.generate(request):
         packed, setup = step.account or packed, step.facts or setup
-    if profile is None:
+    if not profiles:
         if packed:
             raise BackendInactiveError("the dense tier ran the sparsity backend; start it without --profile")
         return Proof(length, 0, 0, 1.0, time.time())
     if not packed:
         raise BackendInactiveError(
-            f"tier {profile.tier}: the probe of {length} tokens brought no account:"
-            f" the {profile.backend} backend is not active;"
+            f"tier {tier}: the probe of {length} tokens brought no account:"
+            f" the {engine.backend} backend is not active;"
             " check that the package is installed with its SGLang plugin entry points"
         )
     account = Account.unpack(packed)
     density = float(account.density(PREFILL).mean())
-    if not account.sparse_calls or density >= 1.0:
+    how = json.loads(setup) if setup else {}
+    if profile is None:
+        if account.sparse_calls or density != 1.0 or not account.calls:
+            raise BackendInactiveError(
+                f"tier {tier}: the probe of {length} tokens did not attend everything (density {density:.3f},"
+                f" {account.sparse_calls} of {account.calls} calls sparse)"
+            )
+    elif not account.sparse_calls or density >= 1.0:
         raise BackendInactiveError(
-            f"tier {profile.tier}: the probe of {length} tokens pruned nothing (density {density:.3f},"
+            f"tier {tier}: the probe of {length} tokens pruned nothing (density {density:.3f},"
             f" {account.sparse_calls} of {account.calls} calls sparse); check the profile {profile.label}"
         )
-    how = json.loads(setup) if setup else {}
     return Proof(length, account.sparse_calls, account.calls, density, time.time(), how)

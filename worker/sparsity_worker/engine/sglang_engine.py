@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -16,9 +16,10 @@ from sparsity_rpc.errors import EngineError
 from sparsity_serving import telemetry
 from sparsity_serving.engines import SGLANG
 
-from sparsity_worker.config import ModelFacts, WorkerConfig
+from sparsity_worker.config import DENSE, ModelFacts, WorkerConfig
 from sparsity_worker.devices import DEVICES, pick_dtype, prepare_environment
-from sparsity_worker.keys import CONFIG_KEY, FACTS_KEY, REPORT_KEY
+from sparsity_worker.engine.salt import cache_salt
+from sparsity_worker.keys import FACTS_KEY, REPORT_KEY, TIER_KEY
 
 if TYPE_CHECKING:
     from sparsity_worker.profiles.tier_profile import TierProfile
@@ -50,27 +51,37 @@ class EngineRequest:
     rid: str
     prompt: list[int]
     sampling: dict[str, Any]
+    tier: str = DENSE
     cache_salt: str | None = None
 
 
 class Engine:
-    """An `sgl.Engine` with the profile's backend on the sparse tiers.
+    """An `sgl.Engine`, with the backend of the profiles where a tier is sparse.
 
     Construct it in the main thread: SGLang installs signal handlers and starts its scheduler process.
+
+    Args:
+        config: the worker's options.
+        facts: its model.
+        profiles: of the sparse tiers.
     """
 
     name: Final = SGLANG
     unreported: Final = ""
 
-    def __init__(self, config: WorkerConfig, facts: ModelFacts, profile: TierProfile | None) -> None:
+    def __init__(self, config: WorkerConfig, facts: ModelFacts, profiles: Mapping[str, TierProfile]) -> None:
         prepare_environment(config.device, config.threads, config.tensor_parallel, config.state_folder)
+        from sparsity_worker.profiles.served_tiers import to_config
         from sparsity_worker.profiles.tier_profile import model_overrides
         from sparsity_worker.tune.ahead import compiled_ahead
 
         self.device = config.device
         self.dtype = pick_dtype(config.dtype, config.device)
+        self._labels = {tier: profiles[tier].label if tier in profiles else tier for tier in config.tiers}
+        # Of all profiles of an engine these are the same.
+        profile = next(iter(profiles.values()), None)
         self.page_size = profile.page_size if profile else 64
-        overrides = model_overrides(profile, facts) | ({CONFIG_KEY: profile.to_document()} if profile else {})
+        overrides = model_overrides(profiles.values(), facts) | to_config(config.tiers, profiles)
         collector = telemetry.traces_collector()
         self._traced = collector is not None
         tracing: dict[str, object] = {}
@@ -78,7 +89,7 @@ class Engine:
             # The only variable of them all that SGLang's processes read.
             os.environ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = collector.protocol
             tracing = {"enable_trace": True, "otlp_traces_endpoint": collector.endpoint, "otlp_service_name": "sglang"}
-        with compiled_ahead(config, facts, profile):
+        with compiled_ahead(config, facts, profiles):
             # It takes seconds to import.
             import sglang
 
@@ -113,13 +124,16 @@ class Engine:
         finished = False
         # SGLang aborts every request whose id begins with the given one: ids of one length never do so by accident.
         rid = uuid.uuid4().hex
+        sampling = request.sampling
+        if len(self._labels) > 1:
+            sampling = sampling | {"custom_params": {**sampling.get("custom_params", {}), TIER_KEY: request.tier}}
         try:
             stream = await self._engine.async_generate(
                 input_ids=request.prompt,
-                sampling_params=request.sampling,
+                sampling_params=sampling,
                 rid=rid,
                 stream=True,
-                cache_salt=request.cache_salt,
+                cache_salt=cache_salt(request.cache_salt, request.tier, self._labels[request.tier]),
                 external_trace_header=dict(tracing.outgoing()) if self._traced else None,
             )
             async with aclosing(stream):

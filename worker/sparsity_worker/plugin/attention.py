@@ -34,6 +34,7 @@ class Prompt(NamedTuple):
         reasoning: whether its newest known token lies in a reasoning span that decodes densely.
         measured: whether its coverage is measured on some rows.
         markers: the tokens that open and close such a span; None where it decodes no span densely, or all of the text.
+        tier: the place of its tier among the engine's, of which the first is the densest.
     """
 
     length: int
@@ -41,6 +42,7 @@ class Prompt(NamedTuple):
     reasoning: bool = False
     measured: bool = False
     markers: tuple[int, int] | None = None
+    tier: int = 0
 
     def is_long(self, sparse_from: int) -> bool:
         """Whether its prefill is sparse."""

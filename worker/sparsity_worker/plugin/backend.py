@@ -17,7 +17,7 @@ from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sparse_kernels import PageSummaries
 from sparsity_rpc.errors import ConfigurationError
 
-from sparsity_worker.keys import BACKEND, CONFIG_KEY
+from sparsity_worker.keys import BACKEND
 from sparsity_worker.plugin.accounts.decode_steps import DenseRows
 from sparsity_worker.plugin.accounts.ledger import Ledger
 from sparsity_worker.plugin.accounts.packing import Followed, Packed
@@ -25,7 +25,8 @@ from sparsity_worker.plugin.attention import Attention, GraphedAttention, Prompt
 from sparsity_worker.plugin.memory import summaries_of
 from sparsity_worker.plugin.ranks import Ranks
 from sparsity_worker.plugin.torch_attention import TorchAttention
-from sparsity_worker.profiles.profile import Profile, parse_profile
+from sparsity_worker.profiles.profile import Profile
+from sparsity_worker.profiles.served_tiers import tiers_of
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -43,10 +44,12 @@ def kernels_of(device: str) -> str:
 
 
 class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
-    """Block-sparse prefill and sparse paged decode by the profile in the model config.
+    """Block-sparse prefill and sparse paged decode by the profiles in the model config, each request by its tier's.
 
     Attributes:
         accounts: whether what requests attend is reported.
+        profiles: of the tiers, the densest first; that of the dense one attends everything.
+        places: of the tiers among these, by name.
 
     Raises:
         ConfigurationError: at start, naming the option it cannot serve.
@@ -58,17 +61,19 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         super().__init__()
         self.req_to_token_pool = runner.req_to_token_pool
         self.token_to_kv_pool = runner.token_to_kv_pool
-        self.profile = self._profile(runner)
+        tiers = self._tiers(runner)
+        self.profiles, self.places = tuple(tiers.values()), {tier: place for place, tier in enumerate(tiers)}
         self._refuse_unsupported(runner)
         pool = self.token_to_kv_pool
         keys = pool.get_key_buffer(pool.start_layer)
         self._ranks = Ranks.of(runner.model_config.get_total_num_kv_heads())
-        try:
-            self.profile.check(runner.model_config.num_hidden_layers, self._ranks.kv_heads)
-        except ValueError as error:
-            raise ConfigurationError(f"profile {self.profile.label}: {error}") from error
-        self.profile = self.profile.for_heads(self._ranks.own_heads)
-        self._page = self.profile.block_size
+        for profile in self.profiles:
+            try:
+                profile.check(runner.model_config.num_hidden_layers, self._ranks.kv_heads)
+            except ValueError as error:
+                raise ConfigurationError(f"profile {profile.label}: {error}") from error
+        self.profiles = tuple(profile.for_heads(self._ranks.own_heads) for profile in self.profiles)
+        self._page = self.profiles[0].block_size
         self._caches: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         layers = range(pool.start_layer, pool.start_layer + pool.layer_num)
         summaries = self._summaries(layers)
@@ -78,7 +83,7 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         self._replayed: GraphedAttention | None = None
         self.attention = self._attention(runner, summaries)
         rows, device = self.req_to_token_pool.req_to_token.shape[0], keys.device
-        self._dense_rows = DenseRows(rows, self.profile.decode_from, self.ledger, device)
+        self._dense_rows = DenseRows(rows, [each.decode_from for each in self.profiles], self.ledger, device)
         self._facts = {
             "kernels": kernels_of(str(runner.device)),
             "cuda_graphs": str(runner.device) != "cpu" and not runner.server_args.disable_cuda_graph,
@@ -86,12 +91,11 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
             "summary_bytes": sum(layer.nbytes for layer in summaries.values()),
         }
 
-    def _profile(self, runner: ModelRunner) -> Profile:
-        document = getattr(runner.model_config.hf_config, CONFIG_KEY, None)
-        return parse_profile(document, f"model config {CONFIG_KEY}")
+    def _tiers(self, runner: ModelRunner) -> dict[str, Profile]:
+        return tiers_of(runner.model_config, runner.model_config.num_hidden_layers)
 
     def _summaries(self, layers: range) -> dict[int, PageSummaries]:
-        return summaries_of(self._paged(layers.start)[0], self.profile.sub_block, layers)
+        return summaries_of(self._paged(layers.start)[0], self.profiles[0].sub_block, layers)
 
     def facts(self) -> str:
         """How it was set up, as JSON."""
@@ -111,7 +115,7 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
     def _attention(self, runner: ModelRunner, summaries: dict[int, PageSummaries]) -> Attention:
         # Without the columns that SGLang keeps past the longest context: tables would be twice as wide to hold them.
         slots = self.req_to_token_pool.req_to_token[:, : runner.model_config.context_len]
-        shared = (self.profile, summaries, slots, self.ledger)
+        shared = (self.profiles, summaries, slots, self.ledger)
         if kernels_of(str(runner.device)) == "torch":
             return TorchAttention(*shared)
         # Only here: Triton is not needed on the CPU.
@@ -120,19 +124,21 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         try:
             heads, layers = runner.model_config.num_attention_heads // self._ranks.size, sorted(summaries)
             found = self._replayed = TritonAttention(*shared, heads)
-            self.ledger.price_steps(layers, found.step_prices().attended, heads, self._ranks.size)
+            prices = [each.attended for each in found.step_prices()]
+            self.ledger.price_steps(layers, prices, heads, self._ranks.size)
             if str(runner.device) != "cpu":
                 self._warm_up(found, heads, slots.shape[1])
             return found
         except ValueError as error:
-            raise ConfigurationError(f"profile {self.profile.label}: {error}") from error
+            labels = ", ".join(each.label for each in self.profiles if not each.dense)
+            raise ConfigurationError(f"profile {labels}: {error}") from error
 
     def _warm_up(self, attention: TritonAttention, heads: int, context: int) -> None:
         from sparsity_worker.plugin.compiling import tell_of_compiling
         from sparsity_worker.plugin.warm_up import Served, warm_up
 
         began, dim = time.monotonic(), self._paged(attention.layers[0])[0].shape[3]
-        warm_up(attention, self.profile, self._paged, Served(heads, dim, context, self.req_to_token_pool.size))
+        warm_up(attention, self.profiles, self._paged, Served(heads, dim, context, self.req_to_token_pool.size))
         torch.cuda.synchronize()
         log.info("kernels were compiled or loaded, and ran, in %.1f s", time.monotonic() - began)
         tell_of_compiling()
@@ -159,8 +165,7 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
             reason = "pages are summarized and chosen by keys as they are, and no kernel scales them back"
             problem = f"must be 16 or 32 bits wide, not {cached}: {reason}; set bfloat16, or serve this model dense"
             raise ConfigurationError(f"kv_cache_dtype: {problem}")
-        if runner.page_size != self.profile.block_size:
-            wanted = self.profile.block_size
+        if runner.page_size != (wanted := self.profiles[0].block_size):
             raise ConfigurationError(f"page_size: must equal the profile's block_size {wanted}, not {runner.page_size}")
         if isinstance(self.token_to_kv_pool, SWAKVPool):
             raise ConfigurationError("model: sliding-window KV pools are not supported; serve this model dense")

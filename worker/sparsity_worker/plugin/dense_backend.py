@@ -5,23 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from sparse_kernels import PageSummaries
-from sparse_kernels.config import DecodeConfig, PrefillConfig
 from sparsity_rpc.errors import ConfigurationError
 
+from sparsity_worker.config import DENSE
 from sparsity_worker.keys import DENSE_BACKEND
 from sparsity_worker.plugin.backend import SparsityAttnBackend, kernels_of
 from sparsity_worker.profiles.profile import Profile
+from sparsity_worker.profiles.served_tiers import attends_everything
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
-
-
-def attends_everything(layers: int) -> Profile:
-    """A profile of so many dense layers."""
-    return Profile(
-        name="dense", version=1, tier="dense", dense_layers=frozenset(range(layers)),
-        prefill=PrefillConfig(), decode=DecodeConfig(),
-    )  # fmt: skip
 
 
 class DenseAttnBackend(SparsityAttnBackend):
@@ -33,14 +26,14 @@ class DenseAttnBackend(SparsityAttnBackend):
 
     accounts: ClassVar[bool] = False
 
-    def _profile(self, runner: ModelRunner) -> Profile:
+    def _tiers(self, runner: ModelRunner) -> dict[str, Profile]:
         if kernels_of(str(runner.device)) == "torch":
             raise ConfigurationError(f"--dense-backend: {DENSE_BACKEND} is for GPUs; leave it out on the CPU")
-        return attends_everything(runner.model_config.num_hidden_layers)
+        return {DENSE: attends_everything(runner.model_config.num_hidden_layers)}
 
     def _summaries(self, layers: range) -> dict[int, PageSummaries]:
         # On torch's meta device nothing is allocated.
         keys = self._paged(layers.start)[0]
         page, kv_heads, dim = keys.shape[1:]
-        shape = (0, page, kv_heads, dim, self.profile.sub_block)
+        shape = (0, page, kv_heads, dim, self.profiles[0].sub_block)
         return {layer: PageSummaries(*shape, "meta", keys.dtype) for layer in layers}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 from sparse_kernels.stats import causal_pairs
@@ -16,6 +16,7 @@ from sparsity_worker.plugin.accounts.packing import Followed
 from sparsity_worker.plugin.attention import Prompt, on_the_host
 from sparsity_worker.profiles.indexer_profile import INDEXER_SCHEMA, parse_indexer_profile
 from sparsity_worker.profiles.profile_document import schema_of
+from sparsity_worker.profiles.served_tiers import documents
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -65,6 +66,9 @@ class IndexerMeter:
         cuda_graphs: whether decode is replayed from CUDA graphs.
     """
 
+    # Of a tier that has the engine to itself.
+    places: ClassVar[Mapping[str, int]] = {}
+
     def __init__(self, backend: Any, layers: int, index_topk: int, capacity: int, *, cuda_graphs: bool) -> None:
         self.ledger = Ledger(layers, capacity)
         self.prompts: dict[str, Prompt] = {}
@@ -80,7 +84,8 @@ class IndexerMeter:
     @classmethod
     def of(cls, runner: ModelRunner) -> IndexerMeter | None:
         """The meter of a runner, made when first asked for; None where it does not run the DSA backend as told."""
-        document = getattr(runner.model_config.hf_config, CONFIG_KEY, None)
+        # Alone where it is: what the model picks is one number for a whole engine.
+        document = next(iter(documents(runner.model_config).values()), None)
         if schema_of(document) != INDEXER_SCHEMA:
             return None
         known: IndexerMeter | None = getattr(runner, _KEPT, None)

@@ -8,10 +8,8 @@ import torch
 from sparse_kernels import PageSummaries
 from sparsity_rpc.errors import ConfigurationError
 
-from sparsity_worker.keys import CONFIG_KEY
 from sparsity_worker.plugin.ranks import Ranks
-from sparsity_worker.profiles.profile import SCHEMA, parse_profile
-from sparsity_worker.profiles.profile_document import schema_of
+from sparsity_worker.profiles.served_tiers import block_profiles
 
 CELL_SIZE: Final = "sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator._compute_cell_size"
 """What SGLang counts a token of the KV cache by: its bytes over all layers of a rank."""
@@ -46,10 +44,10 @@ def charge(cell: int, _: Any, kvc: Any, layers: int) -> int:
         layers: of the cache.
     """
     model = kvc.model_config
-    document = getattr(model.hf_config, CONFIG_KEY, None)
-    if schema_of(document) != SCHEMA:
+    # Tiers share the summaries, which are of one size.
+    profile = next(iter(block_profiles(model)), None)
+    if profile is None:
         return cell
-    profile = parse_profile(document, f"model config {CONFIG_KEY}")
     heads = len(Ranks.of(model.get_total_num_kv_heads()).own_heads)
     dtype = summary_dtype(kvc.device, kvc.kv_cache_dtype)
     # On torch's meta device nothing is allocated.

@@ -9,15 +9,14 @@ from typing import Any, Final
 
 from sparsity_serving.logs import configure_logs
 
-from sparsity_worker.keys import BACKEND, CONFIG_KEY, DENSE_BACKEND, FACTS_KEY, REPORT_KEY
+from sparsity_worker.keys import BACKEND, DENSE_BACKEND, FACTS_KEY, REPORT_KEY
 from sparsity_worker.plugin.accounts.packing import Followed
 from sparsity_worker.plugin.attention import accounted
 from sparsity_worker.plugin.backend import SparsityAttnBackend
 from sparsity_worker.plugin.dense_backend import DenseAttnBackend
 from sparsity_worker.plugin.indexer import IndexerMeter
 from sparsity_worker.plugin.memory import CELL_SIZE, charge
-from sparsity_worker.profiles.profile import SCHEMA, parse_profile
-from sparsity_worker.profiles.profile_document import schema_of
+from sparsity_worker.profiles.served_tiers import block_profiles
 
 CHUNK_ENDS: Final = "sglang.srt.managers.scheduler.Scheduler.init_dsa_kpool_truncation_align"
 """The last of SGLang's own words on where it cuts prompts."""
@@ -51,10 +50,9 @@ def end_chunks_on_tiles(_: Any, scheduler: Any) -> None:
     Args:
         scheduler: SGLang's, which has just said at what multiples it cuts prompts.
     """
-    document = getattr(scheduler.model_config.hf_config, CONFIG_KEY, None)
-    if schema_of(document) == SCHEMA:
-        tile = parse_profile(document, f"model config {CONFIG_KEY}").prefill.query_tile
-        scheduler.truncation_align_size = math.lcm(tile, scheduler.truncation_align_size or 1)
+    tiles = [profile.prefill.query_tile for profile in block_profiles(scheduler.model_config)]
+    if tiles:
+        scheduler.truncation_align_size = math.lcm(*tiles, scheduler.truncation_align_size or 1)
 
 
 def _accountant(runner: Any) -> SparsityAttnBackend | IndexerMeter | None:
@@ -69,7 +67,7 @@ def _note_prompts(result: Any, *args: Any, **_: Any) -> None:
     """A forward batch knows its chunk only; the last chunk of a prompt is told by the whole prompt's length."""
     batch, runner = next((pair for pair in pairwise(args) if hasattr(pair[0], "reqs")), (None, None))
     if batch is not None and (accountant := _accountant(runner)) is not None:
-        accountant.followed = {req.rid: Followed.of(req) for req in batch.reqs}
+        accountant.followed = {req.rid: Followed.of(req, accountant.places) for req in batch.reqs}
         accountant.prompts = {rid: each.prompt() for rid, each in accountant.followed.items()}
 
 

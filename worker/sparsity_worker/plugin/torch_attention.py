@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -41,16 +42,20 @@ class TorchAttention:
     """Attention on the CPU.
 
     Args:
-        profile: what is sparse.
+        profiles: what is sparse, by tier.
         summaries: of each layer, by layer id.
         req_to_token: slots of each request's tokens, ``[requests, context]``.
         ledger: where attended pairs are booked.
     """
 
     def __init__(
-        self, profile: Profile, summaries: dict[int, PageSummaries], req_to_token: torch.Tensor, ledger: Ledger
+        self,
+        profiles: Sequence[Profile],
+        summaries: dict[int, PageSummaries],
+        req_to_token: torch.Tensor,
+        ledger: Ledger,
     ) -> None:
-        self._profile = profile
+        self._profiles = profiles
         self._summaries = summaries
         self._req_to_token = req_to_token
         self._ledger = ledger
@@ -60,14 +65,16 @@ class TorchAttention:
 
     def prepare(self, spans: Spans, decode: bool) -> None:
         """Block tables of the batch and the pages its new tokens touch."""
-        page, start = self._profile.block_size, 0
+        page, start = self._profiles[0].block_size, 0
         self._rows, pages = [], [torch.empty(0, dtype=torch.int64)]
         for rid, slot, length, new, prompt in zip(*spans, strict=True):
             table = (self._req_to_token[slot, :length:page] // page).to(torch.int64)
             self._rows.append(_Row(rid, start, start + new, length, prompt, table))
             if decode and prompt.reasoning:
                 self._ledger.reasoned(rid)
-            pages.append(table[(length - new) // page :])
+            # Nobody reads the summaries of a dense request's pages: no other tier shares them.
+            if not self._profiles[prompt.tier].dense:
+                pages.append(table[(length - new) // page :])
             start += new
         self._written = torch.cat(pages)
 
@@ -94,15 +101,16 @@ class TorchAttention:
         prompt: Prompt,
         decode: bool,
     ) -> tuple[torch.Tensor, AttentionStats]:
+        profile = self._profiles[prompt.tier]
         measured = prompt.measured and layer.layer_id in self._watched
         if decode:
-            paged = self._profile.decode_at(layer.layer_id)
+            paged = profile.decode_at(layer.layer_id)
             if paged and sequence.length >= paged.sparse_from and not prompt.reasoning:
                 measured = measured and sequence.length % _MEASURED_EVERY == 0
                 out, stats = sparse_paged_decode_cpu(q[0], sequence, summaries, paged, layer.scaling, measured=measured)
                 return out[None], stats
         else:
-            blocks = self._profile.prefill_at(layer.layer_id)
+            blocks = profile.prefill_at(layer.layer_id)
             if blocks and prompt.is_long(blocks.sparse_from):
                 return block_sparse_prefill_cpu(
                     q, sequence, summaries, blocks, layer.scaling,

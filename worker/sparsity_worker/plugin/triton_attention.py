@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -84,7 +85,7 @@ class TritonAttention:
     """Attention by the Triton kernels.
 
     Args:
-        profile: what is sparse.
+        profiles: what is sparse, by tier.
         summaries: of each layer, by layer id.
         req_to_token: slots of each request's tokens, ``[requests, context]``.
         ledger: where attended pairs are booked.
@@ -99,12 +100,15 @@ class TritonAttention:
 
     def __init__(
         self,
-        profile: Profile,
+        profiles: Sequence[Profile],
         summaries: dict[int, PageSummaries],
         req_to_token: torch.Tensor,
         ledger: Ledger,
         heads: int,
     ) -> None:
+        if len(profiles) > 1:
+            raise ValueError("tier: the kernels for GPUs serve one in an engine")
+        profile = profiles[0]
         prefill = profile.prefill
         if prefill.score not in COLUMNS:
             raise ValueError(f"prefill.score: must be one of {', '.join(COLUMNS)} on a GPU, not {prefill.score}")
@@ -157,11 +161,11 @@ class TritonAttention:
         self._full = self._tiles = None
         self._accounts.begin(spans)
 
-    def step_prices(self) -> StepPrices:
-        """What each layer attends in a decode step."""
+    def step_prices(self) -> list[StepPrices]:
+        """What each layer attends in a decode step, by tier."""
         configs, page = [self._profile.decode_at(layer) for layer in self.layers], self._profile.block_size
         pages = [page_capacity(config, page) if config else 0 for config in configs]
-        return StepPrices(page, [config.sparse_from if config else None for config in configs], pages)
+        return [StepPrices(page, [config.sparse_from if config else None for config in configs], pages)]
 
     def decoding(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the decode batch: bool ``[rows]``, which attend everything, and int32 ``[rows]``, tokens in the cache."""

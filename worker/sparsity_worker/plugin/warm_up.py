@@ -7,7 +7,7 @@ thousands of others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -38,16 +38,16 @@ class Served(NamedTuple):
     most: int
 
 
-def warm_up(attention: TritonAttention, profile: Profile, caches: Caches, served: Served) -> None:
+def warm_up(attention: TritonAttention, profiles: Sequence[Profile], caches: Caches, served: Served) -> None:
     """Attends made-up batches in every layer; reads and writes no page but SGLang's padding page, and books nothing.
 
     Args:
         attention: that serves; its pool's row 0 is that of padding.
-        profile: of the tier.
+        profiles: of the tiers.
         caches: of the layers.
         served: what is asked for at most.
     """
-    for spans, decode in batches(profile, served):
+    for spans, decode in batches(profiles[0], served):
         attention.prepare(spans, decode)
         for layer in attention.layers:
             keys, values = caches(layer)

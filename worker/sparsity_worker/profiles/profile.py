@@ -11,6 +11,7 @@ from sparse_kernels.config import DecodeConfig, PrefillConfig
 from sparse_kernels.schedule import LayerSchedule, SparseAttention
 from sparsity_rpc.errors import ConfigurationError
 
+from sparsity_worker.config import DENSE
 from sparsity_worker.keys import BACKEND
 from sparsity_worker.profiles.profile_document import Named, checked, read_document
 
@@ -40,6 +41,11 @@ class Profile(Named, SparseAttention):
     tier: str
     decode_from: Mapping[int, int] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def dense(self) -> bool:
+        """Whether it attends everything in every layer, as the dense tier does."""
+        return self.tier == DENSE
 
     @property
     def page_size(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from sparsity_rpc.errors import ConfigurationError
@@ -10,7 +10,7 @@ from sparsity_rpc.errors import ConfigurationError
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.devices import DENSE_BACKEND_CPU
 from sparsity_worker.profiles.indexer_profile import INDEXER_SCHEMA, IndexerProfile, parse_indexer_profile
-from sparsity_worker.profiles.profile import SCHEMA, parse_profile
+from sparsity_worker.profiles.profile import SCHEMA, Profile, parse_profile
 from sparsity_worker.profiles.profile_document import read_document, schema_of
 
 
@@ -59,30 +59,61 @@ SCHEMAS: Mapping[str, Callable[[object, str], TierProfile]] = {
 }
 
 
-def load_tier_profile(config: WorkerConfig, facts: ModelFacts) -> TierProfile | None:
-    """The profile of a worker's tier; None for the dense tier.
+def load_tier_profiles(config: WorkerConfig, facts: ModelFacts) -> dict[str, TierProfile]:
+    """The profiles of a worker's sparse tiers, the densest first.
 
     Raises:
-        ConfigurationError: when it cannot be read, is of another tier, or does not fit the model or the device.
+        ConfigurationError: when one cannot be read, is missing, is of a tier that is not served or has one, does not
+            fit the model or the device, or cannot share an engine with the others.
     """
-    if config.tier == "dense" or not config.profile:
+    if not config.sparse_tiers:
         _fit_dense(config, facts)
-        return None
-    document = read_document(config.profile)
+    found: dict[str, TierProfile] = {}
+    for name in config.profiles:
+        profile = _read(name)
+        if profile.tier not in config.tiers:
+            named = f"which --tiers {','.join(config.tiers)} does not name"
+            raise ConfigurationError(f"--profile: {profile.label} is for the {profile.tier} tier, {named}")
+        if (other := found.get(profile.tier)) is not None:
+            both = f"{other.label} and {profile.label}"
+            raise ConfigurationError(f"--profile: {both} are both for the {profile.tier} tier; give one")
+        if isinstance(profile, IndexerProfile):
+            _fit(profile, config, facts)
+        elif facts.index_topk:
+            raise ConfigurationError(
+                f"--profile: {facts.name} picks its tokens by an indexer of its own (index_topk {facts.index_topk}),"
+                f" which {profile.label} does not speak of; use one with index_topk, such as dsa-{profile.tier}"
+            )
+        found[profile.tier] = profile
+    for tier in config.sparse_tiers:
+        if tier not in found:
+            raise ConfigurationError(f"--profile: the {tier} tier needs one")
+    ordered = {tier: found[tier] for tier in config.sparse_tiers}
+    _share(config, list(ordered.values()))
+    return ordered
+
+
+def _read(name: str) -> TierProfile:
+    document = read_document(name)
     parse = SCHEMAS.get(str(schema_of(document)))
     if parse is None:
-        raise ConfigurationError(f"{config.profile}: schema: must be one of {', '.join(SCHEMAS)}")
-    profile = parse(document, config.profile)
-    if profile.tier != config.tier:
-        raise ConfigurationError(f"--profile: {profile.label} is for the {profile.tier} tier, not {config.tier}")
-    if isinstance(profile, IndexerProfile):
-        _fit(profile, config, facts)
-    elif facts.index_topk:
-        raise ConfigurationError(
-            f"--profile: {facts.name} picks its tokens by an indexer of its own (index_topk {facts.index_topk}),"
-            f" which {profile.label} does not speak of; use one with index_topk, such as dsa-{config.tier}"
-        )
-    return profile
+        raise ConfigurationError(f"{name}: schema: must be one of {', '.join(SCHEMAS)}")
+    return parse(document, name)
+
+
+def _share(config: WorkerConfig, profiles: Sequence[TierProfile]) -> None:
+    """Whether one engine can hold them: they share its pages and what sums these up."""
+    for profile in profiles:
+        if isinstance(profile, IndexerProfile) and len(config.tiers) > 1:
+            alone = f"index_topk is one for a whole engine; serve {profile.tier} alone (--tiers {profile.tier})"
+            raise ConfigurationError(f"--profile: {profile.label}: {alone}")
+    plain = [profile for profile in profiles if isinstance(profile, Profile)]
+    for other in plain[1:]:
+        for name in ("block_size", "sub_block"):
+            mine, theirs = getattr(plain[0], name), getattr(other, name)
+            if mine != theirs:
+                shared = f"tiers of one worker share pages, and {plain[0].label} has {mine}"
+                raise ConfigurationError(f"--profile: {other.label}: {name}: {theirs}, but {shared}")
 
 
 def _fit_dense(config: WorkerConfig, facts: ModelFacts) -> None:
@@ -94,7 +125,7 @@ def _fit_dense(config: WorkerConfig, facts: ModelFacts) -> None:
 def _fit(profile: IndexerProfile, config: WorkerConfig, facts: ModelFacts) -> None:
     if not facts.index_topk:
         known = f"{facts.name} has no indexer (its config.json says no index_topk)"
-        raise ConfigurationError(f"--profile: {known}, as {profile.label} needs; use generic-{config.tier}, say")
+        raise ConfigurationError(f"--profile: {known}, as {profile.label} needs; use generic-{profile.tier}, say")
     if profile.index_topk > facts.index_topk:
         trained = f"{facts.name} was trained with {facts.index_topk}"
         raise ConfigurationError(f"--profile: {profile.label}: index_topk: {profile.index_topk}, where {trained}")
@@ -103,11 +134,12 @@ def _fit(profile: IndexerProfile, config: WorkerConfig, facts: ModelFacts) -> No
         raise ConfigurationError(f"--device: must be cuda for {profile.label}: {missing}")
 
 
-def model_overrides(profile: TierProfile | None, facts: ModelFacts) -> dict[str, Any]:
+def model_overrides(profiles: Iterable[TierProfile], facts: ModelFacts) -> dict[str, Any]:
     """What the engine is told to change in the model's config.
 
     A model with an indexer attends everything once its config no longer says how many tokens to pick: so it is dense.
     """
-    if profile is not None:
-        return dict(profile.model_overrides)
-    return {"index_topk": None} if facts.index_topk else {}
+    told = [profile.model_overrides for profile in profiles]
+    if not told:
+        return {"index_topk": None} if facts.index_topk else {}
+    return {name: value for each in told for name, value in each.items()}

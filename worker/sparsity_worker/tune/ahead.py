@@ -10,14 +10,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.devices import pick_dtype
-from sparsity_worker.profiles.profile import Profile, parse_profile
+from sparsity_worker.profiles.profile import Profile
+from sparsity_worker.profiles.served_tiers import block_profiles, tiers_of, to_config
 from sparsity_worker.profiles.tier_profile import TierProfile
 from sparsity_worker.tune.crossover import Heads, versions
 
@@ -25,16 +27,17 @@ _PROCESSES: Final = 4
 
 
 @contextmanager
-def compiled_ahead(config: WorkerConfig, facts: ModelFacts, profile: TierProfile | None) -> Iterator[None]:
-    """Compiles the profile's kernels meanwhile, unless they are in the cache; what is not done by the end is left.
+def compiled_ahead(config: WorkerConfig, facts: ModelFacts, profiles: Mapping[str, TierProfile]) -> Iterator[None]:
+    """Compiles the kernels of the tiers meanwhile, unless they are in the cache; what is not done by the end is left.
 
     The environment must be prepared: it says where the cache is.
     """
     cache = os.environ.get("TRITON_CACHE_DIR")
-    if config.device != "cuda" or not isinstance(profile, Profile) or cache is None:
+    plain = [profile for profile in profiles.values() if isinstance(profile, Profile)]
+    if config.device != "cuda" or not plain or cache is None:
         yield
         return
-    asked = _document(config, facts, profile)
+    asked = _document(config, facts, profiles)
     known = json.dumps([asked, versions()], sort_keys=True).encode()
     done = Path(cache) / f"compiled-{hashlib.sha256(known).hexdigest()[:16]}"
     if done.exists():
@@ -62,11 +65,11 @@ def _start(share: int, count: int, asked: dict[str, Any]) -> subprocess.Popen[st
     return process
 
 
-def _document(config: WorkerConfig, facts: ModelFacts, profile: Profile) -> dict[str, Any]:
+def _document(config: WorkerConfig, facts: ModelFacts, profiles: Mapping[str, TierProfile]) -> dict[str, Any]:
     heads = Heads.read(config.model_path, config.tensor_parallel)
     return {
-        "profile": profile.to_document(), "heads": heads, "context": facts.context_length, "most": config.max_requests,
-        "dtype": pick_dtype(config.dtype, config.device),
+        "tiers": to_config(config.tiers, profiles), "heads": heads, "context": facts.context_length,
+        "most": config.max_requests, "dtype": pick_dtype(config.dtype, config.device),
     }  # fmt: skip
 
 
@@ -81,19 +84,23 @@ def compile_share(asked: dict[str, Any], share: int, of: int, device: str = "cud
     from sparsity_worker.plugin.warm_up import Served, warm_up
 
     heads, dtype = Heads(*asked["heads"]), getattr(torch, asked["dtype"])
-    profile = parse_profile(asked["profile"], "profile").for_heads(range(heads.kv_heads))
+    told: Any = SimpleNamespace(hf_config=SimpleNamespace(**asked["tiers"]))
+    named = {number for profile in block_profiles(told) for number in (*profile.dense_layers, *profile.layers)}
+    # One layer of each kind: attended densely, or by a budget of decode of its own or of all.
+    numbers = (*named, max(named, default=0) + 1)
+    tiers = tiers_of(told, numbers[-1] + 1).values()
+    profiles = [profile.for_heads(range(heads.kv_heads)) for profile in tiers]
+    kinds = {tuple(profile.decode_at(number) for profile in profiles): number for number in numbers}
+    profile = profiles[0]
     # Kernels know the strides of the cache, not its size; every token lies in the first page.
     cache = torch.zeros(2, profile.block_size, heads.kv_heads, heads.dim, dtype=dtype, device=device)
     slots = torch.zeros(1, asked["context"], dtype=torch.int32, device=device)
-    # One layer of each kind: attended densely, or by a budget of decode of its own or of all.
-    told = {*profile.dense_layers, *profile.layers}
-    kinds = {profile.decode_at(number): number for number in (*told, max(told, default=0) + 1)}
     shape = (2, profile.block_size, heads.kv_heads, heads.dim, profile.sub_block)
     summaries = {number: PageSummaries(*shape, cache.device, dtype) for number in kinds.values()}
-    attention = TritonAttention(profile, summaries, slots, Ledger(max(summaries) + 1, capacity=1), heads.heads)
+    attention = TritonAttention(profiles, summaries, slots, Ledger(max(summaries) + 1, capacity=1), heads.heads)
     with compiling_only(share, of):
         warm_up(
-            attention, profile, lambda _: (cache, cache),
+            attention, profiles, lambda _: (cache, cache),
             Served(heads.heads, heads.dim, asked["context"], asked["most"]),
         )  # fmt: skip
 

@@ -40,7 +40,7 @@ def dense_tier(config: WorkerConfig, facts: ModelFacts) -> tuple[WorkerConfig, s
     Raises:
         ConfigurationError: when what was measured cannot be read.
     """
-    if config.tier != "dense" or config.device != "cuda" or config.dense_backend is not None:
+    if config.sparse_tiers or config.device != "cuda" or config.dense_backend is not None:
         return config, ""
     if facts.latent or facts.index_topk or _attends_otherwise(config):
         return config, ""

@@ -95,7 +95,7 @@ class Layer:
         spans = Spans([_RID] * batch, [*range(batch)], [length] * batch, [1] * batch, [prompt] * batch)
         attention.allocate(batch)
         attention.stage(spans, torch.arange(batch, device=device), torch.full((batch,), length, device=device))
-        ledger.price_steps([self.number], attention.step_prices().attended, self.heads.heads, 1)
+        ledger.price_steps([self.number], [each.attended for each in attention.step_prices()], self.heads.heads, 1)
         ledger.step(_RID, length, dense=not sparse)
         return Pass(attention, ledger, self.queries(batch), self, DECODE)
 
@@ -106,7 +106,7 @@ class Layer:
 
     def _attention(self, slots: torch.Tensor) -> tuple[TritonAttention, Ledger]:
         ledger = Ledger(self.number + 1, capacity=1)
-        return TritonAttention(self._profile, self._summaries, slots, ledger, self.heads.heads), ledger
+        return TritonAttention([self._profile], self._summaries, slots, ledger, self.heads.heads), ledger
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,30 +51,36 @@ class DenseRows:
 
     Args:
         most: rows of the largest batch.
-        decode_from: by sequences at once, the tokens from which sparse decode is faster; a number between two of them
-            takes the smaller's, and one below all of them none.
+        decode_from: of each tier, by sequences at once, the tokens from which sparse decode is faster; a number between
+            two of them takes the smaller's, and one below all of them none.
         ledger: where steps are booked.
         device: of the batches.
     """
 
-    def __init__(self, most: int, decode_from: Mapping[int, int], ledger: Ledger, device: torch.device) -> None:
+    def __init__(
+        self, most: int, decode_from: Sequence[Mapping[int, int]], ledger: Ledger, device: torch.device
+    ) -> None:
         self._ledger = ledger
-        self._decode_from = sorted(decode_from.items())
+        self._decode_from = [sorted(each.items()) for each in decode_from]
         # Opening and closing markers by row, and the shortest sparse context.
         self._markers = torch.full((2, most), _NO_TOKEN, dtype=torch.int32, device=device)
-        self._shortest = torch.zeros(1, dtype=torch.int32, device=device)
+        self._shortest = torch.zeros(most, dtype=torch.int32, device=device)
         self._marked = 0
         self._spans: Spans | None = None
-        self._from = 0
+        self._from = [0] * most
 
-    def shortest(self, sequences: int) -> int:
-        """Tokens from which a batch of so many sequences decodes sparsely."""
-        return next((tokens for fewest, tokens in reversed(self._decode_from) if fewest <= sequences), 0)
+    def shortest(self, sequences: int, tier: int = 0) -> int:
+        """Tokens from which a tier's rows in a batch of so many sequences decode sparsely."""
+        return next((tokens for fewest, tokens in reversed(self._decode_from[tier]) if fewest <= sequences), 0)
 
     def stage(self, spans: Spans) -> None:
         """Takes note of a batch before its first layer; waits for nothing."""
         self._spans, count = spans, len(spans.rids)
-        shortest = self.shortest(count)
+        by_tier = [self.shortest(count, tier) for tier in range(len(self._decode_from))]
+        shortest = [*(by_tier[prompt.tier] for prompt in spans.prompts), *self._from[count:]]
+        if len(set(by_tier)) == 1:
+            # For larger batches, too.
+            shortest = by_tier[:1] * len(self._from)
         markers = [prompt.markers or (_NO_TOKEN, _NO_TOKEN) for prompt in spans.prompts]
         marked = count if any(prompt.markers for prompt in spans.prompts) else 0
         # Rows of an earlier batch must not keep their markers.
@@ -82,7 +88,7 @@ class DenseRows:
         if shortest == self._from and not rows:
             return
         padded = markers[:rows] + [(_NO_TOKEN, _NO_TOKEN)] * (rows - len(markers))
-        found = upload(self._markers.device, np.array(padded, dtype=np.int32).reshape(-1, 2).T.ravel(), [shortest])
+        found = upload(self._markers.device, np.array(padded, dtype=np.int32).reshape(-1, 2).T.ravel(), shortest)
         self._markers[:, :rows].copy_(found[0].view(2, rows))
         self._shortest.copy_(found[1])
         self._marked, self._from = marked, shortest
@@ -96,11 +102,12 @@ class DenseRows:
             tokens: int ``[rows]``, the newest token of each.
         """
         opens, closes = self._markers[:, : dense.shape[0]]
-        dense.logical_or_(tokens == opens).logical_and_(tokens != closes).logical_or_(lengths < self._shortest)
+        dense.logical_or_(tokens == opens).logical_and_(tokens != closes)
+        dense.logical_or_(lengths < self._shortest[: dense.shape[0]])
 
     def book(self) -> None:
         """Enters the steps of the batch that was staged last, once."""
         spans, self._spans = self._spans, None
         if spans is not None:
-            for rid, length in zip(spans.rids, spans.lengths, strict=True):
-                self._ledger.step(rid, length, dense=length < self._from)
+            for row, (rid, length, prompt) in enumerate(zip(spans.rids, spans.lengths, spans.prompts, strict=True)):
+                self._ledger.step(rid, length, dense=length < self._from[row], tier=prompt.tier)

@@ -85,7 +85,7 @@ Inside = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
 class _Entry:
     """What was attended: over all ranks, by this rank since they last added up, and steps whose price is not yet in."""
 
-    __slots__ = ("entered", "fresh", "reasoning", "settled", "steps")
+    __slots__ = ("entered", "fresh", "reasoning", "settled", "steps", "tier")
 
     def __init__(self, layers: int) -> None:
         self.settled = np.zeros(_COUNTS + layers * 2 * _FIELDS)
@@ -94,6 +94,7 @@ class _Entry:
         # Tokens in the cache at each; negative where all of them were attended.
         self.steps: list[int] = []
         self.entered = 0
+        self.tier = 0
 
 
 class _Deferred(NamedTuple):
@@ -110,17 +111,17 @@ class Ledger:
         self._capacity = capacity
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._deferred: list[_Deferred] = []
-        self._priced: tuple[Sequence[int], StepPrices, int, int] | None = None
+        self._priced: tuple[Sequence[int], Sequence[StepPrices], int, int] | None = None
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def price_steps(self, layers: Sequence[int], prices: StepPrices, heads: int, ranks: int) -> None:
+    def price_steps(self, layers: Sequence[int], prices: Sequence[StepPrices], heads: int, ranks: int) -> None:
         """How :meth:`step` counts.
 
         Args:
             layers: numbers of those that attend.
-            prices: tokens that a query head attends in each.
+            prices: of each tier, tokens that a query head attends in each.
             heads: query heads of a layer, of one rank.
             ranks: that attend alike.
         """
@@ -149,15 +150,18 @@ class Ledger:
         entry.fresh[:2] += ((table[:, 0] < table[:, 1]).sum(), len(layers))
         self._table(entry.fresh)[layers, phase] += table
 
-    def step(self, rid: str, length: int, *, dense: bool) -> None:
+    def step(self, rid: str, length: int, *, dense: bool, tier: int = 0) -> None:
         """Books one decode step of all layers, whose price is asked when the account is packed.
 
         Args:
             rid: the request.
             length: tokens in the cache, the new one included.
             dense: whether all of them were attended, be there a reasoning span or not.
+            tier: the request's, by which its steps are priced.
         """
-        self._entry(rid).steps.append(-length if dense else length)
+        entry = self._entry(rid)
+        entry.tier = tier
+        entry.steps.append(-length if dense else length)
 
     def steps(self, rid: str) -> int:
         """Steps of a request so far."""
@@ -236,7 +240,7 @@ class Ledger:
             held = inside(lengths)
             entry.reasoning += int(held.sum())
             dense |= held
-        attended = prices(lengths, dense)
+        attended = prices[entry.tier](lengths, dense)
         entry.settled[:2] += ((attended < lengths).sum() * ranks, attended.size * ranks)
         table = self._table(entry.settled)
         table[layers, DECODE, 0] += attended.sum(1) * (heads * ranks)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from typing import Any, Final
 
-from sparsity_worker.keys import MEASURE_KEY, PROBE_KEY, REASONING_KEY, STEPWISE_KEY
+from sparsity_worker.keys import MEASURE_KEY, PROBE_KEY, REASONING_KEY, STEPWISE_KEY, TIER_KEY
 from sparsity_worker.plugin.accounts.ledger import Inside, Ledger
 from sparsity_worker.plugin.accounts.reasoning import Reasoning
 from sparsity_worker.plugin.attention import Prompt
@@ -18,24 +19,26 @@ class Followed:
 
     Args:
         req: the request.
+        places: of the engine's tiers.
     """
 
-    def __init__(self, req: Any) -> None:
+    def __init__(self, req: Any, places: Mapping[str, int]) -> None:
         asked = req.sampling_params.custom_params or {}
         self._req = weakref.ref(req)
         self._reasoning = Reasoning(asked[REASONING_KEY], req.origin_input_ids) if REASONING_KEY in asked else None
         markers = self._reasoning.markers if self._reasoning else None
         self._prompt = Prompt(
-            len(req.origin_input_ids), PROBE_KEY in asked, measured=MEASURE_KEY in asked, markers=markers
+            len(req.origin_input_ids), PROBE_KEY in asked, measured=MEASURE_KEY in asked, markers=markers,
+            tier=places.get(asked.get(TIER_KEY, ""), 0),
         )  # fmt: skip
         self._stepwise = STEPWISE_KEY in asked
 
     @classmethod
-    def of(cls, req: Any) -> Followed:
+    def of(cls, req: Any, places: Mapping[str, int]) -> Followed:
         """The one of a request, made when first asked for."""
         found: Followed | None = getattr(req, _KEPT, None)
         if found is None:
-            found = cls(req)
+            found = cls(req, places)
             setattr(req, _KEPT, found)
         return found
 
