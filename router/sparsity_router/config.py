@@ -83,7 +83,11 @@ class RouterConfig:
     )
     queue_limit: int = option("requests that may wait at a tier", 256, least=0)
     dense_reserve: float = option(
-        "share of each dense worker that is kept for requests which policy holds dense", 0.25, least=0, below=1
+        "share of each worker that serves dense, of its requests and of its KV cache, that is kept for requests which"
+        " policy holds dense",
+        0.25,
+        least=0,
+        below=1,
     )
     hedge_seconds: float = option(
         "silence after which a second worker is asked too, before the first message; 0 never does", 0.0, least=0

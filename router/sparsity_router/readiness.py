@@ -56,7 +56,7 @@ class Readiness:
 
     def _missing(self) -> str:
         """Whom no request could be served without."""
-        there = {worker.tier for worker in self._fleet.workers if worker.state in _SERVES}
+        there = {tier for worker in self._fleet.workers if worker.state in _SERVES for tier in worker.trusted}
         if Tier.DENSE in there:
             return ""
         if not there:

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 from sparsity.v1 import inference_pb2, worker_pb2
-from sparsity_rpc.errors import TokenCountError
+from sparsity_rpc.errors import InvalidRequestError, TokenCountError
 from sparsity_serving.access.leases import LeaseChecker
 from sparsity_serving.server import listen
 from support.tiny import tiny_tokenizer
@@ -27,11 +27,12 @@ async def answer(worker: FakeWorker, request: Any, context: Any) -> AsyncIterato
         yield inference_pb2.GenerateResponse(text=piece, token_ids=[ord(piece)])
     completion = inference_pb2.Completion(worker_id=worker.name, finish_reason=inference_pb2.FINISH_REASON_LENGTH)
     if worker.reports:
-        sparse = worker.density < 1.0
-        completion.sparsity.tier = worker.tier
+        density = worker.density_at(request.tier)
+        sparse = density < 1.0
+        completion.sparsity.tier = request.tier
         completion.sparsity.kernel_calls = 30
         completion.sparsity.sparse_kernel_calls = 28 if sparse else 0
-        completion.sparsity.prefill_density = worker.density
+        completion.sparsity.prefill_density = density
         completion.sparsity.coverage = worker.coverage
         if worker.measured is not None:
             completion.sparsity.measured_coverage = worker.measured
@@ -68,7 +69,7 @@ def fail(code: grpc.StatusCode, after: int = 0) -> Behaviour:
 
 @dataclass
 class FakeWorker:
-    """One fake worker on a port of its own."""
+    """One fake worker on a port of its own; of ``tier`` alone, or of all ``tiers``, the densest of which that is."""
 
     name: str
     tier: int
@@ -88,6 +89,11 @@ class FakeWorker:
     densifies: bool = True
     engine: str = ""
     leases: LeaseChecker | None = None
+    tiers: tuple[int, ...] = ()
+    unproven: tuple[int, ...] = ()
+    kv_capacity: int = 0
+    held: dict[int, int] = field(default_factory=dict)
+    lives: int = 1
     received: list[Any] = field(default_factory=list)
     cancelled: int = 0
     address: str = ""
@@ -98,6 +104,17 @@ class FakeWorker:
         dense = self.tier == inference_pb2.TIER_DENSE
         self.density = self.density or (1.0 if dense else 0.2)
         self.sparse_calls = 5 * (not dense) if self.sparse_calls is None else self.sparse_calls
+
+    def come_back(self, tiers: tuple[int, ...]) -> None:
+        """Ends the load streams, as a worker that is started anew does, and serves other tiers."""
+        self.tiers = tiers
+        self.lives += 1
+
+    def density_at(self, tier: int) -> float:
+        """What answers at a tier report."""
+        if not self.tiers:
+            return self.density
+        return 1.0 if tier == inference_pb2.TIER_DENSE else 0.2
 
     async def start(self) -> FakeWorker:
         endpoint = listen(f"{self.host}:0", {SERVICE: self}, 2**26)
@@ -112,6 +129,8 @@ class FakeWorker:
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
         if self.leases:
             self.leases.take(request)
+        if request.tier not in (self.tiers or (self.tier,)):
+            raise InvalidRequestError.of("tier", f"is not served here: {request.tier}")
         text = request.text
         count = len(_TOKENIZER.encode(text.text, add_special_tokens=text.add_special_tokens).ids)
         if request.HasField("text") and not text.min_tokens <= count <= text.max_tokens:
@@ -137,11 +156,27 @@ class FakeWorker:
             tokenizer_digest=digest,
             proof=worker_pb2.BackendProof(sparse_kernel_calls=self.sparse_calls),
             engine=worker_pb2.EngineFacts(name=self.engine),
+            kv_capacity_tokens=self.kv_capacity,
+            tiers=[self._served(tier) for tier in self.tiers],
+        )
+
+    def _served(self, tier: int) -> worker_pb2.TierCapabilities:
+        calls = 5 * ((tier != inference_pb2.TIER_DENSE) is not (tier in self.unproven))
+        return worker_pb2.TierCapabilities(
+            tier=tier,  # type: ignore[arg-type]
+            profile=f"tier{tier}@1",
+            proof=worker_pb2.BackendProof(sparse_kernel_calls=calls, density=self.density_at(tier)),
+            sparse_from=self.sparse_from,
+            dense_reasoning=self.densifies,
         )
 
     async def WatchLoad(self, request: Any, context: Any) -> AsyncIterator[worker_pb2.WatchLoadResponse]:
-        while True:
+        life = self.lives
+        while life == self.lives:
             yield worker_pb2.WatchLoadResponse(
-                requests=self.requests, outstanding_tokens=self.outstanding, draining=self.draining
+                requests=self.requests,
+                outstanding_tokens=self.outstanding,
+                draining=self.draining,
+                tiers=[worker_pb2.TierLoad(tier=tier, requests=count) for tier, count in self.held.items()],  # type: ignore[arg-type]
             )
             await asyncio.sleep(0.05)

@@ -1,5 +1,7 @@
 """Requests through a whole router over fake workers, while policies, switches and workers change at every step.
 
+Workers serve a tier each, or several, and come back with others.
+
 What may serve a request is said here by words of policy, independently of the decision function.
 """
 
@@ -29,7 +31,8 @@ from sparsity_router.fleet.workers import Worker
 from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_router.services.inference import InferenceService
-from sparsity_rpc.errors import SparsityError
+from sparsity_rpc.errors import InvalidRequestError, SparsityError
+from sparsity_rpc.status import to_status
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
 from support.snapshots import stored
 from support.tiny import tiny_model
@@ -126,8 +129,51 @@ def age(seconds: float) -> Change:
     return lambda world: setattr(world, "age", seconds)
 
 
+class Served(NamedTuple):
+    """The tiers that a worker serves, those that it does not prove, and whether it decodes reasoning densely."""
+
+    tiers: frozenset[Tier]
+    unproven: frozenset[Tier] = frozenset()
+    densifies: bool = True
+
+    @property
+    def usable(self) -> frozenset[Tier]:
+        """The tiers that it may be asked at."""
+        return self.tiers - self.unproven
+
+    def capabilities(self, name: str) -> worker_pb2.GetCapabilitiesResponse:
+        """What such a worker says of itself; of one tier as workers did that know no more."""
+        told = [self._told(tier) for tier in sorted(self.tiers)]
+        densest = told[0]
+        return worker_pb2.GetCapabilitiesResponse(
+            worker_id=name, tier=densest.tier, max_requests=2, tokenizer_digest="digest", proof=densest.proof,
+            dense_reasoning=densest.dense_reasoning, tiers=told if len(told) > 1 else (),
+        )  # fmt: skip
+
+    def _told(self, tier: Tier) -> worker_pb2.TierCapabilities:
+        calls = int((tier is not Tier.DENSE) is (tier in self.usable))
+        proof = worker_pb2.BackendProof(sparse_kernel_calls=calls)
+        return worker_pb2.TierCapabilities(tier=tier.value, proof=proof, dense_reasoning=self.densifies)  # type: ignore[arg-type]
+
+
+Layout = dict[str, Served]
+POOLS: Layout = {f"{tier.word}{number}": Served(frozenset({tier})) for tier in Tier for number in range(2)}
+SHARED: Layout = {f"shared{number}": Served(frozenset(Tier)) for number in range(2)}
+MIXED: Layout = {
+    "shared": Served(frozenset(Tier)),
+    "doubtful": Served(frozenset(Tier), frozenset({Tier.AGGRESSIVE})),
+    "dense": Served(frozenset({Tier.DENSE})),
+    "sparse": Served(frozenset({Tier.MODERATE, Tier.AGGRESSIVE})),
+}
+
+
+def restart(number: int, served: Served, *, unread: bool) -> Change:
+    """Lets a worker come back with other tiers, which the router does not know of before it asks where ``unread``."""
+    return lambda world: world.restart(number, served, unread=unread)
+
+
 class Step(NamedTuple):
-    """What a worker does: something changes, then it answers, fails, is full, counts, breaks off, or waits first."""
+    """What a worker does: something changes, then it answers, fails, is full, counts, breaks off, waits or lies."""
 
     change: Change | None = None
     does: str = "answer"
@@ -146,12 +192,16 @@ class World:
     sessions: dict[tuple[str, str], Tier] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     spoken: set[int] = field(default_factory=set)
+    layout: Layout = field(default_factory=lambda: POOLS)
+    fleet: Fleet | None = None
+    liars: set[str] = field(default_factory=set)
     wrong: list[str] = field(default_factory=list)
     sent: int = 0
     snapshot: Any = None
 
     def __post_init__(self) -> None:
         self.policies = {domain: draft.of(domain) for domain, draft in self.drafts.items()}
+        self.layout = dict(self.layout)
         self.build()
 
     def now(self) -> float:
@@ -232,36 +282,62 @@ class World:
             key = (asked.tenant, asked.session)
             self.sessions[key] = min(self.sessions.get(key, Tier.AGGRESSIVE), self.lasting(asked))
 
-    def sees(self, number: int, worker_tier: Tier, tier: int) -> None:
-        """Judges one attempt, at the moment at which its worker is asked."""
-        asked = self.asked[number]
+    def restart(self, number: int, served: Served, *, unread: bool) -> None:
+        """Lets a worker come back with other tiers."""
+        name = sorted(self.layout)[number % len(self.layout)]
+        self.layout[name] = served
+        if not unread:
+            self.read(name)
+
+    def read(self, name: str) -> None:
+        """Lets the router know what a worker serves by now."""
+        for worker in self.fleet.workers if self.fleet else ():
+            if worker.target == name:
+                worker.capabilities = self.layout[name].capabilities(name)
+                self.liars.discard(name)
+
+    def sees(self, number: int, worker: Worker, tier: int) -> None:
+        """Judges one attempt, at the moment at which its worker is asked at ``tier``."""
+        asked, word = self.asked[number], Tier(tier).word
         self.sent += 1
         limit = self.limit(asked)
         killed = {o.target for o in self.acting() if o.scope is Scope.TIER}
-        if tier != worker_tier or worker_tier > limit:
-            self.wrong.append(f"{asked} was sent to {worker_tier.word}, and may have {limit.word}")
-        if worker_tier.word in killed and worker_tier is not Tier.DENSE:
-            self.wrong.append(f"{asked} was sent to {worker_tier.word}, which is killed")
+        if tier > limit:
+            self.wrong.append(f"{asked} was sent to {word}, and may have {limit.word}")
+        if word in killed and tier != Tier.DENSE:
+            self.wrong.append(f"{asked} was sent to {word}, which is killed")
         if number in self.spoken:
             self.wrong.append(f"{asked} was sent again after its first message")
+        if worker.target in self.liars:
+            self.wrong.append(f"{asked} was sent to {worker.target}, which gave another less than it was asked for")
+        told = cast(Any, worker.capabilities)
+        calls = {own.tier: own.proof.sparse_kernel_calls for own in (told.tiers or [told])}
+        if tier not in calls or bool(calls[tier]) is (tier == Tier.DENSE):
+            self.wrong.append(f"{asked} was sent to {worker.target} at {word}, which it does not serve and prove")
 
 
 class Stub:
     """The service of one fake worker, in this process."""
 
-    def __init__(self, world: World, tier: Tier) -> None:
+    def __init__(self, world: World, worker: Worker) -> None:
         self._world = world
-        self._tier = tier
+        self._worker = worker
 
     def Generate(self, request: Any, timeout: float | None, metadata: Any) -> Stub.Call:
         """Begins at once, so that an attempt is judged by what holds when it is made."""
-        self._world.sees(request.sampling.seed, self._tier, request.tier)
+        self._world.sees(request.sampling.seed, self._worker, request.tier)
         step = self._world.steps.pop(0) if self._world.steps else Step()
         return Stub.Call(self._answer(request, step))
 
     async def _answer(self, request: Any, step: Step) -> AsyncIterator[worker_pb2.WorkerServiceGenerateResponse]:
         await asyncio.sleep(0)
         self._world.change(step.change)
+        name = self._worker.target
+        if request.tier not in self._world.layout[name].tiers:
+            # The router reads what it serves once it was told.
+            self._world.read(name)
+            refusal = to_status(InvalidRequestError.of("tier", "is not served here"))
+            raise _error(grpc.StatusCode.INVALID_ARGUMENT, ("grpc-status-details-bin", refusal.SerializeToString()))
         codes = {"fail": grpc.StatusCode.INTERNAL, "full": grpc.StatusCode.RESOURCE_EXHAUSTED}
         if step.does in codes:
             raise _error(codes[step.does])
@@ -272,8 +348,8 @@ class Stub:
         yield _message(inference_pb2.GenerateResponse(text="a", token_ids=[1]))
         if step.does == "break":
             raise _error(grpc.StatusCode.OUT_OF_RANGE)
-        completion = inference_pb2.Completion(worker_id=self._tier.word)
-        completion.sparsity.tier = self._tier.value  # type: ignore[assignment]
+        completion = inference_pb2.Completion(worker_id=name)
+        completion.sparsity.tier = Tier.AGGRESSIVE.value if step.does == "lie" else request.tier  # type: ignore[assignment]
         completion.sparsity.kernel_calls = 1
         yield _message(inference_pb2.GenerateResponse(completion=completion))
 
@@ -294,8 +370,8 @@ def _message(response: inference_pb2.GenerateResponse) -> worker_pb2.WorkerServi
     return worker_pb2.WorkerServiceGenerateResponse(response=response)
 
 
-def _error(code: grpc.StatusCode) -> AioRpcError:
-    return AioRpcError(code, Metadata(), Metadata(), "as told")
+def _error(code: grpc.StatusCode, *trailers: tuple[str, bytes]) -> AioRpcError:
+    return AioRpcError(code, Metadata(), Metadata(*trailers), "as told")
 
 
 class Context:
@@ -329,29 +405,24 @@ def _classifier() -> Classifier:
         return Classifier(ModelTokenizer(tiny_model(Path(folder))), 10_000)
 
 
-def fleet_of(world: World, admission: Admission) -> Fleet:
-    """Two workers a tier, which are always heard."""
+def fleet_of(layout: Layout, admission: Admission) -> Fleet:
+    """Workers that are always heard, and take two requests each."""
     fleet = Fleet((), "digest", 1e9, _KEYS, admission)
-    for tier in Tier:
-        for number in range(2):
-            worker = Worker(f"{tier.word}{number}", "digest", 1e9, lambda: None)
-            proof = worker_pb2.BackendProof(sparse_kernel_calls=0 if tier is Tier.DENSE else 1)
-            worker.capabilities = worker_pb2.GetCapabilitiesResponse(
-                worker_id=worker.target, tier=tier.value, max_requests=2, tokenizer_digest="digest",  # type: ignore[arg-type]
-                dense_reasoning=True, proof=proof,
-            )  # fmt: skip
-            worker.stub = cast(Any, Stub(world, tier))
-            worker._room = fleet._room
-            worker._heard = time.monotonic()
-            # One that fails is heard again at once: how workers come back is tested elsewhere.
-            worker.failed = lambda problem: None  # type: ignore[method-assign]
-            fleet.workers.append(worker)
+    for name, served in layout.items():
+        worker = Worker(name, "digest", 1e9, fleet._room)
+        worker.capabilities = served.capabilities(name)
+        worker._heard = time.monotonic()
+        fleet.workers.append(worker)
     return fleet
 
 
 async def play(world: World, requests: list[Asked], admission: Admission) -> None:
     """Sends all requests at once, and waits for what becomes of them; what was wrong lies in the world."""
-    fleet = fleet_of(world, admission)
+    fleet = world.fleet = fleet_of(world.layout, admission)
+    for worker in fleet.workers:
+        worker.stub = cast(Any, Stub(world, worker))
+        # One that fails is heard again at once: how workers come back is tested elsewhere.
+        worker.failed = lambda problem: None  # type: ignore[method-assign]
     policies = cast(Any, world)
     service = InferenceService(
         _classifier(), policies, fleet, "tiny", lease_keys=_KEYS, sessions=Sessions(), callers=Waiting(world)
@@ -374,11 +445,13 @@ async def _ask(world: World, service: InferenceService, fleet: Fleet, number: in
     try:
         if asked.direct:
             routed = await service.Route(inference_pb2.RouteRequest(request=request), context)
-            tiers = {worker.target: worker.tier for worker in fleet.workers}
-            world.sees(number, tiers[routed.endpoint] or Tier.AGGRESSIVE, routed.decision.tier)
+            found = {worker.target: worker for worker in fleet.workers}
+            world.sees(number, found[routed.endpoint], routed.decision.tier)
             return
-        async for _ in service.Generate(request, context):
+        async for response in service.Generate(request, context):
             world.spoken.add(number)
+            if response.completion.sparsity.tier > response.completion.decision.tier:
+                world.liars.add(response.completion.worker_id)
     except SparsityError:
         # Refused or broken off: never answered with less attention.
         return

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 
 from sparsity_policies.model import Tier
 from sparsity_rpc.tls import ClientTls
@@ -17,6 +18,7 @@ from sparsity_router.fleet.discovery import Discovery, discover
 from sparsity_router.fleet.patience import Patience
 from sparsity_router.fleet.picking import Picker, Want
 from sparsity_router.fleet.queue import TierQueue
+from sparsity_router.fleet.tier_turns import TierTurns
 from sparsity_router.fleet.workers import State, Worker
 
 log = logging.getLogger("sparsity.router.fleet")
@@ -30,7 +32,8 @@ class Admission:
     Attributes:
         queue_seconds: how long a request may wait for room; 0 refuses at once.
         queue_limit: requests that may wait at a tier.
-        dense_reserve: share of each dense worker that only requests which policy holds dense may use.
+        dense_reserve: share of each worker that serves dense, in requests and in tokens of its KV cache, that only
+            requests which policy holds dense may use.
         hedge_seconds: after which a second worker is asked too, while the first has not spoken; 0 never does.
         patience: how long a worker may say nothing.
     """
@@ -68,7 +71,8 @@ class Fleet:
         self.lease_keys = lease_keys
         self.admission = admission or Admission()
         self.retries = RetryBudget()
-        self.queues = {tier: TierQueue(self.admission.queue_limit) for tier in Tier}
+        self.queues = {tier: TierQueue(self.admission.queue_limit, partial(self._sent, tier)) for tier in Tier}
+        self._turns = TierTurns()
         self.workers: list[Worker] = []
         self._about = (tokenizer_digest, timeout, self._room, tls, engine, self.admission.patience)
         self._sources: list[Discovery] = discover(places)
@@ -119,13 +123,17 @@ class Fleet:
             await worker.close()
 
     def _room(self) -> None:
-        # The densest first: what policy holds dense has nowhere else to go.
-        for tier in Tier:
+        for tier in self._turns.order():
             self.queues[tier].wake()
 
+    def _sent(self, tier: Tier, tokens: int) -> None:
+        """Takes note of a request that had its turn; where there was room for one there may be room for the next."""
+        self._turns.had(tier, tokens)
+        self._room()
+
     def of(self, tier: Tier, dense_reasoning: bool = False) -> list[Worker]:
-        """The workers of a tier, or those of them that decode reasoning densely."""
-        return [w for w in self.workers if w.tier is tier and (w.densifies or not dense_reasoning)]
+        """The workers that serve a tier, or those of them that decode reasoning densely at it."""
+        return [w for w in self.workers if tier in w.served and (not dense_reasoning or w.densifies(tier))]
 
     def pick(
         self,
@@ -136,15 +144,21 @@ class Fleet:
         dense_reasoning: bool = False,
         want: Callable[[], Want] | None = None,
     ) -> Worker | None:
-        """The worker of ``tier`` that takes the request, of those whose target was not tried; None when all are busy.
+        """The worker that takes a request at ``tier``, of those whose target was not tried; None when all are busy.
 
-        A ``spilled`` request, which policy gave a sparser tier, leaves the reserve of dense workers alone.
+        What policy does not hold dense leaves the reserve of workers that serve dense alone: whatever is sparse, and a
+        ``spilled`` request, which policy gave a sparser tier.
         """
-        share = 1.0 - self.admission.dense_reserve if spilled and tier is Tier.DENSE else 1.0
-        able = self.of(tier, dense_reasoning)
-        ready = [w for w in able if w.state is State.READY and w.target not in tried and w.has_room(share)]
+        reserve = 0.0 if tier is Tier.DENSE and not spilled else self.admission.dense_reserve
+
+        def takes(worker: Worker) -> bool:
+            if worker.state_at(tier) is not State.READY or worker.target in tried:
+                return False
+            return not reserve or not worker.serves_dense or worker.has_room(reserve)
+
+        ready = [worker for worker in self.of(tier, dense_reasoning) if takes(worker)]
         # A prompt is copied and hashed only where there is a choice.
-        return self._picker.pick(ready, want() if want and len(ready) > 1 else None)
+        return self._picker.pick(ready, tier, want() if want and len(ready) > 1 else None)
 
     async def close(self) -> None:
         """Closes all channels."""

@@ -1,6 +1,7 @@
 """Which of the ready workers takes a request: where its prefix lies, how busy they are, how full their caches are.
 
-Two workers at random, and the one that is most likely to hold the prompt's prefix, are scored, and the best is taken.
+Two workers at random, and the one that is most likely to hold the prompt's prefix, are scored, and the best is taken;
+of those that serve dense requests, too, and of those that do not, two each: where both have room, dense room is kept.
 Two at random in the place of the least busy of all keeps routers that see the same load from all choosing the same
 worker (Mitzenmacher, IEEE TPDS 2001); prefix blocks are hashed as a chain, as the engines' prefix caches do.
 """
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from cachetools import LRUCache
+from sparsity_policies.model import Tier
 
 from sparsity_router.fleet.workers import Worker
 
@@ -39,14 +41,18 @@ class Want:
     session: str = ""
 
 
-def blocks(want: Want) -> list[bytes]:
-    """Chained digests of the prompt's whole blocks: equal ones mean equal prefixes."""
-    digest = want.salt.encode()
+def blocks(want: Want, tier: Tier) -> list[bytes]:
+    """Chained digests of the prompt's whole blocks: equal ones mean equal prefixes, of which tiers share none."""
+    digest = _salt(want, tier)
     found = []
     for start in range(0, min(len(want.prompt) - _BLOCK_BYTES + 1, _MOST_BLOCKS * _BLOCK_BYTES), _BLOCK_BYTES):
         digest = blake2b(digest + want.prompt[start : start + _BLOCK_BYTES], digest_size=8).digest()
         found.append(digest)
     return found
+
+
+def _salt(want: Want, tier: Tier) -> bytes:
+    return bytes([tier]) + want.salt.encode()
 
 
 class PrefixIndex:
@@ -84,6 +90,11 @@ def free_cache(worker: Worker) -> float:
     return 1.0 - worker.kv_use
 
 
+def dense_room(worker: Worker) -> float:
+    """1 where no dense request can miss the room that a sparser one takes."""
+    return float(not worker.serves_dense)
+
+
 class Picker:
     """The best of a few candidates by weighted scores.
 
@@ -91,19 +102,24 @@ class Picker:
         scorers: pairs of weight and scorer, beside the share of the prefix, whose weight is 1.
     """
 
-    def __init__(self, scorers: Sequence[tuple[float, Scorer]] = ((1.0, idleness), (0.25, free_cache))) -> None:
+    def __init__(
+        self, scorers: Sequence[tuple[float, Scorer]] = ((1.0, idleness), (0.25, free_cache), (0.5, dense_room))
+    ) -> None:
         self._scorers = tuple(scorers)
         self._index = PrefixIndex()
 
-    def pick(self, ready: Sequence[Worker], want: Want | None = None) -> Worker | None:
-        """One of ``ready``, which is remembered as the holder of the prompt; None when there is none."""
+    def pick(self, ready: Sequence[Worker], tier: Tier, want: Want | None = None) -> Worker | None:
+        """One of ``ready`` for a request of ``tier``, remembered as the prompt's holder; None when there is none."""
         if len(ready) < 2:
             return ready[0] if ready else None
-        keys = [b"session" + want.salt.encode() + want.session.encode()] if want and want.session else []
-        keys = [*keys, *blocks(want)] if want else keys
+        keys = [b"session" + _salt(want, tier) + want.session.encode()] if want and want.session else []
+        keys = [*keys, *blocks(want, tier)] if want else keys
         # Without a session the first key is a block; with one, a conversation counts as a prefix of its own.
         shares = self._index.shares(keys)
-        candidates = random.sample(list(ready), 2)
+        candidates = []
+        for serves_dense in (False, True):
+            alike = [worker for worker in ready if worker.serves_dense is serves_dense]
+            candidates += random.sample(alike, min(len(alike), 2))
         candidates += [worker for worker in ready if worker.target in shares and worker not in candidates]
 
         def rank(worker: Worker) -> tuple[float, str]:

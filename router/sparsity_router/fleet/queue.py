@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import itertools
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -47,10 +47,13 @@ class TierQueue:
 
     Args:
         limit: requests that may wait; when it is full a more urgent one takes the place of the least urgent.
+        sent: told of the tokens of each request that leaves to be sent, to wake whoever is next; without it, that is
+            the first in this queue.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, sent: Callable[[int], None] | None = None) -> None:
         self._limit = limit
+        self._sent = sent or (lambda tokens: self.wake())
         self._waiting: list[Ticket] = []
         self._numbers = itertools.count()
         # Tokens: the start tag of what was sent last, and where each tenant's next request may start.
@@ -119,7 +122,7 @@ class TierQueue:
             self._waiting.remove(ticket)
             self._now = max(self._now, ticket.place[1])
             self._next = {tenant: start for tenant, start in self._next.items() if start > self._now}
-            self.wake()
+            self._sent(ticket.tokens)
 
     def _give_up(self, ticket: Ticket) -> None:
         """Takes a request out that was not sent, and gives its tenant the turn back."""

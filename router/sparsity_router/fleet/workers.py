@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from enum import Enum, auto
+from typing import Final
 
 import grpc
-from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
+from sparsity.v1 import worker_pb2, worker_pb2_grpc
 from sparsity_policies.model import Tier
 from sparsity_rpc.channels import MESSAGE_SIZE
 from sparsity_rpc.tls import ClientTls, open_aio_channel
-from sparsity_serving.engines import ECHO, SGLANG, engine_of
+from sparsity_serving.engines import ECHO, SGLANG
 
 from sparsity_router.fleet.breaker import Breaker
+from sparsity_router.fleet.capabilities import by_tier, mismatch
 from sparsity_router.fleet.patience import Patience
+from sparsity_router.fleet.proof import start_fault
 
 log = logging.getLogger("sparsity.router.workers")
 _OPTIONS = [
@@ -49,6 +52,10 @@ class State(Enum):
     INCOMPATIBLE = auto()
 
 
+# Of a worker that could be used at some tier: at one that is in doubt, the doubt is what counts.
+_OF_ALL_TIERS: Final = frozenset({State.READY, State.FULL, State.BROKEN})
+
+
 class Worker:
     """One worker as this router sees it."""
 
@@ -70,17 +77,20 @@ class Worker:
         self._room = room
         self._channel = open_aio_channel(target, tls, _OPTIONS)
         self.stub: worker_pb2_grpc.WorkerServiceAsyncStub = worker_pb2_grpc.WorkerServiceStub(self._channel)
-        self.capabilities: worker_pb2.GetCapabilitiesResponse | None = None
+        self._capabilities: worker_pb2.GetCapabilitiesResponse | None = None
+        self._served: dict[Tier, worker_pb2.TierCapabilities] = {}
+        # Why a tier is not used, though the worker serves it.
+        self._doubts: dict[Tier, str] = {}
         self.load = worker_pb2.WatchLoadResponse()
         self._heard = float("-inf")
         # Of this router's own, when the load was reported: the rest of it is other routers'.
         self._own_then = 0
-        self._dispatched: dict[str, int] = {}
-        self._distrusted = False
+        self._dispatched: dict[str, tuple[Tier, int]] = {}
         self._mismatch = ""
+        # Why it was not heard, or why it failed since.
+        self._lost = "not reached yet"
         self._full_until = float("-inf")
         self.breaker = Breaker()
-        self.problem = "not reached yet"
         self.leaving = False
         self.late = False
         self._met_at = float("-inf")
@@ -91,20 +101,62 @@ class Worker:
         return self.capabilities.worker_id if self.capabilities else self.target
 
     @property
-    def tier(self) -> Tier | None:
-        """The tier it serves, once known."""
-        known = self.capabilities is not None and int(self.capabilities.tier) in list(Tier)
-        return Tier(self.capabilities.tier) if self.capabilities and known else None
+    def capabilities(self) -> worker_pb2.GetCapabilitiesResponse | None:
+        """What it says of itself; None until it was reached."""
+        return self._capabilities
+
+    @capabilities.setter
+    def capabilities(self, found: worker_pb2.GetCapabilitiesResponse) -> None:
+        self._capabilities, self._served = found, by_tier(found)
+        self._mismatch = mismatch(found, self._digest, self._engine)
+        attends = self._engine != ECHO
+        faults = {tier: start_fault(own.proof, tier, attends=attends) for tier, own in self._served.items()}
+        self._doubts = {tier: fault for tier, fault in faults.items() if fault}
 
     @property
-    def must_prove(self) -> bool:
-        """Whether it must prove and report what it attends: a sparse one must; an echo attends nothing."""
-        return self.tier is not Tier.DENSE and self._engine != ECHO
+    def served(self) -> dict[Tier, worker_pb2.TierCapabilities]:
+        """What it says of each tier that it serves, the densest first; empty until it was reached."""
+        return self._served
+
+    @property
+    def tiers(self) -> frozenset[Tier]:
+        """The tiers that it serves, once known."""
+        return frozenset(self._served)
+
+    @property
+    def trusted(self) -> frozenset[Tier]:
+        """Those of them at which it shows the attention that it gives."""
+        return frozenset(self._served.keys() - self._doubts.keys())
+
+    @property
+    def serves_dense(self) -> bool:
+        """Whether dense requests may come to it, for which it keeps room then."""
+        return Tier.DENSE in self._served and Tier.DENSE not in self._doubts
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with it; empty when nothing is."""
+        doubts = [fault if len(self._served) == 1 else f"{tier.word}: {fault}" for tier, fault in self._doubts.items()]
+        return self._lost or self._mismatch or "; ".join(doubts)
+
+    def must_report(self, tier: Tier) -> bool:
+        """Whether its answers at ``tier`` must say what was attended: sparse ones must; an echo attends nothing."""
+        return tier is not Tier.DENSE and self._engine != ECHO
+
+    def densifies(self, tier: Tier) -> bool:
+        """Whether it decodes reasoning spans densely at ``tier`` when asked."""
+        return tier is Tier.DENSE or (tier in self._served and self._served[tier].dense_reasoning)
+
+    def requests_at(self, tier: Tier) -> int:
+        """Requests that it holds at ``tier``, by its own report."""
+        if len(self._served) == 1 and not self.load.tiers:
+            return self.load.requests if tier in self._served else 0
+        return sum(own.requests for own in self.load.tiers if own.tier == tier.value)
 
     @property
     def outstanding_tokens(self) -> int:
         """Tokens it has to work on: what it reports, or what this router sent it when that is more."""
-        return max(self.load.outstanding_tokens, sum(self._dispatched.values()))
+        return max(self.load.outstanding_tokens, sum(tokens for _, tokens in self._dispatched.values()))
 
     @property
     def warmth(self) -> float:
@@ -118,49 +170,50 @@ class Worker:
         return min(self.load.kv_used_tokens / most, 1.0) if most else 0.0
 
     @property
-    def densifies(self) -> bool:
-        """Whether it decodes reasoning spans densely when asked."""
-        return self.tier is Tier.DENSE or (self.capabilities is not None and self.capabilities.dense_reasoning)
-
-    @property
     def in_flight(self) -> int:
         """Requests that this router sent it and that have not ended."""
         return len(self._dispatched)
 
+    def in_flight_at(self, tier: Tier) -> int:
+        """Those of them that it was asked for at ``tier``."""
+        # Metrics are taken in a thread of their own.
+        return sum(at is tier for at, _ in list(self._dispatched.values()))
+
     @property
     def state(self) -> State:
-        """Whether it can take a request now."""
-        if self.capabilities is None or time.monotonic() - self._heard > self._timeout:
+        """Whether it can take a request now, of any tier."""
+        if self._capabilities is None or time.monotonic() - self._heard > self._timeout:
             return State.UNREACHABLE
         if self.load.draining or self.leaving:
             return State.DRAINING
         if self._mismatch:
             return State.INCOMPATIBLE
-        if self._distrusted or not self._is_proven:
+        if len(self._doubts) == len(self._served):
             return State.UNPROVEN
         if not self.breaker.allows():
             return State.BROKEN
-        return State.READY if self.has_room(1.0) else State.FULL
+        return State.READY if self.has_room() else State.FULL
 
-    @property
-    def _is_proven(self) -> bool:
-        """Whether its start-up proof shows what its tier promises: pruning on a sparse one, none on the dense one."""
-        calls = self.capabilities.proof.sparse_kernel_calls if self.capabilities else 0
-        if self.tier is Tier.DENSE:
-            return calls == 0
-        return calls > 0 or not self.must_prove
+    def state_at(self, tier: Tier) -> State:
+        """Whether it can take a request of a tier that it serves."""
+        state = self.state
+        return State.UNPROVEN if tier in self._doubts and state in _OF_ALL_TIERS else state
 
-    def has_room(self, share: float) -> bool:
-        """Whether less than ``share`` of the requests that it takes are there."""
-        most = self.capabilities.max_requests if self.capabilities else 0
-        if time.monotonic() < self._full_until:
+    def has_room(self, reserve: float = 0.0) -> bool:
+        """Whether it can take a request and leave ``reserve`` alone, a share of its places and of its KV cache."""
+        own = self._capabilities
+        if own is None or time.monotonic() < self._full_until:
             return False
-        return max(self.load.requests - self._own_then, 0) + len(self._dispatched) < most * share
+        share = 1.0 - reserve
+        held = max(self.load.requests - self._own_then, 0) + len(self._dispatched)
+        # By tokens that requests may still come to: the cache that they hold by now says little of a burst.
+        fits = not reserve or not own.kv_capacity_tokens or self.outstanding_tokens < own.kv_capacity_tokens * share
+        return held < own.max_requests * share and fits
 
     @contextmanager
-    def dispatched(self, rid: str, tokens: int) -> Iterator[None]:
+    def dispatched(self, rid: str, tier: Tier, tokens: int) -> Iterator[None]:
         """Counts a request that this router sent."""
-        self._dispatched[rid] = tokens
+        self._dispatched[rid] = tier, tokens
         try:
             with self.breaker.attempt():
                 yield
@@ -168,9 +221,9 @@ class Worker:
             del self._dispatched[rid]
             self._room()
 
-    def expect(self, rid: str, tokens: int) -> None:
+    def expect(self, rid: str, tier: Tier, tokens: int) -> None:
         """Counts a request that a client brings itself, until the worker's own report can be expected to have it."""
-        self._dispatched[rid] = tokens
+        self._dispatched[rid] = tier, tokens
         asyncio.get_running_loop().call_later(_EXPECTED_SECONDS, self._dispatched.pop, rid, None)
 
     def refused(self) -> None:
@@ -181,15 +234,16 @@ class Worker:
     def failed(self, problem: str) -> None:
         """Takes the worker out until it is heard again."""
         self._heard = float("-inf")
-        if problem != self.problem:
+        if problem != self._lost:
             log.warning("worker %s is not used: %s", self.name, problem)
-        self.problem = problem
+        self._lost = problem
 
-    def distrust(self, problem: str) -> None:
-        """Takes a worker out until it proves itself anew, because of what it said that it attended, or did not say."""
-        self._distrusted = True
-        self.problem = problem
-        log.error("worker %s is not used: %s", self.name, problem)
+    def distrust(self, problem: str, tiers: Collection[Tier]) -> None:
+        """Takes it out at ``tiers`` until it proves itself anew, because of what it said of its answers, or did not."""
+        doubtful = [tier for tier in self._served if tier in tiers]
+        self._doubts |= dict.fromkeys(doubtful, problem)
+        words = ", ".join(tier.word for tier in doubtful)
+        log.error("worker %s is not used for %s: %s", self.name, words, problem)
 
     async def watch(self) -> None:
         """Keeps capabilities and load current, for as long as it runs."""
@@ -203,6 +257,7 @@ class Worker:
                 request.interval.FromMilliseconds(int(self._timeout * 1000 / 3))
                 async for load in self.stub.WatchLoad(request):
                     self.load, self._heard, self._own_then = load, time.monotonic(), len(self._dispatched)
+                    self._lost = ""
                     self._room()
                 self.failed("ended its load stream")
             except grpc.aio.AioRpcError as error:
@@ -210,30 +265,15 @@ class Worker:
             await asyncio.sleep(_RETRY_SECONDS)
 
     def _greet(self, found: worker_pb2.GetCapabilitiesResponse) -> None:
-        if self.late or self.capabilities is not None:
+        if self.late or self._capabilities is not None:
             self._met_at = time.monotonic()
-        self.capabilities = found
-        self._distrusted = False
-        tier = inference_pb2.Tier.Name(found.tier)
-        log.info("worker %s at %s serves %s with %s (%s)", self.name, self.target, tier, found.profile, found.backend)
-        self.problem = self._mismatch = _mismatch(found, self._digest, self._engine)
-        if not self.problem and not self._is_proven:
-            what = "sparse kernel calls" if self.tier is Tier.DENSE else "no sparse kernel call"
-            self.problem = f"its start-up proof shows {what}"
+        self.capabilities, self._lost = found, ""
+        profiles = ", ".join(f"{tier.word} with {own.profile}" for tier, own in self._served.items())
+        log.info("worker %s at %s serves %s (%s)", self.name, self.target, profiles or "no tier", found.backend)
         if self.problem:
-            log.error("worker %s is not used: %s", self.name, self.problem)
+            partly = " everywhere" if self.trusted and not self._mismatch else ""
+            log.error("worker %s is not used%s: %s", self.name, partly, self.problem)
 
     async def close(self) -> None:
         """Closes the channel."""
         await self._channel.close()
-
-
-def _mismatch(found: worker_pb2.GetCapabilitiesResponse, tokenizer_digest: str, engine: str) -> str:
-    """Why this router cannot use a worker at all; empty where it can."""
-    if int(found.tier) not in list(Tier):
-        return "it names no tier"
-    if found.tokenizer_digest != tokenizer_digest:
-        return "its tokenizer differs from the router's"
-    if (own := engine_of(found)) != engine:
-        return f"its engine is {own}, and this router takes {engine} (--engine)"
-    return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from opentelemetry import metrics
 from opentelemetry.metrics import Observation
@@ -21,48 +21,42 @@ def observe_fleet(fleet: Fleet, meter: metrics.Meter | None = None) -> None:
     """Registers the gauges; they cost nothing where no metrics are taken."""
 
     def states() -> Iterator[Observation]:
-        found = Counter((_tier(worker), worker.state) for worker in list(fleet.workers))
-        # Every state of every tier, so that an alert sees a pool that is gone as 0.
+        workers = list(fleet.workers)
+        found = Counter((tier, worker.state_at(tier)) for worker in workers for tier in worker.served)
+        # Every state of every tier, so that an alert sees a tier that nobody serves any more as 0.
         for tier in Tier:
             for state in State:
-                yield Observation(found[tier.word, state], {telemetry.TIER: tier.word, _STATE: state.name.lower()})
-        if unknown := sum(count for (tier, _), count in found.items() if not tier):
+                yield Observation(found[tier, state], {telemetry.TIER: tier.word, _STATE: state.name.lower()})
+        if unknown := sum(not worker.served for worker in workers):
             yield Observation(unknown, {telemetry.TIER: "", _STATE: State.UNREACHABLE.name.lower()})
 
     def queues() -> Iterator[Observation]:
         for tier, queue in fleet.queues.items():
             yield Observation(len(queue), {telemetry.TIER: tier.word})
 
-    def in_flight() -> Iterator[Observation]:
-        for worker in list(fleet.workers):
-            yield Observation(worker.in_flight, _of(worker))
+    def at_each_tier(measured: Callable[[Worker, Tier], float]) -> Callable[[], Iterator[Observation]]:
+        def observed() -> Iterator[Observation]:
+            for worker in list(fleet.workers):
+                for tier in worker.served:
+                    yield Observation(
+                        measured(worker, tier), {telemetry.WORKER_ID: worker.name, telemetry.TIER: tier.word}
+                    )
 
-    def kv_use() -> Iterator[Observation]:
-        for worker in list(fleet.workers):
-            yield Observation(worker.kv_use, _of(worker))
+        return observed
 
-    def breakers() -> Iterator[Observation]:
-        for worker in list(fleet.workers):
-            yield Observation(int(worker.breaker.word != "closed"), _of(worker))
-
+    in_flight = at_each_tier(lambda worker, tier: worker.in_flight_at(tier))
+    kv_use = at_each_tier(lambda worker, _: worker.kv_use)
+    breakers = at_each_tier(lambda worker, _: int(worker.breaker.word != "closed"))
     meter = meter or metrics.get_meter("sparsity.router")
     again = "Requests sent once more, to a peer or as a hedge."
     observe(
         meter,
         [
-            ("sparsity.router.workers", "{worker}", "Workers by tier and state.", states),
+            ("sparsity.router.workers", "{worker}", "Workers by tier, at each that they serve, and state.", states),
             ("sparsity.router.waiting", "{request}", "Requests in the queue of a tier.", queues),
-            ("sparsity.router.in_flight", "{request}", "Requests this router has at a worker.", in_flight),
+            ("sparsity.router.in_flight", "{request}", "Requests this router has at a worker, by tier.", in_flight),
             ("sparsity.router.kv_use", "1", "Share of a worker's KV cache that live requests hold.", kv_use),
             ("sparsity.router.breaker.open", "1", "1 where a worker's breaker is open or half open.", breakers),
         ],
         [("sparsity.router.retries", "{request}", again, scalar(lambda: fleet.retries.spent))],
     )
-
-
-def _tier(worker: Worker) -> str:
-    return worker.tier.word if worker.tier else ""
-
-
-def _of(worker: Worker) -> dict[str, str]:
-    return {telemetry.WORKER_ID: worker.name, telemetry.TIER: _tier(worker)}

@@ -59,7 +59,7 @@ async def dispatch(
         own.lease.CopyFrom(sign(keys, own, worker.name, decision_id))
     with tracing.detached_span(_tracer, "router.dispatch", trace.SpanKind.CLIENT) as (span, metadata):
         span.set_attributes({telemetry.WORKER_ID: worker.name, telemetry.TIER: tier.word, telemetry.ATTEMPT: attempt})
-        with worker.dispatched(own.request_id, outstanding_tokens(own)):
+        with worker.dispatched(own.request_id, tier, outstanding_tokens(own)):
             call = worker.stub.Generate(own, timeout=timeout, metadata=metadata)
             try:
                 async with aclosing(spoken(call, tier, worker.patience)) as messages:

@@ -51,7 +51,7 @@ def place(fleet: Fleet, decision: Decision, want: Callable[[], Want] | None = No
 def pick(
     fleet: Fleet, tier: Tier, decision: Decision, tried: set[str], want: Callable[[], Want] | None
 ) -> Worker | None:
-    """The worker of ``tier`` that a decided request is sent to, of those that were not tried."""
+    """The worker that a decided request is sent to at ``tier``, of those that were not tried."""
     spilled, reasoning = tier is not decision.tier, decision.dense_reasoning
     return fleet.pick(tier, tried, spilled=spilled, dense_reasoning=reasoning, want=want)
 
@@ -61,7 +61,7 @@ def served(decision: Decision, tier: Tier, fleet: Fleet) -> Decision:
     if tier is decision.tier:
         return decision
     own = fleet.of(decision.tier)
-    unproven = any(worker.state is State.UNPROVEN for worker in own)
+    unproven = any(worker.state_at(decision.tier) is State.UNPROVEN for worker in own)
     reason = Reason.MISSING_TELEMETRY if unproven else Reason.TIER_UNAVAILABLE
     what = "prove what they attend" if unproven else "answer"
     if decision.dense_reasoning and own and not fleet.of(decision.tier, dense_reasoning=True):
@@ -72,11 +72,14 @@ def served(decision: Decision, tier: Tier, fleet: Fleet) -> Decision:
 
 def is_full(fleet: Fleet, decision: Decision, tried: Tried) -> bool:
     """Whether waiting may help: some worker that may serve the request has no room now."""
-    tiers = (decision.tier, *decision.fallback)
-    states = [worker.state for tier in tiers for worker in fleet.of(tier, decision.dense_reasoning)]
-    reserved = any(worker.state is State.READY and worker.target not in tried.targets
-                   for tier in decision.fallback for worker in fleet.of(tier, decision.dense_reasoning))  # fmt: skip
-    return tried.overloaded or reserved or State.FULL in states
+    able = [
+        (worker, worker.state_at(tier))
+        for tier in (decision.tier, *decision.fallback)
+        for worker in fleet.of(tier, decision.dense_reasoning)
+    ]
+    # Ready and not asked: its room is kept for what policy holds dense.
+    reserved = any(state is State.READY and worker.target not in tried.targets for worker, state in able)
+    return tried.overloaded or reserved or any(state is State.FULL for _, state in able)
 
 
 def nobody(fleet: Fleet, decision: Decision, tried: Tried) -> SparsityError:

@@ -16,11 +16,11 @@ import grpc
 from opentelemetry import trace
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision, Tier
-from sparsity_rpc.errors import StreamBrokenError, UnavailableError
+from sparsity_rpc.errors import InvalidRequestError, StreamBrokenError, UnavailableError
 from sparsity_rpc.status import died, to_error
 
 from sparsity_router.fleet.fleet import Fleet
-from sparsity_router.fleet.proof import fault
+from sparsity_router.fleet.proof import fault, is_less
 from sparsity_router.fleet.workers import Worker
 from sparsity_router.relaying.dispatch import OvertakenError, dispatch
 from sparsity_router.relaying.hedging import Attempt, Hedge
@@ -97,8 +97,10 @@ class _Relay:
                         tried.complete = True
                         worker, tier = attempt.worker, attempt.served.tier
                         worker.breaker.success()
-                        if problem := fault(response.completion, tier, must_report=worker.must_prove):
-                            worker.distrust(problem)
+                        if problem := fault(response.completion, tier, must_report=worker.must_report(tier)):
+                            # An engine that mixes tiers up is believed at none; one that is silent, not at this one.
+                            mixes = is_less(response.completion, tier)
+                            worker.distrust(problem, worker.tiers if mixes else {tier})
                     yield Relayed(response, attempt.served, attempt.policy)
                 if tried.complete:
                     return
@@ -160,7 +162,7 @@ class _Relay:
         if isinstance(error, grpc.aio.AioRpcError):
             problem = f"{error.code().name}: {error.details()}"
             # A deadline or a bad request is no fault of the worker, whenever it shows; a count, only before it answers.
-            if error.code() in _FINAL and (first or error.code() is not _COUNT):
+            if error.code() in _FINAL and (first or error.code() is not _COUNT) and not _knows_no_such_tier(error):
                 raise to_error(error) from error
             refused = first and error.code() is _OVERLOAD
             if refused:
@@ -180,6 +182,12 @@ class _Relay:
         if tried.deaths >= _MOST_DEATHS:
             told = f"{tried.deaths} workers died with this request in flight; it is not tried on another"
             raise StreamBrokenError(f"{told}; last: {tried.last_problem}")
+
+
+def _knows_no_such_tier(error: grpc.RpcError) -> bool:
+    """Whether a worker refused its tier, as one does that came back with others: no caller's mistake."""
+    found = to_error(error)
+    return isinstance(found, InvalidRequestError) and found.field == "tier"
 
 
 async def relay(

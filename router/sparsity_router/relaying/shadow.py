@@ -23,6 +23,7 @@ from sparsity_serving.metrics.metering import SHARES, Total, histogram
 from sparsity_serving.token_bucket import TokenBucket
 
 from sparsity_router.fleet.fleet import Fleet
+from sparsity_router.fleet.proof import fault
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.relaying.dispatch import dispatch
 from sparsity_router.relaying.relay import Relayed
@@ -143,9 +144,9 @@ class Shadow:
 
     async def _compare(self, sample: Sample) -> str:
         """What became of a sample, in a word."""
-        # As a request that spills over: what policy holds dense comes first.
+        # As a request that spills over: what policy holds dense comes first, and whoever waits for any room.
         worker = self._fleet.pick(Tier.DENSE, set(), spilled=True)
-        if worker is None or self._fleet.queues[Tier.DENSE]:
+        if worker is None or any(self._fleet.queues.values()):
             return "busy"
         request = worker_pb2.WorkerServiceGenerateRequest()
         request.CopyFrom(sample.request)
@@ -157,6 +158,9 @@ class Shadow:
             async with aclosing(dispatch(worker, request, Tier.DENSE, 1, _SECONDS, lease)) as answers:
                 async for answer in answers:
                     found += answer.token_ids
+                    if answer.HasField("completion") and (problem := fault(answer.completion, Tier.DENSE)):
+                        worker.distrust(problem, worker.tiers)
+                        return "failed"
         except grpc.aio.AioRpcError as error:
             log.info("shadow of %s: %s %s", sample.decision_id, error.code().name, error.details())
             return "failed"

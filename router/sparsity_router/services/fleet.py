@@ -38,7 +38,7 @@ class FleetService:
         response.workers.extend(_worker(worker) for worker in self._fleet.workers)
         for tier in Tier:
             own = self._fleet.of(tier)
-            ready = sum(worker.state is State.READY for worker in own)
+            ready = sum(worker.state_at(tier) is State.READY for worker in own)
             waiting = len(self._fleet.queues[tier])
             response.tiers.add(tier=tier.value, workers=len(own), ready_workers=ready, waiting_requests=waiting)
         response.routers.extend(_router(replica) for replica in await self._replicas.all())
@@ -49,7 +49,7 @@ def _worker(worker: Worker) -> fleet_pb2.WorkerStatus:
     told: Any = worker.capabilities
     status = fleet_pb2.WorkerStatus(
         endpoint=worker.target,
-        tier=worker.tier.value if worker.tier else None,  # type: ignore[arg-type]
+        tier=min(worker.tiers).value if worker.tiers else None,  # type: ignore[arg-type]
         state=fleet_pb2.WorkerState.Value(f"WORKER_STATE_{worker.state.name}"),
         problem=worker.problem,
         breaker=fleet_pb2.BreakerState.Value(f"BREAKER_STATE_{worker.breaker.word.upper()}"),
@@ -63,6 +63,9 @@ def _worker(worker: Worker) -> fleet_pb2.WorkerStatus:
         status.worker_id, status.profile, status.model = told.worker_id, told.profile, told.model
         status.backend, status.probe_density = told.backend, told.proof.density
         status.max_requests, status.kv_capacity_tokens = told.max_requests, told.kv_capacity_tokens
+    for tier, own in worker.served.items():
+        density, held = own.proof.density, worker.requests_at(tier)
+        status.tiers.add(tier=tier.value, profile=own.profile, probe_density=density, requests=held)
     return status
 
 

@@ -162,7 +162,7 @@ class InferenceService:
             describe(span, decided, decision, self._model, asked.request_id)
             message = inner.message
             message.tier = served.tier.value  # type: ignore[assignment]
-            worker.expect(message.request_id, outstanding_tokens(message))
+            worker.expect(message.request_id, served.tier, outstanding_tokens(message))
             if self._observer is not None:
                 signals, label = decided.review.signals, asked.request_id
                 ended = EndedRequest(decided.decision_id, signals, decision, served, label=label)
