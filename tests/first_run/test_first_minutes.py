@@ -61,7 +61,7 @@ def test_a_decision_is_explained_and_an_edit_changes_the_next(tmp_path_factory: 
         assert int(after["decision"]["policy_revision"]) > int(before["decision"]["policy_revision"])
         answer = service.json("generate", *asked[1:], "--max-new-tokens", "16")
         assert answer["decision"]["tier"] == "TIER_DENSE"
-        assert answer["worker_id"] == "echo"
+        assert answer["worker_id"] == "echo-shared"
     assert time.monotonic() - started < SECONDS
 
 
@@ -90,7 +90,7 @@ def test_an_answer_is_an_echo_and_says_that_nothing_was_measured(service: Embedd
     sparse = ("generate", "--file", prompt_file(tmp_path, 6000), "--domain", "rag", "--max-new-tokens", "12")
     shown = service.cli(*sparse)
     assert shown.stdout.startswith("echo: All h")
-    assert "worker echo, an echo: no model ran, so nothing was attended" in shown.stderr
+    assert "worker echo-shared, an echo: no model ran, so nothing was attended" in shown.stderr
     answer = service.json(*sparse)
     assert answer["decision"]["tier"] == "TIER_AGGRESSIVE"
     assert "sparsity" not in answer
@@ -126,7 +126,7 @@ def test_the_demo_finds_policy_held_and_the_killed_worker_serves_again(service: 
     assert "while nobody served" in last
     assert "11 of 11 requests" in shown.stderr
     assert "no density, no coverage: an echo" in shown.stderr
-    eventually_said(service, "echo serves again")
+    eventually_said(service, "echo-shared serves again")
 
 
 def test_with_pools_another_tier_serves_for_the_killed_worker(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class UpConfig:
     def workers(self) -> dict[str, tuple[str, ...]]:
         """The tiers of each worker, by its id."""
         name = "echo" if self.engine == ECHO else "worker"
-        return {f"{name}-{tier}": (tier,) for tier in TIERS} if self.pools else {name: TIERS}
+        return {f"{name}-{tier}": (tier,) for tier in TIERS} if self.pools else {f"{name}-shared": TIERS}
 
 
 class Supervisor:

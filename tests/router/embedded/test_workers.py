@@ -32,7 +32,7 @@ def started(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: object) ->
 @pytest.mark.parametrize(
     ("options", "workers"),
     [
-        ({}, {"worker": ([EVERY], [MODERATE, AGGRESSIVE])}),
+        ({}, {"worker-shared": ([EVERY], [MODERATE, AGGRESSIVE])}),
         (
             {"pools": True},
             {
@@ -41,7 +41,7 @@ def started(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: object) ->
                 "worker-aggressive": (["aggressive"], [AGGRESSIVE]),
             },
         ),
-        ({"engine": ECHO}, {"echo": ([EVERY], [])}),
+        ({"engine": ECHO}, {"echo-shared": ([EVERY], [])}),
         ({"engine": ECHO, "pools": True}, {f"echo-{tier}": ([tier], []) for tier in EVERY.split(",")}),
     ],
 )
@@ -63,7 +63,9 @@ def test_workers_get_their_tiers_and_the_router_all_of_them(
 def test_the_note_has_a_worker_for_each_tier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "one").mkdir()
     _, shared = started(tmp_path / "one", monkeypatch)
-    assert {tier: worker.name for tier, worker in shared.workers.items()} == dict.fromkeys(EVERY.split(","), "worker")
+    assert {tier: worker.name for tier, worker in shared.workers.items()} == dict.fromkeys(
+        EVERY.split(","), "worker-shared"
+    )
     assert shared.is_shared
     assert shared.shape == "Valkey, router, a worker of every tier"
     (tmp_path / "three").mkdir()
