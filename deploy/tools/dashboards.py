@@ -195,7 +195,11 @@ DASHBOARDS_OF = (
             ),
             Panel(
                 "Breakers that are open",
-                {"{{sparsity_worker_id}}": f"max by (sparsity_worker_id) (sparsity_router_breaker_open{{{WORKER}}})"},
+                {
+                    "{{sparsity_worker_id}}": "sum by (sparsity_worker_id) (max by (instance, sparsity_worker_id)"
+                    f" (sparsity_router_breaker_open{{{WORKER}}}))"
+                },
+                what="At so many routers; a worker of several tiers has one breaker at each.",
             ),
             Panel("Sent once more", {"retries": f"sum(rate(sparsity_router_retries_total{RATE}))"}, "reqps"),
         ),

@@ -60,6 +60,19 @@ async def test_a_kill_switch_in_prefill_reaches_the_next_attempt(tmp_path: Path,
     tell("A1", f"rag, its worker says {code.name} after the switch", told(completion), at.others)
 
 
+async def test_a_kill_switch_in_prefill_changes_the_tier_that_a_shared_worker_is_asked_at(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model")
+    broken = FakeWorker("broken", MODERATE, model, tiers=(MODERATE, AGGRESSIVE))
+    peer = FakeWorker("peer", DENSE, model, tiers=(DENSE, MODERATE, AGGRESSIVE), outstanding=5000)
+    async with fleet(tmp_path, broken, peer, tiers="d") as at:
+        broken.behaviour = failing(lambda: throw(at.router))
+        completion = await at.router.generate()
+        assert (completion.worker_id, completion.decision.tier) == ("peer", DENSE)
+        assert [request.tier for request in broken.received].count(AGGRESSIVE) == 1
+        assert [request.tier for request in peer.received] == [DENSE]
+    tell("A1", "rag, the same once more at a worker that serves every tier", told(completion), at.others)
+
+
 async def test_a_kill_switch_reaches_the_hedge(tmp_path: Path) -> None:
     slow = FakeWorker("slow", AGGRESSIVE, tiny_model(tmp_path / "model"))
 

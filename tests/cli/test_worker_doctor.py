@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 from sparsity.v1 import inference_pb2, worker_pb2
-from sparsity_cli.fleet.worker import _described
+from sparsity_cli.fleet.examination import described, described_at
 from sparsity_cli.main import app
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
 from sparsity_serving.access.leases import LeaseChecker
 from support.fake_worker import FakeWorker
-from support.rig import AGGRESSIVE, DENSE
+from support.rig import AGGRESSIVE, DENSE, MODERATE
 from support.tiny import tiny_model
 from typer.testing import CliRunner
 
@@ -86,16 +86,77 @@ def test_what_workers_are_and_that_they_prune(tmp_path: Path) -> None:
 
 
 def test_what_the_device_makes_of_a_tier_is_told() -> None:
-    engine = worker_pb2.EngineFacts(
-        summary_bytes=47 << 20, kv_bytes=1000 << 20, crossover="prompts from 8192 tokens; measured on an H200"
-    )  # fmt: skip
+    engine = worker_pb2.EngineFacts(summary_bytes=47 << 20, kv_bytes=1000 << 20)
     own = worker_pb2.GetCapabilitiesResponse(tier=AGGRESSIVE, kv_capacity_tokens=400_000, engine=engine)
-    lines = dict(_described(own))
-    assert lines["summaries"] == "47.0 MiB beside the KV cache, the room of 18800 tokens"
-    assert lines["crossover"] == "prompts from 8192 tokens; measured on an H200"
-    own.engine.kv_bytes, own.engine.crossover = 0, ""
-    assert "room" not in dict(_described(own))["summaries"]
-    assert "crossover" not in dict(_described(own))
+    at = worker_pb2.TierCapabilities(tier=AGGRESSIVE, crossover="prompts from 8192 tokens; measured on an H200")
+    assert dict(described(own))["summaries"] == "47.0 MiB beside the KV cache, the room of 18800 tokens"
+    assert dict(described_at(own, at))["crossover"] == "prompts from 8192 tokens; measured on an H200"
+    own.engine.kv_bytes, at.crossover = 0, ""
+    assert "room" not in dict(described(own))["summaries"]
+    assert "crossover" not in dict(described_at(own, at))
+
+
+async def by_tier(
+    worker: FakeWorker, request: Any, context: Any, *, moderate: float = 0.6
+) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    """What a shared worker reports of each tier."""
+    density = {DENSE: 1.0, MODERATE: moderate, AGGRESSIVE: 0.3}[request.tier]
+    async for response in told(worker, request, context, density=density, sparse=50 * (density < 1)):
+        response.completion.sparsity.tier = request.tier
+        yield response
+
+
+def shared(model: Path, **options: Any) -> FakeWorker:
+    return FakeWorker("s", DENSE, model, tiers=(DENSE, MODERATE, AGGRESSIVE), sparse_from=500, **options)
+
+
+def test_every_tier_of_a_shared_worker_is_proved_by_a_request(tmp_path: Path) -> None:
+    worker = shared(tiny_model(tmp_path), behaviour=by_tier)
+    with serving(worker) as addresses:
+        shown = run(*of(addresses))
+        assert shown.exit_code == 0, shown.output
+        assert "s, dense, moderate, aggressive tiers" in shown.stdout
+        for density in ("1.000", "0.600", "0.300"):
+            assert shown.stdout.count(f"density {density} prefill") == 1
+        (found,) = json.loads(run(*of(addresses), "--json").stdout)
+    assert found["problem"] == ""
+    assert list(found["tiers"]) == ["aggressive", "dense", "moderate"]
+    assert all("start-up" in own and "request" in own for own in found["tiers"].values())
+    assert [request.tier for request in worker.received] == [DENSE, MODERATE, AGGRESSIVE] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"behaviour": partial(by_tier, moderate=1.0)}, "problem   moderate: nothing was pruned"),
+        ({"behaviour": by_tier, "unproven": (DENSE,)}, "problem   dense: its start-up proof shows sparse kernel calls"),
+        (
+            {"behaviour": by_tier, "unproven": (AGGRESSIVE,)},
+            "aggressive: its start-up proof shows no sparse kernel call",
+        ),
+    ],
+)
+def test_the_tier_that_fails_is_named_and_the_others_are_proved(
+    tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    worker = shared(tiny_model(tmp_path), **options)
+    with serving(worker) as addresses:
+        shown = run(*of(addresses))
+    assert shown.exit_code == 4
+    assert words in shown.stdout
+    assert len(worker.received) == 3
+
+
+def test_an_engine_that_mixes_tiers_up_is_told(tmp_path: Path) -> None:
+    async def mixed(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        async for response in by_tier(worker, request, context):
+            response.completion.sparsity.tier = AGGRESSIVE
+            yield response
+
+    with serving(shared(tiny_model(tmp_path), behaviour=mixed)) as addresses:
+        shown = run(*of(addresses))
+    assert shown.exit_code == 4
+    assert "moderate: asked at moderate, it reports aggressive" in shown.stdout
 
 
 def test_tune_runs_on_the_workers_side() -> None:

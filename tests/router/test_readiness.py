@@ -14,7 +14,7 @@ import pytest
 from sparsity.v1 import policy_pb2
 from sparsity_router.config import RouterConfig
 from support.fake_worker import FakeWorker
-from support.rig import AGGRESSIVE, DENSE
+from support.rig import AGGRESSIVE, DENSE, MODERATE
 from support.router import Router, running, until
 from support.tiny import tiny_model
 from support.valkey import Valkey
@@ -87,6 +87,19 @@ async def test_without_a_dense_worker_it_serves_what_may_go_sparse_and_nothing_o
         assert "not ready: everything is held dense, and no dense worker can be used" in caplog.text
         await router.policy.DeleteOverride(policy_pb2.DeleteOverrideRequest(id="k"))
         await becomes(router, "SERVING")
+
+
+async def test_a_shared_worker_is_a_dense_one_while_it_proves_that_tier(tmp_path: Path, caplog: Any) -> None:
+    shared = FakeWorker("s", DENSE, tmp_path, tiers=(DENSE, MODERATE, AGGRESSIVE))
+    override = policy_pb2.Override(id="k", scope=policy_pb2.OVERRIDE_SCOPE_GLOBAL, reason="test")
+    async with router_over(tmp_path, shared) as router:
+        await becomes(router, "SERVING")
+        await router.policy.PutOverride(policy_pb2.PutOverrideRequest(override=override))
+        await stays(router, "SERVING")
+        shared.unproven = (DENSE,)
+        shared.come_back(shared.tiers)
+        await becomes(router, "NOT_SERVING")
+        assert "not ready: everything is held dense, and no dense worker can be used" in caplog.text
 
 
 async def test_stale_policies_need_a_dense_worker(tmp_path: Path) -> None:

@@ -93,21 +93,30 @@ def _view(address: str, fleet: fleet_pb2.GetFleetResponse, running: Running | No
 
 
 def _workers(fleet: fleet_pb2.GetFleetResponse) -> Table:
-    table = Table("worker", "state", "tier", "breaker", "requests", "tokens", "KV", "profile", "problem", box=None)
+    table = Table("worker", "state", "tiers", "breaker", "requests", "tokens", "KV", "profile", "problem", box=None)
     for worker in fleet.workers:
+        tiers, profiles = _told(worker)
         kv = f"{worker.kv_used_tokens / worker.kv_capacity_tokens:.0%}" if worker.kv_capacity_tokens else "-"
         table.add_row(
             worker.worker_id or worker.endpoint,
             _word(fleet_pb2.WorkerState.Name(worker.state), "WORKER_STATE_"),
-            tier_word(worker.tier) if worker.tier else "-",
+            tiers,
             _word(fleet_pb2.BreakerState.Name(worker.breaker), "BREAKER_STATE_"),
             f"{worker.requests}/{worker.max_requests}",
             f"{worker.outstanding_tokens}",
             kv,
-            worker.profile or "-",
+            profiles,
             escaped(worker.problem),
         )
     return table
+
+
+def _told(worker: fleet_pb2.WorkerStatus) -> tuple[str, str]:
+    """Its tiers, with the requests that it holds at each where there are several, and their profiles."""
+    if len(worker.tiers) < 2:
+        return tier_word(worker.tier), worker.profile or "-"
+    tiers = ", ".join(f"{tier_word(own.tier)} {own.requests}" for own in worker.tiers)
+    return tiers, ", ".join(dict.fromkeys(own.profile for own in worker.tiers if own.profile)) or "-"
 
 
 def _tiers(fleet: fleet_pb2.GetFleetResponse) -> Table:

@@ -1,4 +1,4 @@
-"""`sparsity worker doctor`: what workers are, and whether each does what its tier says, by one request to each.
+"""`sparsity worker doctor`: what workers are, and whether each does what its tiers say, by a request to each of them.
 
 `sparsity worker tune` is passed on to the worker's own package.
 """
@@ -6,33 +6,28 @@
 from __future__ import annotations
 
 import importlib.util
-import random
 import subprocess
 import sys
 import time
-import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import grpc
 import typer
-from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2, worker_pb2, worker_pb2_grpc
+from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, worker_pb2, worker_pb2_grpc
+from sparsity_router.fleet.capabilities import by_tier
 from sparsity_rpc.errors import ConfigurationError, UnavailableError
 from sparsity_rpc.status import to_error
 from sparsity_serving.access.lease_keys import LeaseKeys
-from sparsity_serving.access.leases import sign
-from sparsity_serving.engines import SGLANG, engine_of
 
 from sparsity_cli.connection import call_metadata, channel_to
-from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, coverage, escaped, out, print_json, reported, tier_word
+from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, escaped, out, print_json, reported
+from sparsity_cli.fleet.examination import described, described_at, judged, one_answer
 from sparsity_cli.quality import FORWARDED
 
 app = typer.Typer(help="Look at workers themselves.", no_args_is_help=True)
-# A dense worker's request, and tokens that are decoded.
-_SHORT, _NEW = 64, 4
 _ASK_SECONDS = 10.0
 
 
@@ -48,17 +43,23 @@ def tune(context: typer.Context) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One worker's state.
+    """What was found at one worker, or at one of its tiers.
 
     Attributes:
-        address: its gRPC target.
         lines: what was found, by name, in order.
         problem: what is wrong; empty when nothing is.
+        tiers: the same of each tier that it serves, by its word.
     """
 
-    address: str
     lines: dict[str, str]
     problem: str = ""
+    tiers: Mapping[str, Finding] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; what is found of an only tier stands beside what is found of the worker, too."""
+        only = next(iter(self.tiers.values())).lines if len(self.tiers) == 1 else {}
+        tiers = {"tiers": {word: own.to_dict() for word, own in self.tiers.items()}} if self.tiers else {}
+        return {"problem": self.problem, **self.lines, **only, **tiers}
 
 
 @app.command("doctor")
@@ -71,28 +72,37 @@ def doctor(
     lease_key_file: Annotated[
         Path | None, typer.Option(help="The routers' key, for workers that demand leases.")
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.001, max=1e6, help="Seconds for the request to each worker.")] = 120.0,
+    timeout: Annotated[float, typer.Option(min=0.001, max=1e6, help="Seconds for each request.")] = 120.0,
     as_json: AsJson = False,
 ) -> None:
-    """Show what workers run and prove it by one request to each; exits with 4 when one fails."""
+    """Show what workers run and prove it by a request to each at each of its tiers; exits with 4 when one fails."""
     with reported():
         keys = LeaseKeys.load(lease_key_file)
-        found = [_examine(address, keys, timeout) for address in worker or _known_to(router)]
+        found = {address: _examine(address, keys, timeout) for address in worker or _known_to(router)}
         if as_json:
-            print_json([{"address": each.address, "problem": each.problem} | each.lines for each in found])
+            print_json([{"address": address} | each.to_dict() for address, each in found.items()])
         else:
-            for each in found:
-                _show(each)
-        if failed := [each.address for each in found if each.problem]:
+            for address, each in found.items():
+                _show(address, each)
+        if failed := [address for address, each in found.items() if each.problem]:
             raise UnavailableError(f"{len(failed)} of {len(found)} workers failed: {', '.join(failed)}")
 
 
-def _show(found: Finding) -> None:
-    out.print(f"{'FAILED' if found.problem else 'ok    '}  {escaped(found.address)}", soft_wrap=True)
-    for name, detail in found.lines.items():
-        out.print(f"  {name:<9} {escaped(detail)}", soft_wrap=True)
+def _show(address: str, found: Finding) -> None:
+    out.print(f"{'FAILED' if found.problem else 'ok    '}  {escaped(address)}", soft_wrap=True)
+    _show_lines(found.lines)
+    for word, own in found.tiers.items():
+        several = len(found.tiers) > 1
+        if several:
+            out.print(f"  {word}")
+        _show_lines(own.lines, "  " * several)
     if found.problem:
-        out.print(f"  {'problem':<9} {escaped(found.problem)}", soft_wrap=True)
+        _show_lines({"problem": found.problem})
+
+
+def _show_lines(lines: dict[str, str], indent: str = "") -> None:
+    for name, detail in lines.items():
+        out.print(f"  {indent}{name:<9} {escaped(detail)}", soft_wrap=True)
 
 
 def _known_to(router: str) -> list[str]:
@@ -105,103 +115,29 @@ def _known_to(router: str) -> list[str]:
 
 
 def _examine(address: str, keys: LeaseKeys | None, timeout: float) -> Finding:
-    lines: dict[str, str] = {}
     with channel_to(address) as channel:
         stub: Any = worker_pb2_grpc.WorkerServiceStub(channel)
         try:
             own = stub.GetCapabilities(worker_pb2.GetCapabilitiesRequest(), timeout=_ASK_SECONDS)
-            lines |= dict(_described(own))
-            started = time.monotonic()
-            completion = _one_answer(stub, own, keys, timeout)
-            lines["request"], problem = _judged(own, completion, time.monotonic() - started)
         except grpc.RpcError as error:
-            problem = str(to_error(error))
-    return Finding(address, lines, problem)
+            return Finding({}, str(to_error(error)))
+        tiers = {tier.word: _prove(stub, own, at, keys, timeout) for tier, at in by_tier(own).items()}
+    faults = {word: found.problem for word, found in tiers.items() if found.problem}
+    problem = "; ".join(f"{word}: {fault}" if len(tiers) > 1 else fault for word, fault in faults.items())
+    return Finding(dict(described(own)), problem if tiers else "it names no tier", tiers)
 
 
-def _described(own: worker_pb2.GetCapabilitiesResponse) -> Iterator[tuple[str, str]]:
-    engine, proof = own.engine, own.proof
-    yield "worker", f"{own.worker_id}, {tier_word(own.tier)} tier"
-    cache = f"{own.kv_capacity_tokens} in the KV cache" if own.kv_capacity_tokens else "no KV cache"
-    yield "model", f"{own.model}: {own.context_length} tokens of context, {cache}"
-    if engine_of(own) != SGLANG:
-        yield "engine", f"{engine.name}, which runs no model"
-        return
-    ranks = f"{engine.tensor_parallel} x " if engine.tensor_parallel > 1 else ""
-    graphs = "on" if engine.cuda_graphs else "off"
-    yield (
-        "engine",
-        f"SGLang {own.engine_version} on {ranks}{engine.device}, {engine.dtype}, pages of {engine.page_size} tokens,"
-        f" CUDA graphs {graphs}",
-    )
-    kernels = f", {engine.kernels} kernels" if engine.kernels else ""
-    yield "backend", f"{own.backend}{kernels}, profile {own.profile}"
-    if own.tier != inference_pb2.TIER_DENSE:
-        if engine.summary_bytes:
-            yield "summaries", f"{engine.summary_bytes / 2**20:.1f} MiB beside the KV cache{_worth(own)}"
-        yield "sparse", f"from {own.sparse_from} prompt tokens"
-        if engine.crossover:
-            yield "crossover", engine.crossover
-        markers = " ... ".join(own.reasoning_markers) or "no markers: answers held dense as reasoning decode densely"
-        yield "reasoning", markers if own.dense_reasoning else "cannot decode densely: such requests go to denser tiers"
-    when = datetime.fromtimestamp(proof.time.ToNanoseconds() / 1e9).strftime("%Y-%m-%d %H:%M:%S")
-    yield (
-        "start-up",
-        f"{proof.prompt_tokens} tokens at {when}: density {proof.density:.3f},"
-        f" {proof.sparse_kernel_calls} of {proof.kernel_calls} kernel calls sparse",
-    )
-
-
-def _worth(own: worker_pb2.GetCapabilitiesResponse) -> str:
-    """What the page summaries cost, in tokens that the KV cache could hold in their place."""
-    if not own.engine.kv_bytes:
-        return ""
-    tokens = own.engine.summary_bytes * own.kv_capacity_tokens / own.engine.kv_bytes
-    return f", the room of {tokens:.0f} tokens"
-
-
-def _one_answer(
-    stub: Any, own: worker_pb2.GetCapabilitiesResponse, keys: LeaseKeys | None, timeout: float
-) -> inference_pb2.Completion:
-    """What the worker reports of a prompt of random tokens, long enough to be sparse where its tier is."""
-    length = max(_SHORT, min(own.sparse_from, own.context_length - _NEW))
-    draw = random.Random()
-    request = worker_pb2.WorkerServiceGenerateRequest(
-        request_id=f"doctor-{uuid.uuid4().hex}",
-        prompt=inference_pb2.TokenIds(ids=[draw.randrange(own.vocabulary_size) for _ in range(length)]),
-        sampling=inference_pb2.SamplingParams(max_new_tokens=_NEW, ignore_eos=True),
-        tier=own.tier,
-        measure_coverage=True,
-    )
-    if keys is not None:
-        request.lease.CopyFrom(sign(keys, request, own.worker_id, "doctor"))
-    completion = inference_pb2.Completion()
-    for message in stub.Generate(request, timeout=timeout):
-        if message.response.HasField("completion"):
-            completion = message.response.completion
-    return completion
-
-
-def _judged(
-    own: worker_pb2.GetCapabilitiesResponse, completion: inference_pb2.Completion, seconds: float
-) -> tuple[str, str]:
-    """The request in a line, and what is wrong with it."""
-    usage, report = completion.usage, completion.sparsity
-    first = usage.time_to_first_token.ToMilliseconds() / 1000
-    told = f"{usage.prompt_tokens} tokens, {usage.completion_tokens} new in {seconds:.2f} s, first after {first:.2f} s"
-    if not usage.completion_tokens:
-        return told, "the stream ended without a completion"
-    if not completion.HasField("sparsity"):
-        return told, completion.unreported or "it does not report what it attended"
-    told += (
-        f"; density {report.prefill_density:.3f} prefill, {report.decode_density:.3f} decode,"
-        f" coverage {coverage(report)},"
-        f" {report.sparse_kernel_calls} of {report.kernel_calls} kernel calls sparse"
-    )
-    if own.tier == inference_pb2.TIER_DENSE:
-        return told, "" if report.prefill_density == 1 else "a dense worker reports that it pruned"
-    if own.sparse_from > own.context_length - _NEW:
-        return told, f"no prompt reaches the profile's sparse_from of {own.sparse_from}; choose another profile"
-    if not report.sparse_kernel_calls or report.prefill_density >= 1:
-        return told, "nothing was pruned: the tier costs what dense costs; check the profile"
-    return told, ""
+def _prove(
+    stub: Any,
+    own: worker_pb2.GetCapabilitiesResponse,
+    at: worker_pb2.TierCapabilities,
+    keys: LeaseKeys | None,
+    timeout: float,
+) -> Finding:
+    lines, started = dict(described_at(own, at)), time.monotonic()
+    try:
+        completion = one_answer(stub, own, at, keys, timeout)
+    except grpc.RpcError as error:
+        return Finding(lines, str(to_error(error)))
+    lines["request"], problem = judged(own, at, completion, time.monotonic() - started)
+    return Finding(lines, problem)

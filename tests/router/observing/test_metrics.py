@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,9 @@ from sparsity_router.observing.request_metrics import RequestMetrics
 from sparsity_router.processes.shared_port import _own
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving.metrics.metering import Times, configure_metrics
-from support.fake_worker import FakeWorker
+from support.fake_worker import FakeWorker, hang
 from support.metrics import Meter
-from support.rig import AGGRESSIVE, DENSE, rig
+from support.rig import AGGRESSIVE, DENSE, MODERATE, rig, until
 from support.snapshots import snapshot
 from support.tiny import tiny_model
 
@@ -138,6 +139,24 @@ async def test_the_fleet_is_seen_as_it_is(tmp_path: Path) -> None:
         values = found.values()
         assert sum(value for _, value in values["sparsity.router.breaker.open"]) == 1
         assert values["sparsity.router.retries"][0][1] == 1
+
+
+async def test_a_shared_worker_is_counted_at_each_of_its_tiers(tmp_path: Path) -> None:
+    found = Meter()
+    tiers = (DENSE, MODERATE, AGGRESSIVE)
+    worker = FakeWorker("s", DENSE, tiny_model(tmp_path), tiers=tiers, unproven=(MODERATE,), behaviour=hang)
+    async with rig(tmp_path, worker) as router:
+        observe_fleet(router.fleet, found.meter)
+        asked = asyncio.create_task(router.generate())
+        await until(lambda: router.fleet.workers[0].in_flight)
+        values = found.values()
+        states = {(a["sparsity.tier"], a["sparsity.worker.state"]): v for a, v in values["sparsity.router.workers"]}
+        assert states["dense", "ready"] == states["moderate", "unproven"] == states["aggressive", "ready"] == 1
+        flying = {a["sparsity.tier"]: v for a, v in values["sparsity.router.in_flight"]}
+        assert flying == {"dense": 0, "moderate": 0, "aggressive": 1}
+        open_at = {a["sparsity.tier"]: v for a, v in values["sparsity.router.breaker.open"]}
+        assert open_at == {"dense": 0, "moderate": 0, "aggressive": 0}
+        asked.cancel()
 
 
 def test_processes_of_one_port_have_metrics_of_their_own() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sparsity_router.fleet.replicas import Replicas
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_serving.access.access import key_digest
 from support.fake_worker import FakeWorker
-from support.rig import AGGRESSIVE, DENSE
+from support.rig import AGGRESSIVE, DENSE, MODERATE
 from support.router import Router, failure, running, until
 from support.router_process import RouterProcess
 from support.tiny import tiny_model
@@ -69,8 +70,44 @@ async def test_workers_lines_and_routers_are_told(tmp_path: Path) -> None:
     assert "no sparse kernel call" in second.problem
     assert (third.worker_id, third.endpoint) == ("", "127.0.0.1:1")
     assert [(item.tier, item.workers, item.ready_workers) for item in found.tiers] == [(1, 1, 1), (2, 0, 0), (3, 1, 0)]
+    assert [[own.tier for own in worker.tiers] for worker in found.workers] == [[DENSE], [AGGRESSIVE], []]
+    assert first.tiers[0].requests == 3
     for worker in workers:
         await worker.stop()
+
+
+async def test_a_shared_worker_is_told_and_shown_at_each_of_its_tiers(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path)
+    tiers, held = (DENSE, MODERATE, AGGRESSIVE), {DENSE: 2, AGGRESSIVE: 1}
+    shared = FakeWorker("s", DENSE, model, tiers=tiers, unproven=(MODERATE,), requests=3, held=held)
+    await shared.start()
+    with Valkey() as server:
+        async with running(RouterConfig(model, (shared.address,), server.url, "127.0.0.1:0")) as router:
+
+            async def ready() -> Any:
+                found = await fleet(router)
+                return found if found.workers[0].state == fleet_pb2.WORKER_STATE_READY else None
+
+            found = await until(ready)
+            status = partial(CliRunner().invoke, app, ["status", "--router", router.address])
+            shown, as_json = (
+                await asyncio.to_thread(status),
+                await asyncio.to_thread(
+                    partial(CliRunner().invoke, app, ["status", "--router", router.address, "--json"])
+                ),
+            )
+    (worker,) = found.workers
+    assert worker.tier == DENSE
+    told = [(own.tier, own.profile, own.probe_density, own.requests) for own in worker.tiers]
+    assert told == [(DENSE, "tier1@1", 1.0, 2), (MODERATE, "tier2@1", 0.2, 0), (AGGRESSIVE, "tier3@1", 0.2, 1)]
+    # It counts at each of them, and is ready at those that it proves.
+    assert [(item.tier, item.workers, item.ready_workers) for item in found.tiers] == [(1, 1, 1), (2, 1, 0), (3, 1, 1)]
+    assert worker.problem == "moderate: its start-up proof shows no sparse kernel call"
+    assert "dense 2, moderate 0, aggressive 1" in shown.stdout
+    assert "tier1@1, tier2@1, tier3@1" in shown.stdout
+    (row,) = json.loads(as_json.stdout)["workers"]
+    assert [own["requests"] for own in row["tiers"]] == [2, 0, 1]
+    await shared.stop()
 
 
 async def test_garbage_and_a_lost_store_leave_this_router(tmp_path: Path) -> None:
