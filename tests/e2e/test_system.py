@@ -136,11 +136,15 @@ def test_reasoning_that_is_held_dense_decodes_densely(system: System) -> None:
     assert system.json("explain", "hi", "--domain", "reasoning")["decision"]["dense_reasoning"]
 
 
-def test_the_doctor_proves_a_sparse_worker(system: System) -> None:
-    (found,) = system.json("worker", "doctor", "--worker", system.worker_address("aggressive"))
+def test_the_doctor_proves_every_tier(system: System) -> None:
+    (found,) = system.json("worker", "doctor")
     assert found["problem"] == ""
-    assert found["backend"].startswith("sparsity, torch kernels, profile smollm2-135m-aggressive@")
-    assert "measured" in found["request"]
+    assert found["backend"].startswith("sparsity, torch kernels, profiles dense, smollm2-135m-moderate@")
+    assert set(found["tiers"]) == {"dense", "moderate", "aggressive"}
+    assert "density 1.000 prefill" in found["tiers"]["dense"]["request"]
+    for tier in ("moderate", "aggressive"):
+        assert "measured" in found["tiers"][tier]["request"]
+        assert "density 1.000 prefill" not in found["tiers"][tier]["request"]
 
 
 @pytest.mark.parametrize("when", ["prefill", "decode"])

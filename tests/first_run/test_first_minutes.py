@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import time
@@ -98,8 +99,10 @@ def test_an_answer_is_an_echo_and_says_that_nothing_was_measured(service: Embedd
     assert {(row["tier"], row["profile"]) for row in worker["tiers"]} == {
         (f"TIER_{tier}", "echo") for tier in ("DENSE", "MODERATE", "AGGRESSIVE")
     }
-    doctor = service.cli("worker", "doctor", "--json", check=4).stdout
-    assert doctor.count("nothing is measured") == 3
+    (doctor,) = json.loads(service.cli("worker", "doctor", "--json", check=4).stdout)
+    problems = {tier: found["problem"] for tier, found in doctor["tiers"].items()}
+    assert set(problems) == {"dense", "moderate", "aggressive"}
+    assert all("nothing is measured" in problem for problem in problems.values())
 
 
 def test_explain_counts_what_generate_sends(service: Embedded, tmp_path: Path) -> None:
