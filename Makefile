@@ -15,13 +15,13 @@ try:
 	@$(PYTHON) tools/environment.py --light
 	@$(BIN)/sparsity up --engine echo --tour
 
-# Starts Valkey, three workers and the router, and serves until interrupted.
+# Starts Valkey, a worker of every tier and the router, and serves until interrupted.
 run: environment
 	@$(BIN)/sparsity up
 
 # Two tests at a time, each on a core of its own.
 PAIR := -n 2 --dist loadfile
-# Three engines, and tests that hold time of the clock to a bound, have the machine to themselves.
+# Real engines, and tests that hold time of the clock to a bound, have the machine to themselves.
 ALONE := tests/e2e tests/first_run tests/worker/test_accounts.py $(patsubst %,tests/router/%.py,prompts/test_domains services/test_hostile_policies fleet/test_queue test_watchdog)
 # Tests that compute: those that run in real time do not run beside them.
 COMPUTING := tests/deploy tests/kernels tests/quality tests/worker/test_graph_calls.py tests/worker/test_tune.py
@@ -115,10 +115,10 @@ bench-serving: environment
 chaos: environment
 	@$(BIN)/python -m pytest -v -s -m "" --every-fault tests/chaos tests/router/decisions/test_never_sparser.py
 
-# Needs Prometheus' promtool (Debian's package `prometheus`): checks the alerts, and plays them.
+# Needs Prometheus' promtool (Debian's package `prometheus`): checks the alerts, and plays them and what scaling asks.
 alerts:
 	@promtool check rules deploy/helm/sparsity-router/files/alerts.yaml
-	@promtool test rules tests/deploy/alerts_test.yaml
+	@promtool test rules tests/deploy/alerts_test.yaml tests/deploy/scaling_test.yaml
 
 clean:
 	rm -rf .venv build *.egg-info

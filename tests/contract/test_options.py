@@ -21,7 +21,7 @@ from sparsity_serving.options.declaration import Option, check_bounds, group, le
 from sparsity_serving.options.settings import parser_of, read_settings
 from sparsity_worker.__main__ import read_config as read_worker
 from sparsity_worker.coalescing import Coalescing
-from sparsity_worker.config import TIERS, WorkerConfig
+from sparsity_worker.config import WorkerConfig
 from support.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,12 +177,16 @@ def test_every_option_says_what_it_is_and_no_two_share_a_name(settings: type) ->
 
 @pytest.mark.parametrize(
     ("settings", "path"),
-    [(RouterConfig, ("router",)), *((WorkerConfig, ("workers", tier)) for tier in TIERS)],
+    [
+        (RouterConfig, ("properties", "router")),
+        # A pool of workers by any name.
+        (WorkerConfig, ("properties", "workers", "additionalProperties")),
+    ],
 )
 def test_the_chart_takes_every_option_and_no_other(settings: type, path: tuple[str, ...]) -> None:
     allowed = json.loads(SCHEMA.read_text())
-    for name in (*path, "options"):
-        allowed = allowed["properties"][name]
+    for name in (*path, "properties", "options"):
+        allowed = allowed[name]
     assert set(allowed["properties"]) == {leaf.said.name for leaf in leaves(settings) if not leaf.said.inner}
     assert allowed["additionalProperties"] is False
 

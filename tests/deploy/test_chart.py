@@ -13,6 +13,7 @@ import pytest
 import yaml
 from charts import CHART, examples, refusal, refusals, refuse_all, render, run, value_files
 from helm import PACKAGES, helm
+from promql import documented, selectors
 from sparsity_policies.storage.redis_url import Login, RedisTls, read_url
 from support.configured import configured
 
@@ -153,7 +154,7 @@ def test_names_are_looked_up_on_ordinary_clusters() -> None:
         (rule,) = (rule for rule in rules if any(port["protocol"] == "UDP" for port in rule["ports"]))
         return dict(rule)
 
-    for component in ("router", "worker-dense"):
+    for component in ("router", "worker-shared"):
         rule = lookups(documents("trial"), component)
         assert {(port["port"], port["protocol"]) for port in rule["ports"]} == {
             (number, protocol) for number in (53, 5353) for protocol in ("TCP", "UDP")
@@ -179,7 +180,7 @@ def test_names_are_looked_up_on_ordinary_clusters() -> None:
 )
 def test_the_network_lets_traces_through(endpoint: str, port: int) -> None:
     found = rendered(f'tracing.endpoint="{endpoint}"')
-    for component in ("router", "worker-dense"):
+    for component in ("router", "worker-shared"):
         assert egress_ports(found, component) == [port]
 
 
@@ -209,24 +210,116 @@ def test_alerts_and_dashboards_go_along() -> None:
     assert len(shown) == len(list((CHART / "files" / "dashboards").glob("*.json")))
 
 
-def test_keda_asks_for_the_tier_of_its_pool() -> None:
-    scaled = of_kind(documents("keda"), "ScaledObject")
-    assert set(scaled) == {"r-sparsity-router-worker-dense", "r-sparsity-router-worker-moderate"}
-    queries = [
-        trigger["metadata"]["query"] for trigger in scaled["r-sparsity-router-worker-moderate"]["spec"]["triggers"]
-    ]
-    scope = '{namespace="ns",sparsity_tier="moderate",app_kubernetes_io_instance="r"}'
-    assert queries == [f"sum(sparsity_router_waiting{scope})", f"avg(sparsity_worker_kv_use{scope})"]
-    for query in queries:
-        promql_parser.parse(query)
+def asked_by_keda(found: list[dict[str, Any]], pool: str) -> list[str]:
+    triggers = of_kind(found, "ScaledObject")[f"r-sparsity-router-worker-{pool}"]["spec"]["triggers"]
+    return [trigger["metadata"]["query"] for trigger in triggers]
+
+
+def narrowed(query: str) -> dict[str, list[dict[str, str]]]:
+    """What each metric of a query is narrowed by: label, operator and value."""
+    found: dict[str, list[dict[str, str]]] = {}
+
+    def visit(node: object) -> bool:
+        if isinstance(node, promql_parser.VectorSelector):
+            labels = {matcher.name: f"{matcher.op} {matcher.value}" for matcher in node.matchers.matchers}
+            found.setdefault(node.name or "", []).append(labels)
+        return True
+
+    promql_parser.walk(promql_parser.parse(query), visit)
+    return found
+
+
+def test_keda_asks_for_the_tiers_of_its_pool() -> None:
+    found = documents("keda")
+    (waiting, kv), (wanted, _) = asked_by_keda(found, "shared"), asked_by_keda(found, "batch")
+    common = {"namespace": "MatchOp.Equal ns", "app_kubernetes_io_instance": "MatchOp.Equal r"}
+    assert narrowed(waiting) == {"sparsity_router_waiting": [{**common, "sparsity_tier": "MatchOp.Re dense|moderate"}]}
+    tier = {**common, "sparsity_tier": "MatchOp.Re aggressive"}
+    assert narrowed(wanted) == {"sparsity_router_waiting": [tier], "sparsity_router_wanted_total": [tier]}
+    (narrow,) = narrowed(kv)["sparsity_worker_kv_use"]
+    pods = narrow["pod"].removeprefix("MatchOp.Re ")
+    assert re.fullmatch(pods, "r-sparsity-router-worker-shared-7c9f8d6b5-x2x4z")
+    assert not re.fullmatch(pods, "r-sparsity-router-worker-shared-b-7c9f8d6b5-x2x4z")
+
+
+def test_keda_asks_for_metrics_that_are_documented() -> None:
+    for name in ("keda", "numbers"):
+        for scaler in of_kind(documents(name), "ScaledObject").values():
+            for trigger in scaler["spec"]["triggers"]:
+                assert {each.family for each in selectors(trigger["metadata"]["query"])} <= documented()
+
+
+def test_what_keda_asks_is_what_prometheus_is_tried_with() -> None:
+    (played,) = yaml.safe_load((Path(__file__).parent / "scaling_test.yaml").read_text())["tests"]
+    found = documents("keda")
+    asked = [query for pool in ("shared", "batch") for query in asked_by_keda(found, pool)]
+    assert {case["expr"] for case in played["promql_expr_test"]} == set(asked)
+
+
+def test_a_pool_goes_to_nothing_and_comes_back_for_what_nobody_else_holds() -> None:
+    found = documents("keda")
+    batch = of_kind(found, "ScaledObject")["r-sparsity-router-worker-batch"]["spec"]
+    assert (batch["minReplicaCount"], batch["cooldownPeriod"]) == (0, 900)
+    pool = '{"tiers":["moderate"],"profiles":["p"],"autoscaling":{"minReplicas":0}}'
+    # Its tier has a worker in the shared pool: it comes for what waits, and not for all that is wanted.
+    (query, _) = asked_by_keda(rendered(f"workers.burst={pool}", example="keda"), "burst")
+    assert set(narrowed(query)) == {"sparsity_router_waiting"}
+
+
+def test_keda_scales_down_by_the_behaviour_and_by_release() -> None:
     settings = ('defaults.autoscaling={"kind":"keda","cooldownSeconds":900}', 'monitoring.releaseLabel=""')
-    for scaler in of_kind(rendered(*settings, example="keda"), "ScaledObject").values():
+    scalers = of_kind(rendered(*settings, example="keda"), "ScaledObject")
+    for scaler in scalers.values():
         behavior = scaler["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
         assert behavior == {"scaleDown": {"stabilizationWindowSeconds": 900}}
-        assert "cooldownPeriod" not in scaler["spec"], "it would be of the way to zero replicas"
         assert "instance" not in scaler["spec"]["triggers"][0]["metadata"]["query"]
+    own = scalers["r-sparsity-router-worker-shared"]["spec"]
+    assert "cooldownPeriod" not in own, "it would be of the way to zero replicas"
     (monitor,) = of_kind(documents("production"), "PodMonitor").values()
     assert "app.kubernetes.io/instance" in monitor["spec"]["podTargetLabels"]
+
+
+@pytest.mark.parametrize(
+    ("name", "pools"),
+    [
+        ("trial", {"shared": ["dense,moderate,aggressive", "smollm2-135m-moderate", "smollm2-135m-aggressive"]}),
+        (
+            "pools",
+            {
+                "aggressive": ["aggressive", "smollm2-135m-aggressive"],
+                "dense": ["dense"],
+                "moderate": ["moderate", "smollm2-135m-moderate"],
+            },
+        ),
+        ("echo", {"shared": ["dense,moderate,aggressive"]}),
+    ],
+)
+def test_a_pool_serves_its_tiers_and_the_router_knows_it(name: str, pools: dict[str, list[str]]) -> None:
+    found = documents(name)
+    deployments = of_kind(found, "Deployment")
+    workers = {each: f"r-sparsity-router-worker-{each}" for each in pools}
+    for kind, others in (("Deployment", {"router"}), ("PodDisruptionBudget", {"router"})):
+        expected = {*workers.values(), *(f"r-sparsity-router-{each}" for each in others)}
+        assert set(of_kind(found, kind)) == expected
+    assert set(workers.values()) <= of_kind(found, "Service").keys() & of_kind(found, "NetworkPolicy").keys()
+    for pool, said in pools.items():
+        (container,) = deployments[workers[pool]]["spec"]["template"]["spec"]["containers"]
+        args = container["args"]
+        given = [args[place + 1] for place, word in enumerate(args) if word in ("--tiers", "--profile")]
+        assert given == said
+    (router,) = deployments["r-sparsity-router-router"]["spec"]["template"]["spec"]["containers"]
+    asked = [router["args"][place + 1] for place, word in enumerate(router["args"]) if word == "--worker"]
+    assert asked == [f"dns:///{each}.ns.svc.cluster.local:7001" for each in workers.values()]
+
+
+def test_containers_and_variables_stand_beside_the_programs() -> None:
+    found = pods(documents("extras"))
+    worker, router = found["worker-shared"], found["router"]
+    assert [each["name"] for each in worker["initContainers"]] == ["model", "warm"]
+    assert [each["name"] for each in worker["containers"]] == ["worker", "log-shipper"]
+    assert worker["containers"][0]["envFrom"] == [{"configMapRef": {"name": "nccl"}}]
+    assert [each["name"] for each in router["containers"]] == ["router", "log-shipper"]
+    assert router["containers"][0]["envFrom"] == [{"secretRef": {"name": "proxy"}}]
 
 
 def test_discovery_by_endpointslices_may_read_them_and_no_more() -> None:
@@ -237,7 +330,7 @@ def test_discovery_by_endpointslices_may_read_them_and_no_more() -> None:
     ]
     pod = of_kind(found, "Deployment")["r-sparsity-router-router"]["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is True
-    assert "k8s:///ns/r-sparsity-router-worker-dense:7001" in pod["containers"][0]["args"]
+    assert "k8s:///ns/r-sparsity-router-worker-shared:7001" in pod["containers"][0]["args"]
     assert not of_kind(documents("trial"), "Role")
 
 
@@ -267,10 +360,10 @@ def test_an_upgrade_waits_for_the_model() -> None:
     made = documents("slow")
     found = of_kind(made, "Deployment")
     # Routers too, which are ready once a worker is, and whom the job waits for.
-    names = ("r-sparsity-router-router", "r-sparsity-router-worker-dense", "r-sparsity-router-worker-moderate")
+    names = [f"r-sparsity-router-{name}" for name in ("router", "worker-shared", "worker-small")]
     assert [found[name]["spec"]["progressDeadlineSeconds"] for name in names] == [3900, 3900, 900]
     assert of_kind(made, "Job")["r-sparsity-router-policies"]["spec"]["activeDeadlineSeconds"] == 3900
-    probe = found["r-sparsity-router-worker-dense"]["spec"]["template"]["spec"]["containers"][0]["startupProbe"]
+    probe = found["r-sparsity-router-worker-shared"]["spec"]["template"]["spec"]["containers"][0]["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] == 3600
 
 
@@ -292,7 +385,7 @@ def test_workers_take_the_routers_access_file() -> None:
 
 
 def test_an_option_is_switched_off_by_false(tmp_path: Path) -> None:
-    found = of_kind(rendered("workers.dense.options.overlap=false"), "Deployment")["r-sparsity-router-worker-dense"]
+    found = of_kind(rendered("workers.shared.options.overlap=false"), "Deployment")["r-sparsity-router-worker-shared"]
     (container,) = found["spec"]["template"]["spec"]["containers"]
     assert not configured("sparsity_worker", container["args"], {}, tmp_path).overlap
 
@@ -316,17 +409,17 @@ def pods(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def test_each_component_has_its_own_nodes() -> None:
     found = pods(documents("nodes"))
-    selectors = {name: pod.get("nodeSelector") for name, pod in found.items()}
+    nodes = {name: pod.get("nodeSelector") for name, pod in found.items()}
     general = {"pool": "general"}
-    assert [selectors[name] for name in ("router", "valkey", "import", "check")] == [general] * 4
-    assert selectors["worker-dense"] == {"pool": "inference"}
-    assert selectors["worker-moderate"] is None
-    assert selectors["worker-aggressive"] == {"gpu": "h200"}
+    assert [nodes[name] for name in ("router", "valkey", "import", "check")] == [general] * 4
+    assert nodes["worker-shared"] == {"pool": "inference"}
+    assert nodes["worker-anywhere"] is None
+    assert nodes["worker-large"] == {"gpu": "h200"}
     tolerating = {name for name, pod in found.items() if pod.get("tolerations")}
-    assert {"router", "valkey", "import", "check", "worker-dense", "worker-aggressive"} <= tolerating
-    assert "worker-moderate" not in tolerating
+    assert {"router", "valkey", "import", "check", "worker-shared", "worker-large"} <= tolerating
+    assert "worker-anywhere" not in tolerating
     assert "affinity" not in found["router"]
-    assert "affinity" in found["worker-dense"]
+    assert "affinity" in found["worker-shared"]
     assert found["valkey"]["priorityClassName"] == "inference"
 
 
@@ -335,35 +428,35 @@ def test_users_and_rights_are_values(version: str) -> None:
     (file,) = (file for file in value_files() if file.stem == "openshift")
     found = pods([document for document in yaml.safe_load_all(render(file, helm_version=version)) if document])
     picked = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
-    for name in ("router", "worker-dense", "worker-aggressive", "valkey", "import", "check"):
+    for name in ("router", "worker-shared", "valkey", "import", "check"):
         assert found[name]["securityContext"] == picked
-    assert found["worker-moderate"]["securityContext"] == {"runAsUser": 1000, "fsGroup": 2000}
+    assert found["worker-own"]["securityContext"] == {"runAsUser": 1000, "fsGroup": 2000}
 
     def rights(name: str) -> list[Any]:
         pod = found[name]
         return [each["securityContext"] for each in (*pod.get("initContainers", ()), *pod["containers"])]
 
-    assert [each["readOnlyRootFilesystem"] for each in rights("worker-dense")] == [False, False]
-    assert rights("worker-moderate") == [{}, {}]
+    assert [each["readOnlyRootFilesystem"] for each in rights("worker-shared")] == [False, False]
+    assert rights("worker-own") == [{}, {}]
     assert all(each["readOnlyRootFilesystem"] for name in ("router", "valkey", "import") for each in rights(name))
 
 
 def test_a_claim_of_a_container_is_its_pods() -> None:
     found = pods(documents("claims"))
-    dense = found["worker-dense"]
-    assert dense["resourceClaims"] == [{"name": "gpu", "resourceClaimTemplateName": "one-gpu"}]
-    assert dense["containers"][0]["resources"]["claims"] == [{"name": "gpu"}]
-    assert "resourceClaims" not in found["worker-moderate"]
+    worker = found["worker-shared"]
+    assert worker["resourceClaims"] == [{"name": "gpu", "resourceClaimTemplateName": "one-gpu"}]
+    assert worker["containers"][0]["resources"]["claims"] == [{"name": "gpu"}]
+    assert "resourceClaims" not in found["router"]
 
 
 def test_an_upgrade_leaves_a_dense_worker() -> None:
-    def unavailable(found: list[dict[str, Any]], tier: str) -> tuple[int, int]:
-        strategy = of_kind(found, "Deployment")[f"r-sparsity-router-worker-{tier}"]["spec"]["strategy"]["rollingUpdate"]
+    def unavailable(found: list[dict[str, Any]], pool: str) -> tuple[int, int]:
+        strategy = of_kind(found, "Deployment")[f"r-sparsity-router-worker-{pool}"]["spec"]["strategy"]["rollingUpdate"]
         return strategy["maxUnavailable"], strategy["maxSurge"]
 
-    assert unavailable(documents("trial"), "dense") == (0, 1)
+    assert unavailable(documents("trial"), "shared") == (0, 1)
     found = documents("rollout")
-    assert [unavailable(found, tier) for tier in ("dense", "moderate", "aggressive")] == [(1, 0), (1, 0), (0, 1)]
+    assert [unavailable(found, pool) for pool in ("shared", "dense", "batch")] == [(1, 0), (1, 0), (0, 1)]
 
 
 def test_policies_are_read_before_anything_is_changed(tmp_path: Path) -> None:
@@ -425,7 +518,7 @@ def test_routers_need_nothing_of_the_model_but_its_tokenizer() -> None:
     (init,) = pods(found)["router"]["initContainers"]
     assert init["command"] == ["cp", "-rL", "/files/.", model(found)[1]["mountPath"] + "/"]
     claim = {"claimName": "huge-model-of-one-node", "readOnly": True}
-    assert model(found, "worker-dense")[0] == {"name": "model", "persistentVolumeClaim": claim}
+    assert model(found, "worker-shared")[0] == {"name": "model", "persistentVolumeClaim": claim}
     own = rendered('router.tokenizer={"image":"","existingClaim":"small","subPath":"llama"}', example="production")
     volume, mount = model(own)
     assert volume["persistentVolumeClaim"]["claimName"] == "small"

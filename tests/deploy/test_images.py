@@ -112,8 +112,9 @@ def test_compose_starts_programs_by_arguments_that_they_take(tmp_path: Path) -> 
             started[name] = configured(command[2], command[3:], {}, tmp_path)
             assert service["read_only"]
             assert service["user"] == "10001:10001"
-    assert started.keys() == {"router", "dense", "moderate", "aggressive"}
-    assert set(started["router"].workers) == {f"dns:///{tier}:7001" for tier in ("dense", "moderate", "aggressive")}
-    assert all(started[tier].tier == tier for tier in ("dense", "moderate", "aggressive"))
+    assert started.keys() == {"router", "worker"}
+    assert started["router"].workers == ("dns:///worker:7001",)
+    assert started["worker"].tiers == ("dense", "moderate", "aggressive")
+    assert len(started["worker"].profiles) == 2
     overlay = yaml.safe_load((DOCKER / "compose.gpu.yaml").read_text())
-    assert overlay["services"].keys() == {"dense", "moderate", "aggressive"}
+    assert overlay["services"].keys() == {"worker"}

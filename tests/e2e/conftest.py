@@ -1,4 +1,4 @@
-"""The real system: `sparsity up` with three SGLang engines, Valkey and an OTLP receiver."""
+"""The real system: `sparsity up` with one SGLang engine of every tier, Valkey and an OTLP receiver."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Embedded:
 @contextmanager
 def embedded(state: Path, *options: str, seconds: float, **environment: str) -> Iterator[Embedded]:
     """Starts it with ``options``, and waits until it is ready, for ``seconds`` at most."""
-    # The router's metrics, and those of three workers.
+    # The router's metrics, and those of its workers, three at most.
     router, metrics = f"127.0.0.1:{free_port()}", free_ports(4)
     own = os.environ | {"SPARSITY_ROUTER": router, "SPARSITY_STATE": str(state), "NO_COLOR": "1"} | environment
     command = [SPARSITY, "up", "--listen", router, "--metrics-port", str(metrics), *options]

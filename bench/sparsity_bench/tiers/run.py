@@ -15,6 +15,7 @@ from sparsity_router.embedded.state import Running
 from sparsity_router.prompts.corpus import technical_text
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_rpc.errors import EngineError
+from sparsity_rpc.tiers import Tier
 from sparsity_rpc.tls import open_channel
 from sparsity_serving.benchmark import Row, judged
 
@@ -62,7 +63,7 @@ def measure(
     for length in lengths:
         for repeat in range(repeats + 1):
             for tier, stub in stubs.items():
-                sample = _one(stub, next(fresh)[:length], new_tokens)
+                sample = _one(stub, Tier[tier.upper()], next(fresh)[:length], new_tokens)
                 # The first round warms caches and is not counted.
                 if repeat:
                     samples.setdefault((tier, length), []).append(sample)
@@ -81,11 +82,12 @@ def _fresh_prompts(tokens: list[int]) -> Iterator[list[int]]:
         yield tokens[start : start + 8192]
 
 
-def _one(stub: worker_pb2_grpc.WorkerServiceStub, prompt: list[int], new_tokens: int) -> Sample:
+def _one(stub: worker_pb2_grpc.WorkerServiceStub, tier: Tier, prompt: list[int], new_tokens: int) -> Sample:
     request = worker_pb2.WorkerServiceGenerateRequest(
         request_id=uuid.uuid4().hex,
         prompt=inference_pb2.TokenIds(ids=prompt),
         sampling=inference_pb2.SamplingParams(max_new_tokens=new_tokens, ignore_eos=True),
+        tier=tier.value,  # type: ignore[arg-type]
         cache_salt=uuid.uuid4().hex,
     )
     started = time.perf_counter()

@@ -1,1 +1,1 @@
-"""The whole service on one machine: Valkey, three workers and the router under one supervisor."""
+"""The whole service on one machine: Valkey, workers and the router under one supervisor."""

@@ -31,7 +31,7 @@ class Running:
         router: the router's address.
         redis_url: the policy store, without credentials.
         model_path: the served model.
-        workers: the workers by tier.
+        workers: the worker of each tier; one process may serve all of them.
         ready_seconds: from the start of `sparsity up` to ready.
         engine: of the workers.
     """
@@ -43,6 +43,17 @@ class Running:
     workers: dict[str, Process]
     ready_seconds: float
     engine: str = SGLANG
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether one worker serves every tier."""
+        return len({worker.name for worker in self.workers.values()}) == 1
+
+    @property
+    def shape(self) -> str:
+        """What runs, in words."""
+        count = len({worker.name for worker in self.workers.values()})
+        return f"Valkey, router, {'a worker of every tier' if self.is_shared else f'{count} workers'}"
 
     def write(self, folder: Path) -> None:
         """Replaces the note in one step."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sparsity_policies.storage.redis_url import ENVIRONMENT, without_credentials
 from sparsity_rpc.errors import ConfigurationError
+from sparsity_rpc.tiers import Tier
 from sparsity_serving.addresses import free_port, require_free
 from sparsity_serving.engines import ECHO, ENGINES, SGLANG
 from sparsity_serving.otlp import GRPC
@@ -28,7 +29,8 @@ from sparsity_router.embedded.store import EmbeddedStore
 from sparsity_router.embedded.tour import tour
 from sparsity_router.embedded.traces import FILE_NAME, TraceReceiver
 
-TIERS = ("dense", "moderate", "aggressive")
+TIERS = tuple(tier.word for tier in Tier)
+DENSE = Tier.DENSE.word
 PROFILE = "smollm2-135m"
 _READY_TIMEOUT = 600.0
 _DRAIN_SECONDS = 10.0
@@ -52,6 +54,7 @@ class UpConfig:
         traces: whether traces are kept in the state folder, unless the environment sends them elsewhere.
         engine: of the workers: `sglang`, or `echo`, which needs no model.
         tour: whether a few commands show the service once it is ready.
+        pools: whether each tier has a worker of its own, in the place of one that serves all.
     """
 
     state: Path
@@ -66,10 +69,17 @@ class UpConfig:
     traces: bool = True
     engine: str = SGLANG
     tour: bool = False
+    pools: bool = False
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise ConfigurationError(f"--engine: must be one of {', '.join(ENGINES)}, not {self.engine!r}")
+
+    @property
+    def workers(self) -> dict[str, tuple[str, ...]]:
+        """The tiers of each worker, by its id."""
+        name = "echo" if self.engine == ECHO else "worker"
+        return {f"{name}-{tier}": (tier,) for tier in TIERS} if self.pools else {f"{name}-shared": TIERS}
 
 
 class Supervisor:
@@ -112,7 +122,7 @@ class Supervisor:
             yield
 
     def _serve(self, config: UpConfig) -> None:
-        for place in range(len(TIERS) + 1 if config.metrics_port else 0):
+        for place in range(len(config.workers) + 1 if config.metrics_port else 0):
             require_free(self._metrics(place), "--metrics-port", any_port=False)
         model = config.model or self._make_model()
         try:
@@ -145,14 +155,15 @@ class Supervisor:
     def _start_children(self, model: Path, url: str) -> None:
         logs, key = self._config.state / "logs", self._lease_key()
         engine = self._config.engine
-        for place, tier in enumerate(TIERS, 1):
-            address, name = f"127.0.0.1:{free_port()}", f"{'echo' if engine == ECHO else 'worker'}-{tier}"
-            arguments = ["-m", "sparsity_worker", "--worker-id", name, "--tier", tier, "--engine", engine]
+        for place, (name, tiers) in enumerate(self._config.workers.items(), 1):
+            address = f"127.0.0.1:{free_port()}"
+            arguments = ["-m", "sparsity_worker", "--worker-id", name, "--tiers", ",".join(tiers), "--engine", engine]
             arguments += ["--model", str(model), "--listen", address, "--lease-key-file", str(key)]
-            if tier != "dense" and engine != ECHO:
-                arguments += ["--profile", f"{self._config.profile}-{tier}"]
+            for tier in tiers:
+                if tier != DENSE and engine != ECHO:
+                    arguments += ["--profile", f"{self._config.profile}-{tier}"]
             arguments += self._metrics_arguments(place)
-            self._workers[tier] = Child(name, arguments, address, logs / f"{name}.log")
+            self._workers[name] = Child(name, arguments, address, logs / f"{name}.log")
         arguments = ["-m", "sparsity_router", "--model", str(model), "--engine", engine]
         arguments += ["--listen", self._config.listen, "--band-set", self._config.band_set]
         arguments += ["--policy-ttl", str(self._config.policy_ttl), "--lease-key-file", str(key)]
@@ -209,9 +220,10 @@ class Supervisor:
         self._stop.wait(1.0)
 
     def _note(self, model: Path, url: str, ready: float) -> None:
-        workers = {
-            tier: Process(child.name, child.pid, child.address, str(child.log)) for tier, child in self._workers.items()
-        }
+        workers = {}
+        for name, child in self._workers.items():
+            process = Process(child.name, child.pid, child.address, str(child.log))
+            workers |= dict.fromkeys(self._config.workers[name], process)
         store = without_credentials(url)
         running = Running(os.getpid(), self._config.listen, store, str(model), workers, ready, self._config.engine)
         running.write(self._config.state)

@@ -10,7 +10,7 @@ from functools import partial
 from opentelemetry import metrics
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.costs import DENSE, H100, Density, GpuSpeed, ModelShape, Pairs
-from sparsity_policies.model import Decision, Policy
+from sparsity_policies.model import Decision, Policy, Tier
 from sparsity_serving import telemetry
 from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, Generations, Times, Total, histogram, is_on
 
@@ -38,6 +38,7 @@ class RequestMetrics:
         self._generations = Generations(meter)
         count = partial(Total, meter)
         self._decisions = count("sparsity.router.decisions", "{request}", "By domain, risk, tier and reason.")
+        self._wanted = count("sparsity.router.wanted", "{request}", "By the tier that policy gave, whoever answered.")
         self._violations = count(
             "sparsity.router.policy.violations", "{request}", "Answered with less attention than policy gave: never."
         )
@@ -53,8 +54,10 @@ class RequestMetrics:
             "Scan, length and domain of one request.",
             CLASSIFY_SECONDS,
         )
-        # A series that is there from the beginning: an increase from nothing would not be seen.
+        # Series that are there from the beginning: an increase from nothing would not be seen.
         self._violations.add(0, {})
+        for tier in Tier:
+            self._wanted.add(0, {telemetry.TIER: tier.word})
 
     def classified(self, seconds: float) -> None:
         """Takes up the time that one classification took."""
@@ -84,6 +87,7 @@ class RequestMetrics:
         reason = (served or decision).reason.name
         risk = policy.risk.name.lower() if policy else "unknown"
         self._decisions.add(1, {**common, telemetry.REASON: reason, "sparsity.risk": risk})
+        self._wanted.add(1, {telemetry.TIER: decision.tier.word})
         if _is_less(decision, served, completion):
             self._violations.add(1, {telemetry.DOMAIN: decision.policy})
         if completion is None or times is None:

@@ -100,6 +100,18 @@ def test_more_attention_than_policy_gave_is_none_and_nobody_is_told() -> None:
     assert "gen_ai.server.time_to_first_token" not in values
 
 
+def test_what_was_wanted_is_told_of_tiers_that_nobody_serves() -> None:
+    found = Meter()
+    metrics = RequestMetrics("tiny", None, found.meter)
+    before = {tier.word: 0 for tier in Tier}
+    assert {a["sparsity.tier"]: count for a, count in found.values()["sparsity.router.wanted"]} == before
+    given = replace(decision(), tier=Tier.AGGRESSIVE)
+    metrics.relayed(given, None, replace(given, tier=Tier.DENSE, reason=Reason.TIER_UNAVAILABLE), None, None)
+    metrics.relayed(given, None, None, None, None)
+    after = {a["sparsity.tier"]: count for a, count in found.values()["sparsity.router.wanted"]}
+    assert after == before | {"aggressive": 2}
+
+
 def test_a_domain_of_the_callers_making_makes_no_series() -> None:
     found = Meter()
     metrics = RequestMetrics("tiny", SHAPE, found.meter)

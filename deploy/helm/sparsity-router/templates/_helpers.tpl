@@ -39,24 +39,39 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- end }}
 {{- end }}
 
-{{- /* The router's or a tier's values over the defaults, as JSON: (list root path), path such as router or workers.dense. */ -}}
+{{- /* The router's or a pool's values over the defaults, as JSON: (list root path), path such as router or workers.shared. */ -}}
 {{- define "sparsity.component" -}}
 {{- $root := index . 0 -}}
 {{- $own := $root.Values -}}
 {{- range splitList "." (index . 1) }}{{ $own = index $own . }}{{ end -}}
-{{- $merged := mustMergeOverwrite (deepCopy $root.Values.defaults) (deepCopy $own) -}}
+{{- $bare := dict "enabled" true "tiers" list "profiles" list "options" dict -}}
+{{- $merged := mustMergeOverwrite $bare (deepCopy $root.Values.defaults) (deepCopy $own) -}}
 {{- /* An empty one takes the default off. */ -}}
 {{- range list "nodeSelector" "affinity" "podSecurityContext" "securityContext" }}{{ if hasKey $own . }}{{ $_ := set $merged . (index $own .) }}{{ end }}{{ end -}}
 {{- toJson $merged -}}
 {{- end }}
 
+{{- /* The pools that are enabled, by name and with the defaults, as JSON. */ -}}
+{{- define "sparsity.pools" -}}
+{{- $pools := dict -}}
+{{- range $name, $own := .Values.workers -}}
+{{- if kindIs "map" $own -}}
+{{- $pool := include "sparsity.component" (list $ (printf "workers.%s" $name)) | fromJson -}}
+{{- if $pool.enabled }}{{ $_ := set $pools $name $pool }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $pools -}}
+{{- end }}
+
+{{- /* Replicas of a component that are always there: (values). */ -}}
+{{- define "sparsity.fewest" -}}
+{{- int (ternary .replicas .autoscaling.minReplicas (eq .autoscaling.kind "none")) -}}
+{{- end }}
+
 {{- /* Seconds until a router serves: it waits for its workers. */ -}}
 {{- define "sparsity.routerStart" -}}
 {{- $slowest := int (include "sparsity.component" (list . "router") | fromJson).startupSeconds -}}
-{{- range $tier := list "dense" "moderate" "aggressive" -}}
-{{- $worker := include "sparsity.component" (list $ (printf "workers.%s" $tier)) | fromJson -}}
-{{- if $worker.enabled }}{{ $slowest = max $slowest (int $worker.startupSeconds) }}{{ end -}}
-{{- end -}}
+{{- range include "sparsity.pools" . | fromJson }}{{ $slowest = max $slowest (int .startupSeconds) }}{{ end -}}
 {{- add 300 $slowest -}}
 {{- end }}
 
@@ -250,15 +265,16 @@ template:
   {{- end }}
 {{- end }}
 
-{{- /* Copies the worker image's model for all containers: (list root values), values of the component. */ -}}
+{{- /* Copies a worker image's model for all containers: (list root values), values of the component. */ -}}
 {{- define "sparsity.modelInit" -}}
 {{- $root := index . 0 -}}
 {{- if $root.Values.model.builtin }}
-{{- $dense := include "sparsity.component" (list $root "workers.dense") | fromJson }}
-initContainers:
+{{- $pools := include "sparsity.pools" $root | fromJson }}
+{{- $name := keys $pools | sortAlpha | first }}
+{{- $pool := index $pools $name }}
 - name: model
-  image: {{ include "sparsity.image" (list $root $dense "workers.dense" "sparsity-worker") }}
-  imagePullPolicy: {{ $dense.image.pullPolicy }}
+  image: {{ include "sparsity.image" (list $root $pool (printf "workers.%s" $name) "sparsity-worker") }}
+  imagePullPolicy: {{ $pool.image.pullPolicy }}
   command: [cp, -r, /opt/sparsity/models/SmolLM2-135M-Instruct, /models/]
   securityContext:
     {{- toYaml (index . 1).securityContext | nindent 4 }}
@@ -311,6 +327,22 @@ topologySpreadConstraints:
   labelSelector:
     matchLabels:
       {{- include "sparsity.selector" (list $root (index . 2)) | nindent 6 }}
+  # Of one revision: what an upgrade replaces does not stand in the way.
+  matchLabelKeys: [pod-template-hash]
+{{- end }}
+{{- end }}
+
+{{- /* Containers before the program: (list own values), own as text. */ -}}
+{{- define "sparsity.initContainers" -}}
+{{- $own := index . 0 | trim -}}{{- $more := (index . 1).initContainers -}}
+{{- if or $own $more }}
+initContainers:
+{{- with $own }}
+{{ . }}
+{{- end }}
+{{- with $more }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -367,7 +399,10 @@ spec:
   scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: {{ $name }}}
   minReplicaCount: {{ int $scaling.minReplicas }}
   maxReplicaCount: {{ int $scaling.maxReplicas }}
-  # KEDA's own cooldown is of the way to zero replicas only.
+  {{- if not (int $scaling.minReplicas) }}
+  # On the way to zero replicas; to fewer, the behaviour below.
+  cooldownPeriod: {{ int $scaling.cooldownSeconds }}
+  {{- end }}
   advanced:
     horizontalPodAutoscalerConfig:
       behavior:
@@ -379,7 +414,8 @@ spec:
     metricType: {{ .type }}
     metadata:
       serverAddress: {{ $root.Values.monitoring.prometheusUrl | quote }}
-      query: {{ .query | quote }}
+      query: >-
+        {{- .query | nindent 8 }}
       threshold: {{ include "sparsity.number" .threshold | quote }}
   {{- end }}
 {{- end }}

@@ -34,7 +34,6 @@
 {{- define "sparsity.routerModelInit" -}}
 {{- $root := index . 0 -}}{{- $own := $root.Values.router.tokenizer -}}
 {{- if $own.image }}
-initContainers:
 - name: tokenizer
   image: {{ $own.image }}
   imagePullPolicy: {{ (index . 1).image.pullPolicy }}

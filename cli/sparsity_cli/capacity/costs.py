@@ -1,0 +1,119 @@
+"""What a request costs a worker at each tier, from a result file of `make bench-serving`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsity_rpc.errors import InvalidRequestError
+from sparsity_rpc.tiers import Tier
+
+# The result file of a clone; images and wheels have none.
+COMMITTED = Path(__file__).resolve().parents[3] / "docs" / "benchmarks" / "serving.json"
+_PREFILL = re.compile(r"(?P<model>.*), (?P<tokens>\d+) tokens, density [\d.]+")
+_STEP = re.compile(r"(?P<model>.*), (?P<batch>\d+) x (?P<tokens>\d+) tokens, density [\d.]+")
+# The context that decoding was timed at, alone and in a batch.
+_CONTEXT, _ALONE, _BATCH = 32768, 1, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one tier took on one GPU.
+
+    Attributes:
+        prefill: seconds to the first token by prompt tokens.
+        alone: seconds a token of one sequence of 32,768 tokens.
+        batch: seconds a token of eight such sequences at once.
+    """
+
+    prefill: Mapping[int, float]
+    alone: float
+    batch: float
+
+    def prefill_seconds(self, tokens: int) -> float:
+        """Of a prompt, on the line between the measured lengths that it lies between."""
+        known = sorted(self.prefill)
+        above = next(length for length in known[1:] if length >= tokens)
+        below = known[known.index(above) - 1]
+        share = (tokens - below) / (above - below)
+        return self.prefill[below] + share * (self.prefill[above] - self.prefill[below])
+
+    @property
+    def sequence_seconds(self) -> float:
+        """What a sequence of 32,768 tokens adds to a decode step."""
+        return (self.batch - self.alone) / (_BATCH - _ALONE)
+
+    @property
+    def step_seconds(self) -> float:
+        """What a decode step takes whatever its sequences: the weights are read once for all of them."""
+        return self.alone - self.sequence_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """The result file.
+
+    Attributes:
+        device: what it was measured on.
+        model: what was measured.
+        tiers: the figures by tier.
+    """
+
+    device: str
+    model: str
+    tiers: Mapping[Tier, Measured]
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """The shortest and the longest prompt that every tier was measured at."""
+        found = [self.tiers[tier].prefill for tier in Tier]
+        return max(map(min, found)), min(map(max, found))
+
+    def seconds(self, tier: Tier, prompt_tokens: int, new_tokens: int, places: int) -> float:
+        """Of a GPU for one request in a worker whose ``places`` are taken.
+
+        Raises:
+            InvalidRequestError: for a prompt of a length that nothing was measured near.
+        """
+        least, most = self.lengths
+        if not least <= prompt_tokens <= most:
+            raise InvalidRequestError.of("--prompt-tokens", f"was measured from {least} to {most}, not {prompt_tokens}")
+        own, dense = self.tiers[tier], self.tiers[Tier.DENSE]
+        # Dense attention reads the whole context; a sparse tier its budget, or what there is of less.
+        whole = dense.sequence_seconds * prompt_tokens / _CONTEXT
+        reading = whole if tier is Tier.DENSE else min(own.sequence_seconds, whole)
+        return own.prefill_seconds(prompt_tokens) + new_tokens * (own.step_seconds / places + reading)
+
+
+def read_costs(path: Path) -> Costs:
+    """Reads a result file.
+
+    Raises:
+        InvalidRequestError: when it cannot be read, or lacks a tier's times.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        rows = {(row["name"], row["shape"]): float(row["value"]) for row in document["rows"] if row["value"]}
+        device, model = str(document["header"]["device"]), str(document["header"]["model"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"{path}: no result file of `make bench-serving` ({type(error).__name__}); a clone has one in docs"
+        raise InvalidRequestError.of("--results", problem) from error
+    tiers = {tier: _measured(rows, tier, path) for tier in Tier}
+    return Costs(device, model, tiers)
+
+
+def _measured(rows: Mapping[tuple[str, str], float], tier: Tier, path: Path) -> Measured:
+    prefill, steps = {}, {}
+    for (name, shape), value in rows.items():
+        if name == f"{tier.word}: time to first token" and (found := _PREFILL.fullmatch(shape)):
+            prefill[int(found["tokens"])] = value
+        if name == f"{tier.word}: time per output token" and (found := _STEP.fullmatch(shape)):
+            steps[int(found["batch"]), int(found["tokens"])] = value
+    wanted = (_ALONE, _CONTEXT), (_BATCH, _CONTEXT)
+    if len(prefill) < 2 or not all(key in steps for key in wanted):
+        raise InvalidRequestError.of("--results", f"{path}: lacks times of the {tier.word} tier")
+    alone, batch = (steps[key] for key in wanted)
+    return Measured(prefill, alone, batch)

@@ -1,0 +1,49 @@
+{{- /* What pools must say, each with the value's path. Renders nothing. */ -}}
+{{- define "sparsity.poolsValidate" -}}
+{{- range $name, $own := .Values.workers -}}
+{{- $path := printf "workers.%s" $name -}}
+{{- if kindIs "map" $own -}}
+{{- if hasKey $own "profile" -}}
+{{- fail (printf "%s.profile: is a list now, %s.profiles, one for each sparse tier of %s.tiers; see UPGRADE.md" $path $path $path) -}}
+{{- end -}}
+{{- if and (not $own.tiers) (ne false $own.enabled) -}}
+{{- $example := ternary $name "dense" (has $name (list "dense" "moderate" "aggressive")) -}}
+{{- fail (printf "%s.tiers: say which tiers the pool serves, such as [%s]; where no pool serves all, also workers.shared.enabled: false; see UPGRADE.md" $path $example) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $pools := include "sparsity.pools" . | fromJson -}}
+{{- $dense := dict -}}
+{{- range $name, $pool := $pools -}}
+{{- $path := printf "workers.%s" $name -}}
+{{- if has "dense" $pool.tiers }}{{ $_ := set $dense $name $pool }}{{ end -}}
+{{- $sparse := without $pool.tiers "dense" -}}
+{{- $echo := eq "echo" (dig "engine" "sglang" $pool.options) -}}
+{{- if and $echo $pool.profiles -}}
+{{- fail (printf "%s.profiles: must be [] beside options.engine echo, which attends nothing" $path) -}}
+{{- end -}}
+{{- if and (not $echo) (ne (len $pool.profiles) (len $sparse)) -}}
+{{- fail (printf "%s.profiles: are %d for %d sparse tiers of %s.tiers; each needs one" $path (len $pool.profiles) (len $sparse) $path) -}}
+{{- end -}}
+{{- end -}}
+{{- if not $dense -}}
+{{- fail "workers: no pool that is enabled serves dense; what is in doubt goes dense" -}}
+{{- end -}}
+{{- range $name, $pool := $dense -}}
+{{- $path := printf "workers.%s" $name -}}
+{{- $fewest := int (include "sparsity.fewest" $pool) -}}
+{{- $others := 0 -}}{{- $staying := 0 -}}
+{{- range $other, $values := omit $dense $name -}}
+{{- $there := int (include "sparsity.fewest" $values) -}}
+{{- $others = add $others $there -}}
+{{- $staying = add $staying (max 0 (sub $there (ternary 1 0 (eq $values.rollout "replace")))) -}}
+{{- end -}}
+{{- if and (lt $fewest 1) (lt (int $others) 1) -}}
+{{- $field := ternary "replicas" "autoscaling.minReplicas" (eq $pool.autoscaling.kind "none") -}}
+{{- fail (printf "%s.%s: must be at least 1; no other pool with a worker serves dense, where what is in doubt goes" $path $field) -}}
+{{- end -}}
+{{- if and (eq $pool.rollout "replace") (lt $fewest 2) (lt (int $staying) 1) -}}
+{{- fail (printf "%s.rollout: replace leaves no dense worker while the model loads; give 2 replicas, or surge" $path) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}

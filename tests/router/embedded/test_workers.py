@@ -1,0 +1,75 @@
+"""What `sparsity up` starts: one worker of every tier, or one for each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sparsity_router.embedded.child import Child
+from sparsity_router.embedded.state import Running, read_running
+from sparsity_router.embedded.supervisor import Supervisor, UpConfig
+from sparsity_serving.engines import ECHO
+
+EVERY = "dense,moderate,aggressive"
+MODERATE, AGGRESSIVE = "smollm2-135m-moderate", "smollm2-135m-aggressive"
+
+
+def after(arguments: list[str], option: str) -> list[str]:
+    """What is given with an option."""
+    return [arguments[place + 1] for place, word in enumerate(arguments) if word == option]
+
+
+def started(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> tuple[Supervisor, Running]:
+    """The service with processes that never started, and the note of it."""
+    monkeypatch.setattr(Child, "start", lambda self: None)
+    (folder / "logs").mkdir()
+    supervisor = Supervisor(UpConfig(folder, "127.0.0.1:7000", metrics_port=9000, **options), lambda line: None)  # type: ignore[arg-type]
+    supervisor._start_children(folder / "model", "redis://h:1/0")
+    supervisor._note(folder / "model", "redis://h:1/0", 1.0)
+    return supervisor, read_running(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "workers"),
+    [
+        ({}, {"worker-shared": ([EVERY], [MODERATE, AGGRESSIVE])}),
+        (
+            {"pools": True},
+            {
+                "worker-dense": (["dense"], []),
+                "worker-moderate": (["moderate"], [MODERATE]),
+                "worker-aggressive": (["aggressive"], [AGGRESSIVE]),
+            },
+        ),
+        ({"engine": ECHO}, {"echo-shared": ([EVERY], [])}),
+        ({"engine": ECHO, "pools": True}, {f"echo-{tier}": ([tier], []) for tier in EVERY.split(",")}),
+    ],
+)
+def test_workers_get_their_tiers_and_the_router_all_of_them(
+    options: dict[str, object], workers: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor, _ = started(tmp_path, monkeypatch, **options)
+    children = list(supervisor._workers.values())
+    assert {
+        child.name: (after(child.arguments, "--tiers"), after(child.arguments, "--profile")) for child in children
+    } == workers
+    router = supervisor._router
+    assert router is not None
+    assert after(router.arguments, "--worker") == [child.address for child in children]
+    ports = [after(child.arguments, "--metrics-listen") for child in (router, *children)]
+    assert ports == [[f"127.0.0.1:{9000 + place}"] for place in range(len(children) + 1)]
+
+
+def test_the_note_has_a_worker_for_each_tier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one").mkdir()
+    _, shared = started(tmp_path / "one", monkeypatch)
+    assert {tier: worker.name for tier, worker in shared.workers.items()} == dict.fromkeys(
+        EVERY.split(","), "worker-shared"
+    )
+    assert shared.is_shared
+    assert shared.shape == "Valkey, router, a worker of every tier"
+    (tmp_path / "three").mkdir()
+    _, pools = started(tmp_path / "three", monkeypatch, pools=True)
+    assert [worker.name for worker in pools.workers.values()] == [f"worker-{tier}" for tier in EVERY.split(",")]
+    assert not pools.is_shared
+    assert pools.shape == "Valkey, router, 3 workers"
