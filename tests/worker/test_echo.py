@@ -9,7 +9,8 @@ from typing import Any
 
 import grpc
 import pytest
-from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
+from sparsity_router.prompts.chats.chat import read_chat
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving.access.access import key_digest
@@ -29,7 +30,8 @@ def model(tmp_path: Path) -> Path:
 def chat(model: Path, *turns: tuple[str, str]) -> str:
     """A conversation as a router renders it."""
     messages = [inference_pb2.ChatMessage(role=role, content=content) for role, content in turns]
-    return ModelTokenizer(model).render(inference_pb2.ChatPrompt(messages=messages))
+    chat = read_chat(inference_pb2.GenerateRequest(chat=inference_pb2.ChatPrompt(messages=messages)))
+    return ModelTokenizer(model).render(chat)
 
 
 async def test_it_says_what_it_is_and_claims_no_proof(model: Path) -> None:

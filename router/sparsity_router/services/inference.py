@@ -76,7 +76,7 @@ class InferenceService:
         shadow: Shadow | None = None,
     ) -> None:
         self._decider = Decider(classifier, policies, sessions)
-        self._context_length = classifier.context_length
+        self._served = classifier.served._replace(name=model)
         self._policies = policies
         self._fleet = fleet
         self._model = model
@@ -92,7 +92,7 @@ class InferenceService:
         """Streams a completion from a worker of the decided tier."""
         with tracing.server_span(_tracer, "router.generate", context) as span:
             started = time.monotonic()
-            await self._callers.admit(request, context, self._context_length)
+            await self._callers.admit(request, context, self._served)
             decided = await self._decide(request, uuid.uuid4().hex)
             charge = await self._callers.charge(request, decided.signals)
             account = Account(self._observer, decided, request.request_id, started)
@@ -147,7 +147,7 @@ class InferenceService:
         """The decision, a worker, and the lease that it takes exactly this request by."""
         with tracing.server_span(_tracer, "router.route", context) as span:
             asked = request.request
-            await self._callers.admit(asked, context, self._context_length)
+            await self._callers.admit(asked, context, self._served)
             if self._lease_keys is None:
                 raise ConfigurationError("this router signs no leases: it was started without --lease-key-file")
             decided = await self._decide(asked, uuid.uuid4().hex)
@@ -183,7 +183,7 @@ class InferenceService:
     ) -> inference_pb2.ExplainResponse:
         """The decision that Generate would make now, with every step."""
         with tracing.server_span(_tracer, "router.explain", context):
-            await self._callers.admit(request.request, context, self._context_length)
+            await self._callers.admit(request.request, context, self._served)
             # Counted, where Generate would not: what would change the tier hangs on it.
             review = (await self._decide(request.request, "", exact=True)).review
             signals, decision = review.signals, review.decision

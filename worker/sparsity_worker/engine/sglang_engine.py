@@ -18,7 +18,9 @@ from sparsity_serving.engines import SGLANG
 
 from sparsity_worker.config import DENSE, ModelFacts, WorkerConfig
 from sparsity_worker.devices import DEVICES, pick_dtype, prepare_environment
+from sparsity_worker.engine.grammar import abort
 from sparsity_worker.engine.salt import cache_salt
+from sparsity_worker.engine.scores import Scored, Scores, scored
 from sparsity_worker.keys import FACTS_KEY, REPORT_KEY, TIER_KEY
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ class Step:
         cached_tokens: prompt tokens that the prefix cache held.
         account: the packed account of the sparse backend so far; empty on the dense tier.
         facts: how that backend was set up, as JSON; of the probe only.
+        logprobs: of the new tokens, where the request wants them.
+        prompt_logprobs: of the prompt's tokens; in the first step, where the request wants them.
     """
 
     token_ids: list[int]
@@ -42,6 +46,8 @@ class Step:
     cached_tokens: int
     account: bytes
     facts: str = ""
+    logprobs: tuple[Scored, ...] = ()
+    prompt_logprobs: tuple[Scored, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,7 @@ class EngineRequest:
     sampling: dict[str, Any]
     tier: str = DENSE
     cache_salt: str | None = None
+    scores: Scores | None = None
 
 
 class Engine:
@@ -108,11 +115,13 @@ class Engine:
                 skip_tokenizer_init=True,
                 sleep_on_idle=True,
                 incremental_streaming_output=True,
-                grammar_backend="none",
+                grammar_backend="xgrammar",
                 log_level="warning",
                 **DEVICES[config.device](config, profile.backend if profile else None),
                 **tracing,
             )
+        # Other samplers refuse seeds, or take no notice of them.
+        self.seeds = self._engine.server_args.sampling_backend == "pytorch"
         self.backend: str = profile.backend if profile else self._engine.server_args.attention_backend or "sglang"
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Step]:
@@ -120,8 +129,9 @@ class Engine:
 
         Raises:
             EngineError: when the engine refuses or aborts the request on its own.
+            InvalidRequestError: when it does so because of a grammar that the request brings.
         """
-        finished = False
+        finished, begun = False, False
         # SGLang aborts every request whose id begins with the given one: ids of one length never do so by accident.
         rid = uuid.uuid4().hex
         sampling = request.sampling
@@ -134,6 +144,7 @@ class Engine:
                 rid=rid,
                 stream=True,
                 cache_salt=cache_salt(request.cache_salt, request.tier, self._labels[request.tier]),
+                **(request.scores.arguments() if request.scores else {}),
                 external_trace_header=dict(tracing.outgoing()) if self._traced else None,
             )
             async with aclosing(stream):
@@ -142,7 +153,7 @@ class Engine:
                     reason = meta.get("finish_reason") or {}
                     if reason.get("type") == "abort":
                         finished = True
-                        raise EngineError(f"engine aborted the request: {reason.get('message', 'no reason given')}")
+                        raise abort(str(reason.get("message", "no reason given")))
                     finished = bool(reason)
                     accounts = [account for account in meta.get(REPORT_KEY) or [] if account]
                     yield Step(
@@ -151,7 +162,10 @@ class Engine:
                         cached_tokens=int(meta.get("cached_tokens", 0)),
                         account=accounts[-1] if accounts else b"",
                         facts=next(filter(None, meta.get(FACTS_KEY) or []), ""),
+                        logprobs=scored(meta, "output"),
+                        prompt_logprobs=() if begun else scored(meta, "input"),
                     )
+                    begun = True
         except ValueError as error:
             finished = True
             raise EngineError(str(error)) from error
