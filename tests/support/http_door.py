@@ -46,7 +46,9 @@ class HttpDoor:
 
     async def chat(self, content: str = "hi", headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
         body = {"model": self.model, "messages": [{"role": "user", "content": content}], **fields}
-        return await self.post(json=body, headers={"authorization": f"Bearer {self.key}", **(headers or {})})
+        own = {"authorization": f"Bearer {self.key}", "content-type": "application/json"}
+        # Half a pair of surrogates is escaped, as it may come.
+        return await self.post(content=json.dumps(body), headers=own | (headers or {}))
 
     async def raw(self, data: bytes) -> bytes:
         """What comes back for bytes, until the door closes or says nothing for two seconds."""

@@ -140,6 +140,7 @@ def declare(asked: Asked, called: Called) -> None:
         name = f"metadata.{key}"
         if key.startswith(LABEL):
             context.labels[key.removeprefix(LABEL)] = value
+            asked.names["context.labels"] = "metadata"
         elif key not in DECLARATIONS:
             known = ", ".join(DECLARATIONS)
             raise InvalidRequestError.of(name, f"is not known here; there are {known}, and {LABEL}NAME for labels")
