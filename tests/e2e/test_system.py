@@ -324,7 +324,7 @@ def test_bad_input_is_told_and_what_is_in_flight_goes_on(system: System, tmp_pat
 
 def test_up_refuses_what_cannot_work_before_it_starts_anything(system: System, tmp_path: Path) -> None:
     def refusal(*arguments: str) -> str:
-        state = ["--state", str(tmp_path / "other"), "--metrics-port", "0"]
+        state = ["--state", str(tmp_path / "other"), "--metrics-port", "0", "--http", "off"]
         result = subprocess.run(
             [SPARSITY, "up", *state, *arguments], env=system.environment, capture_output=True, text=True, timeout=120
         )
