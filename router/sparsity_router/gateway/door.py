@@ -87,7 +87,9 @@ class Door:
 def _listening(address: str, shared: bool) -> socket.socket:
     place = read_address(address, _OPTION)
     try:
-        return socket.create_server(tuple(place), family=place.family, reuse_port=shared, backlog=2048)
+        return socket.create_server(
+            tuple(place), family=place.family, reuse_port=shared, dualstack_ipv6=place.host == "::", backlog=2048
+        )
     except OSError as error:
         problem = f"{_OPTION}: cannot listen on {address} ({error.strerror}); choose another port"
         raise ConfigurationError(problem) from error
