@@ -14,6 +14,8 @@ from sparsity_serving.engines import SGLANG
 
 from sparsity_cli.console import DEFAULT_ROUTER, State, err, reported
 
+DEFAULT_HTTP, HTTP_OFF = "127.0.0.1:8080", "off"
+
 
 def up(
     engine: Annotated[
@@ -35,6 +37,9 @@ def up(
     access: Annotated[
         Path | None, typer.Option(help="YAML file of who may call what; everybody may call all without it.")
     ] = None,
+    http: Annotated[
+        str, typer.Option(help="Address of OpenAI's HTTP endpoints, host:port; off serves none.")
+    ] = DEFAULT_HTTP,
     metrics_port: Annotated[
         int, typer.Option(help="Port of the router's /metrics; workers take the next ones. 0 serves none.")
     ] = 9464,
@@ -60,6 +65,7 @@ def up(
             band_set,
             policy_ttl=policy_ttl,
             access=access,
+            http="" if http == HTTP_OFF else http,
             metrics_port=metrics_port,
             traces=traces,
             engine=engine,

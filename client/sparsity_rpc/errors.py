@@ -25,8 +25,9 @@ SparsityError
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import ClassVar, NamedTuple, Self
 
 import grpc
 
@@ -47,13 +48,20 @@ class SparsityError(Exception):
     Attributes:
         code: the gRPC status it is answered with.
         reason: the kind's name on the wire (AIP-193), such as `STREAM_BROKEN`: several kinds share a status.
+        metadata: what a program may read of it, by lowerCamelCase names, such as `tier`, `limit` and `decisionId`.
     """
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
     reason: ClassVar[str] = "SPARSITY"
+    metadata: Mapping[str, str] = MappingProxyType({})
 
     def __init_subclass__(cls) -> None:
         cls.reason = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Error")).upper()
+
+    def about(self, metadata: Mapping[str, str]) -> Self:
+        """The same error, which says so much more to programs."""
+        self.metadata = {**self.metadata, **metadata}
+        return self
 
 
 class ConfigurationError(SparsityError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -11,10 +11,14 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
+from sparsity_rpc.channels import DECISION_ID, TIER
 from sparsity_rpc.errors import EngineError, InvalidRequestError, OverloadedError, SparsityError, Violation
 
 # Whose reasons they are (AIP-193).
 _DOMAIN: Final = "sparsity"
+_RETRY_DELAY: Final = "retryDelay"
+# What a call tells in its trailers, by its name in an error's metadata.
+_TOLD: Final = {DECISION_ID: "decisionId", TIER: "tier"}
 _DETAILS: Final = "grpc-status-details-bin"
 # How gRPC begins where it found nobody to send to.
 _NEVER_SENT: Final = ("failed to connect to all addresses", "DNS resolution failed")
@@ -36,15 +40,19 @@ for _kind in SparsityError.__subclasses__():
 
 
 def to_status(error: SparsityError) -> status_pb2.Status:
-    """The rich status of an error: its kind, BadRequest for invalid fields, RetryInfo for overload."""
+    """The rich status of an error: its kind and metadata, BadRequest for invalid fields, RetryInfo for overload."""
     status = status_pb2.Status(code=error.code.value[0], message=_cut(str(error)))
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=_DOMAIN)
     if isinstance(error, InvalidRequestError):
         status.details.append(_packed(_bad_request(error)))
     if isinstance(error, OverloadedError):
         delay = Duration()
         delay.FromNanoseconds(int(error.retry_after * 1e9))
         status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
-    status.details.append(_packed(error_details_pb2.ErrorInfo(reason=error.reason, domain=_DOMAIN)))
+        info.metadata[_RETRY_DELAY] = delay.ToJsonString()
+    for name, value in error.metadata.items():
+        info.metadata[name] = _cut(value, _MOST_BYTES // 8)
+    status.details.append(_packed(info))
     return status
 
 
@@ -75,12 +83,25 @@ def to_error(error: grpc.RpcError) -> SparsityError:
             packed.Unpack(detail)
     kind = _BY_REASON.get(info.reason) if info.domain == _DOMAIN else None
     kind = kind if kind is not None and kind.code is code else _BY_CODE.get(code, EngineError)
+    metadata = {name: value for name, value in info.metadata.items() if name != _RETRY_DELAY}
+    return _made(kind, problem, bad, retry).about(metadata if info.domain == _DOMAIN else {})
+
+
+def _made(
+    kind: type[SparsityError], problem: str, bad: error_details_pb2.BadRequest, retry: error_details_pb2.RetryInfo
+) -> SparsityError:
+    """An error of a kind, with what only that kind has."""
     if issubclass(kind, InvalidRequestError):
         violations = [Violation(found.field, found.description) for found in bad.field_violations]
         return kind(*violations or [Violation("request", problem)])
     if issubclass(kind, OverloadedError) and retry.HasField("retry_delay"):
         return kind(problem, retry.retry_delay.ToNanoseconds() / 1e9)
     return kind(problem)
+
+
+def told(trailers: Iterable[tuple[str, Any]]) -> dict[str, str]:
+    """What a call has told of its decision so far, as metadata of the error that ends it."""
+    return {_TOLD[name]: str(value) for name, value in trailers if name in _TOLD}
 
 
 def died(error: BaseException | None) -> bool:
@@ -111,6 +132,6 @@ def _packed(detail: Message) -> any_pb2.Any:
 async def answer(context: grpc.aio.ServicerContext[Any, Any], error: SparsityError) -> NoReturn:
     """Ends the call with the status of ``error``."""
     # What the handler has told so far holds for a call that failed, too.
-    told = tuple(context.trailing_metadata() or ())
-    status = to_status(error)
-    await context.abort(error.code, status.message, (*told, (_DETAILS, status.SerializeToString())))
+    trailers = tuple(context.trailing_metadata() or ())
+    status = to_status(error.about(told(trailers)))
+    await context.abort(error.code, status.message, (*trailers, (_DETAILS, status.SerializeToString())))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -63,6 +65,38 @@ class ServerTls:
         demand = self.client_ca is not None
         fetch = cast(Callable[[], grpc.ServerCertificateConfiguration], renewed)
         return grpc.dynamic_ssl_server_credentials(self._configuration(), fetch, require_client_authentication=demand)
+
+    def context(self) -> ssl.SSLContext:
+        """The same for servers that take the standard library's contexts: a handshake after a change sees it, too.
+
+        Raises:
+            ConfigurationError: when a file cannot be read or used.
+        """
+        stamps, fresh = self._stamps(), self._context()
+
+        def renewed(connection: ssl.SSLSocket | ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
+            nonlocal stamps, fresh
+            # A file in the middle of its replacement: the old one holds until the next handshake.
+            with suppress(OSError, ConfigurationError):
+                if (now := self._stamps()) != stamps:
+                    stamps, fresh = now, self._context()
+            connection.context = fresh
+
+        context = self._context()
+        context.sni_callback = renewed
+        return context
+
+    def _context(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            context.load_cert_chain(self.cert, self.key)
+            if self.client_ca:
+                context.load_verify_locations(self.client_ca)
+                context.verify_mode = ssl.CERT_REQUIRED
+        except OSError as error:
+            files = ", ".join(str(file) for file in (self.cert, self.key, self.client_ca) if file)
+            raise ConfigurationError(f"--tls-cert, --tls-key, --tls-client-ca: {files}: {error}") from error
+        return context
 
     def _configuration(self) -> grpc.ServerCertificateConfiguration:
         pair = (_read("--tls-key", self.key), _read("--tls-cert", self.cert))

@@ -39,7 +39,8 @@ def main() -> int:
         config = read_config()
         if config.processes > 1:
             own = {"--metrics-listen": config.metrics_listen, "--health-listen": config.health_listen}
-            return shared_port.run(sys.argv[1:], config.listen, config.processes, own)
+            shared = {"--listen": config.listen, "--http-listen": config.http_listen}
+            return shared_port.run(sys.argv[1:], shared, config.processes, own)
         from sparsity_router.server import run
 
         run(config)

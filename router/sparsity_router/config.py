@@ -46,6 +46,7 @@ class RouterConfig:
         secret=True,
     )
     listen: str = option("gRPC address, host:port; port 0 takes a free one", "127.0.0.1:7000")
+    http_listen: str | None = option("host:port that OpenAI's HTTP endpoints are served on; none without it", None)
     band_set: str | None = option(
         "shipped policies that an empty store is seeded with",
         "standard",

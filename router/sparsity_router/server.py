@@ -42,6 +42,8 @@ from sparsity_router.following.guards import GuardMonitor
 from sparsity_router.following.rollouts import keep_moving
 from sparsity_router.following.siblings import Siblings
 from sparsity_router.following.snapshot_file import SnapshotFile
+from sparsity_router.gateway.app import Gateway
+from sparsity_router.gateway.door import Door
 from sparsity_router.observing.fleet_metrics import observe_fleet
 from sparsity_router.observing.observer import Observer
 from sparsity_router.observing.policy_metrics import observe_disk, observe_loop, observe_policies
@@ -139,6 +141,12 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
         shared=config.siblings is not None,
         connection_seconds=config.connection_seconds,
     )
+    door: Door | None = None
+    if config.http_listen:
+        app = Gateway(inference, callers, tokenizer.name, config.max_prompt_bytes)
+        shared, drain = config.siblings is not None, config.drain_seconds
+        door = Door(app, config.http_listen, config.tls, shared=shared, drain_seconds=drain)
+        held.callback(door.close)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     watchdog = Watchdog(endpoint.health.alive)
@@ -183,17 +191,21 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     await endpoint.health.serve(config.health_listen)
     readiness = Readiness(policies, fleet, config.max_policy_lag, config.worker_timeout)
     work.append(readiness.tell(endpoint.health))
+    if door is not None:
+        work.append(door.serve())
     background = [asyncio.create_task(job) for job in work]
     replicas.address = joined(read_address(config.listen, "--listen").host, endpoint.port)
     snapshot = policies.snapshot
     log.info("router on %s, policy revision %d (%s)", replicas.address, snapshot.revision, snapshot.content_hash)
+    if door is not None:
+        log.info("OpenAI's endpoints on http%s://%s/v1", "s" if config.tls else "", door.address)
     if started is not None:
         started.set_result(endpoint.port)
     waiting = asyncio.create_task(stop.wait())
     await asyncio.wait([waiting, *background], return_when=asyncio.FIRST_COMPLETED)
     log.info("draining for up to %.0f s", config.drain_seconds)
     await endpoint.health.drain()
-    await endpoint.server.stop(config.drain_seconds)
+    await asyncio.gather(endpoint.server.stop(config.drain_seconds), *([door.stop()] if door else []))
     await endpoint.health.stop()
     results = await _end((waiting, *background))
     with contextlib.suppress(StoreError):

@@ -48,6 +48,11 @@ class _Malformed(NamedTuple):
     problem: str
 
 
+def count_error(method: str, code: grpc.StatusCode) -> None:
+    """Counts a call that was refused or failed, by the full name of its method."""
+    _errors.add(1, {"rpc.method": method, "rpc.grpc.status_code": code.name})
+
+
 def add_service(server: grpc.aio.Server, service: ServiceDescriptor, servicer: object) -> None:
     """Registers ``servicer``, whose coroutine or async-generator methods bear the names of the service's methods."""
     handlers = {method.name: _handler(method, getattr(servicer, method.name, None)) for method in service.methods}
@@ -72,11 +77,8 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
             raise UnimplementedError(f"{method.full_name} is not implemented in this version")
         return function
 
-    def count(code: grpc.StatusCode) -> None:
-        _errors.add(1, {"rpc.method": method.full_name, "rpc.grpc.status_code": code.name})
-
     async def refuse(context: Context, error: SparsityError) -> NoReturn:
-        count(error.code)
+        count_error(method.full_name, error.code)
         try:
             await answer(context, error)
         except grpc.aio.InternalError as gone:
@@ -91,7 +93,7 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
         except SparsityError as error:
             await refuse(context, error)
         except Exception:
-            count(grpc.StatusCode.UNKNOWN)
+            count_error(method.full_name, grpc.StatusCode.UNKNOWN)
             raise
 
     async def stream(_: object, context: Context) -> AsyncIterator[Any]:
@@ -103,7 +105,7 @@ def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> g
         except SparsityError as error:
             await refuse(context, error)
         except Exception:
-            count(grpc.StatusCode.UNKNOWN)
+            count_error(method.full_name, grpc.StatusCode.UNKNOWN)
             raise
 
     def serialize(message: Any) -> bytes:

@@ -24,7 +24,8 @@ async def test_every_goal_is_measured_beside_its_baseline(tmp_path: Path) -> Non
         *("decision in process, p50", "decision in process, p99") * 2,
         *("relay adds, p50", "relay, CPU a request", "relay, CPU a request, 32 at once", "Route, p50"),
         *("Route, CPU a request", "Route, CPU a request, 32 at once", "Route, rate, 32 at once"),
-        *("stream relay, CPU a message", "stream relay, CPU a token", "resident memory of a router"),
+        *("stream relay, CPU a message", "stream relay, CPU a token", "HTTP adds to relay, CPU a request"),
+        "resident memory of a router",
         *("edit to effect, p99", "kill switch, p99", "goodput under overload", "p99 of the urgent under overload"),
         *("cancel to abort at the worker, p99", "memory after a soak"),
     ]
@@ -37,7 +38,7 @@ async def test_a_peer_is_measured_by_its_own_protocol(tmp_path: Path, monkeypatc
     peer = peers.Peer("http-double", "1", "-m sparsity_bench.router.http_backend --port {port}")
     monkeypatch.setattr(peers.Peer, "program", property(lambda _: Path(sys.executable)))
     own = timing.Path(added=2.0, cpu=2.0, chunk=2.0, large=2.0)
-    rows = await peers.measure(own, "some text", tmp_path, 20, lambda _: None, [peer])
+    rows = await peers.measure({"relay": own}, "some text", tmp_path, 20, lambda _: None, [peer])
     assert [row.baseline for row in rows] == ["http-double 1"] * 4
     assert [row.value for row in rows] == [2.0] * 4
     assert all(row.ratio == pytest.approx(row.baseline_value / 2) for row in rows if row.baseline_value is not None)

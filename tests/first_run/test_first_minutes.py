@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import client_alone
+import openai
 import psutil
 import pytest
 import yaml
+from openai.types.chat import ChatCompletionMessageParam
 from support.embedded import Embedded, embedded
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,3 +175,20 @@ def ran(python: Path, code: str, folder: Path) -> list[str]:
     shown = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, timeout=60, cwd=folder)
     assert shown.returncode == 0, shown.stderr
     return shown.stdout.splitlines()
+
+
+def test_openais_own_client_is_answered_at_the_address_that_is_said(service: Embedded) -> None:
+    (found,) = re.findall(r"base_url (http://\S+/v1), model (\S+), any key", service.said())
+    url, model = found
+    assert url == f"http://{service.http}/v1"
+    with openai.OpenAI(base_url=url, api_key="any") as client:
+        assert [each.id for each in client.models.list()] == [model]
+        asked: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Tell me of families."}]
+        stream = client.chat.completions.create(
+            model=model, messages=asked, stream=True, max_completion_tokens=12, metadata={"domain": "rag"}
+        )
+        chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text.startswith("echo: ")
+    assert chunks[-1].model_extra is not None
+    assert chunks[-1].model_extra["sparsity"]["unreported"].startswith("an echo")

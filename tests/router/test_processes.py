@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import psutil
 import pytest
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, policy_pb2, policy_pb2_grpc
@@ -20,6 +21,7 @@ from sparsity_router.following.overrides import Overrides
 from sparsity_router.following.siblings import Siblings
 from sparsity_router.processes import shared_port as processes
 from sparsity_rpc.errors import ConfigurationError
+from support.ports import free_port
 from support.router_process import RouterProcess
 from support.valkey import Valkey
 
@@ -86,13 +88,32 @@ def test_a_process_that_ends_is_started_again(tmp_path: Path) -> None:
     assert router._process.returncode == 0
 
 
+def test_processes_share_the_http_port_too(tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    options = ("--processes", "2", "--http-listen", address)
+    with Valkey() as server, RouterProcess(tmp_path, "--redis-url", server.url, *options) as router:
+
+        def all_answer() -> bool:
+            try:
+                statuses = [httpx.get(f"http://{address}/v1/models", trust_env=False).status_code for _ in range(16)]
+            except httpx.TransportError:
+                return False
+            return set(statuses) == {200}
+
+        eventually(all_answer)
+        before = children(router)
+        os.kill(before[0], signal.SIGKILL)
+        eventually(lambda: len(children(router)) == 2 and children(router) != before)
+        eventually(all_answer)
+
+
 def test_what_cannot_be_used_ends_all(tmp_path: Path) -> None:
     router = RouterProcess(tmp_path, "--redis-url", "redis://127.0.0.1:1/0", "--processes", "2")
     with pytest.raises(AssertionError, match="--redis-url"), router:
         pass
     assert router._process.wait(30) == 2
     with pytest.raises(ConfigurationError, match="--listen: must be host:port"):
-        processes.run([], "nowhere", 2, {})
+        processes.run([], {"--listen": "nowhere"}, 2, {})
 
 
 def test_events_reach_who_starts_late_and_broken_ones_are_told(tmp_path: Path, caplog: Any) -> None:

@@ -28,6 +28,7 @@ class Embedded:
     router: str
     state: Path
     metrics_port: int
+    http: str
     environment: dict[str, str]
 
     def cli(self, *arguments: str, check: int | None = 0, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -58,13 +59,14 @@ class Embedded:
 @contextmanager
 def embedded(state: Path, *options: str, seconds: float, **environment: str) -> Iterator[Embedded]:
     """Starts it with ``options``, and waits until it is ready, for ``seconds`` at most."""
+    http = f"127.0.0.1:{free_port()}"
     # The router's metrics, and those of its workers, three at most.
     router, metrics = f"127.0.0.1:{free_port()}", free_ports(4)
     own = os.environ | {"SPARSITY_ROUTER": router, "SPARSITY_STATE": str(state), "NO_COLOR": "1"} | environment
-    command = [SPARSITY, "up", "--listen", router, "--metrics-port", str(metrics), *options]
+    command = [SPARSITY, "up", "--listen", router, "--metrics-port", str(metrics), "--http", http, *options]
     with open(state / "up.log", "w") as log:
         process = subprocess.Popen(command, env=own, stderr=log, stdout=log, text=True)
-    running = Embedded(process, router, state, metrics, own)
+    running = Embedded(process, router, state, metrics, http, own)
     try:
         deadline = time.monotonic() + seconds
         while not (state / "up.json").exists():

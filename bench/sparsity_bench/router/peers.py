@@ -9,20 +9,18 @@ import asyncio
 import subprocess
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from sparsity_router.embedded.child import Child
 from sparsity_router.embedded.folders import cache_folder
 from sparsity_router.prompts.corpus import excerpt
-from sparsity_rpc.errors import ConfigurationError, EngineError
 from sparsity_serving.benchmark import Row
 
 from sparsity_bench import processes, timing
 from sparsity_bench.router import paths
+from sparsity_bench.router.http_calls import http_caller
 
 MODEL = "mock"
 _INSTALL_SECONDS = 600.0
@@ -131,9 +129,22 @@ def install(peer: Peer, say: Callable[[str], None]) -> bool:
 
 
 async def measure(
-    own: timing.Path, shape: str, folder: Path, count: int, say: Callable[[str], None], peers: Sequence[Peer] = PEERS
+    own: Mapping[str, timing.Path],
+    shape: str,
+    folder: Path,
+    count: int,
+    say: Callable[[str], None],
+    peers: Sequence[Peer] = PEERS,
 ) -> list[Row]:
-    """Our relay beside each peer that can be installed.
+    """Our relay, by each of its doors, beside each peer that can be installed.
+
+    Args:
+        own: what our doors cost, by their names.
+        shape: of the prompt.
+        folder: for logs.
+        count: calls of each kind.
+        say: gets a line at every step.
+        peers: that are measured.
 
     Raises:
         EngineError: when a peer gives anything but the whole answer.
@@ -155,17 +166,19 @@ async def measure(
             program=str(peer.program),
         )
         async with asyncio.timeout(_START_SECONDS + count), processes.running(origin, between):
-            rows += beside(own, await _path(origin, between, count), peer.title, shape)
+            path = await _path(origin, between, count)
+            for door, ours in own.items():
+                rows += beside(door, ours, path, peer.title, shape)
     return rows
 
 
-def beside(own: timing.Path, peer: timing.Path, title: str, shape: str) -> list[Row]:
+def beside(door: str, own: timing.Path, peer: timing.Path, title: str, shape: str) -> list[Row]:
     """Rows of our figures with the peer's as the baseline."""
     figures = (
-        ("relay adds, p50", shape, "added"),
-        ("relay, CPU a request", shape, "cpu"),
-        ("stream relay, CPU a message", f"{shape}, {paths.STREAM_MESSAGES} messages", "chunk"),
-        ("relay, CPU a request", f"{paths.LARGE_BYTES} bytes of text", "large"),
+        (f"{door} adds, p50", shape, "added"),
+        (f"{door}, CPU a request", shape, "cpu"),
+        (f"stream {door}, CPU a message", f"{shape}, {paths.STREAM_MESSAGES} messages", "chunk"),
+        (f"{door}, CPU a request", f"{paths.LARGE_BYTES} bytes of text", "large"),
     )
     rows = []
     for name, what, figure in figures:
@@ -175,18 +188,11 @@ def beside(own: timing.Path, peer: timing.Path, title: str, shape: str) -> list[
 
 
 async def _path(origin: HttpChild, between: HttpChild, count: int) -> timing.Path:
-    async with _session() as session:
+    async with http_caller("/v1/chat/completions", MODEL, {}) as caller:
 
         async def call(child: HttpChild, messages: int, text: str) -> None:
-            stream = messages > 1
-            body = {"model": MODEL, "max_tokens": messages, "messages": [{"role": "user", "content": text}]}
-            url = f"http://{child.address}/v1/chat/completions"
-            async with session.post(url, json=body | {"stream": stream}) as answer:
-                if answer.status != 200:
-                    raise EngineError(f"{child.name} answered {answer.status}: {(await answer.text())[:300]}")
-                content = await answer.read()
-            # A last chunk without words is some peers' own.
-            paths.check(messages, content.count(b'"content":"the') + content.count(b'"content": "the'))
+            prompt = {"messages": [{"role": "user", "content": text}]}
+            paths.check(messages, await caller.pieces(child.address, prompt, messages))
 
         short, large, many = excerpt(paths.PROMPT_BYTES), excerpt(paths.LARGE_BYTES), paths.STREAM_MESSAGES
         clock, few = timing.cpu_clock(between.pid), max(count // 4, 10)
@@ -195,13 +201,3 @@ async def _path(origin: HttpChild, between: HttpChild, count: int) -> timing.Pat
         stream = await timing.one_at_a_time(lambda: call(between, many, short), few, clock)
         whole = await timing.one_at_a_time(lambda: call(between, 1, large), few, clock)
     return timing.Path.of(direct, relayed, stream, many, whole)
-
-
-@asynccontextmanager
-async def _session() -> AsyncIterator[Any]:
-    try:
-        import aiohttp
-    except ModuleNotFoundError as error:
-        raise ConfigurationError("peers are measured over HTTP: install aiohttp") from error
-    async with aiohttp.ClientSession() as session:
-        yield session

@@ -175,12 +175,13 @@ class TenantLimits:
         if not allowed:
             self.give_back(tenant, **{what: paid})
             name = f"tenant {tenant!r}" if tenant else "requests without a tenant"
+            limit = f"{rate.amount} {what} {_per(rate)}"
             if whole > rate.amount:
-                problem = f"this request counts {whole}: it can never be taken"
-                raise RateLimitError(f"{name}: the limit is {rate.amount} {what} {_per(rate)}; {problem}")
+                problem = f"{name}: the limit is {limit}; this request counts {whole}: it can never be taken"
+                raise RateLimitError(problem).about({"limit": limit})
             wait = await self._wait(limiter, rate, what, tenant)
-            problem = f"{name} used up its {rate.amount} {what} {_per(rate)}; try again in {wait:.1f} s"
-            raise RateLimitError(problem, retry_after=wait)
+            problem = f"{name} used up its {limit}; try again in {wait:.1f} s"
+            raise RateLimitError(problem, retry_after=wait).about({"limit": limit})
 
     async def _wait(
         self, limiter: SlidingWindowCounterRateLimiter, rate: RateLimitItem, what: str, tenant: str

@@ -50,6 +50,7 @@ class UpConfig:
         profile: prefix of the profiles of the sparse tiers.
         policy_ttl: seconds until policies are stale.
         access: file of who may call what; None lets everybody call all.
+        http: address of OpenAI's HTTP endpoints; empty serves none.
         metrics_port: of the router's /metrics, with the workers' after it; 0 serves none.
         traces: whether traces are kept in the state folder, unless the environment sends them elsewhere.
         engine: of the workers: `sglang`, or `echo`, which needs no model.
@@ -65,6 +66,7 @@ class UpConfig:
     profile: str = PROFILE
     policy_ttl: float = 300.0
     access: Path | None = None
+    http: str = ""
     metrics_port: int = 0
     traces: bool = True
     engine: str = SGLANG
@@ -122,6 +124,8 @@ class Supervisor:
             yield
 
     def _serve(self, config: UpConfig) -> None:
+        if config.http:
+            require_free(config.http, "--http", any_port=False)
         for place in range(len(config.workers) + 1 if config.metrics_port else 0):
             require_free(self._metrics(place), "--metrics-port", any_port=False)
         model = config.model or self._make_model()
@@ -137,6 +141,8 @@ class Supervisor:
                 return
             ready = time.monotonic() - self._started
             self._note(model, url, ready)
+            if config.http:
+                self._say(f"OpenAI's clients: base_url http://{config.http}/v1, model {model.name}, any key")
             if config.engine == ECHO:
                 self._say("echo workers: no model runs, answers repeat the prompt, and nothing is attended or measured")
             self._say(f"ready after {ready:.0f} s: router on {config.listen}; try `sparsity demo`; Ctrl-C ends it")
@@ -170,6 +176,8 @@ class Supervisor:
         arguments += ["--snapshot-file", str(self._config.state / "policies.json")]
         if self._config.access:
             arguments += ["--access", str(self._config.access)]
+        if self._config.http:
+            arguments += ["--http-listen", self._config.http]
         arguments += self._metrics_arguments(0)
         for child in self._workers.values():
             arguments += ["--worker", child.address]

@@ -81,7 +81,8 @@ class TierQueue:
         if len(self._waiting) >= self._limit:
             last = self._waiting[-1] if self._waiting else None
             if last is None or last < ticket:
-                raise OverloadedError(f"the queue holds its {self._limit} requests; try again")
+                full = OverloadedError(f"the queue holds its {self._limit} requests; try again")
+                raise full.about({"limit": f"{self._limit} requests"})
             self._give_up(last)
             last.evicted = True
             last.woken.set()

@@ -1,7 +1,7 @@
-"""Several router processes on one port: the kernel spreads connections over them (SO_REUSEPORT, Linux 3.9).
+"""Several router processes on the same ports: the kernel spreads connections over them (SO_REUSEPORT, Linux 3.9).
 
-They share nothing but the port and a folder for overrides. The parent restarts what ends, passes signals on, and holds
-the port so that no stranger takes it.
+They share nothing but the ports and a folder for overrides. The parent restarts what ends, passes signals on, and holds
+the ports so that no stranger takes them.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _UNUSABLE = 2
 _PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
-def run(arguments: Sequence[str], listen: str, count: int, own: Mapping[str, str | None]) -> int:
+def run(arguments: Sequence[str], shared: Mapping[str, str | None], count: int, own: Mapping[str, str | None]) -> int:
     """Runs ``count`` routers with the command line ``arguments`` until SIGTERM or SIGINT, and returns the exit code.
 
     Args:
         arguments: of the command line.
-        listen: the address that all share.
+        shared: addresses by option that all listen on.
         count: how many.
         own: addresses by option of which each takes one, the given and those on the ports after it.
 
     Raises:
-        ConfigurationError: when ``listen`` cannot be listened on.
+        ConfigurationError: when an address cannot be listened on.
     """
     stopping = threading.Event()
     children: list[subprocess.Popen[bytes]] = []
@@ -51,12 +51,16 @@ def run(arguments: Sequence[str], listen: str, count: int, own: Mapping[str, str
         signal.signal(number, lambda *_: stopping.set())
     for number in _PASSED_ON:
         signal.signal(number, pass_on)
-    shared = read_address(listen, "--listen")
-    with _held(shared) as holder, tempfile.TemporaryDirectory(prefix="sparsity-router-") as folder:
-        address = joined(shared.host, holder.getsockname()[1])
-        command = [sys.executable, "-m", "sparsity_router", *arguments, "--processes", "1"]
-        command += ["--listen", address, "--siblings", folder]
-        log.info("%d router processes on %s", count, address)
+    with contextlib.ExitStack() as held:
+        folder = held.enter_context(tempfile.TemporaryDirectory(prefix="sparsity-router-"))
+        command = [sys.executable, "-m", "sparsity_router", *arguments, "--processes", "1", "--siblings", folder]
+        for option, listen in shared.items():
+            if listen:
+                wanted = read_address(listen, option)
+                holder = held.enter_context(_held(wanted, option))
+                address = joined(wanted.host, holder.getsockname()[1])
+                command += [option, address]
+                log.info("%d router processes share %s %s", count, option, address)
         commands = [[*command, *_own(own, place)] for place in range(count)]
         children += [subprocess.Popen(each) for each in commands]
         unproven = set(children)
@@ -91,7 +95,7 @@ def _own(addresses: Mapping[str, str | None], place: int) -> list[str]:
     return arguments
 
 
-def _held(place: Address) -> socket.socket:
+def _held(place: Address, option: str) -> socket.socket:
     """A socket that is bound to the address and does not listen: connections go to the children."""
     holder = socket.socket(place.family, socket.SOCK_STREAM)
     try:
@@ -99,5 +103,5 @@ def _held(place: Address) -> socket.socket:
         holder.bind(tuple(place))
     except OSError as error:
         holder.close()
-        raise ConfigurationError(f"--listen: cannot listen on {place}: {error}") from error
+        raise ConfigurationError(f"{option}: cannot listen on {place}: {error}") from error
     return holder

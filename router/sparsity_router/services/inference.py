@@ -15,13 +15,14 @@ from sparsity_policies.model import Decision
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.wire import decision_to_wire, signals_to_wire
 from sparsity_rpc import tracing
-from sparsity_rpc.channels import LOST
+from sparsity_rpc.channels import DECISION_ID, LOST, REASON, TIER
 from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, NotFoundError, SparsityError, TokenCountError
+from sparsity_serving import telemetry
 from sparsity_serving.access.lease_keys import LeaseKeys
 from sparsity_serving.access.leases import sign
 from sparsity_serving.bounds import MAX_NAME, check_labels, check_name
 
-from sparsity_router.callers.admission import Callers
+from sparsity_router.callers.admission import Callers, Charge
 from sparsity_router.decisions.alternatives import alternatives
 from sparsity_router.decisions.decider import Decided, Decider
 from sparsity_router.decisions.sessions import Sessions
@@ -92,10 +93,9 @@ class InferenceService:
         """Streams a completion from a worker of the decided tier."""
         with tracing.server_span(_tracer, "router.generate", context) as span:
             started = time.monotonic()
-            await self._callers.admit(request, context, self._served)
-            decided = await self._decide(request, uuid.uuid4().hex)
-            charge = await self._callers.charge(request, decided.signals)
+            decided, charge = await self._let_in(request, context, span)
             account = Account(self._observer, decided, request.request_id, started)
+            told: Decision | None = None
             try:
                 async with aclosing(self._relay(request, decided, context, account, span)) as messages:
                     async for relayed in messages:
@@ -104,14 +104,31 @@ class InferenceService:
                             response.completion.decision.CopyFrom(decision_to_wire(served, decided.decision_id))
                             conclude(span, served, response.completion)
                         account.add(response, served, relayed.policy)
+                        if served is not told:
+                            _tell_caller(context, decided.decision_id, told := served)
                         yield response
             except asyncio.CancelledError:
                 account.left()
                 raise
             finally:
                 self._callers.settle(charge, account.used)
-                _tell_caller(context, decided.decision_id, account.decision)
+                _tell_caller(context, decided.decision_id, told or account.decision)
                 account.close()
+
+    async def _let_in(
+        self,
+        request: inference_pb2.GenerateRequest,
+        context: GenerateContext | RouteContext,
+        span: trace.Span,
+    ) -> tuple[Decided, Charge]:
+        """A call's decision, and what its tenant was charged; a refused call tells what it has by then."""
+        decision_id = uuid.uuid4().hex
+        span.set_attribute(telemetry.DECISION_ID, decision_id)
+        _tell_caller(context, decision_id)
+        await self._callers.admit(request, context, self._served)
+        decided = await self._decide(request, decision_id)
+        _tell_caller(context, decision_id, decided.review.decision)
+        return decided, await self._callers.charge(request, decided.signals)
 
     async def _relay(
         self,
@@ -147,11 +164,10 @@ class InferenceService:
         """The decision, a worker, and the lease that it takes exactly this request by."""
         with tracing.server_span(_tracer, "router.route", context) as span:
             asked = request.request
-            await self._callers.admit(asked, context, self._served)
             if self._lease_keys is None:
+                self._callers.check(context, asked)
                 raise ConfigurationError("this router signs no leases: it was started without --lease-key-file")
-            decided = await self._decide(asked, uuid.uuid4().hex)
-            charge = await self._callers.charge(asked, decided.signals)
+            decided, charge = await self._let_in(asked, context, span)
             try:
                 inner = WorkerRequest.of(asked, decided)
                 worker, served, decision = await place_in_turn(self._fleet, inner, context)
@@ -237,6 +253,7 @@ class InferenceService:
         return decided
 
 
-def _tell_caller(context: GenerateContext, decision_id: str, decision: Decision) -> None:
-    # In the trailers, which come anyway: initial metadata would be one more write a request.
-    context.set_trailing_metadata((("sparsity-decision-id", decision_id), ("sparsity-tier", decision.tier.word)))
+def _tell_caller(context: GenerateContext | RouteContext, decision_id: str, decision: Decision | None = None) -> None:
+    """Its decision in the trailers, which come anyway: initial metadata would be one more write a request."""
+    told = ((TIER, decision.tier.word), (REASON, decision.reason.name)) if decision is not None else ()
+    context.set_trailing_metadata(((DECISION_ID, decision_id), *told))

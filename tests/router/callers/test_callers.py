@@ -269,7 +269,10 @@ async def test_a_rate_is_answered_with_when_to_try_again(tmp_path: Path) -> None
         (tmp_path / "key").write_text("k" * 32)
         async with running(replace(config, tenant_limits=tmp_path / "limits.yaml")) as router:
             long = inference_pb2.RouteRequest(request=make_request("y" * 199, tenant="long"))
-            assert "it can never be taken" in (await failure(router.inference.Route(long))).details()
+            never = await failure(router.inference.Route(long))
+            assert "it can never be taken" in never.details()
+            # It was decided before its tokens were counted.
+            assert dict(never.trailing_metadata())["sparsity-tier"] == "dense"
             request = inference_pb2.RouteRequest(request=make_request("hi", tenant="t"))
             assert (await failure(router.inference.Route(request))).code() is grpc.StatusCode.UNAVAILABLE
             error = await failure(router.inference.Route(request))
@@ -277,6 +280,13 @@ async def test_a_rate_is_answered_with_when_to_try_again(tmp_path: Path) -> None
             retry = error_details_pb2.RetryInfo()
             assert rpc_status.from_call(error).details[0].Unpack(retry)
             assert 0 < retry.retry_delay.ToNanoseconds() <= 60e9
+            info = error_details_pb2.ErrorInfo()
+            assert rpc_status.from_call(error).details[1].Unpack(info)
+            assert info.metadata["limit"] == "1 requests per minute"
+            # There is an id, and no tier: it was refused before anything was decided.
+            trailers = dict(error.trailing_metadata() or ())
+            assert info.metadata["decisionId"] == trailers["sparsity-decision-id"]
+            assert "tier" not in info.metadata
 
 
 def test_a_tenants_caller_sends_its_requests_only(tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def _require_room(state: PolicyState, override: Override, now: float) -> None:
     }
     if override.scope is not Scope.GLOBAL and override.id not in acting and len(acting) >= MAX_OVERRIDES:
         remedy = "end some, set one of a wider scope, or write it into a policy"
-        raise OverloadedError(f"{len(acting)} overrides are in force, and {MAX_OVERRIDES} the most: {remedy}")
+        full = OverloadedError(f"{len(acting)} overrides are in force, and {MAX_OVERRIDES} the most: {remedy}")
+        raise full.about({"limit": f"{MAX_OVERRIDES} overrides"})
 
 
 async def delete_override(

@@ -1,0 +1,1 @@
+"""The HTTP door: OpenAI's endpoints over the same pipeline as gRPC's Generate."""

@@ -1,0 +1,158 @@
+"""Answers in OpenAI's form: whole, or by server-sent events, with what attention they got in an object `sparsity`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sparsity.v1 import inference_pb2
+
+DONE: Final = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What one endpoint's answers look like.
+
+    Attributes:
+        prefix: of ids.
+        whole: the object's name.
+        part: the name of an event's object.
+        chat: whether the text is a message's.
+    """
+
+    prefix: str
+    whole: str
+    part: str
+    chat: bool
+
+    def delta(self, text: str) -> dict[str, Any]:
+        """A choice's new text, without index and finish reason."""
+        return {"delta": {"content": text}} if self.chat else {"text": text}
+
+    def full(self, text: str) -> dict[str, Any]:
+        """A choice's whole text, likewise."""
+        return {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
+
+
+CHAT: Final = Form("chatcmpl-", "chat.completion", "chat.completion.chunk", True)
+COMPLETION: Final = Form("cmpl-", "text_completion", "text_completion", False)
+
+
+def encoded(document: dict[str, Any]) -> bytes:
+    """JSON of a document, without spaces."""
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def event(document: dict[str, Any]) -> bytes:
+    """A server-sent event."""
+    return b"data: " + encoded(document) + b"\n\n"
+
+
+class Answer:
+    """One request's answer.
+
+    Args:
+        form: of the endpoint.
+        decision_id: which its id is made of.
+        model: that answers.
+        created: seconds since the epoch.
+        usage: whether its events tell of usage.
+    """
+
+    def __init__(self, form: Form, decision_id: str, model: str, created: int, *, usage: bool = False) -> None:
+        self._form = form
+        self._usage = usage
+        self._head = {"id": form.prefix + decision_id, "created": created, "model": model}
+        # Most events differ by their text alone.
+        mark = "\0"
+        before, after = self._event([self._choice(form.delta(mark), None)]).split(json.dumps(mark).encode())
+        self._before, self._after = before, after
+
+    @staticmethod
+    def _choice(text: dict[str, Any], reason: str | None) -> dict[str, Any]:
+        return {"index": 0, **text, "logprobs": None, "finish_reason": reason}
+
+    def _event(self, choices: list[dict[str, Any]], **beside: Any) -> bytes:
+        beside |= {"usage": beside.get("usage")} if self._usage else {}
+        return event({**self._head, "object": self._form.part, "choices": choices, **beside})
+
+    def first(self) -> bytes:
+        """The event that says who speaks; nothing for a text."""
+        if not self._form.chat:
+            return b""
+        return self._event([self._choice({"delta": {"role": "assistant", "content": ""}}, None)])
+
+    def part(self, text: str) -> bytes:
+        """The event of new text."""
+        return b"".join((self._before, json.dumps(text, ensure_ascii=False).encode(), self._after))
+
+    def last(self, completion: inference_pb2.Completion) -> bytes:
+        """The events that end a stream."""
+        end: dict[str, Any] = {"delta": {}} if self._form.chat else {"text": ""}
+        choice = self._choice(end, finish_reason(completion))
+        told = self._event([choice], sparsity=attention(completion))
+        return told + (self._event([], usage=usage(completion)) if self._usage else b"") + DONE
+
+    def whole(self, text: str, completion: inference_pb2.Completion) -> bytes:
+        """The answer in one piece."""
+        choice = self._choice(self._form.full(text), finish_reason(completion))
+        told = {"usage": usage(completion), "sparsity": attention(completion)}
+        return encoded({**self._head, "object": self._form.whole, "choices": [choice], **told})
+
+
+def finish_reason(completion: inference_pb2.Completion) -> str:
+    """Why generation ended, in OpenAI's words."""
+    return inference_pb2.FinishReason.Name(completion.finish_reason).removeprefix("FINISH_REASON_").lower()
+
+
+def usage(completion: inference_pb2.Completion) -> dict[str, Any]:
+    """Tokens."""
+    found = completion.usage
+    return {
+        "prompt_tokens": found.prompt_tokens,
+        "completion_tokens": found.completion_tokens,
+        "total_tokens": found.prompt_tokens + found.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": found.cached_tokens},
+    }
+
+
+def attention(completion: inference_pb2.Completion) -> dict[str, Any]:
+    """The decision, and what was attended: the fields of Completion that OpenAI's form has no place for."""
+    decision, report = completion.decision, completion.sparsity
+    told: dict[str, Any] = {
+        "decision_id": decision.decision_id,
+        "tier": _tier(decision.tier),
+        "reason": inference_pb2.Reason.Name(decision.reason).removeprefix("REASON_").lower(),
+        "policy": decision.policy,
+        "policy_revision": decision.policy_revision,
+        "policy_tier": _tier(decision.policy_tier),
+        "matched_rule": decision.matched_rule,
+        "explanation": decision.explanation,
+        "dense_reasoning": decision.dense_reasoning,
+        "worker_id": completion.worker_id,
+        "report": None,
+    }
+    if not completion.HasField("sparsity"):
+        told["unreported"] = completion.unreported
+        return told
+    told["report"] = {
+        "tier": _tier(report.tier),
+        "profile": report.profile,
+        "backend": report.backend,
+        "prefill_density": report.prefill_density,
+        "decode_density": report.decode_density,
+        "coverage": report.coverage,
+        "min_layer_coverage": report.min_layer_coverage,
+        "sparse_kernel_calls": report.sparse_kernel_calls,
+        "kernel_calls": report.kernel_calls,
+        "dense_reasoning_tokens": report.dense_reasoning_tokens,
+    }
+    if report.HasField("measured_coverage"):
+        told["report"] |= {"measured_coverage": report.measured_coverage, "measured_rows": report.measured_rows}
+    return told
+
+
+def _tier(tier: inference_pb2.Tier.ValueType) -> str:
+    return inference_pb2.Tier.Name(tier).removeprefix("TIER_").lower()

@@ -1,0 +1,178 @@
+"""The endpoints, as an ASGI application."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Final, cast
+
+from sparsity.v1 import inference_pb2
+from sparsity_rpc.errors import CancelledError, EngineError, InvalidRequestError, NotFoundError, SparsityError
+from sparsity_serving.server import count_error
+
+from sparsity_router.callers.admission import Callers
+from sparsity_router.gateway import answers, fields
+from sparsity_router.gateway.asking import Asked, Field, read
+from sparsity_router.gateway.body import read_json
+from sparsity_router.gateway.call import HttpCall
+from sparsity_router.gateway.declared import declare, read_headers
+from sparsity_router.gateway.exchange import Exchange, Receive, Scope, Send
+from sparsity_router.gateway.refusals import FIELD, HttpError, refusal
+from sparsity_router.services.inference import GenerateContext, InferenceService
+
+log = logging.getLogger("sparsity.router.http")
+_MODELS: Final = "/v1/models"
+_METHOD: Final = "sparsity.v1.InferenceService.Generate"
+# What JSON's escapes may make of a prompt, and room for what comes with it.
+_ESCAPED, _BESIDE = 4, 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """What is posted to a path.
+
+    Attributes:
+        fields: of the request.
+        needed: that must be there.
+        form: of answers.
+    """
+
+    fields: dict[str, Field]
+    needed: tuple[str, ...]
+    form: answers.Form
+
+
+ENDPOINTS: Final = {
+    "/v1/chat/completions": Endpoint(fields.CHAT, ("model", "messages"), answers.CHAT),
+    "/v1/completions": Endpoint(fields.COMPLETION, ("model", "prompt"), answers.COMPLETION),
+}
+
+
+class Gateway:
+    """Serves OpenAI's endpoints by the pipeline of gRPC's Generate.
+
+    Args:
+        inference: the pipeline.
+        callers: lets calls in.
+        model: the served model's name.
+        max_prompt_bytes: of the router.
+
+    Attributes:
+        most: bytes of a request's body.
+    """
+
+    def __init__(self, inference: InferenceService, callers: Callers, model: str, max_prompt_bytes: int) -> None:
+        self._inference = inference
+        self._callers = callers
+        self._model = model
+        self._started = int(time.time())
+        self.most = _ESCAPED * max_prompt_bytes + _BESIDE
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        exchange = Exchange(scope, receive, send)
+        try:
+            await self._answer(exchange)
+        except HttpError as error:
+            await exchange.refuse(error.refusal)
+        except CancelledError:
+            # Who has left cannot be answered.
+            return
+        except SparsityError as error:
+            count_error(_METHOD, error.code)
+            await exchange.refuse(refusal(error, exchange.trailers))
+        except Exception:
+            log.exception("a request failed")
+            await exchange.refuse(refusal(EngineError("the router failed on this request; its log says how")))
+
+    async def _answer(self, exchange: Exchange) -> None:
+        path = exchange.path
+        if endpoint := ENDPOINTS.get(path):
+            exchange.must_be("POST")
+            await self._generate(exchange, endpoint)
+        elif path == _MODELS or path.startswith(f"{_MODELS}/"):
+            exchange.must_be("GET")
+            await self._models(exchange, path.removeprefix(_MODELS).removeprefix("/"))
+        else:
+            known = ", ".join((*ENDPOINTS, _MODELS))
+            raise HttpError(404, "unknown_url", f"nothing is served at {path[:256]}; there are {known}")
+
+    async def _models(self, exchange: Exchange, name: str) -> None:
+        """The served model, in a list or by its name."""
+        called = read_headers(exchange.headers)
+        await self._callers.count(self._checked(HttpCall(called.metadata, exchange.peer, None)))
+        if name:
+            self._must_be_served(name)
+        model = {"id": self._model, "object": "model", "created": self._started, "owned_by": "sparsity-router"}
+        await exchange.answer(answers.encoded(model if name else {"object": "list", "data": [model]}))
+
+    async def _generate(self, exchange: Exchange, endpoint: Endpoint) -> None:
+        called = read_headers(exchange.headers)
+        call = HttpCall(called.metadata, exchange.peer, called.seconds)
+        exchange.call = call
+        # Before anything of a stranger's is read.
+        self._checked(call)
+        asked = Asked()
+        document = await read_json(exchange, self.most)
+        read(endpoint.fields, document, asked)
+        declare(asked, called)
+        for name in endpoint.needed:
+            if document.get(name) is None:
+                raise InvalidRequestError.of(name, "is missing")
+        self._must_be_served(asked.model)
+        try:
+            async with exchange.while_wanted(call):
+                if asked.stream:
+                    await self._stream(exchange, call, asked, endpoint.form)
+                else:
+                    whole = await self._whole(call, asked, endpoint.form)
+        except InvalidRequestError as error:
+            raise asked.in_its_words(error) from error
+        if asked.stream:
+            await exchange.end()
+        else:
+            await exchange.answer(whole)
+
+    def _checked(self, call: HttpCall) -> str:
+        return self._callers.check(cast(GenerateContext, call), None)
+
+    def _must_be_served(self, name: str) -> None:
+        if name != self._model:
+            problem = f"the model {name[:256]!r} is not served here; {self._model!r} is"
+            raise NotFoundError(problem).about({FIELD: "model"})
+
+    async def _stream(self, exchange: Exchange, call: HttpCall, asked: Asked, form: answers.Form) -> None:
+        answer: answers.Answer | None = None
+        async with aclosing(self._messages(call, asked)) as messages:  # type: ignore[type-var]
+            async for message in messages:
+                events = b""
+                if answer is None:
+                    # The decision, and so every header, is known with the first message.
+                    answer = self._started_answer(call, asked, form)
+                    events = answer.first()
+                    await exchange.begin_events()
+                if message.text:
+                    events += answer.part(message.text)
+                if message.HasField("completion"):
+                    events += answer.last(message.completion)
+                if events:
+                    await exchange.write(events)
+
+    async def _whole(self, call: HttpCall, asked: Asked, form: answers.Form) -> bytes:
+        texts, completion = [], inference_pb2.Completion()
+        async with aclosing(self._messages(call, asked)) as messages:  # type: ignore[type-var]
+            async for message in messages:
+                texts.append(message.text)
+                if message.HasField("completion"):
+                    completion = message.completion
+        return self._started_answer(call, asked, form).whole("".join(texts), completion)
+
+    def _messages(self, call: HttpCall, asked: Asked) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        # The pipeline asks of a context what HttpCall has, and no more.
+        return self._inference.Generate(asked.message, cast(GenerateContext, call))
+
+    def _started_answer(self, call: HttpCall, asked: Asked, form: answers.Form) -> answers.Answer:
+        return answers.Answer(form, call.decision_id, self._model, int(time.time()), usage=asked.usage)

@@ -1,0 +1,95 @@
+"""Listens for HTTP, and ends with the router: uvicorn, inside the router's own loop."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ssl import SSLContext
+from typing import Any
+
+import uvicorn
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_rpc.tls import ServerTls
+from sparsity_serving.addresses import joined, read_address
+
+_OPTION = "--http-listen"
+_KEEP_ALIVE_SECONDS = 75
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which leaves signals to the router."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Captures none."""
+        yield
+
+
+class Door:
+    """An ASGI application on an address.
+
+    Args:
+        app: the application.
+        address: host:port; port 0 takes a free one.
+        tls: what the door proves itself with; None is plain text.
+        shared: whether other processes listen on the address too.
+        drain_seconds: that requests in flight get at the end.
+
+    Raises:
+        ConfigurationError: when the address cannot be listened on, or a TLS file cannot be read.
+    """
+
+    def __init__(self, app: Any, address: str, tls: ServerTls | None, *, shared: bool, drain_seconds: float) -> None:
+        secure = tls.context() if tls else None
+
+        def context(*_: object) -> SSLContext:
+            assert secure is not None, "asked for with TLS alone"
+            return secure
+
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=max(int(drain_seconds), 1),
+            ssl_context_factory=context if secure else None,
+        )
+        self._socket = _listening(address, shared)
+        self._server = _Server(config)
+        self._ended = asyncio.Event()
+        self.address = joined(read_address(address, _OPTION).host, self._socket.getsockname()[1])
+
+    async def serve(self) -> None:
+        """Serves until it is stopped."""
+        try:
+            await self._server.serve([self._socket])
+        finally:
+            self._ended.set()
+
+    async def stop(self) -> None:
+        """Takes nothing any more, and waits for what is in flight as long as it may take."""
+        self._server.should_exit = True
+        await self._ended.wait()
+
+    def close(self) -> None:
+        """Listens no more."""
+        self._socket.close()
+
+
+def _listening(address: str, shared: bool) -> socket.socket:
+    place = read_address(address, _OPTION)
+    try:
+        return socket.create_server(
+            tuple(place), family=place.family, reuse_port=shared, dualstack_ipv6=place.host == "::", backlog=2048
+        )
+    except OSError as error:
+        problem = f"{_OPTION}: cannot listen on {address} ({error.strerror}); choose another port"
+        raise ConfigurationError(problem) from error

@@ -1,0 +1,73 @@
+"""Every field of OpenAI's two requests, and what becomes of it: the parser goes by it, and so does docs/http.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from sparsity_router.gateway import parameters
+from sparsity_router.gateway.asking import Field, ignored, refused, taken
+from sparsity_router.gateway.prompts import messages, prompt
+
+_OURS = "not OpenAI's, as vLLM and SGLang have it"
+_TOOLS = "tools are not served"
+
+
+def _by_name(fields: Iterable[Field]) -> dict[str, Field]:
+    return {field.name: field for field in fields}
+
+
+_COMMON: Final = (
+    taken("model", "the served model's name, as `/v1/models` lists it; needed", parameters.model),
+    taken("stream", "answers by server-sent events", parameters.stream),
+    taken("stream_options", "`include_usage`; `include_obfuscation` is ignored", parameters.stream_options),
+    taken("metadata", "what policy looks at (below); other names are refused", parameters.metadata),
+    taken("max_tokens", "128 when unset", parameters.new_tokens, "sampling.max_new_tokens"),
+    taken("temperature", "0 to 2; the model's default when unset", parameters.sampled("temperature"),
+          "sampling.temperature"),
+    taken("top_p", "above 0, to 1", parameters.sampled("top_p"), "sampling.top_p"),
+    taken("frequency_penalty", "-2 to 2", parameters.sampled("frequency_penalty"), "sampling.frequency_penalty"),
+    taken("presence_penalty", "-2 to 2", parameters.sampled("presence_penalty"), "sampling.presence_penalty"),
+    taken("stop", "a text, or 16 at most", parameters.stop, "sampling.stop"),
+    taken("seed", "0 or more, where the engine supports one", parameters.seed, "sampling.seed"),
+    taken("top_k", _OURS, parameters.counted("top_k"), "sampling.top_k"),
+    taken("ignore_eos", _OURS, parameters.ignore_eos, "sampling.ignore_eos"),
+    taken("priority", f"0 to 9, where 9 comes first; {_OURS}", parameters.priority, "priority"),
+    ignored("user", "tenants are told by keys, conversations by `metadata.session`"),
+    refused("n", "one answer a request", 1),
+    refused("logit_bias", "tokens cannot be favoured", {}),
+)  # fmt: skip
+
+CHAT: Final = _by_name((
+    taken("messages", "texts of `system`, `user` and `assistant`", messages, "chat.messages"),
+    *_COMMON,
+    taken("max_completion_tokens", "the same as `max_tokens`", parameters.new_tokens, "sampling.max_new_tokens"),
+    refused("logprobs", "log-probabilities are not reported", False),
+    refused("top_logprobs", "log-probabilities are not reported", 0),
+    refused("tools", _TOOLS, []),
+    refused("tool_choice", _TOOLS, "none", "auto"),
+    refused("functions", _TOOLS, []),
+    refused("function_call", _TOOLS, "none", "auto"),
+    refused("response_format", "answers are plain text", {"type": "text"}),
+    refused("reasoning_effort", "the model's template decides"),
+    refused("verbosity", "say it in the prompt"),
+    refused("modalities", "answers are text", ["text"]),
+    refused("audio", "no model here hears or speaks"),
+    refused("web_search_options", "nothing is searched"),
+    refused("store", "nothing is stored", False),
+    ignored("parallel_tool_calls", "without tools it means nothing"),
+    ignored("prediction", "changes how fast an answer comes, not what it is"),
+    ignored("prompt_cache_key", "workers are picked by the prompt's own prefix"),
+    ignored("prompt_cache_retention", "a worker's cache keeps what it has room for"),
+    ignored("safety_identifier", "nobody is told of a caller's users"),
+    ignored("service_tier", "a request's place is its `priority`, its attention is policy's"),
+))  # fmt: skip
+
+COMPLETION: Final = _by_name((
+    taken("prompt", "a text, or token ids; of an array of prompts, the only one", prompt),
+    *_COMMON,
+    refused("best_of", "one answer a request", 1),
+    refused("echo", "the answer is what is new", False),
+    refused("logprobs", "log-probabilities are not reported"),
+    refused("suffix", "nothing is inserted"),
+))  # fmt: skip

@@ -1,0 +1,91 @@
+"""Reads prompts: chat messages, or the prompt of a completion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparsity.v1 import inference_pb2
+from sparsity_rpc.errors import InvalidRequestError
+from sparsity_serving.bounds import MAX_MESSAGES
+
+from sparsity_router.gateway.asking import Asked, Field, ignored, read, refused, taken
+from sparsity_router.gateway.parameters import kind, text, whole
+
+_MOST_ID = 2**32 - 1
+
+
+def _content(asked: Asked, value: Any, name: str) -> None:
+    """A text, or parts of type `text`, which are joined by line breaks."""
+    message = asked.message.chat.messages[-1]
+    if not isinstance(value, list):
+        message.content = text(value, name)
+        return
+    parts = []
+    for number, part in enumerate(value):
+        own = f"{name}[{number}]"
+        if not isinstance(part, dict):
+            raise InvalidRequestError.of(own, f"must be an object, not {kind(part)}")
+        if part.get("type") != "text":
+            raise InvalidRequestError.of(f"{own}.type", "must be text: the models here read nothing else")
+        if unknown := part.keys() - {"type", "text"}:
+            raise InvalidRequestError.of(f"{own}.{min(unknown)}", "is not known here; leave it out")
+        parts.append(text(part.get("text"), f"{own}.text"))
+    message.content = "\n".join(parts)
+
+
+def _role(asked: Asked, value: Any, name: str) -> None:
+    asked.message.chat.messages[-1].role = text(value, name)
+
+
+_TOOLS = "tools are not served"
+MESSAGE: dict[str, Field] = {
+    field.name: field
+    for field in (
+        taken("role", "`system`, `user` or `assistant`", _role),
+        taken("content", "a text, or parts of type `text`, which are joined by line breaks", _content),
+        ignored("name", "chat templates have no place for it"),
+        ignored("annotations", "of an answer that is sent back"),
+        refused("tool_calls", _TOOLS, []),
+        refused("tool_call_id", _TOOLS),
+        refused("function_call", _TOOLS),
+        refused("audio", "no model here hears or speaks"),
+        refused("refusal", "put what was said into `content`"),
+    )
+}
+
+
+def messages(asked: Asked, value: Any, name: str) -> None:
+    """Reads a conversation."""
+    if not isinstance(value, list):
+        raise InvalidRequestError.of(name, f"must be an array of messages, not {kind(value)}")
+    if len(value) > MAX_MESSAGES:
+        raise InvalidRequestError.of(name, f"are {len(value)}; this router takes {MAX_MESSAGES}")
+    # Set, though empty: it is a chat all the same.
+    asked.message.chat.SetInParent()
+    asked.names["chat"] = asked.names["prompt"] = name
+    for number, one in enumerate(value):
+        own = f"{name}[{number}]"
+        if not isinstance(one, dict):
+            raise InvalidRequestError.of(own, f"must be an object, not {kind(one)}")
+        asked.message.chat.messages.add()
+        read(MESSAGE, one, asked, f"{own}.")
+        for needed in ("role", "content"):
+            if one.get(needed) is None:
+                raise InvalidRequestError.of(f"{own}.{needed}", "is missing")
+
+
+def prompt(asked: Asked, value: Any, name: str) -> None:
+    """Reads a text or token ids; of an array of prompts, the only one."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], (str, list)):
+        value = value[0]
+    if isinstance(value, str):
+        asked.message.text = text(value, name)
+        asked.names["text"] = name
+        return
+    if not isinstance(value, list):
+        raise InvalidRequestError.of(name, f"must be text or token ids, not {kind(value)}")
+    if value and isinstance(value[0], (str, list)):
+        raise InvalidRequestError.of(name, f"holds {len(value)} prompts; send each by itself")
+    ids = [whole(one, f"{name}[{number}]", _MOST_ID) for number, one in enumerate(value)]
+    asked.message.token_ids.CopyFrom(inference_pb2.TokenIds(ids=ids))
+    asked.names["token_ids.ids"] = name

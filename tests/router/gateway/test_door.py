@@ -1,0 +1,191 @@
+"""The HTTP door as a server: who leaves, how it ends, TLS, processes, and that its answers are gRPC's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trustme
+from sparsity.v1 import inference_pb2
+from sparsity_router.gateway.door import Door
+from sparsity_router.gateway.exchange import Exchange
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_rpc.tls import ServerTls
+from support.fake_worker import FakeWorker, answer, hang
+from support.http_door import events, http_door
+from support.rig import AGGRESSIVE, DENSE, LONG, until
+from support.tiny import tiny_model
+
+
+async def drip(worker: FakeWorker, request: Any, context: Any) -> Any:
+    """A token every hundredth of a second, for ever."""
+    while True:
+        yield inference_pb2.GenerateResponse(text="x", token_ids=[120])
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("behaviour", [hang, drip])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_leaves_ends_the_engines_request(tmp_path: Path, behaviour: Any, stream: bool) -> None:
+    worker = FakeWorker("d", DENSE, tiny_model(tmp_path / "model"), behaviour=behaviour)
+    async with http_door(tmp_path, worker) as door:
+        with suppress(TimeoutError, httpx.ReadTimeout):
+            async with asyncio.timeout(0.5):
+                await door.chat(stream=stream)
+        await until(lambda: worker.cancelled == 1, 3.0)
+        worker.behaviour = answer
+        assert (await door.chat()).status_code == 200
+
+
+async def test_a_stream_that_nobody_reads_waits(tmp_path: Path) -> None:
+    sent: list[int] = []
+
+    async def flood(worker: FakeWorker, request: Any, context: Any) -> Any:
+        try:
+            for _ in range(400):
+                yield inference_pb2.GenerateResponse(text="x" * 65536, token_ids=[120])
+                sent.append(1)
+        finally:
+            sent.append(0)
+
+    worker = FakeWorker("d", DENSE, tiny_model(tmp_path / "model"), behaviour=flood)
+    async with http_door(tmp_path, worker) as door:
+        body = json.dumps({"model": door.model, "stream": True, "messages": [{"role": "user", "content": "hi"}]})
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+        _, writer = await asyncio.open_connection("127.0.0.1", door.port, limit=1024)
+        writer.write(f"{head}content-type: application/json\r\n\r\n{body}".encode())
+        await asyncio.sleep(1.0)
+        assert 0 < len(sent) < 400, "26 MB of text wait somewhere"
+        writer.close()
+        await until(lambda: 0 in sent, 3.0)
+        assert len(sent) < 400
+
+
+async def test_what_is_declared_reaches_policy(tmp_path: Path) -> None:
+    async with http_door(tmp_path) as door:
+        for headers, metadata, tier in (
+            ({"x-sparsity-domain": "low"}, {}, "aggressive"),
+            ({}, {"domain": "low"}, "aggressive"),
+            ({"x-sparsity-domain": "low", "x-sparsity-max-tier": "moderate"}, {}, "moderate"),
+            ({"x-sparsity-domain": "low"}, {"max_tier": "dense"}, "dense"),
+            ({"x-sparsity-domain": "low", "x-sparsity-flags": "pii, urgent"}, {"domain": "low"}, "dense"),
+            ({}, {"domain": "low", "flags": ""}, "aggressive"),
+            ({}, {"domain": "strange"}, "dense"),
+        ):
+            told = await door.chat(LONG, headers=headers, metadata=metadata)
+            assert (told.status_code, told.headers["x-sparsity-tier"]) == (200, tier), (headers, metadata)
+        known = {
+            "domain": "low",
+            "task": "qa",
+            "session": "s",
+            "tenant": "t",
+            "dense_reasoning": "true",
+            "labels.a": "b",
+        }
+        assert (await door.chat(LONG, metadata=known)).status_code == 200
+        assert door.workers[-1].received[-1].dense_reasoning
+
+
+async def test_a_denser_worker_is_told_in_the_headers(tmp_path: Path) -> None:
+    dense = FakeWorker("d", DENSE, tiny_model(tmp_path / "model"))
+    async with http_door(tmp_path, dense) as door:
+        told = await door.chat(LONG, metadata={"domain": "low"})
+        assert (told.headers["x-sparsity-tier"], told.headers["x-sparsity-reason"]) == ("dense", "tier_unavailable")
+        found = told.json()["sparsity"]
+        assert (found["tier"], found["policy_tier"], found["worker_id"]) == ("dense", "aggressive", "d")
+
+
+async def test_http_and_grpc_give_the_same_answer(tmp_path: Path) -> None:
+    async with http_door(tmp_path) as door:
+        completion = await door.router.generate("low", 120)
+        body, headers = {"model": door.model, "prompt": "y" * 120}, {"x-sparsity-domain": "low"}
+        told = (await door.post("/v1/completions", json=body, headers=headers)).json()["sparsity"]
+        one, other = door.workers[-1].received
+        assert door.workers[-1].tier == AGGRESSIVE
+        one.request_id = other.request_id = ""
+        assert one == other, "the worker cannot tell which door a request came by"
+        assert told["matched_rule"] == completion.decision.matched_rule
+        assert told["report"]["coverage"] == completion.sparsity.coverage
+
+
+@pytest.fixture
+def ended_twice() -> Iterator[None]:
+    """The rig ends a router that may have ended already."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("ended_twice")
+async def test_what_is_in_flight_ends_when_the_router_does(tmp_path: Path) -> None:
+    async def slowly(worker: FakeWorker, request: Any, context: Any) -> Any:
+        async for message in answer(worker, request, context):
+            await asyncio.sleep(0.2)
+            yield message
+
+    worker = FakeWorker("d", DENSE, tiny_model(tmp_path / "model"), behaviour=slowly)
+    async with http_door(tmp_path, worker) as door:
+        streaming = asyncio.create_task(door.chat(stream=True))
+        await until(lambda: worker.received)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert events((await streaming).text)[-1] == "[DONE]"
+        with pytest.raises(httpx.ConnectError):
+            await door.chat()
+
+
+async def test_tls_takes_up_renewed_certificates_and_demands_clients(tmp_path: Path) -> None:
+    ours, theirs = trustme.CA(), trustme.CA()
+    for name, authority in (("ours", ours), ("theirs", theirs)):
+        authority.cert_pem.write_to_path(tmp_path / f"{name}.pem")
+
+    def issue(authority: trustme.CA, name: str) -> tuple[Path, Path]:
+        found = authority.issue_cert("127.0.0.1")
+        found.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        (tmp_path / f"{name}.crt").write_bytes(b"".join(blob.bytes() for blob in found.cert_chain_pems))
+        return tmp_path / f"{name}.crt", tmp_path / f"{name}.key"
+
+    async def status(authority: str, *client: Path) -> int:
+        context = ssl.create_default_context(cafile=tmp_path / f"{authority}.pem")
+        if client:
+            context.load_cert_chain(*client)
+        async with httpx.AsyncClient(verify=context, trust_env=False) as session:
+            return (await session.get(f"https://{door.address}/")).status_code
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await Exchange(scope, receive, send).answer(b"{}")
+
+    tls = ServerTls(*issue(ours, "server"), client_ca=tmp_path / "ours.pem")
+    good, bad = issue(ours, "client"), issue(theirs, "stranger")
+    door = Door(app, "127.0.0.1:0", tls, shared=False, drain_seconds=1.0)
+    serving = asyncio.create_task(door.serve())
+    assert await status("ours", *good) == 200
+    for client in ((), bad):
+        with pytest.raises((httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError)):
+            await status("ours", *client)
+    issue(theirs, "server")
+    os.utime(tmp_path / "server.crt", ns=(1, 1))
+    assert await status("theirs", *good) == 200
+    await door.stop()
+    await serving
+
+
+def test_addresses_and_files_that_cannot_be_used_are_told(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for place, tls, words in (
+            (address, None, f"--http-listen: cannot listen on {address}"),
+            ("nowhere", None, "--http-listen: must be host:port"),
+            ("127.0.0.1:0", ServerTls(tmp_path / "none", tmp_path / "none"), "--tls-cert"),
+        ):
+            with pytest.raises(ConfigurationError, match=words):
+                Door(None, place, tls, shared=False, drain_seconds=1.0)

@@ -1,0 +1,284 @@
+"""What the HTTP door refuses, and how: OpenAI's form of errors, with the field's name."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import openai
+import pytest
+from sparsity_router.gateway.refusals import http_status, refusal
+from sparsity_rpc import errors
+from sparsity_serving.access.access import key_digest
+from support.fake_worker import FakeWorker, fail, hang
+from support.http_door import HttpDoor, events, http_door
+from support.rig import DENSE, LONG
+from support.tiny import tiny_model
+
+ACCESS = f"""
+inference: required
+principals:
+  - {{name: any, key_sha256: {key_digest("any-key")}, roles: [caller]}}
+  - {{name: search, key_sha256: {key_digest("search-key")}, roles: [caller], tenant: acme}}
+  - {{name: ann, key_sha256: {key_digest("ann-key")}, roles: [viewer]}}
+"""
+HI = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture
+async def door(tmp_path: Path) -> AsyncIterator[HttpDoor]:
+    async with http_door(tmp_path) as found:
+        yield found
+
+
+async def test_mistakes_are_told_by_the_name_that_their_caller_gave(door: HttpDoor) -> None:
+    """Each by itself, and nothing else in flight is lost."""
+    mistakes: list[tuple[dict[str, Any], str, str]] = [
+        ({"temperature": 3}, "temperature", "must be in [0.0, 2.0]"),
+        ({"temperature": 1e300}, "temperature", "must be in [0.0, 2.0]"),
+        ({"temperature": True}, "temperature", "must be a number"),
+        ({"top_p": 0}, "top_p", "must be above 0"),
+        ({"max_tokens": 0}, "max_tokens", "must be in [1"),
+        ({"max_completion_tokens": 10**12}, "max_completion_tokens", "must be in [0"),
+        ({"max_completion_tokens": 5, "max_tokens": 6}, "max_tokens", "send one"),
+        ({"max_tokens": 1.5}, "max_tokens", "must be a whole number"),
+        ({"seed": -1}, "seed", "must be in [0"),
+        ({"stop": ["a", ""]}, "stop", "none of them empty"),
+        ({"stop": [1]}, "stop[0]", "must be text"),
+        ({"n": 0}, "n", "one answer a request"),
+        ({"n": True}, "n", "one answer a request"),
+        ({"tools": [{}] * 1000}, "tools", "tools are not served"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", "is not served here"),
+        ({"logprobs": True}, "logprobs", "is not served here"),
+        ({"max_teir": "dense"}, "max_teir", "is not known here"),
+        ({"metadata": {"max_teir": "dense"}}, "metadata.max_teir", "is not known here"),
+        ({"metadata": {"max_tier": "thick"}}, "metadata.max_tier", "must be one of dense, moderate, aggressive"),
+        ({"metadata": {"max_tier": 1}}, "metadata.max_tier", "must be text"),
+        ({"metadata": []}, "metadata", "must be an object"),
+        ({"metadata": {"dense_reasoning": "yes"}}, "metadata.dense_reasoning", "must be true or false"),
+        ({"metadata": {"domain": "x" * 300}}, "metadata.domain", "has 300 characters"),
+        ({"metadata": {"domain": "\ud800"}}, "metadata.domain", "is no text"),
+        ({"metadata": {f"labels.{number}": "x" for number in range(65)}}, "metadata", "must be 64 at most"),
+        ({"stream": "yes"}, "stream", "must be true or false"),
+        ({"stream_options": {"usage": True}}, "stream_options.usage", "is not known here"),
+        ({"priority": 12}, "priority", "must be in [0, 9]"),
+        ({"messages": []}, "messages", "is empty"),
+        ({"messages": [{"role": "user", "content": "y" * 5000}]}, "messages", "tokens"),
+        ({"messages": None}, "messages", "is missing"),
+        ({"messages": "hi"}, "messages", "must be an array"),
+        ({"messages": [*HI, "hi"]}, "messages[1]", "must be an object"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "is missing"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content", "is no text"),
+        ({"messages": [{"content": "hi"}]}, "messages[0].role", "is missing"),
+        ({"messages": [{"role": "tool", "content": "4", "tool_call_id": "1"}]}, "messages[0].tool_call_id", "tools"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type", "text"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "no user"),
+        ({"messages": [{"role": "user", "content": "x"}] * 10_001}, "messages", "are 10001"),
+        ({"model": None}, "model", "is missing"),
+        ({"model": 5}, "model", "must be text"),
+    ]
+    waiting = asyncio.create_task(door.chat())
+    for fields, param, words in mistakes:
+        answer = await door.chat(**fields)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["type"], error["code"]) == (400, "invalid_request_error", "invalid_request")
+        assert error["param"] == param, fields
+        assert words in error["message"], fields
+        assert error["sparsity"]["reason"] == "INVALID_REQUEST"
+    assert (await waiting).status_code == 200
+
+
+async def test_a_prompt_that_is_none(door: HttpDoor) -> None:
+    for prompt, param in (
+        (None, "prompt"),
+        ("", "prompt"),
+        ([], "prompt"),
+        (["a", "b"], "prompt"),
+        ([1, "b"], "prompt[1]"),
+        ([-1], "prompt[0]"),
+        ([2**31], "prompt"),
+        ({}, "prompt"),
+        ("y" * 30_000_000, None),
+    ):
+        answer = await door.post("/v1/completions", json={"model": door.model, "prompt": prompt})
+        assert answer.status_code == (413 if param is None else 400), str(prompt)[:20]
+        assert answer.json()["error"]["param"] == param, str(prompt)[:20]
+
+
+async def test_all_mistakes_are_told_at_once(door: HttpDoor) -> None:
+    message = (await door.chat(n=2, seed="x", what=1)).json()["error"]["message"]
+    assert all(f"{name}: " in message for name in ("n", "seed", "what"))
+
+
+async def test_what_asks_for_nothing_is_taken(door: HttpDoor) -> None:
+    nothing = {"n": 1, "logprobs": False, "tools": [], "response_format": {"type": "text"}, "logit_bias": {}}
+    ignored = {"user": "u", "service_tier": "auto", "prediction": {"type": "content", "content": "x"}, "audio": None}
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    messages = [{"role": "user", "name": "ann", "content": parts, "tool_calls": None}]
+    assert (await door.chat(messages=messages, **nothing, **ignored)).status_code == 200
+    assert door.workers[0].received[-1].text.text == "[user]a\nb[assistant]"
+
+
+async def test_bodies_that_are_none(door: HttpDoor) -> None:
+    kind = {"content-type": "application/json"}
+    for content, words in (
+        (b"", "is no JSON"),
+        (b"{", "is no JSON"),
+        (b"\xff\xfe", "is no JSON"),
+        (b"[]", "must be a JSON object"),
+        (b'{"temperature": NaN}', "NaN is no number"),
+        (b'{"temperature": ' + b"1" * 5000 + b"}", "is no JSON"),
+        (b"[" * 100_000, "is nested too deeply"),
+    ):
+        answer = await door.post(content=content, headers=kind)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "body"), content[:20]
+        assert words in answer.json()["error"]["message"]
+    for headers in ({"content-type": "text/plain"}, {}, {**kind, "content-encoding": "gzip"}):
+        answer = await door.post(content=b"{}", headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
+    assert (await door.post("/v1/embeddings", json={})).status_code == 404
+    assert (await door.post("/v1/models", json={})).headers["allow"] == "GET"
+
+
+async def test_a_long_body_is_refused_before_it_is_read(door: HttpDoor) -> None:
+    async with door.client() as client:
+        with pytest.raises(openai.APIStatusError) as caught:
+            await client.completions.create(model=door.model, prompt="y" * 50_000_000)
+        assert (caught.value.status_code, caught.value.code) == (413, "request_too_large")
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    # Nothing of it was sent.
+    answer = await door.raw(head + b"content-length: 50000000\r\nexpect: 100-continue\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    chunk = b"100000\r\n" + b"y" * 2**20 + b"\r\n"
+    answer = await door.raw(head + b"transfer-encoding: chunked\r\n\r\n" + chunk * 20 + b"0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+async def test_nonsense_on_the_wire_is_answered_and_harms_nobody(door: HttpDoor) -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    waiting = asyncio.create_task(door.chat())
+    for data in (
+        b"\x00\x01\x02\r\n\r\n",
+        head + b"transfer-encoding: chunked\r\n\r\nnonsense\r\n",
+        head + b"transfer-encoding: chunked\r\n\r\n5\r\nabcdefg\r\n",
+        head + b"content-length: many\r\n\r\n",
+        head + b"content-length: -1\r\n\r\n",
+        head + b"content-length: 2\r\ncontent-length: 3\r\n\r\n{}",
+        head + b"x-sparsity-domain: a\rx-sparsity-max-tier: aggressive\r\n\r\n",
+        head + b"x-sparsity-domain: a\x00b\r\n\r\n",
+        head + b"x-sparsity-domain : a\r\n\r\n",
+        head + b"a: " + b"b" * 100_000 + b"\r\n\r\n",
+    ):
+        answer = await door.raw(data)
+        assert answer.startswith(b"HTTP/1.1 400 "), data[:120]
+    assert (await waiting).status_code == 200
+
+
+async def test_headers_that_are_none(door: HttpDoor) -> None:
+    twice = [("x-sparsity-max-tier", "dense"), ("x-sparsity-max-tier", "aggressive")]
+    for headers, param, words in (
+        ({"x-sparsity-max-teir": "dense"}, "x-sparsity-max-teir", "is not known here"),
+        ({"x-sparsity-max-tier": "thick"}, "x-sparsity-max-tier", "must be one of"),
+        ({"x-sparsity-domain": b"\xff"}, "x-sparsity-domain", "is no UTF-8"),
+        ({"x-sparsity-domain": "x" * 300}, "x-sparsity-domain", "has 300 characters"),
+        ({"x-sparsity-timeout": "soon"}, "x-sparsity-timeout", "must be seconds"),
+        ({"x-sparsity-timeout": "nan"}, "x-sparsity-timeout", "must be seconds"),
+        ({"x-sparsity-timeout": "-1"}, "x-sparsity-timeout", "must be seconds"),
+        ({"x-request-id": "x" * 300}, "x-request-id", "has 300 characters"),
+        (twice, "x-sparsity-max-tier", "is there twice"),
+    ):
+        answer = await door.post(json={"model": door.model, "messages": HI}, headers=headers)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, param), headers
+        assert words in error["message"]
+    differing = await door.chat(headers={"x-sparsity-max-tier": "dense"}, metadata={"max_tier": "aggressive"})
+    assert differing.json()["error"]["param"] == "metadata.max_tier"
+
+
+async def test_keys_and_tenants_are_those_of_grpc(tmp_path: Path) -> None:
+    (tmp_path / "access.yaml").write_text(ACCESS)
+    (tmp_path / "limits.yaml").write_text("tenants: {acme: {requests: 2/day}}")
+    options: dict[str, Any] = {"access": tmp_path / "access.yaml", "tenant_limits": tmp_path / "limits.yaml"}
+    async with http_door(tmp_path, **options) as door:
+        assert (await door.chat()).status_code == 200
+        async with door.client(api_key="wrong") as client:
+            with pytest.raises(openai.AuthenticationError) as unknown:
+                await client.models.list()
+            assert unknown.value.code == "invalid_api_key"
+            with pytest.raises(openai.AuthenticationError):
+                await client.completions.create(model=door.model, prompt="hi")
+        # A stranger's body is not read.
+        answer = await door.raw(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 5000\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 401 ")
+        async with door.client(api_key="ann-key") as client:
+            with pytest.raises(openai.PermissionDeniedError):
+                await client.completions.create(model=door.model, prompt="hi")
+        async with door.client(api_key="search-key") as client:
+            await client.completions.create(model=door.model, prompt="hi")
+            assert door.workers[0].received[-1].cache_salt
+            other = {"x-sparsity-tenant": "another"}
+            with pytest.raises(openai.PermissionDeniedError):
+                await client.completions.create(model=door.model, prompt="hi", extra_headers=other)
+            await client.completions.create(model=door.model, prompt="hi")
+            with pytest.raises(openai.RateLimitError) as caught:
+                await client.completions.create(model=door.model, prompt="hi")
+        assert caught.value.code == "rate_limit_exceeded"
+        assert 1 <= int(caught.value.response.headers["retry-after"]) <= 86_400
+        told: Any = caught.value.body
+        assert told["sparsity"]["limit"] == "2 requests per day"
+        assert told["sparsity"]["decisionId"] == caught.value.response.headers["x-sparsity-decision-id"]
+
+
+async def test_a_worker_that_fails(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model")
+    for after, status in ((0, 503), (1, 200)):
+        worker = FakeWorker("d", DENSE, model, behaviour=fail(grpc.StatusCode.UNAVAILABLE, after))
+        async with http_door(tmp_path, worker) as door:
+            whole = await door.chat()
+            error = whole.json()["error"]
+            assert whole.status_code == (503 if not after else 502)
+            assert error["type"] == "server_error"
+            assert error["sparsity"]["tier"] == "dense"
+            # It would be asked again by itself, after a part of the answer.
+            assert whole.headers.get("x-should-retry") == ("false" if after else None)
+            # For a moment the worker is left alone.
+            streamed = await door.chat(stream=True)
+            while streamed.status_code != status:
+                streamed = await door.chat(stream=True)
+            if not after:
+                continue
+            told = events(streamed.text)
+            assert told[-1]["error"]["code"] == "stream_broken"
+            assert "[DONE]" not in told
+            async with door.client() as client:
+                messages: Any = HI
+                stream = await client.with_options(max_retries=9).chat.completions.create(
+                    model=door.model, messages=messages, stream=True
+                )
+                with pytest.raises(openai.APIError, match="mid-stream"):
+                    [chunk async for chunk in stream]
+
+
+async def test_a_deadline(tmp_path: Path) -> None:
+    worker = FakeWorker("d", DENSE, tiny_model(tmp_path / "model"), behaviour=hang)
+    async with http_door(tmp_path, worker) as door:
+        for stream in (True, False):
+            late = await door.chat(LONG, headers={"x-sparsity-timeout": "0.3"}, stream=stream)
+            assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline")
+            assert late.json()["error"]["sparsity"]["decisionId"] == late.headers["x-sparsity-decision-id"]
+        await asyncio.sleep(0.1)
+        assert worker.cancelled == 2
+
+
+def test_every_kind_of_errors_has_a_status_of_http() -> None:
+    def below(kind: type[errors.SparsityError]) -> list[type[errors.SparsityError]]:
+        return [kind, *(each for one in kind.__subclasses__() for each in below(one))]
+
+    for kind in below(errors.SparsityError):
+        assert 400 <= http_status(kind) < 600
+    told = refusal(errors.OverloadedError("full", 0.2), (("sparsity-tier", "dense"),))
+    assert told.headers == (("retry-after", "1"), ("retry-after-ms", "200"))
+    assert told.error["sparsity"] == {"reason": "OVERLOADED", "tier": "dense", "retryDelay": "0.2s"}
