@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 from sparsity_policies.documents.shipped import shipped_policies
+from sparsity_policies.matching.scan import Scanner
 
 SPLITS = ("train", "calibration", "heldout")
 LANGUAGES = ("en", "de", "fr", "es", "pt", "zh", "ja", "ar", "hi", "ru")
@@ -120,6 +121,12 @@ def test_no_shipped_exemplar_is_measured_on() -> None:
     assert exemplars
     for split in ("calibration", "heldout"):
         assert shared(exemplars, [row.text for row in ALL[split, "en"]], "en") == []
+
+
+def test_literals_and_patterns_leave_harmless_texts_alone() -> None:
+    scanner = Scanner(shipped_policies("standard"))
+    texts = [row.text for found in ALL.values() for row in found if row.domain == "harmless"]
+    assert [text for text in texts if scanner.scan(text).flags] == []
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
