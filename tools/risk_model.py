@@ -1,4 +1,4 @@
-"""Learns the shipped model of risk from the shipped texts and exemplars; with --check, fails when the file is of others.
+"""Learns the shipped model of risk from shipped texts and exemplars; with --check, fails when the file is of others.
 
 The file holds the digest of what it was learnt from: learning takes half a minute, comparing it none.
 """

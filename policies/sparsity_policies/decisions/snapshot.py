@@ -118,7 +118,9 @@ class Snapshot:
             # Drafts are held against requests whose domain is known.
             return self.risk.model.heads
 
-        return Snapshot.build(self.revision, [*others, stored], self.overrides, self.rejected, self.ttl, self, compiled, kept)
+        return Snapshot.build(
+            self.revision, [*others, stored], self.overrides, self.rejected, self.ttl, self, compiled, kept
+        )
 
     def with_overrides(self, overrides: Iterable[Override]) -> Snapshot:
         """The same policies under other overrides; compiles nothing, so that a kill switch acts at once."""

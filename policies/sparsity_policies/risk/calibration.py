@@ -1,4 +1,7 @@
-"""From margins to probabilities (Platt, Advances in Large Margin Classifiers, 1999; targets by Lin, Lin and Weng, 2007)."""
+"""From margins to probabilities (Platt, Advances in Large Margin Classifiers, 1999).
+
+Targets keep off 0 and 1 (Lin, Lin and Weng, Machine Learning 68, 2007).
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,9 @@ SPLITS: Final = ("train", "calibration", "heldout")
 KINDS: Final = {
     "code": "code",
     "chat": "support-chat",
-    **dict.fromkeys(("news", "fiction", "manual", "record", "contract", "transcript", "form", "idiom"), "summarization"),
+    **dict.fromkeys(
+        ("news", "fiction", "manual", "record", "contract", "transcript", "form", "idiom"), "summarization"
+    ),
 }
 _MOST_MISTAKES: Final = 20
 

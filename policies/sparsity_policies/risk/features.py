@@ -1,7 +1,8 @@
 """A text as numbers of hashed n-grams (feature hashing, Weinberger et al., ICML 2009), in passes over whole arrays.
 
-Letters are counted as code points, so that an n-gram spans as much of a Hindi word as of an English one, and positions are
-those of the text. Each n-gram belongs to the place where it begins: a window's features are those that begin in it.
+Letters are counted as code points, so that an n-gram spans as much of a Hindi word as of an English one, and
+positions are those of the text. Each n-gram belongs to the place where it begins: a window's features are those that
+begin in it.
 """
 
 from __future__ import annotations
@@ -97,7 +98,9 @@ def _ngrams(seen: Codes, length: int) -> list[Rows]:
 def _words(seen: Codes, length: int, before: int) -> tuple[Rows, NDArray[np.int64]]:
     """Rows of the words that begin within ``length``, and of each with the next one."""
     inner = _is_letter(seen)
-    edges = np.diff(inner.view(np.int8), prepend=np.int8(_is_letter(np.array([before], np.uint32))[0]), append=np.int8(0))
+    edges = np.diff(
+        inner.view(np.int8), prepend=np.int8(_is_letter(np.array([before], np.uint32))[0]), append=np.int8(0)
+    )
     starts = np.flatnonzero(edges == 1)
     ends = np.flatnonzero(edges == -1)
     # The first end may be that of a word from the block before.

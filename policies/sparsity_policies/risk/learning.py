@@ -125,4 +125,3 @@ def model_of(policies: Iterable[Policy], previous: PolicyModel | None, learn_the
 
 def _for(model: RiskModel, policies: Iterable[Policy], key: str = "") -> PolicyModel:
     return PolicyModel(model, {policy.domain: policy for policy in policies if policy.domain in model.domains}, key)
-

@@ -1,6 +1,7 @@
 """Heads from labelled texts: logistic regression by stochastic gradients with a rate of its own for each weight.
 
-Adagrad (Duchi, Hazan and Singer, JMLR 2011). The order is drawn from a fixed seed: the same texts give the same weights.
+Adagrad (Duchi, Hazan and Singer, JMLR 2011). The order is drawn from a fixed seed: the same
+texts give the same weights.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the scores of a text mean for a request: which domains it is moved to, which leave it in doubt, which it may be."""
+"""What the scores of a text mean for a request: domains that it is moved to, doubts, and what else it may be."""
 
 from __future__ import annotations
 

@@ -43,7 +43,9 @@ class RequestMetrics:
             "sparsity.router.policy.violations", "{request}", "Answered with less attention than policy gave: never."
         )
         self._findings = count(
-            "sparsity.router.risk.findings", "{request}", "Texts by the domain that they are most like, and what came of it."
+            "sparsity.router.risk.findings",
+            "{request}",
+            "Texts by the domain that they are most like, and what came of it.",
         )
         self._flops = count("sparsity.attention.flops", "1", "Floating-point operations that attention took.")
         self._flops_saved = count("sparsity.attention.flops.saved", "1", "That dense attention would have taken more.")
