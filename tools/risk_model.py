@@ -23,7 +23,7 @@ def exemplars() -> dict[str, tuple[str, ...]]:
 def stale() -> list[str]:
     """What the file was not learnt from, in words."""
     found = []
-    if base.base().data != corpus.shipped_digest(("train", "calibration")):
+    if base.base().data != corpus.shipped_digest():
         found.append("the shipped texts have changed")
     if dict(base.base().exemplars) != exemplars():
         found.append("the exemplars of the shipped policies have changed")
@@ -37,8 +37,8 @@ def main() -> None:
             sys.exit(f"{'; '.join(problems)}: run `make risk-model`")
         return
     train, calibration = corpus.shipped("train"), corpus.shipped("calibration")
-    model = base.learnt(train, calibration, exemplars())
-    base.save(FILE, model, exemplars(), corpus.shipped_digest(("train", "calibration")))
+    model = base.learnt(train, corpus.shipped_terms(), calibration, exemplars())
+    base.save(FILE, model, exemplars(), corpus.shipped_digest())
 
 
 if __name__ == "__main__":

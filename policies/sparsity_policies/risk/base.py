@@ -14,13 +14,15 @@ import numpy as np
 
 from sparsity_policies.risk import corpus
 from sparsity_policies.risk.calibration import Platt, platt
-from sparsity_policies.risk.corpus import RISKY, Labelled
-from sparsity_policies.risk.examples import pieces, windows
+from sparsity_policies.risk.corpus import RISKY, Labelled, Terms
+from sparsity_policies.risk.examples import pieces, term_lists, windows
 from sparsity_policies.risk.model import Head, RiskModel
 from sparsity_policies.risk.training import Features, features_of, learn
 
 FILE: Final = "model.npz"
-_EPOCHS: Final = 12
+_EPOCHS: Final = 10
+# Times that a text is shown among others; more is slower and no better.
+_AMONG: Final = 2
 _LEVELS: Final = 127
 
 
@@ -73,10 +75,14 @@ def save(path: Path, model: RiskModel, exemplars: Mapping[str, Sequence[str]], d
 
 
 def learnt(
-    train: Sequence[Labelled], calibration: Sequence[Labelled], exemplars: Mapping[str, Sequence[str]]
+    train: Sequence[Labelled],
+    terms: Sequence[Terms],
+    calibration: Sequence[Labelled],
+    exemplars: Mapping[str, Sequence[str]],
 ) -> RiskModel:
-    """The model of labelled texts and the exemplars of the shipped policies; each high-risk domain is there."""
-    shown = [*windows(train), *((domain, text) for domain, texts in sorted(exemplars.items()) for text in texts)]
+    """The model of labelled texts, lists of terms and the exemplars of the shipped policies."""
+    own = [(domain, text) for domain, texts in sorted(exemplars.items()) for text in texts]
+    shown = [*windows(train, _AMONG), *term_lists(terms), *own]
     low = sorted({domain for domain, _ in shown} - {"", *RISKY})
     domains = [*(domain for domain in RISKY if any(label == domain for label, _ in shown)), *low]
     found = learn([(domain, features_of(text)) for domain, text in shown], domains, frozenset(RISKY), _EPOCHS)

@@ -13,7 +13,6 @@ from sparsity_rpc.errors import InvalidRequestError, Violation
 
 HARMLESS: Final = "harmless"
 RISKY: Final = ("medical", "legal", "safety", "compliance")
-SPLITS: Final = ("train", "calibration", "heldout")
 # Harmless texts teach the shipped domains of low risk, too: code and support are told by their kind, and prose is a
 # document to read. A kind that is not here belongs to none of them.
 KINDS: Final = {
@@ -52,10 +51,30 @@ def shipped(split: str) -> list[Labelled]:
     return found
 
 
-def shipped_digest(splits: Sequence[str] = SPLITS) -> str:
-    """Changes with the texts of the splits."""
+class Terms(NamedTuple):
+    """Words and phrases of a domain's trade, or of harmless matters, in one language."""
+
+    language: str
+    domain: str
+    terms: tuple[str, ...]
+
+
+def shipped_terms() -> list[Terms]:
+    """The lists that come with the package: texts are few, and most words of a trade are in none of them."""
+    found = []
+    for path in _files("terms"):
+        # A heading names the domain; below it are its terms, with semicolons between them.
+        for part in path.read_text(encoding="utf-8").split("# ")[1:]:
+            domain, _, body = part.partition("\n")
+            terms = (" ".join(term.split()) for term in body.split(";"))
+            found.append(Terms(path.name.partition(".")[0], domain.strip(), tuple(term for term in terms if term)))
+    return found
+
+
+def shipped_digest() -> str:
+    """Changes with what the shipped model learns and is calibrated by."""
     digest = hashlib.sha256()
-    for split in splits:
+    for split in ("train", "calibration", "terms"):
         for path in _files(split):
             digest.update(f"{split}/{path.name}\0".encode() + path.read_bytes())
     return digest.hexdigest()
@@ -65,7 +84,8 @@ def _files(split: str) -> list[Traversable]:
     folder = resources.files("sparsity_policies.risk") / "data" / split
     if not folder.is_dir():
         return []
-    return sorted((path for path in folder.iterdir() if path.name.endswith(".jsonl")), key=lambda path: path.name)
+    found = (path for path in folder.iterdir() if path.name.endswith((".jsonl", ".txt")))
+    return sorted(found, key=lambda path: path.name)
 
 
 def read_lines(content: str, source: str, language: str = "") -> list[Labelled]:

@@ -6,12 +6,13 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 
-from sparsity_policies.risk.corpus import HARMLESS, Labelled, labels
+from sparsity_policies.risk.corpus import HARMLESS, Labelled, Terms, labels
 from sparsity_policies.risk.features import CHUNK
 from sparsity_policies.risk.model import WINDOW
 
 SIZE = WINDOW * CHUNK
 _SEED = 23
+_COMPANIES, _TOGETHER = 2, 8
 
 
 def pieces(text: str) -> list[str]:
@@ -22,7 +23,7 @@ def pieces(text: str) -> list[str]:
     return [text[start : start + SIZE] for start in starts]
 
 
-def windows(texts: Sequence[Labelled], among: int = 2) -> list[tuple[str, str]]:
+def windows(texts: Sequence[Labelled], among: int) -> list[tuple[str, str]]:
     """The domain, empty for none, and the text of every window to learn.
 
     Args:
@@ -41,6 +42,19 @@ def windows(texts: Sequence[Labelled], among: int = 2) -> list[tuple[str, str]]:
         for _ in range(among if others else 0):
             # Of harmless texts together nobody knows which domain of low risk they are of: they teach high risk only.
             found.append((domain if labelled.domain != HARMLESS else "", within(text, others, chance)))
+    return found
+
+
+def term_lists(lists: Sequence[Terms]) -> list[tuple[str, str]]:
+    """The domain and a few terms at a time, each term in several companies."""
+    chance = random.Random(_SEED)
+    found = []
+    for one in lists:
+        domain = "" if one.domain == HARMLESS else one.domain
+        for _ in range(_COMPANIES):
+            mixed = chance.sample(one.terms, len(one.terms))
+            for at in range(0, len(mixed), _TOGETHER):
+                found.append((domain, "; ".join(mixed[at : at + _TOGETHER])))
     return found
 
 

@@ -74,6 +74,8 @@ def learn(
     if known is None:
         known = Learnt(np.zeros((ROWS, width), np.float32), np.full(width, -2.0, np.float32))
     weights, biases = known.weights.copy(), known.biases.copy()
+    common = _commonness([features for _, features in examples]) if known is None else np.ones(ROWS, np.float32)
+    weights /= common[:, None]
     targets, masses = _targets([domain for domain, _ in examples], domains, risky)
     seen = np.full((ROWS, width), _SMOOTH, np.float32)
     seen_bias = np.full(width, 1.0, np.float32)
@@ -82,6 +84,7 @@ def learn(
         rate = np.float32(_RATE / (1.0 + 2.0 * epoch / epochs))
         for number in chance.permutation(len(examples)):
             rows, values = examples[number][1]
+            values = values * common[rows]
             own = weights[rows]
             margins = values @ own + biases
             errors = (1.0 / (1.0 + np.exp(-margins)) - targets[number]) * masses[number]
@@ -91,7 +94,17 @@ def learn(
             weights[rows] = own * np.float32(1.0 - _DECAY) - rate * slopes / np.sqrt(squares)
             seen_bias += (errors * errors).astype(np.float32)
             biases -= (rate * errors / np.sqrt(seen_bias)).astype(np.float32)
-    return Learnt(weights, biases)
+    return Learnt(weights * common[:, None], biases)
+
+
+def _commonness(texts: Sequence[Features]) -> NDArray[np.float32]:
+    """By row, inverse document frequency about one: what every text has says little (Sparck Jones, 1972)."""
+    counts = np.zeros(ROWS)
+    for text in texts:
+        counts[text.rows] += 1
+    found = np.log((len(texts) + 1) / (counts + 0.5))
+    found /= found[counts > 0].mean()
+    return np.clip(found, 0.05, 2.0).astype(np.float32)
 
 
 def _targets(
