@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Chart and dashboards find the folder of caches as the environment does.
 DEPLOY_TOOL := PYTHONPATH=tools $(BIN)/python deploy/tools
 
-.PHONY: environment try run check test coverage test-gpu lint format protos risk-model locks charts bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts options clean
+.PHONY: environment try run check test coverage test-gpu lint format protos risk-model locks charts bench-tiers bench-policies bench-router bench-risk bench-quality bench-kernels bench-serving chaos alerts options clean
 
 environment:
 	@$(PYTHON) tools/environment.py
@@ -102,6 +102,10 @@ bench-policies: environment
 # Starts what it needs, other routers too, which it installs first; takes about seven minutes.
 bench-router: environment
 	@$(BIN)/sparsity bench router --out docs/benchmarks
+
+# Held-out texts against the shipped policies; about two minutes.
+bench-risk: environment
+	@$(BIN)/sparsity bench risk --out docs/benchmarks
 
 # Fewer lengths and cases than the committed report, and nothing beside the profiles but dense: about ten minutes on two cores.
 bench-quality: environment
