@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Chart and dashboards find the folder of caches as the environment does.
 DEPLOY_TOOL := PYTHONPATH=tools $(BIN)/python deploy/tools
 
-.PHONY: environment try run check test coverage test-gpu lint format protos locks charts bench-tiers bench-policies bench-router bench-quality bench-kernels bench-serving chaos alerts options clean
+.PHONY: environment try run check test coverage test-gpu lint format protos risk-model locks charts bench-tiers bench-policies bench-router bench-risk bench-quality bench-kernels bench-serving chaos alerts options clean
 
 environment:
 	@$(PYTHON) tools/environment.py
@@ -63,6 +63,7 @@ lint: environment
 	@$(BIN)/hadolint deploy/docker/*.Dockerfile
 	@$(DEPLOY_TOOL)/dashboards.py --check
 	@$(BIN)/python tools/options.py --check
+	@$(BIN)/python tools/risk_model.py --check
 	@$(DEPLOY_TOOL)/promql.py
 	@$(DEPLOY_TOOL)/charts.py
 
@@ -72,6 +73,10 @@ format: environment
 
 protos: environment
 	@$(BIN)/python tools/protos.py
+
+# What shipped texts and exemplars teach, after an edit of either; half a minute.
+risk-model: environment
+	@$(BIN)/python tools/risk_model.py
 
 # What images install, with hashes, after an edit of dependencies.
 locks: environment
@@ -97,6 +102,10 @@ bench-policies: environment
 # Starts what it needs, other routers too, which it installs first; takes about seven minutes.
 bench-router: environment
 	@$(BIN)/sparsity bench router --out docs/benchmarks
+
+# Held-out texts against the shipped policies; about two minutes.
+bench-risk: environment
+	@$(BIN)/sparsity bench risk --out docs/benchmarks
 
 # Fewer lengths and cases than the committed report, and nothing beside the profiles but dense: about ten minutes on two cores.
 bench-quality: environment

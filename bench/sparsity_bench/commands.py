@@ -20,6 +20,7 @@ from sparsity_serving.engines import SGLANG
 
 from sparsity_bench.policies.run import Counts
 from sparsity_bench.policies.run import measure as measure_policies
+from sparsity_bench.risk.run import measure as measure_risk
 from sparsity_bench.router.run import Plan
 from sparsity_bench.router.run import measure as measure_router
 from sparsity_bench.tiers import service
@@ -81,6 +82,16 @@ def router(
         plan = Plan(requests, soak) if peers else Plan(requests, soak, peers=())
         rows = asyncio.run(measure_router(folder, plan, _say))
         _publish("router", rows, folder, out, as_json)
+
+
+@app.command("risk")
+def risk(
+    out: Annotated[Path | None, typer.Option(help="Folder to write risk.json and risk.md to.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What detection misses and moves of held-out texts, beside literals and a list of keywords; time and memory."""
+    with reported():
+        _publish("risk", measure_risk(_say), Path("model.npz"), out, as_json)
 
 
 def _publish(name: str, rows: list[benchmark.Row], model: Path, out: Path | None, as_json: bool) -> None:

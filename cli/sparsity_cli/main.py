@@ -10,7 +10,7 @@ import typer
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving import telemetry
 
-from sparsity_cli import policies, quality, savings, up
+from sparsity_cli import policies, quality, risk, savings, up
 from sparsity_cli.capacity import command as capacity
 from sparsity_cli.fleet import check, status, worker
 from sparsity_cli.requests import demo, explain, generate, outcome, trace
@@ -35,6 +35,7 @@ app.command("calibrate", context_settings=quality.FORWARDED)(quality.calibrate)
 app.add_typer(policies.app, name="policy")
 if find_spec("sparsity_bench"):  # images leave benchmarks out
     app.add_typer(import_module("sparsity_bench.commands").app, name="bench")
+app.add_typer(risk.app, name="risk")
 app.add_typer(worker.app, name="worker")
 
 

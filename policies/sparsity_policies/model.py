@@ -44,6 +44,22 @@ class StickyBy(StrEnum):
     REQUEST = "request"
 
 
+class Sensitivity(StrEnum):
+    """How little of a domain is enough for a text to be taken for one of it."""
+
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
+
+
+class DetectionMode(StrEnum):
+    """What becomes of a request whose text is like a riskier domain than its own."""
+
+    ACT = "act"
+    OBSERVE = "observe"
+    OFF = "off"
+
+
 class Scope(IntEnum):
     """What an override acts on. Values equal `sparsity.v1.OverrideScope`."""
 
@@ -73,12 +89,17 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """What the scan of a prompt looks for, and the flag a match raises."""
+    """What the scan of a prompt looks for, and the flag a match raises.
+
+    ``exemplars`` are learnt by the model that reads whole prompts; ``sensitivity`` and ``mode`` say what that leads to.
+    """
 
     literals: tuple[str, ...] = ()
     patterns: tuple[str, ...] = ()
     exemplars: tuple[str, ...] = ()
     flag: str = ""
+    sensitivity: Sensitivity = Sensitivity.NORMAL
+    mode: DetectionMode = DetectionMode.ACT
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,11 @@ class RouterConfig:
             shown=f"{NEXT_SECONDS:g}",
         ),
     )
-    detect: str = option("which requests' domain is detected by meaning", "undeclared", choices=DETECT)
+    detect: str = option(
+        "which requests' domain a sentence model tells too, beside the model that reads every prompt",
+        "off",
+        choices=DETECT,
+    )
     detect_seconds: float = option("time for it, past which a request is dense", 1.0, above=0)
     detect_model: Path | None = option("folder with model.onnx and tokenizer.json for it; the installed one", None)
     sessions: str = option("keep a conversation at its tier or denser, or let it move freely", "keep", choices=SESSIONS)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
 from rich.table import Table
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import make_request
 
 from sparsity_cli.connection import client_of
-from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, out, print_json, reported, tier_word, to_dict
+from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, escaped, out, print_json, reported, tier_word, to_dict
 from sparsity_cli.requests.prompts import (
     DenseReasoning,
     Domain,
@@ -36,6 +39,7 @@ def explain(
     tenant: Tenant = None,
     session: Session = None,
     raw: Raw = False,
+    show_text: Annotated[bool, typer.Option("--show-text", help="Show the part that is like a domain.")] = False,
     router: Router = DEFAULT_ROUTER,
     as_json: AsJson = False,
 ) -> None:
@@ -72,6 +76,9 @@ def explain(
         )
         if decision.dense_reasoning and decision.tier != inference_pb2.TIER_DENSE:
             out.print("reasoning spans of the answer decode densely")
+        told = [finding for finding in answer.findings if finding.outcome != "none"]
+        for finding in told or answer.findings[:1]:
+            out.print(_finding(finding, request, show_text), soft_wrap=True)
         table = Table("check", "matched", "tier", "detail", box=None)
         for step in answer.steps:
             check = step.check.replace("[", "\\[")
@@ -81,3 +88,13 @@ def explain(
             out.print("Another tier:")
             for sentence in answer.alternatives:
                 out.print(f"  {sentence}")
+
+
+def _finding(finding: inference_pb2.RiskFinding, request: inference_pb2.GenerateRequest, show_text: bool) -> str:
+    """What a part of the text is like, with its place; the text itself only where it is asked for."""
+    told = f"characters {finding.start} to {finding.end} are like {escaped(finding.domain)}"
+    told += f" with probability {finding.probability:.2f}, {finding.threshold:.2f} is enough: {finding.outcome}"
+    if show_text:
+        words = request.text or "\n".join(message.content for message in request.chat.messages)
+        told += f"\n  {escaped(words[finding.start : finding.end])}"
+    return told

@@ -1557,6 +1557,7 @@ class ExplainResponse(_message.Message):
     DECISION_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     ALTERNATIVES_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def signals(self) -> Global___Signals:
         """What was known."""
@@ -1573,6 +1574,10 @@ class ExplainResponse(_message.Message):
     def alternatives(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What would have to be different for another tier."""
 
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___RiskFinding]:
+        """What the text is like, the most likely first; empty where it was not looked at."""
+
     def __init__(
         self,
         *,
@@ -1580,14 +1585,57 @@ class ExplainResponse(_message.Message):
         decision: Global___Decision | None = ...,
         steps: _abc.Iterable[Global___DecisionStep] | None = ...,
         alternatives: _abc.Iterable[_builtins.str] | None = ...,
+        findings: _abc.Iterable[Global___RiskFinding] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "signals", b"signals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alternatives", b"alternatives", "decision", b"decision", "signals", b"signals", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alternatives", b"alternatives", "decision", b"decision", "findings", b"findings", "signals", b"signals", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
+
+@_typing.final
+class RiskFinding(_message.Message):
+    """The part of a prompt that is most like a domain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    domain: _builtins.str
+    """The domain."""
+    probability: _builtins.float
+    """Calibrated probability that it is of that domain."""
+    threshold: _builtins.float
+    """What is enough by the domain's sensitivity."""
+    outcome: _builtins.str
+    """What came of it: `moved`, `observed`, `doubt` or `none`."""
+    start: _builtins.int
+    """First character of the window in the prompt."""
+    end: _builtins.int
+    """The character behind its last."""
+    def __init__(
+        self,
+        *,
+        domain: _builtins.str = ...,
+        probability: _builtins.float = ...,
+        threshold: _builtins.float = ...,
+        outcome: _builtins.str = ...,
+        start: _builtins.int = ...,
+        end: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "end", b"end", "outcome", b"outcome", "probability", b"probability", "start", b"start", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RiskFinding: _TypeAlias = RiskFinding  # noqa: Y015
 
 @_typing.final
 class DecisionStep(_message.Message):

@@ -287,8 +287,16 @@ class Detection(_message.Message):
     PATTERNS_FIELD_NUMBER: _builtins.int
     EXEMPLARS_FIELD_NUMBER: _builtins.int
     FLAG_FIELD_NUMBER: _builtins.int
+    SENSITIVITY_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     flag: _builtins.str
     """The flag a match raises; empty raises none, and the match only reveals the domain."""
+    sensitivity: _builtins.str
+    """How little of the domain is enough for a text to be taken for one of it: `low`, `normal` (the default) or `high`."""
+    mode: _builtins.str
+    """Whether that moves requests to the domain: `act` (the default), `observe` only counts them, `off`. Of a declared
+    domain, whether its requests are looked at for riskier ones at all.
+    """
     @_builtins.property
     def literals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts matched without regard to case."""
@@ -308,10 +316,12 @@ class Detection(_message.Message):
         patterns: _abc.Iterable[_builtins.str] | None = ...,
         exemplars: _abc.Iterable[_builtins.str] | None = ...,
         flag: _builtins.str = ...,
+        sensitivity: _builtins.str = ...,
+        mode: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exemplars", b"exemplars", "flag", b"flag", "literals", b"literals", "patterns", b"patterns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exemplars", b"exemplars", "flag", b"flag", "literals", b"literals", "mode", b"mode", "patterns", b"patterns", "sensitivity", b"sensitivity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,6 +12,8 @@ from sparsity_policies.documents.document import to_document
 from sparsity_policies.matching.conditions import Condition
 from sparsity_policies.matching.scan import Compile, Scanner, compile_expressions
 from sparsity_policies.model import Override, Policy, Scope, StoredPolicy, Tier
+from sparsity_policies.risk.learning import Learn, PolicyModel, heads_of, model_of
+from sparsity_policies.risk.model import Head
 
 DEFAULT_TTL_SECONDS = 300.0
 
@@ -49,6 +51,7 @@ class Snapshot:
         policies: by domain.
         overrides: by id; expiry is checked at decision time.
         scanner: over the detection of all policies.
+        risk: what has learnt their exemplars.
         policies_hash: hash of the policies alone.
         rejected: domains whose documents could not be read, held at their last good version or absent.
         ttl: age past which everything goes dense, seconds.
@@ -59,6 +62,7 @@ class Snapshot:
     policies: Mapping[str, Compiled]
     overrides: tuple[Override, ...]
     scanner: Scanner
+    risk: PolicyModel
     policies_hash: str
     rejected: tuple[str, ...] = ()
     ttl: float = DEFAULT_TTL_SECONDS
@@ -74,11 +78,14 @@ class Snapshot:
         ttl: float = DEFAULT_TTL_SECONDS,
         previous: Snapshot | None = None,
         compiled: Compile = compile_expressions,
+        learnt: Learn = heads_of,
     ) -> Snapshot:
-        """Compiles a snapshot; of ``previous`` it reuses what did not change. ``compiled`` makes the scan's databases.
+        """Compiles a snapshot; of ``previous`` it reuses what did not change. ``compiled`` makes the scan's databases,
+        ``learnt`` the heads of exemplars.
 
         Raises:
-            ValueError: when a condition or pattern does not compile; validated policies always do.
+            ValueError: when a condition or pattern does not compile, or exemplars take too long to learn; validated
+                policies always do.
         """
         before = previous.policies if previous else {}
         found = {}
@@ -88,7 +95,8 @@ class Snapshot:
         digest = _hash([[domain, found[domain].digest] for domain in sorted(found)])
         before_it = previous.scanner if previous else None
         scanner = Scanner((item.policy for item in found.values()), before_it, compiled)
-        empty = cls(revision, found, (), scanner, digest, tuple(sorted(rejected)), ttl)
+        risk = model_of((item.policy for item in found.values()), previous.risk if previous else None, learnt)
+        empty = cls(revision, found, (), scanner, risk, digest, tuple(sorted(rejected)), ttl)
         return empty.with_overrides(overrides)
 
     def policy(self, domain: str) -> Policy | None:
@@ -105,7 +113,14 @@ class Snapshot:
         present = self.policies.get(draft.domain)
         stored = StoredPolicy(draft, "", present.stored.revision if present else 0, 0.0, "", "draft")
         others = [item.stored for domain, item in self.policies.items() if domain != draft.domain]
-        return Snapshot.build(self.revision, [*others, stored], self.overrides, self.rejected, self.ttl, self, compiled)
+
+        def kept(*_: object) -> tuple[Head, ...]:
+            # Drafts are held against requests whose domain is known.
+            return self.risk.model.heads
+
+        return Snapshot.build(
+            self.revision, [*others, stored], self.overrides, self.rejected, self.ttl, self, compiled, kept
+        )
 
     def with_overrides(self, overrides: Iterable[Override]) -> Snapshot:
         """The same policies under other overrides; compiles nothing, so that a kill switch acts at once."""

@@ -17,8 +17,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import IO, Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import hyperscan
 from sparsity_rpc.errors import InvalidRequestError, Violation
@@ -28,11 +28,17 @@ from sparsity_policies.documents.yamlfile import load_yaml
 from sparsity_policies.matching.scan import compile_expressions, dump_database, load_database
 from sparsity_policies.model import Policy
 
+if TYPE_CHECKING:
+    from sparsity_policies.risk.model import Head
+
 MEMORY_BYTES: Final = 2**30
 CHECK_SECONDS: Final = 3.0
 COMPILE_SECONDS: Final = 20.0
+LEARN_SECONDS: Final = 30.0
 # Processor time for each expression beside that: thousands take a while, and are no mistake.
 _EXPRESSION_SECONDS = 0.01
+# Likewise for each kilobyte of exemplars.
+_KILOBYTE_SECONDS = 0.01
 # On a busy machine processor time passes more slowly than time.
 _PATIENCE = 10.0
 # A process that nobody asks for so long ends, and gives its memory back.
@@ -88,6 +94,19 @@ class Confined:
         except ConfinedError as error:
             raise ValueError(f"the policies' detection {error} to compile together") from error
 
+    def learn(self, exemplars: Mapping[str, Sequence[str]], risky: frozenset[str]) -> Sequence[Head]:
+        """As :func:`sparsity_policies.risk.learning.heads_of`, within the limits.
+
+        Raises:
+            ValueError: when they are not learnt within the limits.
+        """
+        try:
+            size = sum(len(text) for texts in exemplars.values() for text in texts) / 1000
+            heads: Sequence[Head] = self._call("learn", LEARN_SECONDS + _KILOBYTE_SECONDS * size, exemplars, risky)
+        except ConfinedError as error:
+            raise ValueError(f"the policies' exemplars {error} to learn together") from error
+        return heads
+
     def close(self) -> None:
         """Ends the process; a later call starts another."""
         with self._turn:
@@ -129,7 +148,9 @@ class Confined:
             self._end()
             command = [sys.executable, "-m", "sparsity_policies.documents.confined"]
             try:
-                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                # Threads of a library for matrices would each take of the limit of memory.
+                told = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=told)
             except OSError as error:
                 raise ConfinedError(f"finds no process ({error.strerror})") from error
         return self._process
@@ -184,7 +205,19 @@ def _compiled(expressions: Sequence[str]) -> bytes:
         raise ValueError(f"the policies' detection does not compile together: {error}") from error
 
 
-_WORK: Final[dict[str, Callable[..., Any]]] = {"check": check_policy, "load": load_yaml, "compile": _compiled}
+def _learnt(exemplars: Mapping[str, Sequence[str]], risky: frozenset[str]) -> Sequence[Head]:
+    # Only here: what it stands on takes a tenth of a second to load.
+    from sparsity_policies.risk.learning import heads_of
+
+    return heads_of(exemplars, risky)
+
+
+_WORK: Final[dict[str, Callable[..., Any]]] = {
+    "check": check_policy,
+    "load": load_yaml,
+    "compile": _compiled,
+    "learn": _learnt,
+}
 
 
 def _main() -> None:

@@ -112,7 +112,17 @@ class _Reader:
             key: self.items(found.get(key, []), f"{path}.{key}", self.text)
             for key in ("literals", "patterns", "exemplars")
         }
-        return model.Detection(**lists, flag=self.text(found.get("flag", ""), f"{path}.flag"))
+        return model.Detection(
+            **lists,
+            flag=self.text(found.get("flag", ""), f"{path}.flag"),
+            sensitivity=self.word(found.get("sensitivity", "normal"), f"{path}.sensitivity", model.Sensitivity),
+            mode=self.word(self._mode(found.get("mode", "act")), f"{path}.mode", model.DetectionMode),
+        )
+
+    @staticmethod
+    def _mode(value: object) -> object:
+        """A mode as it is meant: YAML reads a bare `off` as false."""
+        return "off" if value is False else value
 
     def guards(self, value: object, path: str) -> model.Guards:
         read: dict[str, Callable[[object, str], Any]] = {

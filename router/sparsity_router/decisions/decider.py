@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from opentelemetry import trace
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Signals
+from sparsity_policies.risk.weighing import Weighed
 from sparsity_rpc import tracing
 
 from sparsity_router.decisions.review import Review
@@ -29,6 +30,8 @@ class Decided:
         signals: what it was decided from.
         prompt: for the worker.
         review: the decision as of now.
+        risk: what its text is like.
+        words: its text.
         seconds: that classification and decision took.
     """
 
@@ -36,6 +39,8 @@ class Decided:
     signals: Signals
     prompt: EncodedPrompt
     review: Review
+    risk: Weighed
+    words: str
     seconds: float
 
 
@@ -76,4 +81,6 @@ class Decider:
         seconds = time.monotonic() - started
         if decision_id:
             session.served(review.decision)
-        return Decided(decision_id, classified.signals, classified.prompt, review, seconds)
+        resolved = classified.resolved
+        words = resolved.scanned.opened.words
+        return Decided(decision_id, classified.signals, classified.prompt, review, resolved.risk, words, seconds)

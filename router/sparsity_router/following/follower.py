@@ -243,6 +243,7 @@ class PolicyFollower:
                 ttl=self._ttl,
                 previous=self._snapshot,
                 compiled=SOURCES.compile,
+                learnt=SOURCES.learn,
             )
             self._cursor = wanted.cursor
             self._publish(dataclasses.replace(fresh, drifted=wanted.drifted))

@@ -13,12 +13,14 @@ from sparsity_policies.decisions.rollout import arm
 from sparsity_policies.model import Decision, Policy, Signals
 from sparsity_serving.metrics.metering import Times
 
+from sparsity_router.decisions.decider import Decided
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.following.guards import GuardMonitor
 from sparsity_router.observing.recorder import Recorder
 from sparsity_router.observing.request_metrics import RequestMetrics
 
 log = logging.getLogger("sparsity.router.requests")
+risk_log = logging.getLogger("sparsity.router.risk")
 
 
 class EndedRequest(NamedTuple):
@@ -70,9 +72,17 @@ class Observer:
         self._guards = guards
         self._metrics = metrics
 
-    def classified(self, seconds: float) -> None:
-        """Takes up the time that a classification took."""
-        self._metrics.classified(seconds)
+    def classified(self, decided: Decided) -> None:
+        """Takes up a classification: its time, and what the text was like."""
+        self._metrics.classified(decided.seconds)
+        finding = decided.risk.findings[0] if decided.risk.findings else None
+        if finding is None or not decided.decision_id:
+            return
+        self._metrics.weighed(finding)
+        if finding.outcome == "observed":
+            own, probability = decided.signals.domain or "undeclared", f"{finding.probability:.2f}"
+            what = "request %s (%s) is like %s with probability %s: it would have been moved there"
+            risk_log.info(what, decided.decision_id, own, finding.domain, probability)
 
     def ended(self, request: EndedRequest) -> None:
         """Takes up a request that has ended."""

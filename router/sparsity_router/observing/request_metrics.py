@@ -11,6 +11,7 @@ from opentelemetry import metrics
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.costs import DENSE, H100, Density, GpuSpeed, ModelShape, Pairs
 from sparsity_policies.model import Decision, Policy, Tier
+from sparsity_policies.risk.weighing import Finding
 from sparsity_serving import telemetry
 from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, Generations, Times, Total, histogram, is_on
 
@@ -42,6 +43,11 @@ class RequestMetrics:
         self._violations = count(
             "sparsity.router.policy.violations", "{request}", "Answered with less attention than policy gave: never."
         )
+        self._findings = count(
+            "sparsity.router.risk.findings",
+            "{request}",
+            "Texts by the domain that they are most like, and what came of it.",
+        )
         self._flops = count("sparsity.attention.flops", "1", "Floating-point operations that attention took.")
         self._flops_saved = count("sparsity.attention.flops.saved", "1", "That dense attention would have taken more.")
         self._bytes = count("sparsity.attention.kv_read", "By", "Keys and values that decoding read.")
@@ -62,6 +68,11 @@ class RequestMetrics:
     def classified(self, seconds: float) -> None:
         """Takes up the time that one classification took."""
         self._classifying.record(seconds)
+
+    def weighed(self, finding: Finding) -> None:
+        """Takes up what one text is most like."""
+        if self._on:
+            self._findings.add(1, {telemetry.DOMAIN: finding.domain, "sparsity.risk.outcome": finding.outcome})
 
     def relayed(
         self,

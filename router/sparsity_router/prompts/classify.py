@@ -12,9 +12,10 @@ from opentelemetry import metrics
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.model import Risk, Signals
+from sparsity_policies.risk.model import Scores
 from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, histogram
 
-from sparsity_router.prompts.domains import UNASKED, Detection
+from sparsity_router.prompts.domains import UNASKED, Detection, read_risk
 from sparsity_router.prompts.lengths import Interval
 from sparsity_router.prompts.measure import EncodedPrompt, Measure
 from sparsity_router.prompts.opened import Scanned, open_prompt, scan
@@ -30,12 +31,15 @@ _meter = metrics.get_meter("sparsity.router")
 _detecting = histogram(
     _meter, "sparsity.router.detect.duration", "s", "Detection of one domain by meaning.", CLASSIFY_SECONDS
 )
+_reading = histogram(
+    _meter, "sparsity.router.risk.duration", "s", "Every window of one prompt, by the linear model.", CLASSIFY_SECONDS
+)
 
 
 class OnLoop(IntEnum):
     """Bytes up to which a thread costs more than the work, by what that goes through.
 
-    Reading text that is not ASCII takes about as long as tokenizing it.
+    Reading text that is not ASCII takes about as long as tokenizing it, and so does weighing every window of it.
     """
 
     SCAN = 262_144
@@ -121,11 +125,20 @@ class Classifier:
         opened = await off_loop(opening, prompt.size, open_prompt, prompt, request, self._tokenizer)
         scanned = await off_loop(OnLoop.SCAN, prompt.size, scan, opened, snapshot)
         detection = await self._detect(scanned, request.context, snapshot)
+        if self._is_read(request.context, snapshot):
+            words, declared = opened.words, request.context.domain
+            risk = await off_loop(OnLoop.TOKENIZER, prompt.size, _read, words, declared, snapshot)
+            detection = detection._replace(risk=risk)
         resolved = Resolved.of(scanned, detection, request.context, arrival, snapshot)
         measured = self._measure.by_size(resolved, exact=exact)
         if measured is None:
             measured = await off_loop(OnLoop.TOKENIZER, prompt.size, self._measure.by_text, resolved, exact=exact)
         return Classified(resolved, *measured)
+
+    @staticmethod
+    def _is_read(context: inference_pb2.RequestContext, snapshot: Snapshot) -> bool:
+        """Whether what the text is like could make a difference: a flagged request is dense anyhow."""
+        return not context.flags and bool(snapshot.risk.policies)
 
     async def _detect(self, scanned: Scanned, context: inference_pb2.RequestContext, snapshot: Snapshot) -> Detection:
         """What the semantic classifier makes of a prompt whose domain it could change."""
@@ -147,3 +160,10 @@ class Classifier:
             return not scanned.result.domains
         declared = snapshot.policies.get(context.domain)
         return self._doubts_declared and declared is not None and declared.policy.risk is not Risk.HIGH
+
+
+def _read(text: str, declared: str, snapshot: Snapshot) -> Scores:
+    started = time.monotonic()
+    scores = read_risk(text, declared, snapshot)
+    _reading.record(time.monotonic() - started)
+    return scores

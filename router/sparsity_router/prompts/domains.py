@@ -1,4 +1,8 @@
-"""Which domain a request is of: the declared one, unless the prompt says that it is of a riskier one."""
+"""Which domain a request is of: the declared one, unless the prompt says that it is of a riskier one.
+
+Two classifiers read it: a linear model every window of every prompt, and where that is asked for a sentence model by
+meaning.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ from typing import NamedTuple
 from sparsity_policies.decisions.decide import MIN_CONFIDENCE
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.model import Risk
+from sparsity_policies.risk.model import NOTHING, Scores
+from sparsity_policies.risk.weighing import UNWEIGHED, Weighed, wanted, weigh
 
 # A window this much like a riskier domain leaves it in doubt that the request is of a less risky one.
 DOUBT = 0.25
@@ -26,15 +32,17 @@ class Score(NamedTuple):
 
 
 class Detection(NamedTuple):
-    """What the semantic classifier made of a prompt.
+    """What the classifiers made of a prompt.
 
     Attributes:
-        scores: by domain; empty where it was not asked, or knows none.
+        scores: of the semantic one, by domain; empty where it was not asked, or knows none.
         problem: what kept it from an answer; empty when nothing did.
+        risk: of the linear one; nothing where no domain that it knows could make a difference.
     """
 
     scores: Mapping[str, Score]
     problem: str = ""
+    risk: Scores = NOTHING
 
 
 UNASKED = Detection({})
@@ -56,7 +64,27 @@ class Found(NamedTuple):
     confidence: float = 1.0
 
 
-def resolve(declared: str, matched: Collection[str], scores: Mapping[str, Score], snapshot: Snapshot) -> Found:
+def read_risk(text: str, declared: str, snapshot: Snapshot) -> Scores:
+    """What the linear model makes of a text, for a request that declares a domain, or none."""
+    own = snapshot.policy(declared)
+    if declared and own is None:
+        return NOTHING
+    asked = wanted(own, snapshot.risk.policies)
+    return snapshot.risk.model.scores(text, asked) if asked else NOTHING
+
+
+def weighed(declared: str, risk: Scores, snapshot: Snapshot) -> Weighed:
+    """What that means by the policies of ``snapshot``."""
+    return weigh(snapshot.policy(declared), risk, snapshot.risk.policies) if risk is not NOTHING else UNWEIGHED
+
+
+def resolve(
+    declared: str,
+    matched: Collection[str],
+    scores: Mapping[str, Score],
+    snapshot: Snapshot,
+    risk: Weighed = UNWEIGHED,
+) -> Found:
     """The riskier of what was declared and what was detected.
 
     A domain may take a less risky one's place on a single window of the prompt; to be taken as a less risky one, an
@@ -67,23 +95,34 @@ def resolve(declared: str, matched: Collection[str], scores: Mapping[str, Score]
         matched: domains whose literals or patterns the prompt has.
         scores: of the semantic classifier; empty when it was not asked.
         snapshot: the policies.
+        risk: what the linear model's scores mean.
     """
-    risks = {domain: snapshot.policies[domain].policy.risk for domain in {declared, *matched, *scores}
-             if domain in snapshot.policies}  # fmt: skip
+    named = {declared, *matched, *scores, *risk.raised, risk.doubt, risk.likely}
+    risks = {domain: snapshot.policies[domain].policy.risk for domain in named if domain in snapshot.policies}
     # A policy may have been deleted since the classifier was asked.
     scores = {domain: score for domain, score in scores.items() if domain in risks}
     certain = [domain for domain in matched if domain in risks]
     if declared:
         if declared not in risks:
             return Found(declared)
-        sure = dict.fromkeys(certain, 1.0)
+        sure = {domain: odds for domain, odds in risk.raised.items() if domain in risks} | dict.fromkeys(certain, 1.0)
         sure |= {domain: score.peak for domain, score in scores.items() if score.peak >= MIN_CONFIDENCE} | sure
         return _riskier(declared, risks, sure) or Found(declared)
-    if certain:
-        domain = max(sorted(certain), key=risks.__getitem__)
-        return Found(domain, detected=True)
+    found = [Found(domain, detected=True) for domain in sorted(certain)]
+    found += [Found(d, detected=True, confidence=odds) for d, odds in sorted(risk.raised.items()) if d in risks]
+    if not found and risk.doubt in risks:
+        found = [Found(risk.doubt, detected=True, confidence=1.0 - risk.safety)]
+    if not found or not certain:
+        found += [by_meaning] if (by_meaning := _by_meaning(scores, risks)) else []
+    if not found and risk.likely in risks:
+        found = [Found(risk.likely, detected=True, confidence=risk.safety)]
+    return max(found, key=lambda one: (risks[one.domain], one.confidence), default=Found(""))
+
+
+def _by_meaning(scores: Mapping[str, Score], risks: Mapping[str, Risk]) -> Found | None:
+    """What the semantic classifier takes an undeclared prompt for."""
     if not scores:
-        return Found("")
+        return None
     domain, score = max(sorted(scores.items()), key=lambda pair: pair[1].mean)
     doubtful = [name for name, other in scores.items() if other.peak >= DOUBT and risks[name] > risks[domain]]
     if doubtful:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.model import Signals, Tier
+from sparsity_policies.risk.weighing import Weighed
 
-from sparsity_router.prompts.domains import Detection, Found, resolve
+from sparsity_router.prompts.domains import Detection, Found, read_risk, resolve, weighed
 from sparsity_router.prompts.lengths import Interval
 from sparsity_router.prompts.opened import Scanned, scan
 
@@ -36,7 +37,8 @@ class Resolved(NamedTuple):
 
     Attributes:
         scanned: the prompt and what was found in it.
-        detection: what the semantic classifier made of it.
+        detection: what the classifiers made of it.
+        risk: what that means by these policies.
         found: its domain.
         context: what its caller said of it.
         arrival: what is known beside that.
@@ -45,6 +47,7 @@ class Resolved(NamedTuple):
 
     scanned: Scanned
     detection: Detection
+    risk: Weighed
     found: Found
     context: inference_pb2.RequestContext
     arrival: Arrival
@@ -60,14 +63,19 @@ class Resolved(NamedTuple):
         snapshot: Snapshot,
     ) -> Resolved:
         """Finds the domain."""
-        found = resolve(context.domain, scanned.result.domains, detection.scores, snapshot)
-        return cls(scanned, detection, found, context, arrival, snapshot)
+        risk = weighed(context.domain, detection.risk, snapshot)
+        found = resolve(context.domain, scanned.result.domains, detection.scores, snapshot, risk)
+        return cls(scanned, detection, risk, found, context, arrival, snapshot)
 
     def under(self, snapshot: Snapshot) -> Resolved:
         """The same by the policies of ``snapshot``, for whose detection the prompt is scanned where that differs."""
         same = snapshot.scanner is self.snapshot.scanner
         scanned = self.scanned if same else scan(self.scanned.opened, snapshot)
-        return Resolved.of(scanned, self.detection, self.context, self.arrival, snapshot)
+        detection = self.detection
+        if snapshot.policies_hash != self.snapshot.policies_hash:
+            risk = read_risk(scanned.opened.words, self.context.domain, snapshot)
+            detection = detection._replace(risk=risk)
+        return Resolved.of(scanned, detection, self.context, self.arrival, snapshot)
 
     def signals(self, length: Interval) -> Signals:
         """What policy decides from."""

@@ -12,6 +12,7 @@ import grpc
 from opentelemetry import trace
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision
+from sparsity_policies.risk.weighing import placed
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.wire import decision_to_wire, signals_to_wire
 from sparsity_rpc import tracing
@@ -201,7 +202,8 @@ class InferenceService:
         with tracing.server_span(_tracer, "router.explain", context):
             await self._callers.admit(request.request, context, self._served)
             # Counted, where Generate would not: what would change the tier hangs on it.
-            review = (await self._decide(request.request, "", exact=True)).review
+            decided = await self._decide(request.request, "", exact=True)
+            review = decided.review
             signals, decision = review.signals, review.decision
             response = inference_pb2.ExplainResponse(
                 signals=signals_to_wire(signals),
@@ -215,6 +217,7 @@ class InferenceService:
                     detail=step.detail,
                     tier=step.tier.value,
                 )
+            response.findings.extend(await asyncio.to_thread(_findings, decided))
             return response
 
     async def ReportOutcome(
@@ -249,8 +252,23 @@ class InferenceService:
     ) -> Decided:
         decided = await self._decider.decide(request, decision_id, exact=exact)
         if self._observer is not None:
-            self._observer.classified(decided.seconds)
+            self._observer.classified(decided)
         return decided
+
+
+def _findings(decided: Decided) -> list[inference_pb2.RiskFinding]:
+    """What the text is like, with places in the text as it was written."""
+    return [
+        inference_pb2.RiskFinding(
+            domain=finding.domain,
+            probability=finding.probability,
+            threshold=finding.threshold,
+            outcome=finding.outcome,
+            start=finding.start,
+            end=finding.end,
+        )
+        for finding in placed(decided.risk.findings, decided.words)
+    ]
 
 
 def _tell_caller(context: GenerateContext | RouteContext, decision_id: str, decision: Decision | None = None) -> None:

@@ -1,0 +1,1 @@
+"""What detection of risk misses and moves."""

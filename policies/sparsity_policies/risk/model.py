@@ -1,0 +1,182 @@
+"""The linear model: what every window of a text says of every domain, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsity_policies.risk.features import CHUNK, ROWS, Codes, blocks, codes_of
+
+# Windows of so many chunks begin at every chunk: a paragraph, which one of another domain beside it does not drown.
+WINDOW: Final = 6
+# Sums of four domains lie in one machine word, so that one look into the table serves all four.
+_LANES: Final = 4
+_LANE_BITS: Final = 16
+_LANE = np.uint64(2**_LANE_BITS - 1)
+# Weights are whole numbers from 0 to 255 around this one: 64 of them add up to less than a lane holds.
+_ZERO: Final = 128
+_MOST: Final = 127
+
+Weights = NDArray[np.float32]
+
+
+class Window(NamedTuple):
+    """A part of a text, and how likely it is of a domain.
+
+    Attributes:
+        start: its first character in the text as it is read (see :func:`.features.codes_of`).
+        end: the one behind its last.
+        probability: calibrated, in [0, 1].
+    """
+
+    start: int
+    end: int
+    probability: float
+
+
+class Scores(NamedTuple):
+    """What a model makes of a text.
+
+    Attributes:
+        peaks: by domain, the window that is most likely of it.
+        means: by domain, the margin over all windows on average, in log odds: for a comparison between domains.
+    """
+
+    peaks: Mapping[str, Window]
+    means: Mapping[str, float]
+
+
+NOTHING: Final = Scores({}, {})
+
+
+class Head(NamedTuple):
+    """One domain's part of a model.
+
+    Attributes:
+        domain: its name.
+        weights: a row of features each, (ROWS,) float32.
+        bias: of its margin.
+        slope: of the log odds over the margin.
+        intercept: of them, likewise (Platt, 1999).
+    """
+
+    domain: str
+    weights: Weights
+    bias: float
+    slope: float = 1.0
+    intercept: float = 0.0
+
+
+def length_norm(characters: NDArray[np.float64] | float) -> NDArray[np.float64] | float:
+    """What a sum over a window is divided by: between a sum and a mean, so that neither a word nor a page says all."""
+    return np.sqrt(np.maximum(characters, 1.0) + CHUNK)
+
+
+class RiskModel:
+    """Heads, packed for speed; immutable.
+
+    Args:
+        heads: one a domain.
+    """
+
+    def __init__(self, heads: Sequence[Head] = ()) -> None:
+        self.heads = tuple(heads)
+        self.domains = frozenset(head.domain for head in heads)
+        self._packs = [_Pack(self.heads[at : at + _LANES]) for at in range(0, len(heads), _LANES)]
+
+    def scores(self, text: str, domains: Collection[str] | None = None) -> Scores:
+        """Reads all of ``text``.
+
+        Args:
+            text: of any length.
+            domains: whose scores are wanted; None wants all.
+        """
+        packs = [pack for pack in self._packs if domains is None or not pack.domains.isdisjoint(domains)]
+        codes = codes_of(text)
+        if not packs or not len(codes):
+            return NOTHING
+        size = len(codes)
+        starts, ends = _windows(size)
+        norms = length_norm((ends - starts).astype(np.float64))
+        first, last = starts // CHUNK, -(-ends // CHUNK)
+        peaks: dict[str, Window] = {}
+        means: dict[str, float] = {}
+        for pack, sums in zip(packs, _sums(codes, packs), strict=True):
+            margins = (sums[last] - sums[first]) * pack.scales / norms[:, None] + pack.biases  # type: ignore[index]
+            odds = margins * pack.slopes + pack.intercepts
+            at = odds.argmax(axis=0)
+            for lane, head in enumerate(pack.heads):
+                if domains is None or head.domain in domains:
+                    place = int(at[lane])
+                    probability = float(1.0 / (1.0 + np.exp(-np.clip(odds[place, lane], -50.0, 50.0))))
+                    peaks[head.domain] = Window(int(starts[place]), int(ends[place]), probability)
+                    means[head.domain] = float(odds[:, lane].mean())
+        return Scores(peaks, means)
+
+
+def _windows(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where windows begin and end; the last one is whole, too, where the text is long enough."""
+    count = max(-(-size // CHUNK) - WINDOW + 1, 1)
+    starts = np.arange(count, dtype=np.int64) * CHUNK
+    return starts, np.minimum(starts + WINDOW * CHUNK, size)
+
+
+def _sums(codes: Codes, packs: Sequence[_Pack]) -> list[NDArray[np.float64]]:
+    """For each pack the sums of weights from the beginning up to each chunk, (chunks + 1, lanes)."""
+    chunks = -(-len(codes) // CHUNK)
+    found = [np.zeros((chunks + 1, len(pack.heads))) for pack in packs]
+    for block in blocks(codes):
+        first = block.start // CHUNK
+        count = -(-block.length // CHUNK)
+        cuts = np.arange(0, block.length, CHUNK)
+        words = np.bincount(block.places // CHUNK, minlength=count)
+        for pack, sums in zip(packs, found, strict=True):
+            part = sums[first + 1 : first + 1 + count]
+            for rows in block.dense:
+                # A sum of as many as a chunk has characters does not leave its lane.
+                part += pack.unpacked(np.add.reduceat(pack.table.take(rows), cuts))
+            part -= _ZERO * len(block.dense) * np.diff(np.append(cuts, block.length))[:, None]
+            for lane in range(len(pack.heads)):
+                taken = pack.lane(pack.table.take(block.words), lane)
+                part[:, lane] += np.bincount(block.places // CHUNK, taken, minlength=count)
+            part -= _ZERO * words[:, None]
+    for sums in found:
+        np.cumsum(sums, axis=0, out=sums)
+    return found
+
+
+class _Pack:
+    """Up to four heads in one table.
+
+    Attributes:
+        heads: they.
+        domains: theirs.
+        table: their weights, 16 bits each, (ROWS,).
+        scales: of a weight of one, by head.
+    """
+
+    def __init__(self, heads: Sequence[Head]) -> None:
+        self.heads = tuple(heads)
+        self.domains = {head.domain for head in heads}
+        self.table = np.zeros(ROWS, np.uint64)
+        self.scales = np.empty(len(heads))
+        for lane, head in enumerate(heads):
+            # The few largest weights are cut: a scale that fits them would leave the others no room.
+            scale = max(float(np.quantile(np.abs(head.weights), 0.9999)), float(np.abs(head.weights).max()) / 4, 1e-6)
+            whole = np.clip(np.rint(head.weights * (_MOST / scale)), -_MOST, _MOST).astype(np.int64) + _ZERO
+            self.table |= whole.astype(np.uint64) << np.uint64(lane * _LANE_BITS)
+            self.scales[lane] = scale / _MOST
+        self.biases = np.array([head.bias for head in heads])
+        self.slopes = np.array([head.slope for head in heads])
+        self.intercepts = np.array([head.intercept for head in heads])
+
+    def lane(self, packed: NDArray[np.uint64], lane: int) -> NDArray[np.float64]:
+        """One head's part of packed numbers."""
+        return ((packed >> np.uint64(lane * _LANE_BITS)) & _LANE).astype(np.float64)
+
+    def unpacked(self, packed: NDArray[np.uint64]) -> NDArray[np.float64]:
+        """All parts, (n, lanes)."""
+        return np.stack([self.lane(packed, lane) for lane in range(len(self.heads))], axis=1)

@@ -1,0 +1,149 @@
+"""Risk that a text holds: features, windows, what they mean, and what a policy's exemplars add."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sparsity_policies.model import DetectionMode, Policy, Risk, Sensitivity
+from sparsity_policies.risk.base import base
+from sparsity_policies.risk.features import ROWS, blocks, codes_of, rows_of
+from sparsity_policies.risk.model import Head, RiskModel, length_norm
+from sparsity_policies.risk.training import features_of
+from sparsity_policies.risk.weighing import placed, weigh
+from support.snapshots import snapshot
+
+SHIPPED = snapshot()
+POLICIES = {domain: item.policy for domain, item in SHIPPED.policies.items()}
+SICK = (
+    "The patient was admitted with chest pain and shortness of breath. Troponin was raised, the ECG showed ST"
+    " elevation, and she was given aspirin 300 mg, ticagrelor and a heparin infusion before the angiogram."
+)
+PLAIN = "The bakery opens at seven. On Saturdays there is rye bread, and the queue goes round the corner. "
+STRANGE = [
+    "x",
+    "!?.,;",
+    " \n\t",
+    "שלום וברכה",
+    "日本語とEnglishとहिन्दी مرحبا",
+    "half \ud800 pair",
+    "\u200b\u00ad",
+    "a" * 1_000_000,
+]
+
+
+def chance_model(domains: int) -> RiskModel:
+    chance = np.random.default_rng(1)
+    return RiskModel([Head(f"d{n}", chance.normal(size=ROWS).astype(np.float32), 0.0) for n in range(domains)])
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 384, 8191, 8192, 8193, 20_000])
+def test_a_text_has_the_same_features_however_it_is_cut_into_blocks(size: int) -> None:
+    text = ("naïve Ärzte untersuchen 日本の患者 at 3 o'clock " * (size // 20 + 1))[:size]
+    codes = codes_of(text)
+    found = list(blocks(codes))
+    assert sum(block.length for block in found) == len(codes)
+    for block in found:
+        assert all(len(rows) == block.length for rows in block.dense)
+        assert len(block.words) == len(block.places)
+        assert not len(block.places) or int(block.places.max()) < block.length
+    # Of a text that ends with a block the features are those of both halves and what spans the cut.
+    whole = np.bincount(rows_of(codes), minlength=ROWS)
+    assert whole.sum() == sum(len(rows) for block in found for rows in (*block.dense, block.words))
+
+
+def test_words_are_the_same_across_a_block() -> None:
+    words = "alpha beta gamma delta epsilon "
+    text = words * 600
+    counts = np.bincount(np.concatenate([block.words for block in blocks(codes_of(text))]), minlength=ROWS)
+    # Five words and five pairs, each as often as the text repeats them.
+    assert sorted(counts[counts > 0].tolist()) == [599, *[600] * 9]
+
+
+@pytest.mark.parametrize("domains", [1, 4, 5])
+def test_packed_scores_are_those_of_the_weights(domains: int) -> None:
+    model = chance_model(domains)
+    text = "Seven short words, ein paar mehr, और कुछ शब्द। " * 6
+    scores = model.scores(text)
+    for head in model.heads:
+        window = scores.peaks[head.domain]
+        assert (window.start, window.end) == (0, len(text))
+        part = features_of(text[window.start : window.end])
+        margin = float(part.values @ head.weights[part.rows])
+        told = float(np.log(window.probability / (1 - window.probability)))
+        # Weights are rounded to a byte.
+        assert told == pytest.approx(margin, abs=0.1)
+
+
+def test_only_wanted_domains_are_told() -> None:
+    assert set(chance_model(6).scores("some text", {"d1", "d5"}).peaks) == {"d1", "d5"}
+
+
+def test_norms_grow_with_the_text() -> None:
+    assert 0 < float(length_norm(0.0)) < float(length_norm(100.0)) < float(length_norm(384.0))
+
+
+@pytest.mark.parametrize("text", STRANGE, ids=range(len(STRANGE)))
+def test_strange_texts_have_an_answer(text: str) -> None:
+    started = time.process_time()
+    scores = base().model.scores(text)
+    assert time.process_time() - started < 2.0
+    assert all(0.0 <= window.probability <= 1.0 for window in scores.peaks.values())
+    assert all(np.isfinite(mean) for mean in scores.means.values())
+
+
+def test_an_empty_text_is_of_nothing() -> None:
+    assert not base().model.scores("").peaks
+    assert not base().model.scores("\u200b").peaks
+
+
+def test_a_paragraph_in_the_middle_is_enough_and_its_place_is_told() -> None:
+    text = PLAIN * 100 + SICK + PLAIN * 100
+    window = base().model.scores(text).peaks["medical"]
+    assert window.start < len(PLAIN) * 100 + len(SICK)
+    assert window.end > len(PLAIN) * 100
+    moved = weigh(POLICIES["rag"], base().model.scores(text), SHIPPED.risk.policies)
+    assert "medical" in moved.raised
+    assert moved.findings[0].outcome == "moved"
+    assert not weigh(POLICIES["rag"], base().model.scores(PLAIN * 100), SHIPPED.risk.policies).raised
+
+
+def changed(domain: str, **detection: object) -> dict[str, Policy]:
+    policy = POLICIES[domain]
+    fresh = replace(policy, detection=replace(policy.detection, **detection))
+    return dict(SHIPPED.risk.policies) | {domain: fresh}
+
+
+def test_modes_and_sensitivity() -> None:
+    scores = base().model.scores(PLAIN * 10 + SICK)
+    rag = POLICIES["rag"]
+    observed = weigh(rag, scores, changed("medical", mode=DetectionMode.OBSERVE))
+    assert "medical" not in observed.raised
+    assert next(one for one in observed.findings if one.domain == "medical").outcome == "observed"
+    off = weigh(rag, scores, changed("medical", mode=DetectionMode.OFF))
+    assert all(one.domain != "medical" for one in off.findings)
+    trusted = replace(rag, detection=replace(rag.detection, mode=DetectionMode.OFF))
+    assert not weigh(trusted, scores, SHIPPED.risk.policies).findings
+    thresholds = [
+        next(
+            one for one in weigh(rag, scores, changed("medical", sensitivity=level)).findings if one.domain == "medical"
+        )
+        for level in (Sensitivity.HIGH, Sensitivity.NORMAL, Sensitivity.LOW)
+    ]
+    assert thresholds[0].threshold < thresholds[1].threshold < thresholds[2].threshold
+
+
+def test_nothing_is_moved_to_a_domain_of_no_more_risk() -> None:
+    scores = base().model.scores(SICK)
+    assert POLICIES["legal"].risk is Risk.HIGH
+    assert not weigh(POLICIES["legal"], scores, SHIPPED.risk.policies).findings
+
+
+def test_places_are_those_of_the_text_as_it_was_written() -> None:
+    text = "\u00ad\u200b" * 50 + "ﬁne words " * 50
+    finding = weigh(None, base().model.scores(text), SHIPPED.risk.policies).findings[0]
+    (found,) = placed([finding._replace(start=0, end=len(codes_of(text)))], text)
+    assert found.end == len(text) or len(codes_of(text[: found.end])) == len(codes_of(text))
+    assert placed([finding], "plain ascii") == [finding]
