@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import unicodedata
 from functools import partial
 from typing import Final
@@ -69,6 +70,9 @@ class Composition:
 
     def _composes(self, text: str) -> bool:
         """Whether there may be anything to compose or to put in order."""
+        with contextlib.suppress(UnicodeEncodeError):
+            # Without a single mark.
+            return not text.encode("latin-1")
         codes = to_codes(text)
         joining = np.flatnonzero(self._joining[codes[1:]]) + 1
         if not len(joining):

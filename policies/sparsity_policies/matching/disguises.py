@@ -28,13 +28,14 @@ _PICTURED: Final = (*range(0x0250, 0x02B0), *range(0x1D00, 0x1D80), *range(0xA72
 # Where characters are that have to be looked at: not among ideographs.
 _LETTERS: Final = (*range(0x80, 0x3400), *range(0xA000, 0xAC00), *range(0xF900, 0x10500), *range(0x1D400, 0x1F200))
 _MARKS: Final = (range(0x300, 0x370), range(0x1AB0, 0x1B00), range(0x1DC0, 0x1E00), range(0x20D0, 0x2100))
-_SPACE: Final = ord(" ")
+# Between words: a sign that no text has, so that what is looked for in disguise is found in nothing else.
+SEPARATOR: Final = "\x01"
 # Separators between the letters of a spaced word, at most.
 _BETWEEN: Final = 2
 
 
 def bare(text: str) -> str:
-    """A text in letters that look like no other one, its words apart by spaces."""
+    """A text in letters that look like no other one, its words apart by separators."""
     return rewritten(text, (baring(), joining()))
 
 
@@ -47,12 +48,12 @@ def baring() -> CharacterMap:
 @cache
 def joining() -> Deletion:
     """The second: words whose letters stand apart."""
-    return Deletion(_outside_of_spaced, "[^ ]{4}")
+    return Deletion(_outside_of_spaced, 2 + _BETWEEN)
 
 
 def _alike() -> dict[str, str]:
-    """What each character looks like: small letters, nothing, or a space."""
-    signs = {chr(code): " " for code in range(0x80)}
+    """What each character looks like: small letters, nothing, or a separator."""
+    signs = {chr(code): SEPARATOR for code in range(0x80)}
     signs |= {letter: letter.lower() for letter in string.ascii_letters} | {digit: digit for digit in string.digits}
     for letter, others in _ALIKE.items():
         signs |= dict.fromkeys(others + others.upper(), letter)
@@ -64,7 +65,7 @@ def _alike() -> dict[str, str]:
         like = next(filter(None, map(confusable.get, (character, character.lower(), character.upper()))), "")
         plain = like or unicodedata.normalize("NFD", folds.get(character, character)).translate(_UNMARKED)
         plain = "".join(confusable.get(each, each) for each in plain)
-        plain = "".join(signs.get(each, each if _is_word(each) else " ") for each in plain)
+        plain = "".join(signs.get(each, each if _is_word(each) else SEPARATOR) for each in plain)
         if plain != character and unicodedata.category(character) != "Cn":
             found[character] = plain
     return found
@@ -93,7 +94,7 @@ def _confusables() -> Iterator[tuple[str, str]]:
 def _outside_of_spaced(codes: Codes) -> NDArray[np.bool_]:
     """All but what separates single letters."""
     kept = np.ones(len(codes), np.bool_)
-    letters = np.flatnonzero(codes != _SPACE)
+    letters = np.flatnonzero(codes != ord(SEPARATOR))
     if len(letters) < 2:
         return kept
     gaps = np.diff(letters)

@@ -26,6 +26,8 @@ _DASHES: Final = (
 _APOSTROPHES: Final = "\u00b4\u2018-\u2019\u201b\u02bc"
 _QUOTES: Final = "\u201c-\u201f"
 _SPACES: Final = "\u0085\u1680\u2028-\u2029"
+# The capital of the Turkish `i`: its small letter is two characters, of which it is made up itself.
+_DOTTED: Final = "\u0130"
 _BLOCK: Final = 256
 
 
@@ -80,4 +82,4 @@ def characters() -> dict[str, str]:
 def _case(letter: str) -> str:
     """A letter in either case, unless what folding its case gives is neither."""
     fold = letter.casefold()
-    return letter if len(fold) == 1 and fold == letter.lower() else fold
+    return letter if letter == _DOTTED or (len(fold) == 1 and fold == letter.lower()) else fold

@@ -149,22 +149,21 @@ class Deletion:
 
     Args:
         kept: tells of code points which of them stay.
-        seam: an expression of four characters in whose middle a text may be cut: either part is judged alike.
+        context: characters on either side of one that the rule looks at, at most.
     """
 
-    def __init__(self, kept: Callable[[Codes], NDArray[np.bool_]], seam: str) -> None:
+    def __init__(self, kept: Callable[[Codes], NDArray[np.bool_]], context: int) -> None:
         self._kept = kept
-        self._seam = re.compile(seam)
+        self._context = context
 
     def __call__(self, text: str) -> str:
         """The text without it."""
-        parts, at = list[str](), 0
-        while at < len(text):
-            seam = self._seam.search(text, at + _CHUNK)
-            end = seam.start() + 2 if seam else len(text)
-            codes = to_codes(text[at:end])
-            parts.append(to_text(codes[self._kept(codes)]))
-            at = end
+        parts = list[str]()
+        for at in range(0, len(text), _CHUNK):
+            before = min(at, self._context)
+            codes = to_codes(text[at - before : at + _CHUNK + self._context])
+            part = slice(before, before + _CHUNK)
+            parts.append(to_text(codes[part][self._kept(codes)[part]]))
         return "".join(parts)
 
     def traced(self, text: str) -> Traced:

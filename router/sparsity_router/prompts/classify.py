@@ -35,7 +35,7 @@ _detecting = histogram(
 class OnLoop(IntEnum):
     """Bytes up to which a thread costs more than the work, by what that goes through.
 
-    Reading text that is not ASCII takes about as long as tokenizing it.
+    Reading text that may be read in several ways takes about as long as tokenizing it.
     """
 
     SCAN = 262_144
@@ -117,7 +117,7 @@ class Classifier:
             InvalidRequestError: naming the field.
         """
         prompt = read_prompt(request, self._bounds)
-        opening = OnLoop.SCAN if prompt.kind != "token_ids" and prompt.text.isascii() else OnLoop.TOKENIZER
+        opening = OnLoop.SCAN if prompt.kind != "token_ids" and not prompt.signs else OnLoop.TOKENIZER
         opened = await off_loop(opening, prompt.size, open_prompt, prompt, request, self._tokenizer)
         scanned = await off_loop(OnLoop.SCAN, prompt.size, scan, opened, snapshot)
         detection = await self._detect(scanned, request.context, snapshot)

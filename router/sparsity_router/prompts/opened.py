@@ -8,7 +8,7 @@ from typing import NamedTuple
 from opentelemetry import metrics
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.snapshot import Snapshot
-from sparsity_policies.matching.folding import folded
+from sparsity_policies.matching.readings import readings
 from sparsity_policies.matching.scan import ScanResult
 from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, histogram
 
@@ -30,7 +30,7 @@ class Opened(NamedTuple):
         size: bytes that are tokenized.
         words: what its caller wrote.
         length: bytes of that.
-        data: what is scanned, in UTF-8: what was written, and what it may be read as.
+        readings: what is scanned, in UTF-8: what was written, and what it may be read as.
     """
 
     ids: list[int]
@@ -39,7 +39,7 @@ class Opened(NamedTuple):
     size: int
     words: str
     length: int
-    data: bytes
+    readings: tuple[bytes, ...]
 
 
 class Scanned(NamedTuple):
@@ -66,27 +66,19 @@ def open_prompt(prompt: Prompt, request: inference_pb2.GenerateRequest, tokenize
         ids = list(request.token_ids.ids)
         words = tokenizer.decode(ids)
         data = words.encode()
-        return Opened(ids, "", False, prompt.size, words, len(data), _as_read(data))
-    data = _as_read(prompt.data)
+        return Opened(ids, "", False, prompt.size, words, len(data), readings(data))
+    read = readings(prompt.data, prompt.signs)
     if prompt.kind == "text":
-        return Opened([], prompt.text, True, prompt.size, prompt.text, prompt.size, data)
+        return Opened([], prompt.text, True, prompt.size, prompt.text, prompt.size, read)
     rendered = tokenizer.render(request.chat)
-    return Opened([], rendered, False, len(rendered.encode()), prompt.text, prompt.size, data)
-
-
-def _as_read(data: bytes) -> bytes:
-    """What is scanned of a text: as it was written, and as it is read."""
-    if data.isascii():
-        return data
-    read = folded(data.decode()).encode()
-    return data if read == data else data + b"\n" + read
+    return Opened([], rendered, False, len(rendered.encode()), prompt.text, prompt.size, read)
 
 
 def scan(opened: Opened, snapshot: Snapshot) -> Scanned:
     """Scans a prompt for the detection of ``snapshot``."""
     started = time.monotonic()
     try:
-        result = snapshot.scanner.scan(opened.data)
+        result = snapshot.scanner.scan(opened.readings)
     except ValueError as error:
         return Scanned(opened, _NOTHING, str(error))
     _scanning.record(time.monotonic() - started)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from sparsity.v1 import inference_pb2
+from sparsity_policies.matching.signs import NONE, Signs, signs_of
 from sparsity_rpc.errors import InvalidRequestError
 from sparsity_serving.bounds import MAX_MESSAGES
 
@@ -19,12 +20,14 @@ class Prompt(NamedTuple):
         text: all of it, control tokens broken up; empty for token ids.
         data: what is scanned, in UTF-8: the text, and what is read without the control tokens in it.
         size: bytes to work on.
+        signs: that what is scanned may be read otherwise; none of token ids, whose text is not known yet.
     """
 
     kind: str
     text: str
     data: bytes
     size: int
+    signs: Signs = NONE
 
 
 class Bounds(NamedTuple):
@@ -88,4 +91,4 @@ def read_prompt(request: inference_pb2.GenerateRequest, bounds: Bounds) -> Promp
     if bounds.control.occur(text):
         data, text = bounds.control.to_scan(text).encode(), bounds.control.as_text(text)
         size = len(text.encode())
-    return Prompt(kind, text, data, size)
+    return Prompt(kind, text, data, size, signs_of(data))
