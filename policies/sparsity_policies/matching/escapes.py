@@ -5,6 +5,7 @@ from __future__ import annotations
 import binascii
 import html
 import re
+import string
 from functools import cache
 from typing import Final
 from urllib.parse import unquote_to_bytes
@@ -14,8 +15,8 @@ import numpy as np
 from sparsity_policies.matching.expressions import ALWAYS, Expressions, compile_expressions
 from sparsity_policies.matching.rewriting import Step, Substitution, Traced, spread
 
-_ALPHABET: Final = "a-zA-Z0-9+/_-"
-_RUN: Final = re.compile(f"[{_ALPHABET}]+".encode())
+ALPHABET: Final = f"{string.ascii_letters}{string.digits}+/=_-"
+_RUN: Final = re.compile(b"[a-zA-Z0-9+/_-]+")
 _FEED: Final = re.compile(b"\r?\n")
 _LEAST: Final = 16
 # Lines of text that a mail or a certificate is broken into.
@@ -49,7 +50,7 @@ ESCAPES: Final[tuple[Step, ...]] = (
 @cache
 def _runs() -> Expressions:
     """Finds the 16th character of each run, once."""
-    return Expressions(compile_expressions([f"(?:^|[^={_ALPHABET}])[={_ALPHABET}]{{{_LEAST}}}"], ALWAYS))
+    return Expressions(compile_expressions([f"(?:^|[^{ALPHABET}])[{ALPHABET}]{{{_LEAST}}}"], ALWAYS))
 
 
 class Base64:

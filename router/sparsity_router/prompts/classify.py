@@ -11,13 +11,14 @@ from typing import NamedTuple, ParamSpec, TypeVar
 from opentelemetry import metrics
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.snapshot import Snapshot
+from sparsity_policies.matching.locating import Match
 from sparsity_policies.model import Risk, Signals
 from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, histogram
 
 from sparsity_router.prompts.domains import UNASKED, Detection
 from sparsity_router.prompts.lengths import Interval
 from sparsity_router.prompts.measure import EncodedPrompt, Measure
-from sparsity_router.prompts.opened import Scanned, open_prompt, scan
+from sparsity_router.prompts.opened import Scanned, located, open_prompt, scan
 from sparsity_router.prompts.prompt import Bounds, read_prompt
 from sparsity_router.prompts.semantic import DetectionError, Detector
 from sparsity_router.prompts.signals import Arrival, Resolved
@@ -126,6 +127,10 @@ class Classifier:
         if measured is None:
             measured = await off_loop(OnLoop.TOKENIZER, prompt.size, self._measure.by_text, resolved, exact=exact)
         return Classified(resolved, *measured)
+
+    async def locate(self, request: inference_pb2.GenerateRequest, snapshot: Snapshot) -> list[Match]:
+        """Where in a request's text the scan finds something."""
+        return await asyncio.to_thread(located, request, snapshot, self._tokenizer)
 
     async def _detect(self, scanned: Scanned, context: inference_pb2.RequestContext, snapshot: Snapshot) -> Detection:
         """What the semantic classifier makes of a prompt whose domain it could change."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from opentelemetry import metrics
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.snapshot import Snapshot
+from sparsity_policies.matching.locating import Match, locate
 from sparsity_policies.matching.readings import readings
 from sparsity_policies.matching.scan import ScanResult
 from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, histogram
@@ -72,6 +73,18 @@ def open_prompt(prompt: Prompt, request: inference_pb2.GenerateRequest, tokenize
         return Opened([], prompt.text, True, prompt.size, prompt.text, prompt.size, read)
     rendered = tokenizer.render(request.chat)
     return Opened([], rendered, False, len(rendered.encode()), prompt.text, prompt.size, read)
+
+
+def located(request: inference_pb2.GenerateRequest, snapshot: Snapshot, tokenizer: ModelTokenizer) -> list[Match]:
+    """Where the scan finds something in what a caller wrote; nowhere when it cannot finish: the decision says so."""
+    if request.WhichOneof("prompt") == "token_ids":
+        text = tokenizer.decode_written(list(request.token_ids.ids))
+    else:
+        text = request.text or "\n".join(message.content for message in request.chat.messages)
+    try:
+        return locate(text, snapshot.scanner, tokenizer.control.hidden(text))
+    except ValueError:
+        return []
 
 
 def scan(opened: Opened, snapshot: Snapshot) -> Scanned:
