@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,7 @@ async def test_a_prompt_that_was_not_scanned_to_its_end_goes_dense(
 ) -> None:
     whole = Scanner.scan
 
-    def hasty(self: Scanner, text: str | bytes) -> ScanResult:
+    def hasty(self: Scanner, text: str | bytes | Sequence[bytes]) -> ScanResult:
         found = whole(self, text)
         return found._replace(scanned_bytes=found.scanned_bytes - 1)
 

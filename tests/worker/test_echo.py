@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
+from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_router.prompts.chats.chat import read_chat
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_rpc.errors import ConfigurationError

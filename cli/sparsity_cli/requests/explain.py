@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.table import Table
@@ -27,6 +27,13 @@ from sparsity_cli.requests.prompts import (
     read_tier,
 )
 
+_FORMS: Final = {
+    "written": "as it is written",
+    "normal": "in the normal form",
+    "hyphenated": "joined over a line's end",
+    "disguised": "in disguise",
+}
+
 
 def explain(
     text: Text = None,
@@ -39,7 +46,9 @@ def explain(
     tenant: Tenant = None,
     session: Session = None,
     raw: Raw = False,
-    show_text: Annotated[bool, typer.Option("--show-text", help="Show the part that is like a domain.")] = False,
+    show_text: Annotated[
+        bool, typer.Option("--show-text", help="Show the part of the prompt that was found, not only its place.")
+    ] = False,
     router: Router = DEFAULT_ROUTER,
     as_json: AsJson = False,
 ) -> None:
@@ -84,6 +93,8 @@ def explain(
             check = step.check.replace("[", "\\[")
             table.add_row(check, "yes" if step.matched else "no", tier_word(step.tier), step.detail.replace("[", "\\["))
         out.print(table)
+        for match in answer.matches:
+            out.print(_found(match, request, show_text), soft_wrap=True, markup=False, highlight=False)
         if answer.alternatives:
             out.print("Another tier:")
             for sentence in answer.alternatives:
@@ -97,4 +108,16 @@ def _finding(finding: inference_pb2.RiskFinding, request: inference_pb2.Generate
     if show_text:
         words = request.text or "\n".join(message.content for message in request.chat.messages)
         told += f"\n  {escaped(words[finding.start : finding.end])}"
+    return told
+
+
+def _found(match: inference_pb2.ScanMatch, request: inference_pb2.GenerateRequest, show_text: bool) -> str:
+    """A literal or pattern with where it was found; what the prompt has there only where it is asked for."""
+    encoded, _, form = match.form.rpartition(" ")
+    told = f"{match.domain}: {match.expression!r} at characters {match.start} to {match.end}, {_FORMS.get(form, form)}"
+    if encoded:
+        told += ", in base64"
+    if show_text:
+        words = request.text or "\n".join(message.content for message in request.chat.messages)
+        told += f": {words[match.start : match.end]!a}"
     return told

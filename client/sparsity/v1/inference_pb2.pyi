@@ -1558,6 +1558,7 @@ class ExplainResponse(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     ALTERNATIVES_FIELD_NUMBER: _builtins.int
     FINDINGS_FIELD_NUMBER: _builtins.int
+    MATCHES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def signals(self) -> Global___Signals:
         """What was known."""
@@ -1578,6 +1579,10 @@ class ExplainResponse(_message.Message):
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___RiskFinding]:
         """What the text is like, the most likely first; empty where it was not looked at."""
 
+    @_builtins.property
+    def matches(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScanMatch]:
+        """Where literals and patterns of policies were found, in the order of the text; 64 at most."""
+
     def __init__(
         self,
         *,
@@ -1586,10 +1591,11 @@ class ExplainResponse(_message.Message):
         steps: _abc.Iterable[Global___DecisionStep] | None = ...,
         alternatives: _abc.Iterable[_builtins.str] | None = ...,
         findings: _abc.Iterable[Global___RiskFinding] | None = ...,
+        matches: _abc.Iterable[Global___ScanMatch] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "signals", b"signals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alternatives", b"alternatives", "decision", b"decision", "findings", b"findings", "signals", b"signals", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alternatives", b"alternatives", "decision", b"decision", "findings", b"findings", "matches", b"matches", "signals", b"signals", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1636,6 +1642,52 @@ class RiskFinding(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RiskFinding: _TypeAlias = RiskFinding  # noqa: Y015
+
+@_typing.final
+class ScanMatch(_message.Message):
+    """A place in a prompt where a literal or pattern of a policy was found, the first of each. Places are counted in
+    characters of the text, or of a chat's messages joined by line breaks, or of what token ids decode to.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    FLAG_FIELD_NUMBER: _builtins.int
+    EXPRESSION_FIELD_NUMBER: _builtins.int
+    FORM_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    domain: _builtins.str
+    """The domain whose policy it is of."""
+    flag: _builtins.str
+    """The flag that it raises; empty for none."""
+    expression: _builtins.str
+    """The literal or pattern, as the policy has it."""
+    form: _builtins.str
+    """The form of the text that has it: `written`, `normal` (escapes resolved, characters folded), `hyphenated` (words
+    joined at line ends) or `disguised` (letters that look alike are one); with `encoded ` before it, in base64.
+    """
+    start: _builtins.int
+    """Its first character."""
+    end: _builtins.int
+    """The character behind its last."""
+    def __init__(
+        self,
+        *,
+        domain: _builtins.str = ...,
+        flag: _builtins.str = ...,
+        expression: _builtins.str = ...,
+        form: _builtins.str = ...,
+        start: _builtins.int = ...,
+        end: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "end", b"end", "expression", b"expression", "flag", b"flag", "form", b"form", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScanMatch: _TypeAlias = ScanMatch  # noqa: Y015
 
 @_typing.final
 class DecisionStep(_message.Message):

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from sparsity_policies.documents.document import to_document
 from sparsity_policies.matching.conditions import Condition
-from sparsity_policies.matching.scan import Compile, Scanner, compile_expressions
+from sparsity_policies.matching.expressions import Compile, compile_expressions
+from sparsity_policies.matching.scan import Scanner
 from sparsity_policies.model import Override, Policy, Scope, StoredPolicy, Tier
 from sparsity_policies.risk.learning import Learn, PolicyModel, heads_of, model_of
 from sparsity_policies.risk.model import Head

@@ -25,7 +25,7 @@ from sparsity_rpc.errors import InvalidRequestError, Violation
 
 from sparsity_policies.documents.validate import check_policy
 from sparsity_policies.documents.yamlfile import load_yaml
-from sparsity_policies.matching.scan import compile_expressions, dump_database, load_database
+from sparsity_policies.matching.expressions import compile_expressions, dump_database, load_database
 from sparsity_policies.model import Policy
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ _PATIENCE = 10.0
 # A process that nobody asks for so long ends, and gives its memory back.
 _IDLE_SECONDS = 600.0
 _SIZE = struct.Struct("!Q")
+# Of the memory that it may address numpy's threads would take a part each, and they have nothing to do.
+_ENVIRONMENT: Final = {"OPENBLAS_NUM_THREADS": "1"}
 
 
 class ConfinedError(Exception):
@@ -83,7 +85,7 @@ class Confined:
         return policy
 
     def compile(self, expressions: Sequence[str]) -> Any:
-        """As :func:`sparsity_policies.matching.scan.compile_expressions`, within the limits.
+        """As :func:`sparsity_policies.matching.expressions.compile_expressions`, within the limits.
 
         Raises:
             ValueError: when they do not compile within the limits.
@@ -148,9 +150,9 @@ class Confined:
             self._end()
             command = [sys.executable, "-m", "sparsity_policies.documents.confined"]
             try:
-                # Threads of a library for matrices would each take of the limit of memory.
-                told = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
-                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=told)
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | _ENVIRONMENT
+                )
             except OSError as error:
                 raise ConfinedError(f"finds no process ({error.strerror})") from error
         return self._process

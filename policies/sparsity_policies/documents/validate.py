@@ -10,9 +10,9 @@ from sparsity_serving.bounds import MAX_NAME
 
 from sparsity_policies.matching.cel_cost import MAX_POLICY_STEPS
 from sparsity_policies.matching.conditions import Condition
+from sparsity_policies.matching.expressions import pattern_problem
 from sparsity_policies.matching.folding import folded
 from sparsity_policies.matching.reachability import unreachable
-from sparsity_policies.matching.scan import pattern_problem
 from sparsity_policies.model import Band, Policy, Risk, Tier
 
 MAX_RULES = 256

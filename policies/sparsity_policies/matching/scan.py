@@ -1,23 +1,25 @@
-"""Scans whole prompts for the literals and patterns of all policies in one pass (Hyperscan, NSDI 2019)."""
+"""Scans whole prompts for the literals and patterns of all policies in one pass over each of their readings."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import hyperscan
 
+from sparsity_policies.matching.disguises import SEPARATOR, bare
+from sparsity_policies.matching.expressions import Compile, Expressions, compile_expressions
 from sparsity_policies.matching.folding import folded
+from sparsity_policies.matching.readings import normal, readings
 from sparsity_policies.model import Detection, Policy
 
 # A change of this many expressions is compiled beside the database that is there; a larger one compiles all anew.
 _BESIDE = 256
-_FLAGS = hyperscan.HS_FLAG_CASELESS | hyperscan.HS_FLAG_UTF8 | hyperscan.HS_FLAG_SINGLEMATCH
-
-
-# Makes a database of expressions.
-Compile = Callable[[Sequence[str]], Any]
+# Letters that a literal must have to be looked for in disguise, where shorter ones would be found in anything.
+_DISGUISED = 6
+_HYPHEN = re.compile(r"(?<=\w)\\-(?=\w)")
+_SPECIAL = frozenset("\\^$.|?*+()[]{}#&~-")
 
 
 class ScanResult(NamedTuple):
@@ -26,7 +28,7 @@ class ScanResult(NamedTuple):
     Attributes:
         flags: flags raised.
         domains: domains whose detection matched.
-        scanned_bytes: bytes looked at: all of them.
+        scanned_bytes: bytes of the text looked at: all of them.
     """
 
     flags: frozenset[str]
@@ -34,48 +36,53 @@ class ScanResult(NamedTuple):
     scanned_bytes: int
 
 
-def pattern_problem(pattern: str) -> str | None:
-    """What keeps a pattern from being used, or None."""
-    if not pattern:
-        return "is empty"
-    try:
-        compile_expressions([pattern])
-    except (hyperscan.error, ValueError) as error:
-        return f"is not a usable regular expression: {error}"
-    return None
+class Owner(NamedTuple):
+    """What an expression is looked for on behalf of.
 
-
-def compile_expressions(expressions: Sequence[str]) -> Any:
-    """A Hyperscan database, in this process.
-
-    Raises:
-        hyperscan.error: when an expression does not compile.
+    Attributes:
+        domain: whose policy has it.
+        flag: that it raises; empty for none.
+        source: the literal or pattern, as the policy has it.
     """
-    database = hyperscan.Database()
-    database.compile(
-        expressions=[expression.encode() for expression in expressions],
-        ids=list(range(len(expressions))),
-        elements=len(expressions),
-        flags=[_FLAGS] * len(expressions),
-    )
-    return database
+
+    domain: str
+    flag: str
+    source: str
 
 
-def dump_database(database: Any) -> bytes:
-    """What :func:`load_database` reads."""
-    return bytes(hyperscan.dumpb(database))
+class Hit(NamedTuple):
+    """A match in a reading, which ends before the byte ``end``."""
+
+    owner: Owner
+    end: int
 
 
-def load_database(data: bytes) -> Any:
-    """A database that another process compiled."""
-    return hyperscan.loadb(data, mode=hyperscan.HS_MODE_BLOCK)
+def _quoted(literal: str, between: str = r"\s+") -> str:
+    """A literal as an expression; white space matches any run of it: line breaks hide nothing. A hyphen may be missing,
+    because it is where a line's end parts the word."""
+    words = ("".join(f"\\{c}" if c in _SPECIAL else c for c in word) for word in literal.split())
+    return _HYPHEN.sub(r"\-?", between.join(words))
 
 
-def _quoted(literal: str) -> str:
-    """A literal as an expression, folded as texts are; white space matches any run of it: line breaks hide nothing."""
-    special = set("\\^$.|?*+()[]{}#&~-")
-    words = ("".join(f"\\{c}" if c in special else c for c in word) for word in folded(literal).split())
-    return r"\s+".join(words)
+def _of_literal(literal: str) -> Iterator[str]:
+    """Expressions for a literal: folded, in its normal form, and as it looks."""
+    yield _quoted(folded(literal))
+    if len(plain := normal(literal).strip()) >= 3:
+        yield _quoted(plain)
+    looks = bare(literal)
+    if sum(map(str.isalnum, looks)) >= _DISGUISED:
+        yield _quoted(looks.replace(SEPARATOR, " "), f"\\x{ord(SEPARATOR):02x}*")
+
+
+def _of_pattern(pattern: str, compiled: Compile) -> Iterator[str]:
+    """Expressions for a pattern: as it is written, and with its characters folded as those of texts are."""
+    yield pattern
+    if (plain := folded(pattern)) != pattern:
+        try:
+            compiled([plain])
+        except (hyperscan.error, ValueError):
+            return
+        yield plain
 
 
 class _Database:
@@ -83,38 +90,29 @@ class _Database:
 
     def __init__(self, detections: Mapping[str, Detection], compiled: Compile = compile_expressions) -> None:
         self.detections = dict(detections)
-        self.owners: list[tuple[str, str]] = []
+        self.owners: list[Owner] = []
         expressions: list[str] = []
         for domain, detection in detections.items():
-            for expression in (*map(_quoted, detection.literals), *detection.patterns):
-                expressions.append(expression)
-                self.owners.append((domain, detection.flag))
+            made = [(literal, _of_literal(literal)) for literal in detection.literals]
+            made += [(pattern, _of_pattern(pattern, compiled)) for pattern in detection.patterns]
+            for source, found in made:
+                for expression in dict.fromkeys(found):
+                    expressions.append(expression)
+                    self.owners.append(Owner(domain, detection.flag, source))
         try:
-            self._database = compiled(expressions) if expressions else None
+            self._expressions = Expressions(compiled(expressions)) if expressions else None
         except hyperscan.error as error:
             raise ValueError(f"the policies' detection does not compile together: {error}") from error
-        # What a scan writes on: prompts are scanned on many threads at once, and Hyperscan refuses one that is in use.
-        self._scratches = threading.local()
 
-    def _scratch(self) -> Any:
-        """This thread's own."""
-        if not hasattr(self._scratches, "own"):
-            self._scratches.own = hyperscan.Scratch(self._database)
-        return self._scratches.own
-
-    def scan(self, data: bytes) -> set[int]:
-        """Numbers of the expressions that ``data`` matches.
+    def hits(self, data: bytes) -> Iterator[Hit]:
+        """What ``data`` matches.
 
         Raises:
-            ValueError: when Hyperscan fails, such as for want of memory.
+            ValueError: when the engine cannot finish.
         """
-        hits: set[int] = set()
-        if self._database is not None and data:
-            try:
-                self._database.scan(data, lambda number, *_: hits.add(number), scratch=self._scratch())
-            except hyperscan.error as error:
-                raise ValueError(f"scan failed: {error}") from error
-        return hits
+        if self._expressions is not None:
+            for number, end in self._expressions.matches(data):
+                yield Hit(self.owners[number], end)
 
 
 class Scanner:
@@ -149,16 +147,27 @@ class Scanner:
         self._base, self._kept = _Database(wanted, compiled), set(wanted)
         self._beside = _Database({})
 
-    def scan(self, text: str | bytes) -> ScanResult:
-        """Scans all of ``text``.
+    def hits(self, data: bytes) -> list[Hit]:
+        """The first match of each expression in one reading.
+
+        Raises:
+            ValueError: when the engine cannot finish.
+        """
+        found = [hit for hit in self._base.hits(data) if hit.owner.domain in self._kept]
+        return [*found, *self._beside.hits(data)]
+
+    def scan(self, text: str | bytes | Sequence[bytes]) -> ScanResult:
+        """Scans all of a text, in every reading; or the readings of one, the text itself first.
 
         Raises:
             ValueError: when the engine cannot finish; the caller must then go dense.
         """
-        data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-        owners = [self._base.owners[number] for number in self._base.scan(data)]
-        found = [owner for owner in owners if owner[0] in self._kept]
-        found += [self._beside.owners[number] for number in self._beside.scan(data)]
+        if isinstance(text, str):
+            text = text.encode("utf-8", "replace")
+        parts = readings(text) if isinstance(text, bytes) else text
+        owners = {hit.owner for part in parts for hit in self.hits(part)}
         return ScanResult(
-            frozenset(flag for _, flag in found if flag), frozenset(domain for domain, _ in found), len(data)
+            frozenset(owner.flag for owner in owners if owner.flag),
+            frozenset(owner.domain for owner in owners),
+            len(parts[0]),
         )

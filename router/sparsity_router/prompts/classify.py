@@ -11,6 +11,7 @@ from typing import NamedTuple, ParamSpec, TypeVar
 from opentelemetry import metrics
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.snapshot import Snapshot
+from sparsity_policies.matching.locating import Match
 from sparsity_policies.model import Risk, Signals
 from sparsity_policies.risk.model import Scores
 from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, histogram
@@ -18,7 +19,7 @@ from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, histogram
 from sparsity_router.prompts.domains import UNASKED, Detection, read_risk
 from sparsity_router.prompts.lengths import Interval
 from sparsity_router.prompts.measure import EncodedPrompt, Measure
-from sparsity_router.prompts.opened import Scanned, open_prompt, scan
+from sparsity_router.prompts.opened import Scanned, located, open_prompt, scan
 from sparsity_router.prompts.prompt import Bounds, read_prompt
 from sparsity_router.prompts.semantic import DetectionError, Detector
 from sparsity_router.prompts.signals import Arrival, Resolved
@@ -39,7 +40,7 @@ _reading = histogram(
 class OnLoop(IntEnum):
     """Bytes up to which a thread costs more than the work, by what that goes through.
 
-    Reading text that is not ASCII takes about as long as tokenizing it, and so does weighing every window of it.
+    Reading text that may be read in several ways takes about as long as tokenizing it, and so does weighing every window.
     """
 
     SCAN = 262_144
@@ -121,7 +122,7 @@ class Classifier:
             InvalidRequestError: naming the field.
         """
         prompt = read_prompt(request, self._bounds)
-        opening = OnLoop.SCAN if prompt.kind != "token_ids" and prompt.text.isascii() else OnLoop.TOKENIZER
+        opening = OnLoop.SCAN if prompt.kind != "token_ids" and not prompt.signs else OnLoop.TOKENIZER
         opened = await off_loop(opening, prompt.size, open_prompt, prompt, request, self._tokenizer)
         scanned = await off_loop(OnLoop.SCAN, prompt.size, scan, opened, snapshot)
         detection = await self._detect(scanned, request.context, snapshot)
@@ -139,6 +140,10 @@ class Classifier:
     def _is_read(context: inference_pb2.RequestContext, snapshot: Snapshot) -> bool:
         """Whether what the text is like could make a difference: a flagged request is dense anyhow."""
         return not context.flags and bool(snapshot.risk.policies)
+
+    async def locate(self, request: inference_pb2.GenerateRequest, snapshot: Snapshot) -> list[Match]:
+        """Where in a request's text the scan finds something."""
+        return await asyncio.to_thread(located, request, snapshot, self._tokenizer)
 
     async def _detect(self, scanned: Scanned, context: inference_pb2.RequestContext, snapshot: Snapshot) -> Detection:
         """What the semantic classifier makes of a prompt whose domain it could change."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 
+from sparsity_policies.matching.rewriting import Step, Substitution
+
 # Within such a token it makes the tokenizer read letters; models and people read over it (U+200B, zero width space).
 _BREAK = "\u200b"
 # Places that are looked at one by one; where there are more, an expression is faster.
@@ -47,6 +49,12 @@ class ControlTokens:
         if self._pattern is None or not self.occur(text):
             return text
         return self._pattern.sub(lambda found: f"{found[0][0]}{_BREAK}{found[0][1:]}", text)
+
+    def hidden(self, text: str) -> tuple[Step, ...]:
+        """What makes of the text what is read without its control tokens; none where it has none."""
+        if self._pattern is None or not self.occur(text):
+            return ()
+        return Substitution(self._pattern.pattern, lambda _: ""), Substitution(self._pattern.pattern, lambda _: " ")
 
     def to_scan(self, text: str) -> str:
         """What a scan must see: the text, and where there are control tokens, what is read without them, too."""

@@ -8,10 +8,12 @@ from typing import NamedTuple
 from opentelemetry import metrics
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.snapshot import Snapshot
-from sparsity_policies.matching.folding import folded
+from sparsity_policies.matching.locating import Match, locate
+from sparsity_policies.matching.readings import readings
 from sparsity_policies.matching.scan import ScanResult
 from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, histogram
 
+from sparsity_router.prompts.chats.chat import read_chat
 from sparsity_router.prompts.prompt import Prompt
 from sparsity_router.prompts.tokens import ModelTokenizer
 
@@ -30,7 +32,7 @@ class Opened(NamedTuple):
         size: bytes that are tokenized.
         words: what its caller wrote.
         length: bytes of that.
-        data: what is scanned, in UTF-8: what was written, and what it may be read as.
+        readings: what is scanned, in UTF-8: what was written, and what it may be read as.
     """
 
     ids: list[int]
@@ -39,7 +41,7 @@ class Opened(NamedTuple):
     size: int
     words: str
     length: int
-    data: bytes
+    readings: tuple[bytes, ...]
 
 
 class Scanned(NamedTuple):
@@ -67,28 +69,32 @@ def open_prompt(prompt: Prompt, request: inference_pb2.GenerateRequest, tokenize
         words = tokenizer.decode(ids)
         data = words.encode()
         scanned = b"\n".join((data, prompt.data)) if prompt.data else data
-        return Opened(ids, "", False, prompt.size, words, len(data), _as_read(scanned))
-    data = _as_read(prompt.data)
+        return Opened(ids, "", False, prompt.size, words, len(data), readings(scanned))
+    read = readings(prompt.data, prompt.signs)
     if prompt.kind == "text":
-        return Opened([], prompt.text, True, prompt.size, prompt.text, prompt.size, data)
+        return Opened([], prompt.text, True, prompt.size, prompt.text, prompt.size, read)
     assert prompt.chat is not None
     rendered = tokenizer.render(prompt.chat)
-    return Opened([], rendered, False, len(rendered.encode()), prompt.text, prompt.size, data)
+    return Opened([], rendered, False, len(rendered.encode()), prompt.text, prompt.size, read)
 
 
-def _as_read(data: bytes) -> bytes:
-    """What is scanned of a text: as it was written, and as it is read."""
-    if data.isascii():
-        return data
-    read = folded(data.decode()).encode()
-    return data if read == data else data + b"\n" + read
+def located(request: inference_pb2.GenerateRequest, snapshot: Snapshot, tokenizer: ModelTokenizer) -> list[Match]:
+    """Where the scan finds something in what a caller wrote; nowhere when it cannot finish: the decision says so."""
+    if request.WhichOneof("prompt") == "token_ids":
+        text = tokenizer.decode_written(list(request.token_ids.ids))
+    else:
+        text = request.text or "\n".join(read_chat(request).written())
+    try:
+        return locate(text, snapshot.scanner, tokenizer.control.hidden(text))
+    except ValueError:
+        return []
 
 
 def scan(opened: Opened, snapshot: Snapshot) -> Scanned:
     """Scans a prompt for the detection of ``snapshot``."""
     started = time.monotonic()
     try:
-        result = snapshot.scanner.scan(opened.data)
+        result = snapshot.scanner.scan(opened.readings)
     except ValueError as error:
         return Scanned(opened, _NOTHING, str(error))
     _scanning.record(time.monotonic() - started)

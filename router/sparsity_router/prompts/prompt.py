@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from sparsity.v1 import inference_pb2
+from sparsity_policies.matching.signs import NONE, Signs, signs_of
 from sparsity_rpc.errors import InvalidRequestError
 from sparsity_serving.fields.response_format import format_text
 
@@ -22,6 +23,7 @@ class Prompt(NamedTuple):
             held to.
         size: bytes to work on.
         chat: what a chat is rendered from.
+        signs: that what is scanned may be read otherwise; none of token ids, whose text is not known yet.
     """
 
     kind: str
@@ -29,6 +31,7 @@ class Prompt(NamedTuple):
     data: bytes
     size: int
     chat: Chat | None = None
+    signs: Signs = NONE
 
 
 class Bounds(NamedTuple):
@@ -93,4 +96,5 @@ def read_prompt(request: inference_pb2.GenerateRequest, bounds: Bounds) -> Promp
     if bounds.control.occur(text):
         data, text = bounds.control.to_scan(text).encode(), bounds.control.as_text(text)
         size = len(text.encode())
-    return Prompt(kind, text, b"\n".join((data, form)) if form else data, size, chat)
+    data = b"\n".join((data, form)) if form else data
+    return Prompt(kind, text, data, size, chat, signs_of(data))

@@ -51,8 +51,12 @@ class ModelTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """What a scan must see of ``ids``: special tokens included, and what is read without them."""
+        return self.control.to_scan(self.decode_written(ids))
+
+    def decode_written(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``, special tokens included."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
-        return self.control.to_scan(text)
+        return text
 
     def render(self, chat: Chat) -> str:
         """The chat as the model expects it, up to where it answers; control tokens in it are the template's alone.

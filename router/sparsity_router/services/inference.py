@@ -77,6 +77,7 @@ class InferenceService:
         callers: Callers | None = None,
         shadow: Shadow | None = None,
     ) -> None:
+        self._classifier = classifier
         self._decider = Decider(classifier, policies, sessions)
         self._served = classifier.served._replace(name=model)
         self._policies = policies
@@ -210,6 +211,15 @@ class InferenceService:
                 decision=decision_to_wire(decision, ""),
                 alternatives=alternatives(signals, self._policies.snapshot, decision),
             )
+            for match in await self._classifier.locate(request.request, self._policies.snapshot):
+                response.matches.add(
+                    domain=match.owner.domain,
+                    flag=match.owner.flag,
+                    expression=match.owner.source,
+                    form=match.form,
+                    start=match.start,
+                    end=match.end,
+                )
             for step in decision.steps:
                 response.steps.add(
                     check=step.check,

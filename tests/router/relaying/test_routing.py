@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -235,9 +235,8 @@ async def test_a_stale_policy_goes_dense(model: Path) -> None:
 class Hasty:
     """A scanner that stops before the end."""
 
-    def scan(self, text: str | bytes) -> ScanResult:
-        data = text.encode() if isinstance(text, str) else text
-        return ScanResult(frozenset(), frozenset(), len(data) - 1)
+    def scan(self, readings: Sequence[bytes]) -> ScanResult:
+        return ScanResult(frozenset(), frozenset(), len(readings[0]) - 1)
 
 
 @pytest.mark.parametrize(
