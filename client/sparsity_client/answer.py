@@ -11,13 +11,64 @@ from dataclasses import dataclass
 
 from sparsity_rpc.tiers import Tier
 
+from sparsity_client.request import ToolCall
+
+
+@dataclass(frozen=True, slots=True)
+class TokenAlternative:
+    """A token that might have stood in another's place: its bytes, and the logarithm of its probability."""
+
+    token_id: int
+    token: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token and how likely it was.
+
+    Attributes:
+        token_id: the token.
+        token: what it is in the text, which may end within a character.
+        logprob: natural logarithm of its probability; None for a prompt's first token.
+        top: the likeliest tokens at its place.
+    """
+
+    token_id: int
+    token: bytes
+    logprob: float | None
+    top: tuple[TokenAlternative, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A part of a call: which of the answer's calls; id and tool in its first part only; more of its arguments."""
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What came since the last one: whole characters, and their tokens."""
+    """What came since the last one.
+
+    Attributes:
+        text: whole characters.
+        token_ids: their tokens.
+        reasoning: what the model thinks before it answers.
+        tool_calls: parts of calls.
+        logprobs: one for each token, where they were asked for.
+        prompt_logprobs: one for each of the prompt's tokens, where they were asked for; in the first chunk.
+    """
 
     text: str
     token_ids: tuple[int, ...]
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +80,7 @@ class Usage:
     cached_tokens: int
     time_to_first_token: float
     total_time: float
+    reasoning_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +161,17 @@ class Answer:
     Attributes:
         text: what was generated.
         token_ids: the same in tokens.
-        finish_reason: `STOP` or `LENGTH`.
+        finish_reason: `STOP`, `LENGTH` or `TOOL_CALLS`.
         usage: tokens and times.
         decision: the tier, and why.
         sparsity: what was attended; None where nothing was reported, and ``unreported`` says why.
         unreported: why there is no report; empty where there is one.
         worker_id: who answered.
+        model: what answered.
+        reasoning: what the model thought before it answered.
+        tool_calls: what it called.
+        logprobs: one for each token, where they were asked for.
+        prompt_logprobs: one for each of the prompt's tokens, where they were asked for.
     """
 
     text: str
@@ -125,6 +182,11 @@ class Answer:
     sparsity: SparsityReport | None
     unreported: str
     worker_id: str
+    model: str
+    reasoning: str
+    tool_calls: tuple[ToolCall, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    prompt_logprobs: tuple[TokenLogprob, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,13 +17,23 @@ from sparsity.v1 import inference_pb2
 from sparsity_client import (
     Answer,
     AsyncClient,
+    CalledTool,
     Client,
+    Grammar,
+    JsonObject,
+    JsonSchema,
+    Logprobs,
     Message,
     RawText,
+    Regex,
     Request,
     Sampling,
     Tier,
+    TokenAlternative,
     TokenIds,
+    TokenLogprob,
+    Tool,
+    ToolCall,
 )
 from sparsity_client.wire.requests import to_message
 from sparsity_client.wire.values import Gathered, explanation
@@ -32,9 +42,13 @@ from sparsity_rpc.errors import SparsityError
 from sparsity_serving.server import listen
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
+DECISION = inference_pb2.Decision(tier=inference_pb2.TIER_DENSE, policy_tier=inference_pb2.TIER_DENSE)
 ASKED = Request("hello", domain="rag")
 # Fields that are values of another name, or of no use to a caller: the rollout's key is the decision's id.
-ELSEWHERE = {"Signals": {"request_key"}, "Completion": set(), "RequestContext": set()}
+ELSEWHERE = {
+    "Signals": {"request_key"}, "Completion": set(), "RequestContext": set(),
+    "GenerateRequest": {"text", "chat", "token_ids", "context"}, "GenerateResponse": {"completion"},
+}  # fmt: skip
 
 
 def filled(kind: type[WireMessage]) -> Any:
@@ -51,9 +65,9 @@ def filled(kind: type[WireMessage]) -> Any:
                 message, field.name
             ).CopyFrom(inner)
         else:
-            value: Any = {field.TYPE_STRING: field.name, field.TYPE_BOOL: True, field.TYPE_ENUM: 2}.get(
-                field.type, field.number
-            )
+            value: Any = {
+                field.TYPE_STRING: field.name, field.TYPE_BOOL: True, field.TYPE_ENUM: 2, field.TYPE_BYTES: b"x"
+            }.get(field.type, field.number)  # fmt: skip
             getattr(message, field.name).append(value) if field.is_repeated else setattr(message, field.name, value)
     return message
 
@@ -81,6 +95,15 @@ def unset(value: object, path: str = "") -> list[str]:
         ("Completion", "Answer"),
         ("SamplingParams", "Sampling"),
         ("RequestContext", "Request"),
+        ("GenerateRequest", "Request"),
+        ("GenerateResponse", "Chunk"),
+        ("ChatMessage", "Message"),
+        ("Tool", "Tool"),
+        ("ToolCall", "ToolCall"),
+        ("ToolCallDelta", "ToolCallDelta"),
+        ("TokenLogprob", "TokenLogprob"),
+        ("TokenAlternative", "TokenAlternative"),
+        ("LogprobOptions", "Logprobs"),
     ],
 )
 def test_a_value_has_every_field_of_its_message(message: str, value: str) -> None:
@@ -100,6 +123,11 @@ def test_an_answer_carries_all_that_the_messages_say() -> None:
     assert answer.decision.tier is Tier.MODERATE
     assert answer.decision.reason == "LENGTH_BAND"
     assert (answer.usage.time_to_first_token, answer.usage.total_time) == (4.5, 5.5)
+    assert (answer.reasoning, answer.model, answer.usage.reasoning_tokens) == ("reasoning", "model", 6)
+    assert answer.tool_calls == (ToolCall("id", "name", "arguments"),)
+    assert (answer.logprobs, answer.prompt_logprobs) == 2 * (
+        (TokenLogprob(1, b"x", 3, (TokenAlternative(1, b"x", 3),)),),
+    )
     assert answer.sparsity is not None
     assert answer.sparsity.layers[0].coverage == 3
     last.completion.ClearField("sparsity")
@@ -112,6 +140,21 @@ def test_an_answer_carries_all_that_the_messages_say() -> None:
     assert (empty.signals.max_tier, empty.signals.confidence, empty.signals.domain_source) == (None, None, "")
 
 
+def test_parts_of_calls_are_joined_in_the_order_that_the_calls_began() -> None:
+    gathered = Gathered()
+    for index, call, name, arguments in (
+        (0, "a", "f", ""),
+        (0, "", "", '{"x"'),
+        (1, "b", "g", "{"),
+        (0, "", "", ":1}"),
+        (1, "", "", "}"),
+    ):
+        part = inference_pb2.ToolCallDelta(index=index, id=call, name=name, arguments=arguments)
+        gathered.take(inference_pb2.GenerateResponse(tool_calls=[part]))
+    gathered.take(inference_pb2.GenerateResponse(completion=inference_pb2.Completion(decision=DECISION)))
+    assert gathered.answer().tool_calls == (ToolCall("a", "f", '{"x":1}'), ToolCall("b", "g", "{}"))
+
+
 def test_a_word_of_a_later_version_stands_for_itself() -> None:
     message = filled(inference_pb2.ExplainResponse)
     message.decision.reason = 99
@@ -119,7 +162,7 @@ def test_a_word_of_a_later_version_stands_for_itself() -> None:
 
 
 def test_a_request_says_all_that_a_message_can() -> None:
-    sampling = Sampling(1, 0.5, 0.5, 3, ("s",), 6, True, 0.25, 0.125)
+    sampling = Sampling(1, 0.5, 0.5, 3, ("s",), 6, True, 0.25, 0.125, Regex("a"), {5: -1.0}, 1.5, 0.75)
     turns = (Message("system", "be brief"), Message("user", "hi"))
     asked = Request(turns, "d", "t", ("f",), {"k": "v"}, "x", "s", Tier.MODERATE, True, sampling, 7, "id")
     made = to_message(asked)
@@ -130,7 +173,8 @@ def test_a_request_says_all_that_a_message_can() -> None:
     assert made.context.max_tier == inference_pb2.TIER_MODERATE
     assert made.sampling == inference_pb2.SamplingParams(
         max_new_tokens=1, temperature=0.5, top_p=0.5, top_k=3, stop=["s"], seed=6, ignore_eos=True,
-        frequency_penalty=0.25, presence_penalty=0.125,
+        frequency_penalty=0.25, presence_penalty=0.125, response_format=inference_pb2.ResponseFormat(regex="a"),
+        logit_bias=[inference_pb2.LogitBias(token_id=5, bias=-1)], repetition_penalty=1.5, min_p=0.75,
     )  # fmt: skip
     bare = to_message(Request("hi"))
     assert [(turn.role, turn.content) for turn in bare.chat.messages] == [("user", "hi")]
@@ -140,9 +184,54 @@ def test_a_request_says_all_that_a_message_can() -> None:
     assert list(to_message(Request(TokenIds((1, 2)))).token_ids.ids) == [1, 2]
 
 
+FORMATS: list[tuple[Any, inference_pb2.ResponseFormat]] = [
+    (JsonSchema({"type": "object"}), inference_pb2.ResponseFormat(json_schema='{"type": "object"}')),
+    (JsonSchema("{}"), inference_pb2.ResponseFormat(json_schema="{}")),
+    (JsonObject(), inference_pb2.ResponseFormat(json_object=True)),
+    (Regex("a+"), inference_pb2.ResponseFormat(regex="a+")),
+    (Grammar('root ::= "a"'), inference_pb2.ResponseFormat(grammar='root ::= "a"')),
+]
+
+
+@pytest.mark.parametrize(("value", "message"), FORMATS)
+def test_each_format_has_its_message(value: Any, message: inference_pb2.ResponseFormat) -> None:
+    assert to_message(Request("hi", sampling=Sampling(response_format=value))).sampling.response_format == message
+
+
+def test_a_chat_with_tools_says_all_of_it() -> None:
+    turns = (Message("developer", "d"), Message("assistant", "", (ToolCall("c1", "f", "{}"),), reasoning="hm"),
+             Message("tool", "42", tool_call_id="c1", name="f"))  # fmt: skip
+    tool = Tool("f", "does", {"type": "object"}, strict=True)
+    asked = Request(turns, model="m", tools=(tool, Tool("g")), tool_choice=CalledTool("f"), logprobs=Logprobs(3, True),
+                    chat_template_kwargs={"enable_thinking": False}, reasoning_effort="low")  # fmt: skip
+    made = to_message(asked)
+    assert (made.model, made.reasoning_effort, made.logprobs.top, made.logprobs.prompt) == ("m", "low", 3, True)
+    assert dict(made.chat_template_kwargs) == {"enable_thinking": False}
+    first, second = made.tools
+    assert first == inference_pb2.Tool(name="f", description="does", parameters='{"type": "object"}', strict=True)
+    assert second == inference_pb2.Tool(name="g")
+    assert made.tool_choice.name == "f"
+    _, called, told = made.chat.messages
+    assert (called.reasoning, list(called.tool_calls)) == (
+        "hm",
+        [inference_pb2.ToolCall(id="c1", name="f", arguments="{}")],
+    )
+    assert (told.tool_call_id, told.name) == ("c1", "f")
+    assert to_message(Request("hi", tool_choice="required")).tool_choice.mode == inference_pb2.TOOL_CHOICE_MODE_REQUIRED
+
+
+BAD_CHOICE: Any = "perhaps"
+
+
 @pytest.mark.parametrize(
     ("request_", "field"),
     [
+        (Request("hi", model="\ud800"), "model"),
+        (Request("hi", tools=(Tool("\ud800"),)), "tools"),
+        (Request("hi", tool_choice=BAD_CHOICE), "tool_choice"),
+        (Request("hi", chat_template_kwargs={"x": object()}), "chat_template_kwargs"),
+        (Request("hi", logprobs=Logprobs(-1)), "logprobs"),
+        (Request("hi", sampling=Sampling(logit_bias={-1: 1.0})), "sampling.logit_bias"),
         (Request("\ud800"), "prompt"),
         (Request(TokenIds((-1,))), "prompt"),
         (Request("hi", domain="\ud800"), "context"),

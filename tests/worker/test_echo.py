@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
+from sparsity_router.prompts.chats.chat import read_chat
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving.access.access import Access, key_digest
@@ -66,7 +67,8 @@ def request(text: str, tokens: int = 1000, **sampling: Any) -> worker_pb2.Worker
 def chat(model: Path, *turns: tuple[str, str]) -> str:
     """A conversation as a router renders it."""
     messages = [inference_pb2.ChatMessage(role=role, content=content) for role, content in turns]
-    return ModelTokenizer(model).render(inference_pb2.ChatPrompt(messages=messages))
+    chat = read_chat(inference_pb2.GenerateRequest(chat=inference_pb2.ChatPrompt(messages=messages)))
+    return ModelTokenizer(model).render(chat)
 
 
 async def answer(stub: Any, asked: worker_pb2.WorkerServiceGenerateRequest) -> tuple[str, inference_pb2.Completion]:

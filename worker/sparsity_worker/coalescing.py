@@ -31,7 +31,7 @@ class Coalescing:
 
 
 async def coalesced(responses: Responses, how: Coalescing) -> Responses:
-    """The same text and token ids in order, in fewer messages; a completion goes out at once, alone and last.
+    """The same contents in order, in fewer messages; a completion goes out at once, alone and last.
 
     Args:
         responses: one message a step of the engine; closed with this generator.
@@ -43,7 +43,7 @@ async def coalesced(responses: Responses, how: Coalescing) -> Responses:
     async with aclosing(responses):
         try:
             while True:
-                if held.text or held.token_ids:
+                if held.ByteSize():
                     pending = pending or asyncio.ensure_future(anext(responses))
                     await asyncio.wait({pending}, timeout=max(sent_at + how.seconds - time.monotonic(), 0.0))
                     if not pending.done():
@@ -56,20 +56,26 @@ async def coalesced(responses: Responses, how: Coalescing) -> Responses:
                     pending = None
                     break
                 if response.HasField("completion"):
-                    if held.text or held.token_ids:
+                    if held.ByteSize():
                         yield held
                         held = inference_pb2.GenerateResponse()
                     yield response
                     continue
-                held.text += response.text
-                held.token_ids.extend(response.token_ids)
+                _join(held, response)
                 if len(held.token_ids) >= how.tokens or time.monotonic() >= sent_at + how.seconds:
                     yield held
                     held, sent_at = inference_pb2.GenerateResponse(), time.monotonic()
-            if held.text or held.token_ids:
+            if held.ByteSize():
                 yield held
         finally:
             if pending is not None:
                 pending.cancel()
                 with suppress(asyncio.CancelledError, StopAsyncIteration):
                     await pending
+
+
+def _join(held: inference_pb2.GenerateResponse, response: inference_pb2.GenerateResponse) -> None:
+    """Adds a message's contents: lists are longer by it, texts go on."""
+    text, reasoning = held.text + response.text, held.reasoning + response.reasoning
+    held.MergeFrom(response)
+    held.text, held.reasoning = text, reasoning

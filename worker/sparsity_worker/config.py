@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_rpc.tls import ServerTls
 from sparsity_serving.engines import ECHO, ENGINES, SGLANG
+from sparsity_serving.fields.defaults import Defaults, ends_of
 from sparsity_serving.options.declaration import Option, check_bounds, group, option
 
 from sparsity_worker.coalescing import Coalescing
@@ -85,6 +86,16 @@ class WorkerConfig:
     )
     reasoning_open: str = option("token that opens a reasoning span", "<think>")
     reasoning_close: str = option("token that closes it", "</think>")
+    tool_parser: str = option(
+        "how the model writes calls of tools: a parser of SGLang's by its name, auto, which goes by the chat template,"
+        " or none",
+        "auto",
+    )
+    reasoning_parser: str = option(
+        "how the model marks what it thinks: a parser of SGLang's by its name, auto, which goes by the chat template,"
+        " or none",
+        "auto",
+    )
     engine: str = option("sglang, or echo, which runs no model and answers with the prompt", SGLANG, choices=ENGINES)
 
     def __post_init__(self) -> None:
@@ -117,6 +128,8 @@ class ModelFacts:
         index_topk: tokens that the model's own indexer picks for each query (DeepSeek sparse attention); 0 without one.
         latent: whether its KV cache holds one latent vector a token for all heads (MLA).
         heads: query heads; 0 where its config does not say.
+        defaults: how it is sampled where a request does not say.
+        ends: token ids that end a turn of it.
     """
 
     name: str
@@ -125,6 +138,8 @@ class ModelFacts:
     index_topk: int = 0
     latent: bool = False
     heads: int = 0
+    defaults: Defaults = field(default_factory=Defaults)
+    ends: frozenset[int] = frozenset()
 
     @classmethod
     def read(cls, model_path: Path) -> ModelFacts:
@@ -138,7 +153,17 @@ class ModelFacts:
             config = json.loads(path.read_text(encoding="utf-8"))
             context, vocabulary = int(config["max_position_embeddings"]), int(config["vocab_size"])
             picks, latent, heads = (int(config.get(key) or 0) for key in _OPTIONAL)
-            return cls(model_path.name, context, vocabulary, picks, bool(latent), heads)
+            defaults = Defaults.read(model_path)
+            return cls(
+                model_path.name,
+                context,
+                vocabulary,
+                picks,
+                bool(latent),
+                heads,
+                defaults,
+                defaults.ends | ends_of(config),
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigurationError(f"--model: {path}: {type(error).__name__}: {error}") from error
 

@@ -28,17 +28,19 @@ class IncrementalDetokenizer:
     Attributes:
         tokenizer: the model's tokenizer.
         stops: texts that end generation.
+        shows_control: whether control tokens are text, too.
     """
 
     tokenizer: Tokenizer
     stops: tuple[str, ...] = ()
+    shows_control: bool = False
     _stream: DecodeStream = field(init=False)
     _ids: list[int] = field(default_factory=list)
     _decoded: int = 0
     _held: str = ""
 
     def __post_init__(self) -> None:
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stream = DecodeStream(skip_special_tokens=not self.shows_control)
 
     def push(self, token_ids: list[int]) -> Piece:
         """Adds tokens."""
@@ -49,7 +51,7 @@ class IncrementalDetokenizer:
 
     def finish(self) -> Piece:
         """Releases what was held back; bytes that never became a character come out as U+FFFD."""
-        rest = self.tokenizer.decode(self._ids, skip_special_tokens=True)[self._decoded :]
+        rest = self.tokenizer.decode(self._ids, skip_special_tokens=not self.shows_control)[self._decoded :]
         self._decoded += len(rest)
         return self._release(rest, final=True)
 

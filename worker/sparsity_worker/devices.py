@@ -41,6 +41,8 @@ def prepare_environment(device: str, threads: int | None, ranks: int = 1, kept: 
     # Its spans of a request's stages; higher levels add one for every step.
     os.environ.setdefault("SGLANG_TRACE_LEVEL", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # A token's probability is the model's, whatever temperature it was sampled at.
+    os.environ.setdefault("SGLANG_RETURN_ORIGINAL_LOGPROB", "1")
     # A forward pass allocates and frees the same large buffers again and again: keeping them mapped saves the page
     # faults, a tenth of the time to first token.
     for name, value in (("MMAP_THRESHOLD", 2**30), ("TRIM_THRESHOLD", 2**30), ("TOP_PAD", 2**26)):

@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 from sparsity_worker.calls.identity import Identity
 from sparsity_worker.calls.load import Load
 from sparsity_worker.calls.metering import WorkerMetrics
+from sparsity_worker.calls.parsers import Parsers
 from sparsity_worker.calls.requests import marker_ids
 from sparsity_worker.calls.service import WorkerService
 from sparsity_worker.config import ModelFacts, WorkerConfig
@@ -117,7 +118,8 @@ async def _serve(
     worker_metrics = WorkerMetrics(config, facts, load, engine.kv_tokens)
     access, keys = Access.load(config.access), LeaseKeys.load(config.lease_key_file)
     leases = LeaseChecker(keys, config.worker_id, identity.tier) if keys else None
-    service = WorkerService(engine, tokenizer, identity, load, leases, worker_metrics, access)
+    parsers = None if config.engine == ECHO else Parsers.of(config, tokenizer)
+    service = WorkerService(engine, tokenizer, identity, load, leases, worker_metrics, access, parsers)
     endpoint = listen(config.listen, {SERVICE: service}, MAX_MESSAGE_BYTES, config.tls)
     # SGLang took the signals at the probe; a drain must come before its shutdown.
     stop = asyncio.Event()

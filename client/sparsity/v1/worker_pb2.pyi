@@ -37,6 +37,8 @@ class WorkerServiceGenerateRequest(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     DENSE_REASONING_FIELD_NUMBER: _builtins.int
     MEASURE_COVERAGE_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    CHAT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique among live requests of the worker."""
     priority: _builtins.int
@@ -69,6 +71,14 @@ class WorkerServiceGenerateRequest(_message.Message):
     def text(self) -> Global___TextPrompt:
         """The prompt as text, in the place of token ids."""
 
+    @_builtins.property
+    def logprobs(self) -> _inference_pb2.LogprobOptions:
+        """Log-probabilities that the answer carries."""
+
+    @_builtins.property
+    def chat(self) -> Global___ChatParsing:
+        """Set where the prompt is a chat: reasoning and calls of tools are told apart from the answer."""
+
     def __init__(
         self,
         *,
@@ -82,15 +92,21 @@ class WorkerServiceGenerateRequest(_message.Message):
         text: Global___TextPrompt | None = ...,
         dense_reasoning: _builtins.bool = ...,
         measure_coverage: _builtins.bool = ...,
+        logprobs: _inference_pb2.LogprobOptions | None = ...,
+        chat: Global___ChatParsing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_lease", b"_lease", "_priority", b"_priority", "_text", b"_text", "cache_salt", b"cache_salt", "lease", b"lease", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_chat", b"_chat", "_lease", b"_lease", "_logprobs", b"_logprobs", "_priority", b"_priority", "_text", b"_text", "cache_salt", b"cache_salt", "chat", b"chat", "lease", b"lease", "logprobs", b"logprobs", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_lease", b"_lease", "_priority", b"_priority", "_text", b"_text", "cache_salt", b"cache_salt", "dense_reasoning", b"dense_reasoning", "lease", b"lease", "measure_coverage", b"measure_coverage", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_chat", b"_chat", "_lease", b"_lease", "_logprobs", b"_logprobs", "_priority", b"_priority", "_text", b"_text", "cache_salt", b"cache_salt", "chat", b"chat", "dense_reasoning", b"dense_reasoning", "lease", b"lease", "logprobs", b"logprobs", "measure_coverage", b"measure_coverage", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cache_salt: _TypeAlias = _typing.Literal["cache_salt"]  # noqa: Y015
     _WhichOneofArgType__cache_salt: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt"]  # noqa: Y015
+    _WhichOneofReturnType__chat: _TypeAlias = _typing.Literal["chat"]  # noqa: Y015
+    _WhichOneofArgType__chat: _TypeAlias = _typing.Literal["_chat", b"_chat"]  # noqa: Y015
     _WhichOneofReturnType__lease: _TypeAlias = _typing.Literal["lease"]  # noqa: Y015
     _WhichOneofArgType__lease: _TypeAlias = _typing.Literal["_lease", b"_lease"]  # noqa: Y015
+    _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
+    _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
     _WhichOneofReturnType__text: _TypeAlias = _typing.Literal["text"]  # noqa: Y015
@@ -98,13 +114,49 @@ class WorkerServiceGenerateRequest(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_salt) -> _WhichOneofReturnType__cache_salt | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__chat) -> _WhichOneofReturnType__chat | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lease) -> _WhichOneofReturnType__lease | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__logprobs) -> _WhichOneofReturnType__logprobs | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__text) -> _WhichOneofReturnType__text | None: ...
 
 Global___WorkerServiceGenerateRequest: _TypeAlias = WorkerServiceGenerateRequest  # noqa: Y015
+
+@_typing.final
+class ChatParsing(_message.Message):
+    """How the answer of a chat is taken apart."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOLS_FIELD_NUMBER: _builtins.int
+    TOOL_CHOICE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[_inference_pb2.Tool]:
+        """What the model was shown that it may call."""
+
+    @_builtins.property
+    def tool_choice(self) -> _inference_pb2.ToolChoice:
+        """Whether it may, or must."""
+
+    def __init__(
+        self,
+        *,
+        tools: _abc.Iterable[_inference_pb2.Tool] | None = ...,
+        tool_choice: _inference_pb2.ToolChoice | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tool_choice", b"_tool_choice", "tool_choice", b"tool_choice"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tool_choice", b"_tool_choice", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__tool_choice: _TypeAlias = _typing.Literal["tool_choice"]  # noqa: Y015
+    _WhichOneofArgType__tool_choice: _TypeAlias = _typing.Literal["_tool_choice", b"_tool_choice"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tool_choice) -> _WhichOneofReturnType__tool_choice | None: ...
+
+Global___ChatParsing: _TypeAlias = ChatParsing  # noqa: Y015
 
 @_typing.final
 class TextPrompt(_message.Message):

@@ -9,7 +9,8 @@ from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import InvalidRequestError
 from sparsity_rpc.tiers import Tier
 
-from sparsity_client.request import RawText, Request, Sampling, TokenIds
+from sparsity_client.request import CalledTool, RawText, Request, Sampling, TokenIds
+from sparsity_client.wire.chats import CHOICES, to_format, to_tool, to_turn
 
 Prompt = str | Sequence[int] | inference_pb2.ChatPrompt
 
@@ -29,8 +30,8 @@ def to_message(request: Request) -> inference_pb2.GenerateRequest:
         elif isinstance(prompt, TokenIds):
             message = inference_pb2.GenerateRequest(token_ids=inference_pb2.TokenIds(ids=prompt.ids))
         else:
-            turns = [inference_pb2.ChatMessage(role=turn.role, content=turn.content) for turn in prompt]
-            message = inference_pb2.GenerateRequest(chat=inference_pb2.ChatPrompt(messages=turns))
+            turns = inference_pb2.ChatPrompt(messages=map(to_turn, prompt))
+            message = inference_pb2.GenerateRequest(chat=turns)
     _tell(message, request)
     return message
 
@@ -41,6 +42,21 @@ def _tell(message: inference_pb2.GenerateRequest, request: Request) -> None:
         message.MergeFrom(inference_pb2.GenerateRequest(priority=request.priority))
     with _named("request_id"):
         message.MergeFrom(inference_pb2.GenerateRequest(request_id=request.request_id))
+    with _named("model"):
+        message.MergeFrom(inference_pb2.GenerateRequest(model=request.model))
+    with _named("tools"):
+        message.tools.extend(map(to_tool, request.tools))
+    with _named("tool_choice"):
+        _choose(message, request)
+    with _named("chat_template_kwargs"):
+        if request.chat_template_kwargs:
+            message.chat_template_kwargs.update(dict(request.chat_template_kwargs))
+    with _named("reasoning_effort"):
+        message.MergeFrom(inference_pb2.GenerateRequest(reasoning_effort=request.reasoning_effort))
+    with _named("logprobs"):
+        if request.logprobs is not None:
+            wanted = inference_pb2.LogprobOptions(top=request.logprobs.top, prompt=request.logprobs.prompt)
+            message.logprobs.CopyFrom(wanted)
     with _named("context"):
         context = inference_pb2.RequestContext(
             domain=request.domain, task=request.task, flags=request.flags, labels=request.labels,
@@ -55,6 +71,12 @@ def _tell(message: inference_pb2.GenerateRequest, request: Request) -> None:
         sampling.MergeFrom(inference_pb2.SamplingParams(top_k=asked.top_k))
     with _named("sampling.seed"):
         sampling.MergeFrom(inference_pb2.SamplingParams(seed=asked.seed))
+    with _named("sampling.response_format"):
+        if asked.response_format is not None:
+            sampling.response_format.CopyFrom(to_format(asked.response_format))
+    with _named("sampling.logit_bias"):
+        for token_id, bias in asked.logit_bias.items():
+            sampling.logit_bias.add(token_id=token_id, bias=bias)
     with _named("sampling"):
         others = inference_pb2.SamplingParams(
             temperature=asked.temperature,
@@ -63,10 +85,24 @@ def _tell(message: inference_pb2.GenerateRequest, request: Request) -> None:
                 ignore_eos=asked.ignore_eos,
             frequency_penalty=asked.frequency_penalty,
                 presence_penalty=asked.presence_penalty,
+            repetition_penalty=asked.repetition_penalty,
+                min_p=asked.min_p,
         )  # fmt: skip
         sampling.MergeFrom(others)
     message.context.CopyFrom(context)
     message.sampling.CopyFrom(sampling)
+
+
+def _choose(message: inference_pb2.GenerateRequest, request: Request) -> None:
+    choice = request.tool_choice
+    if choice is None:
+        return
+    if isinstance(choice, CalledTool):
+        message.tool_choice.name = choice.name
+    elif choice in CHOICES:
+        message.tool_choice.mode = CHOICES[choice]
+    else:
+        raise ValueError(f"{choice!r} is none of {', '.join(CHOICES)}")
 
 
 def user_turn(text: str) -> inference_pb2.ChatPrompt:
@@ -123,5 +159,5 @@ def _named(field: str) -> Iterator[None]:
         yield
     except UnicodeEncodeError as error:
         raise InvalidRequestError.no_text(field, error) from error
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InvalidRequestError.of(field, f"cannot be sent: {error}") from error

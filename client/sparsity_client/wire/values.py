@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from google.protobuf.descriptor import EnumDescriptor
 from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import StreamBrokenError
@@ -16,8 +18,12 @@ from sparsity_client.answer import (
     Signals,
     SparsityReport,
     Step,
+    TokenAlternative,
+    TokenLogprob,
+    ToolCallDelta,
     Usage,
 )
+from sparsity_client.request import ToolCall
 
 
 class Gathered:
@@ -31,8 +37,16 @@ class Gathered:
         """The next message."""
         if response.HasField("completion"):
             self._completion = response.completion
-        self._chunks.append(Chunk(response.text, tuple(response.token_ids)))
-        return self._chunks[-1]
+        chunk = Chunk(
+            response.text,
+            tuple(response.token_ids),
+            response.reasoning,
+            tuple(ToolCallDelta(part.index, part.id, part.name, part.arguments) for part in response.tool_calls),
+            tuple(map(_logprob, response.logprobs)),
+            tuple(map(_logprob, response.prompt_logprobs)),
+        )
+        self._chunks.append(chunk)
+        return chunk
 
     def answer(self) -> Answer:
         """All of it.
@@ -54,11 +68,17 @@ class Gathered:
                 cached_tokens=usage.cached_tokens,
                 time_to_first_token=usage.time_to_first_token.ToNanoseconds() / 1e9,
                 total_time=usage.total_time.ToNanoseconds() / 1e9,
+                reasoning_tokens=usage.reasoning_tokens,
             ),
             decision=_decision(found.decision),
             sparsity=_report(found.sparsity) if found.HasField("sparsity") else None,
             unreported=found.unreported,
             worker_id=found.worker_id,
+            model=found.model,
+            reasoning="".join(chunk.reasoning for chunk in self._chunks),
+            tool_calls=_whole(part for chunk in self._chunks for part in chunk.tool_calls),
+            logprobs=tuple(each for chunk in self._chunks for each in chunk.logprobs),
+            prompt_logprobs=tuple(each for chunk in self._chunks for each in chunk.prompt_logprobs),
         )
 
 
@@ -70,6 +90,24 @@ def explanation(message: inference_pb2.ExplainResponse) -> Explanation:
         steps=tuple(Step(step.check, step.matched, step.detail, _tier(step.tier)) for step in message.steps),
         alternatives=tuple(message.alternatives),
     )
+
+
+def _logprob(message: inference_pb2.TokenLogprob) -> TokenLogprob:
+    return TokenLogprob(
+        message.token_id,
+        message.token,
+        message.logprob if message.HasField("logprob") else None,
+        tuple(TokenAlternative(other.token_id, other.token, other.logprob) for other in message.top),
+    )
+
+
+def _whole(parts: Iterable[ToolCallDelta]) -> tuple[ToolCall, ...]:
+    """The calls that parts make up, in the order that they began."""
+    calls: dict[int, ToolCall] = {}
+    for part in parts:
+        begun = calls.get(part.index, ToolCall("", "", ""))
+        calls[part.index] = ToolCall(begun.id or part.id, begun.name or part.name, begun.arguments + part.arguments)
+    return tuple(calls.values())
 
 
 def _decision(message: inference_pb2.Decision) -> Decision:

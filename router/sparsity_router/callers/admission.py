@@ -11,6 +11,7 @@ from sparsity_policies.model import Signals
 from sparsity_rpc.channels import FELL_BACK
 from sparsity_serving.access.access import Access
 from sparsity_serving.access.principals import Role
+from sparsity_serving.fields.served import Served
 from sparsity_serving.sampling import new_tokens
 
 from sparsity_router.callers.fields import check_fields
@@ -42,14 +43,14 @@ class Callers:
         self._routed: dict[str, tuple[Charge, float]] = {}
 
     async def admit(
-        self, request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any], context_length: int
+        self, request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any], served: Served
     ) -> None:
-        """Checks the caller and the fields beside the prompt, puts the tenant in, and counts the request.
+        """Checks caller and fields beside the prompt, puts in tenant and the model's sampling, counts the request.
 
         Args:
             request: as the caller sent it.
             context: of the call.
-            context_length: of the model, tokens.
+            served: the model.
 
         Raises:
             UnauthenticatedError: when the caller is not known.
@@ -58,7 +59,8 @@ class Callers:
             RateLimitError: when its tenant has used up its requests.
         """
         tenant = self.check(context, request)
-        check_fields(request, context_length)
+        check_fields(request, served)
+        served.defaults.fill(request.sampling)
         self._fell_back(context, tenant)
         await self.count(tenant, request)
 

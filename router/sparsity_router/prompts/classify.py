@@ -79,7 +79,7 @@ class Classifier:
         doubts_declared: whether the detector is asked about declared domains of less than high risk too.
 
     Attributes:
-        context_length: of the model, tokens.
+        served: the model.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Classifier:
         *,
         doubts_declared: bool = False,
     ) -> None:
-        self.context_length = tokenizer.context_length
+        self.served = tokenizer.served
         self._tokenizer = tokenizer
         self._detector = detector
         self._doubts_declared = doubts_declared

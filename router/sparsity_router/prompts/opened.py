@@ -66,11 +66,13 @@ def open_prompt(prompt: Prompt, request: inference_pb2.GenerateRequest, tokenize
         ids = list(request.token_ids.ids)
         words = tokenizer.decode(ids)
         data = words.encode()
-        return Opened(ids, "", False, prompt.size, words, len(data), _as_read(data))
+        scanned = b"\n".join((data, prompt.data)) if prompt.data else data
+        return Opened(ids, "", False, prompt.size, words, len(data), _as_read(scanned))
     data = _as_read(prompt.data)
     if prompt.kind == "text":
         return Opened([], prompt.text, True, prompt.size, prompt.text, prompt.size, data)
-    rendered = tokenizer.render(request.chat)
+    assert prompt.chat is not None
+    rendered = tokenizer.render(prompt.chat)
     return Opened([], rendered, False, len(rendered.encode()), prompt.text, prompt.size, data)
 
 

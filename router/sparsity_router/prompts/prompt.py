@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import InvalidRequestError
-from sparsity_serving.bounds import MAX_MESSAGES
+from sparsity_serving.fields.response_format import format_text
 
+from sparsity_router.prompts.chats.chat import Chat, read_chat
 from sparsity_router.prompts.control import ControlTokens
 
 
@@ -17,14 +18,17 @@ class Prompt(NamedTuple):
     Attributes:
         kind: `text`, `chat` or `token_ids`.
         text: all of it, control tokens broken up; empty for token ids.
-        data: what is scanned, in UTF-8: the text, and what is read without the control tokens in it.
+        data: what is scanned, in UTF-8: the text, what is read without the control tokens in it, and what the answer is
+            held to.
         size: bytes to work on.
+        chat: what a chat is rendered from.
     """
 
     kind: str
     text: str
     data: bytes
     size: int
+    chat: Chat | None = None
 
 
 class Bounds(NamedTuple):
@@ -56,6 +60,8 @@ def read_prompt(request: inference_pb2.GenerateRequest, bounds: Bounds) -> Promp
     kind = request.WhichOneof("prompt")
     if kind is None:
         raise InvalidRequestError.of("prompt", "is missing; set text, chat or token_ids")
+    # No model reads it, but it tells what is asked for.
+    form = bounds.control.to_scan(format_text(request.sampling)).encode()
     if kind == "token_ids":
         ids = request.token_ids.ids
         if not ids:
@@ -68,16 +74,15 @@ def read_prompt(request: inference_pb2.GenerateRequest, bounds: Bounds) -> Promp
         if (highest := max(ids)) >= bounds.vocabulary_size:
             problem = f"{highest} is not below the vocabulary size {bounds.vocabulary_size}"
             raise InvalidRequestError.of("token_ids.ids", problem)
-        return Prompt(kind, "", b"", 4 * len(ids))
+        return Prompt(kind, "", form, 4 * len(ids))
+    chat = None
     if kind == "text":
         text, field = request.text, "text"
-    elif len(request.chat.messages) > MAX_MESSAGES:
-        problem = f"are {len(request.chat.messages)}; this router takes {MAX_MESSAGES}"
-        raise InvalidRequestError.of("chat.messages", problem)
     else:
-        contents = [message.content for message in request.chat.messages]
-        # Without a word there is nothing to answer, however many messages there are.
-        text, field = "\n".join(contents) if any(contents) else "", "chat.messages"
+        chat = read_chat(request)
+        # Without a word there is nothing to answer, however many messages and tools there are.
+        spoken = any(message["content"] or "tool_calls" in message for message in chat.messages)
+        text, field = "\n".join(chat.written()) if spoken else "", "chat.messages"
     if not text:
         raise InvalidRequestError.of(field, "is empty")
     data = text.encode()
@@ -88,4 +93,4 @@ def read_prompt(request: inference_pb2.GenerateRequest, bounds: Bounds) -> Promp
     if bounds.control.occur(text):
         data, text = bounds.control.to_scan(text).encode(), bounds.control.as_text(text)
         size = len(text.encode())
-    return Prompt(kind, text, data, size)
+    return Prompt(kind, text, b"\n".join((data, form)) if form else data, size, chat)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import ConfigurationError, InvalidRequestError
+from sparsity_serving.fields.defaults import Defaults
+from sparsity_serving.fields.served import Served
 from tokenizers import Tokenizer
 
+from sparsity_router.prompts.chats.chat import Chat
+from sparsity_router.prompts.chats.template import ChatTemplate
 from sparsity_router.prompts.control import ControlTokens
-
-ROLES = ("system", "user", "assistant")
 
 
 class ModelTokenizer:
@@ -41,9 +39,10 @@ class ModelTokenizer:
         added = self._tokenizer.get_added_tokens_decoder().values()
         self.control = ControlTokens(token.content for token in added if token.special)
         self.name = model_path.name
+        self.served = Served(self.name, self.context_length, self.vocabulary_size, Defaults.read(model_path))
         self.config: dict[str, Any] = config
         self.digest = hashlib.sha256(data).hexdigest()
-        self._template, self._special = _load_template(model_path)
+        self._template = ChatTemplate.read(model_path)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Token ids of ``text``; ``special`` adds what the model puts around plain text."""
@@ -55,38 +54,13 @@ class ModelTokenizer:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
         return self.control.to_scan(text)
 
-    def render(self, chat: inference_pb2.ChatPrompt) -> str:
+    def render(self, chat: Chat) -> str:
         """The chat as the model expects it, up to where it answers; control tokens in it are the template's alone.
 
         Raises:
             InvalidRequestError: when the model has no chat template, or the messages do not fit it.
         """
         if self._template is None:
-            raise InvalidRequestError.of("chat", f"model {self.name} has no chat template; send text or token_ids")
-        for number, message in enumerate(chat.messages):
-            if message.role not in ROLES:
-                problem = f"must be one of {', '.join(ROLES)}, not {reprlib.repr(message.role)}"
-                raise InvalidRequestError.of(f"chat.messages[{number}].role", problem)
-        messages = [
-            {"role": message.role, "content": self.control.as_text(message.content)} for message in chat.messages
-        ]
-        try:
-            return self._template.render(messages=messages, add_generation_prompt=True, **self._special)
-        except jinja2.TemplateError as error:
-            raise InvalidRequestError.of("chat.messages", f"the model's chat template refuses them: {error}") from error
-
-
-def _load_template(model_path: Path) -> tuple[jinja2.Template | None, dict[str, Any]]:
-    config_path, template_path = model_path / "tokenizer_config.json", model_path / "chat_template.jinja"
-    config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
-    source = template_path.read_text(encoding="utf-8") if template_path.is_file() else config.get("chat_template")
-    special = {name: config[name] for name in ("bos_token", "eos_token") if isinstance(config.get(name), str)}
-    if not isinstance(source, str):
-        return None, special
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = refuse
-    return environment.from_string(source), special
+            problem = f"model {self.served.name} has no chat template; send text or token_ids"
+            raise InvalidRequestError.of("chat", problem)
+        return self._template.render(chat, self.control.as_text)

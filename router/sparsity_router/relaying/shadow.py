@@ -151,6 +151,7 @@ class Shadow:
         request.CopyFrom(sample.request)
         request.request_id, request.priority = f"shadow-{sample.decision_id}", 0
         request.sampling.max_new_tokens = len(sample.tokens)
+        request.ClearField("logprobs")
         found: list[int] = []
         lease = (self._fleet.lease_keys, sample.decision_id)
         try:

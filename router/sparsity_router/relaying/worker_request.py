@@ -6,6 +6,7 @@ from array import array
 from dataclasses import dataclass
 
 from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity_serving.fields.tools import shown
 from sparsity_serving.sampling import new_tokens
 
 from sparsity_router.decisions.decider import Decided
@@ -41,6 +42,14 @@ class WorkerRequest:
         else:
             message.text.text, message.text.add_special_tokens = prompt.text, prompt.special
             message.text.min_tokens, message.text.max_tokens = prompt.interval
+        if request.HasField("logprobs"):
+            message.logprobs.CopyFrom(request.logprobs)
+        if request.HasField("chat"):
+            chat = message.chat
+            chat.SetInParent()
+            chat.tools.extend(shown(request.tools, request.tool_choice))
+            if chat.tools and request.HasField("tool_choice"):
+                chat.tool_choice.CopyFrom(request.tool_choice)
         if request.context.tenant:
             message.cache_salt = request.context.tenant
         return cls(message, request.context.session, decided)

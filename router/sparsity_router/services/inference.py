@@ -77,7 +77,7 @@ class InferenceService:
         shadow: Shadow | None = None,
     ) -> None:
         self._decider = Decider(classifier, policies, sessions)
-        self._context_length = classifier.context_length
+        self._served = classifier.served._replace(name=model)
         self._policies = policies
         self._fleet = fleet
         self._model = model
@@ -125,7 +125,7 @@ class InferenceService:
         decision_id = uuid.uuid4().hex
         span.set_attribute(telemetry.DECISION_ID, decision_id)
         _tell_caller(context, decision_id)
-        await self._callers.admit(request, context, self._context_length)
+        await self._callers.admit(request, context, self._served)
         decided = await self._decide(request, decision_id)
         _tell_caller(context, decision_id, decided.review.decision)
         return decided, await self._callers.charge(request, decided.signals)
@@ -195,7 +195,7 @@ class InferenceService:
     ) -> inference_pb2.ExplainResponse:
         """The decision that Generate would make now, with every step."""
         with tracing.server_span(_tracer, "router.explain", context):
-            await self._callers.admit(request.request, context, self._context_length)
+            await self._callers.admit(request.request, context, self._served)
             # Counted, where Generate would not: what would change the tier hangs on it.
             review = (await self._decide(request.request, "", exact=True)).review
             signals, decision = review.signals, review.decision

@@ -11,11 +11,21 @@ from sparsity_serving.sampling import DEFAULT_MAX_NEW_TOKENS, check_sampling
 from tokenizers import Tokenizer
 
 from sparsity_worker.config import ModelFacts
+from sparsity_worker.engine.grammar import constraint
 from sparsity_worker.engine.sglang_engine import EngineRequest
 from sparsity_worker.keys import MEASURE_KEY, REASONING_KEY, STEPWISE_KEY
 
 # Keeps the first candidate alone, as anything below does; a GPU that flushes smaller numbers to 0 would find none.
 _LEAST_TOP_P = 1e-6
+_AS_THEY_ARE = (
+    "max_new_tokens",
+    "temperature",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "min_p",
+    "ignore_eos",
+)
 # Characters; vocabularies have runs of spaces this long at most.
 _LONGEST_TOKEN = 256
 
@@ -110,21 +120,26 @@ def marker_ids(tokenizer: Tokenizer, markers: Sequence[str]) -> tuple[int, ...]:
 
 
 def sampling_params(params: inference_pb2.SamplingParams, facts: ModelFacts) -> dict[str, Any]:
-    """SGLang's sampling parameters; unset fields keep its defaults, except that decoding is greedy.
+    """SGLang's sampling parameters; unset fields are the model's, else SGLang's, except that decoding is greedy.
 
     Raises:
         InvalidRequestError: naming the field and its range.
     """
-    check_sampling(params, facts.context_length)
+    check_sampling(params, facts.context_length, facts.vocabulary_size)
+    asked = inference_pb2.SamplingParams()
+    asked.CopyFrom(params)
+    facts.defaults.fill(asked)
     out: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": DEFAULT_MAX_NEW_TOKENS}
-    for name in ("max_new_tokens", "temperature", "frequency_penalty", "presence_penalty", "ignore_eos"):
-        if params.HasField(name):
+    for name in _AS_THEY_ARE:
+        if asked.HasField(name):
             out[name] = getattr(params, name)
-    if params.HasField("top_p"):
-        out["top_p"] = max(params.top_p, _LEAST_TOP_P)
+    if asked.HasField("top_p"):
+        out["top_p"] = max(asked.top_p, _LEAST_TOP_P)
     # As many candidates as there are tokens is all of them, which is what the engine does without the field.
-    if params.HasField("top_k") and params.top_k < facts.vocabulary_size:
-        out["top_k"] = params.top_k
-    if params.HasField("seed"):
-        out["sampling_seed"] = params.seed & (2**63 - 1)
-    return out
+    if asked.HasField("top_k") and asked.top_k < facts.vocabulary_size:
+        out["top_k"] = asked.top_k
+    if asked.HasField("seed"):
+        out["sampling_seed"] = asked.seed & (2**63 - 1)
+    if asked.logit_bias:
+        out["logit_bias"] = {str(each.token_id): each.bias for each in asked.logit_bias}
+    return out | constraint(asked.response_format)

@@ -22,13 +22,16 @@ from sparsity_serving.metrics.metering import Times
 from tokenizers import Tokenizer
 
 from sparsity_worker.calls import tracing
+from sparsity_worker.calls.answer import Answer
 from sparsity_worker.calls.identity import Identity
 from sparsity_worker.calls.kv_use import KvUse
 from sparsity_worker.calls.load import Load
 from sparsity_worker.calls.metering import WorkerMetrics
+from sparsity_worker.calls.parsers import Parsers
 from sparsity_worker.calls.requests import check_size, engine_request, read_prompt
+from sparsity_worker.calls.spelling import Spelling
+from sparsity_worker.calls.wishes import check_wishes, granted, parser_of
 from sparsity_worker.coalescing import coalesced
-from sparsity_worker.detokenizer import IncrementalDetokenizer
 from sparsity_worker.echo.engine import EchoEngine
 from sparsity_worker.engine.sglang_engine import Engine, EngineRequest
 
@@ -36,7 +39,6 @@ if TYPE_CHECKING:
     from sparsity_worker.engine.proof import Proof
 
 Context = grpc.aio.ServicerContext[worker_pb2.WorkerServiceGenerateRequest, worker_pb2.WorkerServiceGenerateResponse]
-_FINISH = {"stop": inference_pb2.FINISH_REASON_STOP, "length": inference_pb2.FINISH_REASON_LENGTH}
 # A longer text is tokenized in a thread.
 _INLINE_CHARACTERS = 16_384
 
@@ -53,9 +55,12 @@ class WorkerService:
         leases: LeaseChecker | None = None,
         metrics: WorkerMetrics | None = None,
         access: Access | None = None,
+        parsers: Parsers | None = None,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
+        self._spelling = Spelling(tokenizer)
+        self._parsers = parsers
         self._identity = identity
         self._load = load
         self._kv_use = KvUse(engine.used_tokens, load)
@@ -83,47 +88,46 @@ class WorkerService:
             prompt = read_prompt(request, self._tokenizer)
         measured = random.random() < self._identity.config.measured_share
         inner = engine_request(request, prompt, self._identity.facts, self._identity.markers, measured)
+        await check_wishes(request, len(prompt), self._engine)
+        parser = parser_of(request, prompt, self._identity.markers, self._parsers)
+        inner, ends = granted(inner, request, parser), self._identity.facts.ends
+        answer = Answer(self._tokenizer, self._spelling, tuple(request.sampling.stop), parser, ends)
         tokens = len(inner.prompt) + inner.sampling["max_new_tokens"]
         with self._load.admit(inner.rid, tokens), tracing.generation(context, inner, self._identity) as trace:
-            steps = self._run(inner, tuple(request.sampling.stop), trace)
+            steps = self._run(inner, answer, trace)
             async with aclosing(coalesced(steps, self._identity.config.coalescing)) as responses:
                 async for response in responses:
                     yield worker_pb2.WorkerServiceGenerateResponse(response=response)
 
     async def _run(
-        self, request: EngineRequest, stops: tuple[str, ...], trace: tracing.Generation
+        self, request: EngineRequest, answer: Answer, trace: tracing.Generation
     ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
         started = time.monotonic()
-        text = IncrementalDetokenizer(self._tokenizer, stops)
-        first, produced, cached, account, finish = None, 0, 0, b"", "stop"
+        first, cached, account, finish = None, 0, b"", "stop"
         async with aclosing(self._engine.generate(request)) as steps:
             async for step in steps:
                 if first is None:
                     first = time.monotonic() - started
                     trace.first_token()
-                produced += len(step.token_ids)
                 cached, account = step.cached_tokens, step.account or account
-                piece = text.push(step.token_ids)
-                if piece.text or step.token_ids:
-                    yield inference_pb2.GenerateResponse(text=piece.text, token_ids=step.token_ids)
-                if piece.stopped:
+                finish = step.finish or finish
+                for response in answer.take(step):
+                    yield response
+                if answer.stopped:
                     break
-                if step.finish:
-                    finish = step.finish
-                    rest = text.finish()
-                    if rest.text:
-                        yield inference_pb2.GenerateResponse(text=rest.text)
         report = self._engine.report(self._identity.tier, self._identity.label, account)
         times = Times(first, time.monotonic() - started)
         usage = inference_pb2.Usage(
             prompt_tokens=len(request.prompt),
-            completion_tokens=produced,
+            completion_tokens=answer.tokens,
+            reasoning_tokens=answer.reasoning_tokens,
             cached_tokens=cached,
             time_to_first_token=_duration(first or 0.0),
             total_time=_duration(times.total),
         )
         completion = inference_pb2.Completion(
-            finish_reason=_FINISH[finish],
+            finish_reason=answer.finish_reason(finish),
+            model=self._identity.facts.name,
             usage=usage,
             sparsity=report,
             worker_id=self._identity.config.worker_id,

@@ -34,6 +34,7 @@ class EchoEngine:
     dtype: Final = ""
     page_size: Final = 0
     kv_tokens: Final = 0
+    seeds: Final = True
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._prefix: list[int] = tokenizer.encode(_PREFIX, add_special_tokens=False).ids

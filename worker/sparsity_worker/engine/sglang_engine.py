@@ -18,6 +18,8 @@ from sparsity_serving.engines import SGLANG
 
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.devices import DEVICES, pick_dtype, prepare_environment
+from sparsity_worker.engine.grammar import abort
+from sparsity_worker.engine.scores import Scored, Scores, scored
 from sparsity_worker.keys import CONFIG_KEY, FACTS_KEY, REPORT_KEY
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ class Step:
         cached_tokens: prompt tokens that the prefix cache held.
         account: the packed account of the sparse backend so far; empty on the dense tier.
         facts: how that backend was set up, as JSON; of the probe only.
+        logprobs: of the new tokens, where the request wants them.
+        prompt_logprobs: of the prompt's tokens; in the first step, where the request wants them.
     """
 
     token_ids: list[int]
@@ -41,6 +45,8 @@ class Step:
     cached_tokens: int
     account: bytes
     facts: str = ""
+    logprobs: tuple[Scored, ...] = ()
+    prompt_logprobs: tuple[Scored, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,7 @@ class EngineRequest:
     prompt: list[int]
     sampling: dict[str, Any]
     cache_salt: str | None = None
+    scores: Scores | None = None
 
 
 class Engine:
@@ -97,11 +104,13 @@ class Engine:
                 skip_tokenizer_init=True,
                 sleep_on_idle=True,
                 incremental_streaming_output=True,
-                grammar_backend="none",
+                grammar_backend="xgrammar",
                 log_level="warning",
                 **DEVICES[config.device](config, profile.backend if profile else None),
                 **tracing,
             )
+        # Other samplers refuse seeds, or take no notice of them.
+        self.seeds = self._engine.server_args.sampling_backend == "pytorch"
         self.backend: str = profile.backend if profile else self._engine.server_args.attention_backend or "sglang"
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Step]:
@@ -109,8 +118,9 @@ class Engine:
 
         Raises:
             EngineError: when the engine refuses or aborts the request on its own.
+            InvalidRequestError: when it does so because of a grammar that the request brings.
         """
-        finished = False
+        finished, begun = False, False
         # SGLang aborts every request whose id begins with the given one: ids of one length never do so by accident.
         rid = uuid.uuid4().hex
         try:
@@ -120,6 +130,7 @@ class Engine:
                 rid=rid,
                 stream=True,
                 cache_salt=request.cache_salt,
+                **(request.scores.arguments() if request.scores else {}),
                 external_trace_header=dict(tracing.outgoing()) if self._traced else None,
             )
             async with aclosing(stream):
@@ -128,7 +139,7 @@ class Engine:
                     reason = meta.get("finish_reason") or {}
                     if reason.get("type") == "abort":
                         finished = True
-                        raise EngineError(f"engine aborted the request: {reason.get('message', 'no reason given')}")
+                        raise abort(str(reason.get("message", "no reason given")))
                     finished = bool(reason)
                     accounts = [account for account in meta.get(REPORT_KEY) or [] if account]
                     yield Step(
@@ -137,7 +148,10 @@ class Engine:
                         cached_tokens=int(meta.get("cached_tokens", 0)),
                         account=accounts[-1] if accounts else b"",
                         facts=next(filter(None, meta.get(FACTS_KEY) or []), ""),
+                        logprobs=scored(meta, "output"),
+                        prompt_logprobs=() if begun else scored(meta, "input"),
                     )
+                    begun = True
         except ValueError as error:
             finished = True
             raise EngineError(str(error)) from error

@@ -1,0 +1,1 @@
+"""Hooks into how SGLang chooses tokens: grammars and seeds."""
