@@ -17,9 +17,8 @@ from sparsity_router.callers.admission import Callers
 from sparsity_router.gateway import answers, fields
 from sparsity_router.gateway.asking import Asked, Field, read
 from sparsity_router.gateway.body import read_json
-from sparsity_router.gateway.call import HttpCall
 from sparsity_router.gateway.declared import declare, read_headers
-from sparsity_router.gateway.exchange import Exchange, Receive, Scope, Send
+from sparsity_router.gateway.exchange import Exchange, HttpCall, Receive, Scope, Send
 from sparsity_router.gateway.refusals import FIELD, HttpError, refusal
 from sparsity_router.services.inference import GenerateContext, InferenceService
 
@@ -123,6 +122,7 @@ class Gateway:
             if document.get(name) is None:
                 raise InvalidRequestError.of(name, "is missing")
         self._must_be_served(asked.model)
+        asked.message.model = asked.model
         try:
             async with exchange.while_wanted(call):
                 if asked.stream:
@@ -154,21 +154,16 @@ class Gateway:
                     answer = self._started_answer(call, asked, form)
                     events = answer.first()
                     await exchange.begin_events()
-                if message.text:
-                    events += answer.part(message.text)
+                events += answer.part(message)
                 if message.HasField("completion"):
                     events += answer.last(message.completion)
                 if events:
                     await exchange.write(events)
 
     async def _whole(self, call: HttpCall, asked: Asked, form: answers.Form) -> bytes:
-        texts, completion = [], inference_pb2.Completion()
         async with aclosing(self._messages(call, asked)) as messages:  # type: ignore[type-var]
-            async for message in messages:
-                texts.append(message.text)
-                if message.HasField("completion"):
-                    completion = message.completion
-        return self._started_answer(call, asked, form).whole("".join(texts), completion)
+            found = [message async for message in messages]
+        return self._started_answer(call, asked, form).whole(found)
 
     def _messages(self, call: HttpCall, asked: Asked) -> AsyncIterator[inference_pb2.GenerateResponse]:
         # The pipeline asks of a context what HttpCall has, and no more.
