@@ -77,7 +77,7 @@ async def http_door(
     folder: Path, *workers: FakeWorker, key: str = "any-key", **options: Any
 ) -> AsyncIterator[HttpDoor]:
     """Serves until the end of the block; `options` are the router's."""
-    model = tiny_model(folder / "model")
+    model = tiny_model(folder / "model", 4096)
     (folder / "policies").mkdir(exist_ok=True)
     (folder / "policies" / "low.yaml").write_text(json.dumps({"domain": "low", "risk": "low", "bands": BANDS}))
     tiers = {"d": DENSE, "m": MODERATE, "a": AGGRESSIVE}

@@ -71,7 +71,7 @@ def messages(asked: Asked, value: Any, name: str) -> None:
         raise InvalidRequestError.of(name, f"are {len(value)}; this router takes {MAX_MESSAGES}")
     # Set, though empty: it is a chat all the same.
     asked.message.chat.SetInParent()
-    asked.names["chat"] = name
+    asked.names["chat"] = asked.names["prompt"] = name
     for number, one in enumerate(value):
         own = f"{name}[{number}]"
         if not isinstance(one, dict):

@@ -97,6 +97,7 @@ async def test_mistakes_are_told_by_the_name_that_their_caller_gave(door: HttpDo
         ({"stream_options": {"usage": True}}, "stream_options.usage", "is not known here"),
         ({"priority": 12}, "priority", "must be in [0, 9]"),
         ({"messages": []}, "messages", "is empty"),
+        ({"messages": [{"role": "user", "content": "y" * 5000}]}, "messages", "tokens"),
         ({"messages": None}, "messages", "is missing"),
         ({"messages": "hi"}, "messages", "must be an array"),
         ({"messages": [*HI, "hi"]}, "messages[1]", "must be an object"),
