@@ -31,6 +31,7 @@ class HttpDoor:
     router: Router
     workers: list[FakeWorker]
     key: str
+    session: httpx.AsyncClient
 
     @property
     def port(self) -> int:
@@ -41,8 +42,7 @@ class HttpDoor:
         return openai.AsyncOpenAI(**options)
 
     async def post(self, path: str = "/v1/chat/completions", **options: Any) -> httpx.Response:
-        async with httpx.AsyncClient(timeout=20.0, trust_env=False) as client:
-            return await client.post(self.url + path, **options)
+        return await self.session.post(self.url + path, **options)
 
     async def chat(self, content: str = "hi", headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
         body = {"model": self.model, "messages": [{"role": "user", "content": content}], **fields}
@@ -102,4 +102,5 @@ async def http_door(
             return await router.health() == "SERVING"
 
         await until(is_ready)
-        yield HttpDoor(f"http://127.0.0.1:{port}", model.name, router, found, key)
+        session = await held.enter_async_context(httpx.AsyncClient(timeout=20.0, trust_env=False))
+        yield HttpDoor(f"http://127.0.0.1:{port}", model.name, router, found, key, session)

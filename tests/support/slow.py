@@ -16,6 +16,7 @@ SLOW = {
     "tests/policies/test_redis_modes.py": "starts Redis under Sentinel and as a cluster, and waits for a failover",
     "tests/quality/test_calibration.py": "calibrates profiles of a model",
     "tests/quality/test_suite.py": "runs the quality suite, and kills one run",
+    "tests/router/gateway/test_frameworks.py": "installs LangChain and LiteLLM once, and imports them each time",
     "tests/router/prompts/test_domains.py": "starts the process of the embedding model, and ends it in every way",
     "tests/router/services/test_hostile_policies.py": "waits for patterns and conditions that never end",
     "tests/router/decisions/test_never_sparser.py": "tries thousands of requests against policies that change",

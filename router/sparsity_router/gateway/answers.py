@@ -211,5 +211,5 @@ def attention(completion: inference_pb2.Completion) -> dict[str, Any]:
     return told
 
 
-def _tier(tier: inference_pb2.Tier) -> str:
+def _tier(tier: inference_pb2.Tier.ValueType) -> str:
     return inference_pb2.Tier.Name(tier).removeprefix("TIER_").lower()
