@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
+import openai
 import psutil
 import pytest
 import yaml
@@ -74,6 +75,25 @@ def test_a_chat_is_answered_and_explained(system: System) -> None:
     assert answer["decision"]["tier"] == "TIER_DENSE"
     assert answer["decision"]["reason"] == "REASON_LENGTH_BAND"
     assert answer["usage"]["completion_tokens"] > 0
+
+
+def test_openais_client_is_answered_by_the_engine(system: System) -> None:
+    with openai.OpenAI(base_url=f"http://{system.http}/v1", api_key="any", timeout=600.0) as client:
+        model = client.models.list().data[0].id
+        asked: dict[str, Any] = {"model": model, "max_completion_tokens": 16, "temperature": 0}
+        asked |= {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
+        answer = client.chat.completions.create(**asked, metadata={"domain": "support-chat"})
+        assert "Paris" in answer.choices[0].message.content
+        assert answer.sparsity["tier"] == "dense"
+        assert answer.usage.completion_tokens > 0
+        text = excerpt(22_000, 30_000)
+        stream = client.completions.create(
+            model=model, prompt=text, max_tokens=4, stream=True, extra_headers={"x-sparsity-domain": "rag"}
+        )
+        assert stream.response.headers["x-sparsity-tier"] == "aggressive"
+        told = [chunk.sparsity for chunk in stream if hasattr(chunk, "sparsity")]
+        assert [each["report"]["tier"] for each in told] == ["aggressive"]
+        assert 0.0 < told[0]["report"]["prefill_density"] < 1.0
 
 
 def test_one_trace_from_client_to_engine(system: System) -> None:

@@ -56,9 +56,9 @@ def run(arguments: Sequence[str], shared: Mapping[str, str | None], count: int, 
         command = [sys.executable, "-m", "sparsity_router", *arguments, "--processes", "1", "--siblings", folder]
         for option, listen in shared.items():
             if listen:
-                place = read_address(listen, option)
-                holder = held.enter_context(_held(place, option))
-                address = joined(place.host, holder.getsockname()[1])
+                wanted = read_address(listen, option)
+                holder = held.enter_context(_held(wanted, option))
+                address = joined(wanted.host, holder.getsockname()[1])
                 command += [option, address]
                 log.info("%d router processes share %s %s", count, option, address)
         commands = [[*command, *_own(own, place)] for place in range(count)]
