@@ -64,5 +64,32 @@ def test_what_only_begins_a_stop_text_is_released() -> None:
     assert pieces[-1] == "STO"
 
 
+LETTERS = st.text("ab\u00e9\U0001f438\u4e2d", max_size=30)
+
+
+@settings(max_examples=400, deadline=None)
+@given(text=LETTERS, stops=st.lists(LETTERS.filter(bool), min_size=1, max_size=4), step=st.integers(1, 9))
+def test_no_letter_of_a_stop_text_leaks_whatever_the_steps(text: str, stops: list[str], step: int) -> None:
+    ended = next((end for end in range(len(text) + 1) if any(text[:end].endswith(stop) for stop in stops)), None)
+    if ended is None:
+        expected, reached = text, False
+    else:
+        longest = max((stop for stop in stops if text[:ended].endswith(stop)), key=len)
+        expected, reached = text[: ended - len(longest)], True
+    pieces, stopped = stream(text, tuple(stops), step)
+    assert ("".join(pieces), stopped) == (expected, reached)
+
+
+def test_a_stop_text_within_a_character_that_never_ends_is_none() -> None:
+    detokenizer = IncrementalDetokenizer(TOKENIZER, ("\U0001f438",))
+    assert detokenizer.push(ids("a\U0001f438")[:-1]).text == "a"
+    assert not detokenizer.finish().stopped
+
+
+def test_control_tokens_are_text_where_they_may_be_marks() -> None:
+    detokenizer = IncrementalDetokenizer(TOKENIZER, shows_control=True)
+    assert detokenizer.push(ids("a<|end|>b")).text + detokenizer.finish().text == "a<|end|>b"
+
+
 def test_the_earliest_of_several_stops_wins() -> None:
     assert "".join(stream("a B C", ("C", "B"), 100)[0]) == "a "

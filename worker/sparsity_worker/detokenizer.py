@@ -57,10 +57,11 @@ class IncrementalDetokenizer:
 
     def _release(self, added: str, *, final: bool) -> Piece:
         text = self._held + added
-        found = min((at for stop in self.stops if (at := text.find(stop)) >= 0), default=-1)
-        if found >= 0:
+        # The one that is whole first, as if the text came letter by letter: steps of the engine change nothing.
+        places = [(at + len(stop), at) for stop in self.stops if (at := text.find(stop)) >= 0]
+        if places:
             self._held = ""
-            return Piece(text[:found], stopped=True)
+            return Piece(text[: min(places)[1]], stopped=True)
         keep = 0 if final else max((_overlap(text, stop) for stop in self.stops), default=0)
         self._held = text[len(text) - keep :]
         return Piece(text[: len(text) - keep])

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import make_request
+from sparsity_client.wire.values import Gathered
 
 from sparsity_cli.connection import client_of
 from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, coverage, err, print_json, reported, tier_word, to_dict
@@ -25,6 +26,18 @@ from sparsity_cli.requests.prompts import (
     read_prompt,
     read_tier,
 )
+from sparsity_cli.requests.wishes import (
+    Choice,
+    GrammarFile,
+    Model,
+    Pattern,
+    Schema,
+    Seed,
+    Tools,
+    Top,
+    Wishes,
+    as_written,
+)
 
 
 def generate(
@@ -38,7 +51,15 @@ def generate(
     tenant: Tenant = None,
     session: Session = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy; the model's own without it.")] = None,
+    schema: Schema = None,
+    pattern: Pattern = None,
+    grammar: GrammarFile = None,
+    tools: Tools = None,
+    choice: Choice = None,
+    top: Top = None,
+    seed: Seed = None,
+    model: Model = None,
     raw: Raw = False,
     direct: Annotated[bool, typer.Option(help="Stream from the worker itself, by a lease of the router.")] = False,
     timeout: Annotated[float | None, typer.Option(min=0.001, max=1e6, help="Deadline, seconds.")] = None,
@@ -59,19 +80,20 @@ def generate(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
         )
-        pieces: list[str] = []
-        completion = inference_pb2.Completion()
+        Wishes(schema, pattern, grammar, tools, choice, top, seed, model).add_to(request)
+        gathered, completion = Gathered(), inference_pb2.Completion()
         with client_of(router) as client:
             for response in client.generate(request, timeout, direct=direct):
-                pieces.append(response.text)
+                chunk = gathered.take(response)
                 if not as_json:
-                    typer.echo(response.text, nl=False)
+                    typer.echo(chunk.reasoning, nl=False, err=True)
+                    typer.echo(chunk.text, nl=False)
                 if response.HasField("completion"):
                     completion = response.completion
         if as_json:
-            print_json({"text": "".join(pieces)} | to_dict(completion))
+            print_json(as_written(gathered) | to_dict(completion))
             return
-        typer.echo()
+        typer.echo("\n".join(f"{call.name}({call.arguments})" for call in gathered.tool_calls()))
         _summary(completion)
 
 

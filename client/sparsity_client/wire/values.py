@@ -48,6 +48,22 @@ class Gathered:
         self._chunks.append(chunk)
         return chunk
 
+    def text(self) -> str:
+        """What was said so far."""
+        return "".join(chunk.text for chunk in self._chunks)
+
+    def reasoning(self) -> str:
+        """What was thought so far."""
+        return "".join(chunk.reasoning for chunk in self._chunks)
+
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """What was called so far."""
+        return _whole(part for chunk in self._chunks for part in chunk.tool_calls)
+
+    def logprobs(self) -> tuple[TokenLogprob, ...]:
+        """How likely the tokens so far were."""
+        return tuple(each for chunk in self._chunks for each in chunk.logprobs)
+
     def answer(self) -> Answer:
         """All of it.
 
@@ -59,7 +75,7 @@ class Gathered:
             raise StreamBrokenError("the stream ended before its last message")
         usage = found.usage
         return Answer(
-            text="".join(chunk.text for chunk in self._chunks),
+            text=self.text(),
             token_ids=tuple(token for chunk in self._chunks for token in chunk.token_ids),
             finish_reason=_word(inference_pb2.FinishReason.DESCRIPTOR, found.finish_reason, "FINISH_REASON_"),
             usage=Usage(
@@ -75,9 +91,9 @@ class Gathered:
             unreported=found.unreported,
             worker_id=found.worker_id,
             model=found.model,
-            reasoning="".join(chunk.reasoning for chunk in self._chunks),
-            tool_calls=_whole(part for chunk in self._chunks for part in chunk.tool_calls),
-            logprobs=tuple(each for chunk in self._chunks for each in chunk.logprobs),
+            reasoning=self.reasoning(),
+            tool_calls=self.tool_calls(),
+            logprobs=self.logprobs(),
             prompt_logprobs=tuple(each for chunk in self._chunks for each in chunk.prompt_logprobs),
         )
 

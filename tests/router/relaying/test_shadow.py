@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sparsity.v1 import inference_pb2
+from sparsity_client.wire import make_request
 from sparsity_router.fleet.fleet import Admission
 from sparsity_router.relaying.shadow import METRIC, Shadow, agreement
 from sparsity_rpc.errors import NotFoundError
@@ -81,6 +82,18 @@ async def test_an_answer_is_repeated_on_dense_and_compared(model: Path, behaviou
         assert again.tier == DENSE
         assert (again.prompt, again.text) == (first.prompt, first.text)
         assert again.sampling.max_new_tokens == 3
+
+
+async def test_a_repeat_is_held_to_the_same_format_and_tells_no_log_probabilities(model: Path) -> None:
+    async with rig(model, *pair(model), shadow=partial(Shadow), shadow_policy=ALL) as r:
+        asked = make_request(LONG, domain="low")
+        asked.sampling.response_format.json_object = True
+        asked.logprobs.top = 2
+        assert [message async for message in r.stub.Generate(asked)]
+        await until(lambda: repeats(r))
+        (again,), (first,) = repeats(r), r.workers[1].received
+        assert again.sampling.response_format == first.sampling.response_format == asked.sampling.response_format
+        assert (first.logprobs, again.HasField("logprobs")) == (asked.logprobs, False)
 
 
 async def test_what_is_dense_sampled_or_not_asked_for_is_not_repeated(model: Path) -> None:

@@ -132,7 +132,7 @@ def sampling_params(params: inference_pb2.SamplingParams, facts: ModelFacts) -> 
     out: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": DEFAULT_MAX_NEW_TOKENS}
     for name in _AS_THEY_ARE:
         if asked.HasField(name):
-            out[name] = getattr(params, name)
+            out[name] = getattr(asked, name)
     if asked.HasField("top_p"):
         out["top_p"] = max(asked.top_p, _LEAST_TOP_P)
     # As many candidates as there are tokens is all of them, which is what the engine does without the field.

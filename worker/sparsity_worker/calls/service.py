@@ -88,7 +88,7 @@ class WorkerService:
             prompt = read_prompt(request, self._tokenizer)
         measured = random.random() < self._identity.config.measured_share
         inner = engine_request(request, prompt, self._identity.facts, self._identity.markers, measured)
-        await check_wishes(request, len(prompt), self._engine)
+        await check_wishes(request, inner, self._engine)
         parser = parser_of(request, prompt, self._identity.markers, self._parsers)
         inner, ends = granted(inner, request, parser), self._identity.facts.ends
         answer = Answer(self._tokenizer, self._spelling, tuple(request.sampling.stop), parser, ends)

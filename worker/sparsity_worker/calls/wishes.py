@@ -24,13 +24,13 @@ _TAIL: Final = 8
 
 
 async def check_wishes(
-    request: worker_pb2.WorkerServiceGenerateRequest, prompt: int, engine: Engine | EchoEngine
+    request: worker_pb2.WorkerServiceGenerateRequest, inner: EngineRequest, engine: Engine | EchoEngine
 ) -> None:
     """Refuses what cannot be done, before the engine sees it.
 
     Args:
-        request: as it came; its sampling was checked already.
-        prompt: its tokens.
+        request: as it came.
+        inner: the same in the engine's terms, its sampling checked.
         engine: that would do it.
 
     Raises:
@@ -39,10 +39,10 @@ async def check_wishes(
     sampling, chat = request.sampling, request.chat
     formatted = sampling.HasField("response_format")
     check_logprobs(request.logprobs)
-    check_prompt_logprobs(request.logprobs, prompt)
+    check_prompt_logprobs(request.logprobs, len(inner.prompt))
     choice = chat.tool_choice if chat.HasField("tool_choice") else None
     check_tools(chat.tools, choice, formatted=formatted, prefix="chat.")
-    if sampling.HasField("seed") and sampling.temperature > 0 and not engine.seeds:
+    if sampling.HasField("seed") and inner.sampling["temperature"] > 0 and not engine.seeds:
         raise InvalidRequestError.of("sampling.seed", "has no effect on this engine's sampler; leave it out")
     if engine.name == ECHO:
         for field, asked in (
