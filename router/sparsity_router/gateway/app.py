@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final, cast
@@ -146,7 +146,7 @@ class Gateway:
 
     async def _stream(self, exchange: Exchange, call: HttpCall, asked: Asked, form: answers.Form) -> None:
         answer: answers.Answer | None = None
-        async with aclosing(self._messages(call, asked)) as messages:  # type: ignore[type-var]
+        async with aclosing(self._messages(call, asked)) as messages:
             async for message in messages:
                 events = b""
                 if answer is None:
@@ -161,13 +161,14 @@ class Gateway:
                     await exchange.write(events)
 
     async def _whole(self, call: HttpCall, asked: Asked, form: answers.Form) -> bytes:
-        async with aclosing(self._messages(call, asked)) as messages:  # type: ignore[type-var]
+        async with aclosing(self._messages(call, asked)) as messages:
             found = [message async for message in messages]
         return self._started_answer(call, asked, form).whole(found)
 
-    def _messages(self, call: HttpCall, asked: Asked) -> AsyncIterator[inference_pb2.GenerateResponse]:
-        # The pipeline asks of a context what HttpCall has, and no more.
-        return self._inference.Generate(asked.message, cast(GenerateContext, call))
+    def _messages(self, call: HttpCall, asked: Asked) -> AsyncGenerator[inference_pb2.GenerateResponse]:
+        # The pipeline asks of a context what HttpCall has, and no more; it is a generator, whatever it is declared.
+        messages = self._inference.Generate(asked.message, cast(GenerateContext, call))
+        return cast(AsyncGenerator[inference_pb2.GenerateResponse], messages)
 
     def _started_answer(self, call: HttpCall, asked: Asked, form: answers.Form) -> answers.Answer:
         return answers.Answer(form, call.decision_id, self._model, int(time.time()), usage=asked.usage)

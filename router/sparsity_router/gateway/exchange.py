@@ -20,7 +20,12 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = tuple[tuple[bytes, bytes], ...]
 _TOLD: Final = {DECISION_ID: b"x-sparsity-decision-id", TIER: b"x-sparsity-tier", REASON: b"x-sparsity-reason"}
 _JSON: Final = (b"content-type", b"application/json")
-_EVENTS: Final = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"))
+_EVENTS: Final = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    # nginx, and what is built on it, would keep tokens back.
+    (b"x-accel-buffering", b"no"),
+)
 _LINGER_SECONDS: Final = 5.0
 
 
