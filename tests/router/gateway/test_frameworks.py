@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from support.frameworks import interpreter, said_by
 from support.http_door import http_door
 from support.rig import LONG
 
+# The first time, they are installed.
+pytestmark = pytest.mark.timeout(900)
 LANGCHAIN = """
 import json, sys
 from langchain_openai import ChatOpenAI
