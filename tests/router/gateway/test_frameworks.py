@@ -14,6 +14,8 @@ from support.http_door import http_door
 from support.rig import DENSE, LONG
 from support.tiny import tiny_model
 
+# The first time, they are installed.
+pytestmark = pytest.mark.timeout(900)
 LANGCHAIN = """
 import json, sys
 from langchain_openai import ChatOpenAI

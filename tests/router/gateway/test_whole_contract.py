@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolUnio
 from sparsity.v1 import inference_pb2
 from support.fake_worker import FakeWorker
 from support.http_door import http_door
-from support.rig import DENSE
+from support.rig import DENSE, until
 from support.tiny import tiny_model
 
 WEATHER: ChatCompletionToolUnionParam = {
@@ -110,6 +111,24 @@ async def test_tools_are_called_in_a_stream(tmp_path: Path) -> None:
                 model=door.model, messages=ASKED, tools=[WEATHER], tool_choice=choice
             )
             assert created.choices
+
+
+async def half_a_call(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    """Begins a call, and never ends it."""
+    begun = inference_pb2.ToolCallDelta(index=0, id="c-1", name="weather", arguments="{")
+    yield inference_pb2.GenerateResponse(tool_calls=[begun], token_ids=[1])
+    await asyncio.sleep(3600)
+
+
+async def test_who_leaves_in_a_call_of_a_tool_ends_the_engines_request(tmp_path: Path) -> None:
+    worker = FakeWorker("d", DENSE, tiny_model(tmp_path / "model"), behaviour=half_a_call)
+    async with http_door(tmp_path, worker) as door, door.client() as client:
+        stream = await client.chat.completions.create(model=door.model, messages=ASKED, tools=[WEATHER], stream=True)
+        async for chunk in stream:
+            if chunk.choices[0].delta.tool_calls:
+                break
+        await stream.close()
+        await until(lambda: worker.cancelled == 1, 5.0)
 
 
 async def test_an_answer_is_held_to_a_schema(tmp_path: Path) -> None:
