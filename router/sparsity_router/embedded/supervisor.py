@@ -124,10 +124,10 @@ class Supervisor:
             yield
 
     def _serve(self, config: UpConfig) -> None:
-        if config.http:
-            require_free(config.http, "--http", any_port=False)
         for place in range(len(config.workers) + 1 if config.metrics_port else 0):
             require_free(self._metrics(place), "--metrics-port", any_port=False)
+        if config.http:
+            require_free(config.http, "--http", any_port=False)
         model = config.model or self._make_model()
         try:
             if config.redis_url is None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from sparsity.v1 import inference_pb2
+
+from sparsity_router.gateway.likelihoods import Logprobs, of_chat, of_text
 
 DONE: Final = b"data: [DONE]\n\n"
 
@@ -27,13 +30,41 @@ class Form:
     part: str
     chat: bool
 
-    def delta(self, text: str) -> dict[str, Any]:
-        """A choice's new text, without index and finish reason."""
-        return {"delta": {"content": text}} if self.chat else {"text": text}
+    def delta(self, message: inference_pb2.GenerateResponse) -> dict[str, Any]:
+        """What is new of a choice, without index and finish reason."""
+        if not self.chat:
+            return {"text": message.text}
+        new: dict[str, Any] = {"reasoning_content": message.reasoning} if message.reasoning else {}
+        new |= {"content": message.text} if message.text else {}
+        new |= {"tool_calls": [_call_part(call) for call in message.tool_calls]} if message.tool_calls else {}
+        return {"delta": new}
 
-    def full(self, text: str) -> dict[str, Any]:
-        """A choice's whole text, likewise."""
-        return {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
+    def full(self, whole: inference_pb2.GenerateResponse) -> dict[str, Any]:
+        """A whole choice, likewise."""
+        if not self.chat:
+            return {"text": whole.text}
+        calls = [_whole_call(call) for call in whole.tool_calls]
+        message: dict[str, Any] = {"role": "assistant", "content": whole.text or (None if calls else "")}
+        message |= {"refusal": None} | ({"reasoning_content": whole.reasoning} if whole.reasoning else {})
+        return {"message": message | ({"tool_calls": calls} if calls else {})}
+
+    def logprobs(self, tokens: Logprobs, offset: int) -> dict[str, Any] | None:
+        """Log-probabilities of tokens; None where none were asked for."""
+        if not tokens:
+            return None
+        return of_chat(tokens) if self.chat else of_text(tokens, offset)
+
+
+def _call_part(call: inference_pb2.ToolCallDelta) -> dict[str, Any]:
+    """A part of a call; its first has the id and the name."""
+    if not call.id:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}
+
+
+def _whole_call(call: inference_pb2.ToolCallDelta) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 CHAT: Final = Form("chatcmpl-", "chat.completion", "chat.completion.chunk", True)
@@ -64,15 +95,17 @@ class Answer:
     def __init__(self, form: Form, decision_id: str, model: str, created: int, *, usage: bool = False) -> None:
         self._form = form
         self._usage = usage
+        self._characters = 0
         self._head = {"id": form.prefix + decision_id, "created": created, "model": model}
         # Most events differ by their text alone.
         mark = "\0"
-        before, after = self._event([self._choice(form.delta(mark), None)]).split(json.dumps(mark).encode())
+        plain = form.delta(inference_pb2.GenerateResponse(text=mark))
+        before, after = self._event([self._choice(plain, None)]).split(json.dumps(mark).encode())
         self._before, self._after = before, after
 
     @staticmethod
-    def _choice(text: dict[str, Any], reason: str | None) -> dict[str, Any]:
-        return {"index": 0, **text, "logprobs": None, "finish_reason": reason}
+    def _choice(new: dict[str, Any], reason: str | None, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+        return {"index": 0, **new, "logprobs": logprobs, "finish_reason": reason}
 
     def _event(self, choices: list[dict[str, Any]], **beside: Any) -> bytes:
         beside |= {"usage": beside.get("usage")} if self._usage else {}
@@ -84,9 +117,15 @@ class Answer:
             return b""
         return self._event([self._choice({"delta": {"role": "assistant", "content": ""}}, None)])
 
-    def part(self, text: str) -> bytes:
-        """The event of new text."""
-        return b"".join((self._before, json.dumps(text, ensure_ascii=False).encode(), self._after))
+    def part(self, message: inference_pb2.GenerateResponse) -> bytes:
+        """The event of what is new; nothing where nothing is."""
+        text, told = message.text, bool(message.logprobs)
+        before = self._characters
+        self._characters += len(text)
+        if told or message.reasoning or message.tool_calls:
+            logprobs = self._form.logprobs(message.logprobs, before)
+            return self._event([self._choice(self._form.delta(message), None, logprobs)])
+        return b"".join((self._before, json.dumps(text, ensure_ascii=False).encode(), self._after)) if text else b""
 
     def last(self, completion: inference_pb2.Completion) -> bytes:
         """The events that end a stream."""
@@ -95,11 +134,28 @@ class Answer:
         told = self._event([choice], sparsity=attention(completion))
         return told + (self._event([], usage=usage(completion)) if self._usage else b"") + DONE
 
-    def whole(self, text: str, completion: inference_pb2.Completion) -> bytes:
-        """The answer in one piece."""
-        choice = self._choice(self._form.full(text), finish_reason(completion))
+    def whole(self, messages: Sequence[inference_pb2.GenerateResponse]) -> bytes:
+        """The answer in one piece, of all its messages."""
+        found, completion = joined(messages), messages[-1].completion
+        logprobs = self._form.logprobs(found.logprobs, 0)
+        choice = self._choice(self._form.full(found), finish_reason(completion), logprobs)
         told = {"usage": usage(completion), "sparsity": attention(completion)}
         return encoded({**self._head, "object": self._form.whole, "choices": [choice], **told})
+
+
+def joined(messages: Sequence[inference_pb2.GenerateResponse]) -> inference_pb2.GenerateResponse:
+    """The messages of a stream as one: a call's parts are its whole."""
+    whole = inference_pb2.GenerateResponse(text="".join(message.text for message in messages))
+    whole.reasoning = "".join(message.reasoning for message in messages)
+    for message in messages:
+        whole.logprobs.extend(message.logprobs)
+        for part in message.tool_calls:
+            while len(whole.tool_calls) <= part.index:
+                whole.tool_calls.add(index=len(whole.tool_calls))
+            call = whole.tool_calls[part.index]
+            call.id, call.name = call.id or part.id, call.name or part.name
+            call.arguments += part.arguments
+    return whole
 
 
 def finish_reason(completion: inference_pb2.Completion) -> str:
@@ -115,6 +171,7 @@ def usage(completion: inference_pb2.Completion) -> dict[str, Any]:
         "completion_tokens": found.completion_tokens,
         "total_tokens": found.prompt_tokens + found.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": found.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": found.reasoning_tokens},
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final, cast
@@ -17,9 +17,8 @@ from sparsity_router.callers.admission import Callers
 from sparsity_router.gateway import answers, fields
 from sparsity_router.gateway.asking import Asked, Field, read
 from sparsity_router.gateway.body import read_json
-from sparsity_router.gateway.call import HttpCall
 from sparsity_router.gateway.declared import declare, read_headers
-from sparsity_router.gateway.exchange import Exchange, Receive, Scope, Send
+from sparsity_router.gateway.exchange import Exchange, HttpCall, Receive, Scope, Send
 from sparsity_router.gateway.refusals import FIELD, HttpError, refusal
 from sparsity_router.services.inference import GenerateContext, InferenceService
 
@@ -123,6 +122,7 @@ class Gateway:
             if document.get(name) is None:
                 raise InvalidRequestError.of(name, "is missing")
         self._must_be_served(asked.model)
+        asked.message.model = asked.model
         try:
             async with exchange.while_wanted(call):
                 if asked.stream:
@@ -146,7 +146,7 @@ class Gateway:
 
     async def _stream(self, exchange: Exchange, call: HttpCall, asked: Asked, form: answers.Form) -> None:
         answer: answers.Answer | None = None
-        async with aclosing(self._messages(call, asked)) as messages:  # type: ignore[type-var]
+        async with aclosing(self._messages(call, asked)) as messages:
             async for message in messages:
                 events = b""
                 if answer is None:
@@ -154,25 +154,21 @@ class Gateway:
                     answer = self._started_answer(call, asked, form)
                     events = answer.first()
                     await exchange.begin_events()
-                if message.text:
-                    events += answer.part(message.text)
+                events += answer.part(message)
                 if message.HasField("completion"):
                     events += answer.last(message.completion)
                 if events:
                     await exchange.write(events)
 
     async def _whole(self, call: HttpCall, asked: Asked, form: answers.Form) -> bytes:
-        texts, completion = [], inference_pb2.Completion()
-        async with aclosing(self._messages(call, asked)) as messages:  # type: ignore[type-var]
-            async for message in messages:
-                texts.append(message.text)
-                if message.HasField("completion"):
-                    completion = message.completion
-        return self._started_answer(call, asked, form).whole("".join(texts), completion)
+        async with aclosing(self._messages(call, asked)) as messages:
+            found = [message async for message in messages]
+        return self._started_answer(call, asked, form).whole(found)
 
-    def _messages(self, call: HttpCall, asked: Asked) -> AsyncIterator[inference_pb2.GenerateResponse]:
-        # The pipeline asks of a context what HttpCall has, and no more.
-        return self._inference.Generate(asked.message, cast(GenerateContext, call))
+    def _messages(self, call: HttpCall, asked: Asked) -> AsyncGenerator[inference_pb2.GenerateResponse]:
+        # The pipeline asks of a context what HttpCall has, and no more; it is a generator, whatever it is declared.
+        messages = self._inference.Generate(asked.message, cast(GenerateContext, call))
+        return cast(AsyncGenerator[inference_pb2.GenerateResponse], messages)
 
     def _started_answer(self, call: HttpCall, asked: Asked, form: answers.Form) -> answers.Answer:
         return answers.Answer(form, call.decision_id, self._model, int(time.time()), usage=asked.usage)

@@ -1,8 +1,9 @@
-"""One request of HTTP and its answer, between the ASGI server and the endpoints."""
+"""One request of HTTP and its answer, between the ASGI server and the endpoints, and what the pipeline sees of it."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
@@ -11,7 +12,6 @@ from sparsity_rpc.channels import DECISION_ID, REASON, TIER
 from sparsity_rpc.errors import CancelledError, DeadlineError
 
 from sparsity_router.gateway.answers import encoded, event
-from sparsity_router.gateway.call import HttpCall
 from sparsity_router.gateway.refusals import HttpError, Refusal
 
 Scope = MutableMapping[str, Any]
@@ -20,8 +20,54 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = tuple[tuple[bytes, bytes], ...]
 _TOLD: Final = {DECISION_ID: b"x-sparsity-decision-id", TIER: b"x-sparsity-tier", REASON: b"x-sparsity-reason"}
 _JSON: Final = (b"content-type", b"application/json")
-_EVENTS: Final = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"))
+_EVENTS: Final = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    # nginx, and what is built on it, would keep tokens back.
+    (b"x-accel-buffering", b"no"),
+)
 _LINGER_SECONDS: Final = 5.0
+
+
+class HttpCall:
+    """What the pipeline asks of a call's context: who calls with what, until when, and where trailers go.
+
+    Args:
+        metadata: of the call; names in lower case.
+        peer: who calls, as gRPC writes it.
+        seconds: until the caller gives up; None without a deadline.
+    """
+
+    def __init__(self, metadata: tuple[tuple[str, str], ...], peer: str, seconds: float | None) -> None:
+        self._metadata = metadata
+        self._peer = peer
+        self._until = None if seconds is None else time.monotonic() + seconds
+        self._trailers: tuple[tuple[str, str], ...] = ()
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        """The call's headers."""
+        return self._metadata
+
+    def peer(self) -> str:
+        """Who calls."""
+        return self._peer
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the caller gives up; None without a deadline."""
+        return None if self._until is None else max(self._until - time.monotonic(), 0.0)
+
+    def set_trailing_metadata(self, trailers: Any) -> None:
+        """Keeps what is told of the decision."""
+        self._trailers = tuple(trailers)
+
+    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+        """What has been told of the decision so far."""
+        return self._trailers
+
+    @property
+    def decision_id(self) -> str:
+        """Of the decision, as soon as it is told."""
+        return dict(self._trailers).get(DECISION_ID, "")
 
 
 class Exchange:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from sparsity_router.gateway import parameters
+from sparsity_router.gateway import formats, parameters, tools
 from sparsity_router.gateway.asking import Field, ignored, refused, taken
 from sparsity_router.gateway.prompts import messages, prompt
 
 _OURS = "not OpenAI's, as vLLM and SGLang have it"
-_TOOLS = "tools are not served"
+_TOOLS = "send `tools`"
 
 
 def _by_name(fields: Iterable[Field]) -> dict[str, Field]:
@@ -29,33 +29,40 @@ _COMMON: Final = (
     taken("frequency_penalty", "-2 to 2", parameters.sampled("frequency_penalty"), "sampling.frequency_penalty"),
     taken("presence_penalty", "-2 to 2", parameters.sampled("presence_penalty"), "sampling.presence_penalty"),
     taken("stop", "a text, or 16 at most", parameters.stop, "sampling.stop"),
-    taken("seed", "0 or more, where the engine supports one", parameters.seed, "sampling.seed"),
+    taken("seed", "0 or more; refused where the engine's sampler takes none", parameters.seed, "sampling.seed"),
+    taken("logit_bias", "by token ids, -100 to 100", formats.logit_bias, "sampling.logit_bias"),
     taken("top_k", _OURS, parameters.counted("top_k"), "sampling.top_k"),
+    taken("min_p", _OURS, parameters.sampled("min_p"), "sampling.min_p"),
+    taken("repetition_penalty", _OURS, parameters.sampled("repetition_penalty"), "sampling.repetition_penalty"),
+    taken("regex", f"what the whole answer matches; {_OURS}", formats.regex, "sampling.response_format"),
+    taken("ebnf", f"a grammar of the answer; {_OURS}", formats.ebnf, "sampling.response_format"),
     taken("ignore_eos", _OURS, parameters.ignore_eos, "sampling.ignore_eos"),
     taken("priority", f"0 to 9, where 9 comes first; {_OURS}", parameters.priority, "priority"),
     ignored("user", "tenants are told by keys, conversations by `metadata.session`"),
     refused("n", "one answer a request", 1),
-    refused("logit_bias", "tokens cannot be favoured", {}),
 )  # fmt: skip
 
 CHAT: Final = _by_name((
-    taken("messages", "texts of `system`, `user` and `assistant`", messages, "chat.messages"),
+    taken("messages", "texts, calls of tools, and what tools answered", messages, "chat.messages"),
     *_COMMON,
     taken("max_completion_tokens", "the same as `max_tokens`", parameters.new_tokens, "sampling.max_new_tokens"),
-    refused("logprobs", "log-probabilities are not reported", False),
-    refused("top_logprobs", "log-probabilities are not reported", 0),
-    refused("tools", _TOOLS, []),
-    refused("tool_choice", _TOOLS, "none", "auto"),
+    taken("logprobs", "of the answer's tokens", formats.logprobs, "logprobs"),
+    taken("top_logprobs", "0 to 20; asks for `logprobs`, too", formats.top_logprobs, "logprobs.top"),
+    taken("tools", "functions, 128 at most; each is scanned for risk as messages are", tools.tools, "tools"),
+    taken("tool_choice", "`auto`, `none`, `required`, or a function", tools.tool_choice, "tool_choice"),
+    refused("parallel_tool_calls", "a model may call several tools at once", True),
     refused("functions", _TOOLS, []),
     refused("function_call", _TOOLS, "none", "auto"),
-    refused("response_format", "answers are plain text", {"type": "text"}),
-    refused("reasoning_effort", "the model's template decides"),
+    taken("response_format", "`text`, `json_object`, or `json_schema`, which is always strict", formats.response_format,
+          "sampling.response_format"),
+    taken("reasoning_effort", "a word that the model's template knows", formats.reasoning_effort, "reasoning_effort"),
+    taken("chat_template_kwargs", f"variables of the model's template; {_OURS}", formats.template_kwargs,
+          "chat_template_kwargs"),
     refused("verbosity", "say it in the prompt"),
     refused("modalities", "answers are text", ["text"]),
     refused("audio", "no model here hears or speaks"),
     refused("web_search_options", "nothing is searched"),
     refused("store", "nothing is stored", False),
-    ignored("parallel_tool_calls", "without tools it means nothing"),
     ignored("prediction", "changes how fast an answer comes, not what it is"),
     ignored("prompt_cache_key", "workers are picked by the prompt's own prefix"),
     ignored("prompt_cache_retention", "a worker's cache keeps what it has room for"),
@@ -68,6 +75,6 @@ COMPLETION: Final = _by_name((
     *_COMMON,
     refused("best_of", "one answer a request", 1),
     refused("echo", "the answer is what is new", False),
-    refused("logprobs", "log-probabilities are not reported"),
+    taken("logprobs", "alternatives told of each token, 0 to 20", formats.top_logprobs, "logprobs.top"),
     refused("suffix", "nothing is inserted"),
 ))  # fmt: skip

@@ -8,8 +8,9 @@ from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import InvalidRequestError
 from sparsity_serving.bounds import MAX_MESSAGES
 
-from sparsity_router.gateway.asking import Asked, Field, ignored, read, refused, taken
+from sparsity_router.gateway.asking import Asked, Field, Put, ignored, read, refused, taken
 from sparsity_router.gateway.parameters import kind, text, whole
+from sparsity_router.gateway.tools import tool_calls
 
 _MOST_ID = 2**32 - 1
 
@@ -33,21 +34,29 @@ def _content(asked: Asked, value: Any, name: str) -> None:
     message.content = "\n".join(parts)
 
 
-def _role(asked: Asked, value: Any, name: str) -> None:
-    asked.message.chat.messages[-1].role = text(value, name)
+def _part(field: str) -> Put:
+    """Reads a text into a field of the turn."""
+
+    def put(asked: Asked, value: Any, name: str) -> None:
+        messages = asked.message.chat.messages
+        setattr(messages[-1], field, text(value, name))
+        if not name.endswith(f".{field}"):
+            asked.names[f"chat.messages[{len(messages) - 1}].{field}"] = name
+
+    return put
 
 
-_TOOLS = "tools are not served"
 MESSAGE: dict[str, Field] = {
     field.name: field
     for field in (
-        taken("role", "`system`, `user` or `assistant`", _role),
+        taken("role", "`system`, `developer`, `user`, `assistant` or `tool`", _part("role")),
         taken("content", "a text, or parts of type `text`, which are joined by line breaks", _content),
-        ignored("name", "chat templates have no place for it"),
+        taken("name", "templates that read no names leave it out", _part("name")),
         ignored("annotations", "of an answer that is sent back"),
-        refused("tool_calls", _TOOLS, []),
-        refused("tool_call_id", _TOOLS),
-        refused("function_call", _TOOLS),
+        taken("tool_calls", "what the assistant called", tool_calls),
+        taken("tool_call_id", "of a tool's turn, the call that it answers", _part("tool_call_id")),
+        taken("reasoning_content", "what the assistant thought; not OpenAI's, as SGLang has it", _part("reasoning")),
+        refused("function_call", "send `tool_calls`"),
         refused("audio", "no model here hears or speaks"),
         refused("refusal", "put what was said into `content`"),
     )
@@ -69,7 +78,8 @@ def messages(asked: Asked, value: Any, name: str) -> None:
             raise InvalidRequestError.of(own, f"must be an object, not {kind(one)}")
         asked.message.chat.messages.add()
         read(MESSAGE, one, asked, f"{own}.")
-        for needed in ("role", "content"):
+        # Who calls tools need not say anything.
+        for needed in ("role",) if one.get("tool_calls") else ("role", "content"):
             if one.get(needed) is None:
                 raise InvalidRequestError.of(f"{own}.{needed}", "is missing")
 

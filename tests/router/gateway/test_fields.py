@@ -40,8 +40,9 @@ OPENAI = {
     },
 }
 # What other servers take and OpenAI does not, or what answers have and requests do not.
-OURS = {"chat": {"top_k", "ignore_eos", "priority"}, "message": {"annotations"}}
-OURS["completion"] = OURS["chat"] | {"metadata"}
+SAMPLING = {"top_k", "min_p", "repetition_penalty", "regex", "ebnf", "ignore_eos", "priority"}
+OURS = {"chat": SAMPLING | {"chat_template_kwargs"}, "completion": SAMPLING | {"metadata"}}
+OURS["message"] = {"annotations", "reasoning_content"}
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -85,7 +86,7 @@ def test_what_is_refused_is_refused_by_name_and_what_asks_for_nothing_is_not(tab
         for neutral in field.neutral:
             read(TABLES[table], {name: neutral}, asked)
         if field.use is Use.REFUSED:
-            for value in ("anything", 7, True, [{}], {"a": 1}):
+            for value in ("anything", 7, True not in field.neutral, [{}], {"a": 1}):
                 with pytest.raises(InvalidRequestError) as caught:
                     read(TABLES[table], {name: value}, asked)
                 assert (caught.value.field, field.said in str(caught.value)) == (name, True)
@@ -105,6 +106,10 @@ def test_what_is_refused_is_refused_by_name_and_what_asks_for_nothing_is_not(tab
         ("stop", "x", "sampling.stop", ["x"]),
         ("seed", 2**63 - 1, "sampling.seed", 2**63 - 1),
         ("top_k", 40, "sampling.top_k", 40),
+        ("min_p", 0.5, "sampling.min_p", 0.5),
+        ("repetition_penalty", 1.5, "sampling.repetition_penalty", 1.5),
+        ("regex", "a+", "sampling.response_format.regex", "a+"),
+        ("ebnf", "root ::= 'a'", "sampling.response_format.grammar", "root ::= 'a'"),
         ("ignore_eos", True, "sampling.ignore_eos", True),
         ("priority", 3, "priority", 3),
     ],
@@ -116,5 +121,5 @@ def test_what_is_taken_arrives(name: str, value: Any, path: str, wanted: Any) ->
         found: Any = asked.message
         for part in path.split("."):
             found = getattr(found, part)
-        assert (found if isinstance(wanted, (int, float)) else list(found)) == wanted
+        assert (list(found) if isinstance(wanted, list) else found) == wanted
         assert asked.called(path) == name

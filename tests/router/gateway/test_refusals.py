@@ -28,6 +28,15 @@ principals:
 HI = [{"role": "user", "content": "hi"}]
 
 
+def tool(name: str, **fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **fields}}
+
+
+def called(name: str, arguments: str = "{}") -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
+    return {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": function}]}
+
+
 @pytest.fixture
 async def door(tmp_path: Path) -> AsyncIterator[HttpDoor]:
     async with http_door(tmp_path) as found:
@@ -50,9 +59,31 @@ async def test_mistakes_are_told_by_the_name_that_their_caller_gave(door: HttpDo
         ({"stop": [1]}, "stop[0]", "must be text"),
         ({"n": 0}, "n", "one answer a request"),
         ({"n": True}, "n", "one answer a request"),
-        ({"tools": [{}] * 1000}, "tools", "tools are not served"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", "is not served here"),
-        ({"logprobs": True}, "logprobs", "is not served here"),
+        ({"tools": [tool("a")] * 1000}, "tools", "are 1000"),
+        ({"tools": [tool("a"), tool("a")]}, "tools[1].function.name", "is the name of an earlier one"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name", "is empty"),
+        ({"tools": [{"type": "custom"}]}, "tools[0].type", "must be function"),
+        ({"tools": [tool("a", parameters=[])]}, "tools[0].function.parameters", "must be an object"),
+        ({"tools": {}}, "tools", "must be an array"),
+        ({"tool_choice": "required"}, "tool_choice", "there are no `tools`"),
+        ({"tools": [tool("a")], "tool_choice": "must"}, "tool_choice", "must be one of auto, none, required"),
+        ({"tools": [tool("a")], "tool_choice": tool("b")}, "tool_choice.function.name", "is none of `tools`"),
+        ({"tools": [tool("a")], "parallel_tool_calls": False}, "parallel_tool_calls", "several tools at once"),
+        ({"tools": [tool("a")], "tool_choice": "required", "regex": "a"}, "tool_choice", "demands a call"),
+        ({"functions": [{}]}, "functions", "send `tools`"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.schema", "null"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "must be an object"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "must be text, json_object"),
+        ({"response_format": {"type": "json_object"}, "regex": "a"}, "regex", "stands against another format"),
+        ({"regex": "a" * 3000}, "regex", "has 3000 characters"),
+        ({"ebnf": ""}, "ebnf", "has 0 bytes"),
+        ({"top_logprobs": 21}, "top_logprobs", "must be in [0, 20]"),
+        ({"logprobs": 1}, "logprobs", "must be true or false"),
+        ({"logit_bias": {"a": 1}}, "logit_bias.a", "must be a token id"),
+        ({"logit_bias": {"1": 101}}, "logit_bias.1", "must be a number in [-100, 100]"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias[0].token_id", "vocabulary size"),
+        ({"chat_template_kwargs": [1]}, "chat_template_kwargs", "must be an object"),
+        ({"reasoning_effort": "low"}, "reasoning_effort", ""),
         ({"max_teir": "dense"}, "max_teir", "is not known here"),
         ({"metadata": {"max_teir": "dense"}}, "metadata.max_teir", "is not known here"),
         ({"metadata": {"max_tier": "thick"}}, "metadata.max_tier", "must be one of dense, moderate, aggressive"),
@@ -73,7 +104,15 @@ async def test_mistakes_are_told_by_the_name_that_their_caller_gave(door: HttpDo
         ({"messages": [{"role": "user"}]}, "messages[0].content", "is missing"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content", "is no text"),
         ({"messages": [{"content": "hi"}]}, "messages[0].role", "is missing"),
-        ({"messages": [{"role": "tool", "content": "4", "tool_call_id": "1"}]}, "messages[0].tool_call_id", "tools"),
+        ({"messages": [*HI, {"role": "robot", "content": "4"}]}, "messages[1].role", "must be one of system"),
+        ({"messages": [{"role": "user", "content": "4", "tool_call_id": "1"}]}, "messages[0].tool_call_id", "tool's"),
+        (
+            {"messages": [{"role": "user", "content": "4", "reasoning_content": "1"}]},
+            "messages[0].reasoning_content",
+            "",
+        ),
+        ({"messages": [*HI, called("b c")]}, "messages[1].tool_calls[0].function.name", "is no name"),
+        ({"messages": [*HI, called("b", "{")]}, "messages[1].tool_calls[0].function.arguments", "is no JSON"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type", "text"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "no user"),
         ({"messages": [{"role": "user", "content": "x"}] * 10_001}, "messages", "are 10001"),
@@ -114,7 +153,8 @@ async def test_all_mistakes_are_told_at_once(door: HttpDoor) -> None:
 
 
 async def test_what_asks_for_nothing_is_taken(door: HttpDoor) -> None:
-    nothing = {"n": 1, "logprobs": False, "tools": [], "response_format": {"type": "text"}, "logit_bias": {}}
+    nothing: dict[str, Any] = {"n": 1, "tools": [], "parallel_tool_calls": True, "response_format": {"type": "text"}}
+    nothing |= {"logprobs": False, "logit_bias": {}}
     ignored = {"user": "u", "service_tier": "auto", "prediction": {"type": "content", "content": "x"}, "audio": None}
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [{"role": "user", "name": "ann", "content": parts, "tool_calls": None}]

@@ -116,6 +116,8 @@ class Engine:
                 sleep_on_idle=True,
                 incremental_streaming_output=True,
                 grammar_backend="xgrammar",
+                # As much as an indented document needs: small models would go on with it for ever.
+                constrained_json_max_whitespace_cnt=8,
                 log_level="warning",
                 **DEVICES[config.device](config, profile.backend if profile else None),
                 **tracing,

@@ -1,0 +1,162 @@
+"""What SGLang's CPU engine is asked for beside text, by hooks into it: grammars, calls, log-probabilities, seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import torch
+from sparsity.v1 import inference_pb2, worker_pb2
+from support.engine import Worker, worker_request
+from support.tiny import tiny_tokenizer, tiny_weights
+from transformers import AutoModelForCausalLM
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Rome", "Wien"]}, "warm": {"type": "boolean"}},
+    "required": ["city", "warm"],
+    "additionalProperties": False,
+}
+TOOLS = [inference_pb2.Tool(name=name, parameters=json.dumps(SCHEMA)) for name in ("weather", "time")]
+PROMPT: list[int] = tiny_tokenizer().encode("What is the weather like?").ids
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_weights(tmp_path_factory.mktemp("model"), positions=2048, head_dim=16)
+
+
+@pytest.fixture(scope="module")
+def worker(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    started = Worker(model, tmp_path_factory.mktemp("worker"), "answers", "--measured-share", "0")
+    try:
+        yield started.wait()
+        assert "Failed to apply hooks" not in started.log()
+    finally:
+        code = started.stop()
+    assert code == 0
+
+
+def asked(new: int = 64, **sampling: Any) -> worker_pb2.WorkerServiceGenerateRequest:
+    request = worker_request(PROMPT, new, **sampling)
+    request.sampling.ClearField("ignore_eos")
+    return request
+
+
+def answers(worker: Worker, request: worker_pb2.WorkerServiceGenerateRequest) -> list[inference_pb2.GenerateResponse]:
+    return [message.response for message in worker.stub.Generate(request, timeout=120)]
+
+
+def text(responses: list[inference_pb2.GenerateResponse]) -> str:
+    return "".join(response.text for response in responses)
+
+
+def held_to(worker: Worker, new: int = 64, **form: Any) -> str:
+    request = asked(new, response_format=inference_pb2.ResponseFormat(**form))
+    found = answers(worker, request)
+    assert found[-1].completion.finish_reason == inference_pb2.FINISH_REASON_STOP
+    return text(found)
+
+
+def test_answers_are_held_to_their_format(worker: Worker) -> None:
+    found = json.loads(held_to(worker, json_schema=json.dumps(SCHEMA)))
+    assert (set(found), found["city"] in ("Rome", "Wien")) == ({"city", "warm"}, True)
+    assert re.fullmatch("[0-9]{3}-[0-9]{4}", held_to(worker, regex="[0-9]{3}-[0-9]{4}"))
+    assert held_to(worker, grammar='root ::= "yes" | "no"') in ("yes", "no")
+
+
+def test_a_format_that_no_grammar_can_be_made_of_leaves_the_engine_as_it_was(worker: Worker) -> None:
+    for form in ({"regex": "(a"}, {"grammar": "rot ::= b"}, {"json_schema": '{"type": "nonsense"}'}):
+        (name,) = form
+        with pytest.raises(grpc.RpcError) as caught:
+            held_to(worker, **form)
+        failed: Any = caught.value
+        assert failed.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert failed.details().startswith(f"sampling.response_format.{name}: cannot be used: ")
+    assert held_to(worker, regex="ab") == "ab"
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [({"mode": inference_pb2.TOOL_CHOICE_MODE_REQUIRED}, {"weather", "time"}), ({"name": "time"}, {"time"})],
+)
+def test_a_demanded_call_is_made_and_told_apart(worker: Worker, choice: dict[str, Any], names: set[str]) -> None:
+    request = asked(128)
+    told = inference_pb2.ToolChoice(**choice)
+    request.chat.CopyFrom(worker_pb2.ChatParsing(tools=TOOLS, tool_choice=told))
+    # JSON in calls may have as much of it as a model likes, and this one's weights are made up.
+    for blank in tiny_tokenizer().encode(" \n\r\t").ids:
+        request.sampling.logit_bias.add(token_id=blank, bias=-100.0)
+    found = answers(worker, request)
+    parts = [part for response in found for part in response.tool_calls]
+    assert {part.name for part in parts if part.name} <= names
+    first = "".join(part.arguments for part in parts if part.index == 0)
+    assert set(json.loads(first)) == {"city", "warm"}
+    assert "<tool_call>" not in text(found)
+    cut = found[-1].completion.finish_reason == inference_pb2.FINISH_REASON_LENGTH
+    assert cut or found[-1].completion.finish_reason == inference_pb2.FINISH_REASON_TOOL_CALLS
+
+
+def test_log_probabilities_are_the_models(model: Path, worker: Worker) -> None:
+    request = asked(6)
+    request.sampling.ignore_eos = True
+    request.logprobs.top, request.logprobs.prompt = 3, True
+    found = answers(worker, request)
+    tokens = [token for response in found for token in response.token_ids]
+    told = [place for response in found for place in response.logprobs]
+    prompt = list(found[0].prompt_logprobs)
+    assert [place.token_id for place in told] == tokens
+    assert [place.token_id for place in prompt] == PROMPT
+    assert not any(response.prompt_logprobs for response in found[1:])
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    with torch.no_grad():
+        rows = plain(torch.tensor([[*PROMPT, *tokens]])).logits[0].log_softmax(-1)
+    whole = [*prompt, *told]
+    assert not whole[0].HasField("logprob")
+    for at, place in enumerate(whole[1:]):
+        assert place.logprob == pytest.approx(float(rows[at, place.token_id]), abs=2e-3)
+        best = rows[at].topk(3)
+        assert [other.logprob for other in place.top] == pytest.approx(best.values.tolist(), abs=2e-3)
+    assert b"".join(place.token for place in prompt) == b"What is the weather like?"
+
+
+def test_a_temperature_changes_no_log_probability(worker: Worker) -> None:
+    told = []
+    for temperature in (0.0, 1.7):
+        request = asked(1, temperature=temperature, seed=5)
+        request.logprobs.top = 2
+        told.append([other.logprob for other in answers(worker, request)[0].logprobs[0].top])
+    assert told[0] == pytest.approx(told[1], abs=1e-4)
+
+
+def test_a_seed_gives_the_same_answer_again_and_none_another(worker: Worker) -> None:
+    def drawn(**sampling: Any) -> list[int]:
+        request = asked(24, temperature=1.5, **sampling)
+        request.sampling.ignore_eos = True
+        return [token for response in answers(worker, request) for token in response.token_ids]
+
+    assert drawn(seed=11) == drawn(seed=11) != drawn(seed=12)
+    assert drawn(seed=11, top_p=0.9, top_k=50, min_p=0.01) == drawn(seed=11, top_p=0.9, top_k=50, min_p=0.01)
+    assert len({tuple(drawn()) for _ in range(3)}) == 3
+
+
+def test_a_bias_rules_a_token_out_or_in(worker: Worker) -> None:
+    first = answers(worker, asked(1))[0].token_ids[0]
+    other = (first + 1) % 250
+    for bias, wanted in (({first: -100.0}, False), ({other: 100.0}, False), ({}, True)):
+        pairs = [inference_pb2.LogitBias(token_id=token, bias=value) for token, value in bias.items()]
+        found = answers(worker, asked(1, logit_bias=pairs))[0].token_ids[0]
+        assert (found == first) is wanted
+        assert other not in bias or found == other
+
+
+def test_an_answer_says_which_model_gave_it(model: Path, worker: Worker) -> None:
+    completion = answers(worker, asked(1))[-1].completion
+    assert completion.model == model.name
+    assert math.isclose(completion.sparsity.prefill_density, 1.0)
