@@ -48,7 +48,7 @@ def _default(leaf: Leaf) -> str:
         return "must be given"
     if leaf.said.shown:
         return leaf.said.shown
-    if leaf.default is None:
+    if leaf.default is None or leaf.default == ():
         return ""
     if isinstance(leaf.default, bool):
         return "on" if leaf.default else "off"

@@ -88,7 +88,8 @@ def test_tiers_share_a_batch_and_a_graph_and_attend_as_each_alone(found: dict[st
     # Of the one layer that ran.
     assert dense == [[1.0, 1.0], [1.0, 1.0]]
     assert [moderate, aggressive] == case["alone"]
-    assert all(aggressive[phase][1] < moderate[phase][1] < 1 for phase in range(2))
+    assert all(aggressive[phase][1] < moderate[phase][1] for phase in range(2))
+    assert moderate[1][1] < 1
 
 
 def test_a_warm_up_leaves_no_mark(found: dict[str, Any]) -> None:

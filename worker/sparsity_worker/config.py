@@ -55,8 +55,8 @@ class WorkerConfig:
     tensor_parallel: int = option("devices, or on a CPU processes, that share each layer's heads", 1, least=1)
     load_format: str = option("how SGLang loads the weights, such as auto or dummy, which makes them up", "auto")
     dense_backend: str | None = option(
-        "attention backend of the dense tier: one of SGLang's, or sparsity_dense, which is our kernels; without it what"
-        " `sparsity worker tune` found fastest, else SGLang's choice, or the CPU's",
+        "attention backend of a worker of the dense tier alone: one of SGLang's, or sparsity_dense, which is our"
+        " kernels; without it what `sparsity worker tune` found fastest, else SGLang's choice, or the CPU's",
         None,
     )
     overlap: bool = option(

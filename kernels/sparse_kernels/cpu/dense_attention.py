@@ -28,7 +28,11 @@ def dense_attention(q: torch.Tensor, sequence: PagedSequence, scale: float) -> t
     prefix = sequence.length - queries
     if prefix < 0:
         raise ValueError(f"q: {queries} rows exceed the sequence's {sequence.length} tokens")
-    keys, values = (part.flatten(1, 2)[None, :, : sequence.length] for part in sequence.gather())
+    # Token by token as the pages have them: heads first would be another copy, which a single query would wait for.
+    keys, values = (
+        cache[sequence.table].flatten(0, 1)[: sequence.length].transpose(0, 1)[None]
+        for cache in (sequence.keys, sequence.values)
+    )
     mask = None
     if prefix and queries > 1:
         rows = torch.arange(prefix, sequence.length, device=q.device)
