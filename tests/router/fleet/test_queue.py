@@ -282,8 +282,10 @@ async def test_who_is_held_dense_by_now_takes_the_room_that_is_kept_before_other
                 stream = client.generate(make_request("hello", domain="rag", tenant=tenant), 20.0)
                 return [response.completion.decision.tier async for response in stream][-1]
 
-            first, second = (asyncio.create_task(answered(tenant)) for tenant in ("one", "other"))
-            await asyncio.sleep(0.5)
+            first = asyncio.create_task(answered("one"))
+            await asyncio.sleep(0.3)
+            second = asyncio.create_task(answered("other"))
+            await asyncio.sleep(0.3)
             assert not shared.received
             scope = policy_pb2.OVERRIDE_SCOPE_TENANT
             override = policy_pb2.Override(scope=scope, target="other", reason="incident")
