@@ -54,6 +54,7 @@ from sparsity_router.prompts.semantic import Detector
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_router.readiness import Readiness
 from sparsity_router.relaying.shadow import Shadow
+from sparsity_router.relaying.turns import follow_policies
 from sparsity_router.services.fleet import FleetService
 from sparsity_router.services.inference import InferenceService
 from sparsity_router.services.policy.service import policy_service
@@ -170,7 +171,7 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     handlers[signal.SIGHUP] = reloading.hurry
     held.enter_context(signals(handlers))
     work: list[Coroutine[Any, Any, None]] = [policies.follow(), fleet.watch(), recorder.run(), shadow.run()]
-    work += [access.follow_keys(), reloading.run()]
+    work += [access.follow_keys(), reloading.run(), follow_policies(fleet, policies)]
     if detector is not None:
         work.append(detector.run(policies))
     if config.siblings is not None:

@@ -146,6 +146,11 @@ class TierQueue:
         if ticket.tried:
             await asyncio.sleep(_BREATH_SECONDS)
 
+    def wake_all(self) -> None:
+        """Lets everybody try again, in turn: what they need may be something else by now."""
+        for ticket in self._waiting:
+            ticket.woken.set()
+
     def wake(self) -> None:
         """Lets the first in the queue try again; where there is no room for that one, the first with another need."""
         if self._waiting:

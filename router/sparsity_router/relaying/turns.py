@@ -12,6 +12,7 @@ from sparsity_rpc.errors import OverloadedError
 
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.fleet.workers import Worker
+from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.relaying.placing import need_of, place
 from sparsity_router.relaying.worker_request import WorkerRequest, outstanding_tokens
 
@@ -20,6 +21,12 @@ def patience(fleet: Fleet, context: grpc.aio.ServicerContext[Any, Any]) -> float
     """Seconds that a request may wait in the queue: short of the caller's deadline, so that he is told why."""
     left = context.time_remaining()
     return fleet.admission.queue_seconds if left is None else min(fleet.admission.queue_seconds, 0.9 * left)
+
+
+async def follow_policies(fleet: Fleet, policies: PolicyFollower) -> None:
+    """Lets those who wait for room meet each change of policies and overrides, for as long as it runs."""
+    async for _ in policies.snapshots():
+        fleet.reconsider()
 
 
 async def place_in_turn(

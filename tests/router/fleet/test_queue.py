@@ -263,6 +263,40 @@ async def test_a_kill_switch_counts_for_those_who_wait(tmp_path: Path) -> None:
         await asyncio.gather(*spilled)
 
 
+async def test_who_is_held_dense_by_now_takes_the_room_that_is_kept_before_others(
+    tmp_path: Path,
+) -> None:
+    """A tenant's kill switch, while two wait for a worker that serves every tier and keeps what is left for dense."""
+    model = tiny_model(tmp_path / "model")
+    tiers = (DENSE, MODERATE, inference_pb2.TIER_AGGRESSIVE)
+    shared = FakeWorker("shared", DENSE, model, tiers=tiers, requests=3)
+    await shared.start()
+    with Valkey() as server:
+        config = RouterConfig(model, (shared.address,), server.url, "127.0.0.1:0", drain_seconds=0.1)
+        async with running(config) as router, AsyncWireClient(router.address) as client:
+            await router.edit("rag", bands=[(0, MODERATE)])
+            await router.becomes("TIER_MODERATE")
+            await asyncio.sleep(0.3)
+
+            async def answered(tenant: str) -> int:
+                stream = client.generate(make_request("hello", domain="rag", tenant=tenant), 20.0)
+                return [response.completion.decision.tier async for response in stream][-1]
+
+            first = asyncio.create_task(answered("one"))
+            await asyncio.sleep(0.3)
+            second = asyncio.create_task(answered("other"))
+            await asyncio.sleep(0.3)
+            assert not shared.received
+            scope = policy_pb2.OVERRIDE_SCOPE_TENANT
+            override = policy_pb2.Override(scope=scope, target="other", reason="incident")
+            await router.policy.PutOverride(policy_pb2.PutOverrideRequest(override=override))
+            assert await asyncio.wait_for(second, 5.0) == DENSE
+            assert not first.done()
+            shared.requests = 0
+            assert await first == MODERATE
+    await shared.stop()
+
+
 async def test_an_unreachable_tier_is_told_at_once(tmp_path: Path) -> None:
     async with rig(tmp_path) as (router, dense, _), AsyncWireClient(router.address) as client:
         dense.draining = True
