@@ -36,6 +36,7 @@ class Fake:
         self.left: list[tuple[int, float, str]] = []
         self.sampled: list[inference_pb2.SamplingParams] = []
         self.late: list[str] = []
+        self.tiers: list[str | None] = []
 
     async def capabilities(self) -> worker_pb2.GetCapabilitiesResponse:
         sparse = self.tier != "dense"
@@ -47,12 +48,18 @@ class Fake:
         )
 
     async def ask(
-        self, prompt: list[int], new: int, salt: str | None = None, sampling: inference_pb2.SamplingParams | None = None
+        self,
+        prompt: list[int],
+        new: int,
+        salt: str | None = None,
+        sampling: inference_pb2.SamplingParams | None = None,
+        tier: str | None = None,
     ) -> Taken:
         self.asked.append((len(prompt), new, salt))
+        self.tiers.append(tier)
         if sampling is not None:
             self.sampled.append(sampling)
-        long = self.tier != "dense" and len(prompt) >= 256
+        long = (tier or self.tier) != "dense" and len(prompt) >= 256
         report = inference_pb2.SparsityReport(prefill_density=1.0, decode_density=1.0)
         if long:
             report.prefill_density, report.sparse_kernel_calls = self.pruned, 4
@@ -301,6 +308,15 @@ def test_a_smoke_run_says_what_is_wrong_and_shows_the_log_of_a_worker_that_died(
             assert [(each.top_k, each.seed) for each in self.sampled[::3]] == [(2**31 - 1, 0), (0, 2**64 - 1)]
             return ["Failed to apply hooks"]
 
+    class Shared(Started):
+        def __init__(self, tier: str, model: Path, log: Path, options: list[str]) -> None:
+            assert (tier, options.count("--profile")) == ("dense,moderate,aggressive", 2)
+            super().__init__(tier, model, log, options)
+
+        def told(self, lines: int) -> list[str]:
+            assert self.tiers[:4] == ["dense", "dense", "moderate", "moderate"]
+            return []
+
     class Dead(Started):
         async def __aenter__(self) -> Fake:
             self.log.write_text("many lines\nTypeError: 'NoneType' object is not iterable\n")
@@ -313,6 +329,8 @@ def test_a_smoke_run_says_what_is_wrong_and_shows_the_log_of_a_worker_that_died(
     assert "no kernel call" not in caught.err
     assert smoke.main(["--dry", "--lengths", "100"]) == 1
     assert "100 tokens: no kernel call was sparse" in capsys.readouterr().err
+    monkeypatch.setattr(smoke, "Worker", Shared)
+    assert smoke.main(["--dry", "--tier", "shared", "--lengths", "100,2000"]) == 0
     monkeypatch.setattr(smoke, "Worker", Dead)
     assert smoke.main(["--dry"]) == 2
     caught = capsys.readouterr()

@@ -45,6 +45,8 @@ INDICES = (
     "slots",
     "seen",
     "written",
+    "kinds",
+    "limits",
 )
 SELECTION = {
     "columns": "tensordesc<bf16[64, {DIM}]>",
@@ -64,7 +66,7 @@ GATHER = {
     **dict.fromkeys(("first_steps", "step_owner", "first_units", "chunk_owner"), "*i32"),
 }
 PREFILL = {"TILE": 128, "BLOCK": 64, "GROUP": 4, "UNIT": 1, "MEANS": 64, "CORRECT": True, "WINDOW": False, "CAP": False}
-PAGES = {"PAGE": 64, "GROUP": 4, "HEADS": 8, "PDL": True}
+PAGES = {"PAGE": 64, "GROUP": 4, "HEADS": 8, "PDL": True, "EACH": False}
 
 
 class Built(NamedTuple):
@@ -179,6 +181,16 @@ def test_sparse_paged_decode(page: int, sequences: int, dim: int, warps: int, ti
     made = built("attend_pages", warps, tmp_path, MERGED=8192 // (4 * dim), **PAGES | {"PAGE": page}, **shape)
     assert made.tensor + made.wgmma > 0
     assert made.spilled == 0
+
+
+def test_decode_of_sequences_with_limits_of_their_own(tmp_path: Path) -> None:
+    own, each = {"DIM": 128, "ROWS": 16}, PAGES | {"EACH": True}
+    steps = {"FULL": 4.0, "SPREAD": False, "SUBS": 4, "STEP": 32, "NEWEST": True, "STAGES": 5}
+    assert built("score_pages", 4, tmp_path, **own, **steps, **each).spilled == 0
+    chosen = {"GROUPS": 4, "WIDTH": 2048, "SHARES": True, "FUSED": True}
+    assert built("choose_pages", 8, tmp_path, **chosen, **each).spilled == 0
+    splits = {"GROUPS": 4, "TILE": 64, "SEQUENCES": 64, "LEAST": 2, "STAGES": 3, "MERGED": 16}
+    assert built("attend_pages", 4, tmp_path, **own, **splits, **each).spilled == 0
 
 
 def test_decode_over_all_pages(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class Answer:
 class Worker:
     """The process and a stub of it; starts without waiting.
 
-    Its profiles are the ``documents``, else one with changes by ``sections``.
+    Its profiles are the ``documents``, else one with changes by ``sections``; it is ``asked`` for that tier.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Worker:
         *options: str,
         tiers: str = "aggressive",
         documents: Sequence[dict[str, Any]] = (),
+        asked: inference_pb2.Tier.ValueType = inference_pb2.TIER_UNSPECIFIED,
         environment: dict[str, str] | None = None,
         **sections: dict[str, Any],
     ) -> None:
@@ -53,6 +54,7 @@ class Worker:
             path = folder / f"{name}-{number}.yaml"
             path.write_text(yaml.safe_dump(document))
             profiles += ["--profile", str(path)]
+        self.asked = asked
         self.address = f"127.0.0.1:{free_port()}"
         self._log = folder / f"{name}.log"
         command = [
@@ -96,11 +98,13 @@ class Worker:
         reasoning: bool = False,
         measured: bool = False,
         salt: str = "",
-        tier: int = 0,
+        tier: inference_pb2.Tier.ValueType | None = None,
         **sampling: Any,
     ) -> Answer:
         """One whole answer; ``salt`` keeps it from others' prefixes."""
-        request = worker_request(prompt, new, reasoning=reasoning, salt=salt, tier=tier, **sampling)
+        request = worker_request(
+            prompt, new, reasoning=reasoning, salt=salt, tier=self.asked if tier is None else tier, **sampling
+        )  # fmt: skip
         request.measure_coverage = measured
         stream = self.stub.Generate(request, timeout=120)
         messages = [message.response for message in stream]
@@ -116,7 +120,13 @@ class Worker:
 
 
 def worker_request(
-    prompt: list[int], new: int, *, reasoning: bool = False, salt: str = "", tier: int = 0, **sampling: Any
+    prompt: list[int],
+    new: int,
+    *,
+    reasoning: bool = False,
+    salt: str = "",
+    tier: inference_pb2.Tier.ValueType = inference_pb2.TIER_UNSPECIFIED,
+    **sampling: Any,
 ) -> worker_pb2.WorkerServiceGenerateRequest:
     """A request in a worker's terms."""
     return worker_pb2.WorkerServiceGenerateRequest(
@@ -125,7 +135,7 @@ def worker_request(
         sampling=inference_pb2.SamplingParams(max_new_tokens=new, ignore_eos=True, **sampling),
         dense_reasoning=reasoning,
         cache_salt=salt or None,
-        tier=inference_pb2.Tier.ValueType(tier),
+        tier=tier,
     )
 
 

@@ -36,7 +36,7 @@ from sparsity_worker.plugin.dense_backend import DenseAttnBackend
 from sparsity_worker.plugin.ranks import Ranks
 from sparsity_worker.plugin.register import _attach_accounts, end_chunks_on_tiles
 from sparsity_worker.plugin.warm_up import Served, warm_up
-from support.engine import profile_document
+from support.profiles import moderate_document, profile_document
 
 _LAYERS, _HEADS, _KV_HEADS, _DIM, _CONTEXT, _SLOTS = 2, 4, 2, 16, 1024, 4096
 _GRAPH_SIZE = 4
@@ -46,13 +46,15 @@ class Runner(SimpleNamespace):
     """What the backend reads of SGLang's model runner, around real pools."""
 
     attends: ClassVar[type[SparsityAttnBackend]] = SparsityAttnBackend
+    others: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, cached: torch.dtype = torch.float32, **profile: Any) -> None:
         pool = MHATokenToKVPool(
             size=_SLOTS, page_size=64, dtype=cached, head_num=_KV_HEADS, head_dim=_DIM, layer_num=_LAYERS,
             device="cpu", enable_memory_saver=False,
         )  # fmt: skip
-        told = {CONFIG_KEY: {"aggressive": profile_document() | profile}}
+        own = profile_document() | profile
+        told = {CONFIG_KEY: {**self.others, own["tier"]: own}}
         config = SimpleNamespace(
             hf_config=SimpleNamespace(**told), num_hidden_layers=_LAYERS,
             num_attention_heads=_HEADS, is_encoder_decoder=False, context_len=_CONTEXT, vocab_size=256,
@@ -354,6 +356,62 @@ def dense_tier() -> Any:
     }  # fmt: skip
 
 
+class SharedRunner(Runner):
+    """Of all tiers."""
+
+    others: ClassVar[dict[str, Any]] = {"dense": None, "moderate": moderate_document()}
+
+
+class ModerateRunner(Runner):
+    """Of the other sparse tier alone."""
+
+    def __init__(self) -> None:
+        super().__init__(**moderate_document())
+
+
+def shared_tiers() -> Any:
+    """Requests of three tiers in one batch of prefill and in one graph of decode, beside each tier alone."""
+    lengths, shared = [310, 330, 340], SharedRunner()
+    rows, steps = shared.rows(sum(lengths)), [shared.rows(3) for _ in range(2)]
+
+    def attended(runner: Runner, tiers: Sequence[int]) -> tuple[list[list[torch.Tensor]], Any]:
+        runner.layers = runner.layers[1:]
+        graph, backend = DecodeGraph(runner), runner.attn_backend
+        found: list[list[torch.Tensor]] = []
+
+        def of(counts: Sequence[int], new: Sequence[int] | None) -> Any:
+            batch = batch_of(runner, counts, new)
+            prompts = zip(backend.prompts.items(), tiers, strict=True)
+            backend.prompts = {rid: prompt._replace(tier=tier) for (rid, prompt), tier in prompts}
+            return batch
+
+        prompt = of(lengths, lengths)
+        backend.init_forward_metadata(prompt)
+        (out,) = runner.forward(prompt, rows)
+        found.append(list(out.split(lengths)))
+        accounts = runner.account(prompt)
+        for number, each in enumerate(steps):
+            batch = of([length + number + 1 for length in lengths], None)
+            found.append(list(graph.replay(batch, each)[0].split(1)))
+            accounts = runner.account(batch)
+        return found, [densities(accounts, phase) for phase in (PREFILL, DECODE)]
+
+    together, told = attended(shared, (0, 1, 2))
+    alone = [attended(each, (0, 0, 0)) for each in (DenseRunner(), ModerateRunner(), Runner())]
+    return {
+        "differences": [
+            max(
+                (mine[tier] - other[tier]).abs().max().item()
+                for mine, other in zip(together, found, strict=True)
+            )
+            for tier, (found, _) in enumerate(alone)
+        ],
+        "magnitude": together[0][0].abs().mean().item(),
+        "told": [[phase[tier] for phase in told] for tier in range(3)],
+        "alone": [[phase[tier] for phase in own] for tier, (_, own) in enumerate(alone) if tier],
+    }  # fmt: skip
+
+
 def refusals() -> Any:
     """What cannot be served is said at start."""
 
@@ -394,6 +452,7 @@ CASES: dict[str, Callable[[], Any]] = {
         padded_eager,
         unknown_prompts,
         dense_tier,
+        shared_tiers,
         warmed,
         refusals,
     )

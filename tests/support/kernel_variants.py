@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import cycle
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -26,7 +27,7 @@ from sparsity_worker.plugin.attention import Prompt, Spans
 from sparsity_worker.plugin.triton_attention import TritonAttention
 from sparsity_worker.plugin.warm_up import Served, warm_up
 from sparsity_worker.profiles.profile import Profile, load_profile
-from sparsity_worker.profiles.served_tiers import to_config
+from sparsity_worker.profiles.served_tiers import attends_everything, to_config
 from sparsity_worker.tune.ahead import compile_share
 from sparsity_worker.tune.crossover import Heads
 from torch.overrides import TorchFunctionMode
@@ -93,8 +94,9 @@ def recorded(hopper_runs: bool) -> Iterator[Variants]:
 class Worker:
     """Attention of a few layers, every token in the first page of their cache."""
 
-    def __init__(self, profile: Profile, served: Served, kv_heads: int, device: str = "cpu") -> None:
-        self.served, self.profile = served, profile.for_heads(range(kv_heads))
+    def __init__(self, profiles: Sequence[Profile], served: Served, kv_heads: int, device: str = "cpu") -> None:
+        self.served, self.profiles = served, [profile.for_heads(range(kv_heads)) for profile in profiles]
+        profile = self.profiles[0]
         self.keys = torch.zeros(2, profile.block_size, kv_heads, served.dim, dtype=torch.bfloat16, device=device)
         shape = (*self.keys.shape, profile.sub_block)
         summaries = {layer: PageSummaries(*shape, self.keys.device, torch.bfloat16) for layer in range(_LAYERS)}
@@ -102,11 +104,11 @@ class Worker:
         pool = torch.zeros(served.most + 1, served.context + 4, dtype=torch.int32, device=device)
         self.ledger = Ledger(_LAYERS, capacity=100)
         self.attention = TritonAttention(
-            [self.profile], summaries, pool[:, : served.context], self.ledger, served.heads
+            self.profiles, summaries, pool[:, : served.context], self.ledger, served.heads
         )  # fmt: skip
 
     def warm_up(self) -> None:
-        warm_up(self.attention, [self.profile], lambda _: (self.keys, self.keys), self.served)
+        warm_up(self.attention, self.profiles, lambda _: (self.keys, self.keys), self.served)
 
     def attend(self, spans: Spans, decode: bool) -> None:
         self.attention.prepare(spans, decode)
@@ -126,34 +128,45 @@ class Worker:
         self.attention.book()
 
 
-def spans(parts: list[tuple[int, int, int]]) -> Spans:
-    """Of lengths, new tokens and whole prompts."""
+def spans(parts: list[tuple[int, int, int]], tiers: Sequence[int] = (0,)) -> Spans:
+    """Of lengths, new tokens and whole prompts, which are of these tiers in turn."""
     lengths, new, totals = map(list, zip(*parts, strict=True))
-    return Spans([f"{at}" for at in range(len(parts))], [0] * len(parts), lengths, new, list(map(Prompt, totals)))
+    prompts = [Prompt(total, tier=tier) for total, tier in zip(totals, cycle(tiers), strict=False)]
+    return Spans([f"{at}" for at in range(len(parts))], [0] * len(parts), lengths, new, prompts)
 
 
-def prefills(draw: random.Random, context: int, count: int) -> Iterator[Spans]:
-    """Chunks of prompts of all lengths, alone and together."""
+def prefills(draw: random.Random, context: int, count: int, tiers: int) -> Iterator[Spans]:
+    """Chunks of prompts of all lengths, alone and together, of so many tiers."""
     for _ in range(count):
         parts = []
         for _ in range(draw.choice((1, 1, 2, 5))):
             total = draw.randint(1, draw.choice((64, 1000, 9000, context)))
             new = draw.randint(1, min(total, 3000))
             parts.append((draw.randint(new, total), new, total))
-        yield spans(parts)
+        yield spans(parts, mixed(draw, tiers))
 
 
-def served_after_warm_up(name: str, heads: int, kv_heads: int, context: int, hopper_runs: bool) -> dict[str, Any]:
+def mixed(draw: random.Random, tiers: int) -> list[int]:
+    """Some tiers in some order."""
+    return [draw.randrange(tiers) for _ in range(5)]
+
+
+def served_after_warm_up(
+    names: Sequence[str], heads: int, kv_heads: int, context: int, hopper_runs: bool
+) -> dict[str, Any]:
     draw, served = random.Random(0), Served(heads, 64, context, 32)
-    worker = Worker(load_profile(name), served, kv_heads)
+    profiles = [load_profile(name) for name in names]
+    if len(profiles) > 1:
+        profiles.insert(0, attends_everything(_LAYERS))
+    worker, tiers = Worker(profiles, served, kv_heads), len(profiles)
     with recorded(hopper_runs) as variants:
         worker.warm_up()
         warm, entries = variants.count(), len(worker.ledger)
-        for batch in prefills(draw, context, 80):
+        for batch in prefills(draw, context, 80, tiers):
             worker.attend(batch, False)
         for _ in range(40):
             lengths = [draw.randint(1, context) for _ in range(draw.randint(1, served.most))]
-            worker.attend(spans([(length, 1, length) for length in lengths]), True)
+            worker.attend(spans([(length, 1, length) for length in lengths], mixed(draw, tiers)), True)
         after = variants.count()
         worker.attention.allocate(served.most)
         for count in range(1, served.most + 1):
@@ -184,17 +197,18 @@ class _Waits(TorchFunctionMode):
 def waits() -> dict[str, Any]:
     """Steps on torch's meta device, from which nothing can be read: whatever asks it for a value fails."""
     found: dict[str, Any] = {}
-    worker = Worker(load_profile("generic-aggressive"), Served(8, 64, 32768, 8), 2, "meta")
-    rows = DenseRows(9, [{1: 100, 8: 0}], worker.ledger, worker.keys.device)
+    profiles = [attends_everything(_LAYERS), *map(load_profile, ("generic-moderate", "generic-aggressive"))]
+    worker = Worker(profiles, Served(8, 64, 32768, 8), 2, "meta")
+    rows = DenseRows(9, [{}, {}, {1: 100, 8: 0}], worker.ledger, worker.keys.device)
     # Thresholds are brought to the device once: by the warm-up.
     mock.patch.object(prefill_accounts, "Download", _Never).start()
     with recorded(True):
         worker.warm_up()
         worker.attention.allocate(8)
         with _Waits() as seen:
-            worker.attend(spans([(20_000, 300, 30_000), (64, 64, 64)]), False)
+            worker.attend(spans([(20_000, 300, 30_000), (64, 64, 64), (20_000, 300, 30_000)], (1, 0, 2)), False)
             found["prefill"], seen.found = seen.found, []
-            batch = spans([(500, 1, 500), (20_000, 1, 20_000)])
+            batch = spans([(500, 1, 500), (20_000, 1, 20_000)], (2, 1))
             worker.attend(batch, True)
             found["decode"], seen.found = seen.found, []
             worker.attention.stage(batch, *torch.zeros(2, 2, dtype=torch.int64, device="meta"))
@@ -230,7 +244,7 @@ def shares() -> dict[str, Any]:
     asked = json.loads(json.dumps(asked))
     found = []
     with recorded(True) as variants:
-        Worker(profile, Served(8, 64, 32768, 8), 2).warm_up()
+        Worker([profile], Served(8, 64, 32768, 8), 2).warm_up()
         whole = variants.found
     for share in range(3):
         with recorded(True) as variants:
@@ -246,9 +260,10 @@ def shares() -> dict[str, Any]:
 
 
 CASES: dict[str, Any] = {
-    "means on Hopper": lambda: served_after_warm_up("generic-aggressive", 8, 2, 131072, True),
-    "means elsewhere": lambda: served_after_warm_up("generic-moderate", 8, 2, 20_000, False),
-    "rows": lambda: served_after_warm_up("smollm2-135m-aggressive", 9, 3, 8192, True),
+    "means on Hopper": lambda: served_after_warm_up(["generic-aggressive"], 8, 2, 131072, True),
+    "means elsewhere": lambda: served_after_warm_up(["generic-moderate"], 8, 2, 20_000, False),
+    "rows": lambda: served_after_warm_up(["smollm2-135m-aggressive"], 9, 3, 8192, True),
+    "tiers": lambda: served_after_warm_up(["generic-moderate", "generic-aggressive"], 8, 2, 32768, True),
     "shares": shares,
     "waits": waits,
 }

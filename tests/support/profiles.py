@@ -19,3 +19,9 @@ def profile_document(**sections: dict[str, Any]) -> dict[str, Any]:
         "layers": {1: {"thresholds": [0.5, 0.7]}},
     }  # fmt: skip
     return document | {name: document[name] | change for name, change in sections.items()}
+
+
+def moderate_document() -> dict[str, Any]:
+    """A profile of the other sparse tier that can share an engine with :func:`profile_document`'s."""
+    change = {"prefill": {"threshold": 0.9, "sparse_from": 300}, "decode": {"sparse_from": 300, "budget": 320}}
+    return profile_document(**change) | {"name": "tiny-moderate", "version": 2, "tier": "moderate", "layers": {}}

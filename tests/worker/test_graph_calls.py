@@ -80,6 +80,17 @@ def test_the_dense_tier_by_our_kernels_attends_everything_and_reports_nothing(fo
     assert case["accounts"] == case["entries"] == case["summary_bytes"] == 0
 
 
+def test_tiers_share_a_batch_and_a_graph_and_attend_as_each_alone(found: dict[str, Any]) -> None:
+    case = found["shared_tiers"]
+    assert case["magnitude"] > 0.05
+    assert max(case["differences"]) < 1e-5
+    dense, moderate, aggressive = case["told"]
+    # Of the one layer that ran.
+    assert dense == [[1.0, 1.0], [1.0, 1.0]]
+    assert [moderate, aggressive] == case["alone"]
+    assert all(aggressive[phase][1] < moderate[phase][1] < 1 for phase in range(2))
+
+
 def test_a_warm_up_leaves_no_mark(found: dict[str, Any]) -> None:
     case = found["warmed"]
     assert case["same"] == [True, True]

@@ -44,6 +44,34 @@ def test_layers_are_told_by_thirds_and_load_as_it_is(tmp_path: Path) -> None:
     assert found["sparsity.worker.kv_use", None] == 0.25
 
 
+def test_each_tier_has_its_series_and_what_they_share_is_told_of_each(tmp_path: Path) -> None:
+    told, load = Meter(), Load(7)
+    config = WorkerConfig("a", ("dense", "aggressive"), tiny_model(tmp_path), engine="echo")
+    metrics = WorkerMetrics(config, ModelFacts("tiny", 100, 10), load, 100, told.meter)
+    dense, aggressive = inference_pb2.TIER_DENSE, inference_pb2.TIER_AGGRESSIVE
+    with pytest.raises(ZeroDivisionError), load.admit("gone", 9, aggressive):
+        raise ZeroDivisionError
+    with load.admit("a", 40, aggressive), load.admit("b", 50, aggressive), load.admit("c", 7, dense):
+        load.kv_used_tokens = 25
+        metrics.finished(completion(3), Times(0.1, 0.2), aggressive)
+        values = told.values()
+    found = {
+        (name.removeprefix("sparsity.worker."), where["sparsity.tier"]): value
+        for name, points in values.items()
+        for where, value in points
+        if where.get("sparsity.layers") in (None, "first") and where.get("sparsity.kernel.kind") in (None, "sparse")
+    }
+    wanted = {
+        "requests": (1, 2), "outstanding": (7, 90), "aborted": (0, 1), "requests.limit": (7, 7), "kv_use": (0.25, 0.25),
+        "draining": (0, 0),
+    }  # fmt: skip
+    for name, values_by_tier in wanted.items():
+        assert tuple(found[name, tier] for tier in ("dense", "aggressive")) == values_by_tier, name
+    assert found["kernel.calls", "aggressive"] == 6
+    assert ("layer.density", "aggressive") in found
+    assert ("layer.density", "dense") not in found
+
+
 @pytest.mark.parametrize(("layers", "sizes"), [(0, []), (1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (7, [2, 2, 3])])
 def test_thirds_hold_every_layer_once(layers: int, sizes: list[int]) -> None:
     assert [len(group) for _, group in _thirds(completion(layers).sparsity.layers)] == sizes

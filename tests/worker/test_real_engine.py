@@ -1,4 +1,7 @@
-"""The backend inside SGLang's CPU engine, on a tiny model: agreement, reports, reasoning spans, nothing left behind."""
+"""The backend inside SGLang's CPU engine, on a tiny model: agreement, reports, reasoning spans, nothing left behind.
+
+Every engine serves all tiers; where a test speaks of none, it is the aggressive one.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,24 @@ import asyncio
 import random
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from sparse_kernels.huggingface.adapter import use_sparsity
 from sparse_kernels.schedule import SparseAttention
-from sparsity.v1 import inference_pb2
+from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_worker.profiles.profile import parse_profile
-from support.engine import Worker, storm, worker_request
-from support.profiles import profile_document
+from support.engine import Answer, Worker, storm, worker_request
+from support.profiles import moderate_document, profile_document
 from support.tiny import tiny_tokenizer, tiny_weights
 from transformers import AutoModelForCausalLM
 
 POSITIONS, VOCABULARY = 2048, 256
+DENSE, MODERATE, AGGRESSIVE = inference_pb2.TIER_DENSE, inference_pb2.TIER_MODERATE, inference_pb2.TIER_AGGRESSIVE
+TIERS = (DENSE, MODERATE, AGGRESSIVE)
 # Two tokens that the model often generates.
 OPEN_ID, CLOSE_ID = 212, 184
 OPEN, CLOSE = (str(tiny_tokenizer().id_to_token(token)) for token in (OPEN_ID, CLOSE_ID))
@@ -36,12 +43,17 @@ def workers(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
     """One with the kernels for CPUs, and two ranks with those for GPUs in Triton's interpreter."""
     folder = tmp_path_factory.mktemp("workers")
     chunks = ("--chunked-prefill-tokens", "256", "--measured-share", "0")
+    shared: dict[str, Any] = {
+        "tiers": "dense,moderate,aggressive", "documents": [profile_document(), moderate_document()],
+        "asked": AGGRESSIVE,
+    }  # fmt: skip
+    ranks, interpreted = ("--tensor-parallel", "2"), {"TRITON_INTERPRET": "1"}
     started = {
-        "torch": Worker(model, folder, "torch", *chunks, "--reasoning-open", OPEN, "--reasoning-close", CLOSE),
-        "triton": Worker(
-            model, folder, "triton", *chunks, "--tensor-parallel", "2", environment={"TRITON_INTERPRET": "1"}
+        "torch": Worker(
+            model, folder, "torch", *chunks, "--reasoning-open", OPEN, "--reasoning-close", CLOSE, **shared
         ),
-    }
+        "triton": Worker(model, folder, "triton", *chunks, *ranks, environment=interpreted, **shared),
+    }  # fmt: skip
     try:
         yield {name: worker.wait() for name, worker in started.items()}
         # SGLang only logs it when what a plugin hooks into is not there.
@@ -111,13 +123,87 @@ def test_the_kernels_for_gpus_answer_and_report_as_the_cpus_do(workers: dict[str
 def test_the_kernels_for_gpus_serve_short_and_long_in_one_batch(workers: dict[str, Worker]) -> None:
     asked = [*prompts(2, 20, 100, seed=7), *prompts(2, 300, 420, seed=8)]
     alone = [workers["torch"].ask(prompt, 3).tokens for prompt in asked]
-    requests = [(worker_request(prompt, 3), None) for prompt in asked]
+    requests = [(worker_request(prompt, 3, tier=AGGRESSIVE), None) for prompt in asked]
     together = asyncio.run(storm(workers["triton"].address, requests, 6))
     again = [workers["triton"].ask(prompt, 3).tokens for prompt in asked]
     assert again == alone
     for prompt, completion in zip(asked, together, strict=True):
         assert completion is not None
         assert (completion.sparsity.prefill_density == 1) == (len(prompt) < 256)
+
+
+def test_each_tier_is_proved_and_told(workers: dict[str, Worker]) -> None:
+    for worker in workers.values():
+        own = worker.stub.GetCapabilities(worker_pb2.GetCapabilitiesRequest())
+        dense, moderate, aggressive = own.tiers
+        assert [each.tier for each in own.tiers] == list(TIERS)
+        assert [each.profile for each in own.tiers] == ["dense", "tiny-moderate@2", "tiny@1"]
+        assert [each.sparse_from for each in own.tiers] == [0, 300, 256]
+        assert (dense.proof.density, dense.proof.sparse_kernel_calls) == (1, 0)
+        assert dense.proof.kernel_calls > 0
+        assert aggressive.proof.density < moderate.proof.density < 1
+        assert min(aggressive.proof.sparse_kernel_calls, moderate.proof.sparse_kernel_calls) > 0
+        assert (own.tier, own.profile, own.proof, own.backend) == (DENSE, "dense", dense.proof, "sparsity")
+
+
+def test_keys_of_a_sparse_tier_answer_no_request_of_a_denser_one(model: Path, workers: dict[str, Worker]) -> None:
+    profiles = [None, *(parse_profile(each, "test") for each in (moderate_document(), profile_document()))]
+    changed = 0
+    for number, prompt in enumerate(prompts(4, 700, 1500, seed=13)):
+        texts = [greedy(model, prompt, 8, profile) for profile in profiles]
+        # The sparsest first, all by one tenant's salt: what it left in the cache is there for the others to hit.
+        for tier, wanted in reversed(list(zip(TIERS, texts, strict=True))):
+            first, again = (workers["torch"].ask(prompt, salt=f"tenant {number}", tier=tier) for _ in range(2))
+            assert first.tokens == again.tokens == wanted
+            assert first.completion.usage.cached_tokens == 0
+            assert again.completion.usage.cached_tokens >= len(prompt) - 64
+            report = first.completion.sparsity
+            assert report.tier == tier
+            densities = [
+                density for layer in report.layers for density in (layer.prefill_density, layer.decode_density)
+            ]
+            assert (min(densities) == 1) == (tier == DENSE)
+        changed += texts[0] != texts[2]
+    assert changed, "the tiers answer alike: nothing would tell if they shared keys"
+
+
+def test_a_request_that_names_no_tier_gets_the_densest(model: Path, workers: dict[str, Worker]) -> None:
+    (prompt,) = prompts(1, 600, 700, seed=14)
+    answer = workers["torch"].ask(prompt, tier=inference_pb2.TIER_UNSPECIFIED)
+    assert answer.tokens == greedy(model, prompt, 8)
+    report = answer.completion.sparsity
+    assert (report.tier, report.profile, report.sparse_kernel_calls) == (DENSE, "dense", 0)
+    assert report.prefill_density == report.decode_density == report.coverage == 1
+
+
+@pytest.mark.parametrize(("kind", "count", "high"), [("torch", 24, 900), ("triton", 6, 420)])
+def test_tiers_in_one_batch_are_answered_and_told_as_alone(
+    workers: dict[str, Worker], kind: str, count: int, high: int
+) -> None:
+    worker = workers[kind]
+    asked = [(prompt, TIERS[number % 3]) for number, prompt in enumerate(prompts(count, 40, high, seed=15))]
+    # Of the sparse ones, some hold a reasoning span dense while others of their batch do not.
+    spans = [number % 4 == 1 for number in range(count)]
+
+    def ask(number: int, salt: str) -> Answer:
+        prompt, tier = asked[number]
+        return worker.ask(prompt, 4, salt=salt, tier=tier, reasoning=spans[number])
+
+    def told(answer: Answer) -> list[float]:
+        report = answer.completion.sparsity
+        layers = [density for each in report.layers for density in (each.prefill_density, each.decode_density)]
+        return [report.tier, report.dense_reasoning_tokens, report.kernel_calls, *layers]
+
+    alone = [ask(number, "alone") for number in range(count)]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda number: ask(number, "together"), range(count)))
+    for first, second in zip(alone, together, strict=True):
+        assert second.tokens == first.tokens
+        assert second.completion.usage.cached_tokens == 0
+        assert told(second)[3:] == pytest.approx(told(first)[3:])
+        assert told(second)[:2] == told(first)[:2]
+    pruned = {tier: min(told(answer)[3:]) for (_, tier), answer in zip(asked, together, strict=True)}
+    assert pruned[DENSE] == 1
 
 
 def test_an_answer_that_a_stop_text_ends_has_its_report(workers: dict[str, Worker]) -> None:
@@ -153,7 +239,7 @@ def test_a_prompt_is_answered_alike_whatever_its_last_page_its_batch_and_what_wa
             again = worker.ask(prompt, 4, salt=f"again {number}")
             assert again.tokens == first.tokens
             assert told(again.completion) == told(first.completion)
-    requests = [(worker_request(prompt, 4, salt="mixed"), None) for prompt in asked]
+    requests = [(worker_request(prompt, 4, salt="mixed", tier=AGGRESSIVE), None) for prompt in asked]
     together = asyncio.run(storm(worker.address, requests, 5))
     assert [told(completion) for completion in together] == [pytest.approx(told(each.completion)) for each in alone]
     again = [worker.ask(prompt, 4, salt="mixed").tokens for prompt in asked]
@@ -161,7 +247,9 @@ def test_a_prompt_is_answered_alike_whatever_its_last_page_its_batch_and_what_wa
     (cold,) = prompts(1, 1900, 1900, seed=11)
     whole = worker.ask(cold, 4, salt="cold")
     for number, seconds in enumerate((0.02, 0.06)):
-        asyncio.run(storm(worker.address, [(worker_request(cold, 4, salt=f"left {number}"), seconds)], 1))
+        asyncio.run(
+            storm(worker.address, [(worker_request(cold, 4, salt=f"left {number}", tier=AGGRESSIVE), seconds)], 1)
+        )
         assert worker.ask(cold, 4, salt=f"left {number}").tokens == whole.tokens
 
 
@@ -198,8 +286,6 @@ def test_a_model_without_markers_decodes_all_of_it_densely(workers: dict[str, Wo
 
 
 def worker_markers(worker: Worker) -> list[str]:
-    from sparsity.v1 import worker_pb2
-
     return list(worker.stub.GetCapabilities(worker_pb2.GetCapabilitiesRequest()).reasoning_markers)
 
 
@@ -225,7 +311,10 @@ def test_five_hundred_requests_and_a_fifth_of_them_cancelled_leave_nothing_behin
     worker, draw = workers["torch"], random.Random(4)
     before = worker.load()
     asked = [
-        (worker_request(prompt, draw.randint(1, 24)), draw.uniform(0, 0.4) if draw.random() < 0.2 else None)
+        (
+            worker_request(prompt, draw.randint(1, 24), tier=draw.choice(TIERS)),
+            draw.uniform(0, 0.4) if draw.random() < 0.2 else None,
+        )
         for prompt in prompts(500, 1, 700, seed=5)
     ]
     ended = asyncio.run(storm(worker.address, asked, 8))

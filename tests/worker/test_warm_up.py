@@ -32,7 +32,7 @@ def found() -> dict[str, Any]:
     return document
 
 
-@pytest.mark.parametrize("case", ["means on Hopper", "means elsewhere", "rows"])
+@pytest.mark.parametrize("case", ["means on Hopper", "means elsewhere", "rows", "tiers"])
 def test_no_batch_needs_a_kernel_that_the_warm_up_did_not_run(found: dict[str, Any], case: str) -> None:
     own = found[case]
     assert own["after"] == own["warm"]

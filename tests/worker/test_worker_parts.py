@@ -180,10 +180,12 @@ def test_reasoning_reaches_the_engine_with_the_models_markers() -> None:
     markers = marker_ids(tokenizer, ("<", ">"))
     assert [tokenizer.id_to_token(marker) for marker in markers] == ["<", ">"]
     asked = request([1, 2])
-    assert "custom_params" not in engine_request(asked, [1, 2], FACTS, markers).sampling
+    assert "custom_params" not in engine_request(asked, [1, 2], FACTS, markers, tier="moderate").sampling
     asked.dense_reasoning = True
+    # All of it is decoded densely anyway.
+    assert "custom_params" not in engine_request(asked, [1, 2], FACTS, markers, tier="dense").sampling
     for known in (markers, ()):
-        sampling = engine_request(asked, [1, 2], FACTS, known).sampling
+        sampling = engine_request(asked, [1, 2], FACTS, known, tier="moderate").sampling
         assert sampling["custom_params"] == {REASONING_KEY: list(known)}
 
 

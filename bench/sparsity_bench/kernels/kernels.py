@@ -10,7 +10,8 @@ from sparse_kernels import DecodeConfig, PageSummaries, PrefillConfig
 from sparse_kernels.gpu.block_selection import BatchSelection, select_blocks, tile_shape
 from sparse_kernels.gpu.block_sparse_prefill import block_sparse_prefill, implementation
 from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace
-from sparse_kernels.gpu.page_selection import page_capacity, select_pages
+from sparse_kernels.gpu.page_limits import page_capacity
+from sparse_kernels.gpu.page_selection import select_pages
 from sparse_kernels.gpu.selection.plan import SelectionPlan, Workspace
 from sparse_kernels.gpu.sparse_paged_decode import paged_decode, sparse_paged_decode
 from sparse_kernels.layout.batch import PagedBatch

@@ -27,6 +27,7 @@ from sparsity_bench.serving.plan import DRY, REAL, Plan
 from sparsity_bench.serving.shapes import write_model
 from sparsity_bench.serving.worker import Worker, prompt_of
 
+SHARED: Final = "shared"
 _LOG_LINES = 80
 # By its module: the command line as a whole needs more than a worker's machine may have.
 _DOCTOR: Final = (
@@ -67,34 +68,40 @@ async def smoke(plan: Plan, tier: str, folder: Path, options: Sequence[str], ask
     """
     wrong, started, lengths = [], time.perf_counter(), asked.lengths
     model = write_model(folder / plan.name, plan.config)
-    command = [*plan.options, *next(starts(plan, tier, folder)), *options]
-    async with Worker(tier, model, folder / "worker.log", command) as worker:
+    tiers = TIERS if tier == SHARED else (tier,)
+    parts = [part for each in tiers if each != "dense" or tier != SHARED for part in next(starts(plan, each, folder))]
+    command = [*plan.options, *parts, *options]
+    async with Worker(",".join(tiers), model, folder / "worker.log", command) as worker:
         own = await worker.capabilities()
         took = time.perf_counter() - started
-        proof = own.proof
         print(f"{tier}: serves after {took:.0f} s: backend {own.backend}, kernels {own.engine.kernels},", end=" ")
-        print(
-            f"graphs {own.engine.cuda_graphs}, {proof.sparse_kernel_calls} of {proof.kernel_calls} probe calls sparse,",
-            end=" ",
-        )
+        for each in own.tiers:
+            calls = f"{each.proof.sparse_kernel_calls} of {each.proof.kernel_calls} probe calls sparse"
+            print(f"{each.profile} {calls}, density {each.proof.density:.3f},", end=" ")
+        print(f"graphs {own.engine.cuda_graphs},", end=" ")
         print(f"{own.kv_capacity_tokens} KV tokens, summaries {own.engine.summary_bytes >> 20} MiB", flush=True)
         if asked.doctor and (await asyncio.to_thread(subprocess.run, [*_DOCTOR, worker.address])).returncode:
             wrong.append("the doctor found something, or did not run")
         prompts = [prompt_of(length, own.vocabulary_size, 0) for length in lengths]
-        for _ in range(2):
+        for at in (*tiers, *tiers):
             for prompt in prompts:
-                taken = await worker.ask(prompt, plan.new)
+                taken = await worker.ask(prompt, plan.new, tier=at)
                 report = taken.report
                 print(
-                    f"  {len(prompt):7d} tokens: first {taken.first:.3f} s, then {taken.per_token * 1e3:.2f} ms each,"
+                    f"  {at:>10} {len(prompt):7d} tokens: first {taken.first:.3f} s, then"
+                    f" {taken.per_token * 1e3:.2f} ms each,"
                     f" density {report.prefill_density:.3f} and {report.decode_density:.3f}",
                     flush=True,
                 )
                 if taken.tokens != plan.new:
                     wrong.append(f"{len(prompt)} tokens: {taken.tokens} of {plan.new} tokens came")
-                if tier != "dense" and len(prompt) == max(lengths) and not report.sparse_kernel_calls:
+                if at != "dense" and len(prompt) == max(lengths) and not report.sparse_kernel_calls:
                     wrong.append(f"{len(prompt)} tokens: no kernel call was sparse")
-        together = await asyncio.gather(*(worker.ask(prompt, plan.new) for prompt in prompts * 2))
+                if at == "dense" and (report.sparse_kernel_calls or report.prefill_density < 1):
+                    wrong.append(f"{len(prompt)} tokens: a dense request was pruned")
+        together = await asyncio.gather(
+            *(worker.ask(prompt, plan.new, tier=at) for prompt in prompts * 2 for at in tiers)
+        )
         wrong += [f"at once: {each.tokens} of {plan.new} tokens came" for each in together if each.tokens != plan.new]
         print(f"  all of them twice at once: {max(each.total for each in together):.3f} s", flush=True)
         wrong += await _extremes(worker, plan, own.vocabulary_size)
@@ -125,7 +132,9 @@ async def _extremes(worker: Worker, plan: Plan, vocabulary: int) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Runs it; 1 when something is wrong, 2 when the worker does not start."""
     parser = argparse.ArgumentParser(prog="python -m sparsity_bench.serving.smoke", description=__doc__)
-    parser.add_argument("--tier", default="aggressive", choices=TIERS)
+    parser.add_argument(
+        "--tier", default="aggressive", choices=(*TIERS, SHARED), help="all of them in one worker: shared"
+    )
     parser.add_argument("--layers", type=int, help="of the model; those of the shape without it")
     parser.add_argument("--lengths", default="", help="of prompts, by commas; those of the plan without it")
     parser.add_argument("--requests", type=int, default=100, help="of all lengths, a fifth of them left in the middle")

@@ -63,7 +63,7 @@ class Worker:
     """A worker process, from entering to leaving.
 
     Args:
-        tier: that it serves.
+        tier: that it serves, or several with commas between.
         model: folder.
         log: file that its output goes to.
         options: more of its command line.
@@ -156,12 +156,13 @@ class Worker:
         new: int,
         salt: str | None = None,
         sampling: inference_pb2.SamplingParams | None = None,
+        tier: str | None = None,
     ) -> Taken:
         """One request to its full length, greedy unless told; prompts of one ``salt`` share a prefix cache."""
         started, first = time.perf_counter(), 0.0
         tokens: list[int] = []
         report = inference_pb2.SparsityReport()
-        async for message in self._stub.Generate(_request(prompt, new, salt, sampling), timeout=_ANSWER_SECONDS):
+        async for message in self._stub.Generate(_request(prompt, new, salt, sampling, tier), timeout=_ANSWER_SECONDS):
             answer = message.response
             if answer.token_ids and not first:
                 first = time.perf_counter() - started
@@ -178,7 +179,11 @@ class Worker:
 
 
 def _request(
-    prompt: Sequence[int], new: int, salt: str | None, sampling: inference_pb2.SamplingParams | None = None
+    prompt: Sequence[int],
+    new: int,
+    salt: str | None,
+    sampling: inference_pb2.SamplingParams | None = None,
+    tier: str | None = None,
 ) -> worker_pb2.WorkerServiceGenerateRequest:
     whole = inference_pb2.SamplingParams(max_new_tokens=new, ignore_eos=True)
     if sampling is not None:
@@ -188,4 +193,5 @@ def _request(
         prompt=inference_pb2.TokenIds(ids=prompt),
         sampling=whole,
         cache_salt=salt or uuid.uuid4().hex,
+        tier=inference_pb2.Tier.Value(f"TIER_{(tier or 'unspecified').upper()}"),
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sparse_kernels.gpu.page_limits import own_limits
+
 
 @triton.jit  # type: ignore[untyped-decorator]
 def attended_tokens(length, dense, sparse_from, capacity, PAGE: tl.constexpr):  # type: ignore[no-untyped-def]
@@ -22,13 +24,15 @@ def attended_tokens(length, dense, sparse_from, capacity, PAGE: tl.constexpr):  
 
 @triton.jit  # type: ignore[untyped-decorator]
 def share_splits(  # type: ignore[no-untyped-def]
-    lengths, dense, sparse_from, capacity, sequences, splits,
-    PAGE: tl.constexpr, TILE: tl.constexpr, SEQUENCES: tl.constexpr, LEAST: tl.constexpr,
+    lengths, dense, kinds, limits, sparse_from, capacity, sequences, splits,
+    PAGE: tl.constexpr, TILE: tl.constexpr, SEQUENCES: tl.constexpr, LEAST: tl.constexpr, EACH: tl.constexpr,
 ):  # fmt: skip
     """Tiles of each sequence, and splits: so many that all are about as large, whatever the lengths."""
     o_s = tl.arange(0, SEQUENCES)
     length = tl.load(lengths + o_s, mask=o_s < sequences, other=0)
     held = tl.load(dense + o_s, mask=o_s < sequences, other=0)
+    if EACH:
+        sparse_from, capacity = own_limits(kinds, limits, o_s, o_s < sequences)
     _, tokens = attended_tokens(length, held, sparse_from, capacity, PAGE)
     tiles = (tokens + TILE - 1) // TILE
     each = tl.maximum((tl.sum(tiles, 0) + splits - 1) // splits, LEAST)
@@ -77,7 +81,9 @@ def merge_splits(  # type: ignore[no-untyped-def]
     o_s = tl.arange(0, SEQUENCES)
     if PDL:
         tl.extra.cuda.gdc_wait()
-    _, active = share_splits(lengths, dense, 2147483647, 0, sequences, splits, PAGE, TILE, SEQUENCES, LEAST)
+    _, active = share_splits(
+        lengths, dense, dense, dense, 2147483647, 0, sequences, splits, PAGE, TILE, SEQUENCES, LEAST, False
+    )  # fmt: skip
     row = i_kv * (splits + sequences) + tl.sum(tl.where(o_s < i_s, active, 0), 0)
     active = tl.sum(tl.where(o_s == i_s, active, 0), 0)
     # A single split was written where it belongs.

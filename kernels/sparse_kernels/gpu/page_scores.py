@@ -16,6 +16,7 @@ from sparse_kernels.config import PAGE_SCORE_NAMES, DecodeConfig
 from sparse_kernels.gpu.checks import padded_rows
 from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace, dependent_launch
 from sparse_kernels.gpu.launches import Launcher
+from sparse_kernels.gpu.page_limits import PageLimits, own_limits
 from sparse_kernels.gpu.page_summaries import summarize_page
 from sparse_kernels.layout.page_summaries import PageSummaries
 
@@ -59,6 +60,7 @@ def launch_scores(
     scale: float,
     capacity: int,
     dense: torch.Tensor,
+    limits: PageLimits | None,
     workspace: DecodeWorkspace,
     *,
     summarized: bool,
@@ -73,6 +75,7 @@ def launch_scores(
         scale: softmax scale.
         capacity: pages that are chosen at most; sequences that have no more are not scored.
         dense: uint8 ``[sequences]``, those that are not scored either.
+        limits: of sequences, in place of ``config.sparse_from`` and ``capacity``.
         workspace: what is written.
         summarized: whether the newest pages' summaries are left as they stand.
     """
@@ -86,24 +89,25 @@ def launch_scores(
     _launch(
         (kv_heads, splits + (not summarized), sequences),
         q, batch.keys, batch.values, summaries.sub_mean, summaries.sub_count, summaries.mean, summaries.value_mean,
-        summaries.spread, summaries.stale.view(torch.uint8), batch.tables, batch.lengths, dense, workspace.masses,
+        summaries.spread, summaries.stale.view(torch.uint8), batch.tables, batch.lengths, dense,
+        *(limits or (dense, dense)), workspace.masses,
         scale * math.log2(math.e), config.sparse_from, capacity, batch.tables.shape[1], splits,
         batch.tables.stride(0), *q.stride()[:2], *batch.keys.stride()[:3],
         PAGE=page, DIM=dim, GROUP=group, ROWS=padded_rows(group), HEADS=kv_heads, SUBS=subs,
         FULL=math.log2(summaries.sub_page), STEP=step,
-        SPREAD=spread, NEWEST=int(not summarized), STAGES=5, num_warps=4 if dim <= 128 else 8,
+        SPREAD=spread, NEWEST=int(not summarized), EACH=limits is not None, STAGES=5, num_warps=4 if dim <= 128 else 8,
         **dependent_launch(q.device),
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=("splits",))  # type: ignore[untyped-decorator]
 def score_pages(  # type: ignore[no-untyped-def]
-    q, k, v, sub_means, sub_counts, means, value_means, spreads, stale, tables, lengths, dense, masses,
-    scale, sparse_from, capacity, blocks, splits, s_table,
+    q, k, v, sub_means, sub_counts, means, value_means, spreads, stale, tables, lengths, dense, kinds, limits,
+    masses, scale, sparse_from, capacity, blocks, splits, s_table,
     s_qs, s_qh, s_kp, s_kt, s_kh,
     PAGE: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr,
     SUBS: tl.constexpr, FULL: tl.constexpr, STEP: tl.constexpr, SPREAD: tl.constexpr, NEWEST: tl.constexpr,
-    STAGES: tl.constexpr, PDL: tl.constexpr,
+    EACH: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Scores a share of the pages of one sequence and KV head; where NEWEST, the first program summarizes instead.
 
@@ -120,8 +124,13 @@ def score_pages(  # type: ignore[no-untyped-def]
     there = (length + PAGE - 1) // PAGE
     filled = length - (there - 1) * PAGE
     p_table = tables + i_s * s_table
+    summed = there > 0
+    if EACH:
+        sparse_from, capacity = own_limits(kinds, limits, i_s, True)
+        # Nobody reads the summaries of a sequence without a budget.
+        summed = summed & (capacity > 0)
     if i_c < 0:
-        if there > 0:
+        if summed:
             # Of the sub-means only those that nobody scores: the newest one is another program's.
             summarize_page(
                 k, v, sub_means, sub_counts, means, value_means, spreads, stale,
@@ -134,7 +143,7 @@ def score_pages(  # type: ignore[no-untyped-def]
         begin = i_c * each
         end = tl.minimum(begin + each, there)
         if begin < end:
-            if (end == there) & NEWEST:
+            if summed & (end == there) & NEWEST:
                 _newest_sub_page(
                     k, sub_means, tl.load(p_table + there - 1).to(tl.int64), filled, i_kv, s_kp, s_kt, s_kh,
                     SUB, SUBS, HEADS, DIM,

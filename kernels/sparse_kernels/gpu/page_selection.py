@@ -13,16 +13,12 @@ import triton.language as tl
 from sparse_kernels.config import DecodeConfig
 from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace, check_batch, dependent_launch
 from sparse_kernels.gpu.launches import Launcher
+from sparse_kernels.gpu.page_limits import PageLimits, own_limits, page_capacity
 from sparse_kernels.gpu.page_scores import check_summaries, launch_scores, score_rows
 from sparse_kernels.layout.page_summaries import PageSummaries
 
 # A sequence's scores lie in the registers of one program, and two counts of them in a word.
 MOST_BLOCKS = 16384
-
-
-def page_capacity(config: DecodeConfig, page: int) -> int:
-    """Pages that a KV head attends at most: the budget's, or those of sink and recent tokens where these are more."""
-    return max(config.budget // page, -(-config.sink // page) + -(-config.recent // page) + 1)
 
 
 def select_pages(
@@ -33,6 +29,7 @@ def select_pages(
     scale: float,
     *,
     dense: torch.Tensor | None = None,
+    limits: PageLimits | None = None,
     summarized: bool = False,
     workspace: DecodeWorkspace | None = None,
 ) -> torch.Tensor:
@@ -48,13 +45,14 @@ def select_pages(
         config: score, budget, sink and recent tokens, and the length from which pages are chosen.
         scale: softmax scale.
         dense: bool ``[sequences]``, those that attend all their pages whatever their length.
+        limits: what sequences attend, in place of all but the score of ``config``, whose budget is the largest.
         summarized: whether the newest page's summaries are left as they stand, as where several tokens are new.
         workspace: buffers; None makes some.
 
     Returns:
-        int32 ``[sequences, Hkv, capacity]``, physical pages in the order of the sequence, the newest one last. Of a
-        sequence that attends everything (one that is dense, shorter than ``config.sparse_from``, or of no more pages
-        than the capacity) nothing is written.
+        int32 ``[sequences, Hkv, capacity]``, physical pages in the order of the sequence, the newest one last, and past
+        its own limit nothing. Of a sequence that attends everything (one that is dense, shorter than
+        ``config.sparse_from``, or of no more pages than the capacity) nothing is written.
 
     Raises:
         ValueError: naming the argument that does not fit.
@@ -66,17 +64,19 @@ def select_pages(
     if blocks > MOST_BLOCKS:
         raise ValueError(f"batch: tables of {blocks} blocks, the most are {MOST_BLOCKS}")
     capacity = page_capacity(config, page)
+    if limits is not None:
+        limits.check(sequences)
     workspace = workspace or DecodeWorkspace.of(q, batch, capacity)
     workspace.check(q, batch, capacity)
     held = workspace.nobody if dense is None else dense.view(torch.uint8)
-    launch_scores(q, batch, summaries, config, scale, capacity, held, workspace, summarized=summarized)
+    launch_scores(q, batch, summaries, config, scale, capacity, held, limits, workspace, summarized=summarized)
     width, rows = max(16, triton.next_power_of_2(blocks)), score_rows(config, heads // kv_heads)
     _launch(
         (kv_heads, sequences),
-        batch.tables, batch.lengths, held, workspace.masses, workspace.chosen,
+        batch.tables, batch.lengths, held, *(limits or (held, held)), workspace.masses, workspace.chosen,
         config.sink, config.recent, config.sparse_from, capacity, blocks, batch.tables.stride(0),
         PAGE=page, GROUP=rows, GROUPS=triton.next_power_of_2(rows), HEADS=kv_heads, WIDTH=width,
-        SHARES=config.score != "spread", FUSED=not triton.knobs.runtime.interpret,
+        SHARES=config.score != "spread", EACH=limits is not None, FUSED=not triton.knobs.runtime.interpret,
         num_warps=8 if width <= 2048 else 16 if width <= 8192 else 32, **dependent_launch(q.device),
     )  # fmt: skip
     return workspace.chosen[: sequences * kv_heads * capacity].view(sequences, kv_heads, capacity)
@@ -84,16 +84,22 @@ def select_pages(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def choose_pages(  # type: ignore[no-untyped-def]
-    tables, lengths, dense, masses, chosen, sink, recent, sparse_from, capacity, blocks, s_table,
+    tables, lengths, dense, kinds, limits, masses, chosen, sink, recent, sparse_from, capacity, blocks, s_table,
     PAGE: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr,
-    SHARES: tl.constexpr, FUSED: tl.constexpr, PDL: tl.constexpr,
+    SHARES: tl.constexpr, EACH: tl.constexpr, FUSED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The pages of one sequence and KV head; a tile no wider than it needs holds their scores."""
     i_kv = tl.program_id(0)
     i_s = tl.program_id(1).to(tl.int64)
     length = tl.load(lengths + i_s)
     there = (length + PAGE - 1) // PAGE
-    whole = (length < sparse_from) | (tl.load(dense + i_s) != 0) | (there <= capacity)
+    want = capacity
+    if EACH:
+        sparse_from, want = own_limits(kinds, limits, i_s, True)
+        p_own = limits + tl.load(kinds + i_s) * 4
+        sink = tl.load(p_own + 2)
+        recent = tl.load(p_own + 3)
+    whole = (length < sparse_from) | (tl.load(dense + i_s) != 0) | (there <= want)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -103,22 +109,22 @@ def choose_pages(  # type: ignore[no-untyped-def]
         p_out = chosen + (i_s * HEADS + i_kv) * capacity
         if WIDTH <= 512:
             _choose(
-                p_mass, p_table, p_out, there, length, capacity, sink, recent, blocks,
+                p_mass, p_table, p_out, there, length, want, sink, recent, blocks,
                 PAGE, GROUP, GROUPS, WIDTH, SHARES, FUSED,
             )  # fmt: skip
         elif there <= 512:
             _choose(
-                p_mass, p_table, p_out, there, length, capacity, sink, recent, blocks,
+                p_mass, p_table, p_out, there, length, want, sink, recent, blocks,
                 PAGE, GROUP, GROUPS, 512, SHARES, FUSED,
             )  # fmt: skip
         elif (WIDTH > 2048) & (there <= 2048):
             _choose(
-                p_mass, p_table, p_out, there, length, capacity, sink, recent, blocks,
+                p_mass, p_table, p_out, there, length, want, sink, recent, blocks,
                 PAGE, GROUP, GROUPS, 2048, SHARES, FUSED,
             )  # fmt: skip
         else:
             _choose(
-                p_mass, p_table, p_out, there, length, capacity, sink, recent, blocks,
+                p_mass, p_table, p_out, there, length, want, sink, recent, blocks,
                 PAGE, GROUP, GROUPS, WIDTH, SHARES, FUSED,
             )  # fmt: skip
 

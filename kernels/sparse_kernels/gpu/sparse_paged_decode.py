@@ -24,8 +24,9 @@ from sparse_kernels.gpu.decode_batch import (
 )
 from sparse_kernels.gpu.decode_splits import attended_tokens, merge_group, merge_splits, share_splits
 from sparse_kernels.gpu.launches import Launcher
+from sparse_kernels.gpu.page_limits import PageLimits, own_limits, page_capacity
 from sparse_kernels.gpu.page_scores import check_summaries
-from sparse_kernels.gpu.page_selection import page_capacity, select_pages
+from sparse_kernels.gpu.page_selection import select_pages
 from sparse_kernels.layout.page_summaries import PageSummaries
 
 # Keys of one tensor-core product, and bytes of its tile; a split has at least two tiles.
@@ -43,6 +44,7 @@ def sparse_paged_decode(
     scale: float,
     *,
     dense: torch.Tensor | None = None,
+    limits: PageLimits | None = None,
     summarized: bool = False,
     workspace: DecodeWorkspace | None = None,
 ) -> torch.Tensor:
@@ -55,6 +57,7 @@ def sparse_paged_decode(
         config: score and budget, and the length from which they hold.
         scale: softmax scale.
         dense: bool ``[sequences]``, those that attend all their pages whatever their length.
+        limits: what sequences attend, in place of all but the score of ``config``, whose budget is the largest.
         summarized: whether the newest pages' summaries are left as they stand, as where several tokens are new and
             :func:`sparse_kernels.gpu.page_summaries.summarize_pages` was told of them.
         workspace: buffers; None makes some.
@@ -72,13 +75,13 @@ def sparse_paged_decode(
         return torch.empty_like(q)
     workspace = workspace or DecodeWorkspace.of(q, batch, capacity)
     chosen = select_pages(
-        q, batch, summaries, config, scale, dense=dense, summarized=summarized, workspace=workspace
+        q, batch, summaries, config, scale, dense=dense, limits=limits, summarized=summarized, workspace=workspace
     )  # fmt: skip
     out, sequences, kv_heads = torch.empty_like(q), q.shape[0], batch.keys.shape[2]
     held = workspace.nobody if dense is None else dense.view(torch.uint8)
     splits = chosen_splits(sequences, kv_heads)
     _attend(
-        q, batch, chosen, held, workspace, out, scale, config.sparse_from, capacity, splits,
+        q, batch, chosen, held, limits, workspace, out, scale, config.sparse_from, capacity, splits,
         merge=True, **dependent_launch(q.device),
     )  # fmt: skip
     return out
@@ -99,7 +102,8 @@ def paged_decode(
     out, (sequences, heads, dim), kv_heads = torch.empty_like(q), q.shape, batch.keys.shape[2]
     splits, group = whole_splits(sequences, kv_heads), heads // kv_heads
     _attend(
-        q, batch, batch.tables, workspace.nobody, workspace, out, scale, _ALWAYS, 0, splits, merge=False, PDL=False
+        q, batch, batch.tables, workspace.nobody, None, workspace, out, scale, _ALWAYS, 0, splits, merge=False,
+        PDL=False,
     )  # fmt: skip
     _launch_merge(
         (kv_heads, sequences, group),
@@ -121,6 +125,7 @@ def _attend(
     batch: DecodeBatch,
     chosen: torch.Tensor,
     dense: torch.Tensor,
+    limits: PageLimits | None,
     workspace: DecodeWorkspace,
     out: torch.Tensor,
     scale: float,
@@ -140,26 +145,26 @@ def _attend(
     programs = min(splits + sequences, sequences * triton.cdiv(batch.tables.shape[1] * page, tile * _LEAST))
     _launch_splits(
         (kv_heads, programs),
-        q, batch.keys, batch.values, batch.tables, batch.lengths, dense, chosen,
+        q, batch.keys, batch.values, batch.tables, batch.lengths, dense, *(limits or (dense, dense)), chosen,
         workspace.parts, workspace.lse, workspace.counters, out,
         scale * math.log2(math.e), sparse_from, capacity, sequences, splits, batch.tables.stride(0),
         *q.stride()[:2], *batch.keys.stride()[:3], *out.stride()[:2],
         PAGE=page, DIM=dim, GROUP=group, GROUPS=groups, ROWS=rows, HEADS=kv_heads, TILE=tile,
         SEQUENCES=triton.next_power_of_2(sequences), LEAST=_LEAST,
         MERGED=max(1, min(16, _MERGED // (groups * dim))) if merge else 0,
-        STAGES=3, PDL=PDL, num_warps=2 if rows * dim <= 2048 else 8, **options,
+        EACH=limits is not None, STAGES=3, PDL=PDL, num_warps=2 if rows * dim <= 2048 else 8, **options,
     )  # fmt: skip
 
 
 # A batch's number of sequences has its variants by powers of 2 only.
 @triton.jit(do_not_specialize=("sequences", "splits"))  # type: ignore[untyped-decorator]
 def attend_pages(  # type: ignore[no-untyped-def]
-    q, k, v, tables, lengths, dense, chosen, parts, lse, counters, out,
+    q, k, v, tables, lengths, dense, kinds, limits, chosen, parts, lse, counters, out,
     scale, sparse_from, capacity, sequences, splits, s_table,
     s_qs, s_qh, s_kp, s_kt, s_kh, s_os, s_oh,
     PAGE: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr,
     HEADS: tl.constexpr, TILE: tl.constexpr, SEQUENCES: tl.constexpr, LEAST: tl.constexpr, MERGED: tl.constexpr,
-    STAGES: tl.constexpr, PDL: tl.constexpr,
+    EACH: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The query heads of one KV head over one split of its pages; where MERGED, the last split's program merges.
 
@@ -168,7 +173,9 @@ def attend_pages(  # type: ignore[no-untyped-def]
     i_kv = tl.program_id(0)
     i_p = tl.program_id(1)
     o_s = tl.arange(0, SEQUENCES)
-    tiles, active = share_splits(lengths, dense, sparse_from, capacity, sequences, splits, PAGE, TILE, SEQUENCES, LEAST)
+    tiles, active = share_splits(
+        lengths, dense, kinds, limits, sparse_from, capacity, sequences, splits, PAGE, TILE, SEQUENCES, LEAST, EACH
+    )  # fmt: skip
     ends = tl.cumsum(active, 0)
     # The sequence that this program has a split of, its first program, and how many it has.
     number = tl.sum((ends <= i_p).to(tl.int32), 0)
@@ -186,7 +193,11 @@ def attend_pages(  # type: ignore[no-untyped-def]
         m_r = o_r < GROUP
         o_h = i_kv * GROUP + o_r
         length = tl.load(lengths + i_s)
-        count, tokens = attended_tokens(length, tl.load(dense + i_s), sparse_from, capacity, PAGE)
+        most = capacity
+        shortest = sparse_from
+        if EACH:
+            shortest, most = own_limits(kinds, limits, i_s, True)
+        count, tokens = attended_tokens(length, tl.load(dense + i_s), shortest, most, PAGE)
         # Written before the pages were scored: no need to wait for the choice.
         p_q = q + i_s * s_qs + o_h[:, None] * s_qh + o_d[None, :]
         b_q = tl.load(p_q, mask=m_r[:, None], other=0.0)

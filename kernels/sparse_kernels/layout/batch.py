@@ -91,12 +91,27 @@ class BatchTiles(NamedTuple):
 
     @classmethod
     def of(
-        cls, lengths: Sequence[int], queries: Sequence[int], tile: int, device: torch.device | str = "cpu"
+        cls,
+        lengths: Sequence[int],
+        queries: Sequence[int],
+        tile: int,
+        device: torch.device | str = "cpu",
+        *,
+        only: Sequence[bool] | None = None,
     ) -> BatchTiles:
-        """The tiles, by sequence and then by position."""
+        """The tiles, by sequence and then by position.
+
+        Args:
+            lengths: of the sequences, tokens.
+            queries: of each, its last tokens.
+            tile: rows a tile.
+            device: where they are to lie.
+            only: the sequences that have any; None for all. The others' queries stand among the rows all the same.
+        """
         grids = [TileGrid.of(length - count, count, tile) for length, count in zip(lengths, queries, strict=True)]
-        owners = [owner for owner, grid in enumerate(grids) for _ in range(grid.tiles if grid.queries else 0)]
-        numbers = [grid.first + each for grid in grids for each in range(grid.tiles if grid.queries else 0)]
+        wanted = [bool(grid.queries) and (only is None or only[owner]) for owner, grid in enumerate(grids)]
+        owners = [owner for owner, grid in enumerate(grids) for _ in range(grid.tiles if wanted[owner] else 0)]
+        numbers = [grids[owner].first + each for owner in dict.fromkeys(owners) for each in range(grids[owner].tiles)]
         starts = [0, *accumulate(queries)]
 
         def work(rows: int) -> list[int]:

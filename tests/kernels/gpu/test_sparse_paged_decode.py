@@ -6,7 +6,8 @@ import pytest
 import torch
 from sparse_kernels import DecodeConfig, PageSummaries, dense_attention, select_pages_cpu
 from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace, fill_tables
-from sparse_kernels.gpu.page_selection import MOST_BLOCKS, page_capacity, select_pages
+from sparse_kernels.gpu.page_limits import PageLimits, page_capacity
+from sparse_kernels.gpu.page_selection import MOST_BLOCKS, select_pages
 from sparse_kernels.gpu.page_summaries import summarize_pages
 from sparse_kernels.gpu.sparse_paged_decode import paged_decode, sparse_paged_decode
 from sparse_kernels.reference.attention import sparse_paged_decode_reference
@@ -138,6 +139,58 @@ def test_short_sequences_and_those_held_dense_attend_all_they_have() -> None:
     out = case.check(config, dense=held)
     for number, sequence in enumerate(case.sequences):
         assert rms_ratio(out[number], dense_attention(case.q[number : number + 1], sequence, SCALE)[0][0]) < EXACT
+
+
+KINDS = (
+    None,
+    CONFIG,
+    DecodeConfig(sparse_from=250, budget=240, sink=48, recent=80, score="sub_pages"),
+)
+
+
+@pytest.mark.parametrize("score", ["spread", "sub_pages"])
+def test_each_sequence_attends_what_its_own_limits_say(score: str) -> None:
+    """One batch of several budgets, beside each sequence alone by its own."""
+    configs = [each and replace(each, score=score) for each in KINDS]
+    lengths, kinds = [333, 200, 200, 333, 64, 1500, 1500, 1500], [0, 1, 2, 2, 1, 0, 1, 2]
+    dense = torch.tensor([False] * 7 + [True])
+    largest = max((each for each in configs if each), key=lambda each: page_capacity(each, PAGE))
+    case = Case(lengths, 6)
+    room = case.workspace(largest)
+    given, moved = on(DEVICE, (case.q, case.batch, case.summaries)), on(DEVICE, room)
+    limits = PageLimits.of(torch.tensor(kinds, dtype=torch.int32, device=DEVICE), configs, PAGE)
+    out = on("cpu", sparse_paged_decode(
+        *given, largest, case.scale, dense=on(DEVICE, dense), limits=limits, workspace=moved
+    ))  # fmt: skip
+    assert not moved.counters.any()
+    summaries, chosen = on("cpu", given[2]), on("cpu", moved.chosen).view(len(lengths), 2, -1)
+    assert chosen.shape[2] == page_capacity(largest, PAGE) == 15
+    for number, (sequence, kind) in enumerate(zip(case.sequences, kinds, strict=True)):
+        config = configs[kind]
+        if config is None:
+            # Nobody reads them.
+            assert summaries.mean[sequence.table[-1]].isnan().all()
+        else:
+            torch.testing.assert_close(summaries.mean[sequence.table[-1]], case.expected["mean"][sequence.table[-1]])
+        pages = torch.arange(sequence.table.numel()).expand(2, -1)
+        if config is not None and not case.whole(number, config) and not dense[number]:
+            pages, _ = select_pages_cpu(case.q[number], sequence, summaries, config, case.scale)
+            assert torch.equal(chosen[number, :, : pages.shape[1]].long(), sequence.table[pages])
+            chosen[number, :, : pages.shape[1]] = NO_PAGE
+        # Past its own limit nothing is written, and for whoever attends everything nothing at all.
+        assert (chosen[number] == NO_PAGE).all()
+        wanted = sparse_paged_decode_reference(case.q[number], sequence, pages, case.scale)
+        assert rms_ratio(out[number], wanted) < EXACT, number
+
+
+def test_limits_of_one_kind_change_no_bit() -> None:
+    case, config = Case(LENGTHS, 6), replace(CONFIG, sparse_from=100)
+    kinds = torch.zeros(len(LENGTHS), dtype=torch.int32)
+    plain, limited = (
+        launch(sparse_paged_decode, case.q, case.batch, case.summaries, config, SCALE, limits=limits)
+        for limits in (None, PageLimits.of(kinds, [config], PAGE))
+    )
+    assert torch.equal(plain, limited)
 
 
 @pytest.mark.parametrize("width", [4096, MOST_BLOCKS])
@@ -310,6 +363,13 @@ def test_what_does_not_fit_is_named() -> None:
     refused("keys: pages of 8 tokens", batch=batch._replace(keys=batch.keys[:, :8], values=batch.values[:, :8]))
     refused("dense: ", dense=torch.ones(2))
     refused("dense: ", dense=torch.ones(3, dtype=torch.bool))
+    kinds = torch.zeros(2, dtype=torch.int32)
+    limits = PageLimits.of(kinds, [CONFIG, None], PAGE)
+    refused("limits: kinds ", limits=limits._replace(kinds=kinds[:1]))
+    refused("limits: kinds ", limits=limits._replace(kinds=kinds.long()))
+    refused("limits: table ", limits=limits._replace(table=limits.table[:, :3]))
+    with pytest.raises(ValueError, match="score: must be one for all"):
+        PageLimits.of(kinds, [CONFIG, replace(CONFIG, score="spread")], PAGE)
     refused("summaries: are of", summaries=joined([40], dim=DIM)[1])
     pages = batch.keys.shape[0]
     refused("summaries: of torch.float16", summaries=PageSummaries(pages, PAGE, 2, DIM, 4, dtype=torch.float16))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from sparsity_worker.plugin.accounts.ledger import Account, Ledger
 from sparsity_worker.plugin.attention import Prompt, Spans
 from sparsity_worker.plugin.triton_attention import TritonAttention
 from sparsity_worker.profiles.profile import Profile, parse_profile
+from sparsity_worker.profiles.served_tiers import attends_everything
 from support.devices import DEVICE, EXACT, captured, on
 from support.paging import PAGE, SUB, rms_ratio
 from support.profiles import profile_document
@@ -89,6 +91,53 @@ def test_pages_are_summarized_where_a_layer_is_sparse_and_left_alone_where_it_is
                 torch.testing.assert_close(getattr(found, name)[table], getattr(wanted, name)[table], msg=name)
 
 
+def test_replayed_rows_of_several_tiers_attend_as_each_tier_alone_would() -> None:
+    """Which tier a row is of changes from step to step, as requests come and go."""
+    pool, own = Pool(3), profile()
+    other = replace(own, tier="moderate", decode=replace(own.decode, budget=96, recent=48, sparse_from=100))
+    profiles, lengths = [attends_everything(1, PAGE, SUB), other, own], [70, 120, 130]
+
+    def made(*of: Profile) -> TritonAttention:
+        summaries = {0: PageSummaries(pool.keys.shape[0], PAGE, KV_HEADS, DIM, SUB, DEVICE)}
+        return TritonAttention(of, summaries, pool.req_to_token, Ledger(1, 8), HEADS)
+
+    shared, alone = made(*profiles), [made(each) for each in profiles]
+    shared.allocate(4)
+    for number, length in enumerate(lengths):
+        pool.write(number + 1, 0, length)
+    q, replay = pool.normal(sum(lengths), HEADS, DIM), None
+    for each, tier in ((shared, 2), *zip(alone, (0, 0, 0), strict=True)):
+        # Of the sparsest: so each page is summarized, and every tier can be asked for each.
+        spans = Spans(["a", "b", "c"], [1, 2, 3], lengths, lengths, [Prompt(length, tier=tier) for length in lengths])
+        each.prepare(spans, decode=False)
+        each.attend(q, pool.keys, pool.values, LAYER, decode=False)
+        each.book()
+    for tiers in ([2, 1, 0], [0, 2, 1], [2, 2, 2], [0, 0, 0]):
+        lengths = [length + 1 for length in lengths]
+        for number, length in enumerate(lengths):
+            pool.write(number + 1, length - 1, 1)
+        q, there = pool.normal(4, HEADS, DIM), on(DEVICE, (torch.tensor([1, 2, 3, 0]), torch.tensor([*lengths, 1])))
+        prompts = [Prompt(1, tier=tier) for tier in tiers]
+        spans = Spans(["a", "b", "c"], [1, 2, 3], lengths, [1, 1, 1], prompts)
+        shared.stage(spans, *there)
+        if replay is None:
+            replay = captured(lambda q: shared.attend(q, pool.keys, pool.values, LAYER, decode=True), q)
+        found = on("cpu", replay(q))
+        shared.book()
+        shared.prepare(spans, decode=True)
+        assert rms_ratio(on("cpu", shared.attend(q[:3], pool.keys, pool.values, LAYER, decode=True)), found[:3]) < EXACT
+        shared.book()
+        for each in alone:
+            each.prepare(spans._replace(prompts=[Prompt(1)] * 3), decode=True)
+        for row, tier in enumerate(tiers):
+            wanted = on("cpu", alone[tier].attend(q[:3], pool.keys, pool.values, LAYER, decode=True))
+            assert rms_ratio(found[row], wanted[row]) < EXACT, (tiers, row)
+        for each in alone:
+            each.book()
+    spent = [prices.attended(np.array([131]), np.array([False]))[0, 0] for prices in shared.step_prices()]
+    assert spent == [131, 96 - 13, 48 - 13]
+
+
 def test_contexts_of_more_blocks_than_decode_chooses_from_are_refused() -> None:
     summaries = {0: PageSummaries(2, PAGE, KV_HEADS, DIM, SUB)}
     pool = torch.zeros(1, (MOST_BLOCKS + 1) * PAGE, dtype=torch.int32)
@@ -139,4 +188,5 @@ def test_replayed_decode_equals_eager_while_lengths_grow() -> None:
     # What a step of the longest is priced at.
     contexts, reasoned = 131 + np.arange(STEPS), np.isin(np.arange(STEPS), REASONING)
     attended = np.where(reasoned, contexts, 48 - (-contexts % PAGE))
-    assert (replayed.step_prices().attended(contexts, reasoned)[0] == attended).all()
+    (prices,) = replayed.step_prices()
+    assert (prices.attended(contexts, reasoned)[0] == attended).all()

@@ -83,7 +83,7 @@ def engine_request(
             "prompt.ids", f"{highest} is not below the vocabulary size {facts.vocabulary_size}"
         )
     sampling = sampling_params(request.sampling, facts)
-    custom: dict[str, Any] = {REASONING_KEY: list(markers)} if request.dense_reasoning else {}
+    custom: dict[str, Any] = {REASONING_KEY: list(markers)} if request.dense_reasoning and tier != DENSE else {}
     if measured or request.measure_coverage:
         custom[MEASURE_KEY] = True
     if request.sampling.stop:

@@ -47,7 +47,7 @@ def warm_up(attention: TritonAttention, profiles: Sequence[Profile], caches: Cac
         caches: of the layers.
         served: what is asked for at most.
     """
-    for spans, decode in batches(profiles[0], served):
+    for spans, decode in batches(profiles, served):
         attention.prepare(spans, decode)
         for layer in attention.layers:
             keys, values = caches(layer)
@@ -57,16 +57,21 @@ def warm_up(attention: TritonAttention, profiles: Sequence[Profile], caches: Cac
         attention.book()
 
 
-def batches(profile: Profile, served: Served) -> Iterator[tuple[Spans, bool]]:
-    """Batches that need every variant of every kernel, and whether they decode."""
-    tile = profile.prefill.query_tile
-    lengths = [*_doubled(profile.block_size, served.context - 1), served.context]
-    for length in lengths:
-        # Of the start-up probe: sparse whatever its length.
-        yield _spans(1, length, min(length, tile), Prompt(length, probe=True)), False
-    for new in (1, 3 * tile, 16 * tile):
-        yield _spans(1, served.context, min(served.context, new), Prompt(served.context)), False
-        yield _spans(1, served.context, min(served.context, new), Prompt(0)), False
+def batches(profiles: Sequence[Profile], served: Served) -> Iterator[tuple[Spans, bool]]:
+    """Batches that need every variant of every kernel, and whether they decode.
+
+    What attends everything is alike in all tiers, and decode of several takes each one's budget as it comes.
+    """
+    for tier, profile in enumerate(profiles):
+        if profile.dense and len(profiles) > 1:
+            continue
+        tile = profile.prefill.query_tile
+        for length in [*_doubled(profile.block_size, served.context - 1), served.context]:
+            # Of the start-up probe: sparse whatever its length.
+            yield _spans(1, length, min(length, tile), Prompt(length, probe=True, tier=tier)), False
+        for new in (1, 3 * tile, 16 * tile):
+            yield _spans(1, served.context, min(served.context, new), Prompt(served.context, tier=tier)), False
+            yield _spans(1, served.context, min(served.context, new), Prompt(0, tier=tier)), False
     for sequences in [*_doubled(1, served.most - 1), served.most]:
         yield _spans(sequences, served.context, 1, Prompt(served.context)), True
 

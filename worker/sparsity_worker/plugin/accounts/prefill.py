@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sparse_kernels import PagedSequence, causal_pairs
 from sparse_kernels.gpu.block_selection import BatchSelection
 from sparse_kernels.layout.batch import PagedBatch
@@ -32,19 +33,30 @@ class PrefillAccounts:
         self._heads, self._kv_heads, self._block = heads, kv_heads, block
         # By layer: kept blocks' rows and coverage times rows of each request, float64 [2, requests], on the device.
         self._attended: dict[int, torch.Tensor] = {}
+        # By layer and request: rows of the tiles by which its blocks were chosen; 0 where it attended everything.
+        self._chosen: dict[int, list[int]] = {}
         self._on = True
 
     def begin(self, spans: Spans) -> None:
         """Drops what was noted since the last booking, as of a batch that SGLang captured or warmed up with."""
-        self._attended = {}
+        self._attended, self._chosen = {}, {}
         self._on = accounted(spans.prompts)
 
-    def note(self, layer: int, requests: int, owner: torch.Tensor, rows: torch.Tensor, found: BatchSelection) -> None:
-        """Adds up a layer on the device, for :meth:`book` to read once a pass.
+    def note(
+        self,
+        layer: int,
+        mine: Sequence[bool],
+        tile: int,
+        owner: torch.Tensor,
+        rows: torch.Tensor,
+        found: BatchSelection,
+    ) -> None:
+        """Adds up some requests of a layer on the device, for :meth:`book` to read once a pass.
 
         Args:
             layer: its id.
-            requests: of the batch.
+            mine: of the batch's requests, those whose blocks were chosen.
+            tile: query rows that share an index.
             owner: int64 ``[tiles]``, whose tile it is.
             rows: int32 ``[tiles]``, new tokens in it.
             found: what was selected.
@@ -52,13 +64,17 @@ class PrefillAccounts:
         if not self._on:
             return
         each = torch.stack([found.index.counts.sum(0), found.coverage.mean(0)]).double() * rows
-        booked = torch.zeros(2, requests, dtype=torch.float64, device=each.device)
-        self._attended[layer] = booked.index_add_(1, owner, each)
+        booked = self._attended.get(layer)
+        if booked is None:
+            booked = self._attended[layer] = torch.zeros(2, len(mine), dtype=torch.float64, device=each.device)
+            self._chosen[layer] = [0] * len(mine)
+        booked.index_add_(1, owner, each)
+        self._chosen[layer] = [tile if own else was for own, was in zip(mine, self._chosen[layer], strict=True)]
 
     def measure(
         self,
         spans: Spans,
-        dense: Sequence[bool],
+        pruned: Sequence[bool],
         q: torch.Tensor,
         batch: PagedBatch,
         found: BatchSelection,
@@ -68,14 +84,14 @@ class PrefillAccounts:
 
         Args:
             spans: the requests.
-            dense: which of them attend everything.
+            pruned: which of them may attend less than everything, by what was selected.
             q: ``[rows, Hq, D]``, of all requests.
             batch: where they lie.
             found: what was selected.
             scale: softmax scale.
         """
         page, tile, row = self._block, batch.tiles.rows, 0
-        asked = [prompt.measured and not whole for prompt, whole in zip(spans.prompts, dense, strict=True)]
+        asked = [prompt.measured and mine for prompt, mine in zip(spans.prompts, pruned, strict=True)]
         kept = found.kept if any(asked) else None
         for number, (rid, length, new) in enumerate(zip(spans.rids, spans.lengths, spans.new, strict=True)):
             if kept is not None and asked[number]:
@@ -91,29 +107,26 @@ class PrefillAccounts:
                 self._ledger.measured(rid, share, positions.numel())
             row += new
 
-    def book(self, spans: Spans, tile: int) -> None:
-        """Enters the pass into the ledger once the device has said what was selected.
-
-        Args:
-            spans: the requests.
-            tile: query rows that share an index.
-        """
-        attended, self._attended = self._attended, {}
+    def book(self, spans: Spans) -> None:
+        """Enters the pass into the ledger once the device has said what was selected."""
+        attended, chosen = self._attended, np.array(list(self._chosen.values()))
+        self._attended, self._chosen = {}, {}
         found = Download(torch.stack(list(attended.values()))) if attended else None
         rows, ready = [self._layers.index(layer) for layer in attended], found.ready if found else lambda: True
-        self._ledger.defer(spans.rids, lambda: self._enter(spans, tile, rows, found), ready)
+        self._ledger.defer(spans.rids, lambda: self._enter(spans, np.array(rows), chosen, found), ready)
 
-    def _enter(self, spans: Spans, tile: int, rows: list[int], found: Download | None) -> None:
-        """Books prefill: every layer as dense, but ``rows`` by what was ``found`` in them."""
+    def _enter(self, spans: Spans, rows: NDArray[np.int64], chosen: NDArray[np.int64], found: Download | None) -> None:
+        """Books prefill: every layer as dense, but ``rows`` by what was ``found`` where blocks were ``chosen``."""
         selected = None if found is None else found.read()
         for number, (rid, length, new) in enumerate(zip(spans.rids, spans.lengths, spans.new, strict=True)):
             # Pairs attended, causal pairs, coverage summed over rows, and rows, of one query head.
             table = np.empty((len(self._layers), 4))
             table[:, :2], table[:, 2:] = causal_pairs(new, length - new), new
-            if selected is not None:
-                pairs = selected[:, 0, number] * self._block / self._kv_heads
-                table[rows, 0] = pairs + _pairs_inside(length - new, length, tile)
-                table[rows, 2] = selected[:, 1, number]
+            if selected is not None and (pruned := chosen[:, number] > 0).any():
+                pairs = selected[pruned, 0, number] * self._block / self._kv_heads
+                # Of a request all tiles are of one size, its tier's.
+                table[rows[pruned], 0] = pairs + _pairs_inside(length - new, length, int(chosen[:, number].max()))
+                table[rows[pruned], 2] = selected[pruned, 1, number]
             self._ledger.add_layers(rid, PREFILL, self._layers, table * self._heads)
 
 
