@@ -27,9 +27,10 @@ async def answer(worker: FakeWorker, request: Any, context: Any) -> AsyncIterato
         yield inference_pb2.GenerateResponse(text=piece, token_ids=[ord(piece)])
     completion = inference_pb2.Completion(worker_id=worker.name, finish_reason=inference_pb2.FINISH_REASON_LENGTH)
     if worker.reports:
-        density = worker.density_at(request.tier)
+        tier = request.tier or worker.tier
+        density = worker.density_at(tier)
         sparse = density < 1.0
-        completion.sparsity.tier = request.tier
+        completion.sparsity.tier = tier
         completion.sparsity.kernel_calls = 30
         completion.sparsity.sparse_kernel_calls = 28 if sparse else 0
         completion.sparsity.prefill_density = density
@@ -129,7 +130,7 @@ class FakeWorker:
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
         if self.leases:
             self.leases.take(request)
-        if request.tier not in (self.tiers or (self.tier,)):
+        if request.tier and request.tier not in (self.tiers or (self.tier,)):
             raise InvalidRequestError.of("tier", f"is not served here: {request.tier}")
         text = request.text
         count = len(_TOKENIZER.encode(text.text, add_special_tokens=text.add_special_tokens).ids)

@@ -44,7 +44,7 @@ _KEYS = LeaseKeys(LeaseKey("", b"k" * 32))
 
 
 class Asked(NamedTuple):
-    """A request; ``direct`` asks for a lease in the place of an answer."""
+    """A request; ``direct`` asks for a lease in the place of an answer, and ``late`` comes after others."""
 
     length: int
     domain: str = "chat"
@@ -56,6 +56,7 @@ class Asked(NamedTuple):
     session: str = ""
     max_tier: Tier | None = None
     direct: bool = False
+    late: bool = False
 
     @property
     def text(self) -> str:
@@ -441,6 +442,8 @@ async def _ask(world: World, service: InferenceService, fleet: Fleet, number: in
     )  # fmt: skip
     request.sampling.seed = number
     context = cast(Any, Context())
+    if asked.late:
+        await asyncio.sleep(0.005)
     world.begins(asked)
     try:
         if asked.direct:

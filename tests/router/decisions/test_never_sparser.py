@@ -295,6 +295,7 @@ ASKED = st.builds(
     session=st.sampled_from(("", "s1", "s2")),
     max_tier=st.sampled_from((*[None] * 9, Tier.MODERATE)),
     direct=st.sampled_from((False, False, False, True)),
+    late=st.sampled_from((False, False, True)),
 )
 ADMISSIONS = st.builds(
     Admission,
