@@ -172,5 +172,6 @@ def test_an_operator_names_parsers(tmp_path: Any) -> None:
     assert Parsers.of(named, tokenizer) == Parsers("pythonic", "deepseek-r1")
     assert Parsers.of(WorkerConfig("w", "dense", model, tool_parser="none"), tokenizer) == Parsers()
     for option in ("tool_parser", "reasoning_parser"):
+        wrong: Any = {option: "best"}
         with pytest.raises(ConfigurationError, match=rf"--{option.replace('_', '-')}: best is none of auto, none, "):
-            Parsers.of(WorkerConfig("w", "dense", model, **{option: "best"}), tokenizer)
+            Parsers.of(WorkerConfig("w", "dense", model, **wrong), tokenizer)

@@ -72,7 +72,8 @@ def test_answers_are_held_to_their_format(worker: Worker) -> None:
 
 
 def test_a_format_that_no_grammar_can_be_made_of_leaves_the_engine_as_it_was(worker: Worker) -> None:
-    for form in ({"regex": "(a"}, {"grammar": "rot ::= b"}, {"json_schema": '{"type": "nonsense"}'}):
+    bad: list[dict[str, Any]] = [{"regex": "(a"}, {"grammar": "rot ::= b"}, {"json_schema": '{"type": "nonsense"}'}]
+    for form in bad:
         (name,) = form
         with pytest.raises(grpc.RpcError) as caught:
             held_to(worker, **form)

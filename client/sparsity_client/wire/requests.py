@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import InvalidRequestError
@@ -50,7 +51,8 @@ def _tell(message: inference_pb2.GenerateRequest, request: Request) -> None:
         _choose(message, request)
     with _named("chat_template_kwargs"):
         if request.chat_template_kwargs:
-            message.chat_template_kwargs.update(dict(request.chat_template_kwargs))
+            variables: dict[str, Any] = dict(request.chat_template_kwargs)
+            message.chat_template_kwargs.update(variables)
     with _named("reasoning_effort"):
         message.MergeFrom(inference_pb2.GenerateRequest(reasoning_effort=request.reasoning_effort))
     with _named("logprobs"):

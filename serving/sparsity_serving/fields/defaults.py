@@ -69,7 +69,7 @@ class Defaults:
         greedy = sampling.HasField("temperature") and sampling.temperature == 0
         for name in _PENALTIES if greedy else (*_PENALTIES, *_SHAPES):
             value = getattr(self, name)
-            if value is not None and not sampling.HasField(name):
+            if value is not None and not sampling.HasField(name):  # type: ignore[arg-type]
                 setattr(sampling, name, value)
 
 

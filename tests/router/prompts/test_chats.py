@@ -183,7 +183,7 @@ async def test_nothing_that_a_model_reads_is_hidden_from_the_scan(request_: Requ
 async def test_a_format_is_scanned_though_no_model_reads_it(tmp_path: Path) -> None:
     classifier = Classifier(ModelTokenizer(tiny_model(tmp_path)), 10_000)
     for prompt in ({"text": "hi"}, {"token_ids": inference_pb2.TokenIds(ids=[72])}):
-        asked = inference_pb2.GenerateRequest(**prompt)  # type: ignore[arg-type]
+        asked = inference_pb2.GenerateRequest(**prompt)
         assert not (await classifier.classify(asked, FLAGGING)).signals.flags
         asked.sampling.response_format.json_schema = '{"properties": {"chemo\\u0074herapy": {}}}'
         assert (await classifier.classify(asked, FLAGGING)).signals.flags == {"flagged"}

@@ -17,15 +17,6 @@ from sparsity_worker.keys import MEASURE_KEY, REASONING_KEY, STEPWISE_KEY
 
 # Keeps the first candidate alone, as anything below does; a GPU that flushes smaller numbers to 0 would find none.
 _LEAST_TOP_P = 1e-6
-_AS_THEY_ARE = (
-    "max_new_tokens",
-    "temperature",
-    "frequency_penalty",
-    "presence_penalty",
-    "repetition_penalty",
-    "min_p",
-    "ignore_eos",
-)
 # Characters; vocabularies have runs of spaces this long at most.
 _LONGEST_TOKEN = 256
 
@@ -133,7 +124,10 @@ def sampling_params(params: inference_pb2.SamplingParams, facts: ModelFacts) -> 
     asked.CopyFrom(params)
     facts.defaults.fill(asked)
     out: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": DEFAULT_MAX_NEW_TOKENS}
-    for name in _AS_THEY_ARE:
+    for name in (
+        "max_new_tokens", "temperature", "frequency_penalty", "presence_penalty", "repetition_penalty", "min_p",
+        "ignore_eos",
+    ):  # fmt: skip
         if asked.HasField(name):
             out[name] = getattr(asked, name)
     if asked.HasField("top_p"):
