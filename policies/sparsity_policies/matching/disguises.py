@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsity_policies.matching.folding import characters
-from sparsity_policies.matching.rewriting import CharacterMap, Codes, Deletion, rewritten
+from sparsity_policies.matching.rewriting import CharacterMap, Codes, Deletion, Squeezing, rewritten
 
 # Digits and signs that stand for letters, and letters that are not told apart from them.
 _ALIKE: Final = {"a": "4@", "b": "8", "e": "3", "g": "9", "i": "1!|l", "o": "0", "s": "5$", "t": "7", "z": "2"}
@@ -30,13 +30,15 @@ _LETTERS: Final = (*range(0x80, 0x3400), *range(0xA000, 0xAC00), *range(0xF900, 
 _MARKS: Final = (range(0x300, 0x370), range(0x1AB0, 0x1B00), range(0x1DC0, 0x1E00), range(0x20D0, 0x2100))
 # Between words: a sign that no text has, so that what is looked for in disguise is found in nothing else.
 SEPARATOR: Final = "\x01"
+# The last step of :func:`bare`.
+SQUEEZING: Final = Squeezing(SEPARATOR)
 # Separators between the letters of a spaced word, at most.
 _BETWEEN: Final = 2
 
 
 def bare(text: str) -> str:
     """A text in letters that look like no other one, its words apart by separators."""
-    return rewritten(text, (baring(), joining()))
+    return rewritten(text, (baring(), joining(), SQUEEZING))
 
 
 @cache

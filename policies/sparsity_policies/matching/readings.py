@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from sparsity_policies.matching.disguises import baring, joining
+from sparsity_policies.matching.disguises import SQUEEZING, baring, joining
 from sparsity_policies.matching.escapes import ESCAPES, Base64
 from sparsity_policies.matching.folding import folded, folding
 from sparsity_policies.matching.rewriting import Step, Substitution, Traced, rewritten
@@ -45,6 +45,14 @@ class Form(NamedTuple):
         return traced
 
 
+def prepare() -> None:
+    """Makes the tables that texts are read by: a quarter of a second that no prompt should wait for."""
+    folding()
+    baring()
+    signs_of(b"-")
+    _ENCODED("-")
+
+
 def readings(data: bytes, found: Signs | None = None) -> tuple[bytes, ...]:
     """Everything that a text in UTF-8 may be read as, in UTF-8: what is scanned. The text itself comes first.
 
@@ -77,6 +85,9 @@ def normal(text: str) -> str:
 
 
 def _forms(text: str, found: Signs) -> Iterator[Form]:
+    if Signs.ESCAPED | Signs.FOREIGN in found:
+        # What looks like an escape may be none.
+        yield Form("normal", rewritten(text, folding()), folding())
     plain, steps = text, tuple[Step, ...]()
     for _ in range(_ESCAPED_TWICE):
         if Signs.ESCAPED in found:
@@ -95,4 +106,4 @@ def _forms(text: str, found: Signs) -> Iterator[Form]:
         plain, steps = baring()(unfolded), (*before, baring())
         if signs_of(plain.encode()) & Signs.SPACED:
             plain, steps = joining()(plain), (*steps, joining())
-        yield Form("disguised", plain, steps)
+        yield Form("disguised", SQUEEZING(plain), (*steps, SQUEEZING))

@@ -173,6 +173,32 @@ class Deletion:
         return Traced(to_text(codes[origins]), origins)
 
 
+class Squeezing:
+    """Makes runs of a character one.
+
+    Args:
+        character: it.
+    """
+
+    def __init__(self, character: str) -> None:
+        self._character = character
+        self._deletion = Deletion(self._kept, 1)
+
+    def __call__(self, text: str) -> str:
+        """The text without runs; halving them takes a fifth of the time of an expression."""
+        while 2 * self._character in text:
+            text = text.replace(2 * self._character, self._character)
+        return text
+
+    def traced(self, text: str) -> Traced:
+        """The same, with where it comes from in ``text``."""
+        return self._deletion.traced(text)
+
+    def _kept(self, codes: Codes) -> NDArray[np.bool_]:
+        found = codes == ord(self._character)
+        return ~(found & np.concatenate(([False], found[:-1])))
+
+
 def spread(count: int, start: int, end: int) -> Origins:
     """Origins of ``count`` characters that came from [start, end) together."""
     return start + np.arange(count) * (end - start) // max(count, 1)

@@ -117,6 +117,33 @@ def test_what_the_text_itself_holds_is_found_whatever_it_may_be_read_as(text: st
         assert scanner_of(literal).scan(f"{text} {literal} {text}").flags == {"f"}
 
 
+def matched_plainly(literal: str, text: str) -> bool:
+    """Whether a literal is found in a text or its compatibility form, whatever its case, without what is not seen."""
+
+    def plainly(words: str) -> str:
+        return unicodedata.normalize("NFKC", re.sub("[\u00ad\u200b-\u200f\u2060\ufeff]", "", words))
+
+    wanted = re.compile(r"\s+".join(map(re.escape, plainly(literal).split())), re.IGNORECASE)
+    return bool(wanted.search(text) or wanted.search(plainly(text)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from([*"abßéﬁKſ-'” 1", "\u00a0", "\u00ad", "\u0301", "\u200b", "\n", "&amp;", "-\n"]), max_size=40
+    ),
+    st.integers(0, 30),
+    st.integers(3, 9),
+)
+def test_whatever_a_plain_search_finds_is_found(parts: list[str], start: int, length: int) -> None:
+    """No form takes anything away: a literal that a text holds, or its compatibility form does, is found in it."""
+    text = "".join(parts)
+    literal = text[start : start + length]
+    if len(unicodedata.normalize("NFKC", literal).replace("\u200b", "").replace("\u00ad", "").strip()) < 3:
+        return
+    assert matched_plainly(literal, text) <= bool(scanner_of(literal).scan(text).flags)
+
+
 def test_a_text_without_signs_is_read_once() -> None:
     for text in (
         "",
