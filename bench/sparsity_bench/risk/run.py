@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from sparsity_policies.decisions.risk_report import judge
@@ -54,8 +55,8 @@ def measure(say: Say) -> list[Row]:
         ("missed risk, other languages", [one for one in found if one.language != "en"], 6.0),
     ):
         for baseline, hit in (
-            (_LITERALS, lambda text: found_by(snapshot.scanner, text)),
-            (_KEYWORDS, lambda text: found_by(words, text)),
+            (_LITERALS, partial(found_by, snapshot.scanner)),
+            (_KEYWORDS, partial(found_by, words)),
         ):
             missed = _percent([not _moves(one.text, snapshot) for one in share])
             other = _percent([not hit(one.text) for one in share])

@@ -137,4 +137,5 @@ def _letters() -> NDArray[np.bool_]:
 
 
 def _is_letter(codes: Codes) -> NDArray[np.bool_]:
-    return _letters()[np.minimum(codes, 0xFFFF)] | (codes > 0xFFFF)
+    found: NDArray[np.bool_] = _letters()[np.minimum(codes, 0xFFFF)] | (codes > 0xFFFF)
+    return found

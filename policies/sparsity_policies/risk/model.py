@@ -72,7 +72,8 @@ class Head(NamedTuple):
 
 def length_norm(characters: NDArray[np.float64] | float) -> NDArray[np.float64] | float:
     """What a sum over a window is divided by: between a sum and a mean, so that neither a word nor a page says all."""
-    return np.sqrt(np.maximum(characters, 1.0) + CHUNK)
+    norm: NDArray[np.float64] | float = np.sqrt(np.maximum(characters, 1.0) + CHUNK)
+    return norm
 
 
 class RiskModel:

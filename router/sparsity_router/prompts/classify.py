@@ -40,7 +40,7 @@ _reading = histogram(
 class OnLoop(IntEnum):
     """Bytes up to which a thread costs more than the work, by what that goes through.
 
-    Reading text that may be read in several ways takes about as long as tokenizing it, and so does weighing its windows.
+    Reading text that may be read in several ways takes about as long as tokenizing it; so does weighing its windows.
     """
 
     SCAN = 262_144
