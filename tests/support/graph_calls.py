@@ -370,46 +370,43 @@ class ModerateRunner(Runner):
 
 
 def shared_tiers() -> Any:
-    """Requests of three tiers in one batch of prefill and in one graph of decode, beside each tier alone."""
-    lengths, shared = [310, 330, 340], SharedRunner()
-    rows, steps = shared.rows(sum(lengths)), [shared.rows(3) for _ in range(2)]
+    """Requests of three tiers in one batch of prefill and in one graph of decode, beside each of them alone."""
+    lengths, shared = [40, 330, 330], SharedRunner()
+    rows = [shared.rows(length + 2) for length in lengths]
 
-    def attended(runner: Runner, tiers: Sequence[int]) -> tuple[list[list[torch.Tensor]], Any]:
+    def attended(runner: Runner, mine: Sequence[int]) -> tuple[list[torch.Tensor], list[Account]]:
+        """What requests get in prefill and two steps, of tiers that are numbered as the requests where it has more."""
+        # One layer tells as much.
         runner.layers = runner.layers[1:]
         graph, backend = DecodeGraph(runner), runner.attn_backend
-        found: list[list[torch.Tensor]] = []
+        own = [lengths[number] for number in mine]
 
-        def of(counts: Sequence[int], new: Sequence[int] | None) -> Any:
-            batch = batch_of(runner, counts, new)
-            prompts = zip(backend.prompts.items(), tiers, strict=True)
-            backend.prompts = {rid: prompt._replace(tier=tier) for (rid, prompt), tier in prompts}
+        def told(batch: Any) -> Any:
+            for tier, (rid, prompt) in enumerate(list(backend.prompts.items())):
+                backend.prompts[rid] = prompt._replace(tier=tier)
             return batch
 
-        prompt = of(lengths, lengths)
-        backend.init_forward_metadata(prompt)
-        (out,) = runner.forward(prompt, rows)
-        found.append(list(out.split(lengths)))
-        accounts = runner.account(prompt)
-        for number, each in enumerate(steps):
-            batch = of([length + number + 1 for length in lengths], None)
-            found.append(list(graph.replay(batch, each)[0].split(1)))
-            accounts = runner.account(batch)
-        return found, [densities(accounts, phase) for phase in (PREFILL, DECODE)]
-
-    together, told = attended(shared, (0, 1, 2))
-    alone = [attended(each, (0, 0, 0)) for each in (DenseRunner(), ModerateRunner(), Runner())]
-    return {
-        "differences": [
-            max(
-                (mine[tier] - other[tier]).abs().max().item()
-                for mine, other in zip(together, found, strict=True)
+        batch = told(batch_of(runner, own, own))
+        backend.init_forward_metadata(batch)
+        (out,) = runner.forward(batch, torch.cat([rows[number][:-2] for number in mine]))
+        found, accounts = [[part] for part in out.split(own)], runner.account(batch)
+        for step in range(2):
+            batch = told(batch_of(runner, [length + step + 1 for length in own]))
+            (out,) = graph.replay(batch, torch.stack([rows[number][step - 2] for number in mine]))
+            found, accounts = (
+                [[*each, part] for each, part in zip(found, out.split(1), strict=True)],
+                runner.account(batch),
             )
-            for tier, (found, _) in enumerate(alone)
-        ],
-        "magnitude": together[0][0].abs().mean().item(),
-        "told": [[phase[tier] for phase in told] for tier in range(3)],
-        "alone": [[phase[tier] for phase in own] for tier, (_, own) in enumerate(alone) if tier],
-    }  # fmt: skip
+        return [torch.cat(each) for each in found], accounts
+
+    together, accounts = attended(shared, (0, 1, 2))
+    alone = [attended(each, (number,)) for number, each in enumerate((DenseRunner(), ModerateRunner(), Runner()))]
+    return {
+        "differences": [(mine - own[0]).abs().max().item() for mine, (own, _) in zip(together, alone, strict=True)],
+        "magnitude": together[2].abs().mean().item(),
+        "told": [[each.density(phase).tolist() for phase in (PREFILL, DECODE)] for each in accounts],
+        "alone": [[own.density(phase).tolist() for phase in (PREFILL, DECODE)] for _, (own,) in alone[1:]],
+    }
 
 
 def refusals() -> Any:

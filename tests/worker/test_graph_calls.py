@@ -85,7 +85,6 @@ def test_tiers_share_a_batch_and_a_graph_and_attend_as_each_alone(found: dict[st
     assert case["magnitude"] > 0.05
     assert max(case["differences"]) < 1e-5
     dense, moderate, aggressive = case["told"]
-    # Of the one layer that ran.
     assert dense == [[1.0, 1.0], [1.0, 1.0]]
     assert [moderate, aggressive] == case["alone"]
     assert all(aggressive[phase][1] < moderate[phase][1] for phase in range(2))
