@@ -25,6 +25,7 @@ SLOW = {
     "tests/worker/test_graph_calls.py": "runs SGLang's calls around CUDA graphs in Triton's interpreter",
     "tests/worker/test_indexer_tiers.py": "imports SGLang in processes of its own",
     "tests/worker/test_real_engine.py": "starts two engines, one of two ranks in Triton's interpreter",
+    "tests/worker/answers/test_real_answers.py": "starts an engine",
     "tests/worker/test_tune.py": "times layers in a process of its own",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -47,11 +48,20 @@ class Parsers(NamedTuple):
             if name not in (AUTO, NONE, *known):
                 raise ConfigurationError(f"{option}: {name} is none of {AUTO}, {NONE}, {', '.join(sorted(known))}")
         if AUTO in (tools, reasoning):
-            found = _by_template(chat_template(config.model_path), tokenizer)
+            told = _by_template(chat_template(config.model_path), tokenizer)
             tools, reasoning = (
-                own if own != AUTO else told for own, told in zip((tools, reasoning), found, strict=True)
+                own if own != AUTO else auto for own, auto in zip((tools, reasoning), told, strict=True)
             )
-        return cls(*("" if name == NONE else name for name in (tools, reasoning)))
+        found = cls(*("" if name == NONE else name for name in (tools, reasoning)))
+        found.load()
+        return found
+
+    def load(self) -> None:
+        """Imports what the parsers need, so that no request waits for it."""
+        if self.tools:
+            import_module("sglang.srt.function_call.function_call_parser")
+        if self.reasoning:
+            import_module("sglang.srt.parser.reasoning_parser")
 
 
 def chat_template(model_path: Path) -> str:

@@ -12,8 +12,8 @@ from sparsity_rpc.errors import EngineError, InvalidRequestError, SparsityError
 FIELD: Final = "sampling.response_format"
 _NAMES: Final = {"json_schema": "json_schema", "json_object": "json_schema", "regex": "regex", "grammar": "ebnf"}
 _ANY_OBJECT: Final = json.dumps({"type": "object"})
-# How SGLang's scheduler begins to say that it could not compile a grammar, or not in time.
-_REFUSALS: Final = ("Failed to compile", "Grammar preprocessing timed out")
+# How SGLang's scheduler begins to say that it could not compile a grammar, not in time, or none at all.
+_REFUSALS: Final = ("Failed to compile", "Grammar preprocessing timed out", "Grammar-based generation")
 # Where in XGrammar's source a fault was found.
 _PLACE: Final = re.compile(r"^\[[\d:]+\] \S+: ")
 
@@ -32,12 +32,16 @@ def check_grammar(wanted: inference_pb2.ResponseFormat) -> None:
     Raises:
         InvalidRequestError: naming the field, where no grammar can be made of it.
     """
-    from sglang.srt.constrained.json_schema_validation import (
-        UnsupportedJSONSchemaFeature,
-        validate_xgrammar_json_schema,
-    )
-    from xgrammar import Grammar
-
+    try:
+        from sglang.srt.constrained.json_schema_validation import (
+            UnsupportedJSONSchemaFeature,
+            validate_xgrammar_json_schema,
+        )
+        from xgrammar import Grammar
+    except ImportError as error:
+        raise InvalidRequestError.of(
+            FIELD, "cannot be kept to here: this worker was installed without grammars"
+        ) from error
     form = wanted.WhichOneof("format")
     try:
         if form == "json_schema":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Final
 
+log = logging.getLogger("sparsity")
 MANAGER: Final = "sglang.srt.constrained.grammar_manager.GrammarManager.__init__"
 
 
@@ -24,9 +26,13 @@ def give_grammars(_: Any, manager: Any, scheduler: Any) -> None:
 
     file = Path(scheduler.server_args.model_path) / "tokenizer.json"
     model = scheduler.model_config
-    manager.grammar_backend = create_grammar_backend(
-        scheduler.server_args,
-        PreTrainedTokenizerFast(tokenizer_file=str(file)),
-        model.vocab_size,
-        model.hf_eos_token_id,
-    )
+    try:
+        manager.grammar_backend = create_grammar_backend(
+            scheduler.server_args,
+            PreTrainedTokenizerFast(tokenizer_file=str(file)),
+            model.vocab_size,
+            model.hf_eos_token_id,
+        )
+    except ImportError as error:
+        # SGLang was installed without XGrammar; requests that want a format are refused one by one.
+        log.warning("answers cannot be held to formats: %s", error)

@@ -22,6 +22,7 @@ from sparsity_worker.echo.engine import EchoEngine
 from sparsity_worker.engine.grammar import abort, check_grammar
 from sparsity_worker.engine.scores import Scored, Scores, scored
 from sparsity_worker.engine.sglang_engine import EngineRequest, Step
+from sparsity_worker.plugin.choosing.seeds import give_seeds
 from support.tiny import tiny_model, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models
 
@@ -222,3 +223,22 @@ def test_what_is_unset_is_as_the_model_has_it(tmp_path: Path) -> None:
 def test_a_models_file_that_makes_no_sense_is_told_at_start(bad: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"generation_config\.json"):
         Defaults.read(written(tmp_path, do_sample=True, **bad))
+
+
+def test_each_row_of_a_batch_has_its_own_seed_where_pytorch_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = SimpleNamespace(sampling_backend="pytorch")
+    monkeypatch.setattr("sglang.srt.runtime_context.get_exec", lambda: SimpleNamespace(kernel=backend))
+    requests = [SimpleNamespace(sampling_params=SimpleNamespace(sampling_seed=seed)) for seed in (5, None, None, 5)]
+
+    def seeded(**fields: Any) -> Any:
+        info = SimpleNamespace(**{"sampling_seed": None, "device": "cpu"} | fields)
+        give_seeds(info, object, SimpleNamespace(reqs=requests), 257)
+        return info.sampling_seed
+
+    first, second, third, fourth = seeded().tolist()
+    assert first == fourth == 5
+    assert len({first, second, third}) == 3
+    # SGLang's own are left alone, and a sampler that takes none gets none.
+    assert seeded(sampling_seed="its own") == "its own"
+    backend.sampling_backend = "flashinfer"
+    assert seeded() is None
