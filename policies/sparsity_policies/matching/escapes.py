@@ -91,7 +91,7 @@ def _encoded(text: str) -> list[tuple[bytes, int, int]]:
 
 def _is_text(run: bytes) -> bool:
     """Whether a run, told by its first characters, is text: identifiers and pictures are none."""
-    run = run.rstrip(b"=")
+    run = run.partition(b"=")[0]
     data = binascii.a2b_base64(run[: len(run) // 4 * 4].translate(_URL_SAFE))
     try:
         return not data.translate(None, _PRINTED) and bool(data.decode())

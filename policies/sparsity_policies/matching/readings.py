@@ -61,7 +61,7 @@ def readings(data: bytes, found: Signs | None = None) -> tuple[bytes, ...]:
         found: its signs, where they are known.
 
     Raises:
-        ValueError: when the engine that finds signs cannot finish.
+        ValueError: when the engine that finds base64 cannot finish.
     """
     found = signs_of(data) if found is None else found
     if not found:

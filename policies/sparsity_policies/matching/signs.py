@@ -45,12 +45,11 @@ def _expressions() -> Expressions:
 
 
 def signs_of(data: bytes) -> Signs:
-    """The signs in a text in UTF-8.
-
-    Raises:
-        ValueError: when the engine cannot finish.
-    """
+    """The signs in a text in UTF-8; all there are when the engine cannot finish, so that nothing is left out."""
     found = NONE if data.isascii() else Signs.FOREIGN
-    for number, _ in _expressions().matches(data):
-        found |= _EXPRESSIONS[number][0]
+    try:
+        for number, _ in _expressions().matches(data):
+            found |= _EXPRESSIONS[number][0]
+    except ValueError:
+        return ~NONE
     return found

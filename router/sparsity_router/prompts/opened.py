@@ -11,6 +11,7 @@ from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.matching.locating import Match, locate
 from sparsity_policies.matching.readings import readings
 from sparsity_policies.matching.scan import ScanResult
+from sparsity_policies.matching.signs import Signs
 from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, histogram
 
 from sparsity_router.prompts.chats.chat import read_chat
@@ -32,7 +33,7 @@ class Opened(NamedTuple):
         size: bytes that are tokenized.
         words: what its caller wrote.
         length: bytes of that.
-        readings: what is scanned, in UTF-8: what was written, and what it may be read as.
+        readings: what is scanned, in UTF-8: what was written, and what it may be read as; none when that is not known.
     """
 
     ids: list[int]
@@ -68,14 +69,22 @@ def open_prompt(prompt: Prompt, request: inference_pb2.GenerateRequest, tokenize
         ids = list(request.token_ids.ids)
         words = tokenizer.decode(ids)
         data = words.encode()
-        scanned = b"\n".join((data, prompt.data)) if prompt.data else data
-        return Opened(ids, "", False, prompt.size, words, len(data), readings(scanned))
-    read = readings(prompt.data, prompt.signs)
+        scanned = b"
+".join((data, prompt.data)) if prompt.data else data
+        return Opened(ids, "", False, prompt.size, words, len(data), _readings(scanned))
+    read = _readings(prompt.data, prompt.signs)
     if prompt.kind == "text":
         return Opened([], prompt.text, True, prompt.size, prompt.text, prompt.size, read)
     assert prompt.chat is not None
     rendered = tokenizer.render(prompt.chat)
     return Opened([], rendered, False, len(rendered.encode()), prompt.text, prompt.size, read)
+
+
+def _readings(data: bytes, found: Signs | None = None) -> tuple[bytes, ...]:
+    try:
+        return readings(data, found)
+    except ValueError:
+        return ()
 
 
 def located(request: inference_pb2.GenerateRequest, snapshot: Snapshot, tokenizer: ModelTokenizer) -> list[Match]:
@@ -92,6 +101,8 @@ def located(request: inference_pb2.GenerateRequest, snapshot: Snapshot, tokenize
 
 def scan(opened: Opened, snapshot: Snapshot) -> Scanned:
     """Scans a prompt for the detection of ``snapshot``."""
+    if not opened.readings:
+        return Scanned(opened, _NOTHING, "scan failed: the text's forms are not known")
     started = time.monotonic()
     try:
         result = snapshot.scanner.scan(opened.readings)

@@ -221,6 +221,13 @@ def test_four_megabytes_of_one_letter_are_scanned_whole(letter: str) -> None:
     assert SHIPPED.scanner.scan(f"{text} want\u00a0to die").flags == {"safety"}
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.text("ab=/+-_A1 \n&%#;\\u|@.", max_size=80))
+def test_what_only_looks_like_a_form_is_left_alone(text: str) -> None:
+    assert not SHIPPED.scanner.scan(f"{text} {text.replace(' ', '')}").flags
+    assert SHIPPED.scanner.scan(f"{text} want\u00a0to die {text}").flags == {"safety"}
+
+
 def test_bytes_that_are_no_text_are_scanned_all_the_same() -> None:
     assert SHIPPED.scanner.scan(b"\xff\xfe want\xc2\xa0to die \xed\xa0\x80").flags == {"safety"}
 

@@ -14,6 +14,7 @@ from sparsity.v1 import inference_pb2, inference_pb2_grpc
 from sparsity_cli.main import app
 from sparsity_client.wire import make_request
 from sparsity_router.fleet.fleet import Fleet
+from sparsity_router.prompts import opened
 from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_router.server import INFERENCE
@@ -84,3 +85,15 @@ async def test_the_command_shows_places_and_text_only_by_option(tmp_path: Path) 
     assert place in plain.stdout, plain.output
     assert "u2011" not in plain.stdout
     assert f"{place}: {FOUND!a}" in shown.stdout
+
+
+async def test_a_text_whose_forms_are_not_known_is_in_doubt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> tuple[bytes, ...]:
+        raise ValueError("no memory")
+
+    monkeypatch.setattr(opened, "readings", failing)
+    async with serving(tmp_path) as (address, _), grpc.aio.insecure_channel(address) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        answer = await stub.Explain(inference_pb2.ExplainRequest(request=make_request("hello", domain="rag")))
+        assert answer.decision.reason == inference_pb2.REASON_CLASSIFIER_FAILED
+        assert answer.decision.tier == inference_pb2.TIER_DENSE
