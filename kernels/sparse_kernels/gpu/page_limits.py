@@ -68,7 +68,7 @@ class PageLimits(NamedTuple):
             raise ValueError(f"limits: table is {tuple(self.table.shape)} of {self.table.dtype}, not int32 [kinds, 4]")
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def own_limits(kinds, limits, o_s, m_s):  # type: ignore[no-untyped-def]
     """Tokens from which pages of the sequences ``o_s`` are chosen, and how many."""
     p_own = limits + tl.load(kinds + o_s, mask=m_s, other=0) * 4
