@@ -14,7 +14,7 @@ SLOW = {
     "tests/kernels/test_gpu_kernels_compile.py": "compiles every Triton kernel for Hopper",
     "tests/kernels/test_hopper_kernels_compile.py": "compiles every Gluon kernel for Hopper",
     "tests/kernels/test_selection_report.py": "runs every selector over a model",
-    "tests/policies/storage/test_redis_modes.py": "starts Redis under Sentinel and as a cluster, and waits for a failover",
+    "tests/policies/storage/test_redis_modes.py": "starts Redis under Sentinel and as a cluster, waits for a failover",
     "tests/quality/test_calibration.py": "calibrates profiles of a model",
     "tests/quality/test_suite.py": "runs the quality suite, and kills one run",
     "tests/router/gateway/test_frameworks.py": "installs LangChain and LiteLLM once, and imports them each time",

@@ -69,8 +69,7 @@ def open_prompt(prompt: Prompt, request: inference_pb2.GenerateRequest, tokenize
         ids = list(request.token_ids.ids)
         words = tokenizer.decode(ids)
         data = words.encode()
-        scanned = b"
-".join((data, prompt.data)) if prompt.data else data
+        scanned = b"\n".join((data, prompt.data)) if prompt.data else data
         return Opened(ids, "", False, prompt.size, words, len(data), _readings(scanned))
     read = _readings(prompt.data, prompt.signs)
     if prompt.kind == "text":
