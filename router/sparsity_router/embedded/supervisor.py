@@ -220,7 +220,7 @@ class Supervisor:
         self._stop.wait(1.0)
 
     def _note(self, model: Path, url: str, ready: float) -> None:
-        workers = {}
+        workers: dict[str, Process] = {}
         for name, child in self._workers.items():
             process = Process(child.name, child.pid, child.address, str(child.log))
             workers |= dict.fromkeys(self._config.workers[name], process)
