@@ -196,7 +196,8 @@ class Squeezing:
 
     def _kept(self, codes: Codes) -> NDArray[np.bool_]:
         found = codes == ord(self._character)
-        return ~(found & np.concatenate(([False], found[:-1])))
+        kept: NDArray[np.bool_] = ~(found & np.concatenate(([False], found[:-1])))
+        return kept
 
 
 def spread(count: int, start: int, end: int) -> Origins:
