@@ -114,7 +114,7 @@ async def test_a_trusted_domain_is_not_looked_at(router: Router) -> None:
 
 
 async def test_an_undeclared_text_without_risk_is_served_as_one_of_low_risk(router: Router) -> None:
-    found = await explained(router, PLAIN, None)
+    found = await explained(router, "Write a poem about autumn in Vienna.", None)
     assert found.signals.domain_source == inference_pb2.DOMAIN_SOURCE_DETECTED
     assert found.signals.confidence > 0.5
     assert found.decision.reason == inference_pb2.REASON_LENGTH_BAND
