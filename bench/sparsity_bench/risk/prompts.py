@@ -10,6 +10,8 @@ from typing import Final, NamedTuple
 from sparsity_policies.risk.corpus import HARMLESS, Labelled
 
 TOKENS: Final = 5000
+# Near misses in one prompt; what else it holds repeats them, and adds length alone.
+DISTINCT: Final = 8
 # Of a script that writes a word in one or two characters, tokens are as long.
 _CHARACTERS_A_TOKEN: Final = {"zh": 1.2, "ja": 1.3}
 _OTHERWISE: Final = 4.0
@@ -30,11 +32,11 @@ class LongPrompt(NamedTuple):
     risky: Labelled | None
 
 
-def harmless(texts: Sequence[Labelled], each: int) -> list[LongPrompt]:
-    """``each`` prompts of every language without a risky word meant as one: idioms and near misses included."""
+def harmless(texts: Sequence[Labelled], each: int, distinct: int) -> list[LongPrompt]:
+    """``each`` prompts of every language, of ``distinct`` texts each, with no risky word meant as one: near misses."""
     chance = random.Random(_SEED)
     return [
-        LongPrompt(language, "\n\n".join(_filler(those, language, chance)), None)
+        LongPrompt(language, "\n\n".join(_filler(those, language, chance, distinct)), None)
         for language, those in sorted(_by_language(texts).items())
         for _ in range(each)
     ]
@@ -47,7 +49,7 @@ def risky(texts: Sequence[Labelled]) -> list[LongPrompt]:
     found = []
     for one in texts:
         if one.domain != HARMLESS:
-            parts = _filler(by_language[one.language], one.language, chance)
+            parts = _filler(by_language[one.language], one.language, chance, DISTINCT)
             parts.insert(len(parts) // 2, one.text)
             found.append(LongPrompt(one.language, "\n\n".join(parts), one))
     return found
@@ -61,11 +63,12 @@ def _by_language(texts: Sequence[Labelled]) -> dict[str, list[str]]:
     return found
 
 
-def _filler(texts: Sequence[str], language: str, chance: random.Random) -> list[str]:
+def _filler(texts: Sequence[str], language: str, chance: random.Random, distinct: int) -> list[str]:
     size = TOKENS * _CHARACTERS_A_TOKEN.get(language, _OTHERWISE)
+    chosen = chance.sample(texts, min(distinct, len(texts)))
     parts: list[str] = []
     while sum(map(len, parts)) < size:
-        parts += chance.sample(texts, len(texts))
+        parts += chance.sample(chosen, len(chosen))
     while len(parts) > 1 and sum(map(len, parts)) - len(parts[-1]) > size:
         parts.pop()
     return parts

@@ -11,6 +11,7 @@ from typing import Final
 
 from sparsity_policies.decisions.risk_report import judge
 from sparsity_policies.decisions.snapshot import Snapshot
+from sparsity_policies.matching.scan import Scanner
 from sparsity_policies.model import Risk
 from sparsity_policies.risk import corpus
 from sparsity_policies.risk.corpus import HARMLESS
@@ -20,7 +21,7 @@ from sparsity_serving.benchmark import Row
 
 from sparsity_bench.risk.baselines import found_by, keywords, shipped_snapshot
 from sparsity_bench.risk.forms import DISGUISES, DOCUMENTS
-from sparsity_bench.risk.prompts import LongPrompt, harmless, risky
+from sparsity_bench.risk.prompts import DISTINCT, LongPrompt, harmless, risky
 
 _HARMLESS_EACH: Final = 20
 _CARRIER: Final = "On page nine somebody has written: {}. The rest of the page is about gardens."
@@ -54,12 +55,9 @@ def measure(say: Say) -> list[Row]:
         ("missed risk, English", [one for one in found if one.language == "en"], 3.0),
         ("missed risk, other languages", [one for one in found if one.language != "en"], 6.0),
     ):
-        for baseline, hit in (
-            (_LITERALS, partial(found_by, snapshot.scanner)),
-            (_KEYWORDS, partial(found_by, words)),
-        ):
-            missed = _percent([not _moves(one.text, snapshot) for one in share])
-            other = _percent([not hit(one.text) for one in share])
+        missed = _percent([not _moves(one.text, snapshot) for one in share])
+        for baseline, scanner in ((_LITERALS, snapshot.scanner), (_KEYWORDS, words)):
+            other = _percent([not found_by(scanner, one.text) for one in share])
             rows.append(_row(name, f"{len(share)} prompts", missed, baseline, other, goal))
     say("texts by themselves ...")
     for language, goal in (("en", 3.0), ("other", 6.0)):
@@ -79,7 +77,11 @@ def measure(say: Say) -> list[Row]:
     rows += [_forms(snapshot, "literals as documents write them: missed", DOCUMENTS, 0.0),
              _forms(snapshot, "literals in disguise: missed", DISGUISES, 20.0)]  # fmt: skip
     say("harmless prompts of 5,000 tokens ...")
-    rows += _harmless(snapshot, harmless(texts, _HARMLESS_EACH), lambda text: found_by(words, text))
+    for distinct in (DISTINCT, len(texts)):
+        prompts = harmless(texts, _HARMLESS_EACH, distinct)
+        rows += _harmless(
+            snapshot, prompts, words, f"{distinct} near misses" if distinct == DISTINCT else "all of them"
+        )
     rows.append(_undeclared(snapshot, [one.text for one in texts if one.domain == HARMLESS]))
     say("time and memory ...")
     return [*rows, *_time(snapshot, found), _memory()]
@@ -108,15 +110,15 @@ def _forms(snapshot: Snapshot, name: str, forms: Mapping[str, Callable[[str], st
     return _row(name, f"{len(literals)} literals, {len(forms)} forms", missed, "the bytes as they are", plain, goal)
 
 
-def _harmless(snapshot: Snapshot, prompts: Sequence[LongPrompt], keyword: Callable[[str], bool]) -> list[Row]:
+def _harmless(snapshot: Snapshot, prompts: Sequence[LongPrompt], words: Scanner, near: str) -> list[Row]:
     rows = []
     for name, those in (
         ("harmless declared prompts moved, English", [one for one in prompts if one.language == "en"]),
         ("harmless declared prompts moved, other languages", [one for one in prompts if one.language != "en"]),
     ):
         moved = _percent([_moves(one.text, snapshot) for one in those])
-        other = _percent([keyword(one.text) for one in those])
-        rows.append(_row(name, f"{len(those)} prompts, near misses throughout", moved, _KEYWORDS, other, 3.0))
+        other = _percent([found_by(words, one.text) for one in those])
+        rows.append(_row(name, f"{len(those)} prompts of {near}", moved, _KEYWORDS, other, 3.0))
     return rows
 
 

@@ -12,17 +12,16 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from sparsity_policies.risk import corpus
 from sparsity_policies.risk.calibration import Platt, platt
 from sparsity_policies.risk.corpus import RISKY, Labelled, Terms
-from sparsity_policies.risk.examples import pieces, term_lists, windows
+from sparsity_policies.risk.examples import term_lists, windows
 from sparsity_policies.risk.model import Head, RiskModel
 from sparsity_policies.risk.training import Features, features_of, learn
 
 FILE: Final = "model.npz"
-_EPOCHS: Final = 10
-# Times that a text is shown among others; more is slower and no better.
-_AMONG: Final = 2
+_EPOCHS: Final = 8
+# Times that a text is shown among others, beside alone.
+_AMONG: Final = 1
 _LEVELS: Final = 127
 
 
@@ -82,7 +81,7 @@ def learnt(
 ) -> RiskModel:
     """The model of labelled texts, lists of terms and the exemplars of the shipped policies."""
     own = [(domain, text) for domain, texts in sorted(exemplars.items()) for text in texts]
-    shown = [*windows(train, _AMONG), *term_lists(terms), *own]
+    shown = [*windows(train, _AMONG), *term_lists(terms, train), *own]
     low = sorted({domain for domain, _ in shown} - {"", *RISKY})
     domains = [*(domain for domain in RISKY if any(label == domain for label, _ in shown)), *low]
     found = learn([(domain, features_of(text)) for domain, text in shown], domains, frozenset(RISKY), _EPOCHS)
@@ -92,7 +91,7 @@ def learnt(
 
 def calibrated(heads: Sequence[Head], texts: Sequence[Labelled]) -> list[Head]:
     """The heads with probabilities as ``texts`` bear them out; a head that they do not tell of keeps its own."""
-    shown = [(domain, piece) for domain, text in corpus.labels(texts) for piece in pieces(text)]
+    shown = windows(texts, 0)
     if not shown:
         return list(heads)
     features = [features_of(text) for _, text in shown]

@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# Of all windows of prompts so many are of one high-risk domain, as far as anybody knows: few.
-PRIOR: Final = 0.02
+# Of all prompts so many hold a window of one high-risk domain, as far as anybody knows.
+PRIOR: Final = 0.2
 _STEPS: Final = 100
 
 

@@ -7,17 +7,16 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from sparsity_policies.risk.corpus import HARMLESS, Labelled, Terms, labels
-from sparsity_policies.risk.features import CHUNK
-from sparsity_policies.risk.model import WINDOW
 
-SIZE = WINDOW * CHUNK
+# Characters of the longest window to learn.
+SIZE = 384
 _SEED = 23
-_COMPANIES, _TOGETHER = 2, 8
+_TOGETHER = 3
 
 
 def pieces(text: str) -> list[str]:
     """A text as windows of the model meet it: whole where it fits, else one window after the other."""
-    if len(text) <= SIZE + CHUNK:
+    if len(text) <= SIZE + SIZE // 4:
         return [text]
     starts = [*range(0, len(text) - SIZE, SIZE // 2), len(text) - SIZE]
     return [text[start : start + SIZE] for start in starts]
@@ -31,10 +30,7 @@ def windows(texts: Sequence[Labelled], among: int) -> list[tuple[str, str]]:
         among: times that each short text is shown among harmless ones of its language, too.
     """
     chance = random.Random(_SEED)
-    harmless: dict[str, list[str]] = defaultdict(list)
-    for labelled in texts:
-        if labelled.domain == HARMLESS:
-            harmless[labelled.language].append(labelled.text)
+    harmless = _harmless(texts)
     found = []
     for labelled, (domain, text) in zip(texts, labels(texts), strict=True):
         found += [(domain, piece) for piece in pieces(text)]
@@ -45,16 +41,28 @@ def windows(texts: Sequence[Labelled], among: int) -> list[tuple[str, str]]:
     return found
 
 
-def term_lists(lists: Sequence[Terms]) -> list[tuple[str, str]]:
-    """The domain and a few terms at a time, each term in several companies."""
+def term_lists(lists: Sequence[Terms], texts: Sequence[Labelled]) -> list[tuple[str, str]]:
+    """The domain and a few terms at a time, alone and among harmless texts of their language."""
     chance = random.Random(_SEED)
+    harmless = _harmless(texts)
     found = []
     for one in lists:
         domain = "" if one.domain == HARMLESS else one.domain
-        for _ in range(_COMPANIES):
+        others = harmless[one.language]
+        for among in range(2 if others else 1):
             mixed = chance.sample(one.terms, len(one.terms))
             for at in range(0, len(mixed), _TOGETHER):
-                found.append((domain, "; ".join(mixed[at : at + _TOGETHER])))
+                text = "; ".join(mixed[at : at + _TOGETHER])
+                found.append((domain, within(text, others, chance) if among else text))
+    return found
+
+
+def _harmless(texts: Sequence[Labelled]) -> dict[str, list[str]]:
+    """Harmless texts by language."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for labelled in texts:
+        if labelled.domain == HARMLESS:
+            found[labelled.language].append(labelled.text)
     return found
 
 

@@ -19,13 +19,11 @@ from sparsity_policies.matching.folding import folded
 
 ROW_BITS: Final = 17
 ROWS: Final = 2**ROW_BITS
-# Places are summed up by as many; windows are made of whole chunks.
-CHUNK: Final = 64
 _ORDERS: Final = (2, 3, 4, 5)
 # A longer word is told by its beginning. What follows a block is read as far, so that none is cut.
 _LONGEST_WORD: Final = 48
 # Small enough to stay in the processor's caches from one pass to the next.
-_BLOCK: Final = 128 * CHUNK
+_BLOCK: Final = 8192
 _STEP = np.uint32(0x9E3779B1)
 _MIX = np.uint32(0x85EBCA6B)
 _BASE = 0x9E3779B97F4A7C15

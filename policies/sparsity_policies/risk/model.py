@@ -8,15 +8,18 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsity_policies.risk.features import CHUNK, ROWS, Codes, blocks, codes_of
+from sparsity_policies.risk.features import ROWS, Codes, blocks, codes_of
+from sparsity_policies.risk.windows import Places, windows_of
 
-# Windows of so many chunks begin at every chunk: a paragraph, which one of another domain beside it does not drown.
-WINDOW: Final = 6
+# Characters from which a text is long enough to tell.
+_SHORT: Final = 64
+# How far the odds of the best of many windows are lowered, by the logarithm of their number.
+_TRIES: Final = 0.75
 # Sums of four domains lie in one machine word, so that one look into the table serves all four.
 _LANES: Final = 4
 _LANE_BITS: Final = 16
 _LANE = np.uint64(2**_LANE_BITS - 1)
-# Weights are whole numbers from 0 to 255 around this one: 64 of them add up to less than a lane holds.
+# Weights are whole numbers from 0 to 255 around this one: 128 of them add up to less than a lane holds.
 _ZERO: Final = 128
 _MOST: Final = 127
 
@@ -72,7 +75,7 @@ class Head(NamedTuple):
 
 def length_norm(characters: NDArray[np.float64] | float) -> NDArray[np.float64] | float:
     """What a sum over a window is divided by: between a sum and a mean, so that neither a word nor a page says all."""
-    norm: NDArray[np.float64] | float = np.sqrt(np.maximum(characters, 1.0) + CHUNK)
+    norm: NDArray[np.float64] | float = np.sqrt(np.maximum(characters, 1.0) + _SHORT)
     return norm
 
 
@@ -99,50 +102,43 @@ class RiskModel:
         codes = codes_of(text)
         if not packs or not len(codes):
             return NOTHING
-        size = len(codes)
-        starts, ends = _windows(size)
+        starts, ends, units = windows_of(codes)
         norms = length_norm((ends - starts).astype(np.float64))
-        first, last = starts // CHUNK, -(-ends // CHUNK)
+        first, last = np.searchsorted(units, starts), np.searchsorted(units, ends)
+        # Of many windows one is the most likely by chance: the odds are those of a prompt, whatever its length.
+        tries = _TRIES * np.log(len(starts))
         peaks: dict[str, Window] = {}
         means: dict[str, float] = {}
-        for pack, sums in zip(packs, _sums(codes, packs), strict=True):
+        for pack, sums in zip(packs, _sums(codes, units, packs), strict=True):
             margins = (sums[last] - sums[first]) * pack.scales / norms[:, None] + pack.biases  # type: ignore[index]
             odds = margins * pack.slopes + pack.intercepts
             at = odds.argmax(axis=0)
             for lane, head in enumerate(pack.heads):
                 if domains is None or head.domain in domains:
                     place = int(at[lane])
-                    probability = float(1.0 / (1.0 + np.exp(-np.clip(odds[place, lane], -50.0, 50.0))))
+                    probability = float(1.0 / (1.0 + np.exp(-np.clip(odds[place, lane] - tries, -50.0, 50.0))))
                     peaks[head.domain] = Window(int(starts[place]), int(ends[place]), probability)
                     means[head.domain] = float(odds[:, lane].mean())
         return Scores(peaks, means)
 
 
-def _windows(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where windows begin and end; the last one is whole, too, where the text is long enough."""
-    count = max(-(-size // CHUNK) - WINDOW + 1, 1)
-    starts = np.arange(count, dtype=np.int64) * CHUNK
-    return starts, np.minimum(starts + WINDOW * CHUNK, size)
-
-
-def _sums(codes: Codes, packs: Sequence[_Pack]) -> list[NDArray[np.float64]]:
-    """For each pack the sums of weights from the beginning up to each chunk, (chunks + 1, lanes)."""
-    chunks = -(-len(codes) // CHUNK)
-    found = [np.zeros((chunks + 1, len(pack.heads))) for pack in packs]
+def _sums(codes: Codes, units: Places, packs: Sequence[_Pack]) -> list[NDArray[np.float64]]:
+    """For each pack the sums of weights from the beginning up to each unit, (units + 1, lanes)."""
+    found = [np.zeros((len(units) + 1, len(pack.heads))) for pack in packs]
     for block in blocks(codes):
-        first = block.start // CHUNK
-        count = -(-block.length // CHUNK)
-        cuts = np.arange(0, block.length, CHUNK)
-        words = np.bincount(block.places // CHUNK, minlength=count)
+        first, last = np.searchsorted(units, (block.start, block.start + block.length))
+        cuts = units[first:last] - block.start
+        owners = np.searchsorted(cuts, block.places, side="right") - 1
+        words = np.bincount(owners, minlength=len(cuts))
         for pack, sums in zip(packs, found, strict=True):
-            part = sums[first + 1 : first + 1 + count]
+            part = sums[first + 1 : last + 1]
             for rows in block.dense:
-                # A sum of as many as a chunk has characters does not leave its lane.
+                # A sum of as many as a unit has characters does not leave its lane.
                 part += pack.unpacked(np.add.reduceat(pack.table.take(rows), cuts))
             part -= _ZERO * len(block.dense) * np.diff(np.append(cuts, block.length))[:, None]
+            taken = pack.table.take(block.words)
             for lane in range(len(pack.heads)):
-                taken = pack.lane(pack.table.take(block.words), lane)
-                part[:, lane] += np.bincount(block.places // CHUNK, taken, minlength=count)
+                part[:, lane] += np.bincount(owners, pack.lane(taken, lane), minlength=len(cuts))
             part -= _ZERO * words[:, None]
     for sums in found:
         np.cumsum(sums, axis=0, out=sums)

@@ -13,6 +13,7 @@ from sparsity_policies.risk.features import ROWS, blocks, codes_of, rows_of
 from sparsity_policies.risk.model import Head, RiskModel, length_norm
 from sparsity_policies.risk.training import features_of
 from sparsity_policies.risk.weighing import placed, weigh
+from sparsity_policies.risk.windows import windows_of
 from support.snapshots import snapshot
 
 SHIPPED = snapshot()
@@ -65,7 +66,7 @@ def test_words_are_the_same_across_a_block() -> None:
 @pytest.mark.parametrize("domains", [1, 4, 5])
 def test_packed_scores_are_those_of_the_weights(domains: int) -> None:
     model = chance_model(domains)
-    text = "Seven short words, ein paar mehr, और कुछ शब्द। " * 6
+    text = "Seven short words, ein paar mehr, और कुछ शब्द। " * 2
     scores = model.scores(text)
     for head in model.heads:
         window = scores.peaks[head.domain]
@@ -147,3 +148,27 @@ def test_places_are_those_of_the_text_as_it_was_written() -> None:
     (found,) = placed([finding._replace(start=0, end=len(codes_of(text)))], text)
     assert found.end == len(text) or len(codes_of(text[: found.end])) == len(codes_of(text))
     assert placed([finding], "plain ascii") == [finding]
+
+
+def test_windows_are_cut_where_paragraphs_end() -> None:
+    text = "\n".join(letter * 150 for letter in "abcdef")
+    starts, ends, units = windows_of(codes_of(text))
+    places = {0, *(at + 1 for at, letter in enumerate(text) if letter == "\n")}
+    assert set(starts.tolist()) <= places
+    assert set(ends.tolist()) <= {*places, len(text)}
+    assert {(0, 151), (151, 302), (0, 453)} <= set(zip(starts.tolist(), ends.tolist(), strict=True))
+    assert int(np.diff(np.append(units, len(text))).max()) <= 128
+
+
+@pytest.mark.parametrize("text", ["a" * 10_000, "word " * 5000, "\n" * 5000, "ab.\n" * 5000, "\u6f22" * 3000, "x"])
+def test_every_letter_is_in_a_window(text: str) -> None:
+    codes = codes_of(text)
+    starts, ends, units = windows_of(codes)
+    seen = np.zeros(len(codes) + 1, np.int64)
+    np.add.at(seen, starts, 1)
+    np.add.at(seen, ends, -1)
+    assert np.cumsum(seen)[:-1].min() > 0
+    assert (ends > starts).all()
+    assert units[0] == 0
+    assert (np.diff(np.append(units, len(codes))) > 0).all()
+    assert int(np.diff(np.append(units, len(codes))).max()) <= 128

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest_asyncio
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_client.wire import make_request
 from sparsity_router.config import RouterConfig
-from support.router import Router, running
+from support.router import Router, running, until
 from support.tiny import tiny_model
 from support.valkey import Valkey
 
@@ -38,7 +37,7 @@ EXEMPLARS = [
     "Seismic qualification of the replacement battery racks",
 ]
 ASKED = "During start-up the reactor coolant pump tripped and the control rods were withdrawn past the setpoint."
-PLAIN = "The bakery opens at seven. On Saturdays there is rye bread, and the queue goes round the corner. " * 40
+PLAIN = "The bakery opens at seven. On Saturdays there is rye bread, and the queue goes round the corner. "
 
 
 @pytest_asyncio.fixture
@@ -71,10 +70,14 @@ async def test_twenty_exemplars_of_another_domain_change_the_next_decision(route
     text = PLAIN + ASKED + PLAIN
     before = await explained(router, text)
     assert (before.signals.domain, before.signals.declared_domain) == ("rag", "")
-    started = time.monotonic()
     stored = await put(router, plant())
-    took = time.monotonic() - started
-    moved = await explained(router, text)
+
+    async def learnt() -> Any:
+        answer = await explained(router, text)
+        return answer if "plant" in {finding.domain for finding in answer.findings} else None
+
+    # Learning takes a second of processor time, and an edit is answered after a moment at most.
+    moved = await until(learnt, 60.0)
     assert (moved.signals.domain, moved.signals.declared_domain) == ("plant", "rag")
     assert moved.decision.tier == inference_pb2.TIER_DENSE
     finding = moved.findings[0]
@@ -84,26 +87,34 @@ async def test_twenty_exemplars_of_another_domain_change_the_next_decision(route
     assert finding.end > len(PLAIN)
     # What is not like it stays where it was, and what the shipped texts teach is still known.
     assert (await explained(router, PLAIN)).signals.domain == "rag"
-    assert took < 30
     await put(router, plant("observe"), stored.etag)
-    observed = await explained(router, text)
+
+    async def seen() -> Any:
+        answer = await explained(router, text)
+        return answer if answer.signals.domain == "rag" else None
+
+    observed = await until(seen, 60.0)
     assert observed.signals.domain == "rag"
     assert observed.findings[0].outcome == "observed"
 
 
 async def test_a_trusted_domain_is_not_looked_at(router: Router) -> None:
-    sick = PLAIN + "The patient was given heparin and aspirin for chest pain with raised troponin. " * 3
+    sick = PLAIN + "The patient was given heparin and aspirin for chest pain with raised troponin. "
     assert (await explained(router, sick)).signals.domain == "medical"
     stored = await router.get("rag")
     stored.policy.detection.mode = "off"
     await put(router, stored.policy, stored.etag)
-    trusted = await explained(router, sick)
-    assert trusted.signals.domain == "rag"
+
+    async def left_alone() -> Any:
+        answer = await explained(router, sick)
+        return answer if answer.signals.domain == "rag" else None
+
+    trusted = await until(left_alone, 60.0)
     assert not trusted.findings
 
 
 async def test_an_undeclared_text_without_risk_is_served_as_one_of_low_risk(router: Router) -> None:
-    found = await explained(router, "My parcel is late and the shop does not answer. Where is my order?", None)
+    found = await explained(router, "Write a poem about autumn in Vienna.", None)
     assert found.signals.domain_source == inference_pb2.DOMAIN_SOURCE_DETECTED
     assert found.signals.confidence > 0.5
     assert found.decision.reason == inference_pb2.REASON_LENGTH_BAND
