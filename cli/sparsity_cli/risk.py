@@ -12,6 +12,7 @@ from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import StoredPolicy
 from sparsity_policies.risk.corpus import read_lines
+from sparsity_policies.risk.weighing import acting
 from sparsity_rpc.errors import InvalidRequestError
 
 from sparsity_cli.console import AsJson, escaped, out, print_json, reported
@@ -35,7 +36,7 @@ def evaluate(
     """What detection misses and moves of labelled texts, by domain and language, without a router.
 
     A text's domain is that of a policy, or `harmless`. Of a domain of high risk it is missed where it would not be
-    moved to one; of any other it is a false alarm where it would.
+    moved to one; of any other it is a false alarm where it would. Every domain counts as if its detection acted.
     """
     with reported():
         try:
@@ -45,7 +46,7 @@ def evaluate(
         if not texts:
             raise InvalidRequestError.of("--data", f"{data} has no text")
         chosen = list(read_policies([policies]).values()) if policies else shipped_policies("standard")
-        snapshot = Snapshot.build(0, [StoredPolicy(policy, "", 0, 0.0, "", "") for policy in chosen])
+        snapshot = Snapshot.build(0, [StoredPolicy(policy, "", 0, 0.0, "", "") for policy in acting(chosen)])
         check(texts, snapshot, str(data))
         found = report(texts, snapshot, worst)
         if as_json:

@@ -92,6 +92,7 @@ class Detection:
     """What the scan of a prompt looks for, and the flag a match raises.
 
     ``exemplars`` are learnt by the model that reads whole prompts; ``sensitivity`` and ``mode`` say what that leads to.
+    Without a mode no request is moved to the domain, and its own are read where other domains ask for it.
     """
 
     literals: tuple[str, ...] = ()
@@ -99,7 +100,7 @@ class Detection:
     exemplars: tuple[str, ...] = ()
     flag: str = ""
     sensitivity: Sensitivity = Sensitivity.NORMAL
-    mode: DetectionMode = DetectionMode.ACT
+    mode: DetectionMode | None = None
 
 
 @dataclass(frozen=True, slots=True)

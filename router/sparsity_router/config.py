@@ -109,8 +109,8 @@ class RouterConfig:
         ),
     )
     detect: str = option(
-        "which requests' domain a sentence model tells too, beside the model that reads every prompt",
-        "off",
+        "which requests' domain a sentence model tells, beside the model that policies ask to read every prompt",
+        "undeclared",
         choices=DETECT,
     )
     detect_seconds: float = option("time for it, past which a request is dense", 1.0, above=0)

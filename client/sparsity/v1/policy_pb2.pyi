@@ -294,8 +294,8 @@ class Detection(_message.Message):
     sensitivity: _builtins.str
     """How little of the domain is enough for a text to be taken for one of it: `low`, `normal` (the default) or `high`."""
     mode: _builtins.str
-    """Whether that moves requests to the domain: `act` (the default), `observe` only counts them, `off`. Of a declared
-    domain, whether its requests are looked at for riskier ones at all.
+    """Whether that moves requests to the domain: `act`, `observe` only counts them, `off`; empty is off. Of a declared
+    domain, `off` says that its requests are not looked at for riskier ones at all.
     """
     @_builtins.property
     def literals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -116,13 +116,12 @@ class _Reader:
             **lists,
             flag=self.text(found.get("flag", ""), f"{path}.flag"),
             sensitivity=self.word(found.get("sensitivity", "normal"), f"{path}.sensitivity", model.Sensitivity),
-            mode=self.word(self._mode(found.get("mode", "act")), f"{path}.mode", model.DetectionMode),
+            mode=self._mode(found.get("mode"), f"{path}.mode"),
         )
 
-    @staticmethod
-    def _mode(value: object) -> object:
-        """A mode as it is meant: YAML reads a bare `off` as false."""
-        return "off" if value is False else value
+    def _mode(self, value: object, path: str) -> model.DetectionMode | None:
+        """A mode, as it is meant: YAML reads a bare `off` as false."""
+        return None if value in (None, "") else self.word("off" if value is False else value, path, model.DetectionMode)
 
     def guards(self, value: object, path: str) -> model.Guards:
         read: dict[str, Callable[[object, str], Any]] = {

@@ -20,6 +20,7 @@ from sparsity_policies.risk.examples import pieces, windows, within
 from sparsity_policies.risk.features import ROWS
 from sparsity_policies.risk.model import Head, RiskModel
 from sparsity_policies.risk.training import Learnt, features_of, learn
+from sparsity_policies.risk.weighing import is_read_for
 
 log = logging.getLogger("sparsity.policies.risk")
 # Each four domains more are one more look into a table for every letter, and a megabyte.
@@ -42,7 +43,7 @@ class PolicyModel(NamedTuple):
 
     Attributes:
         model: that reads prompts.
-        policies: of the domains that it knows, where they have one.
+        policies: of the domains that it knows and that texts are held against.
         key: of the exemplars that it has learnt beside the shipped ones; empty for none.
     """
 
@@ -115,7 +116,9 @@ def model_of(policies: Iterable[Policy], previous: PolicyModel | None, learn_the
     own = {
         policy.domain: policy.detection.exemplars
         for policy in ranked
-        if policy.detection.exemplars and policy.detection.exemplars != shipped.exemplars.get(policy.domain)
+        if is_read_for(policy)
+        and policy.detection.exemplars
+        and policy.detection.exemplars != shipped.exemplars.get(policy.domain)
     }
     room = MOST_HEADS - len(shipped.model.heads)
     fresh = [domain for domain in own if domain not in shipped.model.domains]
@@ -132,4 +135,5 @@ def model_of(policies: Iterable[Policy], previous: PolicyModel | None, learn_the
 
 
 def _for(model: RiskModel, policies: Iterable[Policy], key: str = "") -> PolicyModel:
-    return PolicyModel(model, {policy.domain: policy for policy in policies if policy.domain in model.domains}, key)
+    known = {policy.domain: policy for policy in policies if policy.domain in model.domains and is_read_for(policy)}
+    return PolicyModel(model, known, key)

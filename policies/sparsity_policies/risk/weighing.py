@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from sparsity_policies.model import DetectionMode, Policy, Risk, Sensitivity
+from sparsity_policies.risk.corpus import RISKY
 from sparsity_policies.risk.features import codes_of
 from sparsity_policies.risk.model import Scores
 
@@ -68,11 +70,17 @@ def wanted(own: Policy | None, policies: Mapping[str, Policy]) -> Collection[str
     if own is not None and own.detection.mode is DetectionMode.OFF:
         return ()
     least = own.risk if own else 0
-    return {
-        domain
-        for domain, policy in policies.items()
-        if policy.risk > least and policy.detection.mode is not DetectionMode.OFF
-    }
+    return {domain for domain, policy in policies.items() if policy.risk > least and is_read_for(policy)}
+
+
+def is_read_for(policy: Policy) -> bool:
+    """Whether texts are held against a domain."""
+    return policy.detection.mode in (DetectionMode.ACT, DetectionMode.OBSERVE)
+
+
+def acting(policies: Iterable[Policy]) -> list[Policy]:
+    """The policies as they were if every domain acted on what texts are like."""
+    return [replace(each, detection=replace(each.detection, mode=DetectionMode.ACT)) for each in policies]
 
 
 def weigh(own: Policy | None, scores: Scores, policies: Mapping[str, Policy]) -> Weighed:
@@ -116,7 +124,9 @@ def _throughout(domain: str, scores: Scores) -> float:
 
 
 def _likely(scores: Scores, policies: Mapping[str, Policy]) -> str:
-    """The domain of less than high risk that a text is most like on the whole."""
+    """The domain below high risk that a text is most like on the whole; none unless all known risk would move it."""
+    if not all(domain in policies and policies[domain].detection.mode is DetectionMode.ACT for domain in RISKY):
+        return ""
     candidates = {
         domain: mean
         for domain, mean in scores.means.items()

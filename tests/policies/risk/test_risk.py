@@ -7,16 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import DetectionMode, Policy, Risk, Sensitivity
 from sparsity_policies.risk.base import base
 from sparsity_policies.risk.features import ROWS, blocks, codes_of, rows_of
 from sparsity_policies.risk.model import Head, RiskModel, length_norm
 from sparsity_policies.risk.training import features_of
-from sparsity_policies.risk.weighing import placed, weigh
+from sparsity_policies.risk.weighing import acting, placed, weigh
 from sparsity_policies.risk.windows import windows_of
 from support.snapshots import snapshot
 
-SHIPPED = snapshot()
+SHIPPED = snapshot(acting(shipped_policies("small-context")))
 POLICIES = {domain: item.policy for domain, item in SHIPPED.policies.items()}
 SICK = (
     "The patient was admitted with chest pain and shortness of breath. Troponin was raised, the ECG showed ST"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest_asyncio
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_client.wire import make_request
+from sparsity_policies.risk.corpus import RISKY
 from sparsity_router.config import RouterConfig
 from support.router import Router, running, until
 from support.tiny import tiny_model
@@ -53,7 +54,7 @@ async def explained(router: Router, text: str, domain: str | None = "rag") -> An
     return await router.inference.Explain(inference_pb2.ExplainRequest(request=request))
 
 
-def plant(mode: str = "") -> policy_pb2.Policy:
+def plant(mode: str = "act") -> policy_pb2.Policy:
     policy = policy_pb2.Policy(domain="plant", risk=policy_pb2.RISK_HIGH)
     policy.bands.add(from_tokens=0, tier=inference_pb2.TIER_DENSE)
     policy.detection.exemplars.extend(EXEMPLARS)
@@ -64,6 +65,21 @@ def plant(mode: str = "") -> policy_pb2.Policy:
 async def put(router: Router, policy: policy_pb2.Policy, etag: str = "") -> Any:
     request = policy_pb2.PutPolicyRequest(policy=policy, reason="learn it", etag=etag)
     return (await router.policy.PutPolicy(request)).policy
+
+
+async def act(router: Router, *domains: str) -> None:
+    """Has the domains act on what texts are like."""
+    for domain in domains:
+        stored = await router.get(domain)
+        stored.policy.detection.mode = "act"
+        await put(router, stored.policy, stored.etag)
+
+
+async def test_without_a_mode_no_text_is_weighed(router: Router) -> None:
+    sick = PLAIN + "The patient was given heparin and aspirin for chest pain with raised troponin. "
+    found = await explained(router, sick)
+    assert found.signals.domain == "rag"
+    assert not found.findings
 
 
 async def test_twenty_exemplars_of_another_domain_change_the_next_decision(router: Router) -> None:
@@ -100,6 +116,7 @@ async def test_twenty_exemplars_of_another_domain_change_the_next_decision(route
 
 async def test_a_trusted_domain_is_not_looked_at(router: Router) -> None:
     sick = PLAIN + "The patient was given heparin and aspirin for chest pain with raised troponin. "
+    await act(router, "medical")
     assert (await explained(router, sick)).signals.domain == "medical"
     stored = await router.get("rag")
     stored.policy.detection.mode = "off"
@@ -114,7 +131,11 @@ async def test_a_trusted_domain_is_not_looked_at(router: Router) -> None:
 
 
 async def test_an_undeclared_text_without_risk_is_served_as_one_of_low_risk(router: Router) -> None:
-    found = await explained(router, "Write a poem about autumn in Vienna.", None)
+    text = "Write a poem about autumn in Vienna."
+    await act(router, *RISKY[1:], "summarization", "rag", "code", "support-chat")
+    assert (await explained(router, text, None)).decision.tier == inference_pb2.TIER_DENSE
+    await act(router, RISKY[0])
+    found = await explained(router, text, None)
     assert found.signals.domain_source == inference_pb2.DOMAIN_SOURCE_DETECTED
     assert found.signals.confidence > 0.5
     assert found.decision.reason == inference_pb2.REASON_LENGTH_BAND
