@@ -243,6 +243,30 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class RiskFinding:
+    """The part of a prompt, in characters of it, that is most like a domain, how likely, and what came of it."""
+
+    domain: str
+    probability: float
+    threshold: float
+    outcome: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScanMatch:
+    """A literal or pattern of a domain's policy, the form of the prompt that has it, and where, in characters of it."""
+
+    domain: str
+    flag: str
+    expression: str
+    form: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """A decision and how it came to be.
 
@@ -251,9 +275,13 @@ class Explanation:
         decision: what was decided.
         steps: every step, in order.
         alternatives: what would have to be different for another tier.
+        findings: what the text is like, the most likely first.
+        matches: where literals and patterns were found, in the order of the text.
     """
 
     signals: Signals
     decision: Decision
     steps: tuple[Step, ...]
     alternatives: tuple[str, ...]
+    findings: tuple[RiskFinding, ...] = ()
+    matches: tuple[ScanMatch, ...] = ()

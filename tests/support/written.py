@@ -99,7 +99,7 @@ DOCUMENTS: Final[Mapping[str, Way]] = {
     "entities in hexadecimal": lambda text: "".join(f"&#x{ord(sign):x};" for sign in text),
     "entities, escaped twice": _between("&amp;nbsp;"),
     "percent-encoded": quote,
-    "percent-encoded throughout": lambda text: "".join(f"%{ord(sign):02X}" for sign in text),
+    "percent-encoded throughout": lambda text: "".join(f"%{byte:02X}" for byte in text.encode()),
     "percent-encoded no-break space": _between("%C2%A0"),
     "escaped in JSON": _between("\\u00a0"),
     "form of a query": _between("+"),

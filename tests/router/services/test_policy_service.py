@@ -29,7 +29,7 @@ def server() -> Iterator[Valkey]:
 @pytest_asyncio.fixture
 async def router(tmp_path: Path, server: Valkey) -> AsyncIterator[Router]:
     config = RouterConfig(
-        tiny_model(tmp_path), ("127.0.0.1:1",), server.url, "127.0.0.1:0", "small-context", drain_seconds=0.2
+        tiny_model(tmp_path), ("127.0.0.1:1",), server.url, "127.0.0.1:0", band_set="small-context", drain_seconds=0.2
     )
     async with running(config) as router:
         # The tiny model's context is 512, so the bands move down.

@@ -163,15 +163,15 @@ def test_the_end_of_a_prompt_tells_whether_thoughts_have_begun() -> None:
 def test_parsers_go_by_the_template(template: str, found: Parsers, tmp_path: Any) -> None:
     model = tiny_model(tmp_path)
     (model / "chat_template.jinja").write_text(template)
-    assert Parsers.of(WorkerConfig("w", "dense", model), tiny_tokenizer()) == found
+    assert Parsers.of(WorkerConfig("w", ("dense",), model), tiny_tokenizer()) == found
 
 
 def test_an_operator_names_parsers(tmp_path: Any) -> None:
     model, tokenizer = tiny_model(tmp_path), tiny_tokenizer()
-    named = WorkerConfig("w", "dense", model, tool_parser="pythonic", reasoning_parser="deepseek-r1")
+    named = WorkerConfig("w", ("dense",), model, tool_parser="pythonic", reasoning_parser="deepseek-r1")
     assert Parsers.of(named, tokenizer) == Parsers("pythonic", "deepseek-r1")
-    assert Parsers.of(WorkerConfig("w", "dense", model, tool_parser="none"), tokenizer) == Parsers()
+    assert Parsers.of(WorkerConfig("w", ("dense",), model, tool_parser="none"), tokenizer) == Parsers()
     for option in ("tool_parser", "reasoning_parser"):
         wrong: Any = {option: "best"}
         with pytest.raises(ConfigurationError, match=rf"--{option.replace('_', '-')}: best is none of auto, none, "):
-            Parsers.of(WorkerConfig("w", "dense", model, **wrong), tokenizer)
+            Parsers.of(WorkerConfig("w", ("dense",), model, **wrong), tokenizer)
