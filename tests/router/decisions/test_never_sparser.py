@@ -212,7 +212,7 @@ class Machine(RuleBasedStateMachine):
         assert all(name.startswith(worker.tier.word) for name, worker in getattr(self, "workers", {}).items())
 
 
-Machine.TestCase.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
+Machine.TestCase.settings = settings(max_examples=250, stateful_step_count=40)
 TestNeverSparser = Machine.TestCase
 
 MUTATION = "SPARSITY_TEST_MUTATION"
@@ -291,7 +291,7 @@ def search(examples: int, *phases: Phase) -> None:
         st.lists(ASKED, min_size=1, max_size=6),
         ADMISSIONS,
     )(play_once)
-    wanted = settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    wanted = settings(max_examples=examples, database=None, suppress_health_check=list(HealthCheck))
     cast(Callable[[], None], settings(wanted, phases=phases or tuple(Phase))(found))()
 
 
