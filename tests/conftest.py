@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,12 @@ from support.slow import why
 
 # Before anything imports grpc: its fork handlers can wait for its own shutdown for ever, when a test starts a process.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+# A machine for GPU tests may lack it. How long a case takes says how busy the machine is.
+with suppress(ImportError):
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("untimed")
 ROOT = Path(__file__).resolve().parent.parent
 SLOWEST = 10
 

@@ -63,7 +63,7 @@ def test_bad_arguments_are_named() -> None:
         summaries.update(sequence.keys, sequence.values, sequence.table, torch.tensor([1]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(prefix=st.integers(0, 300), queries=st.integers(1, 300), tile=st.sampled_from([16, 32, 64]))
 def test_grid_split_and_join_are_inverse(prefix: int, queries: int, tile: int) -> None:
     grid = TileGrid.of(prefix, queries, tile)

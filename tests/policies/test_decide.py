@@ -153,7 +153,7 @@ signals = st.builds(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(signals=signals, cap=st.sampled_from(list(Tier)))
 def test_invariants(signals: Signals, cap: Tier) -> None:
     """No doubt is served sparse, callers only get more attention, overrides only densify, fallback only densifies."""

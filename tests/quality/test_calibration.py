@@ -41,7 +41,7 @@ def calibration(model: LocalModel, profile: Profile) -> Calibration:
     return Calibration(model, profile, TEXTS, quiet)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_no_choice_of_less_density_keeps_the_bound_when_curves_are_convex(data: st.DataObject) -> None:
     units, density = data.draw(st.integers(1, 3)), torch.tensor([1.0, 2.0, 3.0, 4.0]).double()

@@ -123,7 +123,11 @@ def test_processes_share_a_port_of_it(tmp_path: Path) -> None:
     with RouterProcess(tmp_path, *options, host="[::1]"):
         host, port = read_address(metrics, "--metrics-listen")
         for place in (Address(host, port), Address(host, port + 1)):
-            assert "sparsity_policy_revision" in scraped(str(place))
+            deadline = time.monotonic() + 30.0
+            # A process reads its policies after it listens.
+            while "sparsity_policy_revision" not in scraped(str(place)):
+                assert time.monotonic() < deadline, scraped(str(place))
+                time.sleep(0.2)
 
 
 async def test_a_certificate_may_name_it(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from sparsity_rpc.channels import MAX_MESSAGE_BYTES
 from support.ports import free_port
 from support.profiles import profile_document
 
-_START_SECONDS = 400.0
+_START_SECONDS = 800.0
 
 
 @dataclass

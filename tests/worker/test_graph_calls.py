@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 # Triton's interpreter takes most of a minute, on a busy machine several.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 TESTS = Path(__file__).parent.parent
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.timeout(300)
 TESTS = Path(__file__).parent.parent
 
 

@@ -19,7 +19,7 @@ from sparsity_rpc.status import to_error
 from sparsity_cli.connection import call_metadata, channel_to
 from sparsity_cli.console import DEFAULT_ROUTER, reported
 
-TIMEOUT_SECONDS = 10.0
+TIMEOUT_SECONDS = 30.0
 _PAGE = 100
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # Of a rollout's pause, the smallest field that holds one.

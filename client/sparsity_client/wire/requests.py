@@ -82,14 +82,14 @@ def _tell(message: inference_pb2.GenerateRequest, request: Request) -> None:
     with _named("sampling"):
         others = inference_pb2.SamplingParams(
             temperature=asked.temperature,
-                top_p=asked.top_p,
-                stop=asked.stop,
-                ignore_eos=asked.ignore_eos,
+            top_p=asked.top_p,
+            min_p=asked.min_p,
+            stop=asked.stop,
+            ignore_eos=asked.ignore_eos,
             frequency_penalty=asked.frequency_penalty,
-                presence_penalty=asked.presence_penalty,
+            presence_penalty=asked.presence_penalty,
             repetition_penalty=asked.repetition_penalty,
-                min_p=asked.min_p,
-        )  # fmt: skip
+        )
         sampling.MergeFrom(others)
     message.context.CopyFrom(context)
     message.sampling.CopyFrom(sampling)

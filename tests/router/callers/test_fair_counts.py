@@ -38,6 +38,12 @@ async def counts(worker: FakeWorker, request: Any, context: Any) -> AsyncIterato
         yield response
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that answers late, as under load, leaves a router to count alone: not what is tested here."""
+    monkeypatch.setattr("sparsity_router.callers.limits._ANSWER_SECONDS", 5.0)
+
+
 @asynccontextmanager
 async def limited(folder: Path, limits: str, **options: Any) -> AsyncIterator[tuple[Router, FakeWorker]]:
     model = tiny_model(folder / "model")

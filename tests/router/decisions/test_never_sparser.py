@@ -245,7 +245,7 @@ class Machine(RuleBasedStateMachine):
         return limits
 
 
-Machine.TestCase.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
+Machine.TestCase.settings = settings(max_examples=250, stateful_step_count=40)
 TestNeverSparser = Machine.TestCase
 
 MUTATION = "SPARSITY_TEST_MUTATION"
@@ -328,7 +328,7 @@ def search(examples: int, *phases: Phase) -> None:
         ADMISSIONS,
         LAYOUTS,
     )(play_once)
-    wanted = settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    wanted = settings(max_examples=examples, database=None, suppress_health_check=list(HealthCheck))
     cast(Callable[[], None], settings(wanted, phases=phases or tuple(Phase))(found))()
 
 

@@ -279,12 +279,12 @@ async def test_an_override_set_while_the_store_was_away_reaches_it_later(tmp_pat
 
             await until(ready)
             await asyncio.to_thread(server.start)
-            store = PolicyStore(server.url)
+            store = PolicyStore(server.url, timeout=10.0)
 
             async def there() -> bool:
                 return [o.id for o in (await store.read()).overrides] == ["k"]
 
-            await until(there)
+            await until(there, 30.0)
             await store.close()
         await worker.stop()
 

@@ -87,7 +87,7 @@ async def test_an_error_of_the_engine_comes_through() -> None:
     assert steps.closed
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 12), st.sampled_from([0.0, 0.003])), max_size=12), st.integers(1, 10))
 def test_nothing_is_lost_or_moved(parts: Sequence[tuple[int, float]], tokens: int) -> None:
     async def run() -> None:

@@ -26,7 +26,7 @@ def stream(text: str, stops: tuple[str, ...] = (), step: int = 1) -> tuple[list[
     return [*pieces, last.text], last.stopped
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text(st.characters(blacklist_categories=["Cs"]), max_size=40), step=st.integers(1, 5))
 def test_pieces_join_to_the_text_and_hold_whole_characters(text: str, step: int) -> None:
     pieces, stopped = stream(text, step=step)
