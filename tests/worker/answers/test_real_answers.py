@@ -65,7 +65,8 @@ def held_to(worker: Worker, new: int = 64, **form: Any) -> str:
 
 
 def test_answers_are_held_to_their_format(worker: Worker) -> None:
-    found = json.loads(held_to(worker, json_schema=json.dumps(SCHEMA)))
+    # Between its parts a model may put 8 blanks, which this one likes to: its weights are made up.
+    found = json.loads(held_to(worker, 160, json_schema=json.dumps(SCHEMA)))
     assert (set(found), found["city"] in ("Rome", "Wien")) == ({"city", "warm"}, True)
     assert re.fullmatch("[0-9]{3}-[0-9]{4}", held_to(worker, regex="[0-9]{3}-[0-9]{4}"))
     assert held_to(worker, grammar='root ::= "yes" | "no"') in ("yes", "no")
@@ -145,6 +146,18 @@ def test_a_seed_gives_the_same_answer_again_and_none_another(worker: Worker) -> 
     assert drawn(seed=11) == drawn(seed=11) != drawn(seed=12)
     assert drawn(seed=11, top_p=0.9, top_k=50, min_p=0.01) == drawn(seed=11, top_p=0.9, top_k=50, min_p=0.01)
     assert len({tuple(drawn()) for _ in range(3)}) == 3
+
+    def beside() -> list[int]:
+        """Joins a batch in which nobody asked for a seed."""
+        other = asked(200, temperature=1.5, min_p=0.02)
+        other.sampling.ignore_eos = True
+        running = worker.stub.Generate(other, timeout=120)
+        next(iter(running))
+        found = drawn(seed=11)
+        assert sum(len(message.response.token_ids) for message in running) > 100
+        return found
+
+    assert beside() == drawn(seed=11)
 
 
 def test_a_bias_rules_a_token_out_or_in(worker: Worker) -> None:

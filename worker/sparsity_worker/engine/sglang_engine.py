@@ -99,6 +99,7 @@ class Engine:
         with compiled_ahead(config, facts, profiles):
             # It takes seconds to import.
             import sglang
+            from sglang.srt.utils import is_flashinfer_available
 
             self.version: str = sglang.__version__
             self._engine = sglang.Engine(
@@ -122,8 +123,9 @@ class Engine:
                 **DEVICES[config.device](config, profile.backend if profile else None),
                 **tracing,
             )
+        default = "flashinfer" if is_flashinfer_available() else "pytorch"
         # Other samplers refuse seeds, or take no notice of them.
-        self.seeds = self._engine.server_args.sampling_backend == "pytorch"
+        self.seeds = (self._engine.server_args.sampling_backend or default) == "pytorch"
         self.backend: str = profile.backend if profile else self._engine.server_args.attention_backend or "sglang"
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Step]:
