@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any, cast
 import pytest
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_bench.serving import __main__ as serving
-from sparsity_bench.serving import baseline, repeats, smoke, soak, verdict
+from sparsity_bench.serving import baseline, smoke, verdict
+from sparsity_bench.serving.loads import repeats, soak
 from sparsity_bench.serving.measure import measure
 from sparsity_bench.serving.measured import Measured, read_all
 from sparsity_bench.serving.plan import DRY, REAL, Plan
@@ -23,6 +25,7 @@ from sparsity_rpc.errors import ConfigurationError
 from sparsity_worker.config import ModelFacts
 from sparsity_worker.profiles.profile import load_profile
 
+LOADS = ["mixed load", "load of three tiers"]
 PLAN = replace(DRY, prompts=(100, 2000), load=5, rate=1e6, repeats=3)
 
 
@@ -37,6 +40,7 @@ class Fake:
         self.sampled: list[inference_pb2.SamplingParams] = []
         self.late: list[str] = []
         self.tiers: list[str | None] = []
+        self.at: str | None = None
 
     async def capabilities(self) -> worker_pb2.GetCapabilitiesResponse:
         sparse = self.tier != "dense"
@@ -45,6 +49,13 @@ class Fake:
             vocabulary_size=260,
             max_requests=4,
             proof=worker_pb2.BackendProof(sparse_kernel_calls=5 if sparse else 0),
+            tiers=[
+                worker_pb2.TierCapabilities(
+                    tier=inference_pb2.Tier.Value(f"TIER_{tier.upper()}"),
+                    proof=worker_pb2.BackendProof(sparse_kernel_calls=0 if tier == "dense" else 5),
+                )
+                for tier in self.tier.split(",")
+            ],
         )
 
     async def ask(
@@ -59,7 +70,7 @@ class Fake:
         self.tiers.append(tier)
         if sampling is not None:
             self.sampled.append(sampling)
-        long = (tier or self.tier) != "dense" and len(prompt) >= 256
+        long = (tier or self.at or self.tier) != "dense" and len(prompt) >= 256
         report = inference_pb2.SparsityReport(prefill_density=1.0, decode_density=1.0)
         if long:
             report.prefill_density, report.sparse_kernel_calls = self.pruned, 4
@@ -116,7 +127,7 @@ def test_sequences_decode_from_the_prefix_cache_so_that_none_waits_for_anothers_
 
 def test_what_there_is_no_time_for_is_named(tmp_path: Path) -> None:
     (found,) = run(Fake("dense"), plan=replace(PLAN, seconds=0.0)).values()
-    assert found.left_out == ["100 tokens", "2000 tokens", "decode of 1 x 512", "decode of 2 x 512", "mixed load"]
+    assert found.left_out == ["100 tokens", "2000 tokens", "decode of 1 x 512", "decode of 2 x 512", *LOADS]
     assert len(found.answers) == PLAN.answers
     found.write(tmp_path)
     assert read_all(tmp_path) == {"dense": found}
@@ -217,6 +228,31 @@ def test_our_kernels_stand_beside_dense_and_accounts_beside_none() -> None:
     assert rows["aggressive: kernels compiled while serving"].met is False
     assert rows["dense-ours: kernels compiled while serving"].met is True
     assert rows["aggressive: tokens and densities alike, alone again"].met
+
+
+def test_tiers_of_one_worker_are_measured_alone_and_then_under_a_load_of_all(tmp_path: Path) -> None:
+    fake, wholly = Fake("dense,moderate,aggressive"), Fake("dense")
+    kept(tmp_path, wholly)
+
+    def keep(of: str) -> Callable[[Measured], None]:
+        return lambda found: replace(found, tier=of, head={"device": "a device"}).write(tmp_path)
+
+    asyncio.run(serving.shared(cast(Any, fake), PLAN, keep))
+    loaded = fake.tiers[-PLAN.tiers_load :]
+    assert sorted(str(tier) for tier in loaded) == sorted(["dense", "moderate", "aggressive"] * (PLAN.tiers_load // 3))
+    of_load = [(length, new) for length, new, _ in fake.asked[-PLAN.tiers_load :]]
+    assert of_load == [(length, new) for length, new, _ in wholly.asked[-PLAN.tiers_load :]]
+    found = read_all(tmp_path)
+    assert set(found) == {"dense", "shared", "shared-dense", "shared-moderate", "shared-aggressive"}
+    assert not verdict.faults(found)
+    rows = {row.name: row for row in verdict.rows(found, PLAN)}
+    assert rows["shared: throughput of a load of three tiers"].goal == ">= 1.3 times"
+    of_dense = rows["shared: time to first token of dense requests, median"]
+    assert (of_dense.ratio, of_dense.goal) == (pytest.approx(1.0, abs=0.01), ">= 0.95 times")
+    assert rows["shared: time to first token of moderate requests, median"].goal is None
+    assert "shared-dense: start to serving" not in rows
+    found["shared-moderate"].own["sparse_calls"] = 0
+    assert verdict.faults(found) == ["shared-moderate: the backend sparsity proved nothing at start"]
 
 
 async def _taken(new: int, report: inference_pb2.SparsityReport) -> Taken:

@@ -12,7 +12,7 @@ import asyncio
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,13 +21,14 @@ from sparsity_serving.benchmark import header, markdown, write
 from sparsity_worker.config import TIERS
 
 from sparsity_bench.serving import verdict
-from sparsity_bench.serving.baseline import VARIANTS, narrowed, starts, variant_of
-from sparsity_bench.serving.measure import measure
-from sparsity_bench.serving.measured import Measured, read_all
+from sparsity_bench.serving.baseline import SHARED, VARIANTS, narrowed, starts, variant_of
+from sparsity_bench.serving.measure import load_of_tiers, measure
+from sparsity_bench.serving.measured import Measured, described, read_all
 from sparsity_bench.serving.plan import DRY, QUICK, REAL, Plan
 from sparsity_bench.serving.shapes import write_model
 from sparsity_bench.serving.worker import Worker
 
+OF_SHARED = tuple(f"{SHARED}-{tier}" for tier in TIERS)
 NAMES = (*TIERS, *VARIANTS)
 _LOG_LINES = 40
 
@@ -47,16 +48,19 @@ def tune(plan: Plan, tier: str, model: Path, folder: Path) -> None:
         raise ConfigurationError(f"{tier}: could not be tuned")
 
 
-async def measured(plan: Plan, name: str, folder: Path, out: Path, head: dict[str, object]) -> Measured:
+async def measured(plan: Plan, name: str, folder: Path, out: Path, head: dict[str, object]) -> None:
     """A tier's or a variant's figures, written to ``out`` as they come.
 
     Raises:
         ConfigurationError: when no worker starts.
     """
 
-    def keep(found: Measured) -> None:
-        found.tier, found.head = name, head
-        found.write(out)
+    def keep(of: str) -> Callable[[Measured], None]:
+        def kept(found: Measured) -> None:
+            found.tier, found.head = of, head
+            found.write(out)
+
+        return kept
 
     model, problem = write_model(folder / plan.name, plan.config), f"{name}: there is nothing to start it with"
     variant = variant_of(name)
@@ -66,16 +70,31 @@ async def measured(plan: Plan, name: str, folder: Path, out: Path, head: dict[st
         try:
             async with worker:
                 print(f"{name}: serves after {worker.started:.0f} s {' '.join(own)}", file=sys.stderr, flush=True)
-                return await measure(worker, narrowed(plan, name), keep)
+                if name == SHARED:
+                    await shared(worker, plan, keep)
+                else:
+                    await measure(worker, narrowed(plan, name), keep(name))
+                return
         except ConfigurationError as error:
             problem = str(error)
             print(*worker.told(_LOG_LINES), f"{name}: {' '.join(own)} did not start", sep="\n", file=sys.stderr)
     raise ConfigurationError(problem)
 
 
+async def shared(worker: Worker, plan: Plan, keep: Callable[[str], Callable[[Measured], None]]) -> None:
+    """The tiers of one worker, one after the other, after all at once; ``keep`` says who gets the figures of a name."""
+    for tier, name in zip(TIERS, OF_SHARED, strict=True):
+        worker.at = tier
+        await measure(worker, narrowed(plan, name), keep(name), tier)
+    whole = Measured(SHARED, described(await worker.capabilities()), worker.started)
+    await load_of_tiers(worker, plan, whole)
+    whole.compiled = worker.compiled()
+    keep(SHARED)(whole)
+
+
 def judge(out: Path, plan: Plan, *, dry: bool) -> int:
     """Prints the table of what is there, and writes it unless the run was dry; 1 when it may not be shown."""
-    found = {tier: measured for tier in NAMES if (measured := read_all(out).get(tier))}
+    found = {tier: measured for tier in (*NAMES, *OF_SHARED) if (measured := read_all(out).get(tier))}
     if wrong := verdict.faults(found):
         for fault in wrong:
             print(f"error: {fault}", file=sys.stderr)

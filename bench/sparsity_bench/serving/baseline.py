@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from sparsity_worker.config import TIERS
 from sparsity_worker.keys import DENSE_BACKEND, UNACCOUNTED_VARIABLE
 
 from sparsity_bench.serving.plan import Plan
@@ -30,10 +31,12 @@ class Variant(NamedTuple):
 
 
 OURS: Final = "dense-ours"
+SHARED: Final = "shared"
 UNACCOUNTED: Final = "aggressive-unaccounted"
 VARIANTS: Mapping[str, Variant] = {
     OURS: Variant("dense", ("--dense-backend", DENSE_BACKEND)),
     UNACCOUNTED: Variant("aggressive", environment={UNACCOUNTED_VARIABLE: "1"}),
+    SHARED: Variant(",".join(TIERS)),
 }
 
 
@@ -45,7 +48,10 @@ def variant_of(name: str) -> Variant:
 def starts(plan: Plan, name: str, folder: Path) -> Iterator[tuple[str, ...]]:
     """A tier's or variant's part of the command line: the next one where the one before did not start."""
     variant = variant_of(name)
-    if variant.tier != "dense":
+    if name == SHARED:
+        sparse = [str(plan.profile(tier, folder)) for tier in TIERS if tier in plan.sparsity]
+        yield tuple(part for profile in sparse for part in ("--profile", profile))
+    elif variant.tier != "dense":
         yield ("--profile", str(plan.profile(variant.tier, folder)), *variant.options)
     elif variant.options:
         yield variant.options
@@ -56,12 +62,17 @@ def starts(plan: Plan, name: str, folder: Path) -> Iterator[tuple[str, ...]]:
 
 
 def narrowed(plan: Plan, name: str) -> Plan:
-    """What of a plan a variant is measured by: what accounts cost, by one length and one batch."""
-    if name != UNACCOUNTED:
-        return plan
+    """What of a plan a variant is measured by.
+
+    What accounts cost, by one length and one batch; tiers of a shared worker, by less than a worker of their own.
+    """
     decodes = plan.decodes[1:2]
+    if name.startswith(f"{SHARED}-"):
+        return replace(plan, decodes=decodes, repeated=(), load=0, tiers_load=0)
+    if name != UNACCOUNTED:
+        return plan if name in ("dense", OURS) else replace(plan, tiers_load=0)
     prompts = tuple(length for length in plan.prompts if length >= decodes[0].context)[:1]
-    return replace(plan, prompts=prompts, decodes=decodes, answers=0, repeated=(), load=0)
+    return replace(plan, prompts=prompts, decodes=decodes, answers=0, repeated=(), load=0, tiers_load=0)
 
 
 def present(backends: Sequence[str]) -> Iterator[str]:

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import statistics
 import time
 from collections.abc import Callable
 
+from sparsity_worker.config import TIERS
 from sparsity_worker.nvml import energy_joules
 
-from sparsity_bench.serving import repeats
+from sparsity_bench.serving.loads import repeats
+from sparsity_bench.serving.loads.arrivals import Request, arrive
 from sparsity_bench.serving.measured import Measured, described
 from sparsity_bench.serving.plan import Decode, Plan
 from sparsity_bench.serving.worker import Taken, Worker, prompt_of
 
 
-async def measure(worker: Worker, plan: Plan, keep: Callable[[Measured], None]) -> Measured:
+async def measure(worker: Worker, plan: Plan, keep: Callable[[Measured], None], tier: str | None = None) -> Measured:
     """Everything of one tier, what proves the rest first; what the plan has no time for is left out, and named.
 
     Args:
         worker: that serves it.
         plan: of the run.
         keep: is handed the figures as they come.
+        tier: of those that the worker serves; its only one without it.
     """
-    own = described(await worker.capabilities())
-    found, vocabulary = Measured(worker.tier, own, worker.started), int(own["vocabulary"])
+    own = described(await worker.capabilities(), tier)
+    found, vocabulary = Measured(tier or worker.tier, own, worker.started), int(own["vocabulary"])
     deadline = time.monotonic() + plan.seconds
     for number in range(plan.answers):
         found.answers.append(list((await worker.ask(prompt_of(plan.short, vocabulary, number), 1)).answer))
@@ -49,6 +51,10 @@ async def measure(worker: Worker, plan: Plan, keep: Callable[[Measured], None]) 
         await _load(worker, plan, found, vocabulary)
     elif plan.load:
         found.left_out.append("mixed load")
+    if plan.tiers_load and time.monotonic() < deadline:
+        await load_of_tiers(worker, plan, found)
+    elif plan.tiers_load:
+        found.left_out.append("load of three tiers")
     found.compiled = worker.compiled()
     keep(found)
     return found
@@ -85,31 +91,40 @@ async def _per_token(worker: Worker, plan: Plan, found: Measured, decode: Decode
 
 
 async def _load(worker: Worker, plan: Plan, found: Measured, vocabulary: int) -> None:
-    """Requests arrive at random (Poisson), whatever became of those before; every fifth is long.
+    """Every fifth request is long."""
+    short, long = plan.load_lengths
+    requests = [
+        Request(str(length), prompt_of(length, vocabulary, 1000 + number))
+        for number, length in enumerate(long if number % 5 == 4 else short for number in range(plan.load))
+    ]
+    before = energy_joules()
+    load = await arrive(worker, requests, plan.rate, plan.new)
+    found.throughput, found.load_first = load.tokens / load.seconds, load.first(str(short))
+    _note_energy(found, "load", before, load.tokens)
 
-    What is more than a worker accepts at once waits here, as it would in a router's queue, and the wait counts.
+
+async def load_of_tiers(worker: Worker, plan: Plan, found: Measured) -> None:
+    """A third of the requests each are dense, moderate and aggressive; a worker of one tier has them all at its own.
+
+    Args:
+        worker: of all tiers, or of one.
+        plan: of the run.
+        found: gets the figures.
     """
-    draw, tasks = random.Random(0), []
-    accepted = asyncio.Semaphore((await worker.capabilities()).max_requests)
-
-    async def arrived(prompt: list[int]) -> Taken:
-        began = time.perf_counter()
-        async with accepted:
-            waited = time.perf_counter() - began
-            taken = await worker.ask(prompt, plan.new)
-        return taken._replace(first=taken.first + waited, total=taken.total + waited)
-
-    before, started = energy_joules(), time.perf_counter()
-    for number in range(plan.load):
-        length = plan.load_lengths[number % 5 == 4]
-        prompt = prompt_of(length, vocabulary, 1000 + number)
-        tasks.append((length, asyncio.create_task(arrived(prompt))))
-        await asyncio.sleep(draw.expovariate(plan.rate))
-    taken = [(length, await task) for length, task in tasks]
-    tokens = sum(length + each.tokens for length, each in taken)
-    found.throughput = tokens / (time.perf_counter() - started)
-    found.load_first = [each.first for length, each in taken if length == plan.load_lengths[0]]
-    _note_energy(found, "load", before, tokens)
+    several, lengths, vocabulary = "," in worker.tier, plan.tiers_lengths, int(found.own["vocabulary"])
+    requests = [
+        # Every tier gets every length.
+        Request(
+            TIERS[number % len(TIERS)],
+            prompt_of(lengths[number // len(TIERS) % len(lengths)], vocabulary, 2000 + number),
+            TIERS[number % len(TIERS)] if several else None,
+        )
+        for number in range(plan.tiers_load)
+    ]
+    before = energy_joules()
+    load = await arrive(worker, requests, plan.tiers_rate, plan.new)
+    found.tiers_throughput, found.tiers_first = load.tokens / load.seconds, {tier: load.first(tier) for tier in TIERS}
+    _note_energy(found, "load of three tiers", before, load.tokens)
 
 
 def _note_energy(found: Measured, name: str, before: float | None, tokens: int) -> None:

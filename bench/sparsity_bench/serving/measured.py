@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparsity.v1 import worker_pb2
+from sparsity.v1 import inference_pb2, worker_pb2
 
-from sparsity_bench.serving.repeats import Repeats
+from sparsity_bench.serving.loads.repeats import Repeats
 
 _SUFFIX = ".measured.json"
 
@@ -34,7 +34,9 @@ class Measured:
         decode_density: by batch.
         throughput: tokens a second of prompts and answers under the mixed load; None before it ran.
         load_first: seconds to the first token of its short requests.
-        joules: energy of a thousand tokens of a prompt, by its length, and of the load, by `load`.
+        tiers_throughput: the same under the load of three tiers.
+        tiers_first: seconds to the first token of its requests, by the tier that they want.
+        joules: energy of a thousand tokens of a prompt, by its length, and of the loads, by their names.
         left_out: for want of time.
     """
 
@@ -53,6 +55,8 @@ class Measured:
     decode_density: dict[str, float] = field(default_factory=dict)
     throughput: float | None = None
     load_first: list[float] = field(default_factory=list)
+    tiers_throughput: float | None = None
+    tiers_first: dict[str, list[float]] = field(default_factory=dict)
     joules: dict[str, float] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
@@ -75,12 +79,15 @@ def read_all(folder: Path) -> dict[str, Measured]:
     return found
 
 
-def described(own: worker_pb2.GetCapabilitiesResponse) -> dict[str, Any]:
-    """What is kept of a worker's capabilities."""
+def described(own: worker_pb2.GetCapabilitiesResponse, tier: str | None = None) -> dict[str, Any]:
+    """What is kept of a worker's capabilities, of one of its tiers."""
     engine = own.engine
+    told: worker_pb2.GetCapabilitiesResponse | worker_pb2.TierCapabilities = own
+    if tier is not None:
+        told = next(each for each in own.tiers if each.tier == inference_pb2.Tier.Value(f"TIER_{tier.upper()}"))
     return {
         "backend": own.backend, "kernels": engine.kernels, "cuda_graphs": engine.cuda_graphs,
-        "sparse_calls": own.proof.sparse_kernel_calls, "calls": own.proof.kernel_calls,
+        "sparse_calls": told.proof.sparse_kernel_calls, "calls": told.proof.kernel_calls,
         "vocabulary": own.vocabulary_size, "kv_tokens": own.kv_capacity_tokens, "kv_bytes": engine.kv_bytes,
-        "summary_bytes": engine.summary_bytes, "sparse_from": own.sparse_from, "crossover": engine.crossover,
+        "summary_bytes": engine.summary_bytes, "sparse_from": told.sparse_from, "crossover": engine.crossover,
     }  # fmt: skip

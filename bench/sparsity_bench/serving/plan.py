@@ -47,6 +47,9 @@ class Plan:
         load: requests of the mixed load, of which every fifth is long; 0 for none.
         load_lengths: prompts of its short and of its long requests.
         rate: requests a second that arrive: more than the dense tier can take.
+        tiers_load: requests of the load of three tiers, a third each; 0 for none.
+        tiers_lengths: prompts of each tier's requests, in turn.
+        tiers_rate: requests a second that arrive: more than the dense tier can take.
         short: prompts that all tiers attend densely.
         answers: of these, compared among tiers.
         repeated: lengths of prompts that must be answered alike every time; none leaves that out.
@@ -67,6 +70,9 @@ class Plan:
     load: int
     load_lengths: tuple[int, int]
     rate: float
+    tiers_load: int
+    tiers_lengths: tuple[int, ...]
+    tiers_rate: float
     short: int
     answers: int
     repeated: tuple[int, ...]
@@ -101,19 +107,21 @@ REAL = Plan(
     dense_backends=("fa4", "flashinfer", "fa3", "triton"),
     prompts=(1024, 4096, 8192, 32768, 65536, 102400), repeats=3,
     decodes=(Decode(1, 32768), Decode(8, 32768), Decode(12, 32768), Decode(4, 102400)), new=128,
-    load=60, load_lengths=(1024, 32768), rate=8.0, short=1024, answers=50,
+    load=60, load_lengths=(1024, 32768), rate=8.0, tiers_load=48,
+    tiers_lengths=(1024, 4096, 16384, 65536), tiers_rate=4.0, short=1024, answers=50,
     repeated=(4097, 4160, 4161, 16385, 16448, 16449), interrupted=49_217, seconds=400.0,
     sparsity={"moderate": Sparsity(0.08, 4096, 8192), "aggressive": Sparsity(0.04, 2048, 8192)},
 )  # fmt: skip
 QUICK = replace(
-    REAL, prompts=(1024, 8192, 32768, 102400), decodes=(Decode(1, 32768), Decode(8, 32768)), load=30, answers=20,
-    repeated=(4097, 4161, 16449), seconds=110.0,
+    REAL, prompts=(1024, 8192, 32768, 102400), decodes=(Decode(1, 32768), Decode(8, 32768)), load=30, tiers_load=24,
+    answers=20, repeated=(4097, 4161, 16449), seconds=110.0,
 )  # fmt: skip
 DRY = replace(
     REAL, name="tiny", config=TINY, device="cpu", dense_backends=(), prompts=(128, 700), repeats=2,
     options=("--load-format", "dummy", "--dtype", "float32", "--threads", "1", "--max-total-tokens", "8192",
              "--chunked-prefill-tokens", "512"),
-    decodes=(Decode(1, 512), Decode(2, 512)), new=8, load=6, load_lengths=(64, 512), rate=20.0, short=100, answers=10,
+    decodes=(Decode(1, 512), Decode(2, 512)), new=8, load=6, load_lengths=(64, 512), rate=20.0,
+    tiers_load=6, tiers_lengths=(64, 512), tiers_rate=20.0, short=100, answers=10,
     repeated=(257, 320, 321), interrupted=1601,
     sparsity={"moderate": Sparsity(0.2, 256, 256), "aggressive": Sparsity(0.1, 192, 256)},
 )  # fmt: skip

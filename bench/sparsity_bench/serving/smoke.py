@@ -21,8 +21,8 @@ from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_worker.config import TIERS
 
-from sparsity_bench.serving import repeats, soak
 from sparsity_bench.serving.baseline import starts
+from sparsity_bench.serving.loads import repeats, soak
 from sparsity_bench.serving.plan import DRY, REAL, Plan
 from sparsity_bench.serving.shapes import write_model
 from sparsity_bench.serving.worker import Worker, prompt_of

@@ -10,10 +10,10 @@ from typing import Final
 from sparsity_serving.benchmark import Row, against, judged, percentile
 from sparsity_worker.keys import BACKEND, DENSE_BACKEND
 
-from sparsity_bench.serving.baseline import OURS, UNACCOUNTED, VARIANTS
+from sparsity_bench.serving.baseline import OURS, SHARED, UNACCOUNTED, VARIANTS
+from sparsity_bench.serving.loads.repeats import Repeats
 from sparsity_bench.serving.measured import Measured
 from sparsity_bench.serving.plan import Plan
-from sparsity_bench.serving.repeats import Repeats
 
 # Times dense: to the first token by prompt length, a token by batch, and throughput; elsewhere never slower.
 _FIRST: Mapping[str, Mapping[int, float]] = {
@@ -23,6 +23,9 @@ _FIRST: Mapping[str, Mapping[int, float]] = {
 _PER_TOKEN: Mapping[str, Mapping[str, float]] = {"aggressive": {"8 x 32768": 1.7, "12 x 32768": 1.9, "4 x 102400": 2.0}}
 _THROUGHPUT: Mapping[str, float] = {"aggressive": 1.4}
 _NEVER_SLOWER: Final = 0.98
+# Of one worker of all tiers, under a load of all: throughput and time to the first token; the latter of dense requests.
+_SHARED: Final = 1.3
+_SHARED_DENSE: Final = 1 / 1.05
 _START: Final = 1.2
 _ACCOUNTS: Final = 0.01
 # One wrong first token of ten: made-up weights leave near ties, and tiers may round differently.
@@ -37,10 +40,12 @@ def faults(found: Mapping[str, Measured]) -> list[str]:
     for tier, measured in found.items():
         if tier == "dense":
             continue
-        own, sparse = measured.own, tier != OURS
+        own, sparse = measured.own, tier not in (OURS, f"{SHARED}-dense")
         if any(measured.head.get(key) != found["dense"].head.get(key) for key in ("device", "versions")):
             wrong.append(f"{tier}: was measured on another device, or with other versions, than the dense tier")
-        if own["backend"] != (BACKEND if sparse else DENSE_BACKEND) or (sparse and not own["sparse_calls"]):
+        if tier == SHARED:
+            continue
+        if own["backend"] != (DENSE_BACKEND if tier == OURS else BACKEND) or (sparse and not own["sparse_calls"]):
             wrong.append(f"{tier}: the backend {own['backend']} proved nothing at start")
         if tier == UNACCOUNTED:
             continue
@@ -63,21 +68,25 @@ def rows(found: Mapping[str, Measured], plan: Plan) -> Iterator[Row]:
         if tier == UNACCOUNTED:
             yield from _accounts(own, found.get(VARIANTS[tier].tier), plan)
             continue
+        goals = tier.removeprefix(f"{SHARED}-")
         for length, times in own.first.items():
             shape = f"{plan.name}, {length} tokens, density {own.density[length]:.3f}"
             row = Row(f"{tier}: time to first token", shape, statistics.median(times), "s")
-            goal = _FIRST.get(tier, {}).get(length, _NEVER_SLOWER)
+            goal = _FIRST.get(goals, {}).get(length, _NEVER_SLOWER)
             yield row if own is dense else _beside(row, baseline, dense.first.get(length), goal)
         for batch, times in own.per_token.items():
             shape = f"{plan.name}, {batch} tokens, density {own.decode_density[batch]:.3f}"
             row = Row(f"{tier}: time per output token", shape, statistics.median(times), "s")
-            goal = _PER_TOKEN.get(tier, {}).get(batch, _NEVER_SLOWER)
+            goal = _PER_TOKEN.get(goals, {}).get(batch, _NEVER_SLOWER)
             yield row if own is dense else _beside(row, baseline, dense.per_token.get(batch), goal)
         yield from _load(tier, own, dense, plan, baseline)
+        yield from _load_of_tiers(tier, own, dense, plan, baseline)
         for name, joules in own.joules.items():
-            shape = f"{plan.name}, mixed load" if name == "load" else f"{plan.name}, prompts of {name} tokens"
+            shape = f"{plan.name}, prompts of {name} tokens" if name.isdecimal() else f"{plan.name}, mixed {name}"
             row = Row(f"{tier}: energy of a thousand tokens", shape, joules, "J")
             yield row if own is dense or name not in dense.joules else against(row, baseline, dense.joules[name])
+        if tier.startswith(f"{SHARED}-"):
+            continue
         row = Row(f"{tier}: start to serving", f"{plan.name}, made-up weights, kernels compiled", own.start, "s")
         if own is not dense and dense.start:
             row = judged(
@@ -138,6 +147,33 @@ def _load(tier: str, own: Measured, dense: Measured, plan: Plan, baseline: str) 
         yield (
             row if own is dense or not dense.load_first else against(row, baseline, percentile(dense.load_first, share))
         )
+
+
+def _load_of_tiers(tier: str, own: Measured, dense: Measured, plan: Plan, baseline: str) -> Iterator[Row]:
+    """One worker of all tiers, and the dense one under the same requests."""
+    if own.tiers_throughput is None:
+        return
+    lengths = ", ".join(map(str, plan.tiers_lengths))
+    load = f"{plan.tiers_load} requests, a third a tier, of {lengths} tokens, {plan.tiers_rate:g} a second"
+    row = Row(f"{tier}: throughput of a load of three tiers", load, own.tiers_throughput, "tokens/s")
+    if own is not dense and dense.tiers_throughput:
+        times, goal = own.tiers_throughput / dense.tiers_throughput, _SHARED if tier == SHARED else _NEVER_SLOWER
+        row = replace(row, baseline=baseline, baseline_value=dense.tiers_throughput, ratio=times)
+        row = judged(row, f">= {goal:g} times", met=times >= goal)
+    yield row
+    goals = {"": _SHARED, "dense": _SHARED_DENSE}
+    for kind in ("", *own.tiers_first):
+        name = f"{tier}: time to first token of {kind or 'all'} requests, median"
+        row, beside = Row(name, load, statistics.median(_of_kind(own, kind)), "s"), _of_kind(dense, kind)
+        if own is not dense and beside:
+            row = against(row, baseline, statistics.median(beside))
+            if tier == SHARED and kind in goals and row.ratio is not None:
+                row = judged(row, f">= {goals[kind]:.2f} times", met=row.ratio >= goals[kind])
+        yield row
+
+
+def _of_kind(own: Measured, kind: str) -> list[float]:
+    return own.tiers_first.get(kind, []) if kind else [each for times in own.tiers_first.values() for each in times]
 
 
 def _beside(row: Row, baseline: str, dense: list[float] | None, goal: float) -> Row:

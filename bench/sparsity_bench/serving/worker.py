@@ -82,6 +82,8 @@ class Worker:
             "--model", str(model), "--listen", self.address, "--measured-share", "0", *options,
         ]  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
+        self.at: str | None = None
+        """The tier that requests are sent at which name none; the worker's densest without it."""
         self.started = 0.0
         self._told_at_start = 0
         self._channel: grpc.aio.Channel | None = None
@@ -162,7 +164,9 @@ class Worker:
         started, first = time.perf_counter(), 0.0
         tokens: list[int] = []
         report = inference_pb2.SparsityReport()
-        async for message in self._stub.Generate(_request(prompt, new, salt, sampling, tier), timeout=_ANSWER_SECONDS):
+        async for message in self._stub.Generate(
+            _request(prompt, new, salt, sampling, tier or self.at), timeout=_ANSWER_SECONDS
+        ):
             answer = message.response
             if answer.token_ids and not first:
                 first = time.perf_counter() - started
@@ -173,7 +177,7 @@ class Worker:
 
     async def ask_and_leave(self, prompt: Sequence[int], seconds: float, salt: str) -> None:
         """One request that is cancelled after ``seconds``."""
-        call = self._stub.Generate(_request(prompt, 8, salt), timeout=_ANSWER_SECONDS)
+        call = self._stub.Generate(_request(prompt, 8, salt, tier=self.at), timeout=_ANSWER_SECONDS)
         await asyncio.sleep(seconds)
         call.cancel()
 
