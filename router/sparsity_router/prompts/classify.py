@@ -143,7 +143,7 @@ class Classifier:
 
     async def locate(self, request: inference_pb2.GenerateRequest, snapshot: Snapshot) -> list[Match]:
         """Where in a request's text the scan finds something."""
-        return await asyncio.to_thread(located, request, snapshot, self._tokenizer)
+        return await off_loop(OnLoop.TOKENIZER, request.ByteSize(), located, request, snapshot, self._tokenizer)
 
     async def _detect(self, scanned: Scanned, context: inference_pb2.RequestContext, snapshot: Snapshot) -> Detection:
         """What the semantic classifier makes of a prompt whose domain it could change."""

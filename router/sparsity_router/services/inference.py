@@ -32,7 +32,7 @@ from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.observing.account import Account
 from sparsity_router.observing.observer import EndedRequest, Observer
 from sparsity_router.observing.spans import conclude, describe
-from sparsity_router.prompts.classify import Classifier
+from sparsity_router.prompts.classify import Classifier, OnLoop, off_loop
 from sparsity_router.relaying.placing import Tried
 from sparsity_router.relaying.relay import Relayed, relay
 from sparsity_router.relaying.shadow import Shadow
@@ -227,7 +227,7 @@ class InferenceService:
                     detail=step.detail,
                     tier=step.tier.value,
                 )
-            response.findings.extend(await asyncio.to_thread(_findings, decided))
+            response.findings.extend(await off_loop(OnLoop.TOKENIZER, len(decided.words), _findings, decided))
             return response
 
     async def ReportOutcome(
