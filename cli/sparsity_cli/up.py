@@ -26,6 +26,13 @@ def up(
         Path | None,
         typer.Option(help="Model folder; the default model is fetched without it. Echoes take its tokenizer."),
     ] = None,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name or .yaml path of a sparse tier's profile; repeat for both. Shipped ones without it: learned"
+            " from the default model, generic for others."
+        ),
+    ] = None,
     redis_url: Annotated[
         str | None, typer.Option(help="External policy store, as a router takes it; embedded Valkey without it.")
     ] = None,
@@ -63,6 +70,7 @@ def up(
             model,
             whole_url(redis_url, redis_ca, redis_cert, redis_key) if redis_url else None,
             band_set,
+            tuple(profile or ()),
             policy_ttl=policy_ttl,
             access=access,
             http="" if http == HTTP_OFF else http,

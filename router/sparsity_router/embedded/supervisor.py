@@ -23,6 +23,7 @@ from sparsity_serving.telemetry import sends_traces
 
 from sparsity_router.embedded.child import Child
 from sparsity_router.embedded.default_model import default_model, echo_model
+from sparsity_router.embedded.profiles import profiles_by_tier
 from sparsity_router.embedded.restarts import PROGRESS_SECONDS, Restarts
 from sparsity_router.embedded.state import Process, Running
 from sparsity_router.embedded.store import EmbeddedStore
@@ -31,7 +32,6 @@ from sparsity_router.embedded.traces import FILE_NAME, TraceReceiver
 
 TIERS = tuple(tier.word for tier in Tier)
 DENSE = Tier.DENSE.word
-PROFILE = "smollm2-135m"
 _READY_TIMEOUT = 600.0
 _DRAIN_SECONDS = 10.0
 Say = Callable[[str], None]
@@ -47,7 +47,7 @@ class UpConfig:
         model: model folder; None fetches the default model.
         redis_url: external policy store; None starts an embedded Valkey.
         band_set: shipped policies to seed.
-        profile: prefix of the profiles of the sparse tiers.
+        profiles: of the sparse tiers, by name or .yaml path; those without one get a shipped one.
         policy_ttl: seconds until policies are stale.
         access: file of who may call what; None lets everybody call all.
         http: address of OpenAI's HTTP endpoints; empty serves none.
@@ -63,7 +63,7 @@ class UpConfig:
     model: Path | None = None
     redis_url: str | None = field(default=None, repr=False)
     band_set: str = "small-context"
-    profile: str = PROFILE
+    profiles: tuple[str, ...] = ()
     policy_ttl: float = 300.0
     access: Path | None = None
     http: str = ""
@@ -160,6 +160,7 @@ class Supervisor:
 
     def _start_children(self, model: Path, url: str) -> None:
         logs, key = self._config.state / "logs", self._lease_key()
+        profiles = profiles_by_tier(self._config.profiles, other_model=self._config.model is not None)
         engine = self._config.engine
         for place, (name, tiers) in enumerate(self._config.workers.items(), 1):
             address = f"127.0.0.1:{free_port()}"
@@ -167,7 +168,7 @@ class Supervisor:
             arguments += ["--model", str(model), "--listen", address, "--lease-key-file", str(key)]
             for tier in tiers:
                 if tier != DENSE and engine != ECHO:
-                    arguments += ["--profile", f"{self._config.profile}-{tier}"]
+                    arguments += ["--profile", profiles[tier]]
             arguments += self._metrics_arguments(place)
             self._workers[name] = Child(name, arguments, address, logs / f"{name}.log")
         arguments = ["-m", "sparsity_router", "--model", str(model), "--engine", engine]

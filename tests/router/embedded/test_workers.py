@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from sparsity_router.embedded.child import Child
+from sparsity_router.embedded.profiles import profiles_by_tier
 from sparsity_router.embedded.state import Running, read_running
 from sparsity_router.embedded.supervisor import Supervisor, UpConfig
+from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving.engines import ECHO
 
 EVERY = "dense,moderate,aggressive"
@@ -41,6 +44,14 @@ def started(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: object) ->
                 "worker-aggressive": (["aggressive"], [AGGRESSIVE]),
             },
         ),
+        (
+            {"model": Path("other")},
+            {"worker-shared": ([EVERY], ["generic-moderate", "generic-aggressive"])},
+        ),
+        (
+            {"profiles": ("dsa-aggressive",)},
+            {"worker-shared": ([EVERY], [MODERATE, "dsa-aggressive"])},
+        ),
         ({"engine": ECHO}, {"echo-shared": ([EVERY], [])}),
         ({"engine": ECHO, "pools": True}, {f"echo-{tier}": ([tier], []) for tier in EVERY.split(",")}),
     ],
@@ -58,6 +69,29 @@ def test_workers_get_their_tiers_and_the_router_all_of_them(
     assert after(router.arguments, "--worker") == [child.address for child in children]
     ports = [after(child.arguments, "--metrics-listen") for child in (router, *children)]
     assert ports == [[f"127.0.0.1:{9000 + place}"] for place in range(len(children) + 1)]
+
+
+@pytest.mark.parametrize(
+    ("profiles", "words"),
+    [
+        (("dsa",), "dsa: its tier must be moderate or aggressive, not 'dsa'"),
+        (("absent.yaml",), "absent.yaml: cannot be read"),
+        (("generic-moderate", MODERATE), "generic-moderate and smollm2-135m-moderate are both of the moderate tier"),
+    ],
+)
+def test_a_profile_of_no_tier_or_of_anothers_is_refused(profiles: tuple[str, ...], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(words)):
+        profiles_by_tier(profiles, other_model=False)
+
+
+def test_a_profile_by_its_path_is_of_the_tier_that_it_says(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("{tier: aggressive}")
+    found = profiles_by_tier((str(path),), other_model=True)
+    assert found == {"moderate": "generic-moderate", "aggressive": str(path)}
+    path.write_text("[]")
+    with pytest.raises(ConfigurationError, match="not None"):
+        profiles_by_tier((str(path),), other_model=True)
 
 
 def test_the_note_has_a_worker_for_each_tier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
