@@ -40,7 +40,7 @@ class _WorkerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WorkerSta
     WORKER_STATE_BROKEN: _WorkerState.ValueType  # 5
     """Its circuit breaker is open."""
     WORKER_STATE_UNPROVEN: _WorkerState.ValueType  # 6
-    """Sparse, and does not show that its kernels ran."""
+    """Does not show, of one of its tiers, that its kernels attend as that tier promises."""
     WORKER_STATE_INCOMPATIBLE: _WorkerState.ValueType  # 7
     """Of another tokenizer, or of no tier."""
 
@@ -59,7 +59,7 @@ WORKER_STATE_FULL: WorkerState.ValueType  # 4
 WORKER_STATE_BROKEN: WorkerState.ValueType  # 5
 """Its circuit breaker is open."""
 WORKER_STATE_UNPROVEN: WorkerState.ValueType  # 6
-"""Sparse, and does not show that its kernels ran."""
+"""Does not show, of one of its tiers, that its kernels attend as that tier promises."""
 WORKER_STATE_INCOMPATIBLE: WorkerState.ValueType  # 7
 """Of another tokenizer, or of no tier."""
 Global___WorkerState: _TypeAlias = WorkerState  # noqa: Y015
