@@ -21,7 +21,7 @@ _tracer = trace.get_tracer("sparsity.router")
 
 
 class OvertakenError(Exception):
-    """Policy took the tier from a request just before its worker was asked, or the worker serves and proves it no more."""
+    """Policy took the tier from a request just before its worker was asked, or the worker no longer proves it."""
 
 
 async def dispatch(
@@ -45,13 +45,13 @@ async def dispatch(
         allows: whether policy still gives the request the tier; asked when nothing is left to wait for.
 
     Raises:
-        OvertakenError: when it does not, or the worker has come back without the tier or its proof since it was picked.
+        OvertakenError: when it does not, or the worker came back without the tier, or its proof, since it was picked.
         grpc.aio.AioRpcError: as the worker answers; INTERNAL where it says nothing for too long.
     """
     if not allows(tier):
         raise OvertakenError(f"{worker.name} was not asked: policy gives {tier.word} no more")
     if tier not in worker.trusted:
-        raise OvertakenError(f"{worker.name} was not asked: it serves {tier.word} no more, or proves it no more")
+        raise OvertakenError(f"{worker.name} was not asked: it no longer serves and proves {tier.word}")
     own = worker_pb2.WorkerServiceGenerateRequest()
     own.CopyFrom(request)
     own.request_id = f"{request.request_id}.{attempt}"
