@@ -82,8 +82,9 @@ class Layer:
         """Attention of the last ``new`` tokens of a prompt, whose keys begin at a token of the cache."""
         slots = first + torch.arange(length, device=self.keys.device, dtype=torch.int32)[None]
         attention, ledger = self._attention(slots)
-        attention.prepare(Spans([_RID], [0], [length], [new], [Prompt(length if sparse else 0)]), False)
-        return Pass(attention, ledger, self.queries(new), self, PREFILL)
+        spans = Spans([_RID], [0], [length], [new], [Prompt(length if sparse else 0)])
+        attention.prepare(spans, False)
+        return Pass(attention, ledger, self.queries(new), self, PREFILL, spans)
 
     def decode(self, batch: int, length: int, *, sparse: bool) -> Pass:
         """Attention of one more token of each of ``batch`` sequences, prepared as for a CUDA graph."""
@@ -119,6 +120,7 @@ class Pass:
         queries: ``[rows, Hq, D]``.
         layer: whose keys they attend.
         phase: `PREFILL` or `DECODE`.
+        spans: of prefill, what it was told of.
     """
 
     attention: TritonAttention
@@ -126,6 +128,7 @@ class Pass:
     queries: torch.Tensor
     layer: Layer
     phase: int
+    spans: Spans | None = None
 
     def __call__(self) -> torch.Tensor:
         """Attends it."""
@@ -133,6 +136,9 @@ class Pass:
 
     def density(self) -> float:
         """Attends it for the last time; the share of the pairs that were attended."""
+        if self.spans is not None:
+            # What earlier passes noted adds up until a batch begins.
+            self.attention.prepare(self.spans, False)
         self()
         self.attention.book()
         account = Account.unpack(self.ledger.pack(_RID))
