@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import grpc
 import openai
 import pytest
+from sparsity.v1 import inference_pb2
 from sparsity_router.gateway import app
 from sparsity_router.gateway.refusals import http_status, refusal
+from sparsity_router.prompts.chats.chat import read_chat
 from sparsity_rpc import errors
 from sparsity_serving.access.access import key_digest
 from support.fake_worker import FakeWorker, fail, hang
@@ -113,7 +116,11 @@ async def test_mistakes_are_told_by_the_name_that_their_caller_gave(door: HttpDo
             "",
         ),
         ({"messages": [*HI, called("b c")]}, "messages[1].tool_calls[0].function.name", "is no name"),
-        ({"messages": [*HI, called("b", "{")]}, "messages[1].tool_calls[0].function.arguments", "is no JSON"),
+        (
+            {"messages": [*HI, called("b", '{"a":' * 33 + "1" + "}" * 33)]},
+            "messages[1].tool_calls[0].function.arguments",
+            "32 deep",
+        ),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type", "text"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "no user"),
         ({"messages": [{"role": "user", "content": "x"}] * 10_001}, "messages", "are 10001"),
@@ -198,6 +205,18 @@ async def test_an_answer_bears_its_callers_id_or_the_decisions(door: HttpDoor) -
     for fields, status in (({}, 200), ({"stream": True}, 200), ({"n": 2}, 400)):
         told = await door.chat(headers={"x-request-id": "mine"}, **fields)
         assert (told.status_code, told.headers["x-request-id"]) == (status, "mine")
+
+
+async def test_a_call_that_was_cut_off_is_sent_back(door: HttpDoor) -> None:
+    for cut in ('{"city": "Bo', "[1]"):
+        messages = [*HI, called("weather", cut), {"role": "tool", "tool_call_id": "1", "content": "x"}, *HI]
+        assert (await door.chat(messages=messages)).status_code == 200
+        assert json.dumps(cut) in door.workers[0].received[-1].text.text
+    # What it says is scanned all the same.
+    asked = inference_pb2.GenerateRequest()
+    turn = asked.chat.messages.add(role="assistant")
+    turn.tool_calls.add(id="1", name="weather", arguments='{"city": "secret wo')
+    assert '{"city": "secret wo' in list(read_chat(asked).written())
 
 
 async def test_what_asks_for_nothing_is_taken(door: HttpDoor) -> None:
