@@ -24,6 +24,8 @@ _DETAILS: Final = "grpc-status-details-bin"
 _NEVER_SENT: Final = ("failed to connect to all addresses", "DNS resolution failed")
 # Of a message and of its details each: gRPC refuses 16 KiB of metadata, and may refuse 8.
 _MOST_BYTES: Final = 2048
+MOST_VALUE: Final = _MOST_BYTES // 8
+"""Bytes of a value in an error's metadata."""
 
 
 def _kinds(base: type[SparsityError]) -> Iterator[type[SparsityError]]:
@@ -41,7 +43,7 @@ for _kind in SparsityError.__subclasses__():
 
 def to_status(error: SparsityError) -> status_pb2.Status:
     """The rich status of an error: its kind and metadata, BadRequest for invalid fields, RetryInfo for overload."""
-    status = status_pb2.Status(code=error.code.value[0], message=_cut(str(error)))
+    status = status_pb2.Status(code=error.code.value[0], message=cut(str(error)))
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=_DOMAIN)
     if isinstance(error, InvalidRequestError):
         status.details.append(_packed(_bad_request(error)))
@@ -51,7 +53,7 @@ def to_status(error: SparsityError) -> status_pb2.Status:
         status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
         info.metadata[_RETRY_DELAY] = delay.ToJsonString()
     for name, value in error.metadata.items():
-        info.metadata[name] = _cut(value, _MOST_BYTES // 8)
+        info.metadata[name] = cut(value, MOST_VALUE)
     status.details.append(_packed(info))
     return status
 
@@ -63,12 +65,12 @@ def _bad_request(error: InvalidRequestError) -> error_details_pb2.BadRequest:
         if bad.ByteSize() > _MOST_BYTES // 2:
             bad.field_violations.add(field="request", description=f"and {len(error.violations) - number} more mistakes")
             break
-        bad.field_violations.add(field=_cut(field, _MOST_BYTES // 4), description=_cut(problem, _MOST_BYTES // 4))
+        bad.field_violations.add(field=cut(field, _MOST_BYTES // 4), description=cut(problem, _MOST_BYTES // 4))
     return bad
 
 
-def _cut(text: str, most: int = _MOST_BYTES) -> str:
-    """The text, or as much of it as fits into so many bytes."""
+def cut(text: str, most: int = _MOST_BYTES) -> str:
+    """The text, or as much of it as fits into so many bytes; half of a surrogate pair is written out."""
     data = text.encode("utf-8", "backslashreplace")
     return data.decode() if len(data) <= most else f"{data[: most - 3].decode('utf-8', 'ignore')}..."
 

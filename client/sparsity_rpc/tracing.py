@@ -8,11 +8,25 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Any
+from typing import Any, Final
 
 import grpc
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
+
+MOST_CHARACTERS: Final = 512
+"""Of a value that goes on: as much of `tracestate` as whoever passes it on should take (W3C trace context, 3.3.1.5)."""
+BAGGAGE: Final = "baggage"
+"""What an application tells its own services (W3C baggage): none of ours reads it, and it goes to none."""
+
+
+def passed_on(name: str, value: str) -> bool:
+    """Whether a service tells the next what its caller told it of the trace.
+
+    gRPC's servers refuse a call of 16 KiB of metadata as one that is too much for them: callers could make every worker
+    look full.
+    """
+    return name != BAGGAGE and len(value) <= MOST_CHARACTERS
 
 
 def outgoing() -> tuple[tuple[str, str], ...]:
@@ -21,7 +35,7 @@ def outgoing() -> tuple[tuple[str, str], ...]:
         return ()
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
-    return tuple(carrier.items())
+    return tuple(pair for pair in carrier.items() if passed_on(*pair))
 
 
 @functools.cache

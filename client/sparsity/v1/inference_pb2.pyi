@@ -456,7 +456,7 @@ class ToolCall(_message.Message):
     name: _builtins.str
     """The tool's name."""
     arguments: _builtins.str
-    """Its arguments, a JSON object."""
+    """Its arguments, a JSON object; what is none, as where the answer was cut off, stays as it was written."""
     def __init__(
         self,
         *,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -36,7 +36,8 @@ class Form:
             return {"text": message.text}
         new: dict[str, Any] = {"reasoning_content": message.reasoning} if message.reasoning else {}
         new |= {"content": message.text} if message.text else {}
-        new |= {"tool_calls": [_call_part(call) for call in message.tool_calls]} if message.tool_calls else {}
+        # A worker puts what it has by then into one message, and OpenAI's clients join parts of different events alone.
+        new |= {"tool_calls": [_call_part(call) for call in _by_index([message])]} if message.tool_calls else {}
         return {"delta": new}
 
     def full(self, whole: inference_pb2.GenerateResponse) -> dict[str, Any]:
@@ -72,8 +73,8 @@ COMPLETION: Final = Form("cmpl-", "text_completion", "text_completion", False)
 
 
 def encoded(document: dict[str, Any]) -> bytes:
-    """JSON of a document, without spaces."""
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    """JSON of a document, without spaces; half of a surrogate pair, as in a caller's name of a field, stays escaped."""
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
 
 
 def event(document: dict[str, Any]) -> bytes:
@@ -149,13 +150,25 @@ def joined(messages: Sequence[inference_pb2.GenerateResponse]) -> inference_pb2.
     whole.reasoning = "".join(message.reasoning for message in messages)
     for message in messages:
         whole.logprobs.extend(message.logprobs)
-        for part in message.tool_calls:
-            while len(whole.tool_calls) <= part.index:
-                whole.tool_calls.add(index=len(whole.tool_calls))
-            call = whole.tool_calls[part.index]
-            call.id, call.name = call.id or part.id, call.name or part.name
-            call.arguments += part.arguments
+    whole.tool_calls.extend(_by_index(messages))
     return whole
+
+
+def _by_index(messages: Iterable[inference_pb2.GenerateResponse]) -> list[inference_pb2.ToolCallDelta]:
+    """The parts of calls in some messages, one for each call."""
+    calls: dict[int, list[inference_pb2.ToolCallDelta]] = {}
+    for message in messages:
+        for part in message.tool_calls:
+            calls.setdefault(part.index, []).append(part)
+    return [
+        inference_pb2.ToolCallDelta(
+            index=index,
+            id=next((part.id for part in parts if part.id), ""),
+            name=next((part.name for part in parts if part.name), ""),
+            arguments="".join(part.arguments for part in parts),
+        )
+        for index, parts in sorted(calls.items())
+    ]
 
 
 def finish_reason(completion: inference_pb2.Completion) -> str:

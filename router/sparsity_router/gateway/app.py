@@ -9,15 +9,23 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final, cast
 
+import grpc
 from sparsity.v1 import inference_pb2
-from sparsity_rpc.errors import CancelledError, EngineError, InvalidRequestError, NotFoundError, SparsityError
+from sparsity_rpc.errors import (
+    CancelledError,
+    EngineError,
+    InvalidRequestError,
+    NotFoundError,
+    SparsityError,
+    UnavailableError,
+)
 from sparsity_serving.server import count_error
 
 from sparsity_router.callers.admission import Callers
 from sparsity_router.gateway import answers, fields
 from sparsity_router.gateway.asking import Asked, Field, read
 from sparsity_router.gateway.body import read_json
-from sparsity_router.gateway.declared import declare, read_headers
+from sparsity_router.gateway.declared import Called, declare, read_headers
 from sparsity_router.gateway.exchange import Exchange, HttpCall, Receive, Scope, Send
 from sparsity_router.gateway.refusals import FIELD, HttpError, refusal
 from sparsity_router.services.inference import GenerateContext, InferenceService
@@ -69,6 +77,7 @@ class Gateway:
         self._model = model
         self._started = int(time.time())
         self.most = _ESCAPED * max_prompt_bytes + _BESIDE
+        self._most_ids = max_prompt_bytes // 4
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -76,16 +85,23 @@ class Gateway:
         try:
             await self._answer(exchange)
         except HttpError as error:
+            count_error(_METHOD, error.counted)
             await exchange.refuse(error.refusal)
-        except CancelledError:
-            # Who has left cannot be answered.
-            return
+        except CancelledError as error:
+            # Who has left cannot be answered; who has not did not cancel it.
+            if not exchange.is_left:
+                await self._refuse(exchange, UnavailableError(f"the request was cancelled, not by its caller: {error}"))
         except SparsityError as error:
-            count_error(_METHOD, error.code)
-            await exchange.refuse(refusal(error, exchange.trailers))
+            await self._refuse(exchange, error)
         except Exception:
             log.exception("a request failed")
+            count_error(_METHOD, grpc.StatusCode.UNKNOWN)
             await exchange.refuse(refusal(EngineError("the router failed on this request; its log says how")))
+
+    @staticmethod
+    async def _refuse(exchange: Exchange, error: SparsityError) -> None:
+        count_error(_METHOD, error.code)
+        await exchange.refuse(refusal(error, exchange.trailers))
 
     async def _answer(self, exchange: Exchange) -> None:
         path = exchange.path
@@ -114,15 +130,7 @@ class Gateway:
         exchange.call = call
         # Before anything of a stranger's is read.
         self._checked(call)
-        asked = Asked()
-        document = await read_json(exchange, self.most)
-        read(endpoint.fields, document, asked)
-        declare(asked, called)
-        for name in endpoint.needed:
-            if document.get(name) is None:
-                raise InvalidRequestError.of(name, "is missing")
-        self._must_be_served(asked.model)
-        asked.message.model = asked.model
+        asked = await self._asked(exchange, endpoint, called)
         try:
             async with exchange.while_wanted(call):
                 if asked.stream:
@@ -135,6 +143,19 @@ class Gateway:
             await exchange.end()
         else:
             await exchange.answer(whole)
+
+    async def _asked(self, exchange: Exchange, endpoint: Endpoint, called: Called) -> Asked:
+        """The request; what its body was parsed into takes ten times its bytes, and ends here."""
+        asked = Asked(most_ids=self._most_ids)
+        document = await read_json(exchange, self.most)
+        read(endpoint.fields, document, asked)
+        declare(asked, called)
+        for name in endpoint.needed:
+            if document.get(name) is None:
+                raise InvalidRequestError.of(name, "is missing")
+        self._must_be_served(asked.model)
+        asked.message.model = asked.model
+        return asked
 
     def _checked(self, call: HttpCall) -> str:
         return self._callers.check(cast(GenerateContext, call), None)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import InvalidRequestError, Violation
+
+# Told at once: more help nobody.
+_MOST_VIOLATIONS: Final = 20
 
 
 @dataclass(slots=True)
@@ -22,6 +25,7 @@ class Asked:
         usage: whether a stream ends with its token counts.
         names: what the caller calls a field, by its path in the contract.
         metadata: pairs that are read beside the headers.
+        most_ids: token ids that a prompt may have.
     """
 
     message: inference_pb2.GenerateRequest = field(default_factory=inference_pb2.GenerateRequest)
@@ -30,6 +34,7 @@ class Asked:
     usage: bool = False
     names: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    most_ids: int = 2**20
 
     def called(self, path: str) -> str:
         """A path of the contract, or of a part of it, as the caller knows it."""
@@ -99,10 +104,13 @@ def read(fields: dict[str, Field], document: dict[str, Any], asked: Asked, prefi
         prefix: of the object within the whole, such as `messages[0].`.
 
     Raises:
-        InvalidRequestError: with one violation a field.
+        InvalidRequestError: with one violation a field, of the first 20.
     """
     violations: list[Violation] = []
     for name, value in document.items():
+        if len(violations) >= _MOST_VIOLATIONS:
+            violations.append(Violation(prefix.rstrip(".") or "body", "is not read any further after these mistakes"))
+            break
         shown, field = prefix + name, fields.get(name)
         if value is None or (field is not None and field.use is Use.IGNORED):
             continue

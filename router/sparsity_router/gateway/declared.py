@@ -12,12 +12,17 @@ from typing import Final, NamedTuple
 from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import InvalidRequestError
 from sparsity_rpc.tiers import Tier
+from sparsity_rpc.tracing import passed_on
 
 from sparsity_router.gateway.asking import Asked
 
 PREFIX: Final = "x-sparsity-"
 TIMEOUT: Final = f"{PREFIX}timeout"
+REQUEST_ID: Final = "x-request-id"
 LABEL: Final = "labels."
+# Nothing else of a caller's reaches the pipeline, whose names for what routers tell each other are among the rest.
+_KEY: Final = "authorization"
+_TRACE: Final = ("traceparent", "tracestate")
 _LONGEST_SECONDS = 86_400.0
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -75,7 +80,7 @@ class Called(NamedTuple):
     """A call's headers, as the pipeline takes them.
 
     Attributes:
-        metadata: of the call.
+        metadata: the key and the trace, as far as they go on.
         declared: values by the names of declarations.
         seconds: until the caller gives up; None without a deadline.
         label: of the caller's choice, for traces and the request log.
@@ -94,23 +99,24 @@ def read_headers(headers: Headers) -> Called:
         InvalidRequestError: for a header of ours that is not known, that is there twice, or that is no text.
     """
     names = {Declaration.header(name): name for name in DECLARATIONS}
-    declared, seconds, label, metadata = {}, None, "", {}
+    declared, seconds, label, metadata, once = {}, None, "", {}, set()
     for raw, value in headers:
         name = raw.decode("latin-1")
         ours = name.startswith(PREFIX)
-        if (ours or name == "authorization") and name in metadata:
-            raise InvalidRequestError.of(name, "is there twice")
-        if name.startswith("sparsity-"):
-            # What routers and their clients tell each other.
-            continue
+        if ours or name == _KEY:
+            if name in once:
+                raise InvalidRequestError.of(name, "is there twice")
+            once.add(name)
         try:
-            metadata[name] = text = value.decode("utf-8" if ours else "latin-1").strip()
+            text = value.decode("utf-8" if ours else "latin-1").strip()
         except UnicodeDecodeError as error:
             raise InvalidRequestError.of(name, "is no UTF-8 text") from error
         if name == TIMEOUT:
             seconds = _seconds(text)
-        elif name == "x-request-id":
+        elif name == REQUEST_ID:
             label = text
+        elif name == _KEY or (name in _TRACE and passed_on(name, text)):
+            metadata[name] = text
         elif ours:
             if name not in names:
                 known = ", ".join((*names, TIMEOUT))
@@ -153,7 +159,7 @@ def declare(asked: Asked, called: Called) -> None:
             _put(asked, key, value, Declaration.header(key))
     if called.label:
         asked.message.request_id = called.label
-        asked.names["request_id"] = "x-request-id"
+        asked.names["request_id"] = REQUEST_ID
 
 
 def _put(asked: Asked, key: str, value: str, name: str) -> None:

@@ -10,8 +10,10 @@ from typing import Any, Final
 
 from sparsity_rpc.channels import DECISION_ID, REASON, TIER
 from sparsity_rpc.errors import CancelledError, DeadlineError
+from sparsity_serving.bounds import MAX_NAME
 
 from sparsity_router.gateway.answers import encoded, event
+from sparsity_router.gateway.declared import REQUEST_ID
 from sparsity_router.gateway.refusals import HttpError, Refusal
 
 Scope = MutableMapping[str, Any]
@@ -26,6 +28,7 @@ _EVENTS: Final = (
     # nginx, and what is built on it, would keep tokens back.
     (b"x-accel-buffering", b"no"),
 )
+_NAMED: Final = REQUEST_ID.encode()
 _LINGER_SECONDS: Final = 5.0
 
 
@@ -81,6 +84,7 @@ class Exchange:
     Attributes:
         call: as the pipeline sees it; None until its headers were read.
         is_read: whether the body has come, all of it.
+        is_left: whether the caller is seen to have gone away.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,6 +94,7 @@ class Exchange:
         self._has_begun = False
         self.call: HttpCall | None = None
         self.is_read = False
+        self.is_left = False
 
     @property
     def path(self) -> str:
@@ -130,6 +135,7 @@ class Exchange:
         """
         message = await self._receive()
         if message["type"] != "http.request":
+            self.is_left = True
             raise CancelledError("the caller left before its request was whole")
         self.is_read = not message.get("more_body", False)
         return message.get("body", b""), not self.is_read
@@ -142,14 +148,13 @@ class Exchange:
             CancelledError: when the caller went away.
             DeadlineError: when its deadline passed.
         """
-        own, gone = asyncio.current_task(), False
+        own = asyncio.current_task()
         assert own is not None, "an answer is given by a task"
 
         async def watch() -> None:
-            nonlocal gone
             while (await self._receive())["type"] != "http.disconnect":
                 pass
-            gone = True
+            self.is_left = True
             own.cancel()
 
         watching, limit = asyncio.create_task(watch()), asyncio.timeout(call.time_remaining())
@@ -157,7 +162,7 @@ class Exchange:
             async with limit:
                 yield
         except asyncio.CancelledError as error:
-            if gone and own.uncancel() == 0:
+            if self.is_left and own.uncancel() == 0:
                 raise CancelledError("the caller left") from error
             raise
         except TimeoutError as error:
@@ -201,7 +206,10 @@ class Exchange:
     async def _begin(self, status: int, headers: Headers) -> None:
         self._has_begun = True
         told = [(_TOLD[name], value.lower().encode()) for name, value in self.trailers if name in _TOLD]
-        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *told]})
+        # By the caller's name, where it gave one; OpenAI's clients log it.
+        own = dict(self.headers).get(_NAMED, b"") or (self.call.decision_id.encode() if self.call else b"")
+        named = [(_NAMED, own[:MAX_NAME])] if own else []
+        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *told, *named]})
 
     async def _let_go(self) -> None:
         # A caller that is cut off in the middle of its body never reads why.

@@ -7,9 +7,10 @@ from typing import Any
 from google.protobuf import json_format
 from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import InvalidRequestError
+from sparsity_serving.sampling import MAX_BIASES
 
 from sparsity_router.gateway.asking import Asked
-from sparsity_router.gateway.parameters import flag, kind, text, whole
+from sparsity_router.gateway.parameters import at_most, flag, kind, only, text, whole
 from sparsity_router.gateway.tools import document
 
 _MOST_ID = 2**32 - 1
@@ -18,8 +19,9 @@ _MOST_ID = 2**32 - 1
 def response_format(asked: Asked, value: Any, name: str) -> None:
     """Reads plain text, any JSON object, or JSON by a schema."""
     form = value.get("type") if isinstance(value, dict) else None
-    if form not in ("text", "json_object", "json_schema") or value.keys() - {"type", "json_schema"}:
+    if form not in ("text", "json_object", "json_schema"):
         raise InvalidRequestError.of(f"{name}.type", "must be text, json_object, or json_schema with its `json_schema`")
+    only(value, {"type", "json_schema"}, name)
     if form == "json_object":
         _once(asked, name).json_object = True
     elif form == "json_schema":
@@ -27,8 +29,7 @@ def response_format(asked: Asked, value: Any, name: str) -> None:
         if not isinstance(schema, dict):
             raise InvalidRequestError.of(own, f"must be an object, not {kind(schema)}")
         # A name and a description are for people, and every answer is held to its schema word for word.
-        if unknown := schema.keys() - {"name", "description", "schema", "strict"}:
-            raise InvalidRequestError.of(f"{own}.{min(unknown)}", "is not known here; leave it out")
+        only(schema, {"name", "description", "schema", "strict"}, own)
         _once(asked, name).json_schema = document(schema.get("schema"), f"{own}.schema")
         asked.names["sampling.response_format.json_schema"] = f"{own}.schema"
 
@@ -56,6 +57,7 @@ def logit_bias(asked: Asked, value: Any, name: str) -> None:
     """Reads biases by token ids, which are texts in JSON."""
     if not isinstance(value, dict):
         raise InvalidRequestError.of(name, f"must be an object, not {kind(value)}")
+    at_most(value, MAX_BIASES, name)
     for token, bias in value.items():
         own = f"{name}.{token[:32]}"
         if not token.isascii() or not token.isdecimal() or len(token) > 10 or int(token) > _MOST_ID:
@@ -79,10 +81,12 @@ def top_logprobs(asked: Asked, value: Any, name: str) -> None:
 
 def template_kwargs(asked: Asked, value: Any, name: str) -> None:
     """Reads variables of the model's chat template."""
+    # Bounded before it is read: nothing else of the door works in Python on each of its values.
     document(value, name)
     try:
         json_format.ParseDict(value, asked.message.chat_template_kwargs)
-    except (json_format.ParseError, RecursionError) as error:
+    # A number of more digits than a float has room for, too.
+    except (json_format.ParseError, RecursionError, OverflowError) as error:
         raise InvalidRequestError.of(name, f"cannot be read: {error}") from error
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sparsity_rpc.errors import InvalidRequestError
+from sparsity_serving.bounds import MAX_LABELS
+from sparsity_serving.sampling import MAX_STOPS
 
 from sparsity_router.gateway.asking import Asked, Put
 
 _MOST = 2**63 - 1
 _MOST_32 = 2**31 - 1
+# Labels, and room for what else is declared: how many labels there are is checked by their own name.
+_MOST_PAIRS = 2 * MAX_LABELS
 
 
 def text(value: Any, name: str) -> str:
@@ -49,6 +54,26 @@ def flag(value: Any, name: str) -> bool:
     if not isinstance(value, bool):
         raise InvalidRequestError.of(name, f"must be true or false, not {kind(value)}")
     return value
+
+
+def at_most(value: Collection[Any], most: int, name: str) -> None:
+    """Refuses more of a thing than may be sent, before anybody goes through it.
+
+    Raises:
+        InvalidRequestError: naming the field.
+    """
+    if len(value) > most:
+        raise InvalidRequestError.of(name, f"are {len(value)}; there may be {most}")
+
+
+def only(value: dict[str, Any], known: Collection[str], name: str) -> None:
+    """Refuses parts of an object that are not known. What is null was not sent.
+
+    Raises:
+        InvalidRequestError: naming the first by the alphabet.
+    """
+    if unknown := [part for part, held in value.items() if held is not None and part not in known]:
+        raise InvalidRequestError.of(f"{name}.{min(unknown)}", "is not known here; leave it out")
 
 
 def kind(value: Any) -> str:
@@ -113,6 +138,7 @@ def stop(asked: Asked, value: Any, name: str) -> None:
     if not isinstance(value, list):
         asked.message.sampling.stop.append(text(value, name))
         return
+    at_most(value, MAX_STOPS, name)
     for number, one in enumerate(value):
         asked.message.sampling.stop.append(text(one, f"{name}[{number}]"))
 
@@ -131,8 +157,7 @@ def stream_options(asked: Asked, value: Any, name: str) -> None:
     """Reads what a stream carries; `include_obfuscation` pads events, which these have no need of."""
     if not isinstance(value, dict):
         raise InvalidRequestError.of(name, f"must be an object, not {kind(value)}")
-    if unknown := value.keys() - {"include_usage", "include_obfuscation"}:
-        raise InvalidRequestError.of(f"{name}.{min(unknown)}", "is not known here; leave it out")
+    only(value, {"include_usage", "include_obfuscation"}, name)
     asked.usage = flag(value.get("include_usage") or False, f"{name}.include_usage")
 
 
@@ -140,4 +165,6 @@ def metadata(asked: Asked, value: Any, name: str) -> None:
     """Reads pairs of texts; what they mean is read with the headers."""
     if not isinstance(value, dict):
         raise InvalidRequestError.of(name, f"must be an object, not {kind(value)}")
-    asked.metadata = {text(key, name): text(one, f"{name}.{key}") for key, one in value.items()}
+    at_most(value, _MOST_PAIRS, name)
+    pairs = value.items()
+    asked.metadata = {text(key, name): text(one, f"{name}.{key}") for key, one in pairs if one is not None}

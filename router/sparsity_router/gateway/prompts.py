@@ -9,7 +9,7 @@ from sparsity_rpc.errors import InvalidRequestError
 from sparsity_serving.bounds import MAX_MESSAGES
 
 from sparsity_router.gateway.asking import Asked, Field, Put, ignored, read, refused, taken
-from sparsity_router.gateway.parameters import kind, text, whole
+from sparsity_router.gateway.parameters import at_most, kind, only, text, whole
 from sparsity_router.gateway.tools import tool_calls
 
 _MOST_ID = 2**32 - 1
@@ -28,8 +28,7 @@ def _content(asked: Asked, value: Any, name: str) -> None:
             raise InvalidRequestError.of(own, f"must be an object, not {kind(part)}")
         if part.get("type") != "text":
             raise InvalidRequestError.of(f"{own}.type", "must be text: the models here read nothing else")
-        if unknown := part.keys() - {"type", "text"}:
-            raise InvalidRequestError.of(f"{own}.{min(unknown)}", "is not known here; leave it out")
+        only(part, {"type", "text"}, own)
         parts.append(text(part.get("text"), f"{own}.text"))
     message.content = "\n".join(parts)
 
@@ -96,6 +95,10 @@ def prompt(asked: Asked, value: Any, name: str) -> None:
         raise InvalidRequestError.of(name, f"must be text or token ids, not {kind(value)}")
     if value and isinstance(value[0], (str, list)):
         raise InvalidRequestError.of(name, f"holds {len(value)} prompts; send each by itself")
-    ids = [whole(one, f"{name}[{number}]", _MOST_ID) for number, one in enumerate(value)]
-    asked.message.token_ids.CopyFrom(inference_pb2.TokenIds(ids=ids))
+    at_most(value, asked.most_ids, name)
+    # Which one is wrong is looked for where one is: there may be a million.
+    if value and not (set(map(type, value)) == {int} and 0 <= min(value) <= max(value) <= _MOST_ID):
+        for number, one in enumerate(value):
+            whole(one, f"{name}[{number}]", _MOST_ID)
+    asked.message.token_ids.CopyFrom(inference_pb2.TokenIds(ids=value))
     asked.names["token_ids.ids"] = name

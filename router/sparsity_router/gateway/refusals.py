@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import grpc
 from sparsity_rpc.errors import InvalidRequestError, OverloadedError, RateLimitError, SparsityError, StreamBrokenError
-from sparsity_rpc.status import told
+from sparsity_rpc.status import MOST_VALUE, cut, told
 
 Pairs = Iterable[tuple[str, str]]
 FIELD: Final = "field"
@@ -58,10 +58,15 @@ class HttpError(Exception):
         code: for programs.
         problem: for people.
         headers: of the answer.
+
+    Attributes:
+        refusal: the answer.
+        counted: the gRPC status that it counts as.
     """
 
     def __init__(self, status: int, code: str, problem: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(problem)
+        self.counted = grpc.StatusCode.NOT_FOUND if status == 404 else grpc.StatusCode.INVALID_ARGUMENT
         self.refusal = Refusal(status, _error(problem, status, code, None), headers)
 
 
@@ -82,7 +87,7 @@ def refusal(error: SparsityError, trailers: Pairs = ()) -> Refusal:
         code = _MISSING_MODEL
     param = error.field if isinstance(error, InvalidRequestError) else field
     found = _error(str(error), status, code, param)
-    found["sparsity"] = {"reason": error.reason, **metadata}
+    found["sparsity"] = {"reason": error.reason, **{name: cut(value, MOST_VALUE) for name, value in metadata.items()}}
     headers: tuple[tuple[str, str], ...] = ()
     if isinstance(error, OverloadedError):
         found["sparsity"]["retryDelay"] = f"{error.retry_after:g}s"
@@ -96,4 +101,5 @@ def refusal(error: SparsityError, trailers: Pairs = ()) -> Refusal:
 
 def _error(problem: str, status: int, code: str, param: str | None) -> dict[str, Any]:
     kind = _TYPES.get(status, "invalid_request_error" if status < 499 else "server_error")
-    return {"message": problem, "type": kind, "param": param, "code": code}
+    param = None if param is None else cut(param, MOST_VALUE)
+    return {"message": cut(problem), "type": kind, "param": param, "code": code}

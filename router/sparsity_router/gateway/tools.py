@@ -8,9 +8,11 @@ from typing import Any
 
 from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import InvalidRequestError
+from sparsity_serving.fields.documents import MAX_DOCUMENT
+from sparsity_serving.fields.tools import MAX_CALLS, MAX_TOOLS
 
 from sparsity_router.gateway.asking import Asked
-from sparsity_router.gateway.parameters import flag, kind, text
+from sparsity_router.gateway.parameters import at_most, flag, kind, only, text
 
 _MODES = {
     "auto": inference_pb2.TOOL_CHOICE_MODE_AUTO,
@@ -23,6 +25,7 @@ def tools(asked: Asked, value: Any, name: str) -> None:
     """Reads what the model may call: functions."""
     if not isinstance(value, list):
         raise InvalidRequestError.of(name, f"must be an array of tools, not {kind(value)}")
+    at_most(value, MAX_TOOLS, name)
     for number, one in enumerate(value):
         own = f"{name}[{number}]"
         function = _function(one, own, ("name", "description", "parameters", "strict"))
@@ -51,6 +54,7 @@ def tool_calls(asked: Asked, value: Any, name: str) -> None:
     """Reads what the assistant called in its turn."""
     if not isinstance(value, list):
         raise InvalidRequestError.of(name, f"must be an array of calls, not {kind(value)}")
+    at_most(value, MAX_CALLS, name)
     messages = asked.message.chat.messages
     for number, one in enumerate(value):
         own = f"{name}[{number}]"
@@ -68,14 +72,17 @@ def document(value: Any, name: str) -> str:
     """A JSON object as the contract carries it.
 
     Raises:
-        InvalidRequestError: where it is none.
+        InvalidRequestError: where it is none, or too long.
     """
     if not isinstance(value, dict):
         raise InvalidRequestError.of(name, f"must be an object, not {kind(value)}")
     try:
-        return text(json.dumps(value, ensure_ascii=False, separators=(",", ":")), name)
+        written = text(json.dumps(value, ensure_ascii=False, separators=(",", ":")), name)
     except RecursionError as error:
         raise InvalidRequestError.of(name, "is nested too deeply") from error
+    if (size := len(written.encode())) > MAX_DOCUMENT:
+        raise InvalidRequestError.of(name, f"has {size} bytes; it must have {MAX_DOCUMENT} at most")
+    return written
 
 
 def _function(value: Any, name: str, known: Collection[str], beside: Collection[str] = ()) -> dict[str, Any]:
@@ -87,8 +94,6 @@ def _function(value: Any, name: str, known: Collection[str], beside: Collection[
     function = value.get("function")
     if not isinstance(function, dict):
         raise InvalidRequestError.of(f"{name}.function", f"must be an object, not {kind(function)}")
-    if unknown := value.keys() - {"type", "function", *beside}:
-        raise InvalidRequestError.of(f"{name}.{min(unknown)}", "is not known here; leave it out")
-    if unknown := function.keys() - set(known):
-        raise InvalidRequestError.of(f"{name}.function.{min(unknown)}", "is not known here; leave it out")
+    only(value, {"type", "function", *beside}, name)
+    only(function, known, f"{name}.function")
     return function

@@ -128,7 +128,7 @@ class Classifier:
         detection = await self._detect(scanned, request.context, snapshot)
         if self._is_read(request.context, snapshot):
             words, declared = opened.words, request.context.domain
-            risk = await off_loop(OnLoop.TOKENIZER, prompt.size, _read, words, declared, snapshot)
+            risk = await off_loop(OnLoop.TOKENIZER, max(prompt.size, len(words)), _read, words, declared, snapshot)
             detection = detection._replace(risk=risk)
         resolved = Resolved.of(scanned, detection, request.context, arrival, snapshot)
         measured = self._measure.by_size(resolved, exact=exact)

@@ -12,6 +12,7 @@ from sparsity_policies.matching.locating import Match, locate
 from sparsity_policies.matching.readings import readings
 from sparsity_policies.matching.scan import ScanResult
 from sparsity_policies.matching.signs import Signs
+from sparsity_serving.fields.response_format import format_text
 from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, histogram
 
 from sparsity_router.prompts.chats.chat import read_chat
@@ -31,8 +32,8 @@ class Opened(NamedTuple):
         text: what is to be tokenized; empty where the ids are known.
         special: whether the model puts something around it.
         size: bytes that are tokenized.
-        words: what its caller wrote.
-        length: bytes of that.
+        words: what its caller wrote, and then what the answer is held to.
+        length: bytes of what it wrote for the model.
         readings: what is scanned, in UTF-8: what was written, and what it may be read as; none when that is not known.
     """
 
@@ -70,13 +71,18 @@ def open_prompt(prompt: Prompt, request: inference_pb2.GenerateRequest, tokenize
         words = tokenizer.decode(ids)
         data = words.encode()
         scanned = b"\n".join((data, prompt.data)) if prompt.data else data
-        return Opened(ids, "", False, prompt.size, words, len(data), _readings(scanned))
+        return Opened(ids, "", False, prompt.size, _with(words, prompt.form), len(data), _readings(scanned))
     read = _readings(prompt.data, prompt.signs)
+    words = _with(prompt.text, prompt.form)
     if prompt.kind == "text":
-        return Opened([], prompt.text, True, prompt.size, prompt.text, prompt.size, read)
+        return Opened([], prompt.text, True, prompt.size, words, prompt.size, read)
     assert prompt.chat is not None
     rendered = tokenizer.render(prompt.chat)
-    return Opened([], rendered, False, len(rendered.encode()), prompt.text, prompt.size, read)
+    return Opened([], rendered, False, len(rendered.encode()), words, prompt.size, read)
+
+
+def _with(words: str, form: str) -> str:
+    return f"{words}\n{form}" if form else words
 
 
 def _readings(data: bytes, found: Signs | None = None) -> tuple[bytes, ...]:
@@ -92,6 +98,7 @@ def located(request: inference_pb2.GenerateRequest, snapshot: Snapshot, tokenize
         text = tokenizer.decode_written(list(request.token_ids.ids))
     else:
         text = request.text or "\n".join(read_chat(request).written())
+    text = _with(text, format_text(request.sampling))
     try:
         return locate(text, snapshot.scanner, tokenizer.control.hidden(text))
     except ValueError:

@@ -23,6 +23,7 @@ class Prompt(NamedTuple):
             held to.
         size: bytes to work on.
         chat: what a chat is rendered from.
+        form: what the answer is held to, control tokens broken up; empty without.
         signs: that what is scanned may be read otherwise; none of token ids, whose text is not known yet.
     """
 
@@ -31,6 +32,7 @@ class Prompt(NamedTuple):
     data: bytes
     size: int
     chat: Chat | None = None
+    form: str = ""
     signs: Signs = NONE
 
 
@@ -64,7 +66,8 @@ def read_prompt(request: inference_pb2.GenerateRequest, bounds: Bounds) -> Promp
     if kind is None:
         raise InvalidRequestError.of("prompt", "is missing; set text, chat or token_ids")
     # No model reads it, but it tells what is asked for.
-    form = bounds.control.to_scan(format_text(request.sampling)).encode()
+    told = format_text(request.sampling)
+    form, told = bounds.control.to_scan(told).encode(), bounds.control.as_text(told)
     if kind == "token_ids":
         ids = request.token_ids.ids
         if not ids:
@@ -77,7 +80,7 @@ def read_prompt(request: inference_pb2.GenerateRequest, bounds: Bounds) -> Promp
         if (highest := max(ids)) >= bounds.vocabulary_size:
             problem = f"{highest} is not below the vocabulary size {bounds.vocabulary_size}"
             raise InvalidRequestError.of("token_ids.ids", problem)
-        return Prompt(kind, "", form, 4 * len(ids))
+        return Prompt(kind, "", form, 4 * len(ids), form=told)
     chat = None
     if kind == "text":
         text, field = request.text, "text"
@@ -97,4 +100,4 @@ def read_prompt(request: inference_pb2.GenerateRequest, bounds: Bounds) -> Promp
         data, text = bounds.control.to_scan(text).encode(), bounds.control.as_text(text)
         size = len(text.encode())
     data = b"\n".join((data, form)) if form else data
-    return Prompt(kind, text, data, size, chat, signs_of(data))
+    return Prompt(kind, text, data, size, chat, told, signs_of(data))

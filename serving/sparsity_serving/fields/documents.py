@@ -26,8 +26,7 @@ def read_object(field: str, text: str, most: int = MAX_DOCUMENT) -> dict[str, An
     Raises:
         InvalidRequestError: naming ``field``, where it is none, too long, or too deep.
     """
-    if (size := len(text.encode())) > most:
-        raise InvalidRequestError.of(field, f"has {size} bytes; it must have {most} at most")
+    _check_size(field, text, most)
     try:
         document = json.loads(text, parse_constant=_refuse)
     except RecursionError as error:
@@ -38,6 +37,27 @@ def read_object(field: str, text: str, most: int = MAX_DOCUMENT) -> dict[str, An
         raise InvalidRequestError.of(field, f"must be a JSON object, not {_kind(document)}")
     check_depth(field, document)
     return document
+
+
+def read_or_keep(field: str, text: str) -> dict[str, Any] | str:
+    """Reads a JSON object that a model wrote; what is none is kept as it is, such as one that was cut off.
+
+    Raises:
+        InvalidRequestError: naming ``field``, where it is too long, or too deep.
+    """
+    _check_size(field, text, MAX_DOCUMENT)
+    try:
+        is_object = isinstance(json.loads(text, parse_constant=_refuse), dict)
+    except RecursionError:
+        is_object = True
+    except ValueError:
+        is_object = False
+    return read_object(field, text) if is_object else text
+
+
+def _check_size(field: str, text: str, most: int) -> None:
+    if (size := len(text.encode())) > most:
+        raise InvalidRequestError.of(field, f"has {size} bytes; it must have {most} at most")
 
 
 def check_depth(field: str, document: Any) -> None:

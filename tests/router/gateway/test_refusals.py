@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 import grpc
 import openai
 import pytest
+from sparsity.v1 import inference_pb2
+from sparsity_router.gateway import app
 from sparsity_router.gateway.refusals import http_status, refusal
+from sparsity_router.prompts.chats.chat import read_chat
 from sparsity_rpc import errors
 from sparsity_serving.access.access import key_digest
 from support.fake_worker import FakeWorker, fail, hang
@@ -112,7 +116,11 @@ async def test_mistakes_are_told_by_the_name_that_their_caller_gave(door: HttpDo
             "",
         ),
         ({"messages": [*HI, called("b c")]}, "messages[1].tool_calls[0].function.name", "is no name"),
-        ({"messages": [*HI, called("b", "{")]}, "messages[1].tool_calls[0].function.arguments", "is no JSON"),
+        (
+            {"messages": [*HI, called("b", '{"a":' * 33 + "1" + "}" * 33)]},
+            "messages[1].tool_calls[0].function.arguments",
+            "32 deep",
+        ),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type", "text"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "no user"),
         ({"messages": [{"role": "user", "content": "x"}] * 10_001}, "messages", "are 10001"),
@@ -150,6 +158,65 @@ async def test_a_prompt_that_is_none(door: HttpDoor) -> None:
 async def test_all_mistakes_are_told_at_once(door: HttpDoor) -> None:
     message = (await door.chat(n=2, seed="x", what=1)).json()["error"]["message"]
     assert all(f"{name}: " in message for name in ("n", "seed", "what"))
+
+
+async def test_an_error_is_short_however_long_the_request_was(door: HttpDoor) -> None:
+    for fields in ({f"{'x' * 1000}{number}": 1 for number in range(1000)}, {"x" * 10**6: 1}, {"model": "m" * 10**6}):
+        answer = await door.chat(**fields)
+        assert answer.status_code in (400, 404)
+        assert len(answer.content) < 4096
+    many = (await door.chat(**{f"f{number}": 1 for number in range(1000)})).json()["error"]["message"]
+    assert many.count("is not known here") == 20
+    assert many.endswith("body: is not read any further after these mistakes")
+
+
+async def test_a_name_that_is_no_text_is_told_as_it_came(door: HttpDoor) -> None:
+    for fields, param in (({"\ud800": 1}, "\\ud800"), ({"logit_bias": {"\udc00": 1}}, "logit_bias.\\udc00")):
+        answer = await door.chat(**fields)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+async def test_every_refusal_is_counted(door: HttpDoor, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[tuple[str, str]] = []
+    monkeypatch.setattr(app, "count_error", lambda method, code: counted.append((method, code.name)))
+    await door.post("/v1/embeddings", json={})
+    await door.post("/v1/models", json={})
+    await door.post(content=b"{}")
+    await door.chat(n=2)
+    monkeypatch.setattr(app, "declare", lambda *_: 1 / 0)
+    assert (await door.chat()).status_code == 500
+    names = ["NOT_FOUND", *["INVALID_ARGUMENT"] * 3, "UNKNOWN"]
+    assert counted == [("sparsity.v1.InferenceService.Generate", name) for name in names]
+
+
+async def test_who_is_still_there_is_told_of_what_somebody_else_cancelled(tmp_path: Path) -> None:
+    worker = FakeWorker("d", DENSE, tiny_model(tmp_path / "model"), behaviour=fail(grpc.StatusCode.CANCELLED))
+    async with http_door(tmp_path, worker) as door:
+        for stream in (False, True):
+            answer = await door.chat(stream=stream)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+
+
+async def test_an_answer_bears_its_callers_id_or_the_decisions(door: HttpDoor) -> None:
+    async with door.client() as client:
+        messages: Any = HI
+        answer = await client.chat.completions.create(model=door.model, messages=messages)
+        assert answer.id == f"chatcmpl-{answer._request_id}"
+    for fields, status in (({}, 200), ({"stream": True}, 200), ({"n": 2}, 400)):
+        told = await door.chat(headers={"x-request-id": "mine"}, **fields)
+        assert (told.status_code, told.headers["x-request-id"]) == (status, "mine")
+
+
+async def test_a_call_that_was_cut_off_is_sent_back(door: HttpDoor) -> None:
+    for cut in ('{"city": "Bo', "[1]"):
+        messages = [*HI, called("weather", cut), {"role": "tool", "tool_call_id": "1", "content": "x"}, *HI]
+        assert (await door.chat(messages=messages)).status_code == 200
+        assert json.dumps(cut) in door.workers[0].received[-1].text.text
+    # What it says is scanned all the same.
+    asked = inference_pb2.GenerateRequest()
+    turn = asked.chat.messages.add(role="assistant")
+    turn.tool_calls.add(id="1", name="weather", arguments='{"city": "secret wo')
+    assert '{"city": "secret wo' in list(read_chat(asked).written())
 
 
 async def test_what_asks_for_nothing_is_taken(door: HttpDoor) -> None:

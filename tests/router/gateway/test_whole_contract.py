@@ -113,6 +113,25 @@ async def test_tools_are_called_in_a_stream(tmp_path: Path) -> None:
             assert created.choices
 
 
+async def test_parts_of_one_call_in_one_message_are_one_part(tmp_path: Path) -> None:
+    """As a worker sends them whose router was slow to read."""
+
+    async def at_once(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        told = inference_pb2.GenerateResponse()
+        async for message in calls(worker, request, context):
+            told.MergeFrom(message)
+        yield told
+
+    worker = FakeWorker("d", DENSE, tiny_model(tmp_path / "model"), behaviour=at_once)
+    async with http_door(tmp_path, worker) as door, door.client() as client:
+        async with client.chat.completions.stream(model=door.model, messages=ASKED, tools=[WEATHER]) as stream:
+            deltas = [event.chunk.choices[0].delta async for event in stream if event.type == "chunk"]
+            final = (await stream.get_final_completion()).choices[0]
+        assert [[part.index for part in delta.tool_calls] for delta in deltas if delta.tool_calls] == [[0, 1]]
+        found = [(call.id, call.function.name, call.function.arguments) for call in final.message.tool_calls or ()]
+        assert found == [("c-1", "weather", '{"city": "Bonn"}'), ("c-2", "weather", "{}")]
+
+
 async def half_a_call(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
     """Begins a call, and never ends it."""
     begun = inference_pb2.ToolCallDelta(index=0, id="c-1", name="weather", arguments="{")

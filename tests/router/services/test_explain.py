@@ -16,6 +16,7 @@ from sparsity_client.wire import make_request
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.prompts import opened
 from sparsity_router.prompts.classify import Classifier
+from sparsity_router.prompts.prompt import Bounds, read_prompt
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_router.server import INFERENCE
 from sparsity_router.services.inference import InferenceService
@@ -59,6 +60,21 @@ async def test_a_match_is_shown_in_the_callers_own_text(tmp_path: Path, kind: st
         assert text[match.start : match.end] == FOUND
         assert (match.domain, match.flag, match.expression) == ("legal", "legal", "attorney-client privilege")
         assert answer.decision.reason == inference_pb2.REASON_FLAGGED
+
+
+@pytest.mark.parametrize("kind", ["text", "chat", "token ids"])
+async def test_what_the_answer_is_held_to_is_read_and_shown_behind_the_prompt(tmp_path: Path, kind: str) -> None:
+    async with serving(tmp_path) as (address, tokenizer), grpc.aio.insecure_channel(address) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        prompts = {"text": "Hi.", "chat": chat("Hi."), "token ids": tokenizer.encode("Hi.", special=False)}
+        request = make_request(cast(Any, prompts[kind]), domain="rag")
+        request.sampling.response_format.json_schema = '{"const": "attorney-\\u0063lient privilege"}'
+        (match,) = (await stub.Explain(inference_pb2.ExplainRequest(request=request))).matches
+        whole = "Hi.\nconst\nattorney-client privilege"
+        assert whole[match.start : match.end] == "attorney-client privilege"
+        bounds = Bounds(10_000, 1_000, 10_000, tokenizer.control)
+        found = opened.open_prompt(read_prompt(request, bounds), request, tokenizer)
+        assert (found.words, found.length) == (whole, 3)
 
 
 async def test_a_match_that_control_tokens_part_is_shown(tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from google.protobuf.struct_pb2 import ListValue, Struct, Value
 from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import InvalidRequestError
 from sparsity_serving.bounds import MAX_MESSAGES, check_name
-from sparsity_serving.fields.documents import check_depth, read_object, texts
+from sparsity_serving.fields.documents import MAX_DOCUMENT, check_depth, read_object, read_or_keep, texts
 from sparsity_serving.fields.tools import MAX_CALLS, check_tool_name, shown
 
 ROLES: Final = ("system", "developer", "user", "assistant", "tool")
 MAX_VARIABLES: Final = 16
+# A number of two bytes in JSON has eleven in a Struct.
+_MOST_BYTES: Final = 8 * MAX_DOCUMENT
 _EFFORT: Final = "reasoning_effort"
 
 
@@ -90,7 +92,7 @@ def _calls(path: str, turn: inference_pb2.ChatMessage) -> list[dict[str, Any]]:
     for number, call in enumerate(turn.tool_calls):
         check_name(f"{path}[{number}].id", call.id)
         check_tool_name(f"{path}[{number}].name", call.name)
-        arguments = read_object(f"{path}[{number}].arguments", call.arguments or "{}")
+        arguments = read_or_keep(f"{path}[{number}].arguments", call.arguments or "{}")
         calls.append({"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}})
     return calls
 
@@ -102,6 +104,9 @@ def _tool(tool: inference_pb2.Tool) -> dict[str, Any]:
 
 
 def _variables(request: inference_pb2.GenerateRequest) -> dict[str, Any]:
+    if (size := request.chat_template_kwargs.ByteSize()) > _MOST_BYTES:
+        # Before anybody goes through them.
+        raise InvalidRequestError.of("chat_template_kwargs", f"have {size} bytes; they may have {_MOST_BYTES}")
     given = request.chat_template_kwargs.fields
     if len(given) > MAX_VARIABLES:
         raise InvalidRequestError.of("chat_template_kwargs", f"are {len(given)}; there may be {MAX_VARIABLES}")
