@@ -142,7 +142,7 @@ class Sampling:
         presence_penalty: in [-2, 2].
         response_format: what the answer is held to by a grammar.
         logit_bias: added to the logits of single tokens, each in [-100, 100].
-        repetition_penalty: in (0, 2]; 1 has no effect.
+        repetition_penalty: in [0.125, 2]; 1 has no effect.
         min_p: share of the likeliest token's probability that a candidate has at least, in [0, 1].
     """
 

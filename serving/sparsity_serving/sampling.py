@@ -37,17 +37,16 @@ def check_sampling(sampling: inference_pb2.SamplingParams, context_length: int, 
         "frequency_penalty": (-2.0, 2.0),
         "presence_penalty": (-2.0, 2.0),
         "min_p": (0.0, 1.0),
+        # What scores are divided by: less would make infinities of them.
+        "repetition_penalty": (0.125, 2.0),
     }
     for name, (low, high) in ranges.items():
         value = getattr(sampling, name)
         # Not a number lies in no range.
         if sampling.HasField(name) and not low <= value <= high:  # type: ignore[arg-type]
             raise InvalidRequestError.of(f"sampling.{name}", f"must be in [{low}, {high}], not {_shown(value)}")
-    for name, most in (("top_p", 1.0), ("repetition_penalty", 2.0)):
-        value = getattr(sampling, name)
-        if sampling.HasField(name) and not 0.0 < value <= most:  # type: ignore[arg-type]
-            problem = f"must be above 0 and at most {most:g}, not {_shown(value)}"
-            raise InvalidRequestError.of(f"sampling.{name}", problem)
+    if sampling.HasField("top_p") and not 0.0 < sampling.top_p <= 1.0:
+        raise InvalidRequestError.of("sampling.top_p", f"must be above 0 and at most 1, not {_shown(sampling.top_p)}")
     if len(sampling.stop) > MAX_STOPS or not all(sampling.stop):
         raise InvalidRequestError.of("sampling.stop", f"must be at most {MAX_STOPS} texts, none of them empty")
     if any(len(stop) > MAX_STOP_CHARACTERS for stop in sampling.stop):

@@ -105,6 +105,11 @@ class WorkerConfig:
         " or none",
         "auto",
     )
+    allow_expressions: bool = option(
+        "take regular expressions and grammars that answers are to be held to, in schemas too: some take minutes a"
+        " token, in which nobody is served",
+        False,
+    )
     engine: str = option("sglang, or echo, which runs no model and answers with the prompt", SGLANG, choices=ENGINES)
 
     def __post_init__(self) -> None:

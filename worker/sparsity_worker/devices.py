@@ -38,6 +38,9 @@ def prepare_environment(device: str, threads: int | None, ranks: int = 1, kept: 
             os.environ.setdefault("SGLANG_NCCL_SO_PATH", "none-without-a-gpu")
     os.environ["SGLANG_PLUGINS"] = BACKEND
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # While a grammar compiles, each step of everybody waits for it so long; and it may take so many steps.
+    os.environ.setdefault("SGLANG_GRAMMAR_POLL_INTERVAL", "0.0005")
+    os.environ.setdefault("SGLANG_GRAMMAR_MAX_POLL_ITERATIONS", "20000")
     # Its spans of a request's stages; higher levels add one for every step.
     os.environ.setdefault("SGLANG_TRACE_LEVEL", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

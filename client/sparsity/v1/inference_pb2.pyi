@@ -687,7 +687,7 @@ class SamplingParams(_message.Message):
     presence_penalty: _builtins.float
     """In [-2, 2]."""
     repetition_penalty: _builtins.float
-    """In (0, 2]; 1 has no effect."""
+    """In [0.125, 2]; 1 has no effect."""
     min_p: _builtins.float
     """Share of the likeliest token's probability that a candidate has at least, in [0, 1]."""
     @_builtins.property

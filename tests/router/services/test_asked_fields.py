@@ -79,7 +79,7 @@ def tools(*them: Tool, **others: Any) -> inference_pb2.GenerateRequest:
 CALLED = Message("assistant", "", (ToolCall("c", "f", "["),))
 REFUSED: list[tuple[inference_pb2.GenerateRequest, str]] = [
     (to_message(Request("hi", model="another")), "model"),
-    (sampled(repetition_penalty=0.0), "sampling.repetition_penalty"),
+    (sampled(repetition_penalty=0.12), "sampling.repetition_penalty"),
     (sampled(repetition_penalty=2.1), "sampling.repetition_penalty"),
     (sampled(min_p=1.1), "sampling.min_p"),
     (biased(*((token, 1.0) for token in range(301))), "sampling.logit_bias"),

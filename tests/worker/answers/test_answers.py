@@ -28,7 +28,9 @@ from tokenizers import Tokenizer, decoders, models
 
 TOKENIZER = tiny_tokenizer()
 FACTS = ModelFacts("tiny", 512, 257)
-ENGINE: Any = SimpleNamespace(name="sglang", seeds=False)
+ENGINE: Any = SimpleNamespace(name="sglang", seeds=False, expressions=True)
+CAUTIOUS: Any = SimpleNamespace(name="sglang", seeds=True, expressions=False)
+PATTERN = json.dumps({"type": "object", "properties": {"a": {"type": "array", "items": {"pattern": "(.?){0,500}"}}}})
 (END,) = TOKENIZER.encode("<|end|>").ids
 HERMES, CHAT = Parsers("hermes"), worker_pb2.ChatParsing(tools=[inference_pb2.Tool(name="f")])
 
@@ -141,6 +143,34 @@ async def test_what_cannot_be_done_is_refused_before_the_engine_sees_it(
 @pytest.mark.parametrize(
     ("request_", "field"),
     [
+        (held_to(regex="a"), "sampling.response_format.regex"),
+        (held_to(grammar='root ::= "a"'), "sampling.response_format.grammar"),
+        (held_to(json_schema=PATTERN), "sampling.response_format.json_schema"),
+        (held_to(json_schema='{"patternProperties": {"a": {}}}'), "sampling.response_format.json_schema"),
+        (asked(chat=worker_pb2.ChatParsing(tools=[inference_pb2.Tool(name="f", parameters=PATTERN, strict=True)])),
+         "chat.tools[0].parameters"),
+        (asked(chat=worker_pb2.ChatParsing(tools=[inference_pb2.Tool(name="f", parameters=PATTERN)],
+                                           tool_choice=REQUIRED)), "chat.tools[0].parameters"),
+    ],
+)  # fmt: skip
+async def test_expressions_of_callers_are_taken_where_the_operator_says_so(
+    request_: worker_pb2.WorkerServiceGenerateRequest, field: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match="--allow-expressions") as caught:
+        await check_wishes(request_, in_engine(request_, 2049), CAUTIOUS)
+    assert caught.value.field == field
+
+
+async def test_a_property_may_be_called_what_holds_expressions_elsewhere() -> None:
+    named = json.dumps({"type": "object", "properties": {"pattern": {"type": "string"}}})
+    await check_wishes(held_to(json_schema=named), in_engine(held_to(json_schema=named)), CAUTIOUS)
+    free = asked(chat=worker_pb2.ChatParsing(tools=[inference_pb2.Tool(name="f", parameters=PATTERN)]))
+    await check_wishes(free, in_engine(free), CAUTIOUS)
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
         (held_to(regex="a"), "sampling.response_format"),
         (asked(logprobs=inference_pb2.LogprobOptions()), "logprobs"),
         (asked(chat=DEMANDED), "tool_choice"),
@@ -192,7 +222,7 @@ def test_a_grammar_that_the_engine_cannot_make_is_the_requests_fault() -> None:
     with pytest.raises(
         InvalidRequestError, match=r"regex: cannot be used: Regex parsing error at position 3: The paren"
     ):
-        check_grammar(inference_pb2.ResponseFormat(regex="(a"))
+        check_grammar(inference_pb2.ResponseFormat(regex="(a"), expressions=True)
 
 
 def written(folder: Path, **config: Any) -> Path:

@@ -34,7 +34,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def worker(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    started = Worker(model, tmp_path_factory.mktemp("worker"), "answers", "--measured-share", "0")
+    options = ("--measured-share", "0", "--allow-expressions")
+    started = Worker(model, tmp_path_factory.mktemp("worker"), "answers", *options)
     try:
         yield started.wait()
         assert "Failed to apply hooks" not in started.log()
@@ -82,6 +83,29 @@ def test_a_format_that_no_grammar_can_be_made_of_leaves_the_engine_as_it_was(wor
         assert failed.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert failed.details().startswith(f"sampling.response_format.{name}: cannot be used: ")
     assert held_to(worker, regex="ab") == "ab"
+
+
+DEAD_ENDS: list[dict[str, Any]] = [{"json_schema": '{"$ref": "#"}'}, {"grammar": 'root ::= "b" c\nc ::= c'}]
+
+
+@pytest.mark.parametrize("form", DEAD_ENDS)
+def test_a_format_that_leaves_no_token_is_the_requests_fault_and_nobody_elses(
+    worker: Worker, form: dict[str, Any]
+) -> None:
+    for drawn in ({"temperature": 1.0, "top_p": 0.9}, {"temperature": 1.0, "seed": 3}, {}):
+        with pytest.raises(grpc.RpcError) as caught:
+            answers(worker, asked(8, response_format=inference_pb2.ResponseFormat(**form), **drawn))
+        failed: Any = caught.value
+        assert failed.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "sampling.response_format: cannot be used" in failed.details()
+    assert held_to(worker, regex="ab") == "ab"
+
+
+def test_the_least_and_the_greatest_penalties_leave_scores_to_draw_from(worker: Worker) -> None:
+    for penalty in (0.125, 2.0):
+        request = asked(24, temperature=1.0, top_p=0.9, repetition_penalty=penalty)
+        request.sampling.ignore_eos = True
+        assert sum(len(response.token_ids) for response in answers(worker, request)) == 24
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,10 @@ class ToolCalls:
             raise InvalidRequestError.of(
                 "tool_choice", f"demands a call, to which parser {parser} cannot hold the model"
             )
+        strict = next((tool.name for tool in chat.tools if tool.strict), None)
+        if strict is not None and held is None:
+            problem = f"{strict}: parser {parser} cannot hold calls to its parameters; leave `strict` out"
+            raise InvalidRequestError.of("tools", problem)
         self.constraint = _parameters(held)
         array = must and not reader.owns_tool_format()
         self._detector: Any = JsonArrayParser() if array else reader.detector

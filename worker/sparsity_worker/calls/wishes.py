@@ -16,6 +16,7 @@ from sparsity_serving.fields.tools import check_tools, demanded
 from sparsity_worker.calls.parsers import Parsers
 from sparsity_worker.calls.parsing import ChatParser
 from sparsity_worker.echo.engine import EchoEngine
+from sparsity_worker.engine.grammar import check_grammar, check_schema
 from sparsity_worker.engine.scores import Scores
 from sparsity_worker.engine.sglang_engine import Engine, EngineRequest
 
@@ -53,9 +54,12 @@ async def check_wishes(
             if asked:
                 raise InvalidRequestError.of(field, "cannot be had of an echo, which runs no model")
     elif formatted:
-        from sparsity_worker.engine.grammar import check_grammar
-
-        await asyncio.to_thread(check_grammar, sampling.response_format)
+        await asyncio.to_thread(check_grammar, sampling.response_format, expressions=engine.expressions)
+    elif demanded(chat.tool_choice) or any(tool.strict for tool in chat.tools):
+        for number, tool in enumerate(chat.tools):
+            if tool.parameters:
+                field = f"chat.tools[{number}].parameters"
+                await asyncio.to_thread(check_schema, field, tool.parameters, expressions=engine.expressions)
 
 
 def parser_of(

@@ -35,6 +35,7 @@ class EchoEngine:
     page_size: Final = 0
     kv_tokens: Final = 0
     seeds: Final = True
+    expressions: Final = True
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._prefix: list[int] = tokenizer.encode(_PREFIX, add_special_tokens=False).ids

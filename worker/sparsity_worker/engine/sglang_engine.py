@@ -124,6 +124,7 @@ class Engine:
                 **tracing,
             )
         default = "flashinfer" if is_flashinfer_available() else "pytorch"
+        self.expressions = config.allow_expressions
         # Other samplers refuse seeds, or take no notice of them.
         self.seeds = (self._engine.server_args.sampling_backend or default) == "pytorch"
         self.backend: str = profile.backend if profile else self._engine.server_args.attention_backend or "sglang"

@@ -13,7 +13,7 @@ from sparsity_worker.keys import BACKEND, DENSE_BACKEND, FACTS_KEY, REPORT_KEY
 from sparsity_worker.plugin.accounts.packing import Followed
 from sparsity_worker.plugin.attention import accounted
 from sparsity_worker.plugin.backend import SparsityAttnBackend
-from sparsity_worker.plugin.choosing import seeds
+from sparsity_worker.plugin.choosing import scores, seeds
 from sparsity_worker.plugin.choosing.grammars import MANAGER, give_grammars
 from sparsity_worker.plugin.dense_backend import DenseAttnBackend
 from sparsity_worker.plugin.indexer import IndexerMeter
@@ -45,6 +45,8 @@ def register() -> None:
     HookRegistry.register(CELL_SIZE, charge, HookType.AFTER)
     HookRegistry.register(CHUNK_ENDS, end_chunks_on_tiles, HookType.AFTER)
     HookRegistry.register(MANAGER, give_grammars, HookType.AFTER)
+    HookRegistry.register(scores.BIASED, scores.keep_finite, HookType.AFTER)
+    HookRegistry.register(seeds.KEPT, seeds.drop_seeds, HookType.AFTER)
     HookRegistry.register(seeds.BATCH, seeds.give_seeds, HookType.AFTER)
     HookRegistry.register(seeds.MERGED, seeds.align_seeds, HookType.BEFORE)
     HookRegistry.register(seeds.CHOSEN, seeds.choose, HookType.AROUND)

@@ -6,7 +6,12 @@ import logging
 from pathlib import Path
 from typing import Any, Final
 
+from cachetools import LRUCache
+
 log = logging.getLogger("sparsity")
+# Compiled grammars that are kept, and bytes of the parts that they share: SGLang and XGrammar keep all there ever were.
+_KEPT: Final = 64
+_KEPT_BYTES: Final = 256 * 2**20
 MANAGER: Final = "sglang.srt.constrained.grammar_manager.GrammarManager.__init__"
 
 
@@ -33,6 +38,15 @@ def give_grammars(_: Any, manager: Any, scheduler: Any) -> None:
             model.vocab_size,
             model.hf_eos_token_id,
         )
+        _bound(manager.grammar_backend)
     except ImportError as error:
         # SGLang was installed without XGrammar; requests that want a format are refused one by one.
         log.warning("answers cannot be held to formats: %s", error)
+
+
+def _bound(backend: Any) -> None:
+    """Lets a grammar backend forget what was not asked for lately."""
+    from xgrammar import GrammarCompiler
+
+    backend.cache = LRUCache(_KEPT)
+    backend.grammar_compiler = GrammarCompiler(backend.grammar_compiler.tokenizer_info, cache_limit_bytes=_KEPT_BYTES)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 BATCH: Final = "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch"
+KEPT: Final = "sglang.srt.managers.schedule_batch.ScheduleBatch.filter_batch"
 MERGED: Final = "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.merge_batch"
 CHOSEN: Final = "sglang.srt.layers.sampler.top_k_top_p_min_p_sampling_from_probs_torch"
 DRAWN: Final = "sglang.srt.layers.sampler.multinomial_with_seed"
@@ -31,9 +32,15 @@ def give_seeds(info: Any, *args: Any, **_: Any) -> None:
     batch = next((each for each in args if hasattr(each, "reqs")), None)
     if batch is None or info.sampling_seed is not None or get_exec().kernel.sampling_backend != "pytorch":
         return
-    asked = [request.sampling_params.sampling_seed for request in batch.reqs]
-    if any(seed is not None for seed in asked):
-        info.sampling_seed = _tensor(asked, info)
+    if any(map(_asks, batch.reqs)):
+        info.sampling_seed = _tensor([request.sampling_params.sampling_seed for request in batch.reqs], info)
+
+
+def drop_seeds(_: Any, batch: Any, *__: Any, **___: Any) -> None:
+    """After requests left a batch: where no other has a seed, it is sampled as SGLang does it again."""
+    info = batch.sampling_info
+    if info is not None and info.sampling_seed is not None and not any(map(_asks, batch.reqs)):
+        info.sampling_seed = None
 
 
 def align_seeds(info: Any, other: Any, *_: Any, **__: Any) -> None:
@@ -117,6 +124,10 @@ def _mixed(state: Any) -> Any:
     for shift, factor in _MIXERS:
         state = (state ^ (state >> shift & 2 ** (64 - shift) - 1)) * factor
     return state ^ (state >> 31 & 2**33 - 1)
+
+
+def _asks(request: Any) -> bool:
+    return request.sampling_params.sampling_seed is not None
 
 
 def _tensor(asked: list[int | None], info: Any) -> Any:
