@@ -14,6 +14,7 @@ import grpc
 from sparsity.v1 import worker_pb2, worker_pb2_grpc
 from sparsity_policies.model import Tier
 from sparsity_rpc.channels import MESSAGE_SIZE
+from sparsity_rpc.reading import readable
 from sparsity_rpc.tls import ClientTls, open_aio_channel
 from sparsity_serving.engines import ECHO, SGLANG
 
@@ -249,16 +250,21 @@ class Worker:
         """Keeps capabilities and load current, for as long as it runs."""
         while True:
             try:
-                found = await self.stub.GetCapabilities(worker_pb2.GetCapabilitiesRequest(), timeout=self._timeout)
+                asked = self.stub.GetCapabilities(worker_pb2.GetCapabilitiesRequest(), timeout=self._timeout)
+                found = readable(await asked)
                 if found != self.capabilities:
                     self._greet(found)
                 self.breaker.reset()
                 request = worker_pb2.WatchLoadRequest()
                 request.interval.FromMilliseconds(int(self._timeout * 1000 / 3))
-                async for load in self.stub.WatchLoad(request):
-                    self.load, self._heard, self._own_then = load, time.monotonic(), len(self._dispatched)
-                    self._lost = ""
-                    self._room()
+                reports = self.stub.WatchLoad(request)
+                try:
+                    async for load in reports:
+                        self.load = readable(load)
+                        self._heard, self._own_then, self._lost = time.monotonic(), len(self._dispatched), ""
+                        self._room()
+                finally:
+                    reports.cancel()
                 self.failed("ended its load stream")
             except grpc.aio.AioRpcError as error:
                 self.failed(f"{error.code().name}: {error.details()}")
