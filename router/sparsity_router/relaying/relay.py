@@ -96,7 +96,7 @@ class _Relay:
                     if response.HasField("completion"):
                         tried.complete = True
                         worker, tier = attempt.worker, attempt.served.tier
-                        worker.breaker.success()
+                        worker.breakers[tier].success()
                         if problem := fault(response.completion, tier, must_report=worker.must_report(tier)):
                             # An engine that mixes tiers up is believed at none; one that is silent, not at this one.
                             mixes = is_less(response.completion, tier)
@@ -109,7 +109,7 @@ class _Relay:
                 error = failure
             finally:
                 await stream.aclose()
-            self._fell((hedge.attempt if hedge else attempt).worker, error, first=first)
+            self._fell(hedge.attempt if hedge else attempt, error, first=first)
 
     def _decide(self) -> Decision:
         """The decision as of now: nobody is asked by an older one."""
@@ -146,15 +146,15 @@ class _Relay:
         # Asked again, so that what is told of the request does not hang on what picked its worker.
         return Attempt(worker, stream, served(self.decision, tier, self._fleet), self._review())
 
-    def _fell(self, worker: Worker, error: Exception, *, first: bool) -> None:
+    def _fell(self, attempt: Attempt, error: Exception, *, first: bool) -> None:
         """Takes note of a stream that failed; raises where nobody else may be tried.
 
         Args:
-            worker: whose stream it was.
+            attempt: whose stream it was.
             error: how it failed; StopAsyncIteration where it ended without a completion.
             first: whether no message had come.
         """
-        tried, refused = self.tried, False
+        tried, worker, refused = self.tried, attempt.worker, False
         if isinstance(error, OvertakenError):
             tried.targets.discard(worker.target)
             return
@@ -171,7 +171,7 @@ class _Relay:
             elif first:
                 worker.failed(problem)
         if not refused:
-            worker.breaker.failure()
+            worker.breakers[attempt.served.tier].failure()
             tried.failed = True
         if not first:
             worker.failed(problem)

@@ -30,6 +30,7 @@ from sparsity_policies.model import Guards, Override, Policy, Rollout, Scope, Si
 from sparsity_router.decisions.review import Review
 from sparsity_router.decisions.sessions import Sessions, SessionTier
 from sparsity_router.fleet import queue, workers
+from sparsity_router.fleet.breaker import Breaker
 from sparsity_router.fleet.fleet import Admission, Fleet
 from sparsity_router.fleet.workers import State, Worker
 from sparsity_router.relaying import relay
@@ -107,7 +108,7 @@ class Stand(Worker):
     def __init__(self, name: str, served: Served) -> None:
         self.target, self._digest, self._engine = name, "digest", SGLANG
         self.load, self._dispatched, self._met_at = worker_pb2.WatchLoadResponse(), {}, float("-inf")
-        self.spare = True
+        self.spare, self.breakers = True, {tier: Breaker() for tier in Tier}
         self.restart(served)
 
     def restart(self, served: Served) -> None:
@@ -373,9 +374,9 @@ def replayed_counts(patch: pytest.MonkeyPatch) -> None:
     """A worker's count sends a request on, also after its first message (A10)."""
     fell = relay._Relay._fell
 
-    def falls(self: Any, worker: Any, error: Any, *, first: bool) -> None:
+    def falls(self: Any, attempt: Any, error: Any, *, first: bool) -> None:
         counts = isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.OUT_OF_RANGE
-        fell(self, worker, error, first=first or counts)
+        fell(self, attempt, error, first=first or counts)
 
     patch.setattr(relay._Relay, "_fell", falls)
 
