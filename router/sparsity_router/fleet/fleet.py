@@ -128,7 +128,8 @@ class Fleet:
 
     def _sent(self, tier: Tier, tokens: int) -> None:
         """Takes note of a request that had its turn; where there was room for one there may be room for the next."""
-        self._turns.had(tier, tokens)
+        if tokens:
+            self._turns.had(tier, tokens)
         self._room()
 
     def reconsider(self) -> None:

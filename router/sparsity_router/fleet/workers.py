@@ -234,7 +234,11 @@ class Worker:
     def expect(self, rid: str, tier: Tier, tokens: int) -> None:
         """Counts a request that a client brings itself, until the worker's own report can be expected to have it."""
         self._dispatched[rid] = tier, tokens
-        asyncio.get_running_loop().call_later(_EXPECTED_SECONDS, self._dispatched.pop, rid, None)
+        asyncio.get_running_loop().call_later(_EXPECTED_SECONDS, self._came, rid)
+
+    def _came(self, rid: str) -> None:
+        self._dispatched.pop(rid, None)
+        self._room()
 
     def refused(self) -> None:
         """Leaves the worker alone for a moment, because it said that it is full, whatever its load report says."""

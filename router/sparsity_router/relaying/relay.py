@@ -34,10 +34,11 @@ _OVERLOAD, _COUNT = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.OUT_OF_R
 _FINAL = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.CANCELLED,
     grpc.StatusCode.UNIMPLEMENTED,
     _COUNT,
 }
+# Fields that the router sets, by what its worker said that it serves.
+_PICKED_BY = ("tier", "dense_reasoning")
 # A request that took so many workers with it is taken for the cause.
 _MOST_DEATHS = 2
 
@@ -106,6 +107,9 @@ class _Relay:
                     return
                 error: Exception = StopAsyncIteration()
             except (grpc.aio.AioRpcError, OvertakenError) as failure:
+                if tried.complete:
+                    # The answer is whole, however its stream ends.
+                    return
                 error = failure
             finally:
                 await stream.aclose()
@@ -162,7 +166,7 @@ class _Relay:
         if isinstance(error, grpc.aio.AioRpcError):
             problem = f"{error.code().name}: {error.details()}"
             # A deadline or a bad request is no fault of the worker, whenever it shows; a count, only before it answers.
-            if error.code() in _FINAL and (first or error.code() is not _COUNT) and not _knows_no_such_tier(error):
+            if error.code() in _FINAL and (first or error.code() is not _COUNT) and not _came_back_with_others(error):
                 raise to_error(error) from error
             refused = first and error.code() is _OVERLOAD
             if refused:
@@ -184,10 +188,10 @@ class _Relay:
             raise StreamBrokenError(f"{told}; last: {tried.last_problem}")
 
 
-def _knows_no_such_tier(error: grpc.RpcError) -> bool:
-    """Whether a worker refused its tier, as one does that came back with others: no caller's mistake."""
+def _came_back_with_others(error: grpc.RpcError) -> bool:
+    """Whether a worker refused what it was picked for, as one does that came back with others: no caller's mistake."""
     found = to_error(error)
-    return isinstance(found, InvalidRequestError) and found.field == "tier"
+    return isinstance(found, InvalidRequestError) and found.field in _PICKED_BY
 
 
 async def relay(
