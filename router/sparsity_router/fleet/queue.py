@@ -151,10 +151,14 @@ class TierQueue:
         if ticket.tried:
             await asyncio.sleep(_BREATH_SECONDS)
 
-    def wake_all(self) -> None:
-        """Lets everybody try again, in turn: what they need may be something else by now."""
-        for ticket in self._waiting:
+    async def wake_all(self) -> None:
+        """Lets everybody try again, in turn: what they need may be something else by now.
+
+        Each by itself: to decide a long prompt anew takes a while, for which nothing else runs.
+        """
+        for ticket in tuple(self._waiting):
             ticket.woken.set()
+            await asyncio.sleep(0)
 
     def wake(self) -> None:
         """Lets the first in the queue try again; where there is no room for that one, the first with another need."""

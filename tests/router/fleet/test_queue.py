@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -15,8 +16,9 @@ from sparsity_client.wire import AsyncWireClient, make_request
 from sparsity_policies.model import Tier
 from sparsity_router.config import RouterConfig
 from sparsity_router.fleet import workers
-from sparsity_router.fleet.fleet import Admission
+from sparsity_router.fleet.fleet import Admission, Fleet
 from sparsity_router.fleet.queue import TierQueue
+from sparsity_router.relaying.turns import follow_policies
 from sparsity_rpc.errors import ConfigurationError, OverloadedError
 from support.fake_worker import FakeWorker, answer, fail
 from support.rig import rig as fake_rig
@@ -415,3 +417,50 @@ async def test_a_lease_that_nobody_brought_makes_room(tmp_path: Path, monkeypatc
         assert worker.in_flight == 1
         await until_true(lambda: rooms)
         assert rooms == [0]
+
+
+async def test_those_who_wait_meet_a_change_one_by_one_and_each_change() -> None:
+    """To be decided anew takes the loop for a while: what else is to be done is done between two of them."""
+    fleet = Fleet((), "digest", 1.0)
+    changes = asyncio.Queue[int]()
+    met: list[tuple[str, int]] = []
+    now = 0
+
+    class Following:
+        async def snapshots(self) -> AsyncIterator[int]:
+            while True:
+                yield await changes.get()
+
+    def change() -> None:
+        nonlocal now
+        now += 1
+        changes.put_nowait(now)
+
+    async def waits(tier: Tier, name: str) -> None:
+        with fleet.queues[tier].ticket(0) as ticket:
+            while True:
+                await fleet.queues[tier].turn(ticket, 5.0)
+                met.append((name, now))
+                if (name, now) == ("dense1", 1):
+                    # While others have not met the one before.
+                    change()
+                fleet.queues[tier].rejoin(ticket, refused=False)
+
+    async def runs() -> None:
+        while True:
+            met.append(("else", 0))
+            await asyncio.sleep(0)
+
+    names = [(tier, f"{tier.word}{number}") for tier in (Tier.DENSE, Tier.MODERATE) for number in range(4)]
+    tasks = [asyncio.create_task(waits(*each)) for each in names]
+    await asyncio.sleep(0)
+    tasks += [asyncio.create_task(runs()), asyncio.create_task(follow_policies(fleet, cast(Any, Following())))]
+    change()
+    await until_true(lambda: {name for name, seen in met if seen == 2} == {name for _, name in names})
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert not any("else" not in (a, b) for (a, _), (b, _) in itertools.pairwise(met))
+    first = dict.fromkeys(name for name, _ in met if name != "else")
+    assert list(first) == [name for _, name in names]
+    await fleet.close()
