@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from sparsity_rpc.errors import UnavailableError
+from sparsity_rpc.reading import readable
 
 _FOREVER = float("inf")
 
@@ -32,7 +33,7 @@ async def spoken_aio(call: Any, timeouts: Timeouts) -> AsyncGenerator[Any]:
 
     Raises:
         UnavailableError: after a silence.
-        grpc.aio.AioRpcError: as the call ends.
+        grpc.aio.AioRpcError: as the call ends; INTERNAL at a message that cannot be read.
     """
     loop, passed = asyncio.get_running_loop(), 0.0
 
@@ -49,7 +50,7 @@ async def spoken_aio(call: Any, timeouts: Timeouts) -> AsyncGenerator[Any]:
         async for message in call:
             if waiting:
                 waiting.cancel()
-            yield message
+            yield readable(message)
             waiting = timer(timeouts.between)
     except asyncio.CancelledError:
         task = asyncio.current_task()

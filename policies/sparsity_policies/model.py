@@ -261,8 +261,9 @@ class Step:
 class Decision:
     """The outcome.
 
-    ``tier`` is what serves the request, ``policy_tier`` what policy gave before any fallback, and ``dense_reasoning``
-    whether reasoning spans decode densely.
+    ``tier`` is what serves the request, ``policy_tier`` what policy gave before any fallback, ``dense_reasoning``
+    whether reasoning spans decode densely, and ``lasting`` what policy gives but for what passes, such as a kill switch
+    or a rollout: None where that cannot be told.
     """
 
     tier: Tier
@@ -275,3 +276,4 @@ class Decision:
     fallback: tuple[Tier, ...] = ()
     steps: tuple[Step, ...] = ()
     dense_reasoning: bool = False
+    lasting: Tier | None = None

@@ -275,11 +275,10 @@ class World:
         return None if inside else rollout.held_back
 
     def begins(self, asked: Asked) -> None:
-        """Takes note of what a request's session gets, where that is more than what passes."""
-        passes = self.acting() or self.age > TTL or self.held_back(asked) or asked.max_tier
+        """Takes note of what a request's session gets, but for what passes and may be denser."""
         rules = self.drafts[asked.domain].rules if asked.domain in self.drafts else ()
         doubtful = any(RULES[number].holds(asked) is None for number, _ in rules)
-        if asked.session and not passes and not doubtful:
+        if asked.session and self.age <= TTL and not doubtful:
             key = (asked.tenant, asked.session)
             self.sessions[key] = min(self.sessions.get(key, Tier.AGGRESSIVE), self.lasting(asked))
 
@@ -315,6 +314,8 @@ class World:
         calls = {own.tier: own.proof.sparse_kernel_calls for own in (told.tiers or [told])}
         if tier not in calls or bool(calls[tier]) is (tier == Tier.DENSE):
             self.wrong.append(f"{asked} was sent to {worker.target} at {word}, which it does not serve and prove")
+        # It was decided anew for this attempt.
+        self.begins(asked)
 
 
 class Stub:

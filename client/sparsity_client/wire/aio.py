@@ -12,6 +12,7 @@ from opentelemetry import trace
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2_grpc
 from sparsity_rpc import tracing
 from sparsity_rpc.errors import SparsityError
+from sparsity_rpc.reading import readable
 from sparsity_rpc.silence import spoken_aio
 from sparsity_rpc.status import to_error
 from sparsity_rpc.tls import ClientTls, open_aio_channel
@@ -86,7 +87,7 @@ class AsyncWireClient:
         call = self._inference.Generate(request, timeout=remaining(deadline), metadata=metadata)
         try:
             async for response in call:
-                yield response
+                yield readable(response)
         except grpc.RpcError as error:
             raise to_error(error) from error
         finally:
@@ -97,7 +98,8 @@ class AsyncWireClient:
     ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
         asked = inference_pb2.RouteRequest(request=request)
         try:
-            route = await self._inference.Route(asked, timeout=remaining(deadline), metadata=self._outgoing())
+            named = self._inference.Route(asked, timeout=remaining(deadline), metadata=self._outgoing())
+            route = readable(await named)
             routed.append(route.decision.decision_id)
             async with self._worker(route.endpoint) as worker:
                 # The lease is what a worker takes; the key is for routers.
@@ -134,7 +136,7 @@ class AsyncWireClient:
         """
         explain = inference_pb2.ExplainRequest(request=request)
         try:
-            return await self._inference.Explain(explain, timeout=timeout, metadata=self._outgoing())
+            return readable(await self._inference.Explain(explain, timeout=timeout, metadata=self._outgoing()))
         except grpc.RpcError as error:
             raise to_error(error) from error
 
@@ -153,6 +155,6 @@ class AsyncWireClient:
         """
         report = inference_pb2.ReportOutcomeRequest(decision_id=decision_id, score=score, metric=metric, labels=labels)
         try:
-            await self._inference.ReportOutcome(report, timeout=timeout, metadata=self._outgoing())
+            readable(await self._inference.ReportOutcome(report, timeout=timeout, metadata=self._outgoing()))
         except grpc.RpcError as error:
             raise to_error(error) from error

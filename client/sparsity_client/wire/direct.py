@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from math import inf
 
+from google.protobuf.message import DecodeError
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_rpc.channels import FELL_BACK, LOST
 from sparsity_rpc.errors import (
@@ -33,9 +34,16 @@ _FALL_BACK = (
 
 
 def worker_request(route: inference_pb2.RouteResponse) -> worker_pb2.WorkerServiceGenerateRequest:
-    """The request that the lease was signed for, lease included."""
+    """The request that the lease was signed for, lease included.
+
+    Raises:
+        EngineError: where the router's answer holds none.
+    """
     request = worker_pb2.WorkerServiceGenerateRequest()
-    request.MergeFromString(route.worker_request)
+    try:
+        request.MergeFromString(route.worker_request)
+    except DecodeError as error:
+        raise EngineError(f"the router sent a worker's request that cannot be read: {error}") from error
     request.lease.CopyFrom(route.lease)
     return request
 

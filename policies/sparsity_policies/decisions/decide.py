@@ -14,6 +14,15 @@ from sparsity_policies.model import Band, Decision, Override, Policy, Reason, Ru
 DEFAULT_DOMAIN = "default"
 # A detected domain that is less certain is none.
 MIN_CONFIDENCE = 0.4
+# These pass, or say nothing of the conversation.
+_PASSING = {
+    Reason.KILL_SWITCH,
+    Reason.ROLLOUT_SPLIT,
+    Reason.STALE_POLICY,
+    Reason.CLASSIFIER_FAILED,
+    Reason.SCAN_TRUNCATED,
+    Reason.CALLER_REQUESTED,
+}
 
 
 class _Verdict(NamedTuple):
@@ -24,10 +33,17 @@ class _Verdict(NamedTuple):
 
 
 class _Trail:
-    """The checks of one decision, in order; the last one that changes the verdict wins."""
+    """The checks of one decision, in order; the last one that changes the verdict wins.
+
+    Attributes:
+        steps: the checks.
+        verdict: so far.
+        lasting: the densest so far of what does not pass, also where something that does is denser.
+    """
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
+        self.lasting: Tier | None = None
         self.verdict = _Verdict(Tier.DENSE, Reason.UNKNOWN_DOMAIN, "", "nothing decided")
 
     def skip(self, check: str, detail: str, tier: Tier) -> None:
@@ -36,6 +52,7 @@ class _Trail:
     def take(self, check: str, tier: Tier, reason: Reason, detail: str) -> None:
         self.steps.append(Step(check, True, detail, tier))
         self.verdict = _Verdict(tier, reason, check, detail)
+        self.note(None if reason in _PASSING else tier)
 
     def cap(self, check: str, tier: Tier, reason: Reason, detail: str) -> None:
         """Takes ``tier`` only when it is denser than the verdict so far."""
@@ -43,6 +60,11 @@ class _Trail:
             self.take(check, tier, reason, detail)
         else:
             self.skip(check, detail, tier)
+            self.note(None if reason in _PASSING else tier)
+
+    def note(self, tier: Tier | None) -> None:
+        """Takes ``tier`` into what lasts."""
+        self.lasting = min((one for one in (self.lasting, tier) if one is not None), default=None)
 
 
 def decide(signals: Signals, snapshot: Snapshot) -> Decision:
@@ -81,6 +103,7 @@ def decide(signals: Signals, snapshot: Snapshot) -> Decision:
         ),
         steps=tuple(trail.steps),
         dense_reasoning=signals.dense_reasoning or any(_holds_reasoning_dense(signals, snapshot)),
+        lasting=trail.lasting,
     )
 
 
@@ -162,6 +185,7 @@ def _by_declared(trail: _Trail, signals: Signals, snapshot: Snapshot) -> None:
         _by_policy(own, replace(signals, domain=signals.declared, declared=""), declared)
         found = own.verdict
         trail.cap(f"declared[{signals.declared}]", found.tier, found.reason, f"declared: {found.explanation}")
+        trail.note(own.lasting)
 
 
 def _by_session(trail: _Trail, signals: Signals) -> None:

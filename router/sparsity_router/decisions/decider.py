@@ -59,7 +59,7 @@ class Decider:
         self._sessions = sessions
 
     async def decide(self, request: inference_pb2.GenerateRequest, decision_id: str, *, exact: bool = False) -> Decided:
-        """Classifies and decides; a session is told of it where the decision has an id.
+        """Classifies and decides; a session is told of it, and of each review, where the decision has an id.
 
         Args:
             request: as the caller sent it.
@@ -77,10 +77,9 @@ class Decider:
             classified = await self._classifier.classify(request, policies.snapshot, arrival, exact=exact)
         with tracing.span(_tracer, "router.decide"):
             # A change that came while a long prompt was read counts: a kill switch must not wait for it.
-            review = Review(policies, classified, session.held)
+            told = (session.served,) if decision_id else ()
+            review = Review(policies, classified, session.held, *told)
         seconds = time.monotonic() - started
-        if decision_id:
-            session.served(review.decision)
         resolved = classified.resolved
         words = resolved.scanned.opened.words
         return Decided(decision_id, classified.signals, classified.prompt, review, resolved.risk, words, seconds)

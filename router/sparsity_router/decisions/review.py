@@ -19,6 +19,7 @@ class Review:
         policies: what to decide from.
         classified: the request.
         session: the densest tier that its session is known to have got by now.
+        tell: told of each decision that something changed for, the first one too.
 
     Attributes:
         signals: what the latest decision was made from.
@@ -26,15 +27,21 @@ class Review:
     """
 
     def __init__(
-        self, policies: PolicyFollower, classified: Classified, session: Callable[[], Tier | None] = lambda: None
+        self,
+        policies: PolicyFollower,
+        classified: Classified,
+        session: Callable[[], Tier | None] = lambda: None,
+        tell: Callable[[Decision], None] = lambda decision: None,
     ) -> None:
         self._policies = policies
         self._classified = classified
         self._session = session
+        self._tell = tell
         # While these are the same, and its session got nothing denser, so is the decision.
         self._seen, self._was_stale = policies.snapshot, self._is_stale()
         self.signals = self._read()
         self.decision = decide(self.signals, self._seen)
+        tell(self.decision)
 
     def __call__(self) -> Decision:
         """The decision as of now."""
@@ -47,6 +54,7 @@ class Review:
         # What policy has loosened meanwhile does not count; overrides of a tier must see the tier that is held.
         most = min(held.tier, self.signals.max_tier or held.tier)
         now = decide(replace(self.signals, max_tier=most), snapshot)
+        self._tell(now)
         stays = replace(held, fallback=now.fallback) if now.tier is held.tier else now
         self.decision = replace(stays, dense_reasoning=held.dense_reasoning or now.dense_reasoning)
         return self.decision

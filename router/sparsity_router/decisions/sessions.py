@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from cachetools import LRUCache
 from sparsity_policies.decisions.snapshot import DEFAULT_TTL_SECONDS
-from sparsity_policies.model import Decision, Reason, Tier
+from sparsity_policies.model import Decision, Tier
 from sparsity_policies.storage.asking import Asking
 from sparsity_policies.storage.redis_faults import CLIENT_ERRORS, told
 
@@ -29,15 +29,6 @@ _TRUSTED_SECONDS = DEFAULT_TTL_SECONDS
 _READ_SECONDS = 0.05
 _FLUSH_SECONDS = 0.1
 _AT_ONCE = 32
-# These pass, or say nothing of the conversation.
-_TRANSIENT = {
-    Reason.KILL_SWITCH,
-    Reason.ROLLOUT_SPLIT,
-    Reason.STALE_POLICY,
-    Reason.CLASSIFIER_FAILED,
-    Reason.SCAN_TRUNCATED,
-    Reason.CALLER_REQUESTED,
-}
 # Routers write in any order: the densest stays.
 _KEEP_DENSEST = """
 local there = tonumber(redis.call('GET', KEYS[1]) or '')
@@ -71,7 +62,7 @@ class SessionTier(NamedTuple):
 
 
 class Sessions:
-    """The densest tier that policy gave each session of the last hour.
+    """The densest tier that policy gave each session of the last hour, but for what passes.
 
     Args:
         redis: an asyncio client; None keeps them in this process only.
@@ -109,14 +100,14 @@ class Sessions:
         return known.tier if known else None
 
     def served(self, tenant: str, session: str, decision: Decision) -> None:
-        """Takes note of what policy gave."""
-        if not session or decision.reason in _TRANSIENT:
+        """Takes note of what policy gave but for what passes, however dense that made the request."""
+        if not session or decision.lasting is None:
             return
         key = _key(tenant, session)
         known = self._known.get(key)
         if known is None:
             return
-        known.tier = _denser(known.tier, decision.policy_tier)
+        known.tier = _denser(known.tier, decision.lasting)
         if self._redis is not None and known.tier is not None:
             self._unsaved[key] = known.tier
 

@@ -1,7 +1,8 @@
-"""A circuit breaker of one worker, and the budget of retries over all of them.
+"""A circuit breaker of one worker at one tier, and the budget of retries over all of them.
 
 A worker that answers its load stream but fails requests would be tried again and again: after a few failures in a row
-it is left alone for a while, then tried by one request at a time. Only faults of the worker count; a caller's mistake,
+at a tier it is left alone there for a while, then tried by one request at a time: what fails at one tier may serve
+another. Only faults of the worker count; a caller's mistake,
 deadline or cancel does not, and a full worker is backpressure.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from sparsity_serving.token_bucket import TokenBucket
@@ -18,6 +19,8 @@ FAILURES_TO_OPEN = 5
 SUCCESSES_TO_CLOSE = 2
 OPEN_SECONDS = 30.0
 _JITTER = 0.2
+# The later, the less is let through.
+_WORDS = ("closed", "half_open", "open")
 
 
 class Breaker:
@@ -27,7 +30,8 @@ class Breaker:
         self._failures = 0
         self._successes = 0
         self._open_until: float | None = None
-        self._trials = 0
+        # Of the requests that run, those that it let through half open; forgotten when it opens.
+        self._trials: set[object] = set()
 
     @property
     def word(self) -> str:
@@ -39,21 +43,26 @@ class Breaker:
     def allows(self) -> bool:
         """Whether a request may be sent now."""
         word = self.word
-        return word == "closed" or (word == "half_open" and self._trials == 0)
+        return word == "closed" or (word == "half_open" and not self._trials)
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """Counts a request while it runs; however it ends, a half-open breaker can be tried again."""
-        self._trials += 1
+        """Counts a request while it runs; however it ends, a half-open breaker can be tried again.
+
+        One that began before is no trial: a long answer must not keep a worker out that may be well again.
+        """
+        trial, trials = object(), self._trials
+        if self.word == "half_open":
+            trials.add(trial)
         try:
             yield
         finally:
-            self._trials -= 1
+            trials.discard(trial)
 
     def success(self) -> None:
         """A request was answered whole."""
         self._failures = 0
-        if self._open_until is not None:
+        if self.word == "half_open":
             self._successes += 1
             if self._successes >= SUCCESSES_TO_CLOSE:
                 self.reset()
@@ -65,11 +74,17 @@ class Breaker:
         if self.word == "half_open" or self._failures >= FAILURES_TO_OPEN:
             # Spread, so that routers do not all try a worker at the same moment.
             self._open_until = time.monotonic() + OPEN_SECONDS * random.uniform(1 - _JITTER, 1 + _JITTER)
+            self._trials = set()
 
     def reset(self) -> None:
         """The worker is a new one, or well again."""
         self._failures = self._successes = 0
         self._open_until = None
+
+
+def least_through(breakers: Iterable[Breaker]) -> str:
+    """The word of the breaker that lets least through; `closed` where there is none."""
+    return max((breaker.word for breaker in breakers), key=_WORDS.index, default="closed")
 
 
 class RetryBudget:

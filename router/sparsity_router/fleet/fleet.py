@@ -128,13 +128,14 @@ class Fleet:
 
     def _sent(self, tier: Tier, tokens: int) -> None:
         """Takes note of a request that had its turn; where there was room for one there may be room for the next."""
-        self._turns.had(tier, tokens)
+        if tokens:
+            self._turns.had(tier, tokens)
         self._room()
 
-    def reconsider(self) -> None:
+    async def reconsider(self) -> None:
         """Lets all who wait be decided anew and try again: what policy holds dense by now may have room."""
         for tier in self._turns.order():
-            self.queues[tier].wake_all()
+            await self.queues[tier].wake_all()
 
     def of(self, tier: Tier, dense_reasoning: bool = False) -> list[Worker]:
         """The workers that serve a tier, or those of them that decode reasoning densely at it."""

@@ -52,7 +52,7 @@ async def spoken(call: Any, tier: Tier, patience: Patience) -> AsyncGenerator[An
     """The messages of a call; one that says nothing for too long is cancelled. What the reader takes is not counted.
 
     Raises:
-        grpc.aio.AioRpcError: as the call ends, INTERNAL where it was too long silent.
+        grpc.aio.AioRpcError: as the call ends; INTERNAL where it was too long silent, or cannot be read.
     """
     try:
         async with aclosing(spoken_aio(call, patience.at(tier))) as messages:

@@ -31,6 +31,7 @@ class Ticket:
         woken: set when it may be its turn.
         evicted: whether it has lost its place.
         tried: whether it had a turn, and there was no room after all.
+        charged: whether its turn was charged, which is done once, however often it is sent.
     """
 
     place: tuple[int, int, int]
@@ -40,6 +41,7 @@ class Ticket:
     woken: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
     evicted: bool = field(default=False, compare=False)
     tried: bool = field(default=False, compare=False)
+    charged: bool = field(default=False, compare=False)
 
 
 class TierQueue:
@@ -47,8 +49,8 @@ class TierQueue:
 
     Args:
         limit: requests that may wait; when it is full a more urgent one takes the place of the least urgent.
-        sent: told of the tokens of each request that leaves to be sent, to wake whoever is next; without it, that is
-            the first in this queue.
+        sent: told of the tokens of each request that leaves to be sent, 0 where it was before, to wake whoever is
+            next; without it, that is the first in this queue.
     """
 
     def __init__(self, limit: int, sent: Callable[[int], None] | None = None) -> None:
@@ -123,12 +125,15 @@ class TierQueue:
             self._waiting.remove(ticket)
             self._now = max(self._now, ticket.place[1])
             self._next = {tenant: start for tenant, start in self._next.items() if start > self._now}
-            self._sent(ticket.tokens)
+            tokens, ticket.charged = 0 if ticket.charged else ticket.tokens, True
+            self._sent(tokens)
 
     def _give_up(self, ticket: Ticket) -> None:
         """Takes a request out that was not sent, and gives its tenant the turn back."""
         self._waiting.remove(ticket)
-        self._next[ticket.tenant] = max(self._next.get(ticket.tenant, 0) - ticket.tokens, self._now)
+        start = max(self._next.pop(ticket.tenant, 0) - ticket.tokens, self._now)
+        if start > self._now:
+            self._next[ticket.tenant] = start
 
     async def turn(self, ticket: Ticket, seconds: float) -> None:
         """Waits until there may be room, and nobody before this request takes it.
@@ -146,10 +151,14 @@ class TierQueue:
         if ticket.tried:
             await asyncio.sleep(_BREATH_SECONDS)
 
-    def wake_all(self) -> None:
-        """Lets everybody try again, in turn: what they need may be something else by now."""
-        for ticket in self._waiting:
+    async def wake_all(self) -> None:
+        """Lets everybody try again, in turn: what they need may be something else by now.
+
+        Each by itself: to decide a long prompt anew takes a while, for which nothing else runs.
+        """
+        for ticket in tuple(self._waiting):
             ticket.woken.set()
+            await asyncio.sleep(0)
 
     def wake(self) -> None:
         """Lets the first in the queue try again; where there is no room for that one, the first with another need."""

@@ -14,10 +14,11 @@ import grpc
 from sparsity.v1 import worker_pb2, worker_pb2_grpc
 from sparsity_policies.model import Tier
 from sparsity_rpc.channels import MESSAGE_SIZE
+from sparsity_rpc.reading import readable
 from sparsity_rpc.tls import ClientTls, open_aio_channel
 from sparsity_serving.engines import ECHO, SGLANG
 
-from sparsity_router.fleet.breaker import Breaker
+from sparsity_router.fleet.breaker import Breaker, least_through
 from sparsity_router.fleet.capabilities import by_tier, mismatch
 from sparsity_router.fleet.patience import Patience
 from sparsity_router.fleet.proof import start_fault
@@ -52,7 +53,7 @@ class State(Enum):
     INCOMPATIBLE = auto()
 
 
-# Of a worker that could be used at some tier: at one that is in doubt, the doubt is what counts.
+# Of a worker that could be used at some tier: at one that is in doubt, or fails, that is what counts.
 _OF_ALL_TIERS: Final = frozenset({State.READY, State.FULL, State.BROKEN})
 
 
@@ -90,7 +91,7 @@ class Worker:
         # Why it was not heard, or why it failed since.
         self._lost = "not reached yet"
         self._full_until = float("-inf")
-        self.breaker = Breaker()
+        self.breakers = {tier: Breaker() for tier in Tier}
         self.leaving = False
         self.late = False
         self._met_at = float("-inf")
@@ -190,14 +191,23 @@ class Worker:
             return State.INCOMPATIBLE
         if len(self._doubts) == len(self._served):
             return State.UNPROVEN
-        if not self.breaker.allows():
+        if not any(self.breakers[tier].allows() for tier in self.trusted):
             return State.BROKEN
         return State.READY if self.has_room() else State.FULL
 
     def state_at(self, tier: Tier) -> State:
         """Whether it can take a request of a tier that it serves."""
         state = self.state
-        return State.UNPROVEN if tier in self._doubts and state in _OF_ALL_TIERS else state
+        if state not in _OF_ALL_TIERS:
+            return state
+        if tier in self._doubts:
+            return State.UNPROVEN
+        return state if self.breakers[tier].allows() else State.BROKEN
+
+    @property
+    def breaker_word(self) -> str:
+        """Of the breakers of its tiers, the word of the one that lets least through."""
+        return least_through(self.breakers[tier] for tier in tuple(self._served))
 
     def has_room(self, reserve: float = 0.0) -> bool:
         """Whether it can take a request and leave ``reserve`` alone, a share of its places and of its KV cache."""
@@ -215,7 +225,7 @@ class Worker:
         """Counts a request that this router sent."""
         self._dispatched[rid] = tier, tokens
         try:
-            with self.breaker.attempt():
+            with self.breakers[tier].attempt():
                 yield
         finally:
             del self._dispatched[rid]
@@ -224,7 +234,11 @@ class Worker:
     def expect(self, rid: str, tier: Tier, tokens: int) -> None:
         """Counts a request that a client brings itself, until the worker's own report can be expected to have it."""
         self._dispatched[rid] = tier, tokens
-        asyncio.get_running_loop().call_later(_EXPECTED_SECONDS, self._dispatched.pop, rid, None)
+        asyncio.get_running_loop().call_later(_EXPECTED_SECONDS, self._came, rid)
+
+    def _came(self, rid: str) -> None:
+        self._dispatched.pop(rid, None)
+        self._room()
 
     def refused(self) -> None:
         """Leaves the worker alone for a moment, because it said that it is full, whatever its load report says."""
@@ -249,16 +263,22 @@ class Worker:
         """Keeps capabilities and load current, for as long as it runs."""
         while True:
             try:
-                found = await self.stub.GetCapabilities(worker_pb2.GetCapabilitiesRequest(), timeout=self._timeout)
+                asked = self.stub.GetCapabilities(worker_pb2.GetCapabilitiesRequest(), timeout=self._timeout)
+                found = readable(await asked)
                 if found != self.capabilities:
                     self._greet(found)
-                self.breaker.reset()
+                for breaker in self.breakers.values():
+                    breaker.reset()
                 request = worker_pb2.WatchLoadRequest()
                 request.interval.FromMilliseconds(int(self._timeout * 1000 / 3))
-                async for load in self.stub.WatchLoad(request):
-                    self.load, self._heard, self._own_then = load, time.monotonic(), len(self._dispatched)
-                    self._lost = ""
-                    self._room()
+                reports = self.stub.WatchLoad(request)
+                try:
+                    async for load in reports:
+                        self.load = readable(load)
+                        self._heard, self._own_then, self._lost = time.monotonic(), len(self._dispatched), ""
+                        self._room()
+                finally:
+                    reports.cancel()
                 self.failed("ended its load stream")
             except grpc.aio.AioRpcError as error:
                 self.failed(f"{error.code().name}: {error.details()}")

@@ -46,7 +46,7 @@ def observe_fleet(fleet: Fleet, meter: metrics.Meter | None = None) -> None:
 
     in_flight = at_each_tier(lambda worker, tier: worker.in_flight_at(tier))
     kv_use = at_each_tier(lambda worker, _: worker.kv_use)
-    breakers = at_each_tier(lambda worker, _: int(worker.breaker.word != "closed"))
+    breakers = at_each_tier(lambda worker, tier: int(worker.breakers[tier].word != "closed"))
     meter = meter or metrics.get_meter("sparsity.router")
     again = "Requests sent once more, to a peer or as a hedge."
     observe(
@@ -56,7 +56,12 @@ def observe_fleet(fleet: Fleet, meter: metrics.Meter | None = None) -> None:
             ("sparsity.router.waiting", "{request}", "Requests in the queue of a tier.", queues),
             ("sparsity.router.in_flight", "{request}", "Requests this router has at a worker, by tier.", in_flight),
             ("sparsity.router.kv_use", "1", "Share of a worker's KV cache that live requests hold.", kv_use),
-            ("sparsity.router.breaker.open", "1", "1 where a worker's breaker is open or half open.", breakers),
+            (
+                "sparsity.router.breaker.open",
+                "1",
+                "1 where a worker's breaker is open or half open, by tier.",
+                breakers,
+            ),
         ],
         [("sparsity.router.retries", "{request}", again, scalar(lambda: fleet.retries.spent))],
     )

@@ -46,7 +46,7 @@ async def dispatch(
 
     Raises:
         OvertakenError: when it does not, or the worker came back without the tier, or its proof, since it was picked.
-        grpc.aio.AioRpcError: as the worker answers; INTERNAL where it says nothing for too long.
+        grpc.aio.AioRpcError: as the worker answers; INTERNAL where it says nothing for too long, or cannot be read.
     """
     if not allows(tier):
         raise OvertakenError(f"{worker.name} was not asked: policy gives {tier.word} no more")

@@ -44,7 +44,7 @@ class Hedge:
         attempt: made at once.
         second: makes another attempt, or gives None where nobody else may be asked.
         seconds: that the first is waited for.
-        fell: told of a worker that failed while the other still runs.
+        fell: told of an attempt that failed while the other still runs.
 
     Attributes:
         attempt: whose stream it is; where none gave a message, the one that failed last.
@@ -55,7 +55,7 @@ class Hedge:
         attempt: Attempt,
         second: Callable[[], Attempt | None],
         seconds: float,
-        fell: Callable[[Worker, Exception], None],
+        fell: Callable[[Attempt, Exception], None],
     ) -> None:
         self.attempt = attempt
         self._second = second
@@ -100,7 +100,7 @@ class Hedge:
                 if problem is None:
                     return task.result()
                 if running and isinstance(problem, grpc.aio.AioRpcError | OvertakenError | StopAsyncIteration):
-                    self._fell(self.attempt.worker, problem)
+                    self._fell(self.attempt, problem)
                 elif isinstance(problem, StopAsyncIteration):
                     return None
                 else:

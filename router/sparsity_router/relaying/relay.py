@@ -34,10 +34,11 @@ _OVERLOAD, _COUNT = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.OUT_OF_R
 _FINAL = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.CANCELLED,
     grpc.StatusCode.UNIMPLEMENTED,
     _COUNT,
 }
+# Fields that the router sets, by what its worker said that it serves.
+_PICKED_BY = ("tier", "dense_reasoning")
 # A request that took so many workers with it is taken for the cause.
 _MOST_DEATHS = 2
 
@@ -96,7 +97,7 @@ class _Relay:
                     if response.HasField("completion"):
                         tried.complete = True
                         worker, tier = attempt.worker, attempt.served.tier
-                        worker.breaker.success()
+                        worker.breakers[tier].success()
                         if problem := fault(response.completion, tier, must_report=worker.must_report(tier)):
                             # An engine that mixes tiers up is believed at none; one that is silent, not at this one.
                             mixes = is_less(response.completion, tier)
@@ -106,10 +107,13 @@ class _Relay:
                     return
                 error: Exception = StopAsyncIteration()
             except (grpc.aio.AioRpcError, OvertakenError) as failure:
+                if tried.complete:
+                    # The answer is whole, however its stream ends.
+                    return
                 error = failure
             finally:
                 await stream.aclose()
-            self._fell((hedge.attempt if hedge else attempt).worker, error, first=first)
+            self._fell(hedge.attempt if hedge else attempt, error, first=first)
 
     def _decide(self) -> Decision:
         """The decision as of now: nobody is asked by an older one."""
@@ -146,15 +150,15 @@ class _Relay:
         # Asked again, so that what is told of the request does not hang on what picked its worker.
         return Attempt(worker, stream, served(self.decision, tier, self._fleet), self._review())
 
-    def _fell(self, worker: Worker, error: Exception, *, first: bool) -> None:
+    def _fell(self, attempt: Attempt, error: Exception, *, first: bool) -> None:
         """Takes note of a stream that failed; raises where nobody else may be tried.
 
         Args:
-            worker: whose stream it was.
+            attempt: whose stream it was.
             error: how it failed; StopAsyncIteration where it ended without a completion.
             first: whether no message had come.
         """
-        tried, refused = self.tried, False
+        tried, worker, refused = self.tried, attempt.worker, False
         if isinstance(error, OvertakenError):
             tried.targets.discard(worker.target)
             return
@@ -162,7 +166,7 @@ class _Relay:
         if isinstance(error, grpc.aio.AioRpcError):
             problem = f"{error.code().name}: {error.details()}"
             # A deadline or a bad request is no fault of the worker, whenever it shows; a count, only before it answers.
-            if error.code() in _FINAL and (first or error.code() is not _COUNT) and not _knows_no_such_tier(error):
+            if error.code() in _FINAL and (first or error.code() is not _COUNT) and not _came_back_with_others(error):
                 raise to_error(error) from error
             refused = first and error.code() is _OVERLOAD
             if refused:
@@ -171,7 +175,7 @@ class _Relay:
             elif first:
                 worker.failed(problem)
         if not refused:
-            worker.breaker.failure()
+            worker.breakers[attempt.served.tier].failure()
             tried.failed = True
         if not first:
             worker.failed(problem)
@@ -184,10 +188,10 @@ class _Relay:
             raise StreamBrokenError(f"{told}; last: {tried.last_problem}")
 
 
-def _knows_no_such_tier(error: grpc.RpcError) -> bool:
-    """Whether a worker refused its tier, as one does that came back with others: no caller's mistake."""
+def _came_back_with_others(error: grpc.RpcError) -> bool:
+    """Whether a worker refused what it was picked for, as one does that came back with others: no caller's mistake."""
     found = to_error(error)
-    return isinstance(found, InvalidRequestError) and found.field == "tier"
+    return isinstance(found, InvalidRequestError) and found.field in _PICKED_BY
 
 
 async def relay(

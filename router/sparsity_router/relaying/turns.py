@@ -26,7 +26,7 @@ def patience(fleet: Fleet, context: grpc.aio.ServicerContext[Any, Any]) -> float
 async def follow_policies(fleet: Fleet, policies: PolicyFollower) -> None:
     """Lets those who wait for room meet each change of policies and overrides, for as long as it runs."""
     async for _ in policies.snapshots():
-        fleet.reconsider()
+        await fleet.reconsider()
 
 
 async def place_in_turn(

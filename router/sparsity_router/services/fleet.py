@@ -52,7 +52,7 @@ def _worker(worker: Worker) -> fleet_pb2.WorkerStatus:
         tier=min(worker.tiers).value if worker.tiers else None,  # type: ignore[arg-type]
         state=fleet_pb2.WorkerState.Value(f"WORKER_STATE_{worker.state.name}"),
         problem=worker.problem,
-        breaker=fleet_pb2.BreakerState.Value(f"BREAKER_STATE_{worker.breaker.word.upper()}"),
+        breaker=fleet_pb2.BreakerState.Value(f"BREAKER_STATE_{worker.breaker_word.upper()}"),
         requests=worker.load.requests,
         sent_requests=worker.in_flight,
         outstanding_tokens=worker.outstanding_tokens,

@@ -24,7 +24,7 @@ def read_object(field: str, text: str, most: int = MAX_DOCUMENT) -> dict[str, An
         most: bytes that it may have.
 
     Raises:
-        InvalidRequestError: naming ``field``, where it is none, too long, or too deep.
+        InvalidRequestError: naming ``field``, where it is none, too long, too deep, or escapes what is no text.
     """
     _check_size(field, text, most)
     try:
@@ -36,6 +36,12 @@ def read_object(field: str, text: str, most: int = MAX_DOCUMENT) -> dict[str, An
     if not isinstance(document, dict):
         raise InvalidRequestError.of(field, f"must be a JSON object, not {_kind(document)}")
     check_depth(field, document)
+    try:
+        # Only an escape can name half of a surrogate pair.
+        for each in texts(document) if "\\u" in text else ():
+            each.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError.no_text(field, error) from error
     return document
 
 

@@ -13,8 +13,9 @@ import pytest
 import redis.asyncio as redis
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.decide import decide
+from sparsity_policies.decisions.rollout import Action, move
 from sparsity_policies.documents.document import parse_policy
-from sparsity_policies.model import Decision, Reason, Signals, Tier
+from sparsity_policies.model import Decision, Override, Reason, Rollout, Scope, Signals, Tier
 from sparsity_router.decisions.sessions import Sessions, _key
 from support.fake_worker import FakeWorker, fail
 from support.rig import AGGRESSIVE, BANDS, DENSE, LONG, MODERATE, rig
@@ -26,9 +27,13 @@ from support.valkey import Valkey
 LOW = snapshot([parse_policy({"domain": "low", "risk": "low", "bands": BANDS})])
 
 
-def decision(tokens: int, reason: Reason | None = None) -> Decision:
-    made = decide(Signals(tokens, tokens, domain="low"), LOW)
-    return replace(made, reason=reason) if reason else made
+BEGUN = Rollout((1, 100), held_back=Tier.DENSE)
+SPLIT = snapshot([move(LOW.policies["low"].policy, Action.START, BEGUN)])
+KILLED = LOW.with_overrides([Override("k", Scope.GLOBAL, "", reason="test")])
+
+
+def decision(tokens: int, at: Any = LOW, **signals: Any) -> Decision:
+    return decide(Signals(tokens, tokens, domain="low", **signals), at)
 
 
 async def tier(sessions: Sessions) -> Tier | None:
@@ -45,12 +50,36 @@ async def test_a_session_keeps_its_densest_tier() -> None:
     assert await sessions.tier("", "") == (None, "")
 
 
-@pytest.mark.parametrize("reason", [Reason.KILL_SWITCH, Reason.STALE_POLICY, Reason.ROLLOUT_SPLIT])
-async def test_what_passes_is_not_kept(reason: Reason) -> None:
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (decision(60, KILLED), Reason.KILL_SWITCH),
+        (decision(60, SPLIT), Reason.ROLLOUT_SPLIT),
+        (decision(60, max_tier=Tier.DENSE), Reason.CALLER_REQUESTED),
+    ],
+)
+async def test_what_passes_is_not_kept_and_what_policy_gave_behind_it_is(made: Decision, reason: Reason) -> None:
     sessions = Sessions()
     await tier(sessions)
-    sessions.served("t", "s", decision(1, reason))
+    sessions.served("t", "s", made)
+    assert (made.tier, made.reason) == (Tier.DENSE, reason)
+    assert await tier(sessions) is Tier.MODERATE
+
+
+@pytest.mark.parametrize(
+    "doubt", [{"policy_age": 1e6}, {"classifier_error": "no answer"}, {"prompt_bytes": 2, "scanned_bytes": 1}]
+)
+async def test_a_doubt_that_passes_tells_nothing_of_a_session(doubt: dict[str, Any]) -> None:
+    sessions = Sessions()
+    await tier(sessions)
+    sessions.served("t", "s", decision(1, **doubt))
     assert await tier(sessions) is None
+
+
+async def test_the_declared_policy_lasts_behind_the_rollout_of_a_riskier_one() -> None:
+    policies = [replace(SPLIT.policies["low"].policy, domain="found"), LOW.policies["low"].policy]
+    made = decide(Signals(60, 60, domain="found", declared="low"), snapshot(policies))
+    assert (made.tier, made.reason, made.lasting) == (Tier.DENSE, Reason.ROLLOUT_SPLIT, Tier.MODERATE)
 
 
 async def test_routers_share_sessions_and_the_densest_stays() -> None:
@@ -143,6 +172,36 @@ async def test_what_a_session_gets_meanwhile_counts_at_the_next_attempt(tmp_path
     async with rig(model, FakeWorker("d", DENSE, model), first, peer, sessions=sessions) as r:
         _, completion = await r.generate(LONG, session="s")
         assert (completion.worker_id, completion.decision.reason) == ("d", inference_pb2.REASON_SESSION)
+
+
+async def test_what_a_review_makes_of_a_request_is_kept(tmp_path: Path) -> None:
+    model, sessions = tiny_model(tmp_path), Sessions()
+    strict = snapshot([parse_policy({"domain": "low", "risk": "low", "bands": BANDS[:1]})])
+    held: list[Any] = []
+
+    async def slow(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+        held[0].policies.snapshot = strict
+        async for response in fail(grpc.StatusCode.INTERNAL)(worker, request, context):
+            yield response
+
+    first, second = FakeWorker("a1", AGGRESSIVE, model, behaviour=slow), FakeWorker("a2", AGGRESSIVE, model)
+    second.outstanding = 10**6
+    async with rig(model, FakeWorker("d", DENSE, model), first, second, sessions=sessions) as r:
+        held.append(r)
+        assert (await r.generate(LONG, session="s"))[1].worker_id == "d"
+        assert sessions.held("", "s") is Tier.DENSE
+        # What policy loosens later gives the conversation no less attention.
+        r.policies.snapshot = LOW
+        assert (await r.generate(LONG, session="s"))[1].worker_id == "d"
+
+
+async def test_a_turn_that_asked_for_more_attention_holds_back_none_of_its_text(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path)
+    workers = [FakeWorker(name, tier, model) for name, tier in (("d", DENSE), ("m", MODERATE), ("a", AGGRESSIVE))]
+    async with rig(model, *workers, sessions=Sessions()) as r:
+        turns = (("y" * 60, DENSE), (LONG, None))
+        found = [(await r.generate(prompt, session="s", max_tier=most))[1] for prompt, most in turns]
+        assert [completion.worker_id for completion in found] == ["d", "m"]
 
 
 async def test_a_conversation_over_the_wire(tmp_path: Path) -> None:

@@ -58,6 +58,35 @@ def test_half_open_lets_one_through_and_always_resolves(clock: list[float]) -> N
     assert breaker.word == "closed"
 
 
+def test_only_what_began_half_open_is_a_trial(clock: list[float]) -> None:
+    breaker = Breaker()
+    long, trial = breaker.attempt(), breaker.attempt()
+    long.__enter__()
+    for _ in range(5):
+        breaker.failure()
+    clock[0] += 40
+    # The long one goes on, and says nothing of the worker by now.
+    assert breaker.allows()
+    trial.__enter__()
+    assert not breaker.allows()
+    breaker.failure()
+    clock[0] += 40
+    assert breaker.allows()
+    with breaker.attempt():
+        trial.__exit__(None, None, None)
+        long.__exit__(None, None, None)
+        assert not breaker.allows()
+
+
+def test_a_success_while_it_is_open_closes_nothing(clock: list[float]) -> None:
+    breaker = Breaker()
+    for _ in range(5):
+        breaker.failure()
+    for _ in range(2):
+        breaker.success()
+    assert breaker.word == "open"
+
+
 def test_the_budget_is_a_share_of_the_requests(clock: list[float]) -> None:
     budget = RetryBudget(share=0.5, per_second=1.0)
     assert sum(budget.spend() for _ in range(50)) == 10
@@ -86,7 +115,7 @@ async def test_a_worker_that_reports_load_but_fails_requests_is_left_alone(
         await until(lambda: worker.state is State.READY)
         for _ in range(6):
             await r.generate("hi")
-        assert worker.breaker.word == "closed"
+        assert worker.breaker_word == "closed"
         assert len(bad.received) > asked
 
 
@@ -96,7 +125,7 @@ async def test_mistakes_of_callers_and_full_workers_open_nothing(model: Path, co
         for _ in range(8):
             await refusal(r.generate("hi"))
             await until(lambda: r.fleet.workers[0].state is State.READY)
-        assert r.fleet.workers[0].breaker.word == "closed"
+        assert r.fleet.workers[0].breaker_word == "closed"
 
 
 async def test_retries_stop_when_the_budget_is_used_up(model: Path) -> None:

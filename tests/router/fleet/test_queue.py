@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_client.wire import AsyncWireClient, make_request
+from sparsity_policies.model import Tier
 from sparsity_router.config import RouterConfig
-from sparsity_router.fleet.fleet import Admission
+from sparsity_router.fleet import workers
+from sparsity_router.fleet.fleet import Admission, Fleet
 from sparsity_router.fleet.queue import TierQueue
+from sparsity_router.relaying.turns import follow_policies
 from sparsity_rpc.errors import ConfigurationError, OverloadedError
 from support.fake_worker import FakeWorker, answer, fail
 from support.rig import rig as fake_rig
@@ -374,3 +378,89 @@ async def test_a_turn_in_vain_is_passed_on_once_a_need() -> None:
         await queue.turn(third, 1.0)
         queue.rejoin(third)
         assert not any(ticket.woken.is_set() for ticket in (first, second, third, fourth))
+
+
+async def test_who_waited_in_vain_leaves_no_trace_of_its_tenant() -> None:
+    queue = TierQueue(4)
+    for number in range(3):
+        with pytest.raises(OverloadedError), queue.ticket(0, f"tenant{number}", 10) as ticket:
+            await queue.turn(ticket, 0.0)
+    assert not queue._next
+    with queue.ticket(0, "here", 10) as first, pytest.raises(OverloadedError), queue.ticket(0, "here", 10) as second:
+        await queue.turn(second, 0.0)
+    # What it gave back is that turn, no other.
+    assert (first.place[1], queue._next) == (0, {})
+
+
+def test_a_ticket_is_charged_once_however_often_it_is_sent() -> None:
+    told: list[int] = []
+    queue = TierQueue(4, told.append)
+    with queue.ticket(0, "t", 10) as ticket:
+        for _ in range(3):
+            queue.leave(ticket)
+            queue.rejoin(ticket)
+        queue.leave(ticket)
+    assert told == [10, 0, 0, 0]
+
+
+async def test_a_lease_that_nobody_brought_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_EXPECTED_SECONDS", 0.05)
+    async with fake_rig(tmp_path, FakeWorker("d", DENSE, tiny_model(tmp_path))) as r:
+        worker, rooms = r.fleet.workers[0], list[int]()
+        monkeypatch.setattr(worker, "_room", lambda: rooms.append(worker.in_flight))
+        # Its load reports tell of room, too: one that has ended them does not.
+        watching = r.fleet._watching[worker]
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        rooms.clear()
+        worker.expect("r", Tier.DENSE, 5)
+        assert worker.in_flight == 1
+        await until_true(lambda: rooms)
+        assert rooms == [0]
+
+
+async def test_those_who_wait_meet_a_change_one_by_one_and_each_change() -> None:
+    """To be decided anew takes the loop for a while: what else is to be done is done between two of them."""
+    fleet = Fleet((), "digest", 1.0)
+    changes = asyncio.Queue[int]()
+    met: list[tuple[str, int]] = []
+    now = 0
+
+    class Following:
+        async def snapshots(self) -> AsyncIterator[int]:
+            while True:
+                yield await changes.get()
+
+    def change() -> None:
+        nonlocal now
+        now += 1
+        changes.put_nowait(now)
+
+    async def waits(tier: Tier, name: str) -> None:
+        with fleet.queues[tier].ticket(0) as ticket:
+            while True:
+                await fleet.queues[tier].turn(ticket, 5.0)
+                met.append((name, now))
+                if (name, now) == ("dense1", 1):
+                    # While others have not met the one before.
+                    change()
+                fleet.queues[tier].rejoin(ticket, refused=False)
+
+    async def runs() -> None:
+        while True:
+            met.append(("else", 0))
+            await asyncio.sleep(0)
+
+    names = [(tier, f"{tier.word}{number}") for tier in (Tier.DENSE, Tier.MODERATE) for number in range(4)]
+    tasks = [asyncio.create_task(waits(*each)) for each in names]
+    await asyncio.sleep(0)
+    tasks += [asyncio.create_task(runs()), asyncio.create_task(follow_policies(fleet, cast(Any, Following())))]
+    change()
+    await until_true(lambda: {name for name, seen in met if seen == 2} == {name for _, name in names})
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert not any("else" not in (a, b) for (a, _), (b, _) in itertools.pairwise(met))
+    first = dict.fromkeys(name for name, _ in met if name != "else")
+    assert list(first) == [name for _, name in names]
+    await fleet.close()

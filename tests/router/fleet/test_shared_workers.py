@@ -11,6 +11,7 @@ import grpc
 import pytest
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.model import Tier
+from sparsity_router.fleet.breaker import FAILURES_TO_OPEN
 from sparsity_router.fleet.capabilities import by_tier, mismatch
 from sparsity_router.fleet.fleet import Admission
 from sparsity_router.fleet.workers import State
@@ -121,6 +122,29 @@ async def test_a_failure_is_no_reason_to_ask_the_same_worker_at_a_denser_tier(mo
         r.workers[1].behaviour = broken.behaviour
         await until(lambda: r.fleet.workers[0].state is State.READY)
         assert await served(r, AGGRESSIVE) == ("m", MODERATE, "REASON_TIER_UNAVAILABLE")
+
+
+async def test_failures_at_one_tier_break_the_worker_at_that_tier_only(model: Path) -> None:
+    fails = fail(grpc.StatusCode.INTERNAL)
+
+    async def behave(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+        async for response in (fails if request.tier == AGGRESSIVE else answer)(worker, request, context):
+            yield response
+
+    async with rig(model, shared(model, behaviour=behave)) as r:
+        worker = r.fleet.workers[0]
+        for _ in range(FAILURES_TO_OPEN):
+            assert (await refusal(r.generate(LONG))).code() is grpc.StatusCode.UNAVAILABLE
+            await until(lambda: worker.state is State.READY)
+        states = {tier: worker.state_at(tier) for tier in Tier}
+        assert states == {Tier.DENSE: State.READY, Tier.MODERATE: State.READY, Tier.AGGRESSIVE: State.BROKEN}
+        assert worker.breaker_word == "open"
+        assert await served(r, DENSE) == ("s", DENSE, "REASON_LENGTH_BAND")
+        assert await served(r, AGGRESSIVE) == ("s", MODERATE, "REASON_TIER_UNAVAILABLE")
+        for tier in (Tier.DENSE, Tier.MODERATE):
+            for _ in range(FAILURES_TO_OPEN):
+                worker.breakers[tier].failure()
+        assert worker.state is worker.state_at(Tier.DENSE) is State.BROKEN
 
 
 async def test_a_tier_that_a_worker_no_longer_serves_is_asked_of_another(model: Path) -> None:

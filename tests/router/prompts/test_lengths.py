@@ -125,7 +125,7 @@ async def test_a_wrong_estimate_costs_a_retry_and_no_attention(model: Path, monk
             "the trailers tell the last decision"
         )
         sparse = r.fleet.of(Tier.AGGRESSIVE)[0]
-        assert sparse.breaker.word == "closed"
+        assert sparse.breaker_word == "closed"
         assert (await r.generate("y" * 120))[1].worker_id == "a"
     assert not workers[0].received
 

@@ -12,6 +12,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from sparsity_policies.model import Tier
 from sparsity_router.fleet.fleet import Admission
 from support.fake_worker import Behaviour, FakeWorker, answer, fail, hang, say_nothing
 from support.rig import DENSE, Rig, refusal, rig, until
@@ -71,7 +72,7 @@ async def test_one_that_fails_meanwhile_is_judged_and_the_other_serves(tmp_path:
     first, second = both(tmp_path, a=broken, b=after(0.5, answer))
     async with rig(tmp_path, first, second, admission=HEDGED) as at:
         assert await ask(at) == ("abc", "b")
-        states = {worker.name: worker.breaker._failures for worker in at.fleet.workers}
+        states = {worker.name: worker.breakers[Tier.DENSE]._failures for worker in at.fleet.workers}
         assert states == {"a": 1, "b": 0}
 
 
@@ -79,7 +80,7 @@ async def test_one_that_ends_without_a_word_is_judged_too(tmp_path: Path) -> Non
     first, second = both(tmp_path, a=after(0.3, say_nothing), b=after(0.5, answer))
     async with rig(tmp_path, first, second, admission=HEDGED) as at:
         assert await ask(at) == ("abc", "b")
-        assert {worker.name: worker.breaker._failures for worker in at.fleet.workers} == {"a": 1, "b": 0}
+        assert {worker.name: worker.breakers[Tier.DENSE]._failures for worker in at.fleet.workers} == {"a": 1, "b": 0}
 
 
 async def test_where_both_fail_the_caller_is_told(tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ async def test_an_invalid_request_ends_the_race(tmp_path: Path) -> None:
         error = await refusal(at.generate("hi", domain="unknown"))
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
         await until(lambda: second.cancelled == 1)
-        assert all(not worker.breaker._failures for worker in at.fleet.workers)
+        assert all(not worker.breakers[Tier.DENSE]._failures for worker in at.fleet.workers)
 
 
 async def test_a_client_that_goes_ends_both(tmp_path: Path) -> None:

@@ -13,7 +13,10 @@ import pytest
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_client.wire import make_request
 from sparsity_policies.matching.scan import ScanResult
+from sparsity_policies.model import Tier
+from sparsity_router.fleet.fleet import Admission
 from sparsity_router.fleet.workers import State
+from sparsity_rpc.errors import InvalidRequestError
 from sparsity_rpc.status import to_error
 from support.fake_worker import FakeWorker, answer, break_off, fail, hang, say_nothing
 from support.rig import AGGRESSIVE, DENSE, LONG, MODERATE, refusal, rig, until
@@ -350,3 +353,39 @@ async def test_explain_tells_every_step_and_what_would_change_it(model: Path) ->
         assert any(step.matched for step in answered.steps)
         assert "without flags: aggressive" in answered.alternatives
         assert r.workers[0].received == []
+
+
+async def test_a_worker_that_cancels_by_itself_has_failed(model: Path) -> None:
+    broken = FakeWorker("a1", AGGRESSIVE, model, behaviour=fail(grpc.StatusCode.CANCELLED))
+    async with rig(model, broken, FakeWorker("a2", AGGRESSIVE, model, outstanding=10**6)) as r:
+        assert (await r.generate())[1].worker_id == "a2"
+        assert len(broken.received) == 1
+        assert r.fleet.workers[0].breakers[Tier.AGGRESSIVE]._failures == 1
+
+
+@pytest.mark.parametrize("hedge_seconds", [0.0, 5.0])
+async def test_an_answer_that_is_whole_stays_whole_however_its_stream_ends(model: Path, hedge_seconds: float) -> None:
+    async def breaks(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+        async for response in answer(worker, request, context):
+            yield response
+        await context.abort(grpc.StatusCode.INTERNAL, "after all was said")
+
+    workers = trio(model, behaviour=breaks)
+    async with rig(model, *workers, admission=Admission(hedge_seconds=hedge_seconds)) as r:
+        assert (await r.generate())[0] == "abc"
+        assert [len(worker.received) for worker in workers] == [0, 0, 1]
+        assert not r.fleet.workers[2].in_flight
+
+
+@pytest.mark.parametrize("field", ["tier", "dense_reasoning"])
+async def test_a_worker_that_came_back_with_another_profile_is_no_mistake_of_the_caller(
+    model: Path, field: str
+) -> None:
+    async def refuses(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+        raise InvalidRequestError.of(field, "is not served here")
+        yield
+
+    changed = FakeWorker("a1", AGGRESSIVE, model, behaviour=refuses)
+    async with rig(model, changed, FakeWorker("a2", AGGRESSIVE, model, outstanding=10**6)) as r:
+        assert (await r.generate(dense_reasoning=True))[1].worker_id == "a2"
+        assert len(changed.received) == 1

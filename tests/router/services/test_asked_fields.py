@@ -77,6 +77,7 @@ def tools(*them: Tool, **others: Any) -> inference_pb2.GenerateRequest:
 
 
 CALLED = Message("assistant", "", (ToolCall("c", "f", "["),))
+HALF = Message("assistant", "", (ToolCall("c", "f", '{"a": ["\\udfff"]}'),))
 REFUSED: list[tuple[inference_pb2.GenerateRequest, str]] = [
     (to_message(Request("hi", model="another")), "model"),
     (sampled(repetition_penalty=0.12), "sampling.repetition_penalty"),
@@ -97,6 +98,8 @@ REFUSED: list[tuple[inference_pb2.GenerateRequest, str]] = [
     (held_to(json_schema="[" * 60_000), "sampling.response_format.json_schema"),
     (held_to(json_schema=json.dumps({"a": "x" * 65_536})), "sampling.response_format.json_schema"),
     (held_to(json_schema='{"pattern": "\\u0000"}'), "sampling.response_format.json_schema"),
+    (held_to(json_schema='{"pattern": "a\\ud800"}'), "sampling.response_format.json_schema"),
+    (held_to(json_schema='{"\\ud800": 1}'), "sampling.response_format.json_schema"),
     (held_to(regex=""), "sampling.response_format.regex"),
     (held_to(regex="a" * 2049), "sampling.response_format.regex"),
     (held_to(regex="a\0"), "sampling.response_format.regex"),
@@ -111,6 +114,7 @@ REFUSED: list[tuple[inference_pb2.GenerateRequest, str]] = [
     (tools(TOOL, TOOL), "tools[1].name"),
     (tools(Tool("f", parameters="{")), "tools[0].parameters"),
     (tools(Tool("f", parameters="3")), "tools[0].parameters"),
+    (tools(Tool("f", parameters='{"title": "\\ud83d"}')), "tools[0].parameters"),
     (tools(TOOL, tool_choice=CalledTool("g")), "tool_choice.name"),
     (tools(tool_choice="required"), "tool_choice"),
     (tools(TOOL, tool_choice="required", sampling=Sampling(response_format=Regex("a"))), "tool_choice"),
@@ -122,6 +126,7 @@ REFUSED: list[tuple[inference_pb2.GenerateRequest, str]] = [
     (to_message(Request(RawText("hi"), chat_template_kwargs={"a": 1})), "chat_template_kwargs"),
     (to_message(Request("hi", chat_template_kwargs={"a": 1})), "chat_template_kwargs.a"),
     (to_message(Request((CALLED,))), "chat.messages[0].tool_calls[0].arguments"),
+    (to_message(Request((HALF,))), "chat.messages[0].tool_calls[0].arguments"),
 ]  # fmt: skip
 
 
@@ -133,6 +138,12 @@ async def test_what_makes_no_sense_is_refused_by_name_and_no_worker_sees_it(mode
                 assert isinstance(error, InvalidRequestError)
                 assert [each.field for each in error.violations] == [field]
         assert r.workers[0].received == []
+
+
+async def test_an_escaped_pair_is_a_character(model: Path) -> None:
+    async with rig(model, FakeWorker("d", DENSE, model)) as r:
+        await asked(r, held_to(json_schema='{"pattern": "\\ud83d\\ude00"}'))
+        assert len(r.workers[0].received) == 1
 
 
 WISHES = Request(
