@@ -49,4 +49,4 @@ def _bound(backend: Any) -> None:
     from xgrammar import GrammarCompiler
 
     backend.cache = LRUCache(_KEPT)
-    backend.grammar_compiler = GrammarCompiler(backend.grammar_compiler.tokenizer_info, cache_limit_bytes=_KEPT_BYTES)
+    backend.grammar_compiler = GrammarCompiler(backend._tokenizer_info, cache_limit_bytes=_KEPT_BYTES)
