@@ -48,6 +48,18 @@ class Replica:
     problems: tuple[str, ...] = ()
 
 
+def _read(text: str) -> Replica | None:
+    """A router as it tells of itself; None where that cannot be read."""
+    try:
+        told = Replica(**json.loads(text))
+        words = (told.router_id, told.address, told.content_hash, *told.problems)
+        seconds = (told.policy_age, told.policy_lag, told.heard)
+        readable = all(isinstance(word, str) for word in words) and all(abs(each) < 1e12 for each in seconds)
+        return told if readable and 0 <= told.revision < 2**64 else None
+    except (ValueError, TypeError):
+        return None
+
+
 class Replicas:
     """Tells of this router, and knows of the others.
 
@@ -76,12 +88,9 @@ class Replicas:
         found = {self.router_id: self.own()}
         told = await self._try(lambda: self._redis.hgetall(_KEY)) if self._redis is not None else None
         for text in (told or {}).values():
-            try:
-                other = Replica(**json.loads(text))
-            except (ValueError, TypeError):
-                continue
+            other = _read(text)
             # All tell the time by the store's clock: their own may be wrong.
-            if abs(self._policies.now() - other.heard) < _HEARD_SECONDS:
+            if other is not None and abs(self._policies.now() - other.heard) < _HEARD_SECONDS:
                 found.setdefault(other.router_id, other)
         return [found[name] for name in sorted(found)]
 

@@ -1,0 +1,61 @@
+"""What other routers tell of themselves by way of the store, and what only looks like it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+from sparsity_router.fleet.replicas import Replica, Replicas
+
+OTHER = asdict(Replica("other", "10.0.0.1:7000", 3, "abc", 0.5, 0.0, 100.0, ("a problem",)))
+
+
+class Following:
+    """A follower that knows of nothing."""
+
+    snapshot: Any = type("Snapshot", (), {"revision": 1, "content_hash": ""})
+    age = lag = 0.0
+    unsaved = ""
+
+    def now(self) -> float:
+        return 100.0
+
+
+class Store:
+    """Holds one router's word."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    async def hgetall(self, key: str) -> dict[str, str]:
+        return {"other": self._text}
+
+
+async def heard(text: str) -> list[Replica]:
+    replicas = Replicas(Following(), Store(text))
+    return [replica for replica in await replicas.all() if replica.router_id != replicas.router_id]
+
+
+async def test_another_router_is_heard() -> None:
+    assert [replace(found, problems=()) for found in await heard(json.dumps(OTHER))] == [
+        Replica(**OTHER | {"problems": ()})
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"heard": "now"}, {"heard": None}, {"heard": float("nan")}, {"router_id": ["other"]}, {"router_id": 7},
+        {"policy_age": float("inf")}, {"revision": -1}, {"revision": "3"}, {"problems": [1]}, {"problems": None},
+        {"another": 1},
+    ],
+)  # fmt: skip
+async def test_what_cannot_be_read_is_passed_over(wrong: dict[str, Any]) -> None:
+    assert await heard(json.dumps(OTHER | wrong)) == []
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "3", "null", "{"])
+async def test_what_is_no_router_is_passed_over(text: str) -> None:
+    assert await heard(text) == []
