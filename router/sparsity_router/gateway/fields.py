@@ -10,6 +10,7 @@ from sparsity_router.gateway.asking import Field, ignored, refused, taken
 from sparsity_router.gateway.prompts import messages, prompt
 
 _OURS = "not OpenAI's, as vLLM and SGLang have it"
+_ALLOWED = "where workers run with `--allow-expressions`"
 _TOOLS = "send `tools`"
 
 
@@ -34,8 +35,8 @@ _COMMON: Final = (
     taken("top_k", _OURS, parameters.counted("top_k"), "sampling.top_k"),
     taken("min_p", _OURS, parameters.sampled("min_p"), "sampling.min_p"),
     taken("repetition_penalty", _OURS, parameters.sampled("repetition_penalty"), "sampling.repetition_penalty"),
-    taken("regex", f"what the whole answer matches; {_OURS}", formats.regex, "sampling.response_format"),
-    taken("ebnf", f"a grammar of the answer; {_OURS}", formats.ebnf, "sampling.response_format"),
+    taken("regex", f"what the whole answer matches; {_ALLOWED}; {_OURS}", formats.regex, "sampling.response_format"),
+    taken("ebnf", f"a grammar of the answer; {_ALLOWED}; {_OURS}", formats.ebnf, "sampling.response_format"),
     taken("ignore_eos", _OURS, parameters.ignore_eos, "sampling.ignore_eos"),
     taken("priority", f"0 to 9, where 9 comes first; {_OURS}", parameters.priority, "priority"),
     ignored("user", "tenants are told by keys, conversations by `metadata.session`"),
@@ -53,8 +54,8 @@ CHAT: Final = _by_name((
     refused("parallel_tool_calls", "a model may call several tools at once", True),
     refused("functions", _TOOLS, []),
     refused("function_call", _TOOLS, "none", "auto"),
-    taken("response_format", "`text`, `json_object`, or `json_schema`, which is always strict", formats.response_format,
-          "sampling.response_format"),
+    taken("response_format", f"`text`, `json_object`, or `json_schema`, which is always strict (`pattern` {_ALLOWED})",
+          formats.response_format, "sampling.response_format"),
     taken("reasoning_effort", "a word that the model's template knows", formats.reasoning_effort, "reasoning_effort"),
     taken("chat_template_kwargs", f"variables of the model's template; {_OURS}", formats.template_kwargs,
           "chat_template_kwargs"),
