@@ -21,7 +21,16 @@ _tracer = trace.get_tracer("sparsity.router")
 
 
 class OvertakenError(Exception):
-    """Policy took the tier from a request just before its worker was asked, or the worker no longer proves it."""
+    """Policy took the tier from a request just before its worker was asked, or the worker no longer proves it.
+
+    Args:
+        problem: in words.
+        by_worker: whether it is the worker's doing, which then is not picked for the request again.
+    """
+
+    def __init__(self, problem: str, *, by_worker: bool = False) -> None:
+        super().__init__(problem)
+        self.by_worker = by_worker
 
 
 async def dispatch(
@@ -51,7 +60,8 @@ async def dispatch(
     if not allows(tier):
         raise OvertakenError(f"{worker.name} was not asked: policy gives {tier.word} no more")
     if tier not in worker.trusted:
-        raise OvertakenError(f"{worker.name} was not asked: it no longer serves and proves {tier.word}")
+        problem = f"{worker.name} was not asked: it no longer serves and proves {tier.word}"
+        raise OvertakenError(problem, by_worker=True)
     own = worker_pb2.WorkerServiceGenerateRequest()
     own.CopyFrom(request)
     own.request_id = f"{request.request_id}.{attempt}"

@@ -160,7 +160,8 @@ class _Relay:
         """
         tried, worker, refused = self.tried, attempt.worker, False
         if isinstance(error, OvertakenError):
-            tried.targets.discard(worker.target)
+            if not error.by_worker:
+                tried.targets.discard(worker.target)
             return
         problem = "ended its stream without a completion"
         if isinstance(error, grpc.aio.AioRpcError):

@@ -406,6 +406,7 @@ def replayed_counts(patch: pytest.MonkeyPatch) -> None:
 def unproven_tiers(patch: pytest.MonkeyPatch) -> None:
     """A worker that proves one tier is believed at all that it serves."""
     patch.setattr(workers.Worker, "state_at", lambda self, tier: self.state)
+    patch.setattr(workers.Worker, "trusted", property(lambda self: self.tiers))
 
 
 def sparsest_of_shared(patch: pytest.MonkeyPatch) -> None:
