@@ -26,7 +26,7 @@ from sparsity_policies.decisions.decide import decide
 from sparsity_policies.decisions.rollout import Action, bucket, move
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.documents.document import parse_policy
-from sparsity_policies.model import Decision, Guards, Override, Policy, Rollout, Scope, Signals, Tier
+from sparsity_policies.model import Guards, Override, Policy, Rollout, Scope, Signals, Tier
 from sparsity_router.decisions.review import Review
 from sparsity_router.decisions.sessions import Sessions, SessionTier
 from sparsity_router.fleet import queue, workers
@@ -370,28 +370,6 @@ def unshared_sessions(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Sessions, "held", lambda *_: None)
 
 
-def masked_sessions(patch: pytest.MonkeyPatch) -> None:
-    """A session is not told of what policy gave where something that passes was denser (A6)."""
-    served_ = Sessions.served
-
-    def served(self: Sessions, tenant: str, session: str, decision: Decision) -> None:
-        if decision.lasting is decision.tier:
-            served_(self, tenant, session, decision)
-
-    patch.setattr(Sessions, "served", served)
-
-
-def untold_reviews(patch: pytest.MonkeyPatch) -> None:
-    """A session is told of the first decision only, whatever a request gets in the end (A6)."""
-    reviewed = Review.__call__
-
-    def review(self: Review) -> Decision:
-        self._tell = lambda decision: None
-        return reviewed(self)
-
-    patch.setattr(Review, "__call__", review)
-
-
 def replayed_counts(patch: pytest.MonkeyPatch) -> None:
     """A worker's count sends a request on, also after its first message (A10)."""
     fell = relay._Relay._fell
@@ -428,8 +406,8 @@ def believed_liars(patch: pytest.MonkeyPatch) -> None:
 MUTATIONS = {
     made.__name__.replace("_", "-"): made
     for made in (
-        unreviewed, unreviewed_hedges, unreviewed_leases, unevaluable_rules, unshared_sessions, masked_sessions,
-        untold_reviews, replayed_counts, unproven_tiers, sparsest_of_shared, believed_liars,
+        unreviewed, unreviewed_hedges, unreviewed_leases, unevaluable_rules, unshared_sessions,
+        replayed_counts, unproven_tiers, sparsest_of_shared, believed_liars,
     )
 }  # fmt: skip
 
