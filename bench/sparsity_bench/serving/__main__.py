@@ -82,7 +82,7 @@ async def measured(plan: Plan, name: str, folder: Path, out: Path, head: dict[st
 
 
 async def shared(worker: Worker, plan: Plan, keep: Callable[[str], Callable[[Measured], None]]) -> None:
-    """The tiers of one worker, one after the other, after all at once; ``keep`` says who gets the figures of a name."""
+    """The tiers of one worker, one after the other, and all at once; ``keep`` says who gets the figures of a name."""
     for tier, name in zip(TIERS, OF_SHARED, strict=True):
         worker.at = tier
         await measure(worker, narrowed(plan, name), keep(name), tier)
@@ -94,7 +94,8 @@ async def shared(worker: Worker, plan: Plan, keep: Callable[[str], Callable[[Mea
 
 def judge(out: Path, plan: Plan, *, dry: bool) -> int:
     """Prints the table of what is there, and writes it unless the run was dry; 1 when it may not be shown."""
-    found = {tier: measured for tier in (*NAMES, *OF_SHARED) if (measured := read_all(out).get(tier))}
+    there = read_all(out)
+    found = {tier: there[tier] for tier in (*NAMES, *OF_SHARED) if tier in there}
     if wrong := verdict.faults(found):
         for fault in wrong:
             print(f"error: {fault}", file=sys.stderr)

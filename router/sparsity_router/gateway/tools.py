@@ -8,7 +8,7 @@ from typing import Any
 
 from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import InvalidRequestError
-from sparsity_serving.fields.documents import MAX_DOCUMENT
+from sparsity_serving.fields.documents import check_size
 from sparsity_serving.fields.tools import MAX_CALLS, MAX_TOOLS
 
 from sparsity_router.gateway.asking import Asked
@@ -80,8 +80,7 @@ def document(value: Any, name: str) -> str:
         written = text(json.dumps(value, ensure_ascii=False, separators=(",", ":")), name)
     except RecursionError as error:
         raise InvalidRequestError.of(name, "is nested too deeply") from error
-    if (size := len(written.encode())) > MAX_DOCUMENT:
-        raise InvalidRequestError.of(name, f"has {size} bytes; it must have {MAX_DOCUMENT} at most")
+    check_size(name, written)
     return written
 
 

@@ -26,15 +26,48 @@ def read_object(field: str, text: str, most: int = MAX_DOCUMENT) -> dict[str, An
     Raises:
         InvalidRequestError: naming ``field``, where it is none, too long, too deep, or escapes what is no text.
     """
-    _check_size(field, text, most)
+    check_size(field, text, most)
     try:
-        document = json.loads(text, parse_constant=_refuse)
-    except RecursionError as error:
-        raise InvalidRequestError.of(field, f"must be nested {MAX_DEPTH} deep at most") from error
+        document = _parsed(field, text)
     except ValueError as error:
         raise InvalidRequestError.of(field, f"is no JSON: {error}") from error
     if not isinstance(document, dict):
         raise InvalidRequestError.of(field, f"must be a JSON object, not {_kind(document)}")
+    return _checked(field, text, document)
+
+
+def read_or_keep(field: str, text: str) -> dict[str, Any] | str:
+    """Reads a JSON object that a model wrote; what is none is kept as it is, such as one that was cut off.
+
+    Raises:
+        InvalidRequestError: naming ``field``, where it is too long, too deep, or escapes what is no text.
+    """
+    check_size(field, text)
+    try:
+        document = _parsed(field, text)
+    except ValueError:
+        return text
+    return _checked(field, text, document) if isinstance(document, dict) else text
+
+
+def check_size(field: str, text: str, most: int = MAX_DOCUMENT) -> None:
+    """Refuses a document of too many bytes.
+
+    Raises:
+        InvalidRequestError: naming ``field``.
+    """
+    if (size := len(text.encode())) > most:
+        raise InvalidRequestError.of(field, f"has {size} bytes; it must have {most} at most")
+
+
+def _parsed(field: str, text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except RecursionError as error:
+        raise InvalidRequestError.of(field, f"must be nested {MAX_DEPTH} deep at most") from error
+
+
+def _checked(field: str, text: str, document: dict[str, Any]) -> dict[str, Any]:
     check_depth(field, document)
     try:
         # Only an escape can name half of a surrogate pair.
@@ -43,27 +76,6 @@ def read_object(field: str, text: str, most: int = MAX_DOCUMENT) -> dict[str, An
     except UnicodeEncodeError as error:
         raise InvalidRequestError.no_text(field, error) from error
     return document
-
-
-def read_or_keep(field: str, text: str) -> dict[str, Any] | str:
-    """Reads a JSON object that a model wrote; what is none is kept as it is, such as one that was cut off.
-
-    Raises:
-        InvalidRequestError: naming ``field``, where it is too long, or too deep.
-    """
-    _check_size(field, text, MAX_DOCUMENT)
-    try:
-        is_object = isinstance(json.loads(text, parse_constant=_refuse), dict)
-    except RecursionError:
-        is_object = True
-    except ValueError:
-        is_object = False
-    return read_object(field, text) if is_object else text
-
-
-def _check_size(field: str, text: str, most: int) -> None:
-    if (size := len(text.encode())) > most:
-        raise InvalidRequestError.of(field, f"has {size} bytes; it must have {most} at most")
 
 
 def check_depth(field: str, document: Any) -> None:

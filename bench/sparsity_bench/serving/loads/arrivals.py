@@ -38,9 +38,9 @@ class Load(NamedTuple):
     tokens: int
     seconds: float
 
-    def first(self, kind: str | None = None) -> list[float]:
-        """Seconds to the first token, of all or of one kind."""
-        return [each.first for request, each in self.taken if kind in (None, request.kind)]
+    def first(self, kind: str) -> list[float]:
+        """Seconds to the first token, of one kind."""
+        return [each.first for request, each in self.taken if request.kind == kind]
 
 
 async def arrive(worker: Worker, requests: Iterable[Request], rate: float, new: int) -> Load:
