@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -130,6 +131,19 @@ def test_rows_that_need_a_running_maximum_are_done_again(dim: int) -> None:
     for _ in range(3):
         case.holds()
     assert all(int(count) == 0 for pair in kernels._kept.values() for count in (pair[0], pair[1][0]))
+
+
+def test_rows_that_outgrow_what_they_see_first_within_a_floats_range_are_done_once() -> None:
+    case = Case([(0, 3000)])
+    case.q.fill_(1.0)
+    page, grown = int(case.batch.tables[0, 0]), 140 / math.log2(math.e)
+    case.batch.keys[page] = grown / (case.q.shape[2] * case.scale)
+    index = BlockIndex.full(case.batch.before, 2, case.batch.tables.shape[1])
+    case.run(index=index)
+    for counts in kernels._kept.values():
+        counts.redone[1:] = -1
+    case.holds(index=index)
+    assert all(int(counts.redone[1:].max()) == -1 for counts in kernels._kept.values())
 
 
 def test_a_graph_does_rows_again() -> None:

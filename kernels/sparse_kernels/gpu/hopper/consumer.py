@@ -18,6 +18,9 @@ from sparse_kernels.gpu.hopper.items import AGAIN, AHEAD, HOPEFUL, STEP, advance
 _LAG = gl.constexpr(8.0)
 # Without a running maximum a row's weights sum up to no more; values up to 2 to the 27th times it are finite.
 _MOST = gl.constexpr(2.0**100)
+# Their maximum is taken to lie so many powers of 2 above the first step's: floats and bfloat16 have as many below 1 as
+# above it, and what is lost is under 2 to the -62nd of the largest.
+_ROOM = gl.constexpr(64.0)
 _LN2 = gl.constexpr(0.6931471805599453)
 
 
@@ -143,6 +146,8 @@ def consume(  # type: ignore[no-untyped-def]
             o_low = gl.where(o_n < 64, o_n, 0)
         b_s = gl.where(o_m[:, None] >= o_low[None, :], b_s, float("-inf"))
         b_m = gl.max(b_s, 1) * scale
+        if PASS == HOPEFUL:
+            b_m += _ROOM
         b_e = gl.exp2(b_s * scale - b_m[:, None])
         b_p = gl.convert_layout(b_e.to(q_s.dtype), LP)
         b_l = _lane_sums(b_e)
