@@ -97,7 +97,7 @@ class DecodeWorkspace:
 
 def chosen_splits(sequences: int, kv_heads: int) -> int:
     """Splits of the chosen pages of all sequences, of one KV head; of shapes only, which a CUDA graph fixes."""
-    return sequences * max(2, min(32, _CHOSEN_PROGRAMS // (sequences * kv_heads)))
+    return sequences * max(1, min(32, round(_CHOSEN_PROGRAMS / (sequences * kv_heads))))
 
 
 def whole_splits(sequences: int, kv_heads: int) -> int:

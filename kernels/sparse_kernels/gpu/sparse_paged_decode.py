@@ -152,7 +152,7 @@ def _attend(
         PAGE=page, DIM=dim, GROUP=group, GROUPS=groups, ROWS=rows, HEADS=kv_heads, TILE=tile,
         SEQUENCES=triton.next_power_of_2(sequences), LEAST=_LEAST,
         MERGED=max(1, min(16, _MERGED // (groups * dim))) if merge else 0,
-        EACH=limits is not None, STAGES=3, PDL=PDL, num_warps=2 if rows * dim <= 2048 else 8, **options,
+        EACH=limits is not None, STAGES=4, PDL=PDL, num_warps=2 if rows * dim <= 2048 else 8, **options,
     )  # fmt: skip
 
 

@@ -182,7 +182,7 @@ class TritonAttention:
         if not decode and sparse and self._batch.written.numel():
             summarize_pages(summaries, keys, values, self._batch.written, self._batch.filled)
         attend = self._decode_step if decode else self._prefill
-        return attend(q.contiguous(), self._batch, keys, values, summaries, layer)
+        return attend(q, self._batch, keys, values, summaries, layer)
 
     def _prefill(
         self,
