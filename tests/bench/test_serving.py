@@ -84,8 +84,9 @@ class Fake:
     async def held(self) -> tuple[int, int]:
         return self.behind
 
-    async def ask_and_leave(self, prompt: list[int], seconds: float, salt: str) -> None:
+    async def ask_and_leave(self, prompt: list[int], seconds: float, salt: str, tier: str | None = None) -> None:
         self.left.append((len(prompt), seconds, salt))
+        self.tiers.append(tier)
 
 
 def run(*fakes: Fake, plan: Plan = PLAN) -> dict[str, Measured]:
@@ -155,8 +156,8 @@ def test_an_answer_that_others_or_an_abort_change_is_a_fault() -> None:
     class Swayed(Fake):
         """Answers otherwise once a prompt was broken off."""
 
-        async def ask(self, prompt: list[int], new: int, salt: str | None = None, sampling: Any = None) -> Taken:
-            taken = await super().ask(prompt, new, salt)
+        async def ask(self, prompt: list[int], new: int, salt: str | None = None, *more: Any, **named: Any) -> Taken:
+            taken = await super().ask(prompt, new, salt, *more, **named)
             return taken._replace(answer=(9,) * new) if salt else taken
 
     fake = Swayed("moderate")
@@ -177,8 +178,8 @@ def test_what_a_storm_leaves_behind_or_answers_badly_is_a_fault(monkeypatch: pyt
     monkeypatch.setattr(soak, "_IDLE_SECONDS", 0.0)
 
     class Short(Fake):
-        async def ask(self, prompt: list[int], new: int, salt: str | None = None, sampling: Any = None) -> Taken:
-            taken = await super().ask(prompt, new, salt)
+        async def ask(self, *asked: Any, **more: Any) -> Taken:
+            taken, (_, new) = await super().ask(*asked, **more), asked
             return taken._replace(answer=taken.answer[:1] if new == 64 else taken.answer)
 
     good, bad = Fake("dense"), Short("dense")
@@ -195,17 +196,34 @@ def test_what_a_storm_leaves_behind_or_answers_badly_is_a_fault(monkeypatch: pyt
     sparse = Fake("aggressive")
     report = inference_pb2.SparsityReport(prefill_density=0.5, decode_density=0.5, kernel_calls=3)
     report.layers.add()
-    monkeypatch.setattr(sparse, "ask", lambda prompt, new: _taken(new, report))
+    monkeypatch.setattr(sparse, "ask", lambda prompt, new, tier: _taken(new, report))
     assert any(
         "3 kernel calls in 1 layers" in fault for fault in asyncio.run(soak.faults(cast(Any, sparse), PLAN, 260, 9))
     )
+
+
+def test_requests_of_a_storm_are_of_all_tiers_and_a_dense_one_that_was_pruned_is_a_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = Fake("dense,aggressive")
+    assert not asyncio.run(soak.faults(cast(Any, fake), PLAN, 260, 300))
+    assert 100 < fake.tiers.count("dense") < 200
+    assert fake.tiers.count("dense") + fake.tiers.count("aggressive") == 300
+    assert (
+        f"({fake.tiers.count('dense')} dense, {fake.tiers.count('aggressive')} aggressive)" in capsys.readouterr().out
+    )
+    pruned = inference_pb2.SparsityReport(prefill_density=0.5, decode_density=1.0, sparse_kernel_calls=4)
+    monkeypatch.setattr(fake, "ask", lambda prompt, new, tier: _taken(new, pruned))
+    found = asyncio.run(soak.faults(cast(Any, fake), PLAN, 260, 30))
+    assert found
+    assert all("a dense request was pruned" in fault for fault in found)
 
 
 def test_no_more_is_sent_than_there_is_time_for(capsys: pytest.CaptureFixture[str]) -> None:
     fake = Fake("dense")
     assert not asyncio.run(soak.faults(cast(Any, fake), PLAN, 260, 300, seconds=-1.0))
     assert not fake.asked
-    assert capsys.readouterr().out == "  0 of 300 mixed requests, 0 of them cancelled\n"
+    assert capsys.readouterr().out == "  0 of 300 mixed requests (0 dense), 0 of them cancelled\n"
 
 
 def test_our_kernels_stand_beside_dense_and_accounts_beside_none() -> None:

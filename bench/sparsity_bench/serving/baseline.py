@@ -68,7 +68,7 @@ def narrowed(plan: Plan, name: str) -> Plan:
     """
     decodes = plan.decodes[1:2]
     if name.startswith(f"{SHARED}-"):
-        return replace(plan, decodes=decodes, repeated=(), load=0, tiers_load=0)
+        return replace(plan, decodes=decodes, load=0, tiers_load=0)
     if name != UNACCOUNTED:
         return plan if name in ("dense", OURS) else replace(plan, tiers_load=0)
     prompts = tuple(length for length in plan.prompts if length >= decodes[0].context)[:1]

@@ -41,7 +41,7 @@ class Plan:
         options: of every worker's command line.
         dense_backends: SGLang's, of which the first that starts is the baseline; none takes SGLang's own choice.
         prompts: lengths at which the time to the first token is taken.
-        repeats: of every figure, of which the median is shown.
+        repeats: of every figure, of which the median is shown; short prompts have more.
         decodes: batches at which the time a token is taken.
         new: tokens that each generates then.
         load: requests of the mixed load, of which every fifth is long; 0 for none.

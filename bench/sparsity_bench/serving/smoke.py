@@ -104,10 +104,11 @@ async def smoke(plan: Plan, tier: str, folder: Path, options: Sequence[str], ask
         )
         wrong += [f"at once: {each.tokens} of {plan.new} tokens came" for each in together if each.tokens != plan.new]
         print(f"  all of them twice at once: {max(each.total for each in together):.3f} s", flush=True)
-        wrong += await _extremes(worker, plan, own.vocabulary_size)
-        found = await repeats.repeated(worker, plan, own.vocabulary_size)
-        print(f"  {found}", flush=True)
-        wrong += found.faults(plan.device)
+        for worker.at in tiers:
+            wrong += await _extremes(worker, plan, own.vocabulary_size)
+            found = await repeats.repeated(worker, plan, own.vocabulary_size)
+            print(f"  {worker.at}: {found}", flush=True)
+            wrong += [f"{worker.at}: {fault}" for fault in found.faults(plan.device)]
         wrong += await soak.faults(worker, plan, own.vocabulary_size, asked.requests, seconds=asked.seconds)
         wrong += worker.compiled()
         for line in worker.told(100_000):
@@ -125,7 +126,9 @@ async def _extremes(worker: Worker, plan: Plan, vocabulary: int) -> list[str]:
         taken = await worker.ask(prompt_of(plan.short, vocabulary, 0), plan.new, sampling=sampling)
         if taken.tokens != plan.new or not all(token < vocabulary for token in taken.answer):
             wrong.append(f"{name}={value}: {taken.tokens} of {plan.new} tokens came")
-    print(f"  answered with {', '.join(f'{name}={value}' for name, value in _EXTREMES.items())}", flush=True)
+    print(
+        f"  {worker.at}: answered with {', '.join(f'{name}={value}' for name, value in _EXTREMES.items())}", flush=True
+    )
     return wrong
 
 

@@ -175,9 +175,9 @@ class Worker:
                 report = answer.completion.sparsity
         return Taken(first, time.perf_counter() - started, tuple(tokens), report)
 
-    async def ask_and_leave(self, prompt: Sequence[int], seconds: float, salt: str) -> None:
+    async def ask_and_leave(self, prompt: Sequence[int], seconds: float, salt: str, tier: str | None = None) -> None:
         """One request that is cancelled after ``seconds``."""
-        call = self._stub.Generate(_request(prompt, 8, salt, tier=self.at), timeout=_ANSWER_SECONDS)
+        call = self._stub.Generate(_request(prompt, 8, salt, tier=tier or self.at), timeout=_ANSWER_SECONDS)
         await asyncio.sleep(seconds)
         call.cancel()
 
