@@ -39,8 +39,12 @@ class Fake:
         self.left: list[tuple[int, float, str]] = []
         self.sampled: list[inference_pb2.SamplingParams] = []
         self.late: list[str] = []
-        self.tiers: list[str | None] = []
+        self.wanted: list[str | None] = []
         self.at: str | None = None
+
+    @property
+    def tiers(self) -> list[str]:
+        return self.tier.split(",")
 
     async def capabilities(self) -> worker_pb2.GetCapabilitiesResponse:
         sparse = self.tier != "dense"
@@ -54,7 +58,7 @@ class Fake:
                     tier=inference_pb2.Tier.Value(f"TIER_{tier.upper()}"),
                     proof=worker_pb2.BackendProof(sparse_kernel_calls=0 if tier == "dense" else 5),
                 )
-                for tier in self.tier.split(",")
+                for tier in self.tiers
             ],
         )
 
@@ -67,7 +71,7 @@ class Fake:
         tier: str | None = None,
     ) -> Taken:
         self.asked.append((len(prompt), new, salt))
-        self.tiers.append(tier)
+        self.wanted.append(tier)
         if sampling is not None:
             self.sampled.append(sampling)
         long = (tier or self.at or self.tier) != "dense" and len(prompt) >= 256
@@ -86,7 +90,7 @@ class Fake:
 
     async def ask_and_leave(self, prompt: list[int], seconds: float, salt: str, tier: str | None = None) -> None:
         self.left.append((len(prompt), seconds, salt))
-        self.tiers.append(tier)
+        self.wanted.append(tier)
 
 
 def run(*fakes: Fake, plan: Plan = PLAN) -> dict[str, Measured]:
@@ -207,11 +211,10 @@ def test_requests_of_a_storm_are_of_all_tiers_and_a_dense_one_that_was_pruned_is
 ) -> None:
     fake = Fake("dense,aggressive")
     assert not asyncio.run(soak.faults(cast(Any, fake), PLAN, 260, 300))
-    assert 100 < fake.tiers.count("dense") < 200
-    assert fake.tiers.count("dense") + fake.tiers.count("aggressive") == 300
-    assert (
-        f"({fake.tiers.count('dense')} dense, {fake.tiers.count('aggressive')} aggressive)" in capsys.readouterr().out
-    )
+    assert 100 < fake.wanted.count("dense") < 200
+    assert fake.wanted.count("dense") + fake.wanted.count("aggressive") == 300
+    dense, aggressive = (fake.wanted.count(tier) for tier in fake.tiers)
+    assert f"({dense} dense, {aggressive} aggressive)" in capsys.readouterr().out
     pruned = inference_pb2.SparsityReport(prefill_density=0.5, decode_density=1.0, sparse_kernel_calls=4)
     monkeypatch.setattr(fake, "ask", lambda prompt, new, tier: _taken(new, pruned))
     found = asyncio.run(soak.faults(cast(Any, fake), PLAN, 260, 30))
@@ -256,7 +259,7 @@ def test_tiers_of_one_worker_are_measured_alone_and_then_under_a_load_of_all(tmp
         return lambda found: replace(found, tier=of, head={"device": "a device"}).write(tmp_path)
 
     asyncio.run(serving.shared(cast(Any, fake), PLAN, keep))
-    loaded = fake.tiers[-PLAN.tiers_load :]
+    loaded = fake.wanted[-PLAN.tiers_load :]
     assert sorted(str(tier) for tier in loaded) == sorted(["dense", "moderate", "aggressive"] * (PLAN.tiers_load // 3))
     of_load = [(length, new) for length, new, _ in fake.asked[-PLAN.tiers_load :]]
     assert of_load == [(length, new) for length, new, _ in wholly.asked[-PLAN.tiers_load :]]
@@ -271,6 +274,44 @@ def test_tiers_of_one_worker_are_measured_alone_and_then_under_a_load_of_all(tmp
     assert "shared-dense: start to serving" not in rows
     found["shared-moderate"].own["sparse_calls"] = 0
     assert verdict.faults(found) == ["shared-moderate: the backend sparsity proved nothing at start"]
+
+
+def test_three_workers_share_the_device_under_the_load_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: dict[str, Fake] = {}
+
+    class Third(Fake):
+        def __init__(self, tier: str, _model: Path, _log: Path, options: list[str], *_: Any) -> None:
+            super().__init__(tier)
+            self.options, self.ended = options, False
+            started[tier] = self
+
+        async def __aenter__(self) -> Third:
+            return self
+
+        async def __aexit__(self, *_: Any) -> None:
+            self.ended = True
+
+    monkeypatch.setattr(serving, "Worker", Third)
+    plan = replace(PLAN, options=("--max-total-tokens", "9000", "--max-requests", "30", "--dtype", "float32"))
+    kept(tmp_path, Fake("dense"))
+    asyncio.run(serving.measured(plan, "thirds", tmp_path, tmp_path, {"device": "a device"}))
+    for tier, worker in started.items():
+        assert list(worker.options[:6]) == ["--max-total-tokens", "3000", "--max-requests", "10", "--dtype", "float32"]
+        assert worker.ended  # type: ignore[attr-defined]
+        assert len(worker.asked) == PLAN.tiers_load // 3
+        assert ("--profile" in worker.options) == (tier != "dense")
+    found = read_all(tmp_path)
+    assert not verdict.faults(found)
+    thirds = found["thirds"]
+    assert thirds.tiers_throughput
+    found["shared"] = replace(thirds, tier="shared", start=10.0, tiers_throughput=3 * thirds.tiers_throughput)
+    rows = {row.name: row for row in verdict.rows(found, PLAN)}
+    more = rows["shared: throughput of a load of three tiers, beside workers of one"]
+    assert (more.ratio, more.goal, more.met) == (pytest.approx(3.0), ">= 2 times", True)
+    sooner = rows["shared: time to first token of all requests, median, beside workers of one"]
+    assert (sooner.ratio, sooner.met) == (pytest.approx(1.0), False)
+    assert rows["thirds: throughput of a load of three tiers"].goal is None
+    assert "thirds: start to serving" not in rows
 
 
 async def _taken(new: int, report: inference_pb2.SparsityReport) -> Taken:
@@ -368,7 +409,7 @@ def test_a_smoke_run_says_what_is_wrong_and_shows_the_log_of_a_worker_that_died(
             super().__init__(tier, model, log, options)
 
         def told(self, lines: int) -> list[str]:
-            assert self.tiers[:4] == ["dense", "dense", "moderate", "moderate"]
+            assert self.wanted[:4] == ["dense", "dense", "moderate", "moderate"]
             return []
 
     class Dead(Started):

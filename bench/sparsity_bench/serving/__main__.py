@@ -21,7 +21,8 @@ from sparsity_serving.benchmark import header, markdown, write
 from sparsity_worker.config import TIERS
 
 from sparsity_bench.serving import verdict
-from sparsity_bench.serving.baseline import SHARED, VARIANTS, narrowed, starts, variant_of
+from sparsity_bench.serving.baseline import SHARED, THIRDS, VARIANTS, narrowed, starts, third, variant_of
+from sparsity_bench.serving.loads.group import Group
 from sparsity_bench.serving.measure import load_of_tiers, measure
 from sparsity_bench.serving.measured import Measured, described, read_all
 from sparsity_bench.serving.plan import DRY, QUICK, REAL, Plan
@@ -63,6 +64,9 @@ async def measured(plan: Plan, name: str, folder: Path, out: Path, head: dict[st
         return kept
 
     model, problem = write_model(folder / plan.name, plan.config), f"{name}: there is nothing to start it with"
+    if name == THIRDS:
+        await thirds(plan, model, folder, keep(name))
+        return
     variant = variant_of(name)
     for own in starts(plan, name, folder):
         log = folder / f"{name}.log"
@@ -79,6 +83,21 @@ async def measured(plan: Plan, name: str, folder: Path, out: Path, head: dict[st
             problem = str(error)
             print(*worker.told(_LOG_LINES), f"{name}: {' '.join(own)} did not start", sep="\n", file=sys.stderr)
     raise ConfigurationError(problem)
+
+
+async def thirds(plan: Plan, model: Path, folder: Path, keep: Callable[[Measured], None]) -> None:
+    """The load of three tiers on a worker for each, which have a third of the KV cache and of the places each."""
+    workers = {
+        tier: Worker(
+            tier, model, folder / f"third-{tier}.log", [*third(plan.options), *next(starts(plan, tier, folder))]
+        )
+        for tier in TIERS
+    }
+    async with Group(workers) as group:
+        found = Measured(THIRDS, described(await group.capabilities()))
+        await load_of_tiers(group, plan, found)
+        found.compiled = [kernel for worker in workers.values() for kernel in worker.compiled()]
+        keep(found)
 
 
 async def shared(worker: Worker, plan: Plan, keep: Callable[[str], Callable[[Measured], None]]) -> None:

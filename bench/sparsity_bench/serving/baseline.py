@@ -32,11 +32,14 @@ class Variant(NamedTuple):
 
 OURS: Final = "dense-ours"
 SHARED: Final = "shared"
+THIRDS: Final = "thirds"
 UNACCOUNTED: Final = "aggressive-unaccounted"
 VARIANTS: Mapping[str, Variant] = {
     OURS: Variant("dense", ("--dense-backend", DENSE_BACKEND)),
     UNACCOUNTED: Variant("aggressive", environment={UNACCOUNTED_VARIABLE: "1"}),
     SHARED: Variant(",".join(TIERS)),
+    # A worker for each tier, which share the device.
+    THIRDS: Variant(",".join(TIERS)),
 }
 
 
@@ -73,6 +76,14 @@ def narrowed(plan: Plan, name: str) -> Plan:
         return plan if name in ("dense", OURS) else replace(plan, tiers_load=0)
     prompts = tuple(length for length in plan.prompts if length >= decodes[0].context)[:1]
     return replace(plan, prompts=prompts, decodes=decodes, answers=0, repeated=(), load=0, tiers_load=0)
+
+
+def third(options: Sequence[str]) -> list[str]:
+    """A worker's options with a third of the KV cache and of the places."""
+    return [
+        str(int(each) // len(TIERS)) if before in ("--max-total-tokens", "--max-requests") else each
+        for before, each in zip(("", *options), options, strict=False)
+    ]
 
 
 def present(backends: Sequence[str]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from sparsity_worker.nvml import energy_joules
 
 from sparsity_bench.serving.loads import repeats
 from sparsity_bench.serving.loads.arrivals import Request, arrive
+from sparsity_bench.serving.loads.group import Answering
 from sparsity_bench.serving.measured import Measured, described
 from sparsity_bench.serving.plan import Decode, Plan
 from sparsity_bench.serving.worker import Taken, Worker, prompt_of
@@ -108,15 +109,15 @@ async def _load(worker: Worker, plan: Plan, found: Measured, vocabulary: int) ->
     _note_energy(found, "load", before, load.tokens)
 
 
-async def load_of_tiers(worker: Worker, plan: Plan, found: Measured) -> None:
+async def load_of_tiers(worker: Answering, plan: Plan, found: Measured) -> None:
     """A third of the requests each are dense, moderate and aggressive; a worker of one tier has them all at its own.
 
     Args:
-        worker: of all tiers, or of one.
+        worker: of all tiers, or of one; or a group of workers.
         plan: of the run.
         found: gets the figures.
     """
-    several, lengths, vocabulary = "," in worker.tier, plan.tiers_lengths, int(found.own["vocabulary"])
+    several, lengths, vocabulary = len(worker.tiers) > 1, plan.tiers_lengths, int(found.own["vocabulary"])
     requests = [
         # Every tier gets every length.
         Request(

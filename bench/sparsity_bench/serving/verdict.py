@@ -10,7 +10,7 @@ from typing import Final
 from sparsity_serving.benchmark import Row, against, judged, percentile
 from sparsity_worker.keys import BACKEND, DENSE_BACKEND
 
-from sparsity_bench.serving.baseline import OURS, SHARED, UNACCOUNTED, VARIANTS
+from sparsity_bench.serving.baseline import OURS, SHARED, THIRDS, UNACCOUNTED, VARIANTS
 from sparsity_bench.serving.loads.repeats import Repeats
 from sparsity_bench.serving.measured import Measured
 from sparsity_bench.serving.plan import Plan
@@ -26,6 +26,8 @@ _NEVER_SLOWER: Final = 0.98
 # Of one worker of all tiers, under a load of all: throughput and time to the first token; the latter of dense requests.
 _SHARED: Final = 1.3
 _SHARED_DENSE: Final = 1 / 1.05
+# And times three workers that share the device.
+_THIRDS: Final = 2.0
 _START: Final = 1.2
 _ACCOUNTS: Final = 0.01
 # One wrong first token of ten: made-up weights leave near ties, and tiers may round differently.
@@ -43,7 +45,7 @@ def faults(found: Mapping[str, Measured]) -> list[str]:
         own, sparse = measured.own, tier not in (OURS, f"{SHARED}-dense")
         if any(measured.head.get(key) != found["dense"].head.get(key) for key in ("device", "versions")):
             wrong.append(f"{tier}: was measured on another device, or with other versions, than the dense tier")
-        if tier == SHARED:
+        if tier in (SHARED, THIRDS):
             continue
         if own["backend"] != (DENSE_BACKEND if tier == OURS else BACKEND) or (sparse and not own["sparse_calls"]):
             wrong.append(f"{tier}: the backend {own['backend']} proved nothing at start")
@@ -81,6 +83,9 @@ def rows(found: Mapping[str, Measured], plan: Plan) -> Iterator[Row]:
             yield row if own is dense else _beside(row, baseline, dense.per_token.get(batch), goal)
         yield from _load(tier, own, dense, plan, baseline)
         yield from _load_of_tiers(tier, own, dense, plan, baseline)
+        if tier == THIRDS:
+            yield from _shared_beside(found.get(SHARED), own, plan)
+            continue
         for name, joules in own.joules.items():
             shape = f"{plan.name}, prompts of {name} tokens" if name.isdecimal() else f"{plan.name}, mixed {name}"
             row = Row(f"{tier}: energy of a thousand tokens", shape, joules, "J")
@@ -135,11 +140,7 @@ def _load(tier: str, own: Measured, dense: Measured, plan: Plan, baseline: str) 
     short, long = plan.load_lengths
     load = f"{plan.load} requests, a fifth of {long} tokens, the rest of {short}, {plan.rate:g} a second"
     row = Row(f"{tier}: throughput of a mixed load", load, own.throughput, "tokens/s")
-    if own is not dense and dense.throughput:
-        times, goal = own.throughput / dense.throughput, _THROUGHPUT.get(tier, _NEVER_SLOWER)
-        row = replace(row, baseline=baseline, baseline_value=dense.throughput, ratio=times)
-        row = judged(row, f">= {goal:g} times", met=times >= goal)
-    yield row
+    yield row if own is dense else _more(row, baseline, dense.throughput, _THROUGHPUT.get(tier, _NEVER_SLOWER))
     for name, share in (("median", 0.5), ("99th percentile", 0.99)):
         row = Row(
             f"{tier}: time to first token of its short requests, {name}", load, percentile(own.load_first, share), "s"
@@ -153,14 +154,10 @@ def _load_of_tiers(tier: str, own: Measured, dense: Measured, plan: Plan, baseli
     """One worker of all tiers, and the dense one under the same requests."""
     if own.tiers_throughput is None:
         return
-    lengths = ", ".join(map(str, plan.tiers_lengths))
-    load = f"{plan.tiers_load} requests, a third a tier, of {lengths} tokens, {plan.tiers_rate:g} a second"
+    load = _tiers_load(plan)
     row = Row(f"{tier}: throughput of a load of three tiers", load, own.tiers_throughput, "tokens/s")
-    if own is not dense and dense.tiers_throughput:
-        times, goal = own.tiers_throughput / dense.tiers_throughput, _SHARED if tier == SHARED else _NEVER_SLOWER
-        row = replace(row, baseline=baseline, baseline_value=dense.tiers_throughput, ratio=times)
-        row = judged(row, f">= {goal:g} times", met=times >= goal)
-    yield row
+    goal = None if tier == THIRDS else _SHARED if tier == SHARED else _NEVER_SLOWER
+    yield row if own is dense else _more(row, baseline, dense.tiers_throughput, goal)
     goals = {"": _SHARED, "dense": _SHARED_DENSE}
     for kind in ("", *own.tiers_first):
         name = f"{tier}: time to first token of {kind or 'all'} requests, median"
@@ -170,6 +167,30 @@ def _load_of_tiers(tier: str, own: Measured, dense: Measured, plan: Plan, baseli
             if tier == SHARED and kind in goals and row.ratio is not None:
                 row = judged(row, f">= {goals[kind]:.2f} times", met=row.ratio >= goals[kind])
         yield row
+
+
+def _shared_beside(shared: Measured | None, thirds: Measured, plan: Plan) -> Iterator[Row]:
+    """One worker of all tiers, and three that share the device, under the same requests."""
+    if shared is None or shared.tiers_throughput is None or thirds.tiers_throughput is None:
+        return
+    load, beside = _tiers_load(plan), "three workers in thirds of the device"
+    row = Row(
+        f"{SHARED}: throughput of a load of three tiers, beside workers of one",
+        load,
+        shared.tiers_throughput,
+        "tokens/s",
+    )
+    yield _more(row, beside, thirds.tiers_throughput, _THIRDS)
+    row = Row(
+        f"{SHARED}: time to first token of all requests, median, beside workers of one", load,
+        statistics.median(_of_kind(shared, "")), "s",
+    )  # fmt: skip
+    yield _beside(row, beside, _of_kind(thirds, ""), _THIRDS)
+
+
+def _tiers_load(plan: Plan) -> str:
+    lengths = ", ".join(map(str, plan.tiers_lengths))
+    return f"{plan.tiers_load} requests, a third a tier, of {lengths} tokens, {plan.tiers_rate:g} a second"
 
 
 def _of_kind(own: Measured, kind: str) -> list[float]:
@@ -182,3 +203,12 @@ def _beside(row: Row, baseline: str, dense: list[float] | None, goal: float) -> 
     row = against(row, baseline, statistics.median(dense))
     assert row.ratio is not None
     return judged(row, f">= {goal:g} times", met=row.ratio >= goal)
+
+
+def _more(row: Row, baseline: str, value: float | None, goal: float | None) -> Row:
+    """A rate beside the baseline's."""
+    if not value or row.value is None:
+        return row
+    times = row.value / value
+    row = replace(row, baseline=baseline, baseline_value=value, ratio=times)
+    return row if goal is None else judged(row, f">= {goal:g} times", met=times >= goal)

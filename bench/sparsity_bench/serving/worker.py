@@ -89,6 +89,11 @@ class Worker:
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
 
+    @property
+    def tiers(self) -> Sequence[str]:
+        """That it serves."""
+        return self.tier.split(",")
+
     async def __aenter__(self) -> Self:
         """Starts it and waits until it serves, which it does only after its start-up proof.
 

@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from sparsity_bench.serving.worker import Taken, Worker
+from sparsity_bench.serving.loads.group import Answering
+from sparsity_bench.serving.worker import Taken
 
 
 class Request(NamedTuple):
@@ -43,7 +44,7 @@ class Load(NamedTuple):
         return [each.first for request, each in self.taken if request.kind == kind]
 
 
-async def arrive(worker: Worker, requests: Iterable[Request], rate: float, new: int) -> Load:
+async def arrive(worker: Answering, requests: Iterable[Request], rate: float, new: int) -> Load:
     """Sends ``requests`` at random times (Poisson), ``rate`` a second.
 
     What is more than a worker accepts at once waits here, as it would in a router's queue, and the wait counts.

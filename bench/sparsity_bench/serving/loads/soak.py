@@ -25,7 +25,7 @@ async def faults(
 
     Each is of one of the worker's tiers. After so many seconds no more are sent; what was sent is told.
     """
-    draw, gate, served = random.Random(0), asyncio.Semaphore(at_once), worker.tier.split(",")
+    draw, gate, served = random.Random(0), asyncio.Semaphore(at_once), worker.tiers
     asked = [(_length(draw, plan.interrupted), draw.randint(1, _NEW), draw.random() < _LEFT) for _ in range(count)]
     leave = [draw.uniform(0, _LEAVE_SECONDS) for _ in asked]
     tiers = [draw.choice(served) for _ in asked]
