@@ -24,5 +24,7 @@ DECODE: Mapping[int, Mapping[tuple[int, int], float]] = {
     4096: {(1, 16384): 1.0, (1, 32768): 1.4, (8, 32768): 3.2, (16, 32768): 4.2, (64, 32768): 5.0, (16, 131072): 10.0},
     512: {(16, 32768): 9.0, (64, 32768): 11.5},
 }
+# Times the fastest dense decode, where half of the sequences are dense: none of these waits longer than among its like.
+MIXED = 0.97
 # Of the bandwidth of a copy, on the bytes that decode must read, at so many sequences or more.
 BANDWIDTH, BANDWIDTH_FROM = 0.85, 16

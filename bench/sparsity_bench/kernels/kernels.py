@@ -10,7 +10,7 @@ from sparse_kernels import DecodeConfig, PageSummaries, PrefillConfig
 from sparse_kernels.gpu.block_selection import BatchSelection, select_blocks, tile_shape
 from sparse_kernels.gpu.block_sparse_prefill import block_sparse_prefill, implementation
 from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace
-from sparse_kernels.gpu.page_limits import page_capacity
+from sparse_kernels.gpu.page_limits import PageLimits, page_capacity
 from sparse_kernels.gpu.page_selection import select_pages
 from sparse_kernels.gpu.selection.plan import SelectionPlan, Workspace
 from sparse_kernels.gpu.sparse_paged_decode import paged_decode, sparse_paged_decode
@@ -110,10 +110,14 @@ def selected_prefill_call(prompt: Prompt, config: PrefillConfig) -> Call:
     return call
 
 
-def decode_call(step: Step, config: DecodeConfig, workspace: DecodeWorkspace | None = None) -> Call:
+def decode_call(
+    step: Step, config: DecodeConfig, workspace: DecodeWorkspace | None = None, limits: PageLimits | None = None
+) -> Call:
     """Selection of pages and attention over them, the newest page summarized on the way."""
     room = workspace or decode_workspace(step, config)
-    return lambda: sparse_paged_decode(step.q, step.batch, step.summaries, config, step.scale, workspace=room)
+    return lambda: sparse_paged_decode(
+        step.q, step.batch, step.summaries, config, step.scale, limits=limits, workspace=room
+    )  # fmt: skip
 
 
 def dense_decode_call(step: Step, workspace: DecodeWorkspace | None = None) -> Call:

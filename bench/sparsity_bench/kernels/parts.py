@@ -94,7 +94,7 @@ class Plan:
 def planned(*, quick: bool) -> Plan:
     """What a GPU runs."""
     most, whole = (2048, 4096), (2048, 4096, 512)
-    at_32k = (Load(1, 32768, most), Load(8, 32768, most), Load(16, 32768, whole), Load(64, 32768, whole))
+    at_32k = (Load(1, 32768, most), Load(8, 32768, most), Load(16, 32768, whole, mixed=True), Load(64, 32768, whole))
     loads = (
         (16, (Load(1, 16384, most),)),
         (64, at_32k),
@@ -117,7 +117,7 @@ def planned(*, quick: bool) -> Plan:
 
 DRY = Plan(
     device="cpu", dtype=torch.float32, base=Shape(4, 2, 16), others=(Shape(3, 3, 16),), checked=300, prompts=(512,),
-    prefills=Prefills(forced=(CORRECTED,)), loads=((2, (Load(2, 512, (256,)),)),), other_prompt=256,
+    prefills=Prefills(forced=(CORRECTED,)), loads=((2, (Load(2, 512, (256,), mixed=True),)),), other_prompt=256,
     other_load=Load(1, 256, (192,)), token_shape=TINY, token_loads=((128, 3),),
 )  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from sparse_kernels import DecodeConfig
 from sparse_kernels.gpu.decode_batch import DecodeBatch
+from sparse_kernels.gpu.page_limits import PageLimits
 from sparse_kernels.gpu.page_summaries import summarize_pages
 from sparsity_serving.benchmark import Row, against, judged
 
@@ -33,11 +34,13 @@ class Load(NamedTuple):
         sequences: in a batch.
         length: tokens of each.
         budgets: tokens that a KV head attends.
+        mixed: whether a step is timed, too, in which every second sequence attends everything.
     """
 
     sequences: int
     length: int
     budgets: tuple[int, ...] = (2048, 4096)
+    mixed: bool = False
 
 
 class Decodes:
@@ -88,8 +91,26 @@ class Decodes:
         for name, taken in found.items():
             yield Row(f"dense decode, {name}", what, taken * 1e3, "us a layer")
         fastest = min(found, key=lambda name: found[name])
+        baseline = fastest, found[fastest] * 1e3
         for budget in load.budgets:
-            yield from self._sparse(load, budget, steps, (fastest, found[fastest] * 1e3), what, passing)
+            yield from self._sparse(load, budget, steps, baseline, what, passing)
+        if load.mixed:
+            yield from self._mixed(load, steps, baseline, what, passing)
+
+    def _mixed(
+        self, load: Load, steps: Sequence[Step], baseline: tuple[str, float], what: str, passing: Gate
+    ) -> Iterator[Row]:
+        """One launch for sequences of two tiers: the dense ones wait for no longer than among their like."""
+        config, name = configured(load.budgets[0], load.length), "decode, every second sequence dense"
+        kinds = torch.arange(load.sequences, dtype=torch.int32, device=steps[0].q.device) % 2
+        limits, room = PageLimits.of(kinds, [None, config], PAGE), decode_workspace(steps[0], config)
+        calls = [decode_call(step, config, room, limits) for step in steps]
+        pages = torch.where((kinds == 0)[:, None, None], _every_page(steps[0]), chosen_pages(steps[0], config))
+        if passing.holds(*gate.decode(f"{name}, {what}", steps[0], config, calls[0](), pages)):
+            row = against(Row(name, what, self.clock.layers(calls) * 1e3, "us a layer"), *baseline)
+            assert row.ratio is not None
+            wanted = judged(row, f">= {goals.MIXED:g} times", met=row.ratio >= goals.MIXED)
+            yield wanted if self.shape == BASE else row
 
     def _sparse(
         self, load: Load, budget: int, steps: Sequence[Step], baseline: tuple[str, float], what: str, passing: Gate
@@ -144,11 +165,14 @@ def ragged_checks(shape: Shape, clock: Clock, dtype: torch.dtype) -> Iterator[Ch
 
 
 def _right(name: str, step: Step, config: DecodeConfig, out: torch.Tensor) -> Iterator[Check]:
-    if config is _EVERYTHING:
-        there = -(-step.batch.lengths // PAGE)
-        every = torch.arange(step.batch.tables.shape[1], device=there.device) < there[:, None, None]
-        return gate.decode(name, step, config, out, every.expand(-1, step.batch.keys.shape[2], -1))
-    return gate.decode(name, step, config, out, chosen_pages(step, config))
+    pages = _every_page(step) if config is _EVERYTHING else chosen_pages(step, config)
+    return gate.decode(name, step, config, out, pages)
+
+
+def _every_page(step: Step) -> torch.Tensor:
+    there = -(-step.batch.lengths // PAGE)
+    every = torch.arange(step.batch.tables.shape[1], device=there.device) < there[:, None, None]
+    return every.expand(-1, step.batch.keys.shape[2], -1)
 
 
 def _bytes(shape: Shape, budget: int, load: Load, given: Inputs) -> float:
