@@ -9,6 +9,10 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ import kubernetes_validate
 import values_schema
 import yaml
 from helm import NEWEST, PACKAGES, helm
+from kubernetes_validate import utils
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy" / "helm" / "sparsity-router"
@@ -25,6 +30,8 @@ VALUES = ROOT / "tests" / "deploy" / "values"
 REFUSED = ROOT / "tests" / "deploy" / "refused.yaml"
 SCHEMAS = ROOT / "deploy" / "tools" / "schemas"
 KUBERNETES = ("1.31", "1.34", "1.36")
+# Helm's processes side by side.
+_AT_ONCE = 2
 # A fresh key in each rendering where no Secret is named.
 _KEY = re.compile(r"(?m)^(  lease\.key: ).*$")
 
@@ -85,12 +92,13 @@ def refuse_all(helm_version: str) -> int:
     Raises:
         SystemExit: when one renders, or is refused for something else.
     """
-    program = helm(helm_version)
-    for entry in refusals():
-        said = refusal(program, entry["set"])
+    program, entries = helm(helm_version), refusals()
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        told = list(pool.map(lambda entry: refusal(program, entry["set"]), entries))
+    for entry, said in zip(entries, told, strict=True):
         if entry["says"] not in by_path(said):
             sys.exit(f"{' '.join(entry['set'])}: must be refused by {entry['says']!r}, not by\n{said}")
-    return len(refusals())
+    return len(entries)
 
 
 def by_path(said: str) -> str:
@@ -119,6 +127,23 @@ def validate(document: dict[str, Any], version: str) -> None:
         sys.exit(f"{kind} {document['metadata']['name']} on {version}: {where}: {error.message}")
 
 
+# It reads all definitions of a Kubernetes, two megabytes, for every object.
+utils.schema_contents = cache(utils.schema_contents)
+
+
+@cache
+def validate_once(document: str, version: str) -> None:
+    """As :func:`validate`, of an object as JSON: most are the same whatever Helm and values render them."""
+    validate(json.loads(document), version)
+
+
+def manifests(values: Path, helm_version: str) -> Iterator[tuple[str, str]]:
+    """Checks a value file, and gives what it renders to for each Kubernetes."""
+    run("lint", str(CHART), "--strict", "-f", str(values), helm_version=helm_version)
+    for version in KUBERNETES:
+        yield version, render(values, version, helm_version)
+
+
 def _stale(file: Path, by: str = "") -> None:
     sys.exit(f"{file.relative_to(ROOT)} is stale{by}; run make charts and read the difference")
 
@@ -133,20 +158,18 @@ def main() -> None:
         return
     if values_schema.FILE.read_text() != values_schema.written():
         _stale(values_schema.FILE)
-    count = refused = 0
-    for helm_version in PACKAGES:
-        refused += refuse_all(helm_version)
-        for values in value_files():
-            run("lint", str(CHART), "--strict", "-f", str(values), helm_version=helm_version)
-            for version in KUBERNETES:
-                rendered = render(values, version, helm_version)
-                for document in yaml.safe_load_all(rendered):
-                    if document:
-                        validate(document, version)
-                        count += 1
-            golden = GOLDEN / values.name
-            if values in examples() and rendered != golden.read_text():
-                _stale(golden, f" by Helm {helm_version}")
+    count, refused = 0, sum(map(refuse_all, PACKAGES))
+    pairs = list(product(value_files(), PACKAGES))
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        found = list(pool.map(lambda pair: list(manifests(*pair)), pairs))
+    for (values, helm_version), renderings in zip(pairs, found, strict=True):
+        for version, rendered in renderings:
+            for document in filter(None, yaml.load_all(rendered, Loader=yaml.CSafeLoader)):
+                validate_once(json.dumps(document), version)
+                count += 1
+        golden = GOLDEN / values.name
+        if values in examples() and rendered != golden.read_text():
+            _stale(golden, f" by Helm {helm_version}")
     told = f"chart: {len(value_files())} value files, Helm {', '.join(PACKAGES)}, Kubernetes {', '.join(KUBERNETES)}"
     print(f"{told}: {count} objects checked, {refused} wrong values refused")
 

@@ -16,7 +16,8 @@ from support.valkey import Valkey
 SMALL = run.Plan(requests=40, soak=1000, overload_seconds=1.0, cancels=3, changes=2, peers=())
 
 
-async def test_every_goal_is_measured_beside_its_baseline(tmp_path: Path) -> None:
+async def test_every_goal_is_measured_beside_its_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pressure, "RAMP_SECONDS", 0.5)
     said: list[str] = []
     rows = await run.measure(tiny_model(tmp_path), SMALL, said.append)
     goals = [row.name for row in rows if row.goal]

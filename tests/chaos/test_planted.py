@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pytest
 from sparsity_policies.decisions.decide import decide
-from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import Reason, Signals, Tier
 from sparsity_router.prompts.corpus import excerpt
 from support.snapshots import snapshot
 
 PHRASE = "attorney-client\nprivilege"
-# Every offset of the short ones; of the long ones every one by a stride that meets every alignment.
-SIZES = ((1_000, 1), (4_096, 1), (16_384, 7), (65_536, 61), (400_000, 997))
+# Every offset of the short ones; of the next by less than the phrase is long, which lies across every boundary then; of
+# the long ones by a stride that meets every alignment.
+SIZES = ((1_000, 1), (4_096, 1), (16_384, 23), (65_536, 127), (400_000, 1999))
 
 
 @pytest.mark.parametrize(("size", "stride"), SIZES)
 def test_a_planted_phrase_is_found_at_every_offset(size: int, stride: int) -> None:
-    at = snapshot(list(shipped_policies("small-context")))
+    at = snapshot()
     text = excerpt(size).encode("ascii", "replace").decode()
     assert not at.scanner.scan(text).flags
     for offset in range(0, size, stride):

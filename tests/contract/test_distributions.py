@@ -6,7 +6,8 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,12 @@ def needed(folder: str, extras: Collection[str] | None = None) -> set[str]:
     return wanted
 
 
+@cache
+def brings() -> Mapping[str, Sequence[str]]:
+    """The distributions that bring each module: it reads the lists of files of all that is installed."""
+    return metadata.packages_distributions()
+
+
 def test_there_is_one_version() -> None:
     (version,) = {document["project"]["version"] for document in OURS.values()}
     chart = yaml.safe_load((ROOT / "deploy/helm/sparsity-router/Chart.yaml").read_text())
@@ -88,9 +95,8 @@ def test_a_distribution_asks_for_what_it_imports(folder: str) -> None:
     asked = needed(folder) | {NAMES[folder]}
     ours = {NAMES[PLACES[name]] for name in modules & PLACES.keys()}
     assert ours <= asked
-    brings = metadata.packages_distributions()
     for name in sorted(modules - PLACES.keys() - sys.stdlib_module_names - BROUGHT):
-        assert {named(one) for one in brings.get(name, ())} & asked, f"{name} is not asked for"
+        assert {named(one) for one in brings().get(name, ())} & asked, f"{name} is not asked for"
 
 
 def test_the_client_asks_for_little() -> None:

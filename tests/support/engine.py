@@ -21,6 +21,7 @@ from support.ports import free_port
 from support.profiles import profile_document
 
 _START_SECONDS = 800.0
+_TESTS = Path(__file__).parents[1]
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Worker:
     """The process and a stub of it; starts without waiting.
 
     Its profiles are the ``documents``, else one with changes by ``sections``; it is ``asked`` for that tier.
+    ``interpreted`` has it run the kernels for GPUs, in Triton's interpreter.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class Worker:
         tiers: str = "aggressive",
         documents: Sequence[dict[str, Any]] = (),
         asked: inference_pb2.Tier.ValueType = inference_pb2.TIER_UNSPECIFIED,
-        environment: dict[str, str] | None = None,
+        interpreted: bool = False,
         **sections: dict[str, Any],
     ) -> None:
         profiles = []
@@ -57,13 +59,18 @@ class Worker:
         self.asked = asked
         self.address = f"127.0.0.1:{free_port()}"
         self._log = folder / f"{name}.log"
+        program, environment = "sparsity_worker", dict(os.environ)
+        if interpreted:
+            program = "support.interpreted_worker"
+            path = os.pathsep.join(filter(None, [str(_TESTS), environment.get("PYTHONPATH")]))
+            environment |= {"PYTHONPATH": path, "TRITON_INTERPRET": "1"}
         command = [
-            sys.executable, "-m", "sparsity_worker", "--worker-id", name, "--tiers", tiers, "--model", str(model),
+            sys.executable, "-m", program, "--worker-id", name, "--tiers", tiers, "--model", str(model),
             *profiles, "--listen", self.address, "--max-total-tokens", "8192", "--max-requests", "8",
             "--dtype", "float32", "--threads", "1", *options,
         ]  # fmt: skip
         with open(self._log, "w") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | (environment or {}))
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         limits = [("grpc.max_send_message_length", MAX_MESSAGE_BYTES), ("grpc.max_receive_message_length", -1)]
         self.channel = grpc.insecure_channel(self.address, options=limits)
         self.stub = worker_pb2_grpc.WorkerServiceStub(self.channel)

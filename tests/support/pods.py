@@ -35,6 +35,8 @@ ETC = ("passwd", "group", "nsswitch.conf", "ld.so.cache", "ld.so.conf", "ssl", "
 NETWORK = "10.77.0"
 _STOP = 30.0
 _READY = 60.0
+# Sooner than a node would ask again.
+_POLL = 0.2
 
 
 def sh(*command: str) -> None:
@@ -260,7 +262,7 @@ def await_ready(pods: list[Pod]) -> None:
             code = pod.processes[container["name"]].poll()
             if code is not None or time.monotonic() > deadline:
                 sys.exit(f"{pod.name} did not start ({code}):\n{pod.log(container['name'])[-4000:]}")
-            time.sleep(1.0)
+            time.sleep(_POLL)
     deadline = time.monotonic() + _READY
     for pod in pods:
         (container,) = pod.spec["containers"]
@@ -268,7 +270,7 @@ def await_ready(pods: list[Pod]) -> None:
             while not probe(pod, container, kind):
                 if time.monotonic() > deadline:
                     sys.exit(f"{pod.name}: {kind} fails:\n{pod.log(container['name'])[-4000:]}")
-                time.sleep(1.0)
+                time.sleep(_POLL)
 
 
 def stop(pods: list[Pod]) -> dict[str, int]:
@@ -319,11 +321,11 @@ def main(manifests: str, images: str) -> None:
     hooks += [(pod["metadata"]["name"], pod) for pod in objects.kind("Pod")]
     for name, template in hooks:
         hook = made(name, template)
-        for _ in range(10):
+        for _ in range(100):
             code = run_once(hook, hosts, 180)
             if not code:
                 break
-            time.sleep(2.0)
+            time.sleep(_POLL)
         container = hook.spec["containers"][0]["name"]
         report["hooks"][name] = {"code": code, "output": hook.log(container)}
     report["codes"] = stop(running)

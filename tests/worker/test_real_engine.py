@@ -47,13 +47,12 @@ def workers(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
     # In the interpreter each tier's proof takes long.
     two: dict[str, Any] = {"tiers": "aggressive,dense", "asked": AGGRESSIVE}
     documents = [profile_document(), moderate_document()]
-    ranks, interpreted = ("--tensor-parallel", "2"), {"TRITON_INTERPRET": "1"}
     started = {
         "torch": Worker(
             model, folder, "torch", *chunks, "--reasoning-open", OPEN, "--reasoning-close", CLOSE,
             documents=documents, **every,
         ),
-        "triton": Worker(model, folder, "triton", *chunks, *ranks, environment=interpreted, **two),
+        "triton": Worker(model, folder, "triton", *chunks, "--tensor-parallel", "2", interpreted=True, **two),
     }  # fmt: skip
     try:
         yield {name: worker.wait() for name, worker in started.items()}

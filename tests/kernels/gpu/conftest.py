@@ -10,6 +10,10 @@ import pytest
 import torch
 from support.devices import DTYPES, INTERPRETED, TOLERANCES
 
+if INTERPRETED:
+    from support.interpreter import remember_builtins
+
+    remember_builtins()
 # A machine that is lent for its GPU may have no gRPC, without which the worker's classes do not load.
 collect_ignore = [
     path.name

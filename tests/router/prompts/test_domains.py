@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import make_request
 from sparsity_policies.decisions.decide import decide
@@ -98,7 +99,7 @@ async def test_the_scan_reveals_a_domain_without_a_flag(tmp_path: Path) -> None:
     assert (plain.domain, plain.detected) == ("low", False)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def detector() -> AsyncIterator[Detector]:
     made = Detector(None, seconds=20.0)
     running = asyncio.create_task(made.run(SimpleNamespace(snapshot=SHIPPED)))
@@ -115,6 +116,7 @@ async def detector() -> AsyncIterator[Detector]:
     await asyncio.gather(running, return_exceptions=True)
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_meaning_tells_the_domain_and_no_risky_prompt_is_taken_for_less(detector: Detector) -> None:
     granted = right = 0
     for label, text in LABELLED:
@@ -128,6 +130,7 @@ async def test_meaning_tells_the_domain_and_no_risky_prompt_is_taken_for_less(de
     assert right >= 6
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_one_window_of_a_long_prompt_is_enough(detector: Detector) -> None:
     filler = "Where is my parcel? I ordered shoes and want to know when they arrive. " * 60
     planted = filler + " The patient was admitted with acute chest pain and elevated troponin levels. " * 5 + filler
@@ -148,9 +151,12 @@ def memory(detector: Detector, what: str) -> int:
     return int(found[1]) // 1024
 
 
-async def test_a_long_prompt_costs_the_classifier_little_memory(detector: Detector) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_long_prompt_costs_the_classifier_little_memory(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = memory(detector, "VmRSS")
-    detector._seconds = 2.0
+    monkeypatch.setattr(detector, "_seconds", 2.0)
     with pytest.raises(DetectionError, match="cannot read 4194304 characters within its 2 s"):
         await detector.detect("risk " * (2**22 // 5) + "risk", SHIPPED)
     with pytest.raises(DetectionError, match="ran out of time"):
@@ -171,6 +177,7 @@ def test_windows_do_not_hang_on_how_a_text_is_cut() -> None:
     assert list(embedder.windows("")) == [[]]
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_past_its_time_there_is_no_answer(detector: Detector) -> None:
     detector._seconds = 0.05
     with pytest.raises(DetectionError, match="ran out of time"):
@@ -204,6 +211,7 @@ async def test_who_is_not_asked_owes_no_answer(tmp_path: Path) -> None:
     assert (scanned.domain, scanned.detected, scanned.classifier_error) == ("legal", True, "")
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_lost_process_is_replaced(detector: Detector) -> None:
     assert detector._pool is not None
     for process in list(detector._pool._processes.values()):
@@ -221,6 +229,7 @@ async def test_a_lost_process_is_replaced(detector: Detector) -> None:
     await until(back, 60.0)
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("fault", [RuntimeError("no memory"), asyncio.CancelledError()])
 async def test_whatever_ends_the_process_is_no_answer(detector: Detector, fault: BaseException) -> None:
     async def ask(*_: Any) -> Any:

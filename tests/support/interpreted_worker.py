@@ -1,0 +1,17 @@
+"""`python -m support.interpreted_worker ...` is `python -m sparsity_worker ...`, its kernels in Triton's interpreter.
+
+The processes that SGLang starts import the main module of the one that starts them, and so what stands here.
+Needs TRITON_INTERPRET=1.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from sparsity_worker.__main__ import main
+from support.interpreter import remember_builtins
+
+remember_builtins()
+
+if __name__ == "__main__":
+    sys.exit(main())
