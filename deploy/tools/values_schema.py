@@ -54,6 +54,8 @@ def one_of(*words: str) -> Schema:
 
 
 PORT = whole(1, 65535)
+HOST: Schema = {"type": "string", "pattern": "^((\\*\\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", "maxLength": 253}
+SOME_HOST: Schema = {**HOST, "minLength": 1}
 # Part of the names of Services, which are labels of DNS, and of labels.
 POOL = "^[a-z]([-a-z0-9]{0,13}[a-z0-9])?$"
 SECRET = of(secretName=NAME, secretKey=SOME_TEXT)
@@ -143,12 +145,14 @@ def values() -> Schema:
     image = of(**any_image, repository=TEXT, digest=digest)
     router: Schema = {
         "service": of(type=one_of("ClusterIP", "NodePort", "LoadBalancer"), annotations=TEXTS),
+        "http": of(enabled=YES_OR_NO),
         "discovery": one_of("dns", "kubernetes"),
         "connectionSeconds": number(minimum=0),
         "tokenizer": of(image=TEXT, path=SOME_TEXT, existingClaim=NAME, subPath=TEXT),
         "snapshot": of(existingClaim=NAME),
         "policyTtl": number(exclusiveMinimum=0),
     }
+    door = of(host=HOST, annotations=TEXTS)
     rollout: Schema = {"rollout": one_of("surge", "replace")}
     pool: Schema = {
         "enabled": YES_OR_NO,
@@ -178,6 +182,12 @@ def values() -> Schema:
                 "propertyNames": {"pattern": POOL},
                 "additionalProperties": component(pool, image, options(WorkerConfig)),
             },
+            entry=of(
+                gateways=several({**of(name=NAME, namespace=NAME, sectionName=NAME, port=PORT), "required": ["name"]}),
+                grpcHostnames=several(SOME_HOST),
+                httpHostnames=several(SOME_HOST),
+                ingress=of(className=NAME, grpc=door, http=door, tlsSecretName=NAME),
+            ),
             redis=of(
                 url={"type": "string", "pattern": "^(rediss?(\\+(sentinel|cluster))?://.+)?$"},
                 **SECRET["properties"],

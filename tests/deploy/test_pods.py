@@ -24,7 +24,7 @@ VALUES: dict[str, Any] = {
             "contracts": {"domain": "contracts", "risk": "high", "bands": [{"from_tokens": 0, "tier": "dense"}]}
         }
     },
-    "router": {"options": {"queue-limit": 64}},
+    "router": {"options": {"queue-limit": 64}, "http": {"enabled": True}},
     "logging": {"requests": True},
 }
 WORKER = "r-sparsity-router-worker-shared-0"
