@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Chart and dashboards find the folder of caches as the environment does.
 DEPLOY_TOOL := PYTHONPATH=tools $(BIN)/python deploy/tools
 
-.PHONY: environment try run check test coverage test-gpu lint format protos risk-model locks charts bench-tiers bench-policies bench-router bench-risk bench-quality bench-kernels bench-serving chaos alerts options clean
+.PHONY: environment try run check test coverage test-gpu lint types style format protos risk-model locks charts bench-tiers bench-policies bench-router bench-risk bench-quality bench-kernels bench-serving chaos alerts options clean
 
 environment:
 	@$(PYTHON) tools/environment.py
@@ -19,27 +19,26 @@ try:
 run: environment
 	@$(BIN)/sparsity up
 
-# Two tests at a time, each on a core of its own.
-PAIR := -n 2 --dist loadfile
-# Real engines, and tests that hold time of the clock to a bound, have the machine to themselves.
-ALONE := tests/e2e tests/first_run tests/worker/test_accounts.py $(patsubst %,tests/router/%.py,prompts/test_domains services/test_hostile_policies fleet/test_queue test_watchdog)
-# Tests that compute: those that run in real time do not run beside them.
-COMPUTING := tests/deploy tests/kernels tests/quality tests/worker/test_graph_calls.py tests/worker/test_tune.py
+# Two files at a time, each on a core of its own: what takes long first, and one real engine after the other
+# (tests/support/slow.py). Torch's threads would wait for a core that another process computes on.
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
+PAIR := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE)
+# Tests that wait in real time for routers: they do not run beside those that compute.
+WAITING := tests/router tests/cli tests/client
 
 # Everything: style, types, stubs, unit and end-to-end tests. Each line ends with its ten slowest, and why they are.
 test: lint
-	@$(BIN)/python -m pytest $(ALONE)
-	@$(BIN)/python -m pytest $(PAIR) $(foreach place,$(ALONE) $(COMPUTING),--ignore=$(place))
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PAIR) $(COMPUTING)
-	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/kernels/gpu
+	@$(PAIR) $(WAITING:%=--ignore=%)
+	@$(PAIR) $(WAITING)
+	@TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/kernels/gpu
 
 # What is worth waiting for before each commit: style, types, stubs, and the tests that take no more than a moment.
 check: lint
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PAIR) -m "not chaos and not slow"
+	@$(PAIR) -m "not chaos and not slow"
 
 # The lines that the same tests run, of every package and in every process; fails where they are fewer than pyproject.toml says.
 coverage: environment
-	@OMP_NUM_THREADS=1 $(BIN)/python tools/line_coverage.py $(PAIR) -m "not chaos and not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python tools/line_coverage.py $(SIDE_BY_SIDE) -m "not chaos and not slow"
 
 # The kernels' tests on this machine's GPU. GPU_PYTHON names another interpreter, with torch, triton, pytest, pytest-timeout
 # and pytest-xdist: then no environment is built, what only pytest-asyncio understands is left aside, and warnings of its versions are no errors.
@@ -52,13 +51,19 @@ test-gpu: $(GPU_NEEDS)
 	@PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m pytest tests/kernels/gpu -n $(GPU_JOBS) \
 	  -o addopts="--import-mode=importlib -ra --strict-markers" -W default -W ignore::pytest.PytestConfigWarning
 
+# Types beside the rest: each takes a core for half a minute.
 lint: environment
+	@$(MAKE) --no-print-directory -j 2 types style
+
+types:
+	@$(BIN)/python -m mypy
+
+style:
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/buf lint proto
 	@$(BIN)/buf breaking proto --against proto/released.binpb
 	@$(BIN)/python tools/protos.py --check
-	@$(BIN)/python -m mypy
 	@$(BIN)/yamllint --strict .
 	@$(BIN)/hadolint deploy/docker/*.Dockerfile
 	@$(DEPLOY_TOOL)/dashboards.py --check

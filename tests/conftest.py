@@ -3,10 +3,10 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from contextlib import suppress
-from pathlib import Path
+from typing import Any
 
 import pytest
-from support.slow import why
+from support.slow import group, rank, why
 
 # Before anything imports grpc: its fork handlers can wait for its own shutdown for ever, when a test starts a process.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
@@ -16,14 +16,26 @@ with suppress(ImportError):
 
     settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("untimed")
-ROOT = Path(__file__).resolve().parent.parent
 SLOWEST = 10
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if why(item.path.relative_to(ROOT).as_posix()):
+        if why(item.nodeid):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: rank(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile` a process takes a group of files at a time, in the order of `support.slow`."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class LoadGroups(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid)
+
+    return LoadGroups(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -19,8 +19,8 @@ from support.tiny import tiny_weights
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 
-def test_another_pool_serves_when_a_worker_is_killed(tmp_path: Path) -> None:
-    model = tiny_weights(tmp_path / "model", positions=8192, head_dim=16)
+def test_the_demo_gets_every_tier_right_and_another_pool_serves_when_a_worker_is_killed(tmp_path: Path) -> None:
+    model = tiny_weights(tmp_path / "model", positions=32_768, head_dim=16)
     own = ["--model", str(model)]
     for document in (moderate_document(), profile_document()):
         path = tmp_path / f"{document['tier']}.yaml"
@@ -32,6 +32,10 @@ def test_another_pool_serves_when_a_worker_is_killed(tmp_path: Path) -> None:
         for tier in ("TIER_MODERATE", "TIER_AGGRESSIVE"):
             assert rows[tier]["backend"] == "sparsity"
             assert 0 < rows[tier]["probe_density"] < 1
+        demo = service.json("demo", "--no-kill", "--new-tokens", "8")
+        assert len(demo) == 10
+        assert all(row["ok"] for row in demo), demo
+        assert any(0 < row["density"] < 1 for row in demo if row["tier"] != "dense")
         chat = service.json("generate", "What is the capital of France?", "--domain", "support-chat")
         assert chat["worker_id"] == "worker-dense"
         pid = json.loads((tmp_path / "up.json").read_text())["workers"]["aggressive"]["pid"]

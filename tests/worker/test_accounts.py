@@ -152,15 +152,15 @@ def test_accounts_take_under_one_percent_of_a_step() -> None:
     followed = {rid: Followed.of(req, {}) for rid, req in zip(rids, reqs, strict=True)}
 
     def step(length: int) -> float:
-        started = time.perf_counter()
+        started = time.thread_time()
         prompts = {rid: each.prompt() for rid, each in followed.items()}
         rows.stage(Spans(rids, [0] * 32, [length] * 32, [1] * 32, list(prompts.values())))
         rows.book()
         pickle.dumps([Packed(ledger, rid, followed[rid]) for rid in rids])
-        return time.perf_counter() - started
+        return time.thread_time() - started
 
     assert min(step(5000 + number) for number in range(50)) < 2e-4
     reqs[0].ended = True
-    started = time.perf_counter()
+    started = time.thread_time()
     assert len(bytes(Packed(ledger, rids[0], followed[rids[0]]))) > 1000
-    assert time.perf_counter() - started < 0.02
+    assert time.thread_time() - started < 0.02
