@@ -66,8 +66,8 @@ def read_prompt(request: inference_pb2.GenerateRequest, bounds: Bounds) -> Promp
     if kind is None:
         raise InvalidRequestError.of("prompt", "is missing; set text, chat or token_ids")
     # No model reads it, but it tells what is asked for.
-    told = format_text(request.sampling)
-    form, told = bounds.control.to_scan(told).encode(), bounds.control.as_text(told)
+    told, scanned = bounds.control.opened(format_text(request.sampling))
+    form = scanned.encode()
     if kind == "token_ids":
         ids = request.token_ids.ids
         if not ids:
@@ -97,7 +97,7 @@ def read_prompt(request: inference_pb2.GenerateRequest, bounds: Bounds) -> Promp
         problem = f"is {size} bytes long; this router takes {bounds.max_bytes}: shorten the prompt"
         raise InvalidRequestError.of(field, problem)
     if bounds.control.occur(text):
-        data, text = bounds.control.to_scan(text).encode(), bounds.control.as_text(text)
-        size = len(text.encode())
+        text, scanned = bounds.control.opened(text)
+        data, size = scanned.encode(), len(text.encode())
     data = b"\n".join((data, form)) if form else data
     return Prompt(kind, text, data, size, chat, told, signs_of(data))

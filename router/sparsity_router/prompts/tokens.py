@@ -51,7 +51,7 @@ class ModelTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """What a scan must see of ``ids``: special tokens included, and what is read without them."""
-        return self.control.to_scan(self.decode_written(ids))
+        return self.control.opened(self.decode_written(ids)).scanned
 
     def decode_written(self, ids: Sequence[int]) -> str:
         """The text of ``ids``, special tokens included."""
