@@ -77,7 +77,7 @@ def open_prompt(prompt: Prompt, request: inference_pb2.GenerateRequest, tokenize
     if prompt.kind == "text":
         return Opened([], prompt.text, True, prompt.size, words, prompt.size, read)
     assert prompt.chat is not None
-    rendered = tokenizer.render(prompt.chat)
+    rendered = tokenizer.render(prompt.chat, plain=not prompt.control)
     return Opened([], rendered, False, len(rendered.encode()), words, prompt.size, read)
 
 
