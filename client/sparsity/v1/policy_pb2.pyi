@@ -160,7 +160,7 @@ class Policy(_message.Message):
     """What it is for."""
     @_builtins.property
     def bands(self) -> _containers.RepeatedCompositeFieldContainer[Global___LengthBand]:
-        """Prompt-length bands; they cover every length once."""
+        """Prompt-length bands, 256 at most; they cover every length once."""
 
     @_builtins.property
     def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rule]:
