@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -414,7 +415,23 @@ async def test_more_overrides_than_decisions_have_time_for_are_refused(router: R
     await put("o7", max_tier=2)
     await put("everything", scope=1, target="")
     assert (await router.tier())[1] == "REASON_KILL_SWITCH"
-    for name in ("everything", "o8"):
+    # Another one for everything would change nothing.
+    error = await failure(put("everything again", scope=1, target=""))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    await router.policy.DeleteOverride(policy_pb2.DeleteOverrideRequest(id="everything"))
+    ends = int(time.time()) + 600
+    taken = 0
+    for number in range(80):
+        wide = {"scope": 1, "target": "", "max_tier": 2, "expire_time": {"seconds": ends + number}}
+        try:
+            await put(f"longer {number}", **wide)
+            taken += 1
+        except grpc.aio.AioRpcError:
+            continue
+    assert taken == 64
+    await put("everything", scope=1, target="")
+    assert (await router.tier())[0] == "TIER_DENSE"
+    for name in ("everything", "o8", *(f"longer {number}" for number in range(taken))):
         await router.policy.DeleteOverride(policy_pb2.DeleteOverrideRequest(id=name))
     await put("one more")
 
