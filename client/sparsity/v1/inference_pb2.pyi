@@ -1319,9 +1319,11 @@ class Signals(_message.Message):
     session: _builtins.str
     """The declared session."""
     scanned_bytes: _builtins.int
-    """Bytes of the prompt that were scanned for risk; the whole prompt unless a reason says otherwise."""
+    """Bytes that were scanned for risk; all there were unless a reason says otherwise."""
     prompt_bytes: _builtins.int
-    """Bytes of the prompt."""
+    """Bytes there were to scan: the prompt's, what it reads as without control tokens where some are written in it, and
+    what the answer is held to.
+    """
     max_tier: Global___Tier.ValueType
     """The sparsest tier that the caller accepts; unset accepts any."""
     classifier_error: _builtins.str

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import make_request
+from sparsity_policies.decisions.decide import decide
 from sparsity_policies.documents.document import parse_policy
+from sparsity_policies.matching.scan import Scanner, ScanResult
+from sparsity_policies.model import Reason
 from sparsity_router.prompts import control
 from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.control import ControlTokens
@@ -67,6 +70,25 @@ async def test_no_phrase_hides_behind_a_control_token(tokenizer: ModelTokenizer,
         signals = (await classified(tokenizer, prompt)).signals
         assert signals.flags == {"legal"}
         assert signals.scanned_bytes >= len(text.encode())
+
+
+@pytest.mark.parametrize("form", [str, chat, None])
+async def test_a_scan_that_stops_short_is_seen_whatever_is_scanned_beside_the_prompt(
+    tokenizer: ModelTokenizer, monkeypatch: pytest.MonkeyPatch, form: Any
+) -> None:
+    text, whole = f"plain {END} text", Scanner.scan
+
+    def hasty(self: Scanner, scanned: Any) -> ScanResult:
+        return (found := whole(self, scanned))._replace(scanned_bytes=found.scanned_bytes - 1)
+
+    request = make_request(form(text) if form else tokenizer.encode(text, special=False), domain="low")
+    request.sampling.response_format.regex = "[a-z]+"
+    classifier = Classifier(tokenizer, 10**6)
+    found = (await classifier.classify(request, POLICIES)).signals
+    assert found.scanned_bytes == found.prompt_bytes > len(text)
+    monkeypatch.setattr(Scanner, "scan", hasty)
+    signals = (await classifier.classify(request, POLICIES)).signals
+    assert decide(signals, POLICIES).reason is Reason.SCAN_TRUNCATED
 
 
 @pytest.mark.parametrize(
