@@ -1763,7 +1763,7 @@ class ReportOutcomeRequest(_message.Message):
     score: _builtins.float
     """Quality in [0, 1], by the caller's own measure."""
     metric: _builtins.str
-    """The caller's measure, such as `exact_match`."""
+    """The caller's measure, such as `exact_match`; 64 of one decision at most."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free labels, 64 at most, of 256 characters each at most."""
