@@ -196,8 +196,8 @@ class Signals:
     Attributes:
         min_tokens: tokens of its prompt, at least.
         max_tokens: at most; equal where they were counted.
-        prompt_bytes: bytes of its prompt.
-        scanned_bytes: bytes of it that were scanned for risk.
+        prompt_bytes: bytes there were to scan, of its prompt and of what comes with it.
+        scanned_bytes: bytes of them that were scanned for risk.
         domain: what policy was looked up by; empty for none.
         domain_source: `DECLARED` or `DETECTED`; empty for none.
         declared_domain: the caller's, where a riskier one took its place.

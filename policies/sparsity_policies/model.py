@@ -213,8 +213,8 @@ class Signals:
         tenant: the declared tenant.
         session: the declared session.
         max_tier: the sparsest tier the caller accepts.
-        scanned_bytes: bytes of the prompt that were scanned.
-        prompt_bytes: bytes of the prompt.
+        scanned_bytes: bytes that were scanned.
+        prompt_bytes: bytes there were to scan, of the prompt and of what comes with it.
         classifier_error: what kept the classifier from an answer; empty when nothing did.
         request_key: unique to the request; what a rollout by request splits by.
         received_at: when the request came, seconds since the epoch.

@@ -122,7 +122,7 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     observe_fleet(fleet)
     state = PolicyState(policies, store, decisions, recorder, access, config.policy_dir, shape)
     limits = TenantLimits.load(config.tenant_limits, config.redis_url)
-    callers = Callers(access, limits)
+    callers = Callers(access, limits, config.max_prompt_bytes)
     shadow = Shadow(policies, fleet, decisions)
     inference = InferenceService(
         classifier, policies, fleet, tokenizer.name, observer, decisions, lease_keys, sessions, callers, shadow

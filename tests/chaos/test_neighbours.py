@@ -105,6 +105,22 @@ async def test_what_comes_with_a_prompt_is_bounded(tmp_path: Path) -> None:
     tell("B3", "labels, flags, ids, a session and priorities out of bounds", f"refused: {came}", at.others)
 
 
+async def test_a_call_of_many_bytes_holds_up_nobody(tmp_path: Path) -> None:
+    crowd = '{"a":[' + "[]," * 20_000 + "0]}"
+    calls, tools = (make_request("", domain="rag") for _ in range(2))
+    call = inference_pb2.ToolCall(id="c", name="f", arguments=crowd)
+    calls.chat.messages.extend([inference_pb2.ChatMessage(role="assistant", content="x", tool_calls=[call] * 128)] * 4)
+    tools.chat.messages.add(role="user", content="x")
+    for number in range(128):
+        tools.tools.add(name=f"t{number}", parameters=crowd)
+    async with fleet(tmp_path) as at:
+        came = [(await refused(at.router, request)).details()[:60] for request in (calls, tools)]
+        assert [told.partition(":")[0] for told in came] == ["request", "tools"]
+        assert not at.aggressive.received
+    sent = f"{calls.ByteSize() >> 20} MiB of calls, then {tools.ByteSize() >> 20} MiB of tools"
+    tell("B3", sent, f"refused: {came}", at.others)
+
+
 async def test_a_long_prompt_takes_little_of_the_classifiers_memory(tmp_path: Path) -> None:
     text = "risk " * (2**22 // 5 - 1)
     # Megabytes are scanned on the machine's few processors, too.
@@ -239,6 +255,19 @@ async def test_control_tokens_of_a_caller_stay_text(tmp_path: Path) -> None:
             sent = list(request.prompt.ids) or tiny_tokenizer().encode(request.text.text).ids
             assert control not in sent
     tell("B7", f"`{hidden}` as text, chat and token ids", f"{served}, no control token sent", at.others)
+
+
+async def test_megabytes_of_control_tokens_hold_up_nobody(tmp_path: Path) -> None:
+    (end,) = SPECIAL
+    text = end * (2**22 // len(end))
+    # All of them are scanned on the machine's few processors, too.
+    async with fleet(tmp_path, at_most=10.0) as at:
+        request = inference_pb2.ExplainRequest(request=make_request(text, domain="rag"))
+        asked = (failure(at.router.inference.Explain(request, timeout=120.0)) for _ in range(8))
+        errors = await asyncio.gather(*asked)
+        came = {error.details().partition(",")[0] for error in errors}
+        assert all("tokens; the model takes" in each for each in came)
+    tell("B7", f"{len(text) / 2**20:.1f} MiB of `{end}` by {len(errors)} callers at once", came, at.others)
 
 
 @pytest.mark.parametrize("after", [0, 2])

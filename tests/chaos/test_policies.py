@@ -59,6 +59,18 @@ async def test_a_rule_that_takes_long_is_refused_and_one_at_its_bound_is_quick(t
     tell("C1", "comprehensions over labels, six deep", came, at.others)
 
 
+async def test_a_policy_of_thousands_of_bands_is_refused(tmp_path: Path) -> None:
+    bands = [(number, 1 + number % 3) for number in range(6000)]
+    async with fleet(tmp_path) as at:
+        came = await refused(at.router.edit("rag", bands), "bands")
+        await at.router.edit("rag", bands[:256])
+        started = time.monotonic()
+        await asyncio.gather(*(at.router.tier("rag") for _ in range(20)))
+        took = time.monotonic() - started
+    came += f"; 20 explanations of one of 256: {took * 1000:.0f} ms"
+    tell("C1", f"{len(bands)} bands", came, at.others)
+
+
 async def _put(router: Router, policy: Any) -> None:
     await router.edit(policy=policy)
 

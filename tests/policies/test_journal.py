@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 
@@ -11,7 +12,7 @@ from sparsity_policies.decisions.journal import Entry, Outcome, is_sampled
 from sparsity_policies.model import Reason, Signals, Tier
 from sparsity_policies.storage.decisionlog import AuditEvent, DecisionLog
 from sparsity_policies.storage.store import PolicyStore
-from sparsity_rpc.errors import NotFoundError, StoreError
+from sparsity_rpc.errors import InvalidRequestError, NotFoundError, StoreError
 from support.valkey import Valkey
 
 TEXT = st.text(max_size=8)
@@ -102,6 +103,26 @@ async def test_outcomes_join_their_decision(log: DecisionLog) -> None:
     assert (await log.outcomes(place, 0.01))[1] == []
     with pytest.raises(NotFoundError, match="not in the decision log"):
         await log.report("two", "exact_match", 0.5)
+
+
+async def test_a_decision_has_one_outcome_a_metric(log: DecisionLog) -> None:
+    await log.append([entry("one"), entry("two")])
+    for score in (0.5, 0.1, 0.9):
+        await asyncio.gather(*(log.report("one", "exact_match", score) for _ in range(20)))
+    await log.report("two", "exact_match", 0.7)
+    for number in range(63):
+        await log.report("one", f"m{number}", 1.0)
+    _, found = await log.outcomes("0-0", 0.01)
+    assert [(one.decision_id, one.score) for one in found if one.metric == "exact_match"] == [
+        ("one", 0.5),
+        ("two", 0.7),
+    ]
+    assert len(found) == 65
+    with pytest.raises(InvalidRequestError, match="metric: is one more than the 64"):
+        await log.report("one", "another", 1.0)
+    # What is there already is no further one.
+    await log.report("one", "m3", 0.0)
+    assert 0 < await log._redis.ttl("{sparsity}:metrics:one") <= 3600
 
 
 async def test_audit_events_are_paged_newest_first(log: DecisionLog) -> None:

@@ -18,7 +18,7 @@ from sparsity_client.wire import make_request
 TEXTS = ("", "hi", "rag", "code", "x" * 256, "x" * 257, "\u00e9" * 300, "e\u0301", "\0", "<|end|>", "1-1", "a" * 20_000,
          "2020-01-01", "\u202egar", "\ufeffrag", "\U0001d597\U0001d586", "\ufb01", "\U0001f600" * 64, "{sparsity}", "*",
          "../rag", " ", "\r\n", "-inf", "\u200b", "RAG", "%s%n", "$(id)",
-         "\x7f\x1b[2J", "\ud7ff\ue000\uffff")  # fmt: skip
+         "\x7f\x1b[2J", "\ud7ff\ue000\uffff", "\u00b2", "9" * 5000, "\u0663-\u0663")  # fmt: skip
 _KINDS = FieldDescriptor
 _WHOLE = {
     _KINDS.CPPTYPE_INT32: (-(2**31), 2**31 - 1),

@@ -82,6 +82,7 @@ async def rig(
     shadow: Callable[[Any, Fleet], Shadow] | None = None,
     shadow_policy: dict[str, Any] | None = None,
     engine: str = SGLANG,
+    max_prompt_bytes: int = 10_000,
     **service_options: Any,
 ) -> AsyncIterator[Rig]:
     model = tiny_model(folder)
@@ -93,7 +94,7 @@ async def rig(
     tokenizer = ModelTokenizer(model)
     found = tuple(worker.address for worker in workers) + places
     fleet = Fleet(found, tokenizer.digest, 1.0, None, admission, engine=engine)
-    classifier, known = Classifier(tokenizer, 10_000), cast(Any, policies)
+    classifier, known = Classifier(tokenizer, max_prompt_bytes), cast(Any, policies)
     repeats = shadow(known, fleet) if shadow else None
     options = {"sessions": sessions, "shadow": repeats, **service_options}
     service = InferenceService(classifier, known, fleet, "tiny", **options)

@@ -198,7 +198,7 @@ Global___DomainSource: _TypeAlias = DomainSource  # noqa: Y015
 
 @_typing.final
 class GenerateRequest(_message.Message):
-    """A request for a completion."""
+    """A request for a completion, of twice the prompt's bytes that the router takes and 4 MiB at most."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -247,7 +247,8 @@ class GenerateRequest(_message.Message):
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
         """What the model may call, 128 at most, of a chat only. They are read by the model: they are scanned for risk as the
-        messages are, and count in the prompt's length.
+        messages are, and count in the prompt's length. Their parameters and the arguments of the messages' calls have 1 MiB
+        together at most, and 32,768 objects and arrays.
         """
 
     @_builtins.property
@@ -370,7 +371,7 @@ class ChatMessage(_message.Message):
     """What the assistant thought before it said that; templates that read none leave it out."""
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
-        """What the assistant called in this turn, 128 at most."""
+        """What the assistant called in this turn, 128 at most; 10,000 in all turns."""
 
     def __init__(
         self,
@@ -416,7 +417,7 @@ class Tool(_message.Message):
     description: _builtins.str
     """What it is for."""
     parameters: _builtins.str
-    """Its arguments: a JSON schema, as JSON, of an object; unset takes none."""
+    """Its arguments: a JSON schema, as JSON of 65,536 bytes at most, nested 32 deep at most, of an object; unset takes none."""
     strict: _builtins.bool
     """Hold calls to `parameters` word for word. Always so where a call is demanded."""
     def __init__(
@@ -456,7 +457,9 @@ class ToolCall(_message.Message):
     name: _builtins.str
     """The tool's name."""
     arguments: _builtins.str
-    """Its arguments, a JSON object; what is none, as where the answer was cut off, stays as it was written."""
+    """Its arguments, a JSON object of 65,536 bytes at most, nested 32 deep at most; what is none, as where the answer was
+    cut off, stays as it was written.
+    """
     def __init__(
         self,
         *,
@@ -1316,9 +1319,11 @@ class Signals(_message.Message):
     session: _builtins.str
     """The declared session."""
     scanned_bytes: _builtins.int
-    """Bytes of the prompt that were scanned for risk; the whole prompt unless a reason says otherwise."""
+    """Bytes that were scanned for risk; all there were unless a reason says otherwise."""
     prompt_bytes: _builtins.int
-    """Bytes of the prompt."""
+    """Bytes there were to scan: the prompt's, what it reads as without control tokens where some are written in it, and
+    what the answer is held to.
+    """
     max_tier: Global___Tier.ValueType
     """The sparsest tier that the caller accepts; unset accepts any."""
     classifier_error: _builtins.str
@@ -1758,7 +1763,7 @@ class ReportOutcomeRequest(_message.Message):
     score: _builtins.float
     """Quality in [0, 1], by the caller's own measure."""
     metric: _builtins.str
-    """The caller's measure, such as `exact_match`."""
+    """The caller's measure, such as `exact_match`; 64 of one decision at most."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free labels, 64 at most, of 256 characters each at most."""

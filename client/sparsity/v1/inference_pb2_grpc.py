@@ -95,7 +95,8 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReportOutcome(self, request, context):
-        """Reports how good an answer was, joined to its decision.
+        """Reports how good an answer was, joined to its decision. The first report of a decision and metric counts, the same
+        again changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

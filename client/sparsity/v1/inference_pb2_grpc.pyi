@@ -50,7 +50,9 @@ class InferenceServiceStub:
     Explain: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ExplainRequest, _inference_pb2.ExplainResponse]
     """Decides without generating: the signals, the decision and every alternative that was considered."""
     ReportOutcome: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ReportOutcomeRequest, _inference_pb2.ReportOutcomeResponse]
-    """Reports how good an answer was, joined to its decision."""
+    """Reports how good an answer was, joined to its decision. The first report of a decision and metric counts, the same
+    again changes nothing.
+    """
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -74,7 +76,9 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     Explain: _aio.UnaryUnaryMultiCallable[_inference_pb2.ExplainRequest, _inference_pb2.ExplainResponse]  # type: ignore[assignment]
     """Decides without generating: the signals, the decision and every alternative that was considered."""
     ReportOutcome: _aio.UnaryUnaryMultiCallable[_inference_pb2.ReportOutcomeRequest, _inference_pb2.ReportOutcomeResponse]  # type: ignore[assignment]
-    """Reports how good an answer was, joined to its decision."""
+    """Reports how good an answer was, joined to its decision. The first report of a decision and metric counts, the same
+    again changes nothing.
+    """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Routes inference requests to the attention tier that policy gives them.
@@ -119,6 +123,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.ReportOutcomeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.ReportOutcomeResponse, _abc.Awaitable[_inference_pb2.ReportOutcomeResponse]]:
-        """Reports how good an answer was, joined to its decision."""
+        """Reports how good an answer was, joined to its decision. The first report of a decision and metric counts, the same
+        again changes nothing.
+        """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -160,7 +160,7 @@ class Policy(_message.Message):
     """What it is for."""
     @_builtins.property
     def bands(self) -> _containers.RepeatedCompositeFieldContainer[Global___LengthBand]:
-        """Prompt-length bands; they cover every length once."""
+        """Prompt-length bands, 256 at most; they cover every length once."""
 
     @_builtins.property
     def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rule]:
@@ -571,7 +571,7 @@ class ListPoliciesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most this many; 0 for 1000."""
+    """At most this many; 0 for 1000. A page ends once it has 4 MiB."""
     page_token: _builtins.str
     """From the last response."""
     def __init__(
@@ -845,7 +845,7 @@ class ListPolicyRevisionsRequest(_message.Message):
     domain: _builtins.str
     """The policy's domain."""
     page_size: _builtins.int
-    """At most this many; 0 for 100."""
+    """At most this many; 0 for 100. A page ends once it has some 4 MiB."""
     page_token: _builtins.str
     """From the last response."""
     def __init__(

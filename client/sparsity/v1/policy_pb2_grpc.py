@@ -188,7 +188,7 @@ class PolicyServiceServicer:
 
     def PutOverride(self, request, context):
         """Sets an override (kill switch). It acts on this router at once, even while the store is down. 256 are in force at
-        once at most, but for global ones: RESOURCE_EXHAUSTED.
+        once at most: RESOURCE_EXHAUSTED. Past them a global one is taken where no other is as dense and lasts as long.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -60,7 +60,7 @@ class PolicyServiceStub:
     """The active overrides."""
     PutOverride: _grpc.UnaryUnaryMultiCallable[_policy_pb2.PutOverrideRequest, _policy_pb2.PutOverrideResponse]
     """Sets an override (kill switch). It acts on this router at once, even while the store is down. 256 are in force at
-    once at most, but for global ones: RESOURCE_EXHAUSTED.
+    once at most: RESOURCE_EXHAUSTED. Past them a global one is taken where no other is as dense and lasts as long.
     """
     DeleteOverride: _grpc.UnaryUnaryMultiCallable[_policy_pb2.DeleteOverrideRequest, _policy_pb2.DeleteOverrideResponse]
     """Ends an override."""
@@ -103,7 +103,7 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     """The active overrides."""
     PutOverride: _aio.UnaryUnaryMultiCallable[_policy_pb2.PutOverrideRequest, _policy_pb2.PutOverrideResponse]  # type: ignore[assignment]
     """Sets an override (kill switch). It acts on this router at once, even while the store is down. 256 are in force at
-    once at most, but for global ones: RESOURCE_EXHAUSTED.
+    once at most: RESOURCE_EXHAUSTED. Past them a global one is taken where no other is as dense and lasts as long.
     """
     DeleteOverride: _aio.UnaryUnaryMultiCallable[_policy_pb2.DeleteOverrideRequest, _policy_pb2.DeleteOverrideResponse]  # type: ignore[assignment]
     """Ends an override."""
@@ -203,7 +203,7 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.PutOverrideResponse, _abc.Awaitable[_policy_pb2.PutOverrideResponse]]:
         """Sets an override (kill switch). It acts on this router at once, even while the store is down. 256 are in force at
-        once at most, but for global ones: RESOURCE_EXHAUSTED.
+        once at most: RESOURCE_EXHAUSTED. Past them a global one is taken where no other is as dense and lasts as long.
         """
 
     @_abc_1.abstractmethod

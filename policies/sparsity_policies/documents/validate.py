@@ -16,12 +16,14 @@ from sparsity_policies.matching.reachability import unreachable
 from sparsity_policies.model import Band, Policy, Risk, Tier
 
 MAX_RULES = 256
+MAX_BANDS = 256
 
 
 def check_policy(policy: Policy) -> list[Violation]:
     """Every mistake, none when the policy is sound."""
-    if len(policy.rules) > MAX_RULES:
-        return [Violation("rules", f"are {len(policy.rules)}; a policy has {MAX_RULES} at most")]
+    for name, there, most in (("rules", policy.rules, MAX_RULES), ("bands", policy.bands, MAX_BANDS)):
+        if len(there) > most:
+            return [Violation(name, f"are {len(there)}; a policy has {most} at most")]
     return [
         *_bands(policy),
         *_rules(policy),

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sparsity_rpc.errors import NotFoundError
+from sparsity_rpc.errors import InvalidRequestError, NotFoundError
 
 from sparsity_policies.decisions.journal import Entry, Outcome
 from sparsity_policies.model import Tier
@@ -17,6 +17,8 @@ from sparsity_policies.storage.scripts import AUDIT, DECISIONS, OUTCOMES
 
 _PAGE = 1000
 _JOIN_SECONDS = 3600
+# Metrics of one decision.
+_METRICS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +90,11 @@ class DecisionLog:
     async def report(
         self, decision_id: str, metric: str, score: float, labels: tuple[tuple[str, str], ...] = ()
     ) -> Outcome:
-        """Joins an outcome to its decision and writes it.
+        """Joins an outcome to its decision and writes it, where it is the first of its metric.
 
         Raises:
             NotFoundError: when the decision is not in the log.
+            InvalidRequestError: when it has outcomes of the most metrics.
         """
         with store_errors():
             join = await self._redis.get(scripts.decision(decision_id))
@@ -109,8 +112,13 @@ class DecisionLog:
             "score": repr(score),
             "labels": json.dumps(dict(labels)),
         }
+        # In one step: who reports the same again and again, from wherever, counts once.
+        keys, limits = (scripts.metrics(decision_id), OUTCOMES), (_METRICS, _JOIN_SECONDS, self._kept)
+        flat = (part for field in fields.items() for part in field)
         with store_errors():
-            await self._redis.xadd(OUTCOMES, fields, maxlen=self._kept, approximate=True)
+            written = await self._redis.eval(scripts.REPORT, len(keys), *keys, metric, *limits, *flat)
+        if int(written) < 0:
+            raise InvalidRequestError.of("metric", f"is one more than the {_METRICS} that a decision may have")
         return outcome
 
     async def outcomes(self, after: str, seconds: float) -> tuple[str, list[Outcome]]:

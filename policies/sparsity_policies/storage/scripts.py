@@ -27,6 +27,11 @@ def decision(decision_id: str) -> str:
     return f"{PREFIX}decision:{decision_id}"
 
 
+def metrics(decision_id: str) -> str:
+    """The metrics that were reported of a decision."""
+    return f"{PREFIX}metrics:{decision_id}"
+
+
 _CLOCK: Final = """
 local now = redis.call('TIME')
 local clock = now[1] .. '.' .. string.format('%06d', now[2])
@@ -142,3 +147,15 @@ return {redis.call('GET', KEYS[2]) or '0', redis.call('GET', KEYS[5]) or '', las
         redis.call('HGETALL', KEYS[4]), #events, changed}
 """
 )
+
+# Writes the first outcome of a metric. KEYS: the decision's metrics, outcomes. ARGV: metric, the most metrics of one
+# decision, seconds that they are kept, outcomes kept, names and values of the outcome's fields. Returns 1 when it was
+# written, 0 when there is one, and -1 when there are the most.
+REPORT: Final = """
+if redis.call('SISMEMBER', KEYS[1], ARGV[1]) == 1 then return 0 end
+if redis.call('SCARD', KEYS[1]) >= tonumber(ARGV[2]) then return -1 end
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], '*', unpack(ARGV, 5))
+redis.call('SADD', KEYS[1], ARGV[1])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return 1
+"""

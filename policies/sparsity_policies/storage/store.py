@@ -20,13 +20,15 @@ from sparsity_policies.storage.connection import close, connect, store_errors
 from sparsity_policies.storage.contents import Contents, Cursor, Delta
 from sparsity_policies.storage.redis_url import read_url
 from sparsity_policies.storage.scripts import EVENTS, HEAD, OVERRIDES, POLICIES, REVISION, SEEDED
-from sparsity_policies.threads import BUILDS
+from sparsity_policies.threads import BUILDS, DRAFTS
 
 _READ_KEYS = (POLICIES, REVISION, EVENTS, OVERRIDES, HEAD)
 _DELTA_EVENTS = 1000
 _REPLICATION_MS = 1000
 # Of the hundred that the library's pool has, before it refuses.
 _CONNECTIONS = 48
+# Revisions that are read at a time, until a page of them is this long.
+_REVISIONS_READ, _PAGE_CHARACTERS = 10, 2**22
 
 
 class History(NamedTuple):
@@ -139,7 +141,8 @@ class PolicyStore:
             ConflictError: when another etag is there, or, when ``seeding``, the domain was seeded before.
             InvalidRequestError: when the document is too large.
         """
-        revision, fresh, time_ = await self._write(policy.domain, encode(policy), etag, actor, reason, seeding)
+        body = await DRAFTS.run(encode, policy)
+        revision, fresh, time_ = await self._write(policy.domain, body, etag, actor, reason, seeding)
         return StoredPolicy(policy, fresh, revision, time_, actor, reason)
 
     async def delete(self, domain: str, *, etag: str | None, actor: str, reason: str) -> int:
@@ -187,17 +190,21 @@ class PolicyStore:
         return list(answer)
 
     async def history(self, domain: str, below: int | None = None, count: int = 100) -> History:
-        """Revisions of a policy, newest first, of those ``below`` a revision; unreadable ones are left out."""
-        newest = "+" if below is None else f"({below}-0"
-        with self._errors():
-            entries = await self.redis.xrevrange(scripts.history(domain), newest, "-", count=count)
-        found = []
-        for _, fields in entries:
-            try:
-                found.append(open_policy(fields["envelope"], domain, unchecked))
-            except UNREADABLE:
-                continue
-        return History(found, int(entries[-1][0].partition("-")[0]) if len(entries) == count else None)
+        """Revisions of a policy, newest first, of those ``below`` a revision; unreadable ones are left out.
+
+        There are ``count`` of them at most, and fewer of large documents.
+        """
+        newest, size, found = "+" if below is None else f"({below}-0", 0, list[StoredPolicy]()
+        while count > 0 and size < _PAGE_CHARACTERS:
+            asked = min(count, _REVISIONS_READ)
+            with self._errors():
+                entries = await self.redis.xrevrange(scripts.history(domain), newest, "-", count=asked)
+            envelopes = [str(fields.get("envelope", "")) for _, fields in entries]
+            found += await DRAFTS.run(_readable, domain, envelopes)
+            if len(entries) < asked:
+                return History(found, None)
+            size, count, newest = size + sum(map(len, envelopes)), count - asked, f"({entries[-1][0]}"
+        return History(found, int(newest[1:].partition("-")[0]))
 
     async def revision(self, domain: str, revision: int) -> StoredPolicy:
         """One revision of a policy, of the right shape; its meaning was checked when it was written.
@@ -211,7 +218,7 @@ class PolicyStore:
         if not entries:
             raise NotFoundError(f"policy {domain!r} has no revision {revision}")
         try:
-            return open_policy(entries[0][1]["envelope"], domain, unchecked)
+            return await DRAFTS.run(open_policy, entries[0][1]["envelope"], domain, unchecked)
         except UNREADABLE as error:
             raise NotFoundError(f"revision {revision} of policy {domain!r} cannot be read: {error}") from error
 
@@ -248,6 +255,17 @@ class PolicyStore:
                 scripts.OVERRIDE, keys, override_id, body, scripts.EVENTS_KEPT, uuid.uuid4().hex[:16]
             )
         return int(answer[0])
+
+
+def _readable(domain: str, envelopes: Iterable[str]) -> list[StoredPolicy]:
+    """Those of a domain's policy that can be read."""
+    found = []
+    for envelope in envelopes:
+        try:
+            found.append(open_policy(envelope, domain, unchecked))
+        except UNREADABLE:
+            continue
+    return found
 
 
 def _pairs(flat: Any) -> dict[str, str]:

@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 import grpc
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Signals
-from sparsity_rpc.channels import FELL_BACK
+from sparsity_rpc.channels import FELL_BACK, MAX_MESSAGE_BYTES
 from sparsity_serving.access.access import Access
 from sparsity_serving.access.principals import Role
 from sparsity_serving.fields.served import Served
 from sparsity_serving.sampling import new_tokens
 
-from sparsity_router.callers.fields import check_fields
+from sparsity_router.callers.fields import check_fields, check_size
 from sparsity_router.callers.limits import TenantLimits
+from sparsity_router.prompts.classify import OnLoop, off_loop
 
 # A lease is good for a few seconds.
 _FALL_BACK_SECONDS = 30.0
@@ -34,11 +35,18 @@ class Callers:
     Args:
         access: who may call; it may leave InferenceService open.
         limits: rates by tenant; None limits nobody.
+        max_prompt_bytes: that a prompt may have.
     """
 
-    def __init__(self, access: Access | None = None, limits: TenantLimits | None = None) -> None:
+    def __init__(
+        self,
+        access: Access | None = None,
+        limits: TenantLimits | None = None,
+        max_prompt_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
         self._access = access
         self._limits = limits
+        self._max_prompt_bytes = max_prompt_bytes
         # What directed requests were charged, by decision, while their client may still fall back to the relay.
         self._routed: dict[str, tuple[Charge, float]] = {}
 
@@ -59,7 +67,10 @@ class Callers:
             RateLimitError: when its tenant has used up its requests.
         """
         tenant = self.check(context, request)
-        check_fields(request, served)
+        size = check_size(request, self._max_prompt_bytes)
+        # Without documents to read there is little to check, however long the prompt is.
+        read = size if request.tools or request.sampling.HasField("response_format") else 0
+        await off_loop(OnLoop.TOKENIZER, read, check_fields, request, served)
         served.defaults.fill(request.sampling)
         self._fell_back(context, tenant)
         await self.count(tenant, request)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Tier
 from sparsity_rpc.errors import InvalidRequestError
@@ -10,6 +12,25 @@ from sparsity_serving.fields.logprobs import check_logprobs
 from sparsity_serving.fields.served import Served
 from sparsity_serving.fields.tools import check_tools
 from sparsity_serving.sampling import check_sampling
+
+_BESIDE: Final = 2**22
+"""Bytes that may come with a prompt: all that is bounded by itself has some three quarters of them at most."""
+
+
+def check_size(request: inference_pb2.GenerateRequest, max_prompt_bytes: int) -> int:
+    """Refuses a request that is too large whatever is in it, before anybody goes through that; else its bytes.
+
+    Args:
+        request: as the caller sent it.
+        max_prompt_bytes: that its prompt may have; as token ids, or in a chat's fields, it may come in more.
+
+    Raises:
+        InvalidRequestError: where it is too large.
+    """
+    size, most = request.ByteSize(), 2 * max_prompt_bytes + _BESIDE
+    if size > most:
+        raise InvalidRequestError.of("request", f"has {size} bytes; this router takes {most}: shorten the prompt")
+    return size
 
 
 def check_fields(request: inference_pb2.GenerateRequest, served: Served) -> None:

@@ -9,12 +9,12 @@ from sparsity_policies.decisions.decide import decide
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.model import Decision, Signals
 
-# Each takes a decision, and a service may have thousands of domains.
-_DOMAINS_TRIED = 50
+# Each takes a decision, and a service may have thousands of domains, a policy hundreds of bands.
+_TRIED = 50
 
 
 def alternatives(signals: Signals, snapshot: Snapshot, decision: Decision) -> list[str]:
-    """One sentence for each single change that gives another tier; of many domains only the first are tried."""
+    """One sentence for each single change that gives another tier; of many bands or domains the first are tried."""
     found = []
     for change, other in _changes(signals, snapshot):
         tier = decide(other, snapshot).tier
@@ -26,13 +26,13 @@ def alternatives(signals: Signals, snapshot: Snapshot, decision: Decision) -> li
 def _changes(signals: Signals, snapshot: Snapshot) -> Iterator[tuple[str, Signals]]:
     compiled = snapshot.policies.get(signals.domain)
     if compiled:
-        for start in sorted({band.from_tokens for band in compiled.policy.bands}):
+        for start in sorted({band.from_tokens for band in compiled.policy.bands})[:_TRIED]:
             yield f"with {max(start, 1)} prompt tokens", replace(signals, min_tokens=start, max_tokens=start)
     if signals.flags:
         yield "without flags", replace(signals, flags=frozenset())
     if signals.max_tier is not None:
         yield "without the caller's max_tier", replace(signals, max_tier=None)
-    for domain in sorted(snapshot.policies)[:_DOMAINS_TRIED]:
+    for domain in sorted(snapshot.policies)[:_TRIED]:
         if domain != signals.domain:
             yield f"in domain {domain}", replace(signals, domain=domain)
     if signals.domain:

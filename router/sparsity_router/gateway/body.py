@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
-from itertools import islice
 from typing import Any, Final, NoReturn
 
 from sparsity_rpc.errors import InvalidRequestError
+from sparsity_serving.fields.documents import crowded
 
 from sparsity_router.gateway.exchange import Exchange
 from sparsity_router.gateway.refusals import HttpError
@@ -17,9 +16,6 @@ _READ_SECONDS: Final = 60.0
 _MOST_CONTAINERS: Final = 2**17
 """Objects and arrays of one body: each takes some 200 bytes, and may be written in three. A conversation of the most
 turns, each of them a call and its answer in parts, has half of them."""
-# Up to the next object or array that is no part of a text, or to the end: it fits whatever the bytes are, so that none
-# is looked at twice.
-_CONTAINER: Final = re.compile(rb'(?:[^"{\[]++|"(?:[^"\\]++|\\.)*+(?:"|\\?\Z))*+(?:([{\[])|\Z)', re.DOTALL)
 
 
 async def read_json(exchange: Exchange, most: int) -> dict[str, Any]:
@@ -58,11 +54,8 @@ def _too_long(most: int) -> HttpError:
 
 
 def _parsed(data: bytes) -> dict[str, Any]:
-    # Those of texts are counted only where there are so many that it matters.
-    if data.count(b"{") + data.count(b"[") > _MOST_CONTAINERS:
-        found = sum(bool(each[1]) for each in islice(_CONTAINER.finditer(data), _MOST_CONTAINERS + 1))
-        if found > _MOST_CONTAINERS:
-            raise InvalidRequestError.of("body", f"has more than {_MOST_CONTAINERS} objects and arrays")
+    if crowded((data,), _MOST_CONTAINERS):
+        raise InvalidRequestError.of("body", f"has more than {_MOST_CONTAINERS} objects and arrays")
     try:
         document = json.loads(data, parse_constant=_no_number)
     except RecursionError as error:

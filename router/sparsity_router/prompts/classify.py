@@ -121,10 +121,11 @@ class Classifier:
         Raises:
             InvalidRequestError: naming the field.
         """
-        prompt = read_prompt(request, self._bounds)
-        opening = OnLoop.SCAN if prompt.kind != "token_ids" and not prompt.signs else OnLoop.TOKENIZER
-        opened = await off_loop(opening, prompt.size, open_prompt, prompt, request, self._tokenizer)
-        scanned = await off_loop(OnLoop.SCAN, prompt.size, scan, opened, snapshot)
+        size, plain = request.ByteSize(), _is_plain(request)
+        prompt = await off_loop(OnLoop.SCAN if plain else OnLoop.TOKENIZER, size, read_prompt, request, self._bounds)
+        opening = OnLoop.SCAN if plain and not prompt.signs else OnLoop.TOKENIZER
+        opened = await off_loop(opening, max(size, prompt.size), open_prompt, prompt, request, self._tokenizer)
+        scanned = await off_loop(OnLoop.SCAN, sum(map(len, opened.readings)), scan, opened, snapshot)
         detection = await self._detect(scanned, request.context, snapshot)
         if self._is_read(request.context, snapshot):
             words, declared = opened.words, request.context.domain
@@ -133,7 +134,7 @@ class Classifier:
         resolved = Resolved.of(scanned, detection, request.context, arrival, snapshot)
         measured = self._measure.by_size(resolved, exact=exact)
         if measured is None:
-            measured = await off_loop(OnLoop.TOKENIZER, prompt.size, self._measure.by_text, resolved, exact=exact)
+            measured = await off_loop(OnLoop.TOKENIZER, opened.size, self._measure.by_text, resolved, exact=exact)
         return Classified(resolved, *measured)
 
     @staticmethod
@@ -165,6 +166,11 @@ class Classifier:
             return not scanned.result.domains
         declared = snapshot.policies.get(context.domain)
         return self._doubts_declared and declared is not None and declared.policy.risk is not Risk.HIGH
+
+
+def _is_plain(request: inference_pb2.GenerateRequest) -> bool:
+    """Whether there is nothing to read but a text: neither JSON nor token ids."""
+    return request.WhichOneof("prompt") == "text" and not request.sampling.HasField("response_format")
 
 
 def _read(text: str, declared: str, snapshot: Snapshot) -> Scores:

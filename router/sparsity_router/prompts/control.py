@@ -7,7 +7,8 @@ would end itself and go on as another's.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
 
 from sparsity_policies.matching.rewriting import Step, Substitution
 
@@ -15,6 +16,20 @@ from sparsity_policies.matching.rewriting import Step, Substitution
 _BREAK = "\u200b"
 # Places that are looked at one by one; where there are more, an expression is faster.
 _LOOKED_AT = 100
+# Characters that an expression is given at a time: no other thread runs until it is through.
+_PIECE = 1 << 16
+
+
+class Opened(NamedTuple):
+    """A text whose control tokens are text.
+
+    Attributes:
+        text: it, with every control token broken up.
+        scanned: what a scan must see: as it was written and, where there are control tokens, what is read without them.
+    """
+
+    text: str
+    scanned: str
 
 
 class ControlTokens:
@@ -26,7 +41,11 @@ class ControlTokens:
 
     def __init__(self, tokens: Iterable[str]) -> None:
         words = {token for token in tokens if len(token) > 1}
-        self._pattern = re.compile(_any_of(words)) if words else None
+        self._expression = _any_of(words)
+        # What is found stays among the parts of a text that is split by it.
+        self._pattern = re.compile(f"({self._expression})") if words else None
+        self._longest = max(map(len, words), default=0)
+        self._broken = {word: f"{word[0]}{_BREAK}{word[1:]}" for word in words}
         # Letters are found by far faster than expressions; as a rule all tokens begin with `<`.
         self._heads = sorted({word[0] for word in words})
 
@@ -46,21 +65,44 @@ class ControlTokens:
 
     def as_text(self, text: str) -> str:
         """The text with every control token broken up, so that it stays text."""
-        if self._pattern is None or not self.occur(text):
-            return text
-        return self._pattern.sub(lambda found: f"{found[0][0]}{_BREAK}{found[0][1:]}", text)
+        return "".join(map(self._joined, self._parts(text))) if self.occur(text) else text
 
     def hidden(self, text: str) -> tuple[Step, ...]:
         """What makes of the text what is read without its control tokens; none where it has none."""
-        if self._pattern is None or not self.occur(text):
+        if not self.occur(text):
             return ()
-        return Substitution(self._pattern.pattern, lambda _: ""), Substitution(self._pattern.pattern, lambda _: " ")
+        return Substitution(self._expression, lambda _: ""), Substitution(self._expression, lambda _: " ")
 
-    def to_scan(self, text: str) -> str:
-        """What a scan must see: the text, and where there are control tokens, what is read without them, too."""
-        if self._pattern is None or not self.occur(text):
-            return text
-        return "\n".join((text, self.as_text(text), self._pattern.sub("", text), self._pattern.sub(" ", text)))
+    def opened(self, text: str) -> Opened:
+        """The text as a model and as a scan are given it."""
+        if not self.occur(text):
+            return Opened(text, text)
+        pieces = list(self._parts(text))
+        joined, parted = ("".join(between.join(parts[::2]) for parts in pieces) for between in ("", " "))
+        broken = "".join(map(self._joined, pieces))
+        return Opened(broken, "\n".join((text, broken, joined, parted)))
+
+    def _joined(self, parts: list[str]) -> str:
+        """The text of a piece, the control tokens among its parts broken up."""
+        parts[1::2] = map(self._broken.__getitem__, parts[1::2])
+        return "".join(parts)
+
+    def _parts(self, text: str) -> Iterator[list[str]]:
+        """The text piece by piece: what stands around control tokens, and each of them between."""
+        assert self._pattern is not None
+        at = 0
+        while at < len(text):
+            piece = text[at : at + _PIECE + self._longest]
+            parts, end = self._pattern.split(piece), len(piece)
+            # One that begins behind the piece's end may be cut off: it is the next one's.
+            while len(parts) > 1 and end - len(parts[-1]) - len(parts[-2]) >= _PIECE:
+                end -= len(parts[-1]) + len(parts[-2])
+                del parts[-2:]
+            last = end - len(parts[-1])
+            end = min(end, max(last, _PIECE))
+            parts[-1] = piece[last:end]
+            yield parts
+            at += end
 
 
 def _any_of(words: Collection[str]) -> str:

@@ -33,7 +33,7 @@ class Opened(NamedTuple):
         special: whether the model puts something around it.
         size: bytes that are tokenized.
         words: what its caller wrote, and then what the answer is held to.
-        length: bytes of what it wrote for the model.
+        length: bytes of what is scanned as it was written: all that a scan must have looked at.
         readings: what is scanned, in UTF-8: what was written, and what it may be read as; none when that is not known.
     """
 
@@ -71,14 +71,14 @@ def open_prompt(prompt: Prompt, request: inference_pb2.GenerateRequest, tokenize
         words = tokenizer.decode(ids)
         data = words.encode()
         scanned = b"\n".join((data, prompt.data)) if prompt.data else data
-        return Opened(ids, "", False, prompt.size, _with(words, prompt.form), len(data), _readings(scanned))
+        return Opened(ids, "", False, prompt.size, _with(words, prompt.form), len(scanned), _readings(scanned))
     read = _readings(prompt.data, prompt.signs)
     words = _with(prompt.text, prompt.form)
     if prompt.kind == "text":
-        return Opened([], prompt.text, True, prompt.size, words, prompt.size, read)
+        return Opened([], prompt.text, True, prompt.size, words, len(prompt.data), read)
     assert prompt.chat is not None
-    rendered = tokenizer.render(prompt.chat)
-    return Opened([], rendered, False, len(rendered.encode()), words, prompt.size, read)
+    rendered = tokenizer.render(prompt.chat, plain=not prompt.control)
+    return Opened([], rendered, False, len(rendered.encode()), words, len(prompt.data), read)
 
 
 def _with(words: str, form: str) -> str:

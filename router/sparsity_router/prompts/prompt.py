@@ -24,6 +24,7 @@ class Prompt(NamedTuple):
         size: bytes to work on.
         chat: what a chat is rendered from.
         form: what the answer is held to, control tokens broken up; empty without.
+        control: whether control tokens are written in it.
         signs: that what is scanned may be read otherwise; none of token ids, whose text is not known yet.
     """
 
@@ -33,6 +34,7 @@ class Prompt(NamedTuple):
     size: int
     chat: Chat | None = None
     form: str = ""
+    control: bool = False
     signs: Signs = NONE
 
 
@@ -66,8 +68,8 @@ def read_prompt(request: inference_pb2.GenerateRequest, bounds: Bounds) -> Promp
     if kind is None:
         raise InvalidRequestError.of("prompt", "is missing; set text, chat or token_ids")
     # No model reads it, but it tells what is asked for.
-    told = format_text(request.sampling)
-    form, told = bounds.control.to_scan(told).encode(), bounds.control.as_text(told)
+    told, scanned = bounds.control.opened(format_text(request.sampling))
+    form = scanned.encode()
     if kind == "token_ids":
         ids = request.token_ids.ids
         if not ids:
@@ -96,8 +98,9 @@ def read_prompt(request: inference_pb2.GenerateRequest, bounds: Bounds) -> Promp
     if size > bounds.max_bytes:
         problem = f"is {size} bytes long; this router takes {bounds.max_bytes}: shorten the prompt"
         raise InvalidRequestError.of(field, problem)
-    if bounds.control.occur(text):
-        data, text = bounds.control.to_scan(text).encode(), bounds.control.as_text(text)
-        size = len(text.encode())
+    control = bounds.control.occur(text)
+    if control:
+        text, scanned = bounds.control.opened(text)
+        data, size = scanned.encode(), len(text.encode())
     data = b"\n".join((data, form)) if form else data
-    return Prompt(kind, text, data, size, chat, told, signs_of(data))
+    return Prompt(kind, text, data, size, chat, told, control, signs_of(data))

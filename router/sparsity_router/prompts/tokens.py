@@ -51,15 +51,19 @@ class ModelTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """What a scan must see of ``ids``: special tokens included, and what is read without them."""
-        return self.control.to_scan(self.decode_written(ids))
+        return self.control.opened(self.decode_written(ids)).scanned
 
     def decode_written(self, ids: Sequence[int]) -> str:
         """The text of ``ids``, special tokens included."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
         return text
 
-    def render(self, chat: Chat) -> str:
+    def render(self, chat: Chat, *, plain: bool = False) -> str:
         """The chat as the model expects it, up to where it answers; control tokens in it are the template's alone.
+
+        Args:
+            chat: what its caller wrote.
+            plain: whether it is known that no control token is written in it.
 
         Raises:
             InvalidRequestError: when the model has no chat template, or the messages do not fit it.
@@ -67,4 +71,4 @@ class ModelTokenizer:
         if self._template is None:
             problem = f"model {self.served.name} has no chat template; send text or token_ids"
             raise InvalidRequestError.of("chat", problem)
-        return self._template.render(chat, self.control.as_text)
+        return self._template.render(chat, None if plain else self.control.as_text)

@@ -17,7 +17,7 @@ from opentelemetry import metrics
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.model import Decision, Tier
 from sparsity_policies.storage.decisionlog import DecisionLog
-from sparsity_rpc.errors import NotFoundError, StoreError
+from sparsity_rpc.errors import InvalidRequestError, NotFoundError, StoreError
 from sparsity_serving import telemetry
 from sparsity_serving.metrics.metering import SHARES, Total, histogram
 from sparsity_serving.token_bucket import TokenBucket
@@ -175,8 +175,8 @@ class Shadow:
             return
         try:
             await self._decisions.report(sample.decision_id, METRIC, share)
-        except (NotFoundError, StoreError) as error:
-            # Not every decision is logged, and the metric has it anyway.
+        except (NotFoundError, InvalidRequestError, StoreError) as error:
+            # Not every decision is logged, nor has room for one more metric; the router's own has it anyway.
             log.debug("shadow of %s: %s", sample.decision_id, error)
 
     def _count(self, sample: Sample, outcome: str) -> None:

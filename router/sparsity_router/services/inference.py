@@ -205,13 +205,14 @@ class InferenceService:
             # Counted, where Generate would not: what would change the tier hangs on it.
             decided = await self._decide(request.request, "", exact=True)
             review = decided.review
-            signals, decision = review.signals, review.decision
+            signals, decision, snapshot = review.signals, review.decision, self._policies.snapshot
             response = inference_pb2.ExplainResponse(
                 signals=signals_to_wire(signals),
                 decision=decision_to_wire(decision, ""),
-                alternatives=alternatives(signals, self._policies.snapshot, decision),
+                # A decision each, and a policy's rules may take long.
+                alternatives=await asyncio.to_thread(alternatives, signals, snapshot, decision),
             )
-            for match in await self._classifier.locate(request.request, self._policies.snapshot):
+            for match in await self._classifier.locate(request.request, snapshot):
                 response.matches.add(
                     domain=match.owner.domain,
                     flag=match.owner.flag,

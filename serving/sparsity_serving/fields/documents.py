@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator
+from itertools import chain, islice
 from typing import Any, Final, NoReturn
 
 from sparsity_rpc.errors import InvalidRequestError
@@ -13,6 +15,13 @@ MAX_DOCUMENT: Final = 65_536
 """Bytes of one document."""
 MAX_DEPTH: Final = 32
 """Objects and arrays in one another."""
+MAX_TOGETHER: Final = 2**20
+"""Bytes of the parameters of all tools and the arguments of all calls of a request."""
+MAX_CONTAINERS: Final = 2**15
+"""Objects and arrays in them: each is one more for Python's garbage collector to go through, which all wait for."""
+# Up to the next object or array that is no part of a text, or to the end: it fits whatever the bytes are, so that none
+# is looked at twice.
+_CONTAINER: Final = re.compile(rb'(?:[^"{\[]++|"(?:[^"\\]++|\\.)*+(?:"|\\?\Z))*+(?:([{\[])|\Z)', re.DOTALL)
 
 
 def read_object(field: str, text: str, most: int = MAX_DOCUMENT) -> dict[str, Any]:
@@ -60,6 +69,31 @@ def check_size(field: str, text: str, most: int = MAX_DOCUMENT) -> None:
         raise InvalidRequestError.of(field, f"has {size} bytes; it must have {most} at most")
 
 
+def check_together(field: str, documents: Iterable[str]) -> None:
+    """Refuses parameters and arguments that have too much together, before any of them is read.
+
+    Raises:
+        InvalidRequestError: naming ``field``.
+    """
+    written = [each.encode() for each in documents]
+    if (size := sum(map(len, written))) > MAX_TOGETHER:
+        problem = f"have parameters and arguments of {size} bytes together; there may be {MAX_TOGETHER}"
+        raise InvalidRequestError.of(field, problem)
+    if crowded(written, MAX_CONTAINERS):
+        problem = f"have parameters and arguments of more than {MAX_CONTAINERS} objects and arrays together"
+        raise InvalidRequestError.of(field, problem)
+
+
+def crowded(documents: Collection[bytes], most: int) -> bool:
+    """Whether documents have more than ``most`` objects and arrays together, which those in texts are not."""
+    # Those of texts are told apart only where there are so many that it matters.
+    if sum(data.count(b"{") + data.count(b"[") for data in documents) <= most:
+        return False
+    found = chain.from_iterable(map(_CONTAINER.finditer, documents))
+    # The end of each document is found, too.
+    return sum(1 for _ in islice((each for each in found if each[1]), most + 1)) > most
+
+
 def _parsed(field: str, text: str) -> Any:
     try:
         return json.loads(text, parse_constant=_refuse)
@@ -85,10 +119,11 @@ def check_depth(field: str, document: Any) -> None:
         InvalidRequestError: naming ``field``.
     """
     level = [document]
-    for _ in range(MAX_DEPTH + 1):
-        if any(isinstance(each, float) and not math.isfinite(each) for each in level):
+    for _ in range(MAX_DEPTH):
+        inside = [inner for each in level for inner in (each.values() if type(each) is dict else each)]
+        if not all(map(math.isfinite, (each for each in inside if type(each) is float))):
             raise InvalidRequestError.of(field, "has a number that JSON does not have")
-        level = [inner for each in level for inner in _inside(each)]
+        level = [each for each in inside if each and type(each) in (dict, list)]
         if not level:
             return
     raise InvalidRequestError.of(field, f"must be nested {MAX_DEPTH} deep at most")
@@ -99,18 +134,15 @@ def texts(document: Any) -> Iterator[str]:
     waiting = [document]
     while waiting:
         each = waiting.pop()
-        if isinstance(each, dict):
-            yield from each
-        if isinstance(each, str):
+        if isinstance(each, list):
+            waiting.extend(reversed(each))
+        elif isinstance(each, str):
             yield each
-        elif isinstance(each, (dict, list)):
-            waiting.extend(reversed(list(_inside(each))))
+        elif isinstance(each, dict):
+            yield from each
+            waiting.extend(reversed(each.values()))
         elif each is not None and not isinstance(each, bool):
             yield str(each)
-
-
-def _inside(each: Any) -> list[Any]:
-    return list(each.values()) if isinstance(each, dict) else each if isinstance(each, list) else []
 
 
 def _kind(document: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Final
 from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import InvalidRequestError
 
-from sparsity_serving.fields.documents import read_object
+from sparsity_serving.fields.documents import check_together, read_object
 
 MAX_TOOLS: Final = 128
 MAX_CALLS: Final = 128
@@ -34,6 +34,7 @@ def check_tools(
     """
     if len(tools) > MAX_TOOLS:
         raise InvalidRequestError.of(f"{prefix}tools", f"are {len(tools)}; there may be {MAX_TOOLS}")
+    check_together(f"{prefix}tools", (tool.parameters for tool in tools))
     names: set[str] = set()
     for number, tool in enumerate(tools):
         path = f"{prefix}tools[{number}]"

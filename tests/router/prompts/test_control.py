@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import make_request
+from sparsity_policies.decisions.decide import decide
 from sparsity_policies.documents.document import parse_policy
+from sparsity_policies.matching.scan import Scanner, ScanResult
+from sparsity_policies.model import Reason
+from sparsity_router.prompts import control
 from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.control import ControlTokens
 from sparsity_router.prompts.tokens import ModelTokenizer
@@ -68,6 +72,25 @@ async def test_no_phrase_hides_behind_a_control_token(tokenizer: ModelTokenizer,
         assert signals.scanned_bytes >= len(text.encode())
 
 
+@pytest.mark.parametrize("form", [str, chat, None])
+async def test_a_scan_that_stops_short_is_seen_whatever_is_scanned_beside_the_prompt(
+    tokenizer: ModelTokenizer, monkeypatch: pytest.MonkeyPatch, form: Any
+) -> None:
+    text, whole = f"plain {END} text", Scanner.scan
+
+    def hasty(self: Scanner, scanned: Any) -> ScanResult:
+        return (found := whole(self, scanned))._replace(scanned_bytes=found.scanned_bytes - 1)
+
+    request = make_request(form(text) if form else tokenizer.encode(text, special=False), domain="low")
+    request.sampling.response_format.regex = "[a-z]+"
+    classifier = Classifier(tokenizer, 10**6)
+    found = (await classifier.classify(request, POLICIES)).signals
+    assert found.scanned_bytes == found.prompt_bytes > len(text)
+    monkeypatch.setattr(Scanner, "scan", hasty)
+    signals = (await classifier.classify(request, POLICIES)).signals
+    assert decide(signals, POLICIES).reason is Reason.SCAN_TRUNCATED
+
+
 @pytest.mark.parametrize(
     "hidden",
     [
@@ -93,18 +116,32 @@ async def test_what_is_hidden_is_found_by_detection_that_came_later(tokenizer: M
 
 def test_thousands_of_tokens_make_one_quick_expression() -> None:
     words = [f"<|reserved_{number}|>" for number in range(2000)] + ["<s>", "</s>", "<s>>", "[INST]", "a.b"]
-    control = ControlTokens(words)
+    found = ControlTokens(words)
     plain, chance = (
         re.compile("|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))),
         random.Random(0),
     )
     for _ in range(200):
         text = "".join(chance.choice((*words[-5:], *words[:3], "<", "|", "s", ">", "a", "[")) for _ in range(20))
-        assert control.occur(text) == bool(plain.search(text))
-        assert control.occur("<" * 150 + text) == bool(plain.search("<" * 150 + text))
-        assert control.as_text(text) == plain.sub(lambda found: f"{found[0][0]}\u200b{found[0][1:]}", text)
-        assert plain.search(control.as_text(text).replace("\u200b", "\0")) is None
+        assert found.occur(text) == bool(plain.search(text))
+        assert found.occur("<" * 150 + text) == bool(plain.search("<" * 150 + text))
+        assert found.as_text(text) == plain.sub(lambda each: f"{each[0][0]}\u200b{each[0][1:]}", text)
+        assert plain.search(found.as_text(text).replace("\u200b", "\0")) is None
     assert ControlTokens([]).as_text("<s>") == "<s>"
+
+
+def test_a_text_is_opened_piece_by_piece_as_if_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["<|end|>", "<|end|>>", "<s>", "</s>", "[INST]"]
+    plain = re.compile("|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)))
+    chance, tokens = random.Random(0), ControlTokens(words)
+    for size in (1, 5, 8, 1 << 16):
+        monkeypatch.setattr(control, "_PIECE", size)
+        for _ in range(300):
+            text = "".join(chance.choice((*words, "<", "|end", "|>", ">", "a")) for _ in range(chance.randrange(20)))
+            broken = plain.sub(lambda found: f"{found[0][0]}\u200b{found[0][1:]}", text)
+            scanned = (text, broken, plain.sub("", text), plain.sub(" ", text))
+            assert tokens.as_text(text) == broken
+            assert tokens.opened(text) == (broken, "\n".join(scanned) if plain.search(text) else text)
 
 
 async def test_what_control_tokens_hide_is_found_by_policies_that_come_later_too(tokenizer: ModelTokenizer) -> None:

@@ -15,11 +15,13 @@ from typing import Any
 import grpc
 import pytest
 import redis.asyncio as redis
-from sparsity.v1 import policy_pb2
+from sparsity.v1 import inference_pb2, policy_pb2
+from sparsity_client.wire import make_request
 from sparsity_policies.documents import confined
 from sparsity_policies.storage.scripts import POLICIES
 from sparsity_router.config import RouterConfig
 from support.fake_worker import FakeWorker
+from support.loop_time import loop_is_free
 from support.rig import DENSE
 from support.router import Router, failure, running, until
 from support.tiny import tiny_model
@@ -97,6 +99,28 @@ async def test_an_editor_is_refused_and_holds_up_nobody(
             assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
             assert ("rules[0].when" if change is deep else "detection.patterns") in error.details()
             assert (await router.edit(reason="the next one")).policy.revision
+
+
+def crowded(count: int) -> list[tuple[int, int]]:
+    """Bands that are moderate and dense in turn."""
+    return [(number, 2 - number % 2) for number in range(count)]
+
+
+async def test_no_policy_has_more_bands_than_an_explanation_has_time_for(tmp_path: Path) -> None:
+    with Valkey() as server:
+        async with served(tmp_path, server.url) as router:
+            error = await failure(router.edit("rag", crowded(6000)))
+            assert (error.code(), error.details()) == (
+                grpc.StatusCode.INVALID_ARGUMENT, "bands: are 6000; a policy has 256 at most"
+            )  # fmt: skip
+            await router.edit("rag", crowded(256))
+            await router.becomes("TIER_MODERATE", "rag")
+            request = inference_pb2.ExplainRequest(request=make_request("x" * 129, domain="rag"))
+            async with loop_is_free(0.2):
+                answer = await router.inference.Explain(request, timeout=60.0)
+            tried = [line for line in answer.alternatives if line.startswith("with ")]
+            # Every second of the first fifty.
+            assert (len(tried), tried[0]) == (25, "with 1 prompt tokens: moderate")
 
 
 async def test_a_store_with_a_policy_that_takes_long_is_served_without_it(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +16,11 @@ import pytest
 import pytest_asyncio
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_policies.model import Tier
+from sparsity_policies.storage import store as policy_store
+from sparsity_policies.wire import stored_to_wire
 from sparsity_router.config import RouterConfig
+from sparsity_router.services.policy import documents, rollout
+from sparsity_router.services.policy import revisions as policy_revisions
 from sparsity_router.services.policy.service import METHODS
 from sparsity_rpc.errors import ConfigurationError, InvalidRequestError
 from sparsity_rpc.status import to_error
@@ -83,6 +89,60 @@ async def test_revisions_rollback_and_delete(router: Router) -> None:
     assert [stored.deleted for stored in await revisions(router)] == [True, False, False, False, False]
     await router.policy.RollbackPolicy(request)
     assert (await router.tier())[0] == "TIER_AGGRESSIVE"
+
+
+async def test_large_documents_are_converted_beside_the_loop_and_end_a_page(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[str] = set()
+
+    def of_thread(work: Any) -> Any:
+        def watched(*given: Any) -> Any:
+            threads.add(threading.current_thread().name.rpartition("_")[0])
+            return work(*given)
+
+        return watched
+
+    for module in (documents, policy_revisions, rollout):
+        monkeypatch.setattr(module, "stored_to_wire", of_thread(stored_to_wire))
+    for name in ("encode", "open_policy"):
+        monkeypatch.setattr(policy_store, name, of_thread(getattr(policy_store, name)))
+    for number in range(5):
+        await router.edit(reason=f"{number}")
+    await router.edit(validate_only=True)
+    await update(router, START, rollout=policy_pb2.Rollout(steps=[50, 100]))
+    monkeypatch.setattr(documents, "_PAGE_BYTES", 1)
+    monkeypatch.setattr(policy_store, "_PAGE_CHARACTERS", 1)
+    monkeypatch.setattr(policy_store, "_REVISIONS_READ", 2)
+    pages = []
+    for method, request in (
+        (router.policy.ListPolicies, policy_pb2.ListPoliciesRequest()),
+        (router.policy.ListPolicyRevisions, policy_pb2.ListPolicyRevisionsRequest(domain="rag")),
+    ):
+        pages.append([page := await method(request)])
+        while page.next_page_token:
+            request.page_token = page.next_page_token
+            pages[-1].append(page := await method(request))
+    listed, shown = pages
+    assert [len(page.policies) for page in listed] == [1] * 10
+    assert [len(page.revisions) for page in shown] == [2, 2, 2, 2, 0]
+    rolled = shown[0].revisions[-1].revision
+    await router.policy.RollbackPolicy(policy_pb2.RollbackPolicyRequest(domain="rag", to_revision=rolled))
+    # The router reads what changed in threads of its own.
+    assert threads == {"policy-drafts", "policy-builds"}
+
+
+@pytest.mark.parametrize("token", ["x", "9" * 19, "9" * 26, "9" * 5000, "\u00b2", "\u0663-\u0663", "-1"])
+async def test_a_page_token_that_is_none_is_refused_whatever_it_is(router: Router, token: str) -> None:
+    calls = [router.policy.ListPolicyRevisions(policy_pb2.ListPolicyRevisionsRequest(domain="rag", page_token=token))]
+    audited = token if "-" in token else f"{token}-0"
+    if len(token) != 19:
+        calls.append(router.policy.ListAuditEvents(policy_pb2.ListAuditEventsRequest(page_token=audited)))
+    for call in calls:
+        error = await failure(call)
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert error.details().startswith("page_token: is not one of this service")
+        assert len(error.details()) < 200
 
 
 async def test_revisions_are_paged_and_missing_ones_told(router: Router) -> None:
@@ -355,7 +415,23 @@ async def test_more_overrides_than_decisions_have_time_for_are_refused(router: R
     await put("o7", max_tier=2)
     await put("everything", scope=1, target="")
     assert (await router.tier())[1] == "REASON_KILL_SWITCH"
-    for name in ("everything", "o8"):
+    # Another one for everything would change nothing.
+    error = await failure(put("everything again", scope=1, target=""))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    await router.policy.DeleteOverride(policy_pb2.DeleteOverrideRequest(id="everything"))
+    ends = int(time.time()) + 600
+    taken = 0
+    for number in range(80):
+        wide = {"scope": 1, "target": "", "max_tier": 2, "expire_time": {"seconds": ends + number}}
+        try:
+            await put(f"longer {number}", **wide)
+            taken += 1
+        except grpc.aio.AioRpcError:
+            continue
+    assert taken == 64
+    await put("everything", scope=1, target="")
+    assert (await router.tier())[0] == "TIER_DENSE"
+    for name in ("everything", "o8", *(f"longer {number}" for number in range(taken))):
         await router.policy.DeleteOverride(policy_pb2.DeleteOverrideRequest(id=name))
     await put("one more")
 

@@ -42,7 +42,11 @@ async def check_wishes(
     check_logprobs(request.logprobs)
     check_prompt_logprobs(request.logprobs, len(inner.prompt))
     choice = chat.tool_choice if chat.HasField("tool_choice") else None
-    check_tools(chat.tools, choice, formatted=formatted, prefix="chat.")
+    if chat.tools:
+        # Up to a megabyte of JSON.
+        await asyncio.to_thread(check_tools, chat.tools, choice, formatted=formatted, prefix="chat.")
+    else:
+        check_tools((), choice, formatted=formatted, prefix="chat.")
     if sampling.HasField("seed") and inner.sampling["temperature"] > 0 and not engine.seeds:
         raise InvalidRequestError.of("sampling.seed", "has no effect on this engine's sampler; leave it out")
     if engine.name == ECHO:

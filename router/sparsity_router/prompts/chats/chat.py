@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from google.protobuf.struct_pb2 import ListValue, Struct, Value
 from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import InvalidRequestError
 from sparsity_serving.bounds import MAX_MESSAGES, check_name
-from sparsity_serving.fields.documents import MAX_DOCUMENT, check_depth, read_object, read_or_keep, texts
+from sparsity_serving.fields.documents import (
+    MAX_DOCUMENT,
+    check_depth,
+    check_together,
+    read_object,
+    read_or_keep,
+    texts,
+)
 from sparsity_serving.fields.tools import MAX_CALLS, check_tool_name, shown
 
 ROLES: Final = ("system", "developer", "user", "assistant", "tool")
@@ -58,8 +66,13 @@ def read_chat(request: inference_pb2.GenerateRequest) -> Chat:
     turns = request.chat.messages
     if len(turns) > MAX_MESSAGES:
         raise InvalidRequestError.of("chat.messages", f"are {len(turns)}; this router takes {MAX_MESSAGES}")
+    if (count := sum(len(turn.tool_calls) for turn in turns)) > MAX_MESSAGES:
+        raise InvalidRequestError.of("chat.messages", f"have {count} calls; this router takes {MAX_MESSAGES}")
+    tools = shown(request.tools, request.tool_choice)
+    arguments = (call.arguments for turn in turns for call in turn.tool_calls)
+    check_together("chat.messages", chain(arguments, (tool.parameters for tool in tools)))
     messages = [_message(f"chat.messages[{number}]", turn) for number, turn in enumerate(turns)]
-    return Chat(messages, [_tool(tool) for tool in shown(request.tools, request.tool_choice)], _variables(request))
+    return Chat(messages, [_tool(tool) for tool in tools], _variables(request))
 
 
 def _message(path: str, turn: inference_pb2.ChatMessage) -> dict[str, Any]:

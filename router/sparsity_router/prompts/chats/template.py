@@ -65,12 +65,12 @@ class ChatTemplate:
         special = {name: config[name] for name in ("bos_token", "eos_token") if isinstance(config.get(name), str)}
         return cls(source, special) if isinstance(source, str) else None
 
-    def render(self, chat: Chat, as_text: Callable[[str], str]) -> str:
+    def render(self, chat: Chat, as_text: Callable[[str], str] | None) -> str:
         """The chat as the model expects it, up to where it answers.
 
         Args:
             chat: what its caller wrote.
-            as_text: makes of each text one that is no control token of the model.
+            as_text: makes of each text one that is no control token of the model; None where there is none.
 
         Raises:
             InvalidRequestError: when the template refuses it, or does not read a variable.
@@ -81,7 +81,7 @@ class ChatTemplate:
                 field = name if name == "reasoning_effort" else f"chat_template_kwargs.{name[:64]}"
                 raise InvalidRequestError.of(field, f"is not read by the model's chat template; it reads {known}")
         # What callers wrote, whichever text of a tool or of its arguments it is.
-        messages, tools, variables = (_texts(part, as_text) for part in chat)
+        messages, tools, variables = chat if as_text is None else (_texts(part, as_text) for part in chat)
         if not self._knows_developers:
             messages = [each | {"role": "system"} if each["role"] == "developer" else each for each in messages]
         if not self._knows_tools:

@@ -18,28 +18,36 @@ from sparsity_serving.bounds import page_size
 from sparsity_router.services.policy.state import PolicyState
 
 _PAGE = 1000
+# A page ends with the policy that makes it longer: a message of all may be more than one may be.
+_PAGE_BYTES = 2**22
 
 
 async def get_policy(
     state: PolicyState, request: policy_pb2.GetPolicyRequest, actor: str
 ) -> policy_pb2.GetPolicyResponse:
     """One policy."""
-    return policy_pb2.GetPolicyResponse(policy=stored_to_wire(state.find(request.domain)))
+    # Of a large document, here and below, it would hold up the event loop.
+    return policy_pb2.GetPolicyResponse(policy=await DRAFTS.run(stored_to_wire, state.find(request.domain)))
 
 
 async def list_policies(
     state: PolicyState, request: policy_pb2.ListPoliciesRequest, actor: str
 ) -> policy_pb2.ListPoliciesResponse:
     """All policies, a page at a time; the page token is the last domain of the page before."""
-    snapshot = state.policies.snapshot
+    return await DRAFTS.run(_page, state.policies.snapshot, request)
+
+
+def _page(snapshot: Snapshot, request: policy_pb2.ListPoliciesRequest) -> policy_pb2.ListPoliciesResponse:
     domains = sorted(domain for domain in snapshot.policies if domain > request.page_token)
-    size = page_size(request.page_size, _PAGE)
-    page = domains[:size]
-    return policy_pb2.ListPoliciesResponse(
-        policies=[stored_to_wire(snapshot.policies[domain].stored) for domain in page],
-        next_page_token=page[-1] if len(domains) > size else "",
-        revision=snapshot.revision,
-    )
+    response, size = policy_pb2.ListPoliciesResponse(revision=snapshot.revision), 0
+    for domain in domains[: page_size(request.page_size, _PAGE)]:
+        response.policies.append(stored_to_wire(snapshot.policies[domain].stored))
+        size += response.policies[-1].ByteSize()
+        if size >= _PAGE_BYTES:
+            break
+    if len(domains) > len(response.policies):
+        response.next_page_token = response.policies[-1].policy.domain
+    return response
 
 
 async def put_policy(
@@ -56,10 +64,10 @@ async def put_policy(
         if etag is not None and etag != there:
             raise ConflictError(f"policy {policy.domain}: etag {there!r} is in the store, not {etag!r}")
         draft = StoredPolicy(policy, there, snapshot.revision, time.time(), "", request.reason)
-        return policy_pb2.PutPolicyResponse(policy=stored_to_wire(draft))
+        return policy_pb2.PutPolicyResponse(policy=await DRAFTS.run(stored_to_wire, draft))
     stored = await store.put(policy, etag=etag, actor=actor, reason=request.reason)
     await state.seen(stored.revision)
-    return policy_pb2.PutPolicyResponse(policy=stored_to_wire(stored))
+    return policy_pb2.PutPolicyResponse(policy=await DRAFTS.run(stored_to_wire, stored))
 
 
 def _checked(state: PolicyState, message: policy_pb2.Policy) -> Policy:

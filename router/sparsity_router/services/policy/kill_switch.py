@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import uuid
 
 from sparsity.v1 import policy_pb2
@@ -14,6 +15,8 @@ from sparsity_serving.bounds import MAX_OVERRIDES, seconds_of
 from sparsity_router.services.policy.state import PolicyState
 
 _LONGEST = 10 * 366 * 86_400.0
+# Global overrides past the most there may be, each of which lasts longer than those before it.
+_LONGER = 64
 
 
 async def list_overrides(
@@ -49,14 +52,22 @@ async def put_override(
 
 
 def _require_room(state: PolicyState, override: Override, now: float) -> None:
-    """Refuses one more than decisions have time for; the kill switch of everything always has its place."""
-    acting = {
-        known.id for known in state.policies.overrides.active() if known.expire_time is None or known.expire_time > now
-    }
-    if override.scope is not Scope.GLOBAL and override.id not in acting and len(acting) >= MAX_OVERRIDES:
-        remedy = "end some, set one of a wider scope, or write it into a policy"
-        full = OverloadedError(f"{len(acting)} overrides are in force, and {MAX_OVERRIDES} the most: {remedy}")
-        raise full.about({"limit": f"{MAX_OVERRIDES} overrides"})
+    """Refuses one more than decisions have time for; the kill switch of everything always has its place, once."""
+    acting = [known for known in state.policies.overrides.active() if _ends(known) > now]
+    if len(acting) < MAX_OVERRIDES or any(known.id == override.id for known in acting):
+        return
+    if override.scope is Scope.GLOBAL:
+        as_dense = [known for known in acting if known.scope is Scope.GLOBAL and known.max_tier <= override.max_tier]
+        lasts = max(map(_ends, as_dense), default=0.0)
+        if not as_dense or (len(acting) < MAX_OVERRIDES + _LONGER and lasts < _ends(override)):
+            return
+    remedy = "end some, set one of a wider scope, or write it into a policy"
+    full = OverloadedError(f"{len(acting)} overrides are in force, and {MAX_OVERRIDES} the most: {remedy}")
+    raise full.about({"limit": f"{MAX_OVERRIDES} overrides"})
+
+
+def _ends(override: Override) -> float:
+    return math.inf if override.expire_time is None else override.expire_time
 
 
 async def delete_override(

@@ -38,7 +38,7 @@ async def update_rollout(
     etag = request.etag if request.HasField("etag") else stored.etag
     written = await store.put(moved, etag=etag, actor=actor, reason=reason)
     await state.seen(written.revision)
-    return policy_pb2.UpdateRolloutResponse(policy=stored_to_wire(written))
+    return policy_pb2.UpdateRolloutResponse(policy=await DRAFTS.run(stored_to_wire, written))
 
 
 def _kept(fresh: Rollout | None, asked: policy_pb2.Rollout, before: Rollout | None) -> Rollout | None:
