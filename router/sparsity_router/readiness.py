@@ -47,7 +47,7 @@ class Readiness:
 
     def problem(self) -> str:
         """What keeps traffic away; empty while it is wanted."""
-        if self._policies.lag > self._max_lag:
+        if self._policies.waits > self._max_lag:
             return f"a policy change has waited {self._policies.lag:.0f} s to be taken up"
         now, missing = time.monotonic(), self._missing()
         if not missing:

@@ -13,7 +13,7 @@ import uvloop
 from opentelemetry import metrics as otel_metrics
 from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2
 from sparsity_policies.decisions.costs import ModelShape
-from sparsity_policies.documents.confined import SOURCES
+from sparsity_policies.documents.confined import SOURCES, NoProcessError
 from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.storage.folder import PolicyFolder
@@ -262,6 +262,8 @@ async def _load(config: RouterConfig, store: PolicyStore | None) -> tuple[Policy
         await policies.start()
     except StoreError as error:
         raise ConfigurationError(f"--redis-url: {without_credentials(config.redis_url or '')}: {error}") from error
+    except NoProcessError as error:
+        raise ConfigurationError(f"policies cannot be compiled: the work {error}") from error
     return policies, seeded
 
 

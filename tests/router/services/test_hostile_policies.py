@@ -7,7 +7,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import redis.asyncio as redis
 from sparsity.v1 import policy_pb2
 from sparsity_policies.documents import confined
 from sparsity_policies.storage.scripts import POLICIES
+from sparsity_policies.storage.store import PolicyStore
+from sparsity_policies.wire import policy_from_wire
 from sparsity_router.config import RouterConfig
 from support.fake_worker import FakeWorker
 from support.rig import DENSE
@@ -118,6 +120,99 @@ async def test_a_store_with_a_policy_that_takes_long_is_served_without_it(tmp_pa
             assert (await router.tier("summarization", 300))[1] == "REASON_LENGTH_BAND"
 
 
+HEAVY = [f"heavy-{letter}" for letter in "abcdef"]
+
+
+def heavy(domain: str) -> Any:
+    policy = policy_pb2.Policy(domain=domain, risk=policy_pb2.RISK_LOW)
+    policy.bands.add(tier=DENSE)
+    policy.detection.patterns.append(f"text of {domain}")
+    return policy
+
+
+@pytest.fixture
+def three_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those policies no four compile together within the limits."""
+    compile_ = confined.Confined.compile
+
+    def limited(self: confined.Confined, expressions: Sequence[str]) -> Any:
+        if sum("heavy" in expression for expression in expressions) > 3:
+            raise ValueError("the policies' detection takes more than 20 s to compile together")
+        return compile_(self, expressions)
+
+    monkeypatch.setattr(confined.Confined, "compile", limited)
+
+
+async def test_policies_that_do_not_compile_together_are_refused_one_by_one(
+    tmp_path: Path, three_at_once: None
+) -> None:
+    with Valkey() as server:
+        async with served(tmp_path, server.url) as router:
+            calls = [
+                router.policy.PutPolicy(policy_pb2.PutPolicyRequest(policy=heavy(domain), reason="test"))
+                for domain in HEAVY[:3]
+            ]
+            await asyncio.gather(*calls)
+            for validate_only in (True, False):
+                put = policy_pb2.PutPolicyRequest(policy=heavy(HEAVY[3]), reason="test", validate_only=validate_only)
+                error = await failure(router.policy.PutPolicy(put))
+                assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+                assert error.details().startswith("detection: the policies' detection takes more than 20 s")
+            simulate = policy_pb2.SimulatePolicyRequest(policy=heavy(HEAVY[3]))
+            simulate.replay.FromSeconds(60)
+            assert (await failure(router.policy.SimulatePolicy(simulate))).details().startswith("detection: ")
+            # Whoever has one keeps it, and may do with it what does not ask for more.
+            held = await router.get(HEAVY[0])
+            held.policy.owner = "another"
+            await router.edit(HEAVY[0], policy=held.policy)
+            rollout = policy_pb2.Rollout(steps=[50, 100])
+            await router.policy.UpdateRollout(
+                policy_pb2.UpdateRolloutRequest(domain=HEAVY[0], action=1, rollout=rollout)
+            )
+            await router.edit("rag", [(0, 2)])
+            await router.becomes("TIER_MODERATE")
+            # In its place another fits, until it comes back.
+            await router.policy.DeletePolicy(policy_pb2.DeletePolicyRequest(domain=HEAVY[0], reason="test"))
+            await router.policy.PutPolicy(policy_pb2.PutPolicyRequest(policy=heavy(HEAVY[3]), reason="test"))
+            back = policy_pb2.RollbackPolicyRequest(domain=HEAVY[0], to_revision=held.revision, reason="test")
+            assert (await failure(router.policy.RollbackPolicy(back))).details().startswith("detection: ")
+
+
+async def test_routers_follow_and_start_with_a_store_whose_policies_do_not_compile_together(
+    tmp_path: Path, three_at_once: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Valkey() as server:
+        store = PolicyStore(server.url)
+        async with served(tmp_path / "first", server.url) as router:
+            # As two routers at once take them, or one that has more time.
+            for domain in HEAVY:
+                await store.put(policy_from_wire(heavy(domain)), etag=None, actor="a", reason="r")
+            await router.edit("rag", [(0, 2)])
+            await router.becomes("TIER_MODERATE")
+            assert await watched(router) == set(HEAVY[3:])
+            assert "heavy-d cannot be taken up (the policies' detection takes more than 20 s" in caplog.text
+            await until(lambda: is_serving(router))
+        async with served(tmp_path / "second", server.url) as router:
+            assert (await router.tier("rag"))[0] == "TIER_MODERATE"
+            assert await watched(router) <= set(HEAVY[3:])
+            await router.edit("rag", [(0, 1)])
+            await router.becomes("TIER_DENSE")
+            await until(lambda: is_serving(router))
+        await store.close()
+
+
+async def is_serving(router: Router) -> bool:
+    return await router.health() == "SERVING"
+
+
+async def watched(router: Router) -> set[str]:
+    """The domains that the router tells it holds back."""
+    call = router.policy.WatchPolicies(policy_pb2.WatchPoliciesRequest())
+    told = set((await call.read()).rejected_domains)
+    call.cancel()
+    return told
+
+
 async def test_a_folder_with_a_file_that_cannot_be_read_is_followed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -141,11 +236,7 @@ async def test_a_folder_with_a_file_that_cannot_be_read_is_followed(
             assert (await router.tier("rag"))[0] == "TIER_MODERATE"
         (policies / "rag.yaml").write_text(plain.format("rag", "aggressive"))
         await router.becomes("TIER_AGGRESSIVE", "rag")
-
-        async def serving() -> bool:
-            return await router.health() == "SERVING"
-
-        await until(serving)
+        await until(lambda: is_serving(router))
 
 
 async def test_policies_do_not_wait_for_the_threads_of_prompts(tmp_path: Path) -> None:

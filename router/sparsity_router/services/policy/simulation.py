@@ -25,16 +25,13 @@ async def simulate_policy(
 ) -> policy_pb2.SimulatePolicyResponse:
     """Decides by the present policies and by the draft."""
     draft = await DRAFTS.run(policy_from_wire, request.policy, EDITS.check)
-    await DRAFTS.run(state.check, draft)
     replays, now = request.HasField("replay"), state.policies.now()
     if replays == bool(request.signals):
         raise InvalidRequestError.of("signals", "give signals, or a time to replay, and not both")
     if len(request.signals) > MAX_SIGNALS:
         raise InvalidRequestError.of("signals", f"are {len(request.signals)}; one call takes {MAX_SIGNALS}")
     signals = [signals_from_wire(item, f"signals[{n}]", now) for n, item in enumerate(request.signals)]
-    present = state.policies.snapshot
-    changed = await DRAFTS.run(present.with_draft, draft, EDITS.compile)
-    simulation = Simulation(present, changed, state.shape)
+    simulation = Simulation(*await DRAFTS.run(state.check, draft), state.shape)
     if not replays:
         found = await REPLAYS.run(_decide_all, simulation, signals)
         return summary_to_wire(simulation.summary(), found)
