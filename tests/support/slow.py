@@ -20,7 +20,7 @@ SLOW = {
     "tests/router/gateway/test_frameworks.py": "installs LangChain and LiteLLM once, and imports them each time",
     "tests/router/prompts/test_domains.py": "starts the process of the embedding model, and ends it in every way",
     "tests/router/services/test_hostile_policies.py": "waits for patterns and conditions that never end",
-    "tests/router/decisions/test_never_sparser.py": "tries thousands of requests against policies that change",
+    "tests/router/test_never_sparser.py": "tries thousands of requests against policies that change",
     "tests/router/test_processes.py": "starts routers of several processes",
     "tests/worker/test_graph_calls.py": "runs SGLang's calls around CUDA graphs in Triton's interpreter",
     "tests/worker/test_indexer_tiers.py": "imports SGLang in processes of its own",
