@@ -211,6 +211,8 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     results = await _end((waiting, *background))
     with contextlib.suppress(StoreError):
         await recorder.flush()
+    if sessions is not None:
+        await sessions.flush()
     await fleet.close()
     if limits is not None:
         await limits.close()
