@@ -56,7 +56,8 @@ class Readiness:
 
     def _missing(self) -> str:
         """Whom no request could be served without."""
-        there = {tier for worker in self._fleet.workers if worker.state in _SERVES for tier in worker.trusted}
+        workers = self._fleet.workers
+        there = {tier for worker in workers for tier in worker.trusted if worker.state_at(tier) in _SERVES}
         if Tier.DENSE in there:
             return ""
         if not there:
