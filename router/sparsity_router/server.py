@@ -13,13 +13,13 @@ import uvloop
 from opentelemetry import metrics as otel_metrics
 from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2
 from sparsity_policies.decisions.costs import ModelShape
-from sparsity_policies.documents.confined import SOURCES, NoProcessError
+from sparsity_policies.documents.confined import EDITS, SOURCES, NoProcessError
 from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.storage.folder import PolicyFolder
 from sparsity_policies.storage.redis_url import without_credentials
 from sparsity_policies.storage.store import PolicyStore
-from sparsity_policies.threads import BUILDS
+from sparsity_policies.threads import BUILDS, DRAFTS, REPLAYS
 from sparsity_rpc.channels import MAX_MESSAGE_BYTES
 from sparsity_rpc.errors import ConfigurationError, StoreError
 from sparsity_serving import telemetry
@@ -75,7 +75,12 @@ def run(config: RouterConfig) -> None:
         SparsityError: when it cannot serve.
     """
     telemetry.configure("sparsity-router", config.metrics_listen)
-    uvloop.run(serve(config))
+    try:
+        uvloop.run(serve(config))
+    finally:
+        # The interpreter waits for these threads, and they for those processes.
+        for work in (SOURCES, EDITS, BUILDS, DRAFTS, REPLAYS):
+            work.shut()
     telemetry.shutdown()
 
 

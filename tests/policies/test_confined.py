@@ -94,6 +94,28 @@ def test_one_that_was_killed_or_had_ended_is_started_again(limited: Confined) ->
     assert limited.check(policy()) == []
 
 
+def test_one_that_is_shut_ends_in_the_midst_of_its_work_and_does_none_after(limited: Confined) -> None:
+    limited.check(policy())
+    found: list[BaseException] = []
+
+    def compile_() -> None:
+        try:
+            limited.compile([SLOW])
+        except NoProcessError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=compile_)
+    thread.start()
+    time.sleep(0.5)
+    assert thread.is_alive()
+    limited.shut()
+    thread.join(2.0)
+    assert not thread.is_alive()
+    assert len(found) == 1
+    with pytest.raises(NoProcessError):
+        limited.compile(["a"])
+
+
 def test_calls_of_many_threads_take_turns(limited: Confined) -> None:
     found: list[bool] = []
     threads = [

@@ -69,6 +69,7 @@ class Confined:
     def __init__(self) -> None:
         self._turn = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_shut = False
 
     def check(self, policy: Policy) -> Sequence[Violation]:
         """What :func:`sparsity_policies.documents.validate.check_policy` finds; past the limits is a mistake, too."""
@@ -132,6 +133,12 @@ class Confined:
         with self._turn:
             self._end()
 
+    def shut(self) -> None:
+        """Ends the process for good, in the midst of its work too: whoever waits for that must end as well."""
+        self._is_shut = True
+        if (process := self._process) is not None:
+            process.kill()
+
     def _call(self, name: str, seconds: float, *arguments: Any) -> Any:
         with self._turn:
             answer = self._ask(name, seconds, arguments) or self._ask(name, seconds, arguments)
@@ -156,6 +163,8 @@ class Confined:
             answer: tuple[str, Any] = _receive(process.stdout, time.monotonic() + seconds * _PATIENCE)
         except (OSError, EOFError) as error:
             self._end()
+            if self._is_shut:
+                raise NoProcessError(NO_PROCESS) from error
             if process.returncode == 0:
                 return None
             late = isinstance(error, TimeoutError) or -process.returncode in (signal.SIGPROF, signal.SIGKILL)
@@ -164,6 +173,8 @@ class Confined:
         return answer
 
     def _started(self) -> subprocess.Popen[bytes]:
+        if self._is_shut:
+            raise NoProcessError(NO_PROCESS)
         if self._process is None or self._process.poll() is not None:
             self._end()
             command = [sys.executable, "-m", "sparsity_policies.documents.confined"]
@@ -173,6 +184,8 @@ class Confined:
                 )
             except OSError as error:
                 raise NoProcessError(f"{NO_PROCESS} ({error.strerror})") from error
+            if self._is_shut:  # meanwhile
+                self._process.kill()
         return self._process
 
     def _end(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import grpc
 import pytest
 import redis.asyncio as redis
-from sparsity.v1 import policy_pb2
+from sparsity.v1 import policy_pb2, policy_pb2_grpc
 from sparsity_policies.documents import confined
 from sparsity_policies.storage.scripts import POLICIES
 from sparsity_policies.storage.store import PolicyStore
@@ -24,6 +25,7 @@ from sparsity_router.config import RouterConfig
 from support.fake_worker import FakeWorker
 from support.rig import DENSE
 from support.router import Router, failure, running, until
+from support.router_process import RouterProcess
 from support.tiny import tiny_model
 from support.valkey import Valkey
 
@@ -252,6 +254,41 @@ async def test_policies_do_not_wait_for_the_threads_of_prompts(tmp_path: Path) -
             finally:
                 release.set()
                 await asyncio.gather(*prompts)
+
+
+def slow_to_simulate() -> policy_pb2.SimulatePolicyRequest:
+    """A draft and signals that are minutes of work, each within its bounds."""
+    request = policy_pb2.SimulatePolicyRequest()
+    request.policy.MergeFrom(policy_pb2.Policy(domain="rag", risk=policy_pb2.RISK_LOW))
+    request.policy.bands.add(tier=DENSE)
+    for number in range(3):
+        every = f"labels.all(a, labels.all(b, labels[a] != labels[b] + '{number}'))"
+        request.policy.rules.add(name=f"r{number}", when=f"!{every}", tier=DENSE)
+    for _ in range(4000):
+        signals = request.signals.add(domain="rag", min_tokens=9, max_tokens=9)
+        signals.labels.update({f"{label}": "v" for label in range(64)})
+    return request
+
+
+def test_a_router_ends_soon_while_it_simulates(tmp_path: Path) -> None:
+    drained = ("--drain-seconds", "0.2")
+    with Valkey() as server, RouterProcess(tmp_path, "--redis-url", server.url, *drained) as router:
+        channel = grpc.insecure_channel(router.address)
+        with channel:
+            stub = policy_pb2_grpc.PolicyServiceStub(channel)
+            slow = slow_to_simulate()
+            calls = [stub.SimulatePolicy.future(slow) for _ in range(3)]
+            time.sleep(3.0)
+            assert not any(call.done() for call in calls)
+            # Who comes meanwhile, waits for none of them.
+            asked = policy_pb2.SimulatePolicyRequest(policy=heavy("other"), signals=slow.signals[:1])
+            assert stub.SimulatePolicy(asked, timeout=20.0).summary.requests == 1
+            router.signal(signal.SIGTERM)
+            started = time.monotonic()
+            while router.alive():
+                assert time.monotonic() - started < 5.0
+                time.sleep(0.05)
+            assert all(call.exception(timeout=5.0) is not None for call in calls)
 
 
 @pytest.mark.parametrize(
