@@ -127,7 +127,7 @@ bench-serving: environment
 
 # A line for every fault of callers, editors and workers, a fuzz of 20,000 calls, and a soak of 100,000 requests.
 chaos: environment
-	@$(BIN)/python -m pytest -v -s -m "" --every-fault tests/chaos tests/router/decisions/test_never_sparser.py
+	@$(BIN)/python -m pytest -v -s -m "" --every-fault tests/chaos tests/router/test_never_sparser.py
 
 # Needs Prometheus' promtool (Debian's package `prometheus`): checks the alerts, and plays them and what scaling asks.
 alerts:

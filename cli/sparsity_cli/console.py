@@ -43,6 +43,8 @@ EXIT_CODES: dict[type[SparsityError], int] = {
     UnauthenticatedError: 6,
     PermissionDeniedError: 6,
 }
+# What protobuf says of a number, before it.
+_OUT_OF_RANGE = "Value out of range: "
 DEFAULT_ROUTER = "127.0.0.1:7000"
 
 Router = Annotated[str, typer.Option("--router", envvar="SPARSITY_ROUTER", help="The router's address, host:port.")]
@@ -64,6 +66,11 @@ def reported() -> Iterator[None]:
     except UnicodeEncodeError as error:
         # No message takes it; its words tell which argument it was.
         _fail(InvalidRequestError.no_text(ascii(error.object), error))
+    except ValueError as error:
+        if not str(error).startswith(_OUT_OF_RANGE):
+            raise
+        # Likewise of a number that no field of its message holds.
+        _fail(InvalidRequestError.of(str(error).removeprefix(_OUT_OF_RANGE), "is out of range: no message takes it"))
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     except BrokenPipeError:

@@ -48,7 +48,10 @@ def up(
         str, typer.Option(help="Address of OpenAI's HTTP endpoints, host:port; off serves none.")
     ] = DEFAULT_HTTP,
     metrics_port: Annotated[
-        int, typer.Option(help="Port of the router's /metrics; workers take the next ones. 0 serves none.")
+        int,
+        typer.Option(
+            min=0, max=65_535, help="Port of the router's /metrics; workers take the next ones. 0 serves none."
+        ),
     ] = 9464,
     traces: Annotated[bool, typer.Option(help="Keep traces in the state folder, for `sparsity trace`.")] = True,
     tour: Annotated[bool, typer.Option("--tour", help="Show it by a few commands once it is ready.")] = False,

@@ -13,9 +13,9 @@ MESSAGE_SIZE: Final = (
 NO_PROXY: Final = (("grpc.enable_http_proxy", 0),)
 """Our services are called where they are, whatever proxies the environment names for the rest of the world."""
 FELL_BACK: Final = "sparsity-fell-back"
-# Metadata of such a call whose worker was lost with the request.
-LOST: Final = "sparsity-worker-lost"
 """Metadata of a call that takes the relay because the worker of this decision would not have it."""
+LOST: Final = "sparsity-worker-lost"
+"""Metadata of such a call whose worker was lost with the request."""
 DECISION_ID: Final = "sparsity-decision-id"
 """Trailer with the id of a call's decision, as soon as the call has one."""
 TIER: Final = "sparsity-tier"

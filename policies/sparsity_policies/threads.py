@@ -22,6 +22,10 @@ class Threads:
         """Calls ``function`` in one of them, when one is free."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
 
+    def shut(self) -> None:
+        """Begins nothing more; what runs, the interpreter waits for at its end."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
 
 # What routers follow, what editors try out, and what reckons from the decision log.
 BUILDS, DRAFTS, REPLAYS = Threads("policy-builds", 4), Threads("policy-drafts", 4), Threads("policy-replays", 2)

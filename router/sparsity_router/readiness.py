@@ -47,7 +47,7 @@ class Readiness:
 
     def problem(self) -> str:
         """What keeps traffic away; empty while it is wanted."""
-        if self._policies.lag > self._max_lag:
+        if self._policies.waits > self._max_lag:
             return f"a policy change has waited {self._policies.lag:.0f} s to be taken up"
         now, missing = time.monotonic(), self._missing()
         if not missing:
@@ -56,7 +56,8 @@ class Readiness:
 
     def _missing(self) -> str:
         """Whom no request could be served without."""
-        there = {tier for worker in self._fleet.workers if worker.state in _SERVES for tier in worker.trusted}
+        workers = self._fleet.workers
+        there = {tier for worker in workers for tier in worker.trusted if worker.state_at(tier) in _SERVES}
         if Tier.DENSE in there:
             return ""
         if not there:

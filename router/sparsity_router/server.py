@@ -13,13 +13,13 @@ import uvloop
 from opentelemetry import metrics as otel_metrics
 from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2
 from sparsity_policies.decisions.costs import ModelShape
-from sparsity_policies.documents.confined import SOURCES
+from sparsity_policies.documents.confined import EDITS, SOURCES, NoProcessError
 from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.storage.folder import PolicyFolder
 from sparsity_policies.storage.redis_url import without_credentials
 from sparsity_policies.storage.store import PolicyStore
-from sparsity_policies.threads import BUILDS
+from sparsity_policies.threads import BUILDS, DRAFTS, REPLAYS
 from sparsity_rpc.channels import MAX_MESSAGE_BYTES
 from sparsity_rpc.errors import ConfigurationError, StoreError
 from sparsity_serving import telemetry
@@ -75,7 +75,12 @@ def run(config: RouterConfig) -> None:
         SparsityError: when it cannot serve.
     """
     telemetry.configure("sparsity-router", config.metrics_listen)
-    uvloop.run(serve(config))
+    try:
+        uvloop.run(serve(config))
+    finally:
+        # The interpreter waits for these threads, and they for those processes.
+        for work in (SOURCES, EDITS, BUILDS, DRAFTS, REPLAYS):
+            work.shut()
     telemetry.shutdown()
 
 
@@ -211,6 +216,8 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     results = await _end((waiting, *background))
     with contextlib.suppress(StoreError):
         await recorder.flush()
+    if sessions is not None:
+        await sessions.flush()
     await fleet.close()
     if limits is not None:
         await limits.close()
@@ -262,6 +269,8 @@ async def _load(config: RouterConfig, store: PolicyStore | None) -> tuple[Policy
         await policies.start()
     except StoreError as error:
         raise ConfigurationError(f"--redis-url: {without_credentials(config.redis_url or '')}: {error}") from error
+    except NoProcessError as error:
+        raise ConfigurationError(f"policies cannot be compiled: the work {error}") from error
     return policies, seeded
 
 

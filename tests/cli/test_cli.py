@@ -5,6 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
+import typer
+from sparsity.v1 import policy_pb2
+from sparsity_cli.console import reported
 from sparsity_cli.main import app
 from sparsity_router.embedded.state import Process, Running, read_running
 from sparsity_router.prompts.corpus import excerpt, technical_text
@@ -119,3 +122,29 @@ def test_what_cannot_be_sent_is_told_in_a_line(arguments: list[str], words: str)
     assert result.exit_code == 2, result.exception
     assert words in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_number_that_no_message_takes_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as caught, reported():
+        policy_pb2.RollbackPolicyRequest(domain="rag", to_revision=10**23)
+    assert caught.value.exit_code == 2
+    assert f"error: {10**23}: is out of range" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="another"), reported():
+        raise ValueError("another")
+
+
+@pytest.mark.parametrize("number", ["-5", "0", str(10**23)])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["policy", "rollback", "rag", "--reason", "x", "--to-revision"],
+        ["policy", "get", "rag", "--revision"],
+        ["policy", "diff", "rag", "--revision"],
+        ["policy", "history", "rag", "--limit"],
+        ["demo", "--new-tokens"],
+    ],
+)
+def test_a_number_out_of_bounds_names_its_option(arguments: list[str], number: str) -> None:
+    result = RUNNER.invoke(app, [*arguments, number])
+    assert result.exit_code == 2, result.exception
+    assert arguments[-1] in result.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 from sparsity_policies.documents import confined
-from sparsity_policies.documents.confined import Confined
+from sparsity_policies.documents.confined import NO_PROCESS, Confined, NoProcessError
 from sparsity_policies.documents.document import parse_policy, unchecked
 from sparsity_policies.documents.yaml_bounds import MAX_NESTING, MAX_NODES
 from sparsity_policies.documents.yamlfile import dump_yaml, load_yaml
@@ -93,6 +94,28 @@ def test_one_that_was_killed_or_had_ended_is_started_again(limited: Confined) ->
     assert limited.check(policy()) == []
 
 
+def test_one_that_is_shut_ends_in_the_midst_of_its_work_and_does_none_after(limited: Confined) -> None:
+    limited.check(policy())
+    found: list[BaseException] = []
+
+    def compile_() -> None:
+        try:
+            limited.compile([SLOW])
+        except NoProcessError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=compile_)
+    thread.start()
+    time.sleep(0.5)
+    assert thread.is_alive()
+    limited.shut()
+    thread.join(2.0)
+    assert not thread.is_alive()
+    assert len(found) == 1
+    with pytest.raises(NoProcessError):
+        limited.compile(["a"])
+
+
 def test_calls_of_many_threads_take_turns(limited: Confined) -> None:
     found: list[bool] = []
     threads = [
@@ -122,6 +145,25 @@ def test_yaml_that_grows_is_refused_at_once() -> None:
 def test_aliases_that_do_not_grow_are_taken() -> None:
     text = "domain: x\nrisk: low\nbands:\n- &b {from_tokens: 0, tier: dense}\n- {<<: *b, from_tokens: 9}\n"
     assert [band.from_tokens for band in load_yaml(text, "p.yaml").bands] == [0, 9]
+
+
+async def test_a_file_that_no_process_could_check_is_read_again(
+    tmp_path: Path, limited: Confined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.yaml").write_text(dump_yaml(policy()))
+    folder = PolicyFolder(tmp_path, load=limited.load)
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", refused)
+        assert NO_PROCESS in (await folder.read()).rejected["x"]
+        assert [violation.field for violation in limited.check(policy())] == ["policy"]
+        with pytest.raises(NoProcessError):
+            limited.compile(["a"])
+    contents = await folder.read()
+    assert (contents.rejected, [stored.policy.domain for stored in contents.policies]) == ({}, ["x"])
 
 
 async def test_a_file_that_cannot_be_read_is_told_and_the_others_are_followed(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_router.config import RouterConfig
+from sparsity_router.following.building import Builder
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving.health import LIVENESS, READINESS, Health
 from support.fake_worker import FakeWorker
@@ -43,7 +43,7 @@ async def test_a_router_that_wants_no_traffic_is_still_alive(tmp_path: Path, mon
         async with running(replace(config, max_policy_lag=0.2, health_listen=probes)) as router:
             await becomes(probes, SERVING)
             assert await asked(probes, LIVENESS) == SERVING
-            monkeypatch.setattr(Snapshot, "build", lambda *_, **__: (_ for _ in ()).throw(ValueError("no")))
+            monkeypatch.setattr(Builder, "build", lambda *_, **__: (_ for _ in ()).throw(ValueError("no")))
             await router.edit()
             await becomes(probes, NOT_SERVING)
             assert await asked(probes, LIVENESS) == SERVING

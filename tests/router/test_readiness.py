@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from sparsity.v1 import policy_pb2
 from sparsity_router.config import RouterConfig
-from support.fake_worker import FakeWorker
+from sparsity_router.fleet.breaker import FAILURES_TO_OPEN
+from support.fake_worker import FakeWorker, fail
 from support.rig import AGGRESSIVE, DENSE, MODERATE
-from support.router import Router, running, until
+from support.router import Router, failure, running, until
 from support.tiny import tiny_model
 from support.valkey import Valkey
 
@@ -98,6 +100,21 @@ async def test_a_shared_worker_is_a_dense_one_while_it_proves_that_tier(tmp_path
         await stays(router, "SERVING")
         shared.unproven = (DENSE,)
         shared.come_back(shared.tiers)
+        await becomes(router, "NOT_SERVING")
+        assert "not ready: everything is held dense, and no dense worker can be used" in caplog.text
+
+
+async def test_a_shared_worker_that_fails_dense_requests_is_no_dense_one(tmp_path: Path, caplog: Any) -> None:
+    shared = FakeWorker("s", DENSE, tmp_path, tiers=(DENSE, MODERATE, AGGRESSIVE))
+    override = policy_pb2.Override(id="k", scope=policy_pb2.OVERRIDE_SCOPE_GLOBAL, reason="test")
+    async with router_over(tmp_path, shared) as router:
+        await becomes(router, "SERVING")
+        await router.policy.PutOverride(policy_pb2.PutOverrideRequest(override=override))
+        shared.behaviour = fail(grpc.StatusCode.INTERNAL)
+        # After each it is asked again as soon as it is heard again.
+        while len(shared.received) < FAILURES_TO_OPEN:
+            await failure(router.generate())
+            await asyncio.sleep(0.05)
         await becomes(router, "NOT_SERVING")
         assert "not ready: everything is held dense, and no dense worker can be used" in caplog.text
 

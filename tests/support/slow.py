@@ -18,7 +18,7 @@ SLOW = {
     "tests/router/test_processes.py": "starts routers of several processes",
     "tests/worker/test_graph_calls.py": "runs SGLang's calls around CUDA graphs in Triton's interpreter",
     "tests/router/embedded/test_secured_store.py": "starts routers over stores that they cannot log in to",
-    "tests/router/decisions/test_never_sparser.py": "tries thousands of requests against policies that change",
+    "tests/router/test_never_sparser.py": "tries thousands of requests against policies that change",
     "tests/router/services/test_hostile_policies.py": "waits for patterns and conditions that never end",
     "tests/kernels/test_hopper_kernels_compile.py": "compiles every Gluon kernel for Hopper",
     "tests/router/gateway/test_frameworks.py": "installs LangChain and LiteLLM once, and imports them each time",

@@ -13,12 +13,21 @@ from sparsity_rpc.errors import NotFoundError, SparsityError
 
 from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, err, escaped, out, print_json, to_dict
 from sparsity_cli.policies.files import Files, read_policies
-from sparsity_cli.policies.service import DomainArgument, Reason, Service, Yes, confirm, need_reason, service
+from sparsity_cli.policies.service import (
+    MOST_REVISION,
+    DomainArgument,
+    Reason,
+    Service,
+    Yes,
+    confirm,
+    need_reason,
+    service,
+)
 
 
 def get(
     domain: DomainArgument,
-    revision: Annotated[int | None, typer.Option(help="As it was at this revision.")] = None,
+    revision: Annotated[int | None, typer.Option(min=1, max=MOST_REVISION, help="As it was at this revision.")] = None,
     router: Router = DEFAULT_ROUTER,
     as_json: AsJson = False,
 ) -> None:

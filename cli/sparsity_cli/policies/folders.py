@@ -17,14 +17,16 @@ from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, err, out, print
 from sparsity_cli.policies.differences import difference, show
 from sparsity_cli.policies.documents import at_revision
 from sparsity_cli.policies.files import Files, read_policies
-from sparsity_cli.policies.service import Reason, Service, Yes, confirm, need_reason, service
+from sparsity_cli.policies.service import MOST_REVISION, Reason, Service, Yes, confirm, need_reason, service
 
 Folder = Annotated[Path, typer.Argument(help="Folder of YAML files, one policy each.")]
 
 
 def diff(
     targets: Annotated[list[str], typer.Argument(help="Files, folders, or one domain with --revision.")],
-    revision: Annotated[int | None, typer.Option(help="Compare the domain with this revision of it.")] = None,
+    revision: Annotated[
+        int | None, typer.Option(min=1, max=MOST_REVISION, help="Compare the domain with this revision of it.")
+    ] = None,
     router: Router = DEFAULT_ROUTER,
     as_json: AsJson = False,
 ) -> None:

@@ -9,9 +9,9 @@ from rich.table import Table
 from sparsity.v1 import policy_pb2
 
 from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, clock, err, escaped, out, print_json, to_dict
-from sparsity_cli.policies.service import DomainArgument, Reason, need_reason, service
+from sparsity_cli.policies.service import MOST_REVISION, DomainArgument, Reason, need_reason, service
 
-Limit = Annotated[int, typer.Option(min=1, help="At most this many.")]
+Limit = Annotated[int, typer.Option(min=1, max=2**31 - 1, help="At most this many.")]
 
 
 def history(
@@ -33,7 +33,10 @@ def history(
 
 def rollback(
     domain: DomainArgument,
-    to_revision: Annotated[int, typer.Option("--to-revision", help="The revision whose document comes back.")],
+    to_revision: Annotated[
+        int,
+        typer.Option("--to-revision", min=1, max=MOST_REVISION, help="The revision whose document comes back."),
+    ],
     reason: Reason = "",
     router: Router = DEFAULT_ROUTER,
     as_json: AsJson = False,

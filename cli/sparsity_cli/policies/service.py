@@ -22,6 +22,8 @@ from sparsity_cli.console import DEFAULT_ROUTER, reported
 TIMEOUT_SECONDS = 30.0
 _PAGE = 100
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+# One more must still be a place in a domain's history.
+MOST_REVISION = 2**63 - 2
 # Of a rollout's pause, the smallest field that holds one.
 _LONGEST = 2**32 - 1
 

@@ -107,7 +107,7 @@ class Row:
 
 
 def demo(
-    new_tokens: Annotated[int, typer.Option(help="Tokens to generate for each request.")] = 24,
+    new_tokens: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Tokens to generate for each request.")] = 24,
     kill: Annotated[bool, typer.Option(help="Also kill a worker of the embedded service in the middle.")] = True,
     router: Router = DEFAULT_ROUTER,
     state: State = None,

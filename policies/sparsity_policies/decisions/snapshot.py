@@ -54,7 +54,7 @@ class Snapshot:
         scanner: over the detection of all policies.
         risk: what has learnt their exemplars.
         policies_hash: hash of the policies alone.
-        rejected: domains whose documents could not be read, held at their last good version or absent.
+        rejected: domains whose documents could not be read or taken up, held at their last good version or absent.
         ttl: age past which everything goes dense, seconds.
         drifted: domains that a store beside the policy folder tells otherwise.
     """

@@ -48,8 +48,16 @@ _SIZE = struct.Struct("!Q")
 _ENVIRONMENT: Final = {"OPENBLAS_NUM_THREADS": "1"}
 
 
+NO_PROCESS: Final = "finds no process"
+"""Stands in every problem that is no fault of what was to be checked: it may be none a moment later."""
+
+
 class ConfinedError(Exception):
     """The work was not done within its limits."""
+
+
+class NoProcessError(ConfinedError):
+    """There is no process that could do the work now: it may be done later, whatever it is."""
 
 
 class Confined:
@@ -61,12 +69,15 @@ class Confined:
     def __init__(self) -> None:
         self._turn = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_shut = False
 
     def check(self, policy: Policy) -> Sequence[Violation]:
         """What :func:`sparsity_policies.documents.validate.check_policy` finds; past the limits is a mistake, too."""
         seconds = CHECK_SECONDS + _EXPRESSION_SECONDS * len(policy.detection.patterns)
         try:
             found: Sequence[Violation] = self._call("check", seconds, policy)
+        except NoProcessError as error:
+            return [Violation("policy", f"{error} that checks it: try again")]
         except ConfinedError as error:
             field = "detection.patterns" if policy.detection.patterns else "policy"
             return [Violation(field, f"{error} to check: shorten or remove what is repeated within a repetition")]
@@ -80,6 +91,8 @@ class Confined:
         """
         try:
             policy: Policy = self._call("load", CHECK_SECONDS, text, source)
+        except NoProcessError as error:
+            raise InvalidRequestError.of(source, f"{error} that reads and checks it: try again") from error
         except ConfinedError as error:
             raise InvalidRequestError.of(source, f"{error} to read and check: shorten it") from error
         return policy
@@ -89,10 +102,13 @@ class Confined:
 
         Raises:
             ValueError: when they do not compile within the limits.
+            NoProcessError: when they may another time.
         """
         try:
             seconds = COMPILE_SECONDS + _EXPRESSION_SECONDS * len(expressions)
             return load_database(self._call("compile", seconds, expressions))
+        except NoProcessError:
+            raise
         except ConfinedError as error:
             raise ValueError(f"the policies' detection {error} to compile together") from error
 
@@ -101,10 +117,13 @@ class Confined:
 
         Raises:
             ValueError: when they are not learnt within the limits.
+            NoProcessError: when they may be another time.
         """
         try:
             size = sum(len(text) for texts in exemplars.values() for text in texts) / 1000
             heads: Sequence[Head] = self._call("learn", LEARN_SECONDS + _KILOBYTE_SECONDS * size, exemplars, risky)
+        except NoProcessError:
+            raise
         except ConfinedError as error:
             raise ValueError(f"the policies' exemplars {error} to learn together") from error
         return heads
@@ -114,11 +133,17 @@ class Confined:
         with self._turn:
             self._end()
 
+    def shut(self) -> None:
+        """Ends the process for good, in the midst of its work too: whoever waits for that must end as well."""
+        self._is_shut = True
+        if (process := self._process) is not None:
+            process.kill()
+
     def _call(self, name: str, seconds: float, *arguments: Any) -> Any:
         with self._turn:
             answer = self._ask(name, seconds, arguments) or self._ask(name, seconds, arguments)
         if answer is None:
-            raise ConfinedError("finds no process")
+            raise NoProcessError(NO_PROCESS)
         kind, value = answer
         if kind == "memory":
             raise ConfinedError(f"takes more than {MEMORY_BYTES >> 20} MiB")
@@ -138,6 +163,8 @@ class Confined:
             answer: tuple[str, Any] = _receive(process.stdout, time.monotonic() + seconds * _PATIENCE)
         except (OSError, EOFError) as error:
             self._end()
+            if self._is_shut:
+                raise NoProcessError(NO_PROCESS) from error
             if process.returncode == 0:
                 return None
             late = isinstance(error, TimeoutError) or -process.returncode in (signal.SIGPROF, signal.SIGKILL)
@@ -146,6 +173,8 @@ class Confined:
         return answer
 
     def _started(self) -> subprocess.Popen[bytes]:
+        if self._is_shut:
+            raise NoProcessError(NO_PROCESS)
         if self._process is None or self._process.poll() is not None:
             self._end()
             command = [sys.executable, "-m", "sparsity_policies.documents.confined"]
@@ -154,7 +183,9 @@ class Confined:
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | _ENVIRONMENT
                 )
             except OSError as error:
-                raise ConfinedError(f"finds no process ({error.strerror})") from error
+                raise NoProcessError(f"{NO_PROCESS} ({error.strerror})") from error
+            if self._is_shut:  # meanwhile
+                self._process.kill()
         return self._process
 
     def _end(self) -> None:

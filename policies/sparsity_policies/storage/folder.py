@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, StoreError
 
+from sparsity_policies.documents.confined import NoProcessError
 from sparsity_policies.documents.document import encode
 from sparsity_policies.documents.yamlfile import load_yaml
 from sparsity_policies.model import Override, Policy, StoredPolicy
@@ -132,6 +133,8 @@ class PolicyFolder:
         try:
             found: Policy | str = self._load(data.decode(), name)
         except (InvalidRequestError, UnicodeDecodeError) as error:
+            if isinstance(error.__cause__, NoProcessError):
+                return str(error)
             found = str(error)
         self._read_before[name] = digest, found
         return found

@@ -104,9 +104,9 @@ class Sessions:
         if not session or decision.lasting is None:
             return
         key = _key(tenant, session)
-        known = self._known.get(key)
-        if known is None:
-            return
+        if (known := self._known.get(key)) is None:
+            # Others took its place while it was answered; what the store has of it is asked for again.
+            known = self._known[key] = _Known(None, time.monotonic())
         known.tier = _denser(known.tier, decision.lasting)
         if self._redis is not None and known.tier is not None:
             self._unsaved[key] = known.tier
@@ -136,13 +136,23 @@ class Sessions:
         """Writes what was noted, for as long as it runs."""
         while True:
             await asyncio.sleep(_FLUSH_SECONDS)
-            unsaved, self._unsaved = self._unsaved, {}
-            try:
-                await asyncio.gather(*(self._write(key, tier) for key, tier in unsaved.items()))
-            except CLIENT_ERRORS as error:
-                log.warning("sessions are known to this router only: %s", told(error))
-                self._unsaved = dict(list((unsaved | self._unsaved).items())[-_HELD:])
+            if not await self.flush():
                 await asyncio.sleep(1.0)
+
+    async def flush(self) -> bool:
+        """Writes what was noted and not written yet; whether that was possible."""
+        unsaved, self._unsaved = self._unsaved, {}
+        written = False
+        try:
+            await asyncio.gather(*(self._write(key, tier) for key, tier in unsaved.items()))
+            written = True
+        except CLIENT_ERRORS as error:
+            log.warning("sessions are known to this router only: %s", told(error))
+        finally:
+            if not written:
+                # Also where the router ends meanwhile: what was under way is written again then.
+                self._unsaved = dict(list((unsaved | self._unsaved).items())[-_HELD:])
+        return written
 
     async def _write(self, key: str, tier: Tier) -> None:
         async with self._turns:

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -80,7 +80,8 @@ class Replicas:
         """This router now."""
         policies, at = self._policies, self._policies.snapshot
         state = (at.revision, at.content_hash, policies.age, policies.lag)
-        problems = tuple(problem[:_MOST_CHARACTERS] for problem in (policies.unsaved, *self._problems()) if problem)
+        found = (policies.unsaved, _left_out(at.rejected), *self._problems())
+        problems = tuple(problem[:_MOST_CHARACTERS] for problem in found if problem)
         return Replica(self.router_id, self.address, *state, policies.now(), problems)
 
     async def all(self) -> list[Replica]:
@@ -113,3 +114,9 @@ class Replicas:
         except CLIENT_ERRORS as error:
             log.debug("the store does not answer: %s", told(error))
             return None
+
+
+def _left_out(rejected: Sequence[str]) -> str:
+    """What to mend in policies; empty for nothing."""
+    names = ", ".join(rejected)
+    return f"policies cannot be read or taken up, as the router's log says: {names}" if names else ""

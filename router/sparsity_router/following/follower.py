@@ -10,12 +10,13 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from sparsity_policies.decisions.snapshot import Snapshot
-from sparsity_policies.documents.confined import SOURCES
+from sparsity_policies.documents.confined import NO_PROCESS, SOURCES
 from sparsity_policies.model import StoredPolicy
 from sparsity_policies.storage.contents import Cursor, PolicySource
 from sparsity_policies.threads import BUILDS
 from sparsity_rpc.errors import StoreError
 
+from sparsity_router.following.building import Builder, tell_left_out
 from sparsity_router.following.overrides import Change, Overrides
 from sparsity_router.following.snapshot_file import SnapshotFile
 
@@ -23,6 +24,10 @@ log = logging.getLogger("sparsity.router.policies")
 _WAIT_SECONDS = 1.0
 _RETRY_SECONDS = 0.5
 _CLOCK_TOLERANCE = 0.5
+# What nobody could check, for want of a process, is looked at again after so long.
+_UNCHECKED_SECONDS = 30.0
+# Past the limits of what compiles and learns, on a busy machine: a build that takes longer is no work, but stuck.
+_BUILD_SECONDS = 60.0
 # No source is ever there, so the first look reads everything.
 _NOWHERE = Cursor(-1, "", "0-0")
 
@@ -32,7 +37,7 @@ class _Wanted(NamedTuple):
 
     cursor: Cursor
     policies: dict[str, StoredPolicy]
-    rejected: frozenset[str]
+    rejected: dict[str, str]
     drifted: tuple[str, ...]
 
 
@@ -50,10 +55,11 @@ class PolicyFollower:
         self._saved = -1
         self.unsaved = ""
         """What keeps the last policies from the disk; empty when nothing does."""
-        self._ttl = ttl
         self._snapshot: Snapshot | None = None
-        self._wanted = _Wanted(_NOWHERE, {}, frozenset(), ())
-        self._cursor = _NOWHERE
+        self._wanted = self._built = _Wanted(_NOWHERE, {}, {}, ())
+        self._builder = Builder(ttl, SOURCES.compile, SOURCES.learn)
+        self._building_since: float | None = None
+        self._read_at = float("-inf")
         self.overrides = Overrides(self._publish_overrides)
         self._confirmed = 0.0
         self._looked = 0.0
@@ -80,6 +86,12 @@ class PolicyFollower:
         return 0.0 if self._behind_since is None else time.monotonic() - self._behind_since
 
     @property
+    def waits(self) -> float:
+        """As :attr:`lag`, but 0 while the change is being compiled for the first time: so it is by all routers."""
+        since = self._building_since or float("-inf")
+        return 0.0 if time.monotonic() - since < _BUILD_SECONDS else self.lag
+
+    @property
     def loaded_at(self) -> float:
         """When the snapshot was taken up, seconds since the epoch."""
         return self._loaded_at
@@ -93,6 +105,7 @@ class PolicyFollower:
 
         Raises:
             StoreError: when neither can be read.
+            NoProcessError: when nothing can be compiled now.
         """
         try:
             await self.refresh()
@@ -101,7 +114,7 @@ class PolicyFollower:
                 raise
             contents, waiting, age = await BUILDS.run(self._disk.load)
             policies = {stored.policy.domain: stored for stored in contents.policies}
-            self._wanted = _Wanted(contents.cursor, policies, frozenset(contents.rejected), ())
+            self._wanted = _Wanted(contents.cursor, policies, contents.rejected, ())
             handed_over = (override for override in contents.overrides if override.id not in waiting)
             self.overrides.stored(handed_over, contents.cursor.revision)
             for override in contents.overrides:
@@ -137,7 +150,7 @@ class PolicyFollower:
     @property
     def _is_current(self) -> bool:
         """Whether what is decided from is what the source held at the last look."""
-        return self._wanted.cursor == self._cursor
+        return self._wanted == self._built
 
     async def _keep_saved(self) -> None:
         """Writes the file at every change, also while the source is away: a restart then would find nothing else."""
@@ -175,7 +188,7 @@ class PolicyFollower:
 
         Raises:
             StoreError: when the source cannot be read.
-            ValueError: when a change does not compile.
+            NoProcessError: when nothing can be compiled now.
         """
         await self._look()
         await self._build()
@@ -184,7 +197,8 @@ class PolicyFollower:
         try:
             while not self._is_current:
                 await self._build()
-        except ValueError:
+        except Exception:
+            self._building_since = float("-inf")
             log.exception("a change could not be taken up; serving revision %d", self.snapshot.revision)
             await asyncio.sleep(_RETRY_SECONDS)
 
@@ -194,25 +208,25 @@ class PolicyFollower:
             await self._look_once()
 
     async def _look_once(self) -> None:
-        wanted = self._wanted
-        looked = time.monotonic()
-        delta = await self._source.delta(wanted.cursor)
+        wanted, looked = self._wanted, time.monotonic()
+        unchecked = any(NO_PROCESS in problem for problem in wanted.rejected.values())
+        again = unchecked and looked - self._read_at > _UNCHECKED_SECONDS
+        delta = None if again else await self._source.delta(wanted.cursor)
         if delta is None:
-            contents = await self._source.read()
-            self._tell_rejected(contents.rejected)
+            contents, self._read_at = await self._source.read(), looked
+            tell_left_out("read", contents.rejected, wanted.rejected, wanted.policies)
             held = [wanted.policies[domain] for domain in contents.rejected if domain in wanted.policies]
             policies = {stored.policy.domain: stored for stored in (*contents.policies, *held)}
-            rejected = frozenset(contents.rejected)
-            self._wanted = _Wanted(contents.cursor, policies, rejected, contents.drifted)
+            self._wanted = _Wanted(contents.cursor, policies, contents.rejected, contents.drifted)
             overrides, at, offset = contents.overrides, contents.overrides_at, contents.clock_offset
         else:
             if delta.cursor != wanted.cursor:
-                self._tell_rejected(delta.rejected)
+                tell_left_out("read", delta.rejected, {}, wanted.policies)
                 gone = {domain for domain, stored in delta.policies.items() if stored is None}
                 policies = {domain: stored for domain, stored in wanted.policies.items() if domain not in gone}
                 policies |= {domain: stored for domain, stored in delta.policies.items() if stored}
                 told = {name for name in wanted.rejected if not name.startswith("override ")} - delta.policies.keys()
-                rejected = frozenset(told | delta.rejected.keys())
+                rejected = {name: wanted.rejected[name] for name in told} | delta.rejected
                 self._wanted = _Wanted(delta.cursor, policies, rejected, wanted.drifted)
             overrides, at, offset = delta.overrides, delta.overrides_at, delta.clock_offset
         self.overrides.stored(overrides, at)
@@ -229,35 +243,30 @@ class PolicyFollower:
             self._behind_since = self._behind_since or time.monotonic()
 
     async def _build(self) -> None:
-        """Compiles what is wanted now, off the event loop, and decides from it."""
+        """Compiles what is wanted now, off the event loop, and decides from it, as far as it can be taken up."""
         async with self._building:
-            wanted = self._wanted
-            if wanted.cursor == self._cursor and self._snapshot is not None:
+            if self._is_current and self._snapshot is not None:
                 return
-            fresh = await BUILDS.run(
-                Snapshot.build,
-                wanted.cursor.revision,
-                list(wanted.policies.values()),
-                (),
-                wanted.rejected,
-                ttl=self._ttl,
-                previous=self._snapshot,
-                compiled=SOURCES.compile,
-                learnt=SOURCES.learn,
-            )
-            self._cursor = wanted.cursor
-            self._publish(dataclasses.replace(fresh, drifted=wanted.drifted))
-            self._confirm()
+            self._building_since = self._building_since or time.monotonic()
+            before, wanted = self._snapshot, self._wanted
+            await self._build_most(wanted)
+            if self._builder.forget_refused(before, self.snapshot):
+                await self._build_most(wanted)
+            self._building_since = None
+
+    async def _build_most(self, wanted: _Wanted) -> None:
+        before = self._builder.problems
+        of = wanted.cursor.revision, wanted.policies, wanted.rejected
+        fresh = await BUILDS.run(self._builder.build, *of, self._snapshot)
+        tell_left_out("taken up", self._builder.problems, before, fresh.policies)
+        self._built = wanted
+        self._publish(dataclasses.replace(fresh, drifted=wanted.drifted))
+        self._confirm()
 
     def _set_clock(self, offset: float) -> None:
         if abs(offset - self._clock_offset) > _CLOCK_TOLERANCE:
             log.warning("this machine's clock differs from the policy source's by %.1f s; theirs is used", -offset)
         self._clock_offset = offset
-
-    def _tell_rejected(self, rejected: dict[str, str]) -> None:
-        for domain, problem in rejected.items():
-            fate = "its last good version is kept" if domain in self._wanted.policies else "it is served dense"
-            log.error("policy store: %s cannot be read (%s); %s", domain, problem, fate)
 
     def _publish_overrides(self) -> None:
         if self._snapshot is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -20,6 +21,7 @@ from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_rpc.errors import ConflictError, StoreError
 
+from sparsity_router.following import rollouts
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.following.windows import Metrics, Window
 
@@ -54,6 +56,7 @@ class GuardMonitor:
         self._store = store
         self._coverage: dict[tuple[str, Tier, str], Window] = {}
         self._scores: dict[str, Metrics] = {}
+        self._changes: dict[str, tuple[str, float]] = {}
         self._acting: dict[str, asyncio.Task[None]] = {}
 
     def coverage(self, domain: str, tier: Tier, report: inference_pb2.SparsityReport) -> None:
@@ -66,9 +69,12 @@ class GuardMonitor:
         policy = self._policies.snapshot.policy(domain)
         if policy is None or policy.guards.min_coverage is None or tier is Tier.DENSE:
             return
+        rollout, since = policy.rollout, self._since(domain)
+        if rollout is not None and rollout.halted and tier > rollout.held_back:
+            return
         window = self._coverage.setdefault((domain, tier, kind), Window())
         window.add(value)
-        mean = window.mean(self._since(domain))
+        mean = window.mean(since)
         if mean is not None and mean < policy.guards.min_coverage:
             what = f"{kind} {mean:.3f} of {tier.word} is below the guard {policy.guards.min_coverage:g}"
             self._act(domain, self._step_in(domain, tier, what))
@@ -80,8 +86,11 @@ class GuardMonitor:
             return
         if policy.guards.quality_metric not in ("", outcome.metric):
             return
-        windows = self._scores.setdefault(outcome.domain, Metrics()).add(outcome.metric, outcome.arm, outcome.score)
         since = self._since(outcome.domain)
+        if policy.rollout is not None and policy.rollout.halted:
+            # Of answers that were under way when it was halted.
+            return
+        windows = self._scores.setdefault(outcome.domain, Metrics()).add(outcome.metric, outcome.arm, outcome.score)
         means = {arm: windows[arm].mean(since) for arm in (ROLLED_OUT, HELD_BACK) if arm in windows}
         rolled, held = means.get(ROLLED_OUT), means.get(HELD_BACK)
         if rolled is None or held is None or held - rolled <= policy.guards.max_quality_dip:
@@ -110,8 +119,14 @@ class GuardMonitor:
         self._acting[domain] = asyncio.get_running_loop().create_task(action)
 
     def _since(self, domain: str) -> float:
-        """From when on samples count: an operator who ends a guard's cap has seen those before."""
-        return self._policies.overrides.ended_at(override_id(domain))
+        """From when on samples count: an operator who ends a guard's cap, or writes the policy anew as for a halted
+        rollout that goes on, has seen those before."""
+        stored = self._policies.snapshot.policies[domain].stored
+        etag, changed_at = self._changes.get(domain, (stored.etag, float("-inf")))
+        if etag != stored.etag and stored.actor not in (ACTOR, rollouts.ACTOR):
+            changed_at = time.monotonic()
+        self._changes[domain] = stored.etag, changed_at
+        return max(self._policies.overrides.ended_at(override_id(domain)), changed_at)
 
     def _forget(self, domain: str) -> None:
         self._coverage = {key: window for key, window in self._coverage.items() if key[0] != domain}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -89,7 +88,7 @@ class Observer:
         decision, served, completion = request.decision, request.served, request.completion
         policy = self._policies.snapshot.policy(decision.policy)
         # Most requests of a busy router are not logged: an entry is made only for those that are.
-        self._recorder.decision(request.decision_id, lambda: _entry(request, policy))
+        self._recorder.decision(request.decision_id, lambda: _entry(request, policy, self._policies.now()))
         self._metrics.relayed(decision, policy, served, completion, request.times)
         report = request.report
         # A request too short for the sparse kernels was attended whole, and says nothing about them.
@@ -99,14 +98,14 @@ class Observer:
             _log(request)
 
 
-def _entry(request: EndedRequest, policy: Policy | None) -> Entry:
+def _entry(request: EndedRequest, policy: Policy | None, now: float) -> Entry:
     signals, decision, served, completion = request.signals, request.decision, request.served, request.completion
     report = request.report
     if completion is not None and (tokens := completion.usage.prompt_tokens):
         # The worker has counted what the router may only have estimated.
         signals = replace(signals, min_tokens=tokens, max_tokens=tokens)
     return Entry(
-        time=time.time(),
+        time=now,
         decision_id=request.decision_id,
         signals=signals,
         policy=decision.policy,

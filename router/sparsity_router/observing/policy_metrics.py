@@ -30,7 +30,10 @@ def observe_disk(policies: PolicyFollower, meter: metrics.Meter | None = None) -
 def observe_policies(policies: PolicyFollower, recorder: Recorder, meter: metrics.Meter | None = None) -> None:
     """Registers what is read when metrics are taken; it costs nothing where none are."""
     age = "Since the policies were last known to be current."
-    unreadable, differ = "Unreadable documents.", "Documents that a store beside the folder has otherwise."
+    unreadable, differ = (
+        "Documents that cannot be read or taken up.",
+        "Documents that a store beside the folder has otherwise.",
+    )
     dropped = "Records the store could not take."
     observe(
         meter or metrics.get_meter("sparsity.router"),

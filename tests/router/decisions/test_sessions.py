@@ -16,6 +16,7 @@ from sparsity_policies.decisions.decide import decide
 from sparsity_policies.decisions.rollout import Action, move
 from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Decision, Override, Reason, Rollout, Scope, Signals, Tier
+from sparsity_router.decisions import sessions as sessions_
 from sparsity_router.decisions.sessions import Sessions, _key
 from support.fake_worker import FakeWorker, fail
 from support.rig import AGGRESSIVE, BANDS, DENSE, LONG, MODERATE, rig
@@ -104,6 +105,26 @@ async def test_routers_share_sessions_and_the_densest_stays() -> None:
             task.cancel()
         for client in clients:
             await client.aclose()
+
+
+async def test_what_was_noted_last_is_written_at_the_end_and_what_others_crowd_out_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sessions_, "_HELD", 2)
+    with Valkey() as server:
+        client = redis.Redis.from_url(server.url, decode_responses=True)
+        first = Sessions(client)
+        running = asyncio.create_task(first.run())
+        assert await tier(first) is None
+        for other in ("a", "b"):
+            await first.tier("t", other)
+        first.served("t", "s", decision(60))
+        assert first.held("t", "s") is Tier.MODERATE
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert await first.flush()
+        assert await client.get(_key("t", "s")) == str(int(Tier.MODERATE))
+        await client.aclose()
 
 
 class Server:

@@ -15,7 +15,7 @@ OTHER = asdict(Replica("other", "10.0.0.1:7000", 3, "abc", 0.5, 0.0, 100.0, ("a 
 class Following:
     """A follower that knows of nothing."""
 
-    snapshot: Any = type("Snapshot", (), {"revision": 1, "content_hash": ""})
+    snapshot: Any = type("Snapshot", (), {"revision": 1, "content_hash": "", "rejected": ("a", "b")})
     age = lag = 0.0
     unsaved = ""
 
@@ -36,6 +36,12 @@ class Store:
 async def heard(text: str) -> list[Replica]:
     replicas = Replicas(Following(), Store(text))
     return [replica for replica in await replicas.all() if replica.router_id != replicas.router_id]
+
+
+def test_documents_that_are_left_out_are_told() -> None:
+    assert Replicas(Following()).own().problems == (
+        "policies cannot be read or taken up, as the router's log says: a, b",
+    )
 
 
 async def test_another_router_is_heard() -> None:

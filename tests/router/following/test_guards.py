@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.journal import Outcome
-from sparsity_policies.decisions.rollout import HELD_BACK, ROLLED_OUT
+from sparsity_policies.decisions.rollout import HELD_BACK, ROLLED_OUT, Action, halt, move
+from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.documents.document import parse_policy
-from sparsity_policies.model import Override, Tier
+from sparsity_policies.model import Override, Policy, Rollout, Tier
 from sparsity_policies.wire import policy_from_wire, policy_to_wire
-from sparsity_router.following import windows
-from sparsity_router.following.guards import GuardMonitor, override_id
+from sparsity_router.following import rollouts, windows
+from sparsity_router.following.guards import ACTOR, GuardMonitor, override_id
 from sparsity_router.following.overrides import Overrides
 from sparsity_router.following.windows import MIN_SAMPLES
 from sparsity_rpc.errors import InvalidRequestError
 from support.rig import Policies
-from support.snapshots import snapshot
+from support.snapshots import snapshot, stored
 
 DOCUMENT: dict[str, Any] = {
     "domain": "low",
@@ -82,6 +85,35 @@ async def test_only_the_metric_that_policy_names_counts() -> None:
     await report("exact_match", 0.5)
     await asyncio.sleep(0.01)
     assert [override.id for override in policies.overrides.active()] == [override_id("low")]
+
+
+async def test_what_comes_late_of_a_halted_rollout_counts_for_nothing_nor_once_it_goes_on() -> None:
+    policies = Guarded(min_coverage=0.9)
+    monitor, report = GuardMonitor(cast(Any, policies), None), inference_pb2.SparsityReport(coverage=0.1)
+    begun = move(policies.snapshot.policies["low"].policy, Action.START, Rollout((50, 100), held_back=Tier.DENSE))
+    halted = halt(begun, "a dip")
+
+    def write(policy: Policy, revision: int, actor: str) -> None:
+        policies.snapshot = Snapshot.build(revision, [replace(stored(policy, revision), actor=actor)])
+
+    async def after(times: int, covered: bool = False) -> list[str]:
+        for _ in range(times):
+            for arm, score in ((HELD_BACK, 0.9), (ROLLED_OUT, 0.5)):
+                monitor.outcome(outcome("exact_match", arm, score))
+            if covered:
+                monitor.coverage("low", Tier.AGGRESSIVE, report)
+        await asyncio.sleep(0.01)
+        return [override.id for override in policies.overrides.active()]
+
+    write(begun, 1, "operator")
+    assert await after(MIN_SAMPLES - 1) == []
+    write(halted, 2, ACTOR)
+    assert await after(2 * MIN_SAMPLES, covered=True) == []
+    write(move(halted, Action.RESUME), 3, "operator")
+    assert await after(MIN_SAMPLES - 1, covered=True) == []
+    # Whoever moves it on by itself has looked at nothing.
+    write(move(move(halted, Action.RESUME), Action.PROMOTE), 4, rollouts.ACTOR)
+    assert await after(1) == [override_id("low")]
 
 
 def test_a_metric_without_a_dip_is_a_mistake() -> None:

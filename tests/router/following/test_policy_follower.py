@@ -7,6 +7,7 @@ import os
 import random
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,17 @@ import grpc
 import pytest
 from sparsity.v1 import policy_pb2, policy_pb2_grpc
 from sparsity_policies.decisions.snapshot import Snapshot
+from sparsity_policies.documents.confined import NO_PROCESS, SOURCES, NoProcessError
 from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.documents.yamlfile import dump_yaml
-from sparsity_policies.model import Override, Policy, Scope, Tier
+from sparsity_policies.model import DetectionMode, Override, Policy, Scope, StoredPolicy, Tier
 from sparsity_policies.storage.contents import Contents, Cursor, Delta
 from sparsity_policies.storage.folder import PolicyFolder
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_router.config import RouterConfig
+from sparsity_router.following import follower as follower_
+from sparsity_router.following.building import Builder
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.following.snapshot_file import SnapshotFile
 from sparsity_router.observing.policy_metrics import observe_policies
@@ -34,6 +38,7 @@ from support.redis_server import RedisServer
 from support.rig import DENSE
 from support.router import failure, running, until
 from support.router_process import RouterProcess
+from support.snapshots import stored
 from support.tiny import tiny_model
 from support.valkey import Valkey
 
@@ -131,13 +136,18 @@ class Source:
 
     def __init__(self) -> None:
         self.revision = 1
+        self.policies: list[StoredPolicy] = []
+        self.rejected: dict[str, str] = {}
         self.clock_offset = 0.0
         self.away = False
 
     async def read(self) -> Contents:
-        return Contents(Cursor(self.revision, f"{self.revision}", ""), [], [], {}, self.clock_offset)
+        cursor = Cursor(self.revision, f"{self.revision}", "")
+        return Contents(cursor, self.policies, [], self.rejected, self.clock_offset)
 
     async def delta(self, cursor: Cursor) -> Delta | None:
+        if self.away:
+            raise StoreError("away")
         same = cursor.revision == self.revision
         return Delta(cursor, {}, [], {}, self.clock_offset) if same else None
 
@@ -158,26 +168,159 @@ async def test_the_sources_clock_is_used() -> None:
     assert follower.now() - time.time() == pytest.approx(-7200, abs=1)
 
 
-async def test_a_change_that_cannot_be_taken_up_makes_a_lag(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_change_that_fails_for_no_fault_of_its_own_makes_a_lag(monkeypatch: pytest.MonkeyPatch) -> None:
     source = Source()
     follower = PolicyFollower(source, ttl=300)
     await follower.start()
-    monkeypatch.setattr(Snapshot, "build", lambda *_, **__: (_ for _ in ()).throw(ValueError("does not compile")))
-    source.revision = 2
-    for _ in range(2):
-        with pytest.raises(ValueError, match="does not compile"):
-            await follower.refresh()
-        assert follower.snapshot.revision == 1
-    before = follower.lag
-    await asyncio.sleep(0.02)
-    assert follower.lag > before > 0
-    source.revision = 1
-    await follower.refresh()
-    assert follower.lag == 0, "the change was taken back"
-    source.revision = 2
+    monkeypatch.setattr(SOURCES, "_started", lambda: (_ for _ in ()).throw(NoProcessError("finds no process")))
+    monkeypatch.setattr(follower_, "_RETRY_SECONDS", 0.01)
+    following = asyncio.create_task(follower.follow())
+    source.revision, source.policies = 2, [heavy("a")]
+
+    async def waits() -> bool:
+        return follower.waits > 0.1
+
+    await until(waits)
+    assert (follower.snapshot.revision, follower.snapshot.rejected) == (1, ())
+    source.revision, source.policies = 1, []
+
+    async def current() -> bool:
+        return follower.lag == 0
+
+    await until(current)
+    source.revision, source.policies = 2, [heavy("a")]
+    await until(waits)
     monkeypatch.undo()
+    await until(current)
+    assert (follower.snapshot.revision, follower.snapshot.policies.keys()) == (2, {"a"})
+    following.cancel()
+
+
+def heavy(domain: str, texts: int = 1, tier: str = "dense") -> StoredPolicy:
+    """A policy that weighs as much as it has texts to look for."""
+    bands = [{"from_tokens": 0, "tier": tier}]
+    detection = {"patterns": [f"secret {domain} {number}" for number in range(texts)]}
+    return stored(parse_policy({"domain": domain, "risk": "low", "bands": bands, "detection": detection}))
+
+
+def tiers(follower: PolicyFollower) -> dict[str, str]:
+    return {domain: item.policy.bands[0].tier.word for domain, item in follower.snapshot.policies.items()}
+
+
+@pytest.fixture
+def few_texts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lets eight texts be compiled together, and tells how many each compilation had."""
+    compile_, asked = SOURCES.compile, []
+
+    def limited(expressions: Sequence[str]) -> Any:
+        asked.append(len(expressions))
+        if len(expressions) > 8:
+            raise ValueError("take more than 20 s to compile together")
+        return compile_(expressions)
+
+    monkeypatch.setattr(SOURCES, "compile", limited)
+    return asked
+
+
+async def test_what_does_not_compile_together_is_held_and_everything_else_is_taken(
+    few_texts: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = Source()
+    source.policies = [heavy("a", 3), heavy("b", 3), heavy("c", 2)]
+    follower = PolicyFollower(source, ttl=300)
+    await follower.start()
+    assert follower.snapshot.rejected == ()
+
+    async def edit(*policies: StoredPolicy) -> None:
+        source.revision += 1
+        source.policies = list({one.policy.domain: one for one in (*source.policies, *policies)}.values())
+        await follower.refresh()
+        assert (follower.snapshot.revision, follower.lag, follower.waits) == (source.revision, 0.0, 0.0)
+
+    # In one look: two that are good, one that is too much in the place of a good one, and one that is too much at all.
+    await edit(heavy("a", 3, "moderate"), heavy("b", 9, "moderate"), heavy("c", 4, "moderate"), heavy("d", 20))
+    assert follower.snapshot.rejected == ("b", "d")
+    assert tiers(follower) == {"a": "moderate", "b": "dense", "c": "moderate"}
+    assert follower.snapshot.scanner.scan("secret c 3, secret b 8, secret b 2").domains == {"b", "c"}
+    assert (
+        "b cannot be taken up (take more than 20 s to compile together); its last good version is kept" in caplog.text
+    )
+    assert "d cannot be taken up (take more than 20 s to compile together); it is served dense" in caplog.text
+    caplog.clear()
+    # The next edits wait for no attempt at what was refused, and nothing is told twice.
+    few_texts.clear()
+    await edit(heavy("a", 3, "aggressive"))
+    assert follower.snapshot.rejected == ("b", "d")
+    assert tiers(follower) == {"a": "aggressive", "b": "dense", "c": "moderate"}
+    assert max(few_texts, default=0) <= 8
+    assert "cannot" not in caplog.text
+    # Written anew, or taken away, it is told no more.
+    source.policies = [one for one in source.policies if one.policy.domain != "d"]
+    await edit(heavy("b", 2, "aggressive"))
+    assert follower.snapshot.rejected == ()
+    assert tiers(follower) == {"a": "aggressive", "b": "aggressive", "c": "moderate"}
+
+
+async def test_what_was_too_much_is_taken_up_once_there_is_room(few_texts: list[int]) -> None:
+    source = Source()
+    follower = PolicyFollower(source, ttl=300)
+    await follower.start()
+    source.revision, source.policies = 2, [heavy("a", 6), heavy("b", 6)]
     await follower.refresh()
-    assert (follower.snapshot.revision, follower.lag) == (2, 0.0)
+    assert (follower.snapshot.rejected, follower.snapshot.policies.keys()) == (("b",), {"a"})
+    source.revision, source.policies = 3, [heavy("a", 1), source.policies[1]]
+    await follower.refresh()
+    assert (follower.snapshot.rejected, follower.snapshot.policies.keys()) == ((), {"a", "b"})
+
+
+async def test_a_router_starts_with_what_does_not_compile_together(few_texts: list[int], tmp_path: Path) -> None:
+    source = Source()
+    source.policies = [heavy("a", 4), heavy("b", 4), heavy("c", 4), heavy("d", 20)]
+    follower = PolicyFollower(source, ttl=300, disk=SnapshotFile(tmp_path / "policies.json"))
+    await follower.start()
+    assert follower.snapshot.rejected == ("d",)
+    assert follower.snapshot.scanner.scan("secret a 3, secret b 3, secret c 3").domains == {"a", "b", "c"}
+    SnapshotFile(tmp_path / "policies.json").save(7, source.policies, [])
+    source.away = True
+    follower = PolicyFollower(source, ttl=300, disk=SnapshotFile(tmp_path / "policies.json"))
+    await follower.start()
+    assert (follower.snapshot.revision, follower.snapshot.rejected) == (7, ("d",))
+
+
+async def test_exemplars_that_are_not_learnt_in_time_hold_their_domain_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(*_: Any) -> Any:
+        raise ValueError("take more than 30 s to learn together")
+
+    monkeypatch.setattr(SOURCES, "learn", late)
+    source = Source()
+    follower = PolicyFollower(source, ttl=300)
+    await follower.start()
+    plain = heavy("a", 1)
+    detection = replace(plain.policy.detection, exemplars=("a text that nobody wrote",), mode=DetectionMode.ACT)
+    learnt = replace(plain, policy=replace(plain.policy, domain="b", detection=detection))
+    source.revision, source.policies = 2, [plain, learnt]
+    await follower.refresh()
+    assert (follower.snapshot.rejected, follower.snapshot.policies.keys()) == (("b",), {"a"})
+
+
+async def test_what_nobody_could_check_is_looked_at_again_and_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(follower_, "_UNCHECKED_SECONDS", 0.05)
+    source = Source()
+    source.rejected = {"a": f"{NO_PROCESS} that reads it"}
+    follower = PolicyFollower(source, ttl=300)
+    await follower.start()
+    for _ in range(3):
+        await asyncio.sleep(0.06)
+        await follower.refresh()
+    assert follower.snapshot.rejected == ("a",)
+    assert caplog.text.count("a cannot be read") == 1
+    # Nothing was written meanwhile.
+    source.rejected, source.policies = {}, [heavy("a")]
+    await asyncio.sleep(0.06)
+    await follower.refresh()
+    assert (follower.snapshot.rejected, follower.snapshot.policies.keys()) == ((), {"a"})
 
 
 async def test_a_kill_switch_does_not_wait_for_a_slow_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,15 +394,27 @@ async def test_a_lagging_router_is_not_ready_and_comes_back(tmp_path: Path, monk
                 return await router.health() == "SERVING"
 
             await until(ready)
-            build = Snapshot.build
-            monkeypatch.setattr(Snapshot, "build", lambda *_, **__: (_ for _ in ()).throw(ValueError("no")))
+            # Peers take as long over a compilation: it is no reason to want no traffic.
+            build, release = Builder.build, threading.Event()
+
+            def slow(*arguments: Any, **options: Any) -> Snapshot:
+                release.wait(10)
+                return build(*arguments, **options)
+
+            monkeypatch.setattr(Builder, "build", slow)
+            await router.edit()
+            for _ in range(10):
+                assert await ready()
+                await asyncio.sleep(0.1)
+            release.set()
+            monkeypatch.setattr(Builder, "build", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no")))
             await router.edit()
 
             async def unready() -> bool:
                 return await router.health() == "NOT_SERVING"
 
             await until(unready)
-            monkeypatch.setattr(Snapshot, "build", build)
+            monkeypatch.setattr(Builder, "build", build)
             await until(ready)
     await worker.stop()
 

@@ -4,12 +4,19 @@ import time
 from typing import Any
 
 import pytest
+from sparsity_policies.decisions.decide import decide
 from sparsity_policies.decisions.journal import Entry
 from sparsity_policies.model import Reason, Signals, Tier
 from sparsity_policies.storage.decisionlog import AuditEvent
+from sparsity_router.following.guards import GuardMonitor
 from sparsity_router.observing import recorder as module
+from sparsity_router.observing.observer import EndedRequest, Observer
 from sparsity_router.observing.recorder import Recorder
+from sparsity_router.observing.request_metrics import RequestMetrics
 from sparsity_rpc.errors import StoreError
+from support.metrics import Meter
+from support.rig import Policies
+from support.snapshots import snapshot
 
 
 class Log:
@@ -84,3 +91,14 @@ async def test_without_a_log_nothing_is_kept() -> None:
     recorder.audit(event(1))
     await recorder.flush()
     assert recorder.dropped == 0
+
+
+def test_an_entry_bears_the_time_of_the_store() -> None:
+    policies: Any = Policies(snapshot())
+    policies.now = lambda: 1234.5
+    kept: list[Entry] = []
+    recorder: Any = type("Kept", (), {"decision": lambda self, decision_id, entry: kept.append(entry())})()
+    observer = Observer(policies, recorder, GuardMonitor(policies, None), RequestMetrics("tiny", None, Meter().meter))
+    signals = Signals(1, 1, domain="rag")
+    observer.ended(EndedRequest("d", signals, decide(signals, policies.snapshot)))
+    assert [entry.time for entry in kept] == [1234.5]

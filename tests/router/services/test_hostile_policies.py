@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,18 @@ from typing import Any
 import grpc
 import pytest
 import redis.asyncio as redis
-from sparsity.v1 import inference_pb2, policy_pb2
+from sparsity.v1 import inference_pb2, policy_pb2, policy_pb2_grpc
 from sparsity_client.wire import make_request
 from sparsity_policies.documents import confined
 from sparsity_policies.storage.scripts import POLICIES
+from sparsity_policies.storage.store import PolicyStore
+from sparsity_policies.wire import policy_from_wire
 from sparsity_router.config import RouterConfig
 from support.fake_worker import FakeWorker
 from support.loop_time import loop_is_free
 from support.rig import DENSE
 from support.router import Router, failure, running, until
+from support.router_process import RouterProcess
 from support.tiny import tiny_model
 from support.valkey import Valkey
 
@@ -142,6 +146,99 @@ async def test_a_store_with_a_policy_that_takes_long_is_served_without_it(tmp_pa
             assert (await router.tier("summarization", 300))[1] == "REASON_LENGTH_BAND"
 
 
+HEAVY = [f"heavy-{letter}" for letter in "abcdef"]
+
+
+def heavy(domain: str) -> Any:
+    policy = policy_pb2.Policy(domain=domain, risk=policy_pb2.RISK_LOW)
+    policy.bands.add(tier=DENSE)
+    policy.detection.patterns.append(f"text of {domain}")
+    return policy
+
+
+@pytest.fixture
+def three_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those policies no four compile together within the limits."""
+    compile_ = confined.Confined.compile
+
+    def limited(self: confined.Confined, expressions: Sequence[str]) -> Any:
+        if sum("heavy" in expression for expression in expressions) > 3:
+            raise ValueError("the policies' detection takes more than 20 s to compile together")
+        return compile_(self, expressions)
+
+    monkeypatch.setattr(confined.Confined, "compile", limited)
+
+
+async def test_policies_that_do_not_compile_together_are_refused_one_by_one(
+    tmp_path: Path, three_at_once: None
+) -> None:
+    with Valkey() as server:
+        async with served(tmp_path, server.url) as router:
+            calls = [
+                router.policy.PutPolicy(policy_pb2.PutPolicyRequest(policy=heavy(domain), reason="test"))
+                for domain in HEAVY[:3]
+            ]
+            await asyncio.gather(*calls)
+            for validate_only in (True, False):
+                put = policy_pb2.PutPolicyRequest(policy=heavy(HEAVY[3]), reason="test", validate_only=validate_only)
+                error = await failure(router.policy.PutPolicy(put))
+                assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+                assert error.details().startswith("detection: the policies' detection takes more than 20 s")
+            simulate = policy_pb2.SimulatePolicyRequest(policy=heavy(HEAVY[3]))
+            simulate.replay.FromSeconds(60)
+            assert (await failure(router.policy.SimulatePolicy(simulate))).details().startswith("detection: ")
+            # Whoever has one keeps it, and may do with it what does not ask for more.
+            held = await router.get(HEAVY[0])
+            held.policy.owner = "another"
+            await router.edit(HEAVY[0], policy=held.policy)
+            rollout = policy_pb2.Rollout(steps=[50, 100])
+            await router.policy.UpdateRollout(
+                policy_pb2.UpdateRolloutRequest(domain=HEAVY[0], action=1, rollout=rollout)
+            )
+            await router.edit("rag", [(0, 2)])
+            await router.becomes("TIER_MODERATE")
+            # In its place another fits, until it comes back.
+            await router.policy.DeletePolicy(policy_pb2.DeletePolicyRequest(domain=HEAVY[0], reason="test"))
+            await router.policy.PutPolicy(policy_pb2.PutPolicyRequest(policy=heavy(HEAVY[3]), reason="test"))
+            back = policy_pb2.RollbackPolicyRequest(domain=HEAVY[0], to_revision=held.revision, reason="test")
+            assert (await failure(router.policy.RollbackPolicy(back))).details().startswith("detection: ")
+
+
+async def test_routers_follow_and_start_with_a_store_whose_policies_do_not_compile_together(
+    tmp_path: Path, three_at_once: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Valkey() as server:
+        store = PolicyStore(server.url)
+        async with served(tmp_path / "first", server.url) as router:
+            # As two routers at once take them, or one that has more time.
+            for domain in HEAVY:
+                await store.put(policy_from_wire(heavy(domain)), etag=None, actor="a", reason="r")
+            await router.edit("rag", [(0, 2)])
+            await router.becomes("TIER_MODERATE")
+            assert await watched(router) == set(HEAVY[3:])
+            assert "heavy-d cannot be taken up (the policies' detection takes more than 20 s" in caplog.text
+            await until(lambda: is_serving(router))
+        async with served(tmp_path / "second", server.url) as router:
+            assert (await router.tier("rag"))[0] == "TIER_MODERATE"
+            assert await watched(router) <= set(HEAVY[3:])
+            await router.edit("rag", [(0, 1)])
+            await router.becomes("TIER_DENSE")
+            await until(lambda: is_serving(router))
+        await store.close()
+
+
+async def is_serving(router: Router) -> bool:
+    return await router.health() == "SERVING"
+
+
+async def watched(router: Router) -> set[str]:
+    """The domains that the router tells it holds back."""
+    call = router.policy.WatchPolicies(policy_pb2.WatchPoliciesRequest())
+    told = set((await call.read()).rejected_domains)
+    call.cancel()
+    return told
+
+
 async def test_a_folder_with_a_file_that_cannot_be_read_is_followed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -165,11 +262,7 @@ async def test_a_folder_with_a_file_that_cannot_be_read_is_followed(
             assert (await router.tier("rag"))[0] == "TIER_MODERATE"
         (policies / "rag.yaml").write_text(plain.format("rag", "aggressive"))
         await router.becomes("TIER_AGGRESSIVE", "rag")
-
-        async def serving() -> bool:
-            return await router.health() == "SERVING"
-
-        await until(serving)
+        await until(lambda: is_serving(router))
 
 
 async def test_policies_do_not_wait_for_the_threads_of_prompts(tmp_path: Path) -> None:
@@ -185,6 +278,41 @@ async def test_policies_do_not_wait_for_the_threads_of_prompts(tmp_path: Path) -
             finally:
                 release.set()
                 await asyncio.gather(*prompts)
+
+
+def slow_to_simulate() -> policy_pb2.SimulatePolicyRequest:
+    """A draft and signals that are minutes of work, each within its bounds."""
+    request = policy_pb2.SimulatePolicyRequest()
+    request.policy.MergeFrom(policy_pb2.Policy(domain="rag", risk=policy_pb2.RISK_LOW))
+    request.policy.bands.add(tier=DENSE)
+    for number in range(3):
+        every = f"labels.all(a, labels.all(b, labels[a] != labels[b] + '{number}'))"
+        request.policy.rules.add(name=f"r{number}", when=f"!{every}", tier=DENSE)
+    for _ in range(4000):
+        signals = request.signals.add(domain="rag", min_tokens=9, max_tokens=9)
+        signals.labels.update({f"{label}": "v" for label in range(64)})
+    return request
+
+
+def test_a_router_ends_soon_while_it_simulates(tmp_path: Path) -> None:
+    drained = ("--drain-seconds", "0.2")
+    with Valkey() as server, RouterProcess(tmp_path, "--redis-url", server.url, *drained) as router:
+        channel = grpc.insecure_channel(router.address)
+        with channel:
+            stub = policy_pb2_grpc.PolicyServiceStub(channel)
+            slow = slow_to_simulate()
+            calls = [stub.SimulatePolicy.future(slow) for _ in range(3)]
+            time.sleep(3.0)
+            assert not any(call.done() for call in calls)
+            # Who comes meanwhile, waits for none of them.
+            asked = policy_pb2.SimulatePolicyRequest(policy=heavy("other"), signals=slow.signals[:1])
+            assert stub.SimulatePolicy(asked, timeout=20.0).summary.requests == 1
+            router.signal(signal.SIGTERM)
+            started = time.monotonic()
+            while router.alive():
+                assert time.monotonic() - started < 5.0
+                time.sleep(0.05)
+            assert all(call.exception(timeout=5.0) is not None for call in calls)
 
 
 @pytest.mark.parametrize(

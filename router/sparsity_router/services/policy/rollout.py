@@ -33,6 +33,7 @@ async def update_rollout(
         fresh = _kept(policy_from_wire(draft).rollout, request.rollout, stored.policy.rollout)
     # Checked whole, because a rollout can be at odds with the rest of its policy.
     moved = await DRAFTS.run(parse_policy, to_document(move(stored.policy, action, fresh)), EDITS.check)
+    await DRAFTS.run(state.compare, moved)
     percent = moved.rollout.percent if moved.rollout else 0
     reason = f"rollout {action.name.lower()} at {percent} percent" + (f": {request.reason}" if request.reason else "")
     etag = request.etag if request.HasField("etag") else stored.etag

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator
+from typing import TypeVar
 
 from sparsity.v1 import policy_pb2
 from sparsity_policies.decisions.journal import Entry
@@ -18,6 +20,8 @@ from sparsity_router.services.policy.logged import Seen, logged
 from sparsity_router.services.policy.state import PolicyState
 
 MAX_SIGNALS = 10_000
+_MOMENT_SECONDS = 0.25
+_T = TypeVar("_T")
 
 
 async def simulate_policy(
@@ -25,33 +29,51 @@ async def simulate_policy(
 ) -> policy_pb2.SimulatePolicyResponse:
     """Decides by the present policies and by the draft."""
     draft = await DRAFTS.run(policy_from_wire, request.policy, EDITS.check)
-    await DRAFTS.run(state.check, draft)
     replays, now = request.HasField("replay"), state.policies.now()
     if replays == bool(request.signals):
         raise InvalidRequestError.of("signals", "give signals, or a time to replay, and not both")
     if len(request.signals) > MAX_SIGNALS:
         raise InvalidRequestError.of("signals", f"are {len(request.signals)}; one call takes {MAX_SIGNALS}")
-    signals = [signals_from_wire(item, f"signals[{n}]", now) for n, item in enumerate(request.signals)]
-    present = state.policies.snapshot
-    changed = await DRAFTS.run(present.with_draft, draft, EDITS.compile)
-    simulation = Simulation(present, changed, state.shape)
+    signals = await DRAFTS.run(_signals, request, now)
+    simulation = Simulation(*await DRAFTS.run(state.check, draft), state.shape)
     if not replays:
-        found = await REPLAYS.run(_decide_all, simulation, signals)
-        return summary_to_wire(simulation.summary(), found)
+        found, left = [], iter(signals)
+        while some := await REPLAYS.run(_decide, simulation, left):
+            found += some
+        return await REPLAYS.run(summary_to_wire, simulation.summary(), found)
     seen = Seen()
     async for batch in logged(state.decisions, request.replay, "replay"):
-        await REPLAYS.run(_replay, simulation, seen.readable(batch), now)
+        entries = iter(seen.readable(batch))
+        while await REPLAYS.run(_replay, simulation, entries, now):
+            pass
     response = summary_to_wire(simulation.summary())
     seen.tell(response.summary)
     return response
 
 
-def _decide_all(simulation: Simulation, signals: Sequence[Signals]) -> list[SimulatedRequest]:
-    return [simulation.add(item) for item in signals]
+def _signals(request: policy_pb2.SimulatePolicyRequest, now: float) -> list[Signals]:
+    return [signals_from_wire(item, f"signals[{n}]", now) for n, item in enumerate(request.signals)]
 
 
-def _replay(simulation: Simulation, entries: Sequence[Entry], now: float) -> None:
-    """Decides entries by the policies of now."""
-    for entry in entries:
+def _decide(simulation: Simulation, signals: Iterator[Signals]) -> list[SimulatedRequest]:
+    """Decides as many as a moment is enough for; none are left when it decides none."""
+    return [simulation.add(item) for item in _for_a_moment(signals)]
+
+
+def _replay(simulation: Simulation, entries: Iterator[Entry], now: float) -> int:
+    """Decides entries by the policies of now, as many as a moment is enough for; their number."""
+    count = 0
+    for entry in _for_a_moment(entries):
         simulation.observe(entry)
         simulation.add(dataclasses.replace(entry.signals, received_at=now, policy_age=0.0), entry.new_tokens)
+        count += 1
+    return count
+
+
+def _for_a_moment(items: Iterator[_T]) -> Iterator[_T]:
+    """Items until a moment has passed: other callers' come between, and who has left is decided for no longer."""
+    until = time.monotonic() + _MOMENT_SECONDS
+    for item in items:
+        yield item
+        if time.monotonic() > until:
+            return

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from sparsity_policies.decisions.costs import ModelShape
+from sparsity_policies.decisions.snapshot import Snapshot
+from sparsity_policies.documents.confined import EDITS, NoProcessError
 from sparsity_policies.documents.validate import check_exemplars
 from sparsity_policies.model import Policy, StoredPolicy
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.storage.store import PolicyStore
-from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, NotFoundError
+from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, NotFoundError, UnavailableError
 from sparsity_serving.access.access import Access
 
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.observing.recorder import Recorder
 
 READ_YOUR_WRITE_SECONDS = 1.0
+
+
+class Compared(NamedTuple):
+    """What is decided from now, and what would be with a draft."""
+
+    present: Snapshot
+    changed: Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +85,32 @@ class PolicyState:
             raise NotFoundError(f"policy {domain!r} does not exist; there are {', '.join(some)}{more}")
         return found.stored
 
-    def check(self, policy: Policy) -> None:
+    def check(self, policy: Policy) -> Compared:
         """What only the other policies can tell.
 
         Raises:
             InvalidRequestError: with one violation a mistake.
+            UnavailableError: when it cannot be told now.
         """
         others = (item.policy for item in self.policies.snapshot.policies.values())
         if violations := check_exemplars(policy, others):
             raise InvalidRequestError(*violations)
+        return self.compare(policy)
+
+    def compare(self, draft: Policy) -> Compared:
+        """Compiles what would be decided from with ``draft``, as routers do: none takes up what is refused here.
+
+        Raises:
+            InvalidRequestError: when its detection does not compile together with that of other domains.
+            UnavailableError: when that cannot be told now.
+        """
+        present = self.policies.snapshot
+        try:
+            return Compared(present, present.with_draft(draft, EDITS.compile))
+        except NoProcessError as error:
+            raise UnavailableError(f"policies cannot be compiled now: the work {error}") from error
+        except ValueError as error:
+            raise InvalidRequestError.of("detection", f"{error}: shorten it, or that of another domain") from error
 
     async def seen(self, revision: int) -> None:
         """Lets the caller's next request to this router see its write."""

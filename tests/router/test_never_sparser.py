@@ -3,14 +3,13 @@
 The oracles say independently of the decision function what must be dense, and how sparse a request may be at most: one
 for the decision and the place that it leads to, one for every attempt of whole routers over fake workers, where all
 changes while requests are under way. Workers serve one tier or several, and mixed fleets have both.
-`SPARSITY_TEST_MUTATION=unreviewed` puts back that attempts go by the first decision, and others of `MUTATIONS` other
-faults: then this fails.
+`--mutation unreviewed` puts back that attempts go by the first decision, and others of `MUTATIONS` other faults: then
+this fails.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -249,7 +248,6 @@ class Machine(RuleBasedStateMachine):
 Machine.TestCase.settings = settings(max_examples=250, stateful_step_count=40)
 TestNeverSparser = Machine.TestCase
 
-MUTATION = "SPARSITY_TEST_MUTATION"
 # Mostly sparse, so that there is attention to lose.
 GIVEN = st.sampled_from((*Tier, Tier.AGGRESSIVE, Tier.AGGRESSIVE, Tier.AGGRESSIVE))
 NUMBERED = st.tuples(st.integers(0, len(RULES) - 1), GIVEN)
@@ -415,17 +413,27 @@ MUTATIONS = {
 QUICKLY_FOUND = ("unreviewed", "unproven-tiers", "sparsest-of-shared")
 
 
+@pytest.fixture
+def mutation(request: pytest.FixtureRequest) -> str:
+    """The fault that is put back, to see that it is found; empty for none."""
+    # Only where this file is named on the command line is the option known.
+    name = request.config.getoption("--mutation", None) or ""
+    if name and name not in MUTATIONS:
+        raise pytest.UsageError(f"--mutation {name}: there are {', '.join(MUTATIONS)}")
+    return name
+
+
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shortens what is waited for, and puts a fault back where the environment asks for it, to see that it is found."""
+def quick(monkeypatch: pytest.MonkeyPatch, mutation: str) -> None:
+    """Shortens what is waited for."""
     monkeypatch.setattr(workers, "_REFUSED_SECONDS", 0.003)
     monkeypatch.setattr(queue, "_BREATH_SECONDS", 0.001)
-    if name := os.environ.get(MUTATION):
-        MUTATIONS[name](monkeypatch)
+    if mutation:
+        MUTATIONS[mutation](monkeypatch)
 
 
-def test_no_attempt_gives_less_attention_than_policy_gives_by_then() -> None:
-    if MUTATION in os.environ:
+def test_no_attempt_gives_less_attention_than_policy_gives_by_then(mutation: str) -> None:
+    if mutation:
         # However rare it is; that it is found says enough, and the smallest example takes minutes.
         search(3000, Phase.generate)
     search(300)
