@@ -39,11 +39,12 @@ def page() -> str:
 
 
 def _row(leaf: Leaf, prefix: str) -> str:
-    cells = (f"`{leaf.flag}`<br>`{variable(leaf, prefix)}`", _default(leaf), _takes(leaf), leaf.said.help)
+    cells = (f"`{leaf.flag}`<br>`{variable(leaf, prefix)}`", default(leaf), _takes(leaf), leaf.said.help)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def _default(leaf: Leaf) -> str:
+def default(leaf: Leaf) -> str:
+    """What stands in the column of defaults; empty without one."""
     if leaf.required:
         return "must be given"
     if leaf.said.shown:

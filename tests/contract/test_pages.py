@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 import typer
+from options import default
 from sparsity_cli.main import app
 from sparsity_router.config import RouterConfig
 from sparsity_serving.options.declaration import leaves
@@ -79,6 +80,30 @@ def test_options_exist(page: Path) -> None:
     ours |= {f"--no-{flag.removeprefix('--')}" for flag in ours} | {"--help", "--config"}
     literal = {option for option in said - ours if f'"{option}"' in SOURCE or parameter(option) in SOURCE}
     assert not said - ours - literal - FOREIGN
+
+
+def stated(text: str) -> list[tuple[str, str]]:
+    """Options and what a text says is their default: in a table with such a column, behind a name, or after a value."""
+    found = re.findall(r"`(--[a-z-]+)` \(([\d.,]+)\)", text) + re.findall(r"`(--[a-z-]+) ([^` ]+)`, the default", text)
+    for table in re.findall(r"(?m)^\| option \| default \|.*\n\|[-|]+\n((?:\|.*\n)+)", text):
+        found += re.findall(r"(?m)^\| `(--[a-z-]+)` \| ?(.*?) ?\|", table)
+    return found
+
+
+@by_name([page for page in PAGES if page.stem != "options"])
+def test_defaults_that_a_page_states_are_the_options_own(page: Path) -> None:
+    own: dict[str, set[str]] = {}
+    for settings in (RouterConfig, WorkerConfig):
+        for leaf in leaves(settings):
+            own.setdefault(leaf.flag, set()).add(default(leaf).strip("`"))
+    said = stated(page.read_text(encoding="utf-8"))
+    assert not [(flag, value) for flag, value in said if value.strip("`") not in own[flag]]
+
+
+def test_statements_of_defaults_are_found() -> None:
+    text = "`--a-b` (30) and `--c d`, the default\n\n| option | default | what |\n|---|---|---|\n| `--e` | 0.5 | x |\n"
+    assert stated(f"{text}| `--f` | | y |\n") == [("--a-b", "30"), ("--c", "d"), ("--e", "0.5"), ("--f", "")]
+    assert len(stated((ROOT / "docs" / "operations.md").read_text(encoding="utf-8"))) > 5
 
 
 @by_name(PAGES)
