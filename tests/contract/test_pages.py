@@ -106,6 +106,20 @@ def test_statements_of_defaults_are_found() -> None:
     assert len(stated((ROOT / "docs" / "operations.md").read_text(encoding="utf-8"))) > 5
 
 
+def test_up_hands_the_router_its_options_in_its_words_and_takes_neither_certificates_nor_limits() -> None:
+    """As operations.md says."""
+    options = [each for each in COMMANDS["sparsity up"].params if isinstance(each, typer.core.TyperOption)]
+    taken = {each.opts[0].removeprefix("--"): each for each in options}
+    assert "access" in taken
+    router = {leaf.said.name: leaf for leaf in leaves(RouterConfig)}
+    assert not [name for name in taken if name.startswith("tls-") or name in ("tenant-limits", "worker-ca")]
+    assert {name for name in router if name.startswith("tls-")}
+    assert "tenant-limits" in router
+    for name in ("access", "band-set", "policy-ttl", "redis-ca", "redis-cert", "redis-key"):
+        assert str(taken[name].help).lower() == f"{router[name].said.help}.".lower()
+    assert taken["policy-ttl"].default == router["policy-ttl"].default
+
+
 @by_name(PAGES)
 def test_commands_exist(page: Path) -> None:
     for words in re.findall(
