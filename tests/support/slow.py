@@ -5,6 +5,7 @@ from __future__ import annotations
 SLOW = {
     "tests/bench/test_policies.py": "a benchmark of three router processes over one Valkey, whole but small",
     "tests/bench/test_router.py": "a benchmark of routers under load, whole but small",
+    "tests/bench/test_selection_report.py": "runs every selector over a model",
     "tests/deploy/test_images.py": "installs what the images install",
     "tests/deploy/test_pods.py": "starts the chart's pods on this machine, engines among them",
     "tests/e2e/test_pools.py": "starts an engine for each tier",
@@ -13,7 +14,6 @@ SLOW = {
     "tests/kernels/gpu": "runs Triton's kernels in its interpreter, an operation at a time",
     "tests/kernels/test_gpu_kernels_compile.py": "compiles every Triton kernel for Hopper",
     "tests/kernels/test_hopper_kernels_compile.py": "compiles every Gluon kernel for Hopper",
-    "tests/kernels/test_selection_report.py": "runs every selector over a model",
     "tests/policies/storage/test_redis_modes.py": "starts Redis under Sentinel and as a cluster, waits for a failover",
     "tests/quality/test_calibration.py": "calibrates profiles of a model",
     "tests/quality/test_suite.py": "runs the quality suite, and kills one run",
