@@ -22,7 +22,7 @@ Made from the code by `tools/options.py`; an option is stated in `RouterConfig` 
 Each may be given on the command line (`--queue-seconds 20`), in the environment
 (`SPARSITY_ROUTER_QUEUE_SECONDS=20`), or in a YAML file that `--config` names (`queue-seconds: 20`). The command line
 counts first, then the environment, then the file. An option that is on or off is switched off by `--no-` and its name.
-In the chart, `router.options` and `workers.TIER.options` take them by name. A value that cannot be used ends the
+In the chart, `router.options` and `workers.POOL.options` take them by name. A value that cannot be used ends the
 process with status 2 and a line that names the option, what it takes, and what was given.
 """
 PROCESSES = ((RouterConfig, ROUTER, "python -m sparsity_router"), (WorkerConfig, WORKER, "python -m sparsity_worker"))
@@ -39,11 +39,12 @@ def page() -> str:
 
 
 def _row(leaf: Leaf, prefix: str) -> str:
-    cells = (f"`{leaf.flag}`<br>`{variable(leaf, prefix)}`", _default(leaf), _takes(leaf), leaf.said.help)
+    cells = (f"`{leaf.flag}`<br>`{variable(leaf, prefix)}`", default(leaf), _takes(leaf), leaf.said.help)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def _default(leaf: Leaf) -> str:
+def default(leaf: Leaf) -> str:
+    """What stands in the column of defaults; empty without one."""
     if leaf.required:
         return "must be given"
     if leaf.said.shown:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -18,6 +20,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from sparsity.v1 import inference_pb2
+from sparsity_router.embedded.restarts import PROGRESS_SECONDS
 from sparsity_rpc.errors import (
     ConfigurationError,
     ConflictError,
@@ -85,6 +88,28 @@ def _fail(error: SparsityError) -> None:
         err.print(f"[red]error:[/red] {escaped(line)}", soft_wrap=True)
     code = next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
     raise typer.Exit(code) from None
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Says on stderr what is waited for: all the time on a terminal, elsewhere in a line every few seconds."""
+    if err.is_terminal:
+        with err.status(f"{escaped(what)} ..."):
+            yield
+        return
+    done, began = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not done.wait(PROGRESS_SECONDS):
+            err.print(f"[dim]{escaped(what)}: {time.monotonic() - began:.0f} s[/dim]", soft_wrap=True)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
 
 
 def escaped(text: str) -> str:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from sparsity_policies.storage.redis_url import whole_url
+from sparsity_router.config import RouterConfig
 from sparsity_router.embedded.folders import state_folder
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving.engines import SGLANG
+from sparsity_serving.options.declaration import leaves
 
 from sparsity_cli.console import DEFAULT_ROUTER, State, err, reported
 
 DEFAULT_HTTP, HTTP_OFF = "127.0.0.1:8080", "off"
+ROUTER = {leaf.said.name: leaf for leaf in leaves(RouterConfig)}
+
+
+def _router_option(name: str) -> Any:
+    """An option that is handed to the router, in the router's words."""
+    said = ROUTER[name].said.help
+    return typer.Option(f"--{name}", help=f"{said[0].upper()}{said[1:]}.")
 
 
 def up(
@@ -36,14 +45,12 @@ def up(
     redis_url: Annotated[
         str | None, typer.Option(help="External policy store, as a router takes it; embedded Valkey without it.")
     ] = None,
-    redis_ca: Annotated[Path | None, typer.Option(help="PEM authorities of that store.")] = None,
-    redis_cert: Annotated[Path | None, typer.Option(help="PEM certificate that is shown to it.")] = None,
-    redis_key: Annotated[Path | None, typer.Option(help="Its PEM key.")] = None,
-    band_set: Annotated[str, typer.Option(help="Shipped policies for an empty store.")] = "small-context",
-    policy_ttl: Annotated[float, typer.Option(help="Seconds until policies are stale.")] = 300.0,
-    access: Annotated[
-        Path | None, typer.Option(help="YAML file of who may call what; everybody may call all without it.")
-    ] = None,
+    redis_ca: Annotated[Path | None, _router_option("redis-ca")] = None,
+    redis_cert: Annotated[Path | None, _router_option("redis-cert")] = None,
+    redis_key: Annotated[Path | None, _router_option("redis-key")] = None,
+    band_set: Annotated[str, _router_option("band-set")] = "small-context",
+    policy_ttl: Annotated[float, _router_option("policy-ttl")] = ROUTER["policy-ttl"].default,
+    access: Annotated[Path | None, _router_option("access")] = None,
     http: Annotated[
         str, typer.Option(help="Address of OpenAI's HTTP endpoints, host:port; off serves none.")
     ] = DEFAULT_HTTP,
@@ -73,8 +80,8 @@ def up(
             model,
             whole_url(redis_url, redis_ca, redis_cert, redis_key) if redis_url else None,
             band_set,
+            policy_ttl,
             tuple(profile or ()),
-            policy_ttl=policy_ttl,
             access=access,
             http="" if http == HTTP_OFF else http,
             metrics_port=metrics_port,

@@ -95,12 +95,18 @@ def _taken(leaf: Leaf) -> Schema:
     return {**taken, **{keyword: bound for keyword, bound in found.items() if bound is not None}}
 
 
-def component(own: Schema, image: Schema, program: Schema | None) -> Schema:
+def taken(settings: type, name: str) -> Schema:
+    """What one option of a program takes."""
+    (leaf,) = (leaf for leaf in leaves(settings) if leaf.said.name == name)
+    return _taken(leaf)
+
+
+def component(own: Schema, image: Schema, settings: type | None) -> Schema:
     """What the router, a pool and the defaults have in common, and what is ``own`` to one."""
     common: Schema = {
         "image": image,
         "replicas": whole(0),
-        "drainSeconds": number(minimum=0),
+        "drainSeconds": taken(settings or RouterConfig, "drain-seconds"),
         "startupSeconds": whole(5),
         "resources": of(requests=QUANTITIES, limits=QUANTITIES, claims=several(CLAIM)),
         "resourceClaims": several(POD_CLAIM),
@@ -132,8 +138,8 @@ def component(own: Schema, image: Schema, program: Schema | None) -> Schema:
             cooldownSeconds=whole(0, 3600),
         ),
     }
-    if program is not None:
-        common["options"] = program
+    if settings is not None:
+        common["options"] = options(settings)
     return of(**common, **own)
 
 
@@ -147,10 +153,10 @@ def values() -> Schema:
         "service": of(type=one_of("ClusterIP", "NodePort", "LoadBalancer"), annotations=TEXTS),
         "http": of(enabled=YES_OR_NO),
         "discovery": one_of("dns", "kubernetes"),
-        "connectionSeconds": number(minimum=0),
+        "connectionSeconds": taken(RouterConfig, "connection-seconds"),
         "tokenizer": of(image=TEXT, path=SOME_TEXT, existingClaim=NAME, subPath=TEXT),
         "snapshot": of(existingClaim=NAME),
-        "policyTtl": number(exclusiveMinimum=0),
+        "policyTtl": taken(RouterConfig, "policy-ttl"),
     }
     door = of(host=HOST, annotations=TEXTS)
     rollout: Schema = {"rollout": one_of("surge", "replace")}
@@ -176,11 +182,11 @@ def values() -> Schema:
             serviceAccount=of(create=YES_OR_NO, name=NAME, annotations=TEXTS),
             model=of(existingClaim=NAME, subPath=TEXT, builtin=YES_OR_NO),
             defaults=component(rollout, of(**any_image), None),
-            router=component(router, image, options(RouterConfig)),
+            router=component(router, image, RouterConfig),
             workers={
                 "type": "object",
                 "propertyNames": {"pattern": POOL},
-                "additionalProperties": component(pool, image, options(WorkerConfig)),
+                "additionalProperties": component(pool, image, WorkerConfig),
             },
             entry=of(
                 gateways=several({**of(name=NAME, namespace=NAME, sectionName=NAME, port=PORT), "required": ["name"]}),
@@ -202,7 +208,7 @@ def values() -> Schema:
                 ),
             ),
             policies=of(
-                bandSet=one_of("standard", "small-context", "none"),
+                bandSet=taken(RouterConfig, "band-set"),
                 configMap=NAME,
                 documents={"type": "object", "additionalProperties": DOCUMENT},
             ),

@@ -13,12 +13,15 @@ from sparsity_rpc.tls import ClientTls, ServerTls
 from sparsity_serving.engines import ENGINES, SGLANG
 from sparsity_serving.options.declaration import Option, check_bounds, group, option
 
+from sparsity_router.fleet.fleet import Admission
 from sparsity_router.fleet.patience import FIRST_SECONDS, NEXT_SECONDS, Patience, read_seconds
+from sparsity_router.observing.recorder import PER_SECOND, RATE
 
 DETECT = ("undeclared", "declared", "off")
 SESSIONS = ("keep", "freely")
 PREFIX = "SPARSITY_ROUTER"
 _NO_BAND_SET = "none"
+_ADMISSION = Admission()
 _STORES = (
     "redis://host:port/db, redis+sentinel://host:port,host:port/master, redis+cluster://host:port,host:port; TLS by"
     " rediss://, rediss+sentinel:// and rediss+cluster://"
@@ -59,8 +62,10 @@ class RouterConfig:
         "time that a known policy change may wait before the router says it is not ready, seconds", 10.0, above=0
     )
     access: Path | None = option("YAML file of who may call what; everybody may do everything without it", None)
-    decision_sample: float = option("share of the decisions that is logged", 1.0, least=0, most=1)
-    decision_rate: float = option("decisions that are logged a second at most, over a minute's mean", 10.0, above=0)
+    decision_sample: float = option("share of the decisions that is logged", RATE, least=0, most=1)
+    decision_rate: float = option(
+        "decisions that are logged a second at most, over a minute's mean", PER_SECOND, above=0
+    )
     redis_wait_replicas: int = option(
         "replicas of the store that must hold a policy before its write is acknowledged", 0, least=0
     )
@@ -80,18 +85,20 @@ class RouterConfig:
     max_prompt_bytes: int = option("longer prompts are refused before they are tokenized", 4 * 2**20, least=1)
     worker_timeout: float = option("silence after which a worker counts as gone, seconds", 3.0, above=0)
     queue_seconds: float = option(
-        "how long a request may wait for room at a full tier; 0 refuses at once", 10.0, least=0
+        "how long a request may wait for room at a full tier; 0 refuses at once", _ADMISSION.queue_seconds, least=0
     )
-    queue_limit: int = option("requests that may wait at a tier", 256, least=0)
+    queue_limit: int = option("requests that may wait at a tier", _ADMISSION.queue_limit, least=0)
     dense_reserve: float = option(
         "share of each worker that serves dense, of its requests and of its KV cache, that is kept for requests which"
         " policy holds dense",
-        0.25,
+        _ADMISSION.dense_reserve,
         least=0,
         below=1,
     )
     hedge_seconds: float = option(
-        "silence after which a second worker is asked too, before the first message; 0 never does", 0.0, least=0
+        "silence after which a second worker is asked too, before the first message; 0 never does",
+        _ADMISSION.hedge_seconds,
+        least=0,
     )
     patience: Patience = group(
         Patience,

@@ -10,11 +10,15 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity_cli import console
+from sparsity_cli.fleet import worker as doctor
 from sparsity_cli.fleet.examination import described, described_at
 from sparsity_cli.main import app
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
@@ -123,6 +127,26 @@ def test_every_tier_of_a_shared_worker_is_proved_by_a_request(tmp_path: Path) ->
     assert list(found["tiers"]) == ["aggressive", "dense", "moderate"]
     assert all("start-up" in own and "request" in own for own in found["tiers"].values())
     assert [request.tier for request in worker.received] == [DENSE, MODERATE, AGGRESSIVE] * 2
+
+
+def test_the_doctor_shows_each_tier_before_it_asks_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "PROGRESS_SECONDS", 0.2)
+    shown, before = StringIO(), list[tuple[int, bool]]()
+    monkeypatch.setattr(doctor, "out", Console(file=shown, width=200))
+
+    async def slowly(own: FakeWorker, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        before.append((shown.getvalue().count("4 new in"), "dense, moderate, aggressive tiers" in shown.getvalue()))
+        await asyncio.sleep(0.5)
+        async for response in by_tier(own, request, context):
+            yield response
+
+    with serving(shared(tiny_model(tmp_path), behaviour=slowly)) as (address,):
+        result = run("--worker", address)
+    assert result.exit_code == 0, result.output
+    assert before == [(0, True), (1, True), (2, True)]
+    assert shown.getvalue().splitlines()[-1] == f"ok      {address}"
+    for tier in ("dense", "moderate", "aggressive"):
+        assert f"{address}, a request at {tier}: " in result.stderr
 
 
 @pytest.mark.parametrize(

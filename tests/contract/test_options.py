@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 from sparsity_policies.decisions.costs import H100, GpuSpeed
 from sparsity_policies.storage.redis_url import RedisTls, read_url
 from sparsity_router.__main__ import read_config as read_router
@@ -189,6 +190,15 @@ def test_the_chart_takes_every_option_and_no_other(settings: type, path: tuple[s
         allowed = allowed[name]
     assert set(allowed["properties"]) == {leaf.said.name for leaf in leaves(settings) if not leaf.said.inner}
     assert allowed["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(("value", "name"), [("router.policyTtl", "policy-ttl"), ("policies.bandSet", "band-set")])
+def test_what_the_chart_says_beside_the_options_is_their_default(value: str, name: str) -> None:
+    told = yaml.safe_load((SCHEMA.parent / "values.yaml").read_text(encoding="utf-8"))
+    for word in value.split("."):
+        told = told[word]
+    [leaf] = [leaf for leaf in leaves(RouterConfig) if leaf.said.name == name]
+    assert told == leaf.default
 
 
 def test_a_store_has_its_files_and_passwords_and_shows_none(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 import typer
+from options import default
 from sparsity_cli.main import app
 from sparsity_router.config import RouterConfig
 from sparsity_serving.options.declaration import leaves
@@ -79,6 +80,44 @@ def test_options_exist(page: Path) -> None:
     ours |= {f"--no-{flag.removeprefix('--')}" for flag in ours} | {"--help", "--config"}
     literal = {option for option in said - ours if f'"{option}"' in SOURCE or parameter(option) in SOURCE}
     assert not said - ours - literal - FOREIGN
+
+
+def stated(text: str) -> list[tuple[str, str]]:
+    """Options and what a text says is their default: in a table with such a column, behind a name, or after a value."""
+    found = re.findall(r"`(--[a-z-]+)` \(([\d.,]+)\)", text) + re.findall(r"`(--[a-z-]+) ([^` ]+)`, the default", text)
+    for table in re.findall(r"(?m)^\| option \| default \|.*\n\|[-|]+\n((?:\|.*\n)+)", text):
+        found += re.findall(r"(?m)^\| `(--[a-z-]+)` \| ?(.*?) ?\|", table)
+    return found
+
+
+@by_name([page for page in PAGES if page.stem != "options"])
+def test_defaults_that_a_page_states_are_the_options_own(page: Path) -> None:
+    own: dict[str, set[str]] = {}
+    for settings in (RouterConfig, WorkerConfig):
+        for leaf in leaves(settings):
+            own.setdefault(leaf.flag, set()).add(default(leaf).strip("`"))
+    said = stated(page.read_text(encoding="utf-8"))
+    assert not [(flag, value) for flag, value in said if value.strip("`") not in own[flag]]
+
+
+def test_statements_of_defaults_are_found() -> None:
+    text = "`--a-b` (30) and `--c d`, the default\n\n| option | default | what |\n|---|---|---|\n| `--e` | 0.5 | x |\n"
+    assert stated(f"{text}| `--f` | | y |\n") == [("--a-b", "30"), ("--c", "d"), ("--e", "0.5"), ("--f", "")]
+    assert len(stated((ROOT / "docs" / "operations.md").read_text(encoding="utf-8"))) > 5
+
+
+def test_up_hands_the_router_its_options_in_its_words_and_takes_neither_certificates_nor_limits() -> None:
+    """As operations.md says."""
+    options = [each for each in COMMANDS["sparsity up"].params if isinstance(each, typer.core.TyperOption)]
+    taken = {each.opts[0].removeprefix("--"): each for each in options}
+    assert "access" in taken
+    router = {leaf.said.name: leaf for leaf in leaves(RouterConfig)}
+    assert not [name for name in taken if name.startswith("tls-") or name in ("tenant-limits", "worker-ca")]
+    assert {name for name in router if name.startswith("tls-")}
+    assert "tenant-limits" in router
+    for name in ("access", "band-set", "policy-ttl", "redis-ca", "redis-cert", "redis-key"):
+        assert str(taken[name].help).lower() == f"{router[name].said.help}.".lower()
+    assert taken["policy-ttl"].default == router["policy-ttl"].default
 
 
 @by_name(PAGES)

@@ -158,6 +158,23 @@ def test_folders_of_tests_are_as_small() -> None:
     assert not {folder for folder, count in counts.items() if count > MOST_MODULES}
 
 
+def test_no_two_functions_of_one_name_compute_on_the_cpu_and_on_the_gpu() -> None:
+    """An operation has one name; what tells its implementations apart is in the name, `..._cpu`."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    named = [
+        {
+            node.name
+            for path in modules(PACKAGES["sparse_kernels"] / name)
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, kinds) and not node.name.startswith("__")
+        }
+        for name in ("cpu", "gpu", "reference")
+    ]
+    cpu, gpu, reference = named
+    assert len(cpu) > 10 < len(gpu)
+    assert not (cpu & gpu) | (cpu | gpu) & reference
+
+
 def test_what_is_slow_is_there() -> None:
     assert not [place for place in SLOW if not (ROOT / place).exists()]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -77,6 +78,25 @@ def test_a_chat_is_answered_and_explained(system: System) -> None:
     assert answer["decision"]["tier"] == "TIER_DENSE"
     assert answer["decision"]["reason"] == "REASON_LENGTH_BAND"
     assert answer["usage"]["completion_tokens"] > 0
+
+
+def test_readmes_call_gets_the_tier_that_readme_says(system: System, tmp_path: Path) -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    text = subprocess.run([sys.executable, "-m", "pydoc", "argparse"], capture_output=True, check=True).stdout
+    (tmp_path / "argparse.txt").write_bytes(text[:30_000])
+    found = system.json("explain", "--file", str(tmp_path / "argparse.txt"), "--domain", "rag")
+    decision = found["decision"]
+    tier, reason = decision["tier"].removeprefix("TIER_").lower(), decision["reason"].removeprefix("REASON_")
+    count, _, band = decision["explanation"].partition(" ")
+    # How long the text is, Python's version decides.
+    generated = rf"(?m)^tier {tier}, {reason} \({re.escape(decision['matched_rule'])}\): (\d+) {re.escape(band)}$"
+    explained = rf"(?m)^{tier}  {reason}  (\d+) {re.escape(band)}$"
+    told = re.findall(generated, readme) + re.findall(explained, readme)
+    assert len(told) == 2
+    assert all(abs(int(count) - int(own)) < 500 for own in told)
+    others = re.search(r"Another tier:\n((?:  .*\n)+)", readme)
+    assert others is not None
+    assert {line.strip() for line in others[1].splitlines()} < set(found["alternatives"])
 
 
 def test_openais_client_is_answered_by_the_engine(system: System) -> None:

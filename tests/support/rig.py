@@ -93,7 +93,7 @@ async def rig(
         await worker.start()
     tokenizer = ModelTokenizer(model)
     found = tuple(worker.address for worker in workers) + places
-    fleet = Fleet(found, tokenizer.digest, 1.0, None, admission, engine=engine)
+    fleet = Fleet(found, tokenizer.digest, 1.0, None, admission or Admission(queue_seconds=0.0), engine=engine)
     classifier, known = Classifier(tokenizer, max_prompt_bytes), cast(Any, policies)
     repeats = shadow(known, fleet) if shadow else None
     options = {"sessions": sessions, "shadow": repeats, **service_options}

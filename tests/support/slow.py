@@ -35,7 +35,7 @@ SLOW = {
     "tests/router/test_watchdog.py": "holds an event loop still",
     "tests/worker/test_indexer_tiers.py": "imports SGLang in processes of its own",
     "tests/kernels/test_gpu_kernels_compile.py": "compiles every Triton kernel for Hopper",
-    "tests/kernels/test_selection_report.py": "runs every selector over a model",
+    "tests/bench/test_selection_report.py": "runs every selector over a model",
     "tests/quality/test_calibration.py": "calibrates profiles of a model",
     "tests/kernels/gpu": "runs Triton's kernels in its interpreter, an operation at a time",
 }

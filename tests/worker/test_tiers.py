@@ -21,7 +21,7 @@ from sparsity_worker.echo.model import write_echo_model
 from sparsity_worker.engine.salt import cache_salt
 from sparsity_worker.profiles.tier_profile import load_tier_profiles
 from support.echo_worker import KEYS, answer, echo, request
-from support.profiles import profile_document
+from support.profiles import moderate_document, profile_document
 from support.rig import refusal
 from support.tiny import tiny_model
 
@@ -106,6 +106,31 @@ def test_profiles_that_cannot_share_an_engine_are_refused_by_name(
     with pytest.raises(ConfigurationError) as error:
         load_tier_profiles(config, FACTS)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"decode": {"score": "sub_pages"}},
+            "tiny@1: decode.score: sub_pages, but tiers of one worker decode in one call on a GPU,"
+            " and tiny-moderate@2 has spread",
+        ),
+        (
+            {"prefill": {"score": "vertical_slash"}},
+            "tiny@1: prefill.score: must be one of sampled_rows, sub_means, block_means on a GPU, not vertical_slash",
+        ),
+        ({"prefill": {"query_tile": 96}}, "tiny@1: prefill.query_tile: 96 must be a power of 2 and whole blocks"),
+    ],
+)
+def test_what_the_kernels_cannot_attend_is_refused_by_name_before_an_engine_starts(
+    tmp_path: Path, change: dict[str, dict[str, Any]], words: str
+) -> None:
+    on_cpu = worker(tmp_path, ("moderate", "aggressive"), [moderate_document(), profile_document(**change)])
+    assert load_tier_profiles(on_cpu, FACTS).keys() == {"moderate", "aggressive"}
+    with pytest.raises(ConfigurationError) as error:
+        load_tier_profiles(replace(on_cpu, device="cuda"), FACTS)
+    assert str(error.value).startswith(f"--profile: {words}")
 
 
 def test_tokens_that_a_model_picks_are_one_number_for_an_engine(tmp_path: Path) -> None:

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import torch
 import triton
-from sparse_kernels import plot
 from sparsity_serving.benchmark import Row, header, write
 
-from sparsity_bench.kernels import dense
+from sparsity_bench.kernels import dense, plot
 from sparsity_bench.kernels.gate import Gate
 from sparsity_bench.kernels.joined import join
 from sparsity_bench.kernels.kernels import chosen_kernel
@@ -133,7 +132,8 @@ def _draw(out: Path) -> None:
     try:
         import_module("matplotlib")
     except ModuleNotFoundError:
-        print(f"no matplotlib here: python -m sparse_kernels.plot --results {out / 'kernels.json'} draws the charts")
+        draws = f"python -m sparsity_bench.kernels.plot --results {out / 'kernels.json'}"
+        print(f"no matplotlib here: {draws} draws the charts")
         return
     plot.main(["--results", str(out / "kernels.json")])
 

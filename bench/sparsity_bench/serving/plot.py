@@ -11,7 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from sparse_kernels.plot import command
+from sparsity_bench.kernels.plot import command
 
 # Names of rows, and what their shapes say.
 FIRST, TOKEN, THROUGHPUT = "time to first token", "time per output token", "throughput of a mixed load"

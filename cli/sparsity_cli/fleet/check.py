@@ -14,7 +14,7 @@ from sparsity_rpc.errors import ConfigurationError, SparsityError, UnavailableEr
 from sparsity_rpc.status import to_error
 
 from sparsity_cli.connection import call_metadata, channel_to
-from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, escaped, out, print_json, reported, tier_word
+from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, escaped, out, print_json, reported, tier_word, waiting
 from sparsity_cli.fleet.status import problems
 
 _PROMPT = "Answer in one word: what is the capital of France?"
@@ -30,12 +30,14 @@ def check(
     """Ask a router for its health, its workers, a route and a short answer; exits with 4 when a step fails."""
     with reported(), channel_to(router) as channel:
         steps = _Steps(channel, domain, timeout)
-        found = {name: _attempt(step) for name, step in steps.all().items()}
+        found = {}
+        for name, step in steps.all().items():
+            with waiting(name):
+                ok, detail = found[name] = _attempt(step)
+            if not as_json:
+                out.print(f"{'ok    ' if ok else 'FAILED'}  {name:<8}  {escaped(detail)}", soft_wrap=True)
         if as_json:
             print_json({name: {"ok": ok, "detail": detail} for name, (ok, detail) in found.items()})
-        else:
-            for name, (ok, detail) in found.items():
-                out.print(f"{'ok    ' if ok else 'FAILED'}  {name:<8}  {escaped(detail)}", soft_wrap=True)
         failed = [name for name, (ok, _) in found.items() if not ok]
         if failed:
             raise UnavailableError(f"{router}: {', '.join(failed)} failed")

@@ -9,7 +9,7 @@ import importlib.util
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +23,7 @@ from sparsity_rpc.status import to_error
 from sparsity_serving.access.lease_keys import LeaseKeys
 
 from sparsity_cli.connection import call_metadata, channel_to
-from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, escaped, out, print_json, reported
+from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, escaped, out, print_json, reported, waiting
 from sparsity_cli.fleet.examination import described, described_at, judged, one_answer
 from sparsity_cli.quality import FORWARDED
 
@@ -78,29 +78,18 @@ def doctor(
     """Show what workers run and prove it by a request to each at each of its tiers; exits with 4 when one fails."""
     with reported():
         keys = LeaseKeys.load(lease_key_file)
-        found = {address: _examine(address, keys, timeout) for address in worker or _known_to(router)}
+        found = {address: _examine(address, keys, timeout, not as_json) for address in worker or _known_to(router)}
         if as_json:
             print_json([{"address": address} | each.to_dict() for address, each in found.items()])
-        else:
-            for address, each in found.items():
-                _show(address, each)
         if failed := [address for address, each in found.items() if each.problem]:
             raise UnavailableError(f"{len(failed)} of {len(found)} workers failed: {', '.join(failed)}")
 
 
-def _show(address: str, found: Finding) -> None:
-    out.print(f"{'FAILED' if found.problem else 'ok    '}  {escaped(address)}", soft_wrap=True)
-    _show_lines(found.lines)
-    for word, own in found.tiers.items():
-        several = len(found.tiers) > 1
-        if several:
-            out.print(f"  {word}")
-        _show_lines(own.lines, "  " * several)
-    if found.problem:
-        _show_lines({"problem": found.problem})
-
-
-def _show_lines(lines: dict[str, str], indent: str = "") -> None:
+def _show_lines(lines: dict[str, str], word: str = "") -> None:
+    """Prints lines by name; below a tier's word those that are its own."""
+    if word:
+        out.print(f"  {word}")
+    indent = "  " * bool(word)
     for name, detail in lines.items():
         out.print(f"  {indent}{name:<9} {escaped(detail)}", soft_wrap=True)
 
@@ -114,17 +103,38 @@ def _known_to(router: str) -> list[str]:
     return [each.endpoint for each in fleet.workers]
 
 
-def _examine(address: str, keys: LeaseKeys | None, timeout: float) -> Finding:
+def _examine(address: str, keys: LeaseKeys | None, timeout: float, shown: bool) -> Finding:
+    """What is found at one worker; where it is shown, each part as it comes and the verdict last."""
+    if shown:
+        out.print(escaped(address), soft_wrap=True)
+    found = _asked(address, keys, timeout, _show_lines if shown else lambda lines, word: None)
+    if shown:
+        if found.problem:
+            _show_lines({"problem": found.problem})
+        out.print(f"{'FAILED' if found.problem else 'ok    '}  {escaped(address)}", soft_wrap=True)
+    return found
+
+
+def _asked(
+    address: str, keys: LeaseKeys | None, timeout: float, show: Callable[[dict[str, str], str], None]
+) -> Finding:
+    """What a worker says, and what a request at each of its tiers shows; ``show`` gets it, and the tier's word."""
     with channel_to(address) as channel:
         stub: Any = worker_pb2_grpc.WorkerServiceStub(channel)
         try:
             own = stub.GetCapabilities(worker_pb2.GetCapabilitiesRequest(), timeout=_ASK_SECONDS)
         except grpc.RpcError as error:
             return Finding({}, str(to_error(error)))
-        tiers = {tier.word: _prove(stub, own, at, keys, timeout) for tier, at in by_tier(own).items()}
+        lines, tiers = dict(described(own)), {}
+        show(lines, "")
+        served = by_tier(own)
+        for tier, at in served.items():
+            with waiting(f"{address}, a request at {tier.word}"):
+                tiers[tier.word] = _prove(stub, own, at, keys, timeout)
+            show(tiers[tier.word].lines, tier.word if len(served) > 1 else "")
     faults = {word: found.problem for word, found in tiers.items() if found.problem}
     problem = "; ".join(f"{word}: {fault}" if len(tiers) > 1 else fault for word, fault in faults.items())
-    return Finding(dict(described(own)), problem if tiers else "it names no tier", tiers)
+    return Finding(lines, problem if tiers else "it names no tier", tiers)
 
 
 def _prove(

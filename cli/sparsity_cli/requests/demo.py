@@ -21,7 +21,7 @@ from sparsity_rpc.errors import SparsityError, UnavailableError
 from sparsity_serving.engines import ECHO
 
 from sparsity_cli.connection import client_of
-from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, State, err, escaped, out, print_json, reported
+from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, State, err, escaped, out, print_json, reported, waiting
 
 _QUESTION = "\n\nQuestion: in one sentence, what is the text above about?"
 _CHARACTERS_PER_TOKEN = 4.0
@@ -120,9 +120,7 @@ def demo(
         if not as_json:
             out.print(_LINE.format(*_HEADINGS), soft_wrap=True)
         for case in (_fitting(case, running) for case in CASES if kill or not case.kill):
-            if as_json:
-                err.print(f"[dim]{case.name} ...[/dim]")
-            with err.status(f"{case.name} ..."):
+            with waiting(case.name):
                 row = _run(client, case, new_tokens, running if case.kill else None)
             rows.append(row)
             if not as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, islice
 from typing import Annotated
 
 import typer
@@ -10,7 +11,18 @@ from sparsity_client.wire import make_request
 from sparsity_client.wire.values import Gathered
 
 from sparsity_cli.connection import client_of
-from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, coverage, err, print_json, reported, tier_word, to_dict
+from sparsity_cli.console import (
+    DEFAULT_ROUTER,
+    AsJson,
+    Router,
+    coverage,
+    err,
+    print_json,
+    reported,
+    tier_word,
+    to_dict,
+    waiting,
+)
 from sparsity_cli.requests.prompts import (
     DenseReasoning,
     Domain,
@@ -83,7 +95,10 @@ def generate(
         Wishes(schema, pattern, grammar, tools, choice, top, seed, model).add_to(request)
         gathered, completion = Gathered(), inference_pb2.Completion()
         with client_of(router) as client:
-            for response in client.generate(request, timeout, direct=direct):
+            responses = client.generate(request, timeout, direct=direct)
+            with waiting("the first token"):
+                first = list(islice(responses, 1))
+            for response in chain(first, responses):
                 chunk = gathered.take(response)
                 if not as_json:
                     typer.echo(chunk.reasoning, nl=False, err=True)

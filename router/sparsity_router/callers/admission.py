@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import time
+import math
 from typing import Any, NamedTuple
 
 import grpc
+from cachetools import TTLCache
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Signals
 from sparsity_rpc.channels import FELL_BACK, MAX_MESSAGE_BYTES
@@ -48,7 +49,7 @@ class Callers:
         self._limits = limits
         self._max_prompt_bytes = max_prompt_bytes
         # What directed requests were charged, by decision, while their client may still fall back to the relay.
-        self._routed: dict[str, tuple[Charge, float]] = {}
+        self._routed: TTLCache[str, Charge] = TTLCache(math.inf, _FALL_BACK_SECONDS)
 
     async def admit(
         self, request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any], served: Served
@@ -122,15 +123,12 @@ class Callers:
     def routed(self, decision_id: str, charge: Charge) -> None:
         """Remembers for a moment what a request was charged that its client takes to a worker itself."""
         if self._limits is not None:
-            now = time.monotonic()
-            while self._routed and next(iter(self._routed.values()))[1] < now:
-                del self._routed[next(iter(self._routed))]
-            self._routed[decision_id] = charge, now + _FALL_BACK_SECONDS
+            self._routed[decision_id] = charge
 
     def _fell_back(self, context: grpc.aio.ServicerContext[Any, Any], tenant: str) -> None:
         """Takes back, once, what a request was charged that its worker would not have, and that comes here instead."""
         decision_id = dict(context.invocation_metadata() or ()).get(FELL_BACK, "") if self._routed else ""
         if decision_id and self._limits is not None:
-            charge, until = self._routed.pop(str(decision_id), (Charge("", 0), 0.0))
-            if charge.tenant == tenant and time.monotonic() < until:
+            charge = self._routed.pop(str(decision_id), None)
+            if charge is not None and charge.tenant == tenant:
                 self._limits.give_back(tenant, requests=1, tokens=charge.tokens)

@@ -46,9 +46,9 @@ class UpConfig:
         listen: the router's address.
         model: model folder; None fetches the default model.
         redis_url: external policy store; None starts an embedded Valkey.
-        band_set: shipped policies to seed.
+        band_set: shipped policies to seed; None leaves the router's own choice.
+        policy_ttl: seconds until policies are stale; None leaves the router's own.
         profiles: of the sparse tiers, by name or .yaml path; those without one get a shipped one.
-        policy_ttl: seconds until policies are stale.
         access: file of who may call what; None lets everybody call all.
         http: address of OpenAI's HTTP endpoints; empty serves none.
         metrics_port: of the router's /metrics, with the workers' after it; 0 serves none.
@@ -62,9 +62,9 @@ class UpConfig:
     listen: str
     model: Path | None = None
     redis_url: str | None = field(default=None, repr=False)
-    band_set: str = "small-context"
+    band_set: str | None = None
+    policy_ttl: float | None = None
     profiles: tuple[str, ...] = ()
-    policy_ttl: float = 300.0
     access: Path | None = None
     http: str = ""
     metrics_port: int = 0
@@ -172,13 +172,15 @@ class Supervisor:
             arguments += self._metrics_arguments(place)
             self._workers[name] = Child(name, arguments, address, logs / f"{name}.log")
         arguments = ["-m", "sparsity_router", "--model", str(model), "--engine", engine]
-        arguments += ["--listen", self._config.listen, "--band-set", self._config.band_set]
-        arguments += ["--policy-ttl", str(self._config.policy_ttl), "--lease-key-file", str(key)]
+        arguments += ["--listen", self._config.listen, "--lease-key-file", str(key)]
         arguments += ["--snapshot-file", str(self._config.state / "policies.json")]
-        if self._config.access:
-            arguments += ["--access", str(self._config.access)]
-        if self._config.http:
-            arguments += ["--http-listen", self._config.http]
+        handed = {
+            "--band-set": self._config.band_set,
+            "--policy-ttl": self._config.policy_ttl,
+            "--access": self._config.access,
+            "--http-listen": self._config.http or None,
+        }
+        arguments += [word for option, value in handed.items() if value is not None for word in (option, str(value))]
         arguments += self._metrics_arguments(0)
         for child in self._workers.values():
             arguments += ["--worker", child.address]

@@ -27,7 +27,7 @@ _LEAVING_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """How requests are let in.
+    """How requests are let in; what a router's options say unless they are given.
 
     Attributes:
         queue_seconds: how long a request may wait for room; 0 refuses at once.
@@ -38,7 +38,7 @@ class Admission:
         patience: how long a worker may say nothing.
     """
 
-    queue_seconds: float = 0.0
+    queue_seconds: float = 10.0
     queue_limit: int = 256
     dense_reserve: float = 0.25
     hedge_seconds: float = 0.0

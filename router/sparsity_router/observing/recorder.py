@@ -19,6 +19,8 @@ _FLUSH_SECONDS = 0.2
 _BATCH = 500
 _HELD = 20_000
 _BURST_SECONDS = 60.0
+# What a router's options say unless they are given.
+RATE, PER_SECOND = 1.0, 10.0
 _T = TypeVar("_T")
 
 
@@ -31,7 +33,7 @@ class Recorder:
         per_second: decisions that are written at most, over a minute's mean; the store must hold them for an hour.
     """
 
-    def __init__(self, log: DecisionLog | None, rate: float = 1.0, per_second: float = 10.0) -> None:
+    def __init__(self, log: DecisionLog | None, rate: float = RATE, per_second: float = PER_SECOND) -> None:
         self._log = log
         self._rate = rate
         self._bucket = TokenBucket(per_second, _BURST_SECONDS * per_second)

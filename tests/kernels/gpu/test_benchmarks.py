@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from sparse_kernels import plot
 from sparsity_bench.kernels import __main__ as speed
-from sparsity_bench.kernels import goals, kernels, parts
+from sparsity_bench.kernels import goals, kernels, parts, plot
 from sparsity_bench.kernels.gate import Check, Gate
 from sparsity_bench.kernels.inputs import PAGE, Shape, inputs
 from sparsity_bench.kernels.summary import summary

@@ -162,6 +162,15 @@ async def test_nobody_is_given_back_what_another_paid(tmp_path: Path) -> None:
         await used_up(claims("thief"))
 
 
+async def test_who_falls_back_late_pays_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsity_router.callers.admission._FALL_BACK_SECONDS", 0.2)
+    async with limited(tmp_path, ONCE.format("requests: 1/hour")) as (router, _):
+        routed = await router.inference.Route(inference_pb2.RouteRequest(request=make_request("hi", tenant="t")))
+        claim = (("sparsity-fell-back", routed.decision.decision_id),)
+        await asyncio.sleep(0.3)
+        await used_up(router.inference.Generate(make_request("hi", tenant="t"), metadata=claim).read())
+
+
 async def test_a_route_waits_in_line_for_room(tmp_path: Path) -> None:
     release = asyncio.Event()
     limits = "default: {requests: 9999/hour}"

@@ -71,6 +71,22 @@ def test_workers_get_their_tiers_and_the_router_all_of_them(
     assert ports == [[f"127.0.0.1:{9000 + place}"] for place in range(len(children) + 1)]
 
 
+def test_the_router_gets_what_is_said_and_has_its_own_defaults_for_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {"band_set": "none", "policy_ttl": 5.0, "access": tmp_path / "who.yaml", "http": "127.0.0.1:8080"}
+    told = {"--band-set": "none", "--policy-ttl": "5.0", "--access": str(tmp_path / "who.yaml")}
+    told["--http-listen"] = "127.0.0.1:8080"
+    for number, options in enumerate((said, {})):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        router = started(folder, monkeypatch, **options)[0]._router
+        assert router is not None
+        assert {option: after(router.arguments, option) for option in told} == {
+            option: [value] if options else [] for option, value in told.items()
+        }
+
+
 @pytest.mark.parametrize(
     ("profiles", "words"),
     [

@@ -183,7 +183,7 @@ async def test_a_worker_that_comes_back_with_other_tiers_is_picked_by_those(mode
 
 async def test_places_are_kept_for_what_policy_holds_dense(model: Path) -> None:
     worker = shared(model, requests=3)
-    async with rig(model, worker, admission=Admission(dense_reserve=0.25)) as r:
+    async with rig(model, worker, admission=Admission(queue_seconds=0.0, dense_reserve=0.25)) as r:
         for tier in (MODERATE, AGGRESSIVE):
             error = await refusal(r.generate(PROMPTS[tier]))
             assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -194,7 +194,7 @@ async def test_places_are_kept_for_what_policy_holds_dense(model: Path) -> None:
 @pytest.mark.parametrize(("outstanding", "room"), [(749, True), (751, False)])
 async def test_cache_is_kept_for_what_policy_holds_dense(model: Path, outstanding: int, *, room: bool) -> None:
     worker = shared(model, requests=1, outstanding=outstanding, kv_capacity=1000)
-    async with rig(model, worker, admission=Admission(dense_reserve=0.25)) as r:
+    async with rig(model, worker, admission=Admission(queue_seconds=0.0, dense_reserve=0.25)) as r:
         if room:
             assert (await served(r, AGGRESSIVE))[1] == AGGRESSIVE
         else:
@@ -206,7 +206,7 @@ async def test_cache_is_kept_for_what_policy_holds_dense(model: Path, outstandin
 @pytest.mark.parametrize("options", [{"tiers": (MODERATE, AGGRESSIVE)}, {"unproven": (DENSE,)}])
 async def test_where_nothing_dense_may_come_nothing_is_kept(model: Path, options: dict[str, Any]) -> None:
     worker = shared(model, requests=3, outstanding=900, kv_capacity=1000, **options)
-    async with rig(model, worker, admission=Admission(dense_reserve=0.25)) as r:
+    async with rig(model, worker, admission=Admission(queue_seconds=0.0, dense_reserve=0.25)) as r:
         assert (await served(r, AGGRESSIVE))[1] == AGGRESSIVE
 
 

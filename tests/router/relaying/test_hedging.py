@@ -18,7 +18,7 @@ from support.fake_worker import Behaviour, FakeWorker, answer, fail, hang, say_n
 from support.rig import DENSE, Rig, refusal, rig, until
 from support.tiny import tiny_model
 
-HEDGED = Admission(hedge_seconds=0.15)
+HEDGED = Admission(queue_seconds=0.0, hedge_seconds=0.15)
 
 
 def after(seconds: float, then: Behaviour) -> Behaviour:

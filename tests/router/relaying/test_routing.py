@@ -371,7 +371,7 @@ async def test_an_answer_that_is_whole_stays_whole_however_its_stream_ends(model
         await context.abort(grpc.StatusCode.INTERNAL, "after all was said")
 
     workers = trio(model, behaviour=breaks)
-    async with rig(model, *workers, admission=Admission(hedge_seconds=hedge_seconds)) as r:
+    async with rig(model, *workers, admission=Admission(queue_seconds=0.0, hedge_seconds=hedge_seconds)) as r:
         assert (await r.generate())[0] == "abc"
         assert [len(worker.received) for worker in workers] == [0, 0, 1]
         assert not r.fleet.workers[2].in_flight

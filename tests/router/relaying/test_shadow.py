@@ -127,7 +127,11 @@ async def test_it_takes_no_room_that_dense_requests_may_need(model: Path) -> Non
     make = partial(Shadow, meter=meter.meter)
     # Of four places the reserve keeps one, and three are taken.
     async with rig(
-        model, *pair(model, requests=3), shadow=make, shadow_policy=ALL, admission=Admission(dense_reserve=0.25)
+        model,
+        *pair(model, requests=3),
+        shadow=make,
+        shadow_policy=ALL,
+        admission=Admission(queue_seconds=0.0, dense_reserve=0.25),
     ) as r:
         await r.generate(LONG)
         await until(lambda: counted(meter) == {"busy": 1})

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import triton
 from sparse_kernels import PageSummaries
-from sparse_kernels.gpu.block_energy import COLUMNS
 from sparse_kernels.gpu.block_selection import select_blocks, tile_shape
 from sparse_kernels.gpu.block_sparse_prefill import PrefillOutput, block_sparse_prefill
 from sparse_kernels.gpu.checks import check_dim
@@ -27,6 +26,7 @@ from sparsity_worker.plugin.accounts.prefill import PrefillAccounts
 from sparsity_worker.plugin.attention import Spans, watched
 from sparsity_worker.plugin.host_device import uploaded
 from sparsity_worker.plugin.triton_batch import Batch, TierRows, dense_rows, shared_tile
+from sparsity_worker.profiles.kernels import check_kernels
 from sparsity_worker.profiles.profile import Profile
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class TritonAttention:
         heads: int,
     ) -> None:
         for profile in profiles:
-            _check(profile)
+            check_kernels(profile)
         scores = {profile.decode.score for profile in profiles if not profile.dense}
         if len(scores) > 1:
             raise ValueError(f"decode.score: must be one for all tiers that share a GPU, not {' and '.join(scores)}")
@@ -279,11 +279,3 @@ class TritonAttention:
         own, self._batch = self._batch, None
         if own is not None and not own.decode:
             self._accounts.book(own.spans)
-
-
-def _check(profile: Profile) -> None:
-    prefill = profile.prefill
-    if prefill.score not in COLUMNS:
-        raise ValueError(f"prefill.score: must be one of {', '.join(COLUMNS)} on a GPU, not {prefill.score}")
-    if prefill.query_tile % profile.block_size or prefill.query_tile & (prefill.query_tile - 1):
-        raise ValueError(f"prefill.query_tile: {prefill.query_tile} must be a power of 2 and whole blocks on a GPU")

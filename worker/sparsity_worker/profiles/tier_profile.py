@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, ClassVar, Protocol
 
 from sparsity_rpc.errors import ConfigurationError
@@ -57,6 +58,9 @@ SCHEMAS: Mapping[str, Callable[[object, str], TierProfile]] = {
     SCHEMA: parse_profile,
     INDEXER_SCHEMA: parse_indexer_profile,
 }
+# What must be the same in all profiles of an engine, and why.
+_SHARED = dict.fromkeys(("block_size", "sub_block"), "share pages")
+_SHARED_ON_GPU = {"decode.score": "decode in one call on a GPU"}
 
 
 def load_tier_profiles(config: WorkerConfig, facts: ModelFacts) -> dict[str, TierProfile]:
@@ -108,12 +112,29 @@ def _share(config: WorkerConfig, profiles: Sequence[TierProfile]) -> None:
             alone = f"index_topk is one for a whole engine; serve {profile.tier} alone (--tiers {profile.tier})"
             raise ConfigurationError(f"--profile: {profile.label}: {alone}")
     plain = [profile for profile in profiles if isinstance(profile, Profile)]
+    shared = _SHARED
+    if config.device == "cuda":
+        shared = _SHARED | _SHARED_ON_GPU
+        _check_kernels(plain)
     for other in plain[1:]:
-        for name in ("block_size", "sub_block"):
-            mine, theirs = getattr(plain[0], name), getattr(other, name)
+        for name, why in shared.items():
+            mine, theirs = (attrgetter(name)(profile) for profile in (plain[0], other))
             if mine != theirs:
-                shared = f"tiers of one worker share pages, and {plain[0].label} has {mine}"
-                raise ConfigurationError(f"--profile: {other.label}: {name}: {theirs}, but {shared}")
+                because = f"tiers of one worker {why}, and {plain[0].label} has {mine}"
+                raise ConfigurationError(f"--profile: {other.label}: {name}: {theirs}, but {because}")
+
+
+def _check_kernels(profiles: Sequence[Profile]) -> None:
+    if not profiles:
+        return
+    # Only here: Triton is not needed on the CPU.
+    from sparsity_worker.profiles.kernels import check_kernels
+
+    for profile in profiles:
+        try:
+            check_kernels(profile)
+        except ValueError as error:
+            raise ConfigurationError(f"--profile: {profile.label}: {error}") from error
 
 
 def _fit_dense(config: WorkerConfig, facts: ModelFacts) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sparse_kernels import plot
+from sparsity_bench.kernels import plot
 
 HEADS = "32/8 heads, d=128"
 

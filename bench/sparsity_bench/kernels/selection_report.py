@@ -1,4 +1,4 @@
-"""`python -m sparse_kernels.huggingface.selection_report --model FOLDER`: how near every selector comes to the oracle.
+"""`python -m sparsity_bench.kernels.selection_report --model FOLDER`: how near every selector comes to the oracle.
 
 On real queries and keys of a model: in each layer every selector of the registry is set to the same density, and what
 it misses of the true softmax mass, and how far its output is from dense, stand beside the oracle, which keeps the
@@ -21,10 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
-from torch import nn
-from transformers import AutoModelForCausalLM
-
 from sparse_kernels.config import PrefillConfig
 from sparse_kernels.cpu.block_selection import BlockSelection
 from sparse_kernels.cpu.block_sparse_prefill import block_sparse_prefill_cpu
@@ -38,6 +34,9 @@ from sparse_kernels.mean_correction import UNITS
 from sparse_kernels.scores import block_energy_cpu
 from sparse_kernels.selectors import ORACLE, SELECTORS
 from sparse_kernels.stats import AttentionStats
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import AutoModelForCausalLM
 
 PAGE, SUB_PAGE, DENSITY, BOUND = 64, 16, 0.2, 1.5
 CURVE = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
@@ -223,7 +222,7 @@ def draw(curves: dict[str, list[float]], length: int, path: Path) -> None:
 
 def main() -> None:
     """Measures, prints the table, and writes it and the curve where that is asked for."""
-    parser = argparse.ArgumentParser(prog="python -m sparse_kernels.huggingface.selection_report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m sparsity_bench.kernels.selection_report", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of a Hugging Face model with grouped queries")
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 4096, 8192], help="prompt lengths")
     parser.add_argument("--out", type=Path, help="folder to write selection.json, selection.md and selection.png to")
@@ -246,7 +245,7 @@ def main() -> None:
         "versions": ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
         + f", python {platform.python_version()}",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "command": f"python -m sparse_kernels.huggingface.selection_report --model {options.model.name}"
+        "command": f"python -m sparsity_bench.kernels.selection_report --model {options.model.name}"
         f" --tokens {' '.join(map(str, sorted(options.tokens)))}",
         "model": options.model.name,
     }

@@ -1,4 +1,4 @@
-"""`python -m sparse_kernels.plot`: charts of a result file that `make bench-kernels` writes.
+"""`python -m sparsity_bench.kernels.plot`: charts of a result file that `make bench-kernels` writes.
 
 Prefill beside the baseline that its rows name, the rate of attention over forced indexes and dense, and decode beside
 dense. What ran back to back is drawn where there is such a row, what ran after a pause where there is not.
@@ -157,7 +157,7 @@ def command(
 
 def main(arguments: list[str] | None = None) -> int:
     """Draws; 2 when there is nothing to draw from."""
-    return command("sparse_kernels.plot", __doc__, "kernels", draw, arguments)
+    return command("sparsity_bench.kernels.plot", __doc__, "kernels", draw, arguments)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from sparse_kernels.huggingface import selection_report
 from sparse_kernels.huggingface.adapter import NAME
 from sparse_kernels.selectors import ORACLE, SELECTORS
+from sparsity_bench.kernels import selection_report
 from transformers import LlamaConfig, LlamaForCausalLM
 
 SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}
@@ -79,6 +79,6 @@ def test_its_text_is_long_enough() -> None:
 
 def test_it_loads_nothing_that_crashes_at_exit() -> None:
     # sentencepiece 0.2.1, which SGLang pins, frees its types in an order that can end the process by SIGSEGV.
-    told = "import sys; import sparse_kernels.huggingface.selection_report; print('sentencepiece' in sys.modules)"
+    told = "import sys; import sparsity_bench.kernels.selection_report; print('sentencepiece' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "False"
