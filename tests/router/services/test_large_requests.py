@@ -85,7 +85,7 @@ async def test_control_tokens_that_are_written_out_are_read_beside_the_loop(mode
     async with rig(model, FakeWorker("d", DENSE, model), max_prompt_bytes=2**22) as r:
         for prompt in (text, inference_pb2.ChatPrompt(messages=[{"role": "user", "content": text}])):
             explained = inference_pb2.ExplainRequest(request=make_request(prompt, domain="low"))
-            async with loop_is_free():
+            async with loop_is_free(0.3):
                 errors = await asyncio.gather(*(refusal(r.stub.Explain(explained)) for _ in range(3)))
             # Broken up they are longer than a prompt's bytes may be, which count as they came.
             assert {error.details().partition(":")[0] for error in errors} == {"prompt"}
