@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,8 +15,11 @@ import client_alone
 import openai
 import psutil
 import pytest
+import redis
 import yaml
 from openai.types.chat import ChatCompletionMessageParam
+from sparsity_policies.storage.scripts import OVERRIDES
+from sparsity_router.embedded.state import read_running
 from support.embedded import Embedded, embedded
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,3 +198,20 @@ def test_openais_own_client_is_answered_at_the_address_that_is_said(service: Emb
     assert text.startswith("echo: ")
     assert chunks[-1].model_extra is not None
     assert chunks[-1].model_extra["sparsity"]["unreported"].startswith("an echo")
+
+
+def test_a_store_that_is_killed_serves_again_with_what_it_held(service: Embedded) -> None:
+    first = str(service.json("policy", "history", "rag")[-1]["revision"])
+    service.cli("policy", "kill", "--id", "kept", "--tenant", "acme", "--reason", "test")
+    running = read_running(service.state)
+    assert running is not None
+    with redis.Redis.from_url(running.redis_url) as store:
+        os.kill(store.info("server")["process_id"], signal.SIGKILL)
+        eventually_said(service, "Valkey serves again")
+        assert store.hexists(OVERRIDES, "kept")
+    deadline = time.monotonic() + SECONDS
+    edit = ("policy", "rollback", "rag", "--to-revision", first, "--reason", "test")
+    while service.cli(*edit, check=None).returncode == 4:
+        # The router has yet to reach it again.
+        assert time.monotonic() < deadline, service.said()
+    assert service.json("policy", "history", "rag")[0]["reason"].startswith("rollback")

@@ -61,8 +61,7 @@ class PolicyFollower:
         self._building_since: float | None = None
         self._read_at = float("-inf")
         self.overrides = Overrides(self._publish_overrides)
-        self._confirmed = 0.0
-        self._looked = 0.0
+        self._confirmed = self._looked = 0.0
         self._behind_since: float | None = None
         self._loaded_at = 0.0
         self._clock_offset = 0.0
