@@ -69,7 +69,7 @@ async def running(*children: Child) -> AsyncIterator[None]:
         for child in children:
             child.start()
         for child in children:
-            while not await asyncio.to_thread(child.serving):
+            while not await asyncio.to_thread(child.is_ready):
                 child.check_alive()
                 if time.monotonic() > until:
                     raise EngineError(f"{child.name} did not serve in {START_SECONDS:.0f} s; log: {child.log}")

@@ -31,7 +31,7 @@ class AsyncStream(AsyncIterator[Chunk]):
         await self.aclose()
 
     async def __anext__(self) -> Chunk:
-        return self._gathered.take(await anext(self._responses))
+        return self._gathered.add(await anext(self._responses))
 
     async def answer(self) -> Answer:
         """The whole completion, after what is left of the stream was read.

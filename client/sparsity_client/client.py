@@ -29,7 +29,7 @@ class Stream(Iterator[Chunk]):
         self.close()
 
     def __next__(self) -> Chunk:
-        return self._gathered.take(next(self._responses))
+        return self._gathered.add(next(self._responses))
 
     def answer(self) -> Answer:
         """The whole completion, after what is left of the stream was read.

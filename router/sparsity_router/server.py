@@ -232,11 +232,11 @@ def _reloading(config: RouterConfig, access: Access, limits: TenantLimits | None
     """The files that may change while the router runs."""
     files: list[ReloadedFile[Any]] = []
     if config.access:
-        files.append(ReloadedFile("--access", config.access, access.read, access.take))
+        files.append(ReloadedFile("--access", config.access, access.read, access.adopt))
     if config.tenant_limits and limits:
         files.append(ReloadedFile("--tenant-limits", config.tenant_limits, read_rates, limits.take))
     if config.lease_key_file and keys:
-        files.append(ReloadedFile("--lease-key-file", config.lease_key_file, read_keys, keys.take))
+        files.append(ReloadedFile("--lease-key-file", config.lease_key_file, read_keys, keys.adopt))
     reloading = Reloading(*files)
     reloading.observe(otel_metrics.get_meter("sparsity.router"))
     return reloading

@@ -72,7 +72,7 @@ def test_what_was_answered_is_printed_by_name() -> None:
         top=[inference_pb2.TokenAlternative(token_id=2, token=b"\xf0", logprob=-1.0)],
     )
     call = inference_pb2.ToolCallDelta(id="c", name="f", arguments="{}")
-    gathered.take(inference_pb2.GenerateResponse(text="a", reasoning="hm", tool_calls=[call], logprobs=[place]))
+    gathered.add(inference_pb2.GenerateResponse(text="a", reasoning="hm", tool_calls=[call], logprobs=[place]))
     told: dict[str, Any] = as_written(gathered)
     assert told == {
         "text": "a",

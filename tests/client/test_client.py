@@ -114,9 +114,9 @@ def test_a_value_has_every_field_of_its_message(message: str, value: str) -> Non
 
 def test_an_answer_carries_all_that_the_messages_say() -> None:
     gathered = Gathered()
-    assert gathered.take(inference_pb2.GenerateResponse(text="a", token_ids=[1])).text == "a"
+    assert gathered.add(inference_pb2.GenerateResponse(text="a", token_ids=[1])).text == "a"
     last = filled(inference_pb2.GenerateResponse)
-    assert gathered.take(last).token_ids == (2,)
+    assert gathered.add(last).token_ids == (2,)
     answer = gathered.answer()
     assert (answer.text, answer.token_ids, answer.finish_reason) == ("atext", (1, 2), "LENGTH")
     assert unset(answer) == []
@@ -131,7 +131,7 @@ def test_an_answer_carries_all_that_the_messages_say() -> None:
     assert answer.sparsity is not None
     assert answer.sparsity.layers[0].coverage == 3
     last.completion.ClearField("sparsity")
-    gathered.take(last)
+    gathered.add(last)
     assert gathered.answer().sparsity is None
     explained = explanation(filled(inference_pb2.ExplainResponse))
     assert unset(explained) == []
@@ -150,8 +150,8 @@ def test_parts_of_calls_are_joined_in_the_order_that_the_calls_began() -> None:
         (1, "", "", "}"),
     ):
         part = inference_pb2.ToolCallDelta(index=index, id=call, name=name, arguments=arguments)
-        gathered.take(inference_pb2.GenerateResponse(tool_calls=[part]))
-    gathered.take(inference_pb2.GenerateResponse(completion=inference_pb2.Completion(decision=DECISION)))
+        gathered.add(inference_pb2.GenerateResponse(tool_calls=[part]))
+    gathered.add(inference_pb2.GenerateResponse(completion=inference_pb2.Completion(decision=DECISION)))
     assert gathered.answer().tool_calls == (ToolCall("a", "f", '{"x":1}'), ToolCall("b", "g", "{}"))
 
 

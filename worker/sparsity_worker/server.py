@@ -25,10 +25,10 @@ from tokenizers import Tokenizer
 
 from sparsity_worker.calls.identity import Identity, ServedTier, echoed
 from sparsity_worker.calls.load import Load
-from sparsity_worker.calls.metering import WorkerMetrics
 from sparsity_worker.calls.parsers import Parsers
 from sparsity_worker.calls.requests import marker_ids
 from sparsity_worker.calls.service import WorkerService
+from sparsity_worker.calls.worker_metrics import WorkerMetrics
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.echo.engine import EchoEngine
 from sparsity_worker.engine.sglang_engine import Engine
@@ -104,9 +104,9 @@ def _reloading(config: WorkerConfig, access: Access, keys: LeaseKeys | None) -> 
     """The files that may change while the worker runs."""
     files: list[ReloadedFile[Any]] = []
     if config.access:
-        files.append(ReloadedFile("--access", config.access, access.read, access.take))
+        files.append(ReloadedFile("--access", config.access, access.read, access.adopt))
     if config.lease_key_file and keys:
-        files.append(ReloadedFile("--lease-key-file", config.lease_key_file, read_keys, keys.take))
+        files.append(ReloadedFile("--lease-key-file", config.lease_key_file, read_keys, keys.adopt))
     reloading = Reloading(*files)
     reloading.observe(metrics.get_meter("sparsity.worker"))
     return reloading

@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         if time.monotonic() - run.started > options.seconds:
             run.left.append(part.name)
         else:
-            run.take(part)
+            run.measure(part)
     print(run.told())
     if not options.dry:
         _draw(options.out)
@@ -86,7 +86,7 @@ class _Run:
         self._clock = Clock(plan.device)
         self._absent = {} if plan.device == "cpu" else _absent()
 
-    def take(self, part: Part) -> None:
+    def measure(self, part: Part) -> None:
         """Runs a part, and writes what it found."""
         print(f"# {part.name}, at {time.monotonic() - self.started:.0f} s", flush=True)
         for row in self._measured(part):

@@ -42,7 +42,7 @@ class Replica:
 
     async def ready(self) -> None:
         """Waits until it serves."""
-        while not await asyncio.to_thread(self.child.serving):
+        while not await asyncio.to_thread(self.child.is_ready):
             self.child.check_alive()
             await asyncio.sleep(0.05)
         # A channel that met a restart waits before it tries again.

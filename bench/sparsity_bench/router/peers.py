@@ -93,7 +93,7 @@ class HttpChild(Child):
         """What is started."""
         return [self.program, *self.arguments]
 
-    def serving(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether it answers a chat completion."""
         body = b'{"model": "mock", "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}'
         headers = {"Content-Type": "application/json"}

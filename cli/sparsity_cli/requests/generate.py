@@ -99,7 +99,7 @@ def generate(
             with waiting("the first token"):
                 first = list(islice(responses, 1))
             for response in chain(first, responses):
-                chunk = gathered.take(response)
+                chunk = gathered.add(response)
                 if not as_json:
                     typer.echo(chunk.reasoning, nl=False, err=True)
                     typer.echo(chunk.text, nl=False)

@@ -119,7 +119,7 @@ class AsyncWireClient:
 
     @asynccontextmanager
     async def _worker(self, endpoint: str) -> AsyncIterator[worker_pb2_grpc.WorkerServiceAsyncStub]:
-        channel = self._workers.take(endpoint)
+        channel = self._workers.borrow(endpoint)
         try:
             yield worker_pb2_grpc.WorkerServiceStub(channel)
         finally:

@@ -120,7 +120,7 @@ class WireClient:
 
     @contextmanager
     def _worker(self, endpoint: str) -> Iterator[worker_pb2_grpc.WorkerServiceStub]:
-        channel = self._workers.take(endpoint)
+        channel = self._workers.borrow(endpoint)
         try:
             yield worker_pb2_grpc.WorkerServiceStub(channel)
         finally:

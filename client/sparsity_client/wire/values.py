@@ -35,7 +35,7 @@ class Gathered:
         self._chunks: list[Chunk] = []
         self._completion: inference_pb2.Completion | None = None
 
-    def take(self, response: inference_pb2.GenerateResponse) -> Chunk:
+    def add(self, response: inference_pb2.GenerateResponse) -> Chunk:
         """The next message."""
         if response.HasField("completion"):
             self._completion = response.completion

@@ -27,7 +27,7 @@ class WorkerChannels(Generic[C]):
         # In the order of their last use.
         self._used: dict[str, _Used[C]] = {}
 
-    def take(self, address: str) -> C:
+    def borrow(self, address: str) -> C:
         """The channel to ``address``, for one stream; :meth:`give_back` follows."""
         with self._lock:
             used = self._used.pop(address, None) or _Used(self._open(address))

@@ -49,7 +49,7 @@ class _Trail:
     def skip(self, check: str, detail: str, tier: Tier) -> None:
         self.steps.append(Step(check, False, detail, tier))
 
-    def take(self, check: str, tier: Tier, reason: Reason, detail: str) -> None:
+    def settle(self, check: str, tier: Tier, reason: Reason, detail: str) -> None:
         self.steps.append(Step(check, True, detail, tier))
         self.verdict = _Verdict(tier, reason, check, detail)
         self.note(None if reason in _PASSING else tier)
@@ -57,7 +57,7 @@ class _Trail:
     def cap(self, check: str, tier: Tier, reason: Reason, detail: str) -> None:
         """Takes ``tier`` only when it is denser than the verdict so far."""
         if tier < self.verdict.tier:
-            self.take(check, tier, reason, detail)
+            self.settle(check, tier, reason, detail)
         else:
             self.skip(check, detail, tier)
             self.note(None if reason in _PASSING else tier)
@@ -73,7 +73,7 @@ def decide(signals: Signals, snapshot: Snapshot) -> Decision:
     trail = _Trail()
     doubt = _doubt(signals, snapshot, compiled)
     if doubt is not None:
-        trail.take(doubt.matched, doubt.tier, doubt.reason, doubt.explanation)
+        trail.settle(doubt.matched, doubt.tier, doubt.reason, doubt.explanation)
     else:
         assert compiled is not None
         _by_policy(trail, signals, compiled)
@@ -213,26 +213,26 @@ def _by_first_rule(trail: _Trail, signals: Signals, compiled: Compiled, doubtful
         check = f"rules[{rule.name}]"
         if condition.reads_tokens and not _exact(signals):
             what = f"{rule.when} reads tokens, of which there are {_length(signals)}"
-            trail.take(check, Tier.DENSE, Reason.LOW_CONFIDENCE, what)
+            trail.settle(check, Tier.DENSE, Reason.LOW_CONFIDENCE, what)
             return
         assert shared is not None
         try:
             holds = condition.holds(shared)
         except ValueError as error:
             if rule.tier is Tier.DENSE:
-                trail.take(check, Tier.DENSE, Reason.CLASSIFIER_FAILED, f"{rule.when} cannot be evaluated: {error}")
+                trail.settle(check, Tier.DENSE, Reason.CLASSIFIER_FAILED, f"{rule.when} cannot be evaluated: {error}")
                 return
             trail.skip(check, f"cannot be evaluated: {error}", rule.tier)
             doubtful.append(rule)
             continue
         if holds:
-            trail.take(check, rule.tier, Reason.RULE_MATCH, f"{rule.when} holds")
+            trail.settle(check, rule.tier, Reason.RULE_MATCH, f"{rule.when} holds")
             return
         trail.skip(check, f"{rule.when} does not hold", rule.tier)
     number, band = densest_band(compiled.policy, signals)
     task = f" for task {band.task!r}" if band.task else ""
     detail = f"{_length(signals)} prompt tokens lie in the band from {band.from_tokens}{task}"
-    trail.take(f"bands[{number}]", band.tier, Reason.LENGTH_BAND, detail)
+    trail.settle(f"bands[{number}]", band.tier, Reason.LENGTH_BAND, detail)
 
 
 def densest_band(policy: Policy, signals: Signals) -> tuple[int, Band]:

@@ -60,7 +60,7 @@ class Child:
         """How it ended, or None while it runs."""
         return self._process.poll() if self._process else None
 
-    def serving(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether its health service says SERVING."""
         with open_channel(self.address, None) as channel:
             try:

@@ -54,7 +54,7 @@ class Restarts:
         return True
 
     def _await(self, child: Child, down: _Down, now: float) -> None:
-        if child.serving():
+        if child.is_ready():
             del self._down[child.name]
             self._say(f"{child.name} serves again, {now - down.since:.1f} s after it ended")
         elif now - down.told > PROGRESS_SECONDS:

@@ -221,7 +221,7 @@ class Supervisor:
                 self._say(f"{said - self._started:.0f} s: {', '.join(waiting)} loading")
             for name, child in list(waiting.items()):
                 child.check_alive()
-                if child.serving():
+                if child.is_ready():
                     del waiting[name]
                     self._say(f"{name} serves on {child.address} after {time.monotonic() - self._started:.0f} s")
             if time.monotonic() - self._started > _READY_TIMEOUT:

@@ -58,7 +58,7 @@ class Observer:
 
     def __init__(
         self,
-        policies: PolicyFollower,
+        follower: PolicyFollower,
         recorder: Recorder,
         guards: GuardMonitor,
         metrics: RequestMetrics,
@@ -66,7 +66,7 @@ class Observer:
         logged: bool = False,
     ) -> None:
         self._logged = logged
-        self._policies = policies
+        self._follower = follower
         self._recorder = recorder
         self._guards = guards
         self._metrics = metrics
@@ -86,7 +86,7 @@ class Observer:
     def ended(self, request: EndedRequest) -> None:
         """Takes up a request that has ended."""
         decision, served, completion = request.decision, request.served, request.completion
-        policy = self._policies.snapshot.policy(decision.policy)
+        policy = self._follower.snapshot.policy(decision.policy)
         # Most requests of a busy router are not logged: an entry is made only for those that are.
         self._recorder.decision(request.decision_id, lambda: _entry(request, policy, self._policies.now()))
         self._metrics.relayed(decision, policy, served, completion, request.times)

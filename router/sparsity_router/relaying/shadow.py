@@ -67,7 +67,7 @@ class Shadow:
     """Comparisons of one router.
 
     Args:
-        policies: which say what share of a domain's sparse answers is repeated.
+        follower: of policies, which say what share of a domain's sparse answers is repeated.
         fleet: whose dense workers repeat them.
         decisions: where agreement is reported as an outcome; None without a store.
         meter: where it is measured.
@@ -75,12 +75,12 @@ class Shadow:
 
     def __init__(
         self,
-        policies: PolicyFollower,
+        follower: PolicyFollower,
         fleet: Fleet,
         decisions: DecisionLog | None = None,
         meter: metrics.Meter | None = None,
     ) -> None:
-        self._policies = policies
+        self._follower = follower
         self._fleet = fleet
         self._decisions = decisions
         self._buckets: dict[str, TokenBucket] = {}
@@ -106,7 +106,7 @@ class Shadow:
     def _sample(self, request: WorkerRequest) -> Sample | None:
         """A sample to fill, where this answer is one: sparse, greedy, and of the share that its policy asks for."""
         decision, message = request.decided.review.decision, request.message
-        policy = self._policies.snapshot.policy(decision.policy)
+        policy = self._follower.snapshot.policy(decision.policy)
         wanted = policy.shadow if policy else None
         if wanted is None or decision.tier is Tier.DENSE or message.sampling.temperature > 0:
             return None
@@ -117,7 +117,7 @@ class Shadow:
     def _finish(self, sample: Sample, served: Decision, completion: inference_pb2.Completion) -> None:
         """Queues a whole answer; where there is no room or budget it is passed over."""
         sample.tier = served.tier
-        policy = self._policies.snapshot.policy(sample.domain)
+        policy = self._follower.snapshot.policy(sample.domain)
         if served.tier is Tier.DENSE or policy is None or policy.shadow is None or not sample.tokens:
             return
         limit, cost = policy.shadow.tokens_per_minute, completion.usage.prompt_tokens + len(sample.tokens)

@@ -23,9 +23,9 @@ def patience(fleet: Fleet, context: grpc.aio.ServicerContext[Any, Any]) -> float
     return fleet.admission.queue_seconds if left is None else min(fleet.admission.queue_seconds, 0.9 * left)
 
 
-async def follow_policies(fleet: Fleet, policies: PolicyFollower) -> None:
+async def follow_policies(fleet: Fleet, follower: PolicyFollower) -> None:
     """Lets those who wait for room meet each change of policies and overrides, for as long as it runs."""
-    async for _ in policies.snapshots():
+    async for _ in follower.snapshots():
         await fleet.reconsider()
 
 

@@ -79,7 +79,7 @@ class Access:
         """
         return read_rules(path, self._rules.tokens)
 
-    def take(self, rules: Rules) -> None:
+    def adopt(self, rules: Rules) -> None:
         """Goes by other rules from the next call on."""
         self._rules = rules
 

@@ -50,7 +50,7 @@ class LeaseKeys:
             return None
         return cls(*read_keys(path))
 
-    def take(self, keys: tuple[LeaseKey, ...]) -> None:
+    def adopt(self, keys: tuple[LeaseKey, ...]) -> None:
         """Holds these from now on."""
         self._keys = keys
 

@@ -80,7 +80,7 @@ def test_a_wrong_selection_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 @pytest.mark.usefixtures("interpreted")
 def test_parts_are_chosen_by_kind_and_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     taken: list[str] = []
-    monkeypatch.setattr(speed._Run, "take", lambda run, part: taken.append(part.name))
+    monkeypatch.setattr(speed._Run, "measure", lambda run, part: taken.append(part.name))
     assert speed.main(["--dry", "--only", "prefill", "shapes", "--named", "16, 256", "512"]) == 0
     assert taken == ["prefill, 4/2 heads, d=16, 512"]
     with pytest.raises(SystemExit):
@@ -100,10 +100,10 @@ def test_what_is_found_is_written_as_it_comes(tmp_path: Path, monkeypatch: pytes
         yield Row("another, cool", "a shape", 3.0, "ms")
         raise ValueError("q: has no kernel")
 
-    run.take(parts.Part("prefill", "one", measured))
+    run.measure(parts.Part("prefill", "one", measured))
     first = json.loads((tmp_path / "kernels.json").read_text())
     assert [row["name"] for row in first["rows"]] == ["a kernel, cool"]
-    run.take(parts.Part("prefill", "two", broken))
+    run.measure(parts.Part("prefill", "two", broken))
     second = json.loads((tmp_path / "kernels.json").read_text())
     assert [row["value"] for row in second["rows"]] == [2.0, 3.0]
     assert second["header"]["not run"] == ["two: ValueError: q: has no kernel"]

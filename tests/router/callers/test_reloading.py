@@ -144,7 +144,7 @@ async def test_lease_keys_are_changed_without_a_refused_request(tmp_path: Path) 
     keys = LeaseKeys(*read_keys(theirs))
     fake = FakeWorker("w", DENSE, tiny_model(tmp_path / "model"), leases=LeaseChecker(keys, "w", {DENSE}))
     await fake.start()
-    at_worker = Reloading(ReloadedFile("--lease-key-file", theirs, read_keys, keys.take))
+    at_worker = Reloading(ReloadedFile("--lease-key-file", theirs, read_keys, keys.adopt))
     following = asyncio.create_task(at_worker.run())
     with Valkey() as server:
         options: dict[str, Any] = {"lease_key_file": ours, "queue_seconds": 0.0, "drain_seconds": 0.1}

@@ -89,13 +89,13 @@ async def test_the_blocking_client_keeps_as_few(tmp_path: Path) -> None:
 def test_a_channel_with_a_stream_is_kept_and_an_idle_one_used_again() -> None:
     opened: list[str] = []
     channels = WorkerChannels(lambda address: (opened.append(address), address)[1])
-    assert channels.take("streams") == "streams"
+    assert channels.borrow("streams") == "streams"
     closed = []
     for number in range(2 * MOST_IDLE):
-        channels.take(f"{number}")
+        channels.borrow(f"{number}")
         closed += channels.give_back(f"{number}")
     assert closed == [f"{number}" for number in range(MOST_IDLE)]
-    channels.take(f"{MOST_IDLE}")
-    channels.take("streams")
+    channels.borrow(f"{MOST_IDLE}")
+    channels.borrow("streams")
     assert opened.count("streams") == opened.count(f"{MOST_IDLE}") == 1
     assert set(channels.all()) == {"streams", *(f"{number}" for number in range(MOST_IDLE, 2 * MOST_IDLE))}

@@ -56,7 +56,7 @@ def test_a_token_is_spelled_to_the_byte() -> None:
 def test_calls_end_with_their_own_reason_and_their_model_ends_the_turn() -> None:
     made = answer(ChatParser(HERMES, CHAT), ends=frozenset({END}))
     tokens = [*ids('<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'), END]
-    (whole,) = made.take(Step(tokens, "stop", 0, b""))
+    (whole,) = made.add(Step(tokens, "stop", 0, b""))
     assert whole.text == ""
     assert next((part.name, bool(part.id)) for part in whole.tool_calls) == ("f", True)
     assert "".join(part.arguments for part in whole.tool_calls) == "{}"
@@ -67,14 +67,14 @@ def test_calls_end_with_their_own_reason_and_their_model_ends_the_turn() -> None
 
 def test_tokens_of_thoughts_are_counted() -> None:
     made = answer(ChatParser(Parsers("", "qwen3"), worker_pb2.ChatParsing(), True))
-    said = [response for step in (ids("hm</think>"), ids("yes")) for response in made.take(Step(step, None, 0, b""))]
+    said = [response for step in (ids("hm</think>"), ids("yes")) for response in made.add(Step(step, None, 0, b""))]
     assert ("".join(each.reasoning for each in said), "".join(each.text for each in said)) == ("hm", "yes")
     assert (made.tokens, made.reasoning_tokens) == (13, len("hm</think>"))
 
 
 def test_a_stop_text_ends_an_answer_that_had_no_room_either() -> None:
     made = answer(ChatParser(Parsers(), None), "b")
-    (only,) = made.take(Step(ids("abc"), "length", 0, b""))
+    (only,) = made.add(Step(ids("abc"), "length", 0, b""))
     assert (only.text, made.stopped, made.finish_reason("length")) == ("a", True, inference_pb2.FINISH_REASON_STOP)
 
 
@@ -89,7 +89,7 @@ def test_log_probabilities_go_with_their_tokens() -> None:
     assert scored({}, "output") == ()
     assert scored(meta | {"output_top_logprobs": None}, "output") == (Scored(72, -0.5),)
     made = answer(ChatParser(Parsers(), None))
-    (only,) = made.take(Step([72], None, 0, b"", logprobs=told, prompt_logprobs=scored(meta, "input")))
+    (only,) = made.add(Step([72], None, 0, b"", logprobs=told, prompt_logprobs=scored(meta, "input")))
     assert [(each.token_id, each.logprob, len(each.top)) for each in only.logprobs] == [(72, -0.5, 2)]
     assert [each.HasField("logprob") for each in only.prompt_logprobs] == [False, True]
     assert only.logprobs[0].token == TOKENIZER.decode([72]).encode()

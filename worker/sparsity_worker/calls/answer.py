@@ -45,7 +45,7 @@ class Answer:
         self.stopped = False
         self.tokens = self.reasoning_tokens = 0
 
-    def take(self, step: Step) -> Iterator[inference_pb2.GenerateResponse]:
+    def add(self, step: Step) -> Iterator[inference_pb2.GenerateResponse]:
         """What a step of the engine adds, as one message or none."""
         self.tokens += len(step.token_ids)
         response = inference_pb2.GenerateResponse(token_ids=step.token_ids)

@@ -26,11 +26,11 @@ from sparsity_worker.calls.answer import Answer
 from sparsity_worker.calls.identity import Identity, ServedTier
 from sparsity_worker.calls.kv_use import KvUse
 from sparsity_worker.calls.load import Load
-from sparsity_worker.calls.metering import WorkerMetrics
 from sparsity_worker.calls.parsers import Parsers
 from sparsity_worker.calls.requests import check_size, engine_request, read_prompt
 from sparsity_worker.calls.spelling import Spelling
 from sparsity_worker.calls.wishes import check_wishes, granted, parser_of
+from sparsity_worker.calls.worker_metrics import WorkerMetrics
 from sparsity_worker.coalescing import coalesced
 from sparsity_worker.echo.engine import EchoEngine
 from sparsity_worker.engine.sglang_engine import Engine, EngineRequest
@@ -111,7 +111,7 @@ class WorkerService:
                     trace.first_token()
                 cached, account = step.cached_tokens, step.account or account
                 finish = step.finish or finish
-                for response in answer.take(step):
+                for response in answer.add(step):
                     yield response
                 if answer.stopped:
                     break

@@ -46,7 +46,7 @@ def order_means(
     """
     kv_heads, dim = batch.keys.shape[2:]
     steps, unit = plan.step_owner.numel(), plan.shape.unit
-    columns = workspace.take("columns", kv_heads * steps * COLUMNS * dim, dtype).view(-1, dim)
+    columns = workspace.cut("columns", kv_heads * steps * COLUMNS * dim, dtype).view(-1, dim)
     means, value_means = (torch.empty(plan.units, kv_heads, dim, dtype=dtype, device=columns.device) for _ in range(2))
     sub, mean = summaries.sub_mean, summaries.mean
     _launch(

@@ -131,7 +131,7 @@ class Workspace:
         self.programs = programs
         self._parts: dict[str, torch.Tensor] = {}
 
-    def take(self, name: str, entries: int, dtype: torch.dtype) -> torch.Tensor:
+    def cut(self, name: str, entries: int, dtype: torch.dtype) -> torch.Tensor:
         """At least ``entries`` of ``dtype``, in which anything may stand."""
         found = self._parts.get(name)
         nbytes = entries * dtype.itemsize

@@ -77,9 +77,9 @@ def select_tiles(
     # What one warp holds of a tile's rows, of a head or of its needs has a bound.
     warps = 4 if rows <= 128 and dim <= 128 and width <= 4096 else 8
     programs = min(plan.items.shape[0] * kv_heads, _programs(q.device, workspace.programs, warps))
-    scratch = workspace.take("weights", programs * steps * rows * shape.blocks, stored)
-    maxima = workspace.take("maxima", programs * steps * rows, torch.float32)
-    needs = workspace.take("needs", programs * 2 * shape.tiles * width, torch.float32)
+    scratch = workspace.cut("weights", programs * steps * rows * shape.blocks, stored)
+    maxima = workspace.cut("maxima", programs * steps * rows, torch.float32)
+    needs = workspace.cut("needs", programs * 2 * shape.tiles * width, torch.float32)
     hopper = generation(q.device) >= 9
     _launch(
         (programs,),

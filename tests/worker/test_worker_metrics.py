@@ -6,7 +6,7 @@ import pytest
 from sparsity.v1 import inference_pb2
 from sparsity_serving.metrics.metering import Times
 from sparsity_worker.calls.load import Load
-from sparsity_worker.calls.metering import WorkerMetrics, _thirds
+from sparsity_worker.calls.worker_metrics import WorkerMetrics, _thirds
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from support.metrics import Meter
 from support.tiny import tiny_model
