@@ -88,7 +88,7 @@ class Observer:
         decision, served, completion = request.decision, request.served, request.completion
         policy = self._follower.snapshot.policy(decision.policy)
         # Most requests of a busy router are not logged: an entry is made only for those that are.
-        self._recorder.decision(request.decision_id, lambda: _entry(request, policy, self._policies.now()))
+        self._recorder.decision(request.decision_id, lambda: _entry(request, policy, self._follower.now()))
         self._metrics.relayed(decision, policy, served, completion, request.times)
         report = request.report
         # A request too short for the sparse kernels was attended whole, and says nothing about them.
