@@ -14,7 +14,7 @@ from support.tiny import tiny_model
 async def test_every_goal_is_a_row_and_the_routers_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale, "DOMAINS", 300)
     monkeypatch.setattr(scale, "WRITES", 20)
-    monkeypatch.setattr(latency, "_PHRASES", 400)
+    monkeypatch.setattr(latency, "_PHRASES", 1000)
     said: list[str] = []
     rows = await measure(tiny_model(tmp_path), Counts(edits=2, puts=2, kills=2, large=2, sessions=40), said.append)
     found = {row.name: row for row in rows if row.goal}
