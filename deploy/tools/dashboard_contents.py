@@ -273,7 +273,7 @@ DASHBOARDS_OF = (
             Panel(
                 "Policies that are not as they should be",
                 {
-                    "unreadable {{instance}}": "sparsity_policy_rejected",
+                    "left out {{instance}}": "sparsity_policy_rejected",
                     "unlike the folder {{instance}}": "sparsity_policy_drifted",
                 },
             ),

@@ -984,7 +984,7 @@ class WatchPoliciesResponse(_message.Message):
 
     @_builtins.property
     def rejected_domains(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Documents that could not be read and are held at their last good version, or dense."""
+        """Documents that could not be read or taken up, and are held at their last good version, or dense."""
 
     @_builtins.property
     def load_time(self) -> _timestamp_pb2.Timestamp:

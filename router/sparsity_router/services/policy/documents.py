@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 
 from sparsity.v1 import policy_pb2
@@ -63,7 +62,7 @@ async def put_policy(
         there = present.stored.etag if present else ""
         if etag is not None and etag != there:
             raise ConflictError(f"policy {policy.domain}: etag {there!r} is in the store, not {etag!r}")
-        draft = StoredPolicy(policy, there, snapshot.revision, time.time(), "", request.reason)
+        draft = StoredPolicy(policy, there, snapshot.revision, state.policies.now(), "", request.reason)
         return policy_pb2.PutPolicyResponse(policy=await DRAFTS.run(stored_to_wire, draft))
     stored = await store.put(policy, etag=etag, actor=actor, reason=request.reason)
     await state.seen(stored.revision)
