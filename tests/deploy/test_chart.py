@@ -75,6 +75,9 @@ def test_the_programs_take_the_arguments(name: str, tmp_path: Path) -> None:
         assert options.drain_seconds + 5 < container["pod"]["terminationGracePeriodSeconds"]
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         listens = {"grpc": options.listen, "health": options.health_listen, "metrics": options.metrics_listen}
+        if "http" in ports:
+            listens["http"] = options.http_listen
+        assert ("http" in ports) == (name == "entry" and container["name"] == "router")
         host = "[::]" if name == "ipv6" else "0.0.0.0"
         assert {key: f"{host}:{port}" for key, port in ports.items()} == listens
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
