@@ -27,5 +27,6 @@ class Threads:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-# What routers follow, what editors try out, and what reckons from the decision log.
+# What routers follow, what editors try out, what reckons from the decision log, and what callers ask of their tiers.
 BUILDS, DRAFTS, REPLAYS = Threads("policy-builds", 4), Threads("policy-drafts", 4), Threads("policy-replays", 2)
+EXPLANATIONS = Threads("policy-explanations", 2)

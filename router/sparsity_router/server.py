@@ -19,7 +19,7 @@ from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.storage.folder import PolicyFolder
 from sparsity_policies.storage.redis_url import without_credentials
 from sparsity_policies.storage.store import PolicyStore
-from sparsity_policies.threads import BUILDS, DRAFTS, REPLAYS
+from sparsity_policies.threads import BUILDS, DRAFTS, EXPLANATIONS, REPLAYS
 from sparsity_rpc.channels import MAX_MESSAGE_BYTES
 from sparsity_rpc.errors import ConfigurationError, StoreError
 from sparsity_serving import telemetry
@@ -79,7 +79,7 @@ def run(config: RouterConfig) -> None:
         uvloop.run(serve(config))
     finally:
         # The interpreter waits for these threads, and they for those processes.
-        for work in (SOURCES, EDITS, BUILDS, DRAFTS, REPLAYS):
+        for work in (SOURCES, EDITS, BUILDS, DRAFTS, REPLAYS, EXPLANATIONS):
             work.shut()
     telemetry.shutdown()
 

@@ -14,6 +14,7 @@ from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision
 from sparsity_policies.risk.weighing import placed
 from sparsity_policies.storage.decisionlog import DecisionLog
+from sparsity_policies.threads import EXPLANATIONS
 from sparsity_policies.wire import decision_to_wire, signals_to_wire
 from sparsity_rpc import tracing
 from sparsity_rpc.channels import DECISION_ID, LOST, REASON, TIER
@@ -210,7 +211,7 @@ class InferenceService:
                 signals=signals_to_wire(signals),
                 decision=decision_to_wire(decision, ""),
                 # A decision each, and a policy's rules may take long.
-                alternatives=await asyncio.to_thread(alternatives, signals, snapshot, decision),
+                alternatives=await EXPLANATIONS.run(alternatives, signals, snapshot, decision),
             )
             for match in await self._classifier.locate(request.request, snapshot):
                 response.matches.add(
