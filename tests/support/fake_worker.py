@@ -140,7 +140,8 @@ class FakeWorker:
         try:
             async for response in self.behaviour(self, request, context):
                 yield worker_pb2.WorkerServiceGenerateResponse(response=response)
-        except asyncio.CancelledError:
+        # The latter where a message was being written at that moment.
+        except (asyncio.CancelledError, GeneratorExit):
             self.cancelled += 1
             raise
 

@@ -58,8 +58,13 @@ def made(kind: Descriptor, chance: random.Random, depth: int = 0) -> Message:
             else:
                 setattr(message, field.name, values[0])
         elif field.message_type.GetOptions().map_entry:
-            for _ in range(chance.choice((1, 3, 70))):
-                getattr(message, field.name)[chance.choice(TEXTS) + str(chance.random())] = chance.choice(TEXTS)
+            entries, value = getattr(message, field.name), field.message_type.fields_by_name["value"].message_type
+            for _ in range(chance.choice((1, 3, 70)) if value is None else 2):
+                key = chance.choice(TEXTS) + str(chance.random())
+                if value is None:
+                    entries[key] = chance.choice(TEXTS)
+                else:
+                    entries[key].CopyFrom(made(value, chance, depth + 1))
         elif field.is_repeated:
             getattr(message, field.name).extend(
                 made(field.message_type, chance, depth + 1) for _ in range(chance.randrange(4))
