@@ -47,6 +47,10 @@ class Taken(NamedTuple):
         """How many were generated."""
         return len(self.answer)
 
+    def after(self, waited: float) -> Taken:
+        """The same for whoever waited so many seconds before it began."""
+        return self._replace(first=self.first + waited, total=self.total + waited)
+
     @property
     def per_token(self) -> float:
         """Seconds a token after the first; 0 for one token."""

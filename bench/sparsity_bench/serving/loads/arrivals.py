@@ -56,8 +56,7 @@ async def arrive(worker: Answering, requests: Iterable[Request], rate: float, ne
         began = time.perf_counter()
         async with accepted:
             waited = time.perf_counter() - began
-            taken = await worker.ask(request.prompt, new, tier=request.tier)
-        return taken._replace(first=taken.first + waited, total=taken.total + waited)
+            return (await worker.ask(request.prompt, new, tier=request.tier)).after(waited)
 
     started = time.perf_counter()
     for request in requests:

@@ -74,5 +74,4 @@ class Group:
         began, tier = time.perf_counter(), tier or self.tiers[0]
         async with self._places[tier]:
             waited = time.perf_counter() - began
-            taken = await self._workers[tier].ask(prompt, new)
-        return taken._replace(first=taken.first + waited, total=taken.total + waited)
+            return (await self._workers[tier].ask(prompt, new)).after(waited)
