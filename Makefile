@@ -36,7 +36,7 @@ test: lint
 check: lint
 	@$(PAIR) -m "not chaos and not slow"
 
-# The lines that the same tests run, of every package and in every process; fails where they are fewer than pyproject.toml says.
+# The lines that the same tests run, of every package and in every process.
 coverage: environment
 	@OMP_NUM_THREADS=1 $(BIN)/python tools/line_coverage.py $(SIDE_BY_SIDE) -m "not chaos and not slow"
 

@@ -2,7 +2,7 @@
 
 coverage.py is fetched into the cache folder, and only then seen by the clone's Python: every process of a test, its
 routers and workers among them, is measured from its start (coverage.readthedocs.io/subprocess.html). Whatever else is
-set stands in pyproject.toml, the least share too.
+set stands in pyproject.toml.
 """
 
 from __future__ import annotations
