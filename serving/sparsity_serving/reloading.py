@@ -90,7 +90,8 @@ class Reloading:
         """Follows the files, for as long as it runs."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._asked.wait(), LOOK_SECONDS)
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._asked.wait()
             anew = self._asked.is_set()
             self._asked.clear()
             for file in self._files:

@@ -34,7 +34,7 @@ async def test_stale_policies_fail_it(tmp_path: Path) -> None:
     with Valkey() as server:
         config = RouterConfig(model, (worker.address,), server.url, "127.0.0.1:0", policy_ttl=2.0)
         async with running(config) as router:
-            await asyncio.sleep(1.0)
+            await router.ready()
             command = ["check", "--router", router.address, "--domain", "rag"]
             result = await asyncio.to_thread(CliRunner().invoke, app, command)
             assert result.exit_code == 0, result.stdout

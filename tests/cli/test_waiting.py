@@ -58,6 +58,7 @@ async def test_the_first_token_and_each_step_of_a_check_are_waited_for_by_name(t
     worker = await FakeWorker("d", DENSE, model).start()
     with Valkey() as server:
         async with running(RouterConfig(model, (worker.address,), server.url, "127.0.0.1:0")) as router:
+            await router.ready()
             worker.behaviour = slowly
             for words, told in ((["generate", "hi"], "the first token: "), (["check"], "answer: ")):
                 command = [*words, "--router", router.address]

@@ -66,6 +66,14 @@ class Router:
             await asyncio.sleep(0.01)
         return time.monotonic() - started
 
+    async def ready(self) -> None:
+        """Waits until it has heard the workers that it needs."""
+
+        async def serves() -> bool:
+            return await self.health() == "SERVING"
+
+        await until(serves, 30.0)
+
     async def health(self) -> str:
         stub: Any = health_pb2_grpc.HealthStub(self.channel)
         answer = await stub.Check(health_pb2.HealthCheckRequest())

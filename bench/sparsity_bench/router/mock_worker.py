@@ -89,7 +89,8 @@ class MockWorker:
             self._changed.clear()
             next_at = time.monotonic() + _SPACING_SECONDS
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), _REPORT_SECONDS)
+                async with asyncio.timeout(_REPORT_SECONDS):
+                    await self._changed.wait()
             await asyncio.sleep(max(next_at - time.monotonic(), 0.0))
 
 

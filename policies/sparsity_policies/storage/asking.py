@@ -28,7 +28,8 @@ class Asking:
         task = asyncio.create_task(question)
         self._asked.add(task)
         task.add_done_callback(self._forget)
-        return await asyncio.wait_for(asyncio.shield(task), seconds)
+        async with asyncio.timeout(seconds):
+            return await asyncio.shield(task)
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._asked.discard(task)

@@ -142,7 +142,8 @@ class TierQueue:
             OverloadedError: when ``seconds`` pass first, or a more urgent request takes the place.
         """
         try:
-            await asyncio.wait_for(ticket.woken.wait(), max(seconds, 0.0))
+            async with asyncio.timeout(max(seconds, 0.0)):
+                await ticket.woken.wait()
             ticket.woken.clear()
         except TimeoutError as error:
             raise OverloadedError("there was no room in time; try again") from error

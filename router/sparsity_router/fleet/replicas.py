@@ -110,7 +110,8 @@ class Replicas:
 
     async def _try(self, command: Callable[[], Any]) -> Any:
         try:
-            return await asyncio.wait_for(command(), _ANSWER_SECONDS)
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                return await command()
         except CLIENT_ERRORS as error:
             log.debug("the store does not answer: %s", told(error))
             return None

@@ -287,14 +287,11 @@ class PolicyFollower:
 
     async def reached(self, revision: int, timeout: float) -> bool:
         """Waits until the snapshot has ``revision``."""
-
-        async def wait() -> None:
-            async for snapshot in self.snapshots():
-                if snapshot.revision >= revision:
-                    return
-
         try:
-            await asyncio.wait_for(wait(), timeout)
+            async with asyncio.timeout(timeout):
+                async for snapshot in self.snapshots():
+                    if snapshot.revision >= revision:
+                        return True
         except TimeoutError:
-            return False
-        return True
+            pass
+        return False

@@ -75,8 +75,8 @@ class Detector:
             raise DetectionError(f"{self._waiting} prompts wait for the semantic classifier")
         self._waiting += 1
         try:
-            asked = self._ask("scores", key, text, time.time() + self._seconds)
-            found = await asyncio.wait_for(asked, self._seconds)
+            async with asyncio.timeout(self._seconds):
+                found = await self._ask("scores", key, text, time.time() + self._seconds)
         except (TimeoutError, LookupError) as error:
             raise DetectionError(f"semantic detection ran out of time ({self._seconds:g} s)") from error
         except asyncio.CancelledError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import asdict, replace
 from typing import Any
@@ -65,3 +66,33 @@ async def test_what_cannot_be_read_is_passed_over(wrong: dict[str, Any]) -> None
 @pytest.mark.parametrize("text", ["", "[1]", "3", "null", "{"])
 async def test_what_is_no_router_is_passed_over(text: str) -> None:
     assert await heard(text) == []
+
+
+class Answering(Store):
+    """Answers each command when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.asked, self.answered = asyncio.Event(), asyncio.Event()
+
+    async def hset(self, *arguments: str) -> None:
+        self.asked.set()
+        await self.answered.wait()
+
+    async def hkeys(self, key: str) -> list[str]:
+        return []
+
+    async def hdel(self, *arguments: str) -> None:
+        """Has gone."""
+
+
+@pytest.mark.parametrize("steps", range(5))
+async def test_who_is_ended_as_the_store_answers_ends(steps: int) -> None:
+    store = Answering()
+    task = asyncio.create_task(Replicas(Following(), store).run())
+    await store.asked.wait()
+    store.answered.set()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    assert await asyncio.wait({task}, timeout=1.5) == ({task}, set())

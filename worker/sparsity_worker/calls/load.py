@@ -119,19 +119,17 @@ class Load:
             changed, next_at = self._changed, time.monotonic() + SPACING_SECONDS
             yield
             with suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), interval)
+                async with asyncio.timeout(interval):
+                    await changed.wait()
             await asyncio.sleep(max(next_at - time.monotonic(), 0.0))
 
     async def idle(self, timeout: float | None) -> bool:
         """Waits until nothing is in flight; False when ``timeout`` seconds passed first."""
-
-        async def empty() -> None:
-            async for _ in self.changes(1.0):
-                if not self.requests:
-                    return
-
         try:
-            await asyncio.wait_for(empty(), timeout)
+            async with asyncio.timeout(timeout):
+                async for _ in self.changes(1.0):
+                    if not self.requests:
+                        return True
         except TimeoutError:
-            return False
-        return True
+            pass
+        return False
