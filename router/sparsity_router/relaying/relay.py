@@ -79,7 +79,7 @@ class _Relay:
             StreamBrokenError: when a worker failed after its first message, or two with the request in flight.
         """
         tried, seconds = self.tried, self._fleet.admission.hedge_seconds
-        while (choice := self._choose()) is not None:
+        while (choice := await self._choose()) is not None:
             # Waiting for room is no retry; asking another worker after a failure is.
             if tried.failed and not self._fleet.retries.spend():
                 problem = f"the retry budget is used up; last: {tried.last_problem}"
@@ -121,8 +121,9 @@ class _Relay:
         self._request.message.dense_reasoning = self.decision.dense_reasoning
         return self.decision
 
-    def _choose(self) -> tuple[Worker, Tier] | None:
+    async def _choose(self) -> tuple[Worker, Tier] | None:
         """The next worker to ask, and at what tier; None when nobody is left."""
+        await self._review.catch_up()
         decision = self._decide()
         for tier in (decision.tier, *decision.fallback):
             if worker := self._pick(tier):
@@ -131,11 +132,16 @@ class _Relay:
 
     def _second(self, tier: Tier) -> Attempt | None:
         """A second worker beside one of ``tier`` that says nothing: of that tier, while policy still allows it."""
+        if not self._review.is_quick:
+            return None
         at = tier if self._allows(tier) else self.decision.tier
         other = self._pick(at)
         return self._open(other, at) if other and self._fleet.retries.spend() else None
 
     def _allows(self, tier: Tier) -> bool:
+        # What would have to be read for long is chosen anew, after it was.
+        if not self._review.is_quick:
+            return False
         decision = self._decide()
         return tier is decision.tier or tier in decision.fallback
 
@@ -213,6 +219,7 @@ async def relay(
         InvalidRequestError: when a worker refuses the request as invalid.
         TokenCountError: when the prompt's tokens lie outside the interval that it was decided for.
     """
+    await request.decided.review.catch_up()
     one = _Relay(fleet, request, context, tried)
     fleet.retries.earn()
     until = time.monotonic() + patience(fleet, context)
