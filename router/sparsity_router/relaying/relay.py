@@ -19,8 +19,8 @@ from sparsity_policies.model import Decision, Tier
 from sparsity_rpc.errors import InvalidRequestError, StreamBrokenError, UnavailableError
 from sparsity_rpc.status import died, to_error
 
+from sparsity_router.fleet.answers import judge
 from sparsity_router.fleet.fleet import Fleet
-from sparsity_router.fleet.proof import fault, is_less
 from sparsity_router.fleet.workers import Worker
 from sparsity_router.relaying.dispatch import OvertakenError, dispatch
 from sparsity_router.relaying.hedging import Attempt, Hedge
@@ -98,10 +98,7 @@ class _Relay:
                         tried.complete = True
                         worker, tier = attempt.worker, attempt.served.tier
                         worker.breakers[tier].success()
-                        if problem := fault(response.completion, tier, must_report=worker.must_report(tier)):
-                            # An engine that mixes tiers up is believed at none; one that is silent, not at this one.
-                            mixes = is_less(response.completion, tier)
-                            worker.distrust(problem, worker.tiers if mixes else {tier})
+                        judge(worker, tier, response.completion)
                     yield Relayed(response, attempt.served, attempt.policy)
                 if tried.complete:
                     return
