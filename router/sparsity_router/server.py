@@ -20,7 +20,6 @@ from sparsity_policies.storage.folder import PolicyFolder
 from sparsity_policies.storage.redis_url import without_credentials
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_policies.threads import BUILDS, DRAFTS, EXPLANATIONS, REPLAYS
-from sparsity_rpc.channels import MAX_MESSAGE_BYTES
 from sparsity_rpc.errors import ConfigurationError, StoreError
 from sparsity_serving import telemetry
 from sparsity_serving.access.access import Access
@@ -32,6 +31,7 @@ from sparsity_serving.server import listen
 from sparsity_serving.watchdog import Watchdog, signals
 
 from sparsity_router.callers.admission import Callers
+from sparsity_router.callers.fields import most_bytes
 from sparsity_router.callers.limits import TenantLimits, read_rates
 from sparsity_router.config import RouterConfig
 from sparsity_router.decisions.sessions import Sessions
@@ -64,6 +64,8 @@ log = logging.getLogger("sparsity.router")
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 FLEET = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"]
 POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"]
+# Of drafts and of decisions to run them over; and what an Explain or a Route puts around a request.
+_POLICY_BYTES, _AROUND = 16 * 2**20, 1024
 _SEED_SECONDS = 5.0
 _CANCEL_SECONDS = 0.5
 
@@ -128,6 +130,7 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     state = PolicyState(policies, store, decisions, recorder, access, config.policy_dir, shape)
     limits = TenantLimits.load(config.tenant_limits, config.redis_url)
     callers = Callers(access, limits, config.max_prompt_bytes)
+    fleet.direct.settle = callers.ended
     shadow = Shadow(policies, fleet, decisions)
     inference = InferenceService(
         classifier, policies, fleet, tokenizer.name, observer, decisions, lease_keys, sessions, callers, shadow
@@ -142,7 +145,7 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     endpoint = listen(
         config.listen,
         services,
-        MAX_MESSAGE_BYTES,
+        max(most_bytes(config.max_prompt_bytes), _POLICY_BYTES) + _AROUND,
         config.tls,
         shared=config.siblings is not None,
         connection_seconds=config.connection_seconds,

@@ -17,6 +17,11 @@ _BESIDE: Final = 2**22
 """Bytes that may come with a prompt: all that is bounded by itself has some three quarters of them at most."""
 
 
+def most_bytes(max_prompt_bytes: int) -> int:
+    """Bytes that a request may have whose prompt may have ``max_prompt_bytes``."""
+    return 2 * max_prompt_bytes + _BESIDE
+
+
 def check_size(request: inference_pb2.GenerateRequest, max_prompt_bytes: int) -> int:
     """Refuses a request that is too large whatever is in it, before anybody goes through that; else its bytes.
 
@@ -27,7 +32,7 @@ def check_size(request: inference_pb2.GenerateRequest, max_prompt_bytes: int) ->
     Raises:
         InvalidRequestError: where it is too large.
     """
-    size, most = request.ByteSize(), 2 * max_prompt_bytes + _BESIDE
+    size, most = request.ByteSize(), most_bytes(max_prompt_bytes)
     if size > most:
         raise InvalidRequestError.of("request", f"has {size} bytes; this router takes {most}: shorten the prompt")
     return size

@@ -88,7 +88,6 @@ class InferenceService:
         self._decisions = decisions
         self._lease_keys = lease_keys
         self._callers = callers or Callers()
-        fleet.direct.settle = self._callers.ended
         self._shadow = shadow
 
     async def Generate(
