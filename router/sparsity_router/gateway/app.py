@@ -190,7 +190,9 @@ class Gateway:
     async def _whole(self, call: HttpCall, asked: Asked, form: answers.Form) -> bytes:
         async with aclosing(self._messages(call, asked)) as messages:
             found = [message async for message in messages]
-        return self._started_answer(call, asked, form).whole(found)
+        size, answer = sum(message.ByteSize() for message in found), self._started_answer(call, asked, form)
+        # Log-probabilities are told in tens of bytes each, and there may be millions.
+        return await off_loop(OnLoop.TOKENIZER, size, answer.whole, found)
 
     def _messages(self, call: HttpCall, asked: Asked) -> AsyncGenerator[inference_pb2.GenerateResponse]:
         # The pipeline asks of a context what HttpCall has, and no more; it is a generator, whatever it is declared.

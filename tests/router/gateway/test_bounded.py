@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 from sparsity.v1 import inference_pb2
-from sparsity_router.gateway import app, body
+from sparsity_router.gateway import answers, app, body
 from sparsity_router.gateway.asking import Asked, read
 from sparsity_router.gateway.declared import read_headers
 from sparsity_router.gateway.fields import CHAT, COMPLETION
+from sparsity_router.gateway.likelihoods import of_text
 from sparsity_rpc.errors import InvalidRequestError
 from support.fake_worker import FakeWorker, answer
 from support.http_door import http_door
@@ -138,6 +139,39 @@ async def test_a_long_body_is_read_beside_the_event_loop(tmp_path: Path, monkeyp
             release.set()
         refused = await asking
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages")
+    assert threads == [False, True]
+
+
+def test_a_long_answers_places_are_reckoned_once() -> None:
+    tokens = [inference_pb2.TokenLogprob(token=b"ab", logprob=-1.0)] * 40_000
+    started = time.process_time()
+    told = of_text(tokens, 7)
+    assert time.process_time() - started < 2.0
+    assert told["text_offset"] == list(range(7, 7 + 2 * len(tokens), 2))
+    assert of_text([], 7)["text_offset"] == []
+
+
+async def test_a_long_answer_is_written_beside_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[bool] = []
+
+    async def much(worker: FakeWorker, request: Any, context: Any) -> Any:
+        async for message in answer(worker, request, context):
+            if not message.HasField("completion"):
+                message.logprobs.extend([inference_pb2.TokenLogprob(token=b"a", logprob=-1.0)] * 2000)
+            yield message
+
+    def joined(messages: Any) -> Any:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return join(messages)
+
+    join = answers.joined
+    monkeypatch.setattr(answers, "joined", joined)
+    worker = FakeWorker("d", DENSE, tiny_model(tmp_path / "model"), behaviour=much)
+    async with http_door(tmp_path, worker) as door:
+        found = (await door.chat(logprobs=True)).json()
+        assert len(found["choices"][0]["logprobs"]["content"]) == 6000
+        worker.behaviour = answer
+        assert (await door.chat()).status_code == 200
     assert threads == [False, True]
 
 
