@@ -19,6 +19,7 @@ from support.fake_worker import FakeWorker
 from support.loop_time import loop_is_free
 from support.rig import DENSE, refusal, rig
 from support.router import failure, running
+from support.serialized import empty_turns, varint, within
 from support.tiny import tiny_model
 from support.valkey import Valkey
 
@@ -26,36 +27,14 @@ REQUEST = inference_pb2.GenerateRequest.DESCRIPTOR
 MIB = 2**20
 
 
-def number(kind: Any, name: str) -> int:
-    return int(kind.DESCRIPTOR.fields_by_name[name].number)
-
-
-def varint(value: int) -> bytes:
-    found = b""
-    while value > 127:
-        found += bytes([value & 127 | 128])
-        value >>= 7
-    return found + bytes([value])
-
-
-def within(kind: Any, name: str, data: bytes) -> bytes:
-    """A field that holds so many bytes, as it is serialized."""
-    return varint(number(kind, name) << 3 | 2) + varint(len(data)) + data if data else b""
-
-
-def turns(count: int) -> bytes:
-    one = within(inference_pb2.ChatPrompt, "messages", b" ")[:-2] + b"\x00"
-    return within(inference_pb2.GenerateRequest, "chat", one * count)
-
-
 HOSTILE = {
-    "empty turns": turns(6 * MIB),
-    "empty tools": (varint(number(inference_pb2.GenerateRequest, "tools") << 3 | 2) + b"\x00") * (6 * MIB),
-    "turns behind a group": b"\x7b" + turns(MIB),
+    "empty turns": empty_turns(6 * MIB),
+    "empty tools": within(inference_pb2.GenerateRequest, "tools") * (6 * MIB),
+    "turns behind a group": b"\x7b" + empty_turns(MIB),
     "flags": within(
         inference_pb2.GenerateRequest,
         "context",
-        (varint(number(inference_pb2.RequestContext, "flags") << 3 | 2) + b"\x00") * (5 * MIB),
+        within(inference_pb2.RequestContext, "flags") * (5 * MIB),
     ),
     "numbers that are not packed": within(inference_pb2.GenerateRequest, "token_ids", b"\x08\x00" * (5 * MIB)),
 }
@@ -91,10 +70,10 @@ def test_as_much_as_is_taken_is_parsed() -> None:
 
 
 def test_what_is_counted() -> None:
-    assert too_much(turns(MAX_PARTS - 1), REQUEST, 2**26) == ""
-    assert too_much(turns(MAX_PARTS), REQUEST, 2**26) == f"has more than {MAX_PARTS} messages in it"
+    assert too_much(empty_turns(MAX_PARTS - 1), REQUEST, 2**26) == ""
+    assert too_much(empty_turns(MAX_PARTS), REQUEST, 2**26) == f"has more than {MAX_PARTS} messages in it"
     assert too_much(b"x" * 11, REQUEST, 10) == "has 11 bytes; 10 are the most"
-    wrapped = within(inference_pb2.ExplainRequest, "request", turns(MAX_PARTS))
+    wrapped = within(inference_pb2.ExplainRequest, "request", empty_turns(MAX_PARTS))
     assert too_much(wrapped, inference_pb2.ExplainRequest.DESCRIPTOR, 2**26)
     # Of what it does not know a parser makes nothing, and what it cannot read it refuses.
     unknown = varint(5000 << 3 | 2) + varint(4 * MIB) + b"\x0a\x00" * (2 * MIB)
