@@ -31,7 +31,7 @@ from sparsity_serving.server import listen
 from sparsity_serving.watchdog import Watchdog, signals
 
 from sparsity_router.callers.admission import Callers
-from sparsity_router.callers.fields import most_bytes
+from sparsity_router.callers.fields import most_of_a_call
 from sparsity_router.callers.limits import TenantLimits, read_rates
 from sparsity_router.config import RouterConfig
 from sparsity_router.decisions.sessions import Sessions
@@ -64,8 +64,6 @@ log = logging.getLogger("sparsity.router")
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 FLEET = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"]
 POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"]
-# Of drafts and of decisions to run them over; and what an Explain or a Route puts around a request.
-_POLICY_BYTES, _AROUND = 16 * 2**20, 1024
 _SEED_SECONDS = 5.0
 _CANCEL_SECONDS = 0.5
 
@@ -142,19 +140,14 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
         INFERENCE: inference,
         POLICY: policy_service(state),
     }
+    most, shared = most_of_a_call(config.max_prompt_bytes), config.siblings is not None
     endpoint = listen(
-        config.listen,
-        services,
-        max(most_bytes(config.max_prompt_bytes), _POLICY_BYTES) + _AROUND,
-        config.tls,
-        shared=config.siblings is not None,
-        connection_seconds=config.connection_seconds,
+        config.listen, services, most, config.tls, shared=shared, connection_seconds=config.connection_seconds
     )
     door: Door | None = None
     if config.http_listen:
         app = Gateway(inference, callers, tokenizer.name, config.max_prompt_bytes)
-        shared, drain = config.siblings is not None, config.drain_seconds
-        door = Door(app, config.http_listen, config.tls, shared=shared, drain_seconds=drain)
+        door = Door(app, config.http_listen, config.tls, shared=shared, drain_seconds=config.drain_seconds)
         held.callback(door.close)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_policies.model import Tier
@@ -30,8 +30,9 @@ class DirectAnswers:
     def __init__(self) -> None:
         self.settle: Callable[[bytes, int], None] = lambda digest, tokens: None
 
-    def heard(self, worker: Worker, ended: worker_pb2.EndedLease) -> None:
-        """Takes up what a worker tells of one, which it may tell again where its load stream broke off."""
-        if ended.HasField("completion") and int(ended.tier) in list(Tier):
-            judge(worker, Tier(ended.tier), ended.completion)
-        self.settle(ended.decision_digest, ended.tokens)
+    def heard(self, worker: Worker, ended: Iterable[worker_pb2.EndedLease]) -> None:
+        """Adopts what a worker tells of them; it may tell one again where its load stream broke off."""
+        for one in ended:
+            if one.HasField("completion") and int(one.tier) in list(Tier):
+                judge(worker, Tier(one.tier), one.completion)
+            self.settle(one.decision_digest, one.tokens)

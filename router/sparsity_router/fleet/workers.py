@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum, auto
 from typing import Final
@@ -94,7 +94,7 @@ class Worker:
         self.leaving = False
         self.late = False
         self._met_at = float("-inf")
-        self.heard: Callable[[Worker, worker_pb2.EndedLease], None] = lambda worker, ended: None
+        self.heard: Callable[[Worker, Iterable[worker_pb2.EndedLease]], None] = lambda worker, ended: None
 
     @property
     def name(self) -> str:
@@ -275,8 +275,7 @@ class Worker:
                     async for load in reports:
                         self.load = readable(load)
                         self._heard, self._own_then, self._lost = time.monotonic(), len(self._dispatched), ""
-                        for ended in self.load.ended_leases:
-                            self.heard(self, ended)
+                        self.heard(self, self.load.ended_leases)
                         self._room()
                 finally:
                     reports.cancel()
