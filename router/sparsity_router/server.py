@@ -20,7 +20,6 @@ from sparsity_policies.storage.folder import PolicyFolder
 from sparsity_policies.storage.redis_url import without_credentials
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_policies.threads import BUILDS, DRAFTS, EXPLANATIONS, REPLAYS
-from sparsity_rpc.channels import MAX_MESSAGE_BYTES
 from sparsity_rpc.errors import ConfigurationError, StoreError
 from sparsity_serving import telemetry
 from sparsity_serving.access.access import Access
@@ -32,6 +31,7 @@ from sparsity_serving.server import listen
 from sparsity_serving.watchdog import Watchdog, signals
 
 from sparsity_router.callers.admission import Callers
+from sparsity_router.callers.fields import most_of_a_call
 from sparsity_router.callers.limits import TenantLimits, read_rates
 from sparsity_router.config import RouterConfig
 from sparsity_router.decisions.sessions import Sessions
@@ -128,6 +128,7 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     state = PolicyState(policies, store, decisions, recorder, access, config.policy_dir, shape)
     limits = TenantLimits.load(config.tenant_limits, config.redis_url)
     callers = Callers(access, limits, config.max_prompt_bytes)
+    fleet.direct.settle = callers.ended
     shadow = Shadow(policies, fleet, decisions)
     inference = InferenceService(
         classifier, policies, fleet, tokenizer.name, observer, decisions, lease_keys, sessions, callers, shadow
@@ -139,19 +140,14 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
         INFERENCE: inference,
         POLICY: policy_service(state),
     }
+    most, shared = most_of_a_call(config.max_prompt_bytes), config.siblings is not None
     endpoint = listen(
-        config.listen,
-        services,
-        MAX_MESSAGE_BYTES,
-        config.tls,
-        shared=config.siblings is not None,
-        connection_seconds=config.connection_seconds,
+        config.listen, services, most, config.tls, shared=shared, connection_seconds=config.connection_seconds
     )
     door: Door | None = None
     if config.http_listen:
         app = Gateway(inference, callers, tokenizer.name, config.max_prompt_bytes)
-        shared, drain = config.siblings is not None, config.drain_seconds
-        door = Door(app, config.http_listen, config.tls, shared=shared, drain_seconds=drain)
+        door = Door(app, config.http_listen, config.tls, shared=shared, drain_seconds=config.drain_seconds)
         held.callback(door.close)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -20,11 +20,13 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 from opentelemetry import metrics
+from sparsity_rpc.channels import MAX_MESSAGE_BYTES
 from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, SparsityError, UnimplementedError
 from sparsity_rpc.status import answer
 from sparsity_rpc.tls import ServerTls
 
 from sparsity_serving.addresses import read_address, require_free
+from sparsity_serving.fields.unparsed import too_much
 from sparsity_serving.health import Health
 from sparsity_serving.metrics.metering import ERRORS
 
@@ -53,16 +55,25 @@ def count_error(method: str, code: grpc.StatusCode) -> None:
     _errors.add(1, {"rpc.method": method, "rpc.grpc.status_code": code.name})
 
 
-def add_service(server: grpc.aio.Server, service: ServiceDescriptor, servicer: object) -> None:
+def add_service(
+    server: grpc.aio.Server, service: ServiceDescriptor, servicer: object, max_message_bytes: int = MAX_MESSAGE_BYTES
+) -> None:
     """Registers ``servicer``, whose coroutine or async-generator methods bear the names of the service's methods."""
-    handlers = {method.name: _handler(method, getattr(servicer, method.name, None)) for method in service.methods}
+    handlers = {
+        method.name: _handler(method, getattr(servicer, method.name, None), max_message_bytes)
+        for method in service.methods
+    }
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service.full_name, handlers)])
 
 
-def _handler(method: MethodDescriptor, function: Callable[..., Any] | None) -> grpc.RpcMethodHandler[Any, Any]:
+def _handler(
+    method: MethodDescriptor, function: Callable[..., Any] | None, most: int
+) -> grpc.RpcMethodHandler[Any, Any]:
     kind = GetMessageClass(method.input_type)
 
     def parse(data: bytes) -> Any:
+        if problem := too_much(data, method.input_type, most):
+            return _Malformed("request", problem)
         try:
             return kind.FromString(data)
         except DecodeError as error:
@@ -144,6 +155,7 @@ def listen(
 ) -> Endpoint:
     """A server with ``services``, standard health and reflection on ``address``; port 0 takes a free one.
 
+    A request of more than ``max_message_bytes`` is refused before it is parsed, as is one of too many parts.
     A ``shared`` address may be listened on by other processes too, and the kernel spreads connections over them.
     Clients connect anew after ``connection_seconds``, so that they find servers that came since; calls in flight are
     finished on the old connection. 0 keeps connections.
@@ -152,7 +164,8 @@ def listen(
         ConfigurationError: when the address cannot be listened on, or a TLS file cannot be read.
     """
     options = [
-        ("grpc.max_receive_message_length", max_message_bytes),
+        # What is longer than that gets no answer of ours.
+        ("grpc.max_receive_message_length", max(max_message_bytes, MAX_MESSAGE_BYTES)),
         ("grpc.so_reuseport", int(shared)),
         # Routers and clients may find out by ping whether their peer is still there.
         ("grpc.http2.min_ping_interval_without_data_ms", 2000),
@@ -164,7 +177,7 @@ def listen(
     read_address(address, "--listen")
     server = grpc.aio.server(options=options)
     for descriptor, servicer in services.items():
-        add_service(server, descriptor, servicer)
+        add_service(server, descriptor, servicer, max_message_bytes)
     names = [descriptor.full_name for descriptor in services]
     healthy = Health(names)
     healthy.add_to(server)

@@ -50,6 +50,7 @@ from support.whole_path import (
     Asked,
     Change,
     Draft,
+    HeldReview,
     Layout,
     Served,
     Step,
@@ -351,7 +352,7 @@ def unreviewed_leases(patch: pytest.MonkeyPatch) -> None:
     place_ = inference.place_in_turn
 
     async def placed(fleet: Fleet, request: WorkerRequest, context: Any) -> Any:
-        first: Any = lambda: request.decided.review.decision  # noqa: E731
+        first = cast(Review, HeldReview(lambda: request.decided.review.decision))
         return await place_(fleet, replace(request, decided=replace(request.decided, review=first)), context)
 
     patch.setattr(inference, "place_in_turn", placed)

@@ -14,6 +14,7 @@ from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_rpc.errors import InvalidRequestError, TokenCountError
 from sparsity_serving.access.leases import LeaseChecker
 from sparsity_serving.server import listen
+from sparsity_worker.calls.ended_leases import Brought, EndedLeases
 from support.tiny import tiny_tokenizer
 
 _TOKENIZER = tiny_tokenizer()
@@ -97,6 +98,7 @@ class FakeWorker:
     lives: int = 1
     received: list[Any] = field(default_factory=list)
     cancelled: int = 0
+    ended: EndedLeases = field(default_factory=EndedLeases)
     address: str = ""
     host: str = "127.0.0.1"
     _server: Any = None
@@ -128,8 +130,11 @@ class FakeWorker:
         await self._server.stop(None)
 
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        if self.leases:
-            self.leases.redeem(request)
+        with self.ended.noted(request, self.leases.redeem(request) if self.leases else None) as brought:
+            async for message in self._answers(request, context, brought):
+                yield message
+
+    async def _answers(self, request: Any, context: Any, brought: Brought) -> AsyncIterator[Any]:
         if request.tier and request.tier not in (self.tiers or (self.tier,)):
             raise InvalidRequestError.of("tier", f"is not served here: {request.tier}")
         text = request.text
@@ -137,8 +142,10 @@ class FakeWorker:
         if request.HasField("text") and not text.min_tokens <= count <= text.max_tokens:
             raise TokenCountError(f"{count} tokens are not in [{text.min_tokens}, {text.max_tokens}]")
         self.received.append(request)
+        brought.admitted(count or len(request.prompt.ids))
         try:
             async for response in self.behaviour(self, request, context):
+                brought.add(response)
                 yield worker_pb2.WorkerServiceGenerateResponse(response=response)
         # The latter where a message was being written at that moment.
         except (asyncio.CancelledError, GeneratorExit):
@@ -173,9 +180,11 @@ class FakeWorker:
         )
 
     async def WatchLoad(self, request: Any, context: Any) -> AsyncIterator[worker_pb2.WatchLoadResponse]:
-        life = self.lives
+        life, told = self.lives, self.ended.lately()
         while life == self.lives:
+            ended, told = self.ended.after(told)
             yield worker_pb2.WatchLoadResponse(
+                ended_leases=ended,
                 requests=self.requests,
                 outstanding_tokens=self.outstanding,
                 draining=self.draining,

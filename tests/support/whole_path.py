@@ -23,7 +23,7 @@ from sparsity_client.wire import make_request
 from sparsity_policies.decisions.rollout import Action, bucket, move
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.documents.document import parse_policy
-from sparsity_policies.model import Guards, Override, Policy, Rollout, Scope, Tier
+from sparsity_policies.model import Decision, Guards, Override, Policy, Rollout, Scope, Tier
 from sparsity_router.callers.admission import Callers
 from sparsity_router.decisions.sessions import Sessions
 from sparsity_router.fleet.fleet import Admission, Fleet
@@ -378,6 +378,20 @@ def _message(response: inference_pb2.GenerateResponse) -> worker_pb2.WorkerServi
 
 def _error(code: grpc.StatusCode, *trailers: tuple[str, bytes]) -> AioRpcError:
     return AioRpcError(code, Metadata(), Metadata(*trailers), "as told")
+
+
+class HeldReview:
+    """In the place of a review, what ``decision`` says, and nothing to read for it."""
+
+    def __init__(self, decision: Callable[[], Decision]) -> None:
+        self._decision = decision
+
+    def __call__(self) -> Decision:
+        """The decision."""
+        return self._decision()
+
+    async def catch_up(self) -> None:
+        """Nothing."""
 
 
 class Context:

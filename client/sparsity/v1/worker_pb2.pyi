@@ -508,6 +508,7 @@ class WatchLoadResponse(_message.Message):
     ABORTED_REQUESTS_FIELD_NUMBER: _builtins.int
     KV_USED_TOKENS_FIELD_NUMBER: _builtins.int
     TIERS_FIELD_NUMBER: _builtins.int
+    ENDED_LEASES_FIELD_NUMBER: _builtins.int
     requests: _builtins.int
     """Requests accepted and not ended."""
     outstanding_tokens: _builtins.int
@@ -524,6 +525,13 @@ class WatchLoadResponse(_message.Message):
     def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierLoad]:
         """Of those requests, by the tier that they were sent at; tiers without any are left out."""
 
+    @_builtins.property
+    def ended_leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndedLease]:
+        """Requests that clients brought by a lease, and that have ended since the message before: routers, which see nothing of
+        their answers, settle by it what they charged, and judge by it what was attended. A stream's first message has those
+        of the last seconds.
+        """
+
     def __init__(
         self,
         *,
@@ -534,14 +542,55 @@ class WatchLoadResponse(_message.Message):
         aborted_requests: _builtins.int = ...,
         kv_used_tokens: _builtins.int = ...,
         tiers: _abc.Iterable[Global___TierLoad] | None = ...,
+        ended_leases: _abc.Iterable[Global___EndedLease] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted_requests", b"aborted_requests", "draining", b"draining", "finished_requests", b"finished_requests", "kv_used_tokens", b"kv_used_tokens", "outstanding_tokens", b"outstanding_tokens", "requests", b"requests", "tiers", b"tiers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted_requests", b"aborted_requests", "draining", b"draining", "ended_leases", b"ended_leases", "finished_requests", b"finished_requests", "kv_used_tokens", b"kv_used_tokens", "outstanding_tokens", b"outstanding_tokens", "requests", b"requests", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchLoadResponse: _TypeAlias = WatchLoadResponse  # noqa: Y015
+
+@_typing.final
+class EndedLease(_message.Message):
+    """A request that its client brought itself, once it has ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISION_DIGEST_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    COMPLETION_FIELD_NUMBER: _builtins.int
+    decision_digest: _builtins.bytes
+    """SHA-256 of the decision's id, which is its caller's to know."""
+    tier: _inference_pb2.Tier.ValueType
+    """The tier that it was sent at."""
+    tokens: _builtins.int
+    """Tokens that were worked on, of the prompt and of the answer; 0 where the worker would not have it, or failed before
+    it answered.
+    """
+    @_builtins.property
+    def completion(self) -> _inference_pb2.Completion:
+        """The answer's last message, without the layers of its report; unset where there was none."""
+
+    def __init__(
+        self,
+        *,
+        decision_digest: _builtins.bytes = ...,
+        tier: _inference_pb2.Tier.ValueType = ...,
+        tokens: _builtins.int = ...,
+        completion: _inference_pb2.Completion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_completion", b"_completion", "completion", b"completion"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completion", b"_completion", "completion", b"completion", "decision_digest", b"decision_digest", "tier", b"tier", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__completion: _TypeAlias = _typing.Literal["completion"]  # noqa: Y015
+    _WhichOneofArgType__completion: _TypeAlias = _typing.Literal["_completion", b"_completion"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__completion) -> _WhichOneofReturnType__completion | None: ...
+
+Global___EndedLease: _TypeAlias = EndedLease  # noqa: Y015
 
 @_typing.final
 class TierLoad(_message.Message):

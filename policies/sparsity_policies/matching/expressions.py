@@ -73,9 +73,9 @@ class Expressions:
         """
         found: list[tuple[int, int]] = []
         if data:
-            if not hasattr(self._scratches, "own"):
-                self._scratches.own = hyperscan.Scratch(self._database)
             try:
+                if not hasattr(self._scratches, "own"):
+                    self._scratches.own = hyperscan.Scratch(self._database)
                 self._database.scan(
                     data, lambda number, _, end, *__: found.append((number, end)), scratch=self._scratches.own
                 )

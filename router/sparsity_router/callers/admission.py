@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import time
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import grpc
@@ -11,6 +12,7 @@ from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Signals
 from sparsity_rpc.channels import FELL_BACK, MAX_MESSAGE_BYTES
 from sparsity_serving.access.access import Access
+from sparsity_serving.access.leases import decision_digest
 from sparsity_serving.access.principals import Role
 from sparsity_serving.fields.served import Served
 from sparsity_serving.sampling import new_tokens
@@ -21,6 +23,8 @@ from sparsity_router.prompts.classify import OnLoop, off_loop
 
 # A lease is good for a few seconds.
 _FALL_BACK_SECONDS = 30.0
+# Direct streams that end later, or of which there are more, stay charged the most they could come to.
+_DIRECT_SECONDS, _MOST_DIRECT = 3600.0, 100_000
 
 
 class Charge(NamedTuple):
@@ -28,6 +32,25 @@ class Charge(NamedTuple):
 
     tenant: str
     tokens: int
+
+
+@dataclass(slots=True)
+class _Direct:
+    """What a request was charged that its client takes to a worker itself.
+
+    Attributes:
+        charge: of its tenant.
+        until: when its client may still come back with it, by the monotonic clock.
+        held: tokens that its tenant pays at the moment.
+        is_back: whether it came back.
+        is_settled: whether its worker has told what it came to.
+    """
+
+    charge: Charge
+    until: float
+    held: int
+    is_back: bool = False
+    is_settled: bool = False
 
 
 class Callers:
@@ -48,8 +71,8 @@ class Callers:
         self._access = access
         self._limits = limits
         self._max_prompt_bytes = max_prompt_bytes
-        # What directed requests were charged, by decision, while their client may still fall back to the relay.
-        self._routed: TTLCache[str, Charge] = TTLCache(math.inf, _FALL_BACK_SECONDS)
+        # By the digest of their decisions.
+        self._direct: TTLCache[bytes, _Direct] = TTLCache(_MOST_DIRECT, _DIRECT_SECONDS)
 
     async def admit(
         self, request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any], served: Served
@@ -121,14 +144,35 @@ class Callers:
             self._limits.give_back(charge.tenant, tokens=charge.tokens - used)
 
     def routed(self, decision_id: str, charge: Charge) -> None:
-        """Remembers for a moment what a request was charged that its client takes to a worker itself."""
+        """Remembers what a request was charged that its client takes to a worker itself."""
         if self._limits is not None:
-            self._routed[decision_id] = charge
+            until = time.monotonic() + _FALL_BACK_SECONDS
+            self._direct[decision_digest(decision_id)] = _Direct(charge, until, charge.tokens)
+
+    def ended(self, digest: bytes, used: int) -> None:
+        """Settles, once, a request that its client took to a worker, which tells that it has ended.
+
+        A client that says that it fell back was believed until now; what its worker did for it is charged all the same.
+
+        Args:
+            digest: of its decision.
+            used: tokens that its worker worked on.
+        """
+        direct = self._direct.get(digest)
+        if direct is None or direct.is_settled or self._limits is None:
+            return
+        self._limits.give_back(direct.charge.tenant, tokens=direct.held - used)
+        direct.held, direct.is_settled = used, True
 
     def _fell_back(self, context: grpc.aio.ServicerContext[Any, Any], tenant: str) -> None:
         """Takes back, once, what a request was charged that its worker would not have, and that comes here instead."""
-        decision_id = dict(context.invocation_metadata() or ()).get(FELL_BACK, "") if self._routed else ""
-        if decision_id and self._limits is not None:
-            charge = self._routed.pop(str(decision_id), None)
-            if charge is not None and charge.tenant == tenant:
-                self._limits.give_back(tenant, requests=1, tokens=charge.tokens)
+        decision_id = dict(context.invocation_metadata() or ()).get(FELL_BACK, "") if self._direct else ""
+        direct = self._direct.get(decision_digest(str(decision_id))) if decision_id else None
+        if direct is None or direct.charge.tenant != tenant or direct.is_back or time.monotonic() > direct.until:
+            return
+        if self._limits is not None:
+            direct.is_back = True
+            self._limits.give_back(tenant, requests=1)
+            if not direct.is_settled:
+                self._limits.give_back(tenant, tokens=direct.held)
+                direct.held = 0

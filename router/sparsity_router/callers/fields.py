@@ -13,8 +13,19 @@ from sparsity_serving.fields.served import Served
 from sparsity_serving.fields.tools import check_tools
 from sparsity_serving.sampling import check_sampling
 
+_POLICY_BYTES: Final = 2**24
+_AROUND: Final = 1024
 _BESIDE: Final = 2**22
 """Bytes that may come with a prompt: all that is bounded by itself has some three quarters of them at most."""
+
+
+def most_of_a_call(max_prompt_bytes: int) -> int:
+    """Bytes that any call may have: a request with what is put around it, or decisions to run a draft over."""
+    return max(_most_bytes(max_prompt_bytes), _POLICY_BYTES) + _AROUND
+
+
+def _most_bytes(max_prompt_bytes: int) -> int:
+    return 2 * max_prompt_bytes + _BESIDE
 
 
 def check_size(request: inference_pb2.GenerateRequest, max_prompt_bytes: int) -> int:
@@ -27,7 +38,7 @@ def check_size(request: inference_pb2.GenerateRequest, max_prompt_bytes: int) ->
     Raises:
         InvalidRequestError: where it is too large.
     """
-    size, most = request.ByteSize(), 2 * max_prompt_bytes + _BESIDE
+    size, most = request.ByteSize(), _most_bytes(max_prompt_bytes)
     if size > most:
         raise InvalidRequestError.of("request", f"has {size} bytes; this router takes {most}: shorten the prompt")
     return size

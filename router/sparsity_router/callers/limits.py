@@ -8,6 +8,7 @@ A request that claims more than its tenant's ``priority`` (0 to 9, the default) 
 
 Counted by sliding windows (the `limits` library). A request counts its prompt tokens, as far as they are known, and the
 tokens that it may generate; once it has ended, what it did not use is taken off the tenant's next calls to this router.
+Of a direct stream it is the worker that tells.
 The file is taken up anew when it changes (:mod:`sparsity_serving.reloading`).
 """
 
@@ -131,19 +132,22 @@ class TenantLimits:
         await self._hit(tenant, "tokens", self._of(tenant).tokens, max(count, 1))
 
     def give_back(self, tenant: str, *, requests: int = 0, tokens: int = 0) -> None:
-        """Takes back what was counted and not used: the tenant's next calls to this router count so much less."""
+        """Takes back what was counted and not used: the tenant's next calls to this router count so much less.
+
+        Below 0 it is what was used and not counted, and they count so much more.
+        """
         rates = self._of(tenant)
         for what, rate, count in (("requests", rates.requests, requests), ("tokens", rates.tokens, tokens)):
-            if rate is not None and count > 0:
-                held = min(self._credit(what, tenant) + count, rate.amount)
+            if rate is not None and count:
+                held = max(min(self._credit(what, tenant) + count, rate.amount), -rate.amount)
                 self._credits[what, tenant] = held, time.monotonic() + rate.get_expiry()
 
     def _credit(self, what: str, tenant: str) -> int:
         return self._credits.get((what, tenant), (0, 0.0))[0]
 
-    def _use_credit(self, what: str, tenant: str, cost: int) -> int:
-        """How much of ``cost`` was paid before."""
-        used = min(self._credit(what, tenant), cost)
+    def _use_credit(self, what: str, tenant: str, cost: int, most: int) -> int:
+        """How much of ``cost`` was paid before; below 0 it is owed, and with it a call counts ``most`` at most."""
+        used = max(min(self._credit(what, tenant), cost), min(cost - most, 0))
         if used:
             held, until = self._credits[what, tenant]
             self._credits[what, tenant] = held - used, until
@@ -159,7 +163,7 @@ class TenantLimits:
     async def _hit(self, tenant: str, what: str, rate: RateLimitItem | None, cost: int) -> None:
         if rate is None:
             return
-        paid = self._use_credit(what, tenant, cost)
+        paid = self._use_credit(what, tenant, cost, rate.amount)
         if paid == cost:
             return
         limiter, allowed, whole, cost = self._local, None, cost, cost - paid

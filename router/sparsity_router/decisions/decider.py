@@ -11,7 +11,7 @@ from sparsity_policies.model import Signals
 from sparsity_policies.risk.weighing import Weighed
 from sparsity_rpc import tracing
 
-from sparsity_router.decisions.review import Review
+from sparsity_router.decisions.review import Review, read_by_now
 from sparsity_router.decisions.sessions import Session, Sessions
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.prompts.classify import Classifier
@@ -75,8 +75,9 @@ class Decider:
         with tracing.span(_tracer, "router.classify"):
             arrival = Arrival(policies.now(), policies.age, decision_id, before.tier, before.problem)
             classified = await self._classifier.classify(request, policies.snapshot, arrival, exact=exact)
-        with tracing.span(_tracer, "router.decide"):
             # A change that came while a long prompt was read counts: a kill switch must not wait for it.
+            classified = await read_by_now(policies, classified)
+        with tracing.span(_tracer, "router.decide"):
             told = (session.served,) if decision_id else ()
             review = Review(policies, classified, session.held, *told)
         seconds = time.monotonic() - started

@@ -12,6 +12,13 @@ from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.prompts.classify import Classified
 
 
+async def read_by_now(policies: PolicyFollower, classified: Classified) -> Classified:
+    """A request as the policies of now read it; a long one is read beside the event loop."""
+    while not classified.is_quick(snapshot := policies.snapshot):
+        classified = await classified.read_by(snapshot)
+    return classified
+
+
 class Review:
     """Decides a request, and anew at every call that finds something changed.
 
@@ -43,6 +50,15 @@ class Review:
         self.decision = decide(self.signals, self._seen)
         tell(self.decision)
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether the decision as of now takes no long reading."""
+        return self._classified.is_quick(self._policies.snapshot)
+
+    async def catch_up(self) -> None:
+        """Does what reading there is beside the event loop; a call right after it takes no time."""
+        self._classified = await read_by_now(self._policies, self._classified)
+
     def __call__(self) -> Decision:
         """The decision as of now."""
         snapshot, stale, session, held = self._policies.snapshot, self._is_stale(), self._session(), self.decision
@@ -64,7 +80,8 @@ class Review:
 
     def _read(self) -> Signals:
         """The signals as of now: a scan by new detection, staleness, and what its session got meanwhile."""
-        read = self._classified.under(self._seen)
+        self._classified = self._classified.by(self._seen)
+        read = self._classified.signals
         tiers = [tier for tier in (read.session_tier, self._session()) if tier is not None]
         densest, age, now = min(tiers, default=None), self._policies.age, self._policies.now()
         return replace(read, session_tier=densest, policy_age=age, received_at=now)

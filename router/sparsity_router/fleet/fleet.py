@@ -13,6 +13,7 @@ from sparsity_rpc.tls import ClientTls
 from sparsity_serving.access.lease_keys import LeaseKeys
 from sparsity_serving.engines import SGLANG
 
+from sparsity_router.fleet.answers import DirectAnswers
 from sparsity_router.fleet.breaker import RetryBudget
 from sparsity_router.fleet.discovery import Discovery, discover
 from sparsity_router.fleet.patience import Patience
@@ -56,6 +57,9 @@ class Fleet:
         admission: how requests are let in.
         tls: what is trusted of workers, and shown to them.
         engine: a worker of another engine is not used.
+
+    Attributes:
+        direct: answers of streams that clients took to workers themselves.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Fleet:
         self.queues = {tier: TierQueue(self.admission.queue_limit, partial(self._sent, tier)) for tier in Tier}
         self._turns = TierTurns()
         self.workers: list[Worker] = []
+        self.direct = DirectAnswers()
         self._about = (tokenizer_digest, timeout, self._room, tls, engine, self.admission.patience)
         self._sources: list[Discovery] = discover(places)
         self._found: dict[Discovery, Collection[str]] = {source: source.known for source in self._sources}
@@ -107,6 +112,7 @@ class Fleet:
         known = {worker.target for worker in self.workers}
         fresh = [Worker(target, *self._about) for target in wanted if target not in known]
         for worker in fresh:
+            worker.heard = self.direct.heard
             # Who is there from the beginning is no colder than its peers.
             worker.late = bool(known)
         self.workers += fresh

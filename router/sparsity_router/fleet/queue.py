@@ -155,7 +155,7 @@ class TierQueue:
     async def wake_all(self) -> None:
         """Lets everybody try again, in turn: what they need may be something else by now.
 
-        Each by itself: to decide a long prompt anew takes a while, for which nothing else runs.
+        Each by itself: each decides anew, and there may be many.
         """
         for ticket in tuple(self._waiting):
             ticket.woken.set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum, auto
 from typing import Final
@@ -36,8 +36,7 @@ _OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
 ]
 _RETRY_SECONDS = 0.5
-_EXPECTED_SECONDS = 2.0
-_REFUSED_SECONDS = 0.25
+_EXPECTED_SECONDS, _REFUSED_SECONDS = 2.0, 0.25
 _WARM_UP_SECONDS = 30.0
 
 
@@ -95,6 +94,7 @@ class Worker:
         self.leaving = False
         self.late = False
         self._met_at = float("-inf")
+        self.heard: Callable[[Worker, Iterable[worker_pb2.EndedLease]], None] = lambda worker, ended: None
 
     @property
     def name(self) -> str:
@@ -256,8 +256,7 @@ class Worker:
         """Takes it out at ``tiers`` until it proves itself anew, because of what it said of its answers, or did not."""
         doubtful = [tier for tier in self._served if tier in tiers]
         self._doubts |= dict.fromkeys(doubtful, problem)
-        words = ", ".join(tier.word for tier in doubtful)
-        log.error("worker %s is not used for %s: %s", self.name, words, problem)
+        log.error("worker %s is not used for %s: %s", self.name, ", ".join(tier.word for tier in doubtful), problem)
 
     async def watch(self) -> None:
         """Keeps capabilities and load current, for as long as it runs."""
@@ -276,6 +275,7 @@ class Worker:
                     async for load in reports:
                         self.load = readable(load)
                         self._heard, self._own_then, self._lost = time.monotonic(), len(self._dispatched), ""
+                        self.heard(self, self.load.ended_leases)
                         self._room()
                 finally:
                     reports.cancel()

@@ -24,10 +24,11 @@ from sparsity_serving.server import count_error
 from sparsity_router.callers.admission import Callers
 from sparsity_router.gateway import answers, fields
 from sparsity_router.gateway.asking import Asked, Field, read
-from sparsity_router.gateway.body import read_json
+from sparsity_router.gateway.body import parsed, read_body
 from sparsity_router.gateway.declared import Called, declare, read_headers
 from sparsity_router.gateway.exchange import Exchange, HttpCall, Receive, Scope, Send
 from sparsity_router.gateway.refusals import FIELD, HttpError, refusal
+from sparsity_router.prompts.classify import OnLoop, off_loop
 from sparsity_router.services.inference import GenerateContext, InferenceService
 
 log = logging.getLogger("sparsity.router.http")
@@ -145,9 +146,14 @@ class Gateway:
             await exchange.answer(whole)
 
     async def _asked(self, exchange: Exchange, endpoint: Endpoint, called: Called) -> Asked:
+        """The request; a long body is read beside the event loop."""
+        data = await read_body(exchange, self.most)
+        return await off_loop(OnLoop.TOKENIZER, len(data), self._read, data, endpoint, called)
+
+    def _read(self, data: bytes, endpoint: Endpoint, called: Called) -> Asked:
         """The request; what its body was parsed into takes ten times its bytes, and ends here."""
         asked = Asked(most_ids=self._most_ids)
-        document = await read_json(exchange, self.most)
+        document = parsed(data, self._most_ids)
         read(endpoint.fields, document, asked)
         declare(asked, called)
         for name in endpoint.needed:
@@ -184,7 +190,9 @@ class Gateway:
     async def _whole(self, call: HttpCall, asked: Asked, form: answers.Form) -> bytes:
         async with aclosing(self._messages(call, asked)) as messages:
             found = [message async for message in messages]
-        return self._started_answer(call, asked, form).whole(found)
+        size, answer = sum(message.ByteSize() for message in found), self._started_answer(call, asked, form)
+        # Log-probabilities are told in tens of bytes each, and there may be millions.
+        return await off_loop(OnLoop.TOKENIZER, size, answer.whole, found)
 
     def _messages(self, call: HttpCall, asked: Asked) -> AsyncGenerator[inference_pb2.GenerateResponse]:
         # The pipeline asks of a context what HttpCall has, and no more; it is a generator, whatever it is declared.

@@ -7,23 +7,27 @@ import json
 from typing import Any, Final, NoReturn
 
 from sparsity_rpc.errors import InvalidRequestError
-from sparsity_serving.fields.documents import crowded
+from sparsity_serving.fields.documents import Marks, crowded
 
 from sparsity_router.gateway.exchange import Exchange
 from sparsity_router.gateway.refusals import HttpError
 
 _READ_SECONDS: Final = 60.0
+_MOST_DIGITS: Final = 400
 _MOST_CONTAINERS: Final = 2**17
 """Objects and arrays of one body: each takes some 200 bytes, and may be written in three. A conversation of the most
 turns, each of them a call and its answer in parts, has half of them."""
+_MOST_NAMES: Final = 2**18
+"""Names of one body, of which that conversation has half: each that differs from all others takes a microsecond."""
+_MOST_VALUES: Final = 2**19
+"""Values of one body beside a prompt's token ids: Python reads them without a pause, which all threads wait for."""
 
 
-async def read_json(exchange: Exchange, most: int) -> dict[str, Any]:
-    """Reads a request's body, a JSON object of ``most`` bytes at most.
+async def read_body(exchange: Exchange, most: int) -> bytes:
+    """Reads a request's body, of ``most`` bytes at most.
 
     Raises:
         HttpError: when it is too long, does not come in time, or is no JSON by its header.
-        InvalidRequestError: when it is no JSON object.
         CancelledError: when its caller went away.
     """
     headers = dict(exchange.headers)
@@ -45,7 +49,7 @@ async def read_json(exchange: Exchange, most: int) -> dict[str, Any]:
     except TimeoutError as error:
         problem = f"the body did not come whole within {_READ_SECONDS:g} s"
         raise HttpError(408, "request_timeout", problem, (("connection", "close"),)) from error
-    return _parsed(bytes(data))
+    return bytes(data)
 
 
 def _too_long(most: int) -> HttpError:
@@ -53,11 +57,27 @@ def _too_long(most: int) -> HttpError:
     return HttpError(413, "request_too_large", problem, (("connection", "close"),))
 
 
-def _parsed(data: bytes) -> dict[str, Any]:
-    if crowded((data,), _MOST_CONTAINERS):
-        raise InvalidRequestError.of("body", f"has more than {_MOST_CONTAINERS} objects and arrays")
+def parsed(data: bytes, most_ids: int = 2**20) -> dict[str, Any]:
+    """The JSON object of a body.
+
+    Args:
+        data: the body.
+        most_ids: token ids that a prompt may have.
+
+    Raises:
+        InvalidRequestError: when it is none, or there is more in it than a request has.
+    """
+    # Values first: what has few of them is soon looked through for the others.
+    bounds = {
+        Marks.VALUES: (_MOST_VALUES + most_ids, "values"),
+        Marks.NAMES: (_MOST_NAMES, "names"),
+        Marks.CONTAINERS: (_MOST_CONTAINERS, "objects and arrays"),
+    }
+    for marks, (most, words) in bounds.items():
+        if crowded((data,), most, marks):
+            raise InvalidRequestError.of("body", f"has more than {most} {words}")
     try:
-        document = json.loads(data, parse_constant=_no_number)
+        document = json.loads(data, parse_int=_whole, parse_constant=_no_number)
     except RecursionError as error:
         raise InvalidRequestError.of("body", "is nested too deeply") from error
     # A number of too many digits, too, and bytes that are no UTF-8.
@@ -66,6 +86,13 @@ def _parsed(data: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InvalidRequestError.of("body", "must be a JSON object")
     return document
+
+
+def _whole(digits: str) -> int:
+    # Longer ones take Python a while each, and none that is read has so many.
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"there is a number of {len(digits)} digits; {_MOST_DIGITS} are the most")
+    return int(digits)
 
 
 def _no_number(constant: str) -> NoReturn:

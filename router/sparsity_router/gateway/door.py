@@ -9,13 +9,49 @@ from contextlib import contextmanager
 from ssl import SSLContext
 from typing import Any
 
+import h11
 import uvicorn
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_rpc.tls import ServerTls
 from sparsity_serving.addresses import joined, read_address
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _OPTION = "--http-listen"
 _KEEP_ALIVE_SECONDS = 75
+_HEAD_SECONDS = 30.0
+
+
+class _Connection(H11Protocol):
+    """A connection, closed when the head of a request does not come whole in time: each holds a file of the process."""
+
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Waits for the first head."""
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Waits for the rest of a head that has begun; between two requests the server's own timer runs."""
+        super().data_received(data)
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Waits no more."""
+        self._wait_no_more()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._wait_no_more()
+        elif self._waiting is None:
+            # Not anew with each byte of it.
+            self._waiting = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
+
+    def _wait_no_more(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
 
 
 class _Server(uvicorn.Server):
@@ -50,7 +86,7 @@ class Door:
 
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=_Connection,
             ws="none",
             lifespan="off",
             log_config=None,

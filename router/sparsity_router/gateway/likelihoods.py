@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from sparsity.v1 import inference_pb2
@@ -19,7 +20,8 @@ def of_chat(tokens: Logprobs) -> dict[str, Any]:
 def of_text(tokens: Logprobs, offset: int) -> dict[str, Any]:
     """Of a text: parallel lists; ``offset`` characters came before."""
     words = [_word(token.token) for token in tokens]
-    starts = [offset + sum(map(len, words[:place])) for place in range(len(words))]
+    # Of a long answer each must not be reckoned from the beginning.
+    starts = list(accumulate(map(len, words), initial=offset))[:-1]
     tops = [{_word(other.token): other.logprob for other in token.top} for token in tokens]
     return {
         "tokens": words,

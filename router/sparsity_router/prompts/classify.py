@@ -69,9 +69,28 @@ class Classified(NamedTuple):
 
     def under(self, snapshot: Snapshot) -> Signals:
         """The signals by another snapshot."""
+        return self.by(snapshot).signals
+
+    def by(self, snapshot: Snapshot) -> Classified:
+        """The same by another snapshot, by whose policies all of the text may have to be read again."""
         if snapshot is self.resolved.snapshot:
-            return self.signals
-        return self.resolved.under(snapshot).signals(Interval(self.signals.min_tokens, self.signals.max_tokens))
+            return self
+        resolved = self.resolved.under(snapshot)
+        signals = resolved.signals(Interval(self.signals.min_tokens, self.signals.max_tokens))
+        return self._replace(resolved=resolved, signals=signals)
+
+    def is_quick(self, snapshot: Snapshot) -> bool:
+        """Whether that takes too little time for a thread."""
+        return self._effort(snapshot) <= OnLoop.TOKENIZER
+
+    async def read_by(self, snapshot: Snapshot) -> Classified:
+        """The same by another snapshot, beside the event loop where it takes long."""
+        return await off_loop(OnLoop.TOKENIZER, self._effort(snapshot), self.by, snapshot)
+
+    def _effort(self, snapshot: Snapshot) -> int:
+        """What is read for another snapshot, in bytes that take as long as a tokenizer's."""
+        scanned, told = self.resolved.to_read(snapshot)
+        return max(scanned * OnLoop.TOKENIZER // OnLoop.SCAN, told)
 
 
 class Classifier:

@@ -67,6 +67,12 @@ class Resolved(NamedTuple):
         found = resolve(context.domain, scanned.result.domains, detection.scores, snapshot, risk)
         return cls(scanned, detection, risk, found, context, arrival, snapshot)
 
+    def to_read(self, snapshot: Snapshot) -> tuple[int, int]:
+        """Bytes to scan, and characters to tell the likeness of, for the policies of ``snapshot``."""
+        opened = self.scanned.opened
+        scanned = 0 if snapshot.scanner is self.snapshot.scanner else sum(map(len, opened.readings))
+        return scanned, 0 if snapshot.policies_hash == self.snapshot.policies_hash else len(opened.words)
+
     def under(self, snapshot: Snapshot) -> Resolved:
         """The same by the policies of ``snapshot``, for whose detection the prompt is scanned where that differs."""
         same = snapshot.scanner is self.snapshot.scanner

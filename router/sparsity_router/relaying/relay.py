@@ -19,8 +19,8 @@ from sparsity_policies.model import Decision, Tier
 from sparsity_rpc.errors import InvalidRequestError, StreamBrokenError, UnavailableError
 from sparsity_rpc.status import died, to_error
 
+from sparsity_router.fleet.answers import judge
 from sparsity_router.fleet.fleet import Fleet
-from sparsity_router.fleet.proof import fault, is_less
 from sparsity_router.fleet.workers import Worker
 from sparsity_router.relaying.dispatch import OvertakenError, dispatch
 from sparsity_router.relaying.hedging import Attempt, Hedge
@@ -79,7 +79,7 @@ class _Relay:
             StreamBrokenError: when a worker failed after its first message, or two with the request in flight.
         """
         tried, seconds = self.tried, self._fleet.admission.hedge_seconds
-        while (choice := self._choose()) is not None:
+        while (choice := await self._choose()) is not None:
             # Waiting for room is no retry; asking another worker after a failure is.
             if tried.failed and not self._fleet.retries.spend():
                 problem = f"the retry budget is used up; last: {tried.last_problem}"
@@ -98,10 +98,7 @@ class _Relay:
                         tried.complete = True
                         worker, tier = attempt.worker, attempt.served.tier
                         worker.breakers[tier].success()
-                        if problem := fault(response.completion, tier, must_report=worker.must_report(tier)):
-                            # An engine that mixes tiers up is believed at none; one that is silent, not at this one.
-                            mixes = is_less(response.completion, tier)
-                            worker.distrust(problem, worker.tiers if mixes else {tier})
+                        judge(worker, tier, response.completion)
                     yield Relayed(response, attempt.served, attempt.policy)
                 if tried.complete:
                     return
@@ -121,8 +118,9 @@ class _Relay:
         self._request.message.dense_reasoning = self.decision.dense_reasoning
         return self.decision
 
-    def _choose(self) -> tuple[Worker, Tier] | None:
+    async def _choose(self) -> tuple[Worker, Tier] | None:
         """The next worker to ask, and at what tier; None when nobody is left."""
+        await self._review.catch_up()
         decision = self._decide()
         for tier in (decision.tier, *decision.fallback):
             if worker := self._pick(tier):
@@ -131,11 +129,16 @@ class _Relay:
 
     def _second(self, tier: Tier) -> Attempt | None:
         """A second worker beside one of ``tier`` that says nothing: of that tier, while policy still allows it."""
+        if not self._review.is_quick:
+            return None
         at = tier if self._allows(tier) else self.decision.tier
         other = self._pick(at)
         return self._open(other, at) if other and self._fleet.retries.spend() else None
 
     def _allows(self, tier: Tier) -> bool:
+        # What would have to be read for long is chosen anew, after it was.
+        if not self._review.is_quick:
+            return False
         decision = self._decide()
         return tier is decision.tier or tier in decision.fallback
 
@@ -213,6 +216,7 @@ async def relay(
         InvalidRequestError: when a worker refuses the request as invalid.
         TokenCountError: when the prompt's tokens lie outside the interval that it was decided for.
     """
+    await request.decided.review.catch_up()
     one = _Relay(fleet, request, context, tried)
     fleet.retries.earn()
     until = time.monotonic() + patience(fleet, context)

@@ -22,8 +22,8 @@ from sparsity_serving import telemetry
 from sparsity_serving.metrics.metering import SHARES, Total, histogram
 from sparsity_serving.token_bucket import TokenBucket
 
+from sparsity_router.fleet.answers import judge
 from sparsity_router.fleet.fleet import Fleet
-from sparsity_router.fleet.proof import fault
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.relaying.dispatch import dispatch
 from sparsity_router.relaying.relay import Relayed
@@ -159,8 +159,7 @@ class Shadow:
             async with aclosing(dispatch(worker, request, Tier.DENSE, 1, _SECONDS, lease)) as answers:
                 async for answer in answers:
                     found += answer.token_ids
-                    if answer.HasField("completion") and (problem := fault(answer.completion, Tier.DENSE)):
-                        worker.distrust(problem, worker.tiers)
+                    if answer.HasField("completion") and not judge(worker, Tier.DENSE, answer.completion):
                         return "failed"
         except grpc.aio.AioRpcError as error:
             log.info("shadow of %s: %s %s", sample.decision_id, error.code().name, error.details())

@@ -43,10 +43,13 @@ async def place_in_turn(
         UnavailableError: when no worker can be reached.
     """
     message, review = request.message, request.decided.review
-    until, decision = time.monotonic() + patience(fleet, context), review()
+    until = time.monotonic() + patience(fleet, context)
+    await review.catch_up()
+    decision = review()
 
-    def now() -> tuple[Worker, Decision, Decision]:
+    async def now() -> tuple[Worker, Decision, Decision]:
         nonlocal decision
+        await review.catch_up()
         decision = review()
         message.dense_reasoning = decision.dense_reasoning
         return *place(fleet, decision, request.want), decision
@@ -54,7 +57,7 @@ async def place_in_turn(
     queue = fleet.queues[decision.tier]
     if not queue or until <= time.monotonic():
         try:
-            return now()
+            return await now()
         except OverloadedError:
             if until <= time.monotonic():
                 raise
@@ -62,7 +65,7 @@ async def place_in_turn(
         while True:
             await queue.turn(ticket, until - time.monotonic())
             with suppress(OverloadedError):
-                found = now()
+                found = await now()
                 queue.leave(ticket)
                 return found
             ticket.need = need_of(decision)

@@ -38,6 +38,11 @@ def request_hash(request: worker_pb2.WorkerServiceGenerateRequest) -> bytes:
     return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
 
 
+def decision_digest(decision_id: str) -> bytes:
+    """What a lease's decision is called where others than its caller may listen: SHA-256 of its id."""
+    return hashlib.sha256(decision_id.encode()).digest()
+
+
 def sign(
     keys: LeaseKeys, request: worker_pb2.WorkerServiceGenerateRequest, worker_id: str, decision_id: str
 ) -> inference_pb2.WorkerLease:

@@ -6,6 +6,8 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator
+from enum import Enum
+from functools import cached_property
 from itertools import chain, islice
 from typing import Any, Final, NoReturn
 
@@ -19,9 +21,20 @@ MAX_TOGETHER: Final = 2**20
 """Bytes of the parameters of all tools and the arguments of all calls of a request."""
 MAX_CONTAINERS: Final = 2**15
 """Objects and arrays in them: each is one more for Python's garbage collector to go through, which all wait for."""
-# Up to the next object or array that is no part of a text, or to the end: it fits whatever the bytes are, so that none
-# is looked at twice.
-_CONTAINER: Final = re.compile(rb'(?:[^"{\[]++|"(?:[^"\\]++|\\.)*+(?:"|\\?\Z))*+(?:([{\[])|\Z)', re.DOTALL)
+
+
+class Marks(Enum):
+    """What there may be too much of in JSON, by the bytes that each begins with, or is told by."""
+
+    CONTAINERS = b"{["
+    NAMES = b":"
+    VALUES = b","
+
+    @cached_property
+    def next(self) -> re.Pattern[bytes]:
+        """Up to the next one outside of texts, or to the end; whatever the bytes are, none is looked at twice."""
+        own = re.escape(self.value)
+        return re.compile(rb'(?:[^"%b]++|"(?:[^"\\]++|\\.)*+(?:"|\\?\Z))*+(?:([%b])|\Z)' % (own, own), re.DOTALL)
 
 
 def read_object(field: str, text: str, most: int = MAX_DOCUMENT) -> dict[str, Any]:
@@ -84,12 +97,12 @@ def check_together(field: str, documents: Iterable[str]) -> None:
         raise InvalidRequestError.of(field, problem)
 
 
-def crowded(documents: Collection[bytes], most: int) -> bool:
-    """Whether documents have more than ``most`` objects and arrays together, which those in texts are not."""
+def crowded(documents: Collection[bytes], most: int, marks: Marks = Marks.CONTAINERS) -> bool:
+    """Whether documents have more than ``most`` objects and arrays together, or other marks, not counting texts'."""
     # Those of texts are told apart only where there are so many that it matters.
-    if sum(data.count(b"{") + data.count(b"[") for data in documents) <= most:
+    if sum(data.count(byte) for data in documents for byte in marks.value) <= most:
         return False
-    found = chain.from_iterable(map(_CONTAINER.finditer, documents))
+    found = chain.from_iterable(map(marks.next.finditer, documents))
     # The end of each document is found, too.
     return sum(1 for _ in islice((each for each in found if each[1]), most + 1)) > most
 

@@ -3,7 +3,9 @@ from __future__ import annotations
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import hyperscan
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -104,3 +106,15 @@ def test_sixteen_threads_scan_large_prompts_at_once() -> None:
     finally:
         sys.setswitchinterval(before)
     assert found == {frozenset({"safety", "n"})}
+
+
+def test_a_scan_without_memory_to_write_on_is_one_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is a doubt: anything else would refuse the request."""
+
+    def exhausted(database: Any) -> Any:
+        raise hyperscan.error("error code -2")
+
+    fresh = Scanner([item.policy for item in snapshot().policies.values()])
+    monkeypatch.setattr(hyperscan, "Scratch", exhausted)
+    with pytest.raises(ValueError, match="scan failed: error code -2"):
+        fresh.scan("a text")

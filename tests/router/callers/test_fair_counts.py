@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
-from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2
+from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_client.wire import AsyncWireClient, make_request
 from sparsity_router.callers.limits import TenantLimits
 from sparsity_router.config import RouterConfig
@@ -171,6 +171,89 @@ async def test_who_falls_back_late_pays_again(tmp_path: Path, monkeypatch: pytes
         await used_up(router.inference.Generate(make_request("hi", tenant="t"), metadata=claim).read())
 
 
+async def told_of() -> None:
+    """Workers here tell of what they answered every 0.05 s."""
+    await asyncio.sleep(0.3)
+
+
+async def stream(client: AsyncWireClient) -> str:
+    request = make_request("hi", tenant="t")
+    return "".join([response.text async for response in client.generate(request, 10.0, direct=True)])
+
+
+async def test_a_direct_stream_is_settled_by_its_workers_word(tmp_path: Path) -> None:
+    # An answer may have 128 tokens and has 3, and its prompt 2: without correction the third would be one too many.
+    async with limited(tmp_path, ONCE.format("tokens: 300/hour")) as (router, worker):
+        async with AsyncWireClient(router.address) as client:
+            for _ in range(10):
+                assert await stream(client) == "abc"
+                await told_of()
+        assert not any(request.request_id.endswith(".1") for request in worker.received[-10:])
+
+
+async def test_who_only_says_that_it_fell_back_pays_for_both(tmp_path: Path) -> None:
+    """The worker tells that it answered: a caller's word would have one answer in two for nothing."""
+
+    async def long(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        async for response in answer(worker, request, context):
+            if response.HasField("completion"):
+                response.completion.usage.prompt_tokens, response.completion.usage.completion_tokens = 100, 100
+            yield response
+
+    async with limited(tmp_path, ONCE.format("tokens: 1000/hour")) as (router, worker):
+        worker.behaviour = long
+        before = len(worker.received)
+
+        async def cheat() -> None:
+            async with AsyncWireClient(router.address) as client:
+                told: list[str] = []
+                async for response in client.generate(make_request("hi", tenant="t"), 10.0, direct=True):
+                    if response.HasField("completion"):
+                        told.append(response.completion.decision.decision_id)
+            claim = (("sparsity-fell-back", told[0]),)
+            async for _ in router.inference.Generate(make_request("hi", tenant="t"), metadata=claim):
+                pass
+
+        with contextlib.suppress(OverloadedError, grpc.aio.AioRpcError):
+            for _ in range(9):
+                await cheat()
+                await told_of()
+        # 1,000 tokens are five answers.
+        assert 4 <= len(worker.received) - before <= 6
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_what_the_worker_would_not_have_is_given_back_once(tmp_path: Path, late: bool) -> None:
+    """By its word, by its client's, or by both."""
+    async with limited(tmp_path, ONCE.format("tokens: 300/hour")) as (router, worker):
+
+        async def refuses(own: FakeWorker, request: Any, context: Any) -> Any:
+            if not request.request_id.endswith(".1"):
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+            async for response in counts(own, request, context):
+                yield response
+
+        worker.behaviour = refuses
+        for _ in range(10):
+            route = await router.inference.Route(inference_pb2.RouteRequest(request=make_request("hi", tenant="t")))
+            request = worker_pb2.WorkerServiceGenerateRequest.FromString(route.worker_request)
+            request.lease.CopyFrom(route.lease)
+            async with grpc.aio.insecure_channel(route.endpoint) as channel:
+                stub: Any = worker_pb2_grpc.WorkerServiceStub(channel)
+                error = await failure(stub.Generate(request).read())
+                assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            if late:
+                await told_of()
+            claim = (("sparsity-fell-back", route.decision.decision_id),)
+            async for _ in router.inference.Generate(make_request("hi", tenant="t"), metadata=claim):
+                pass
+        await told_of()
+        # 50 tokens were used, and no more is there than is left.
+        long = make_request("y" * 110, tenant="t")
+        await router.inference.Route(inference_pb2.RouteRequest(request=long))
+        await used_up(router.inference.Route(inference_pb2.RouteRequest(request=make_request("hi", tenant="t"))))
+
+
 async def test_a_route_waits_in_line_for_room(tmp_path: Path) -> None:
     release = asyncio.Event()
     limits = "default: {requests: 9999/hour}"
@@ -195,6 +278,25 @@ async def test_a_route_waits_in_line_for_room(tmp_path: Path) -> None:
         release.set()
         await first
         assert (await route).endpoint == worker.address
+
+
+async def test_what_is_owed_is_counted_with_later_calls_and_keeps_nobody_out(tmp_path: Path) -> None:
+    path = tmp_path / "limits.yaml"
+    path.write_text("default: {tokens: 100/hour}\ntenants: {u: {tokens: 100/hour}}")
+    limits = TenantLimits.load(path, None)
+    assert limits is not None
+    limits.give_back("t", tokens=-50)
+    await limits.tokens("t", 40)
+    with pytest.raises(RateLimitError, match="used up"):
+        await limits.tokens("t", 11)
+    await limits.tokens("t", 10)
+    # What is owed is never more than the whole rate, and is paid with what a call leaves of it.
+    limits.give_back("u", tokens=-(10**9))
+    await limits.tokens("u", 60)
+    with pytest.raises(RateLimitError, match="used up"):
+        await limits.tokens("u", 1)
+    limits.give_back("u", tokens=61)
+    await limits.tokens("u", 1)
 
 
 async def test_a_credit_is_used_once_and_kept_where_the_call_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from sparsity_router.fleet.tier_turns import TierTurns
 from sparsity_router.fleet.workers import State, Worker
 from sparsity_router.relaying.turns import place_in_turn
 from sparsity_router.relaying.worker_request import WorkerRequest
-from support.whole_path import MIXED, POOLS, SHARED, Context, Layout, Served, fleet_of
+from support.whole_path import MIXED, POOLS, SHARED, Context, HeldReview, Layout, Served, fleet_of
 
 DENSE, MODERATE, AGGRESSIVE = Tier
 ONE: Layout = {"shared": Served(frozenset(Tier))}
@@ -48,7 +48,7 @@ class Requests:
         decision = Decision(tier, Reason.LENGTH_BAND, "", "chat", 1, tier, "", fallback)
         sampling = inference_pb2.SamplingParams(max_new_tokens=tokens)
         message = worker_pb2.WorkerServiceGenerateRequest(request_id=f"{number}", sampling=sampling)
-        request = WorkerRequest(message, "", cast(Any, SimpleNamespace(review=lambda: decision)))
+        request = WorkerRequest(message, "", cast(Any, SimpleNamespace(review=HeldReview(lambda: decision))))
         worker, served, _ = await place_in_turn(self.fleet, request, cast(Any, Context()))
         with worker.dispatched(f"{number}", served.tier, tokens):
             del self.waiting[number]

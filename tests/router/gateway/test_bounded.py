@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sparsity.v1 import inference_pb2
-from sparsity_router.gateway import body
+from sparsity_router.gateway import answers, app, body
 from sparsity_router.gateway.asking import Asked, read
 from sparsity_router.gateway.declared import read_headers
 from sparsity_router.gateway.fields import CHAT, COMPLETION
+from sparsity_router.gateway.likelihoods import of_text
 from sparsity_rpc.errors import InvalidRequestError
 from support.fake_worker import FakeWorker, answer
 from support.http_door import http_door
@@ -89,16 +92,87 @@ def test_token_ids_are_read_by_the_million_in_no_time() -> None:
 
 def test_a_body_has_so_many_objects_and_arrays_and_its_texts_any_brackets() -> None:
     brackets = "{[" * 2**18
-    assert body._parsed(json.dumps({"a": brackets + '"' + "\\", "b": [brackets]}).encode())["b"] == [brackets]
+    assert body.parsed(json.dumps({"a": brackets + '"' + "\\", "b": [brackets]}).encode())["b"] == [brackets]
     for crowd in (b"[" + b"[]," * 2**17 + b"0]", b'{"a":[' + b'{"[":0},' * 2**17 + b"0]}"):
         with pytest.raises(InvalidRequestError, match="more than 131072 objects and arrays"):
-            body._parsed(crowd)
+            body.parsed(crowd)
+    # Names and values are bounded, too, and those of texts are none.
+    marks = '",":' * 2**19
+    assert body.parsed(json.dumps({"a": marks, "b": [marks]}).encode())["b"] == [marks]
+    ids = b'{"prompt":[' + b"7," * (2**20 - 1) + b"7]}"
+    assert len(body.parsed(ids)["prompt"]) == 2**20
+    for crowd, words in (
+        (b'{"a":[' + b"0," * (2**20 + 2**19 + 1) + b"0]}", "more than 1572864 values"),
+        (b"{" + b",".join(b'"%d":0' % number for number in range(2**18 + 1)) + b"}", "more than 262144 names"),
+        (b'{"a":' + b"9" * 401 + b"}", "a number of 401 digits"),
+    ):
+        with pytest.raises(InvalidRequestError, match=words):
+            body.parsed(crowd)
     # None of these is looked through twice.
     for nonsense in (b"{" * 2**17 + b'"' + b"{" * 2**20, b"{" * 2**17 + b"\\" * 2**20, b'"\\' + b"[" * 2**20):
         started = time.process_time()
         with pytest.raises(InvalidRequestError):
-            body._parsed(nonsense)
+            body.parsed(nonsense)
         assert time.process_time() - started < 2.0
+
+
+async def test_a_long_body_is_read_beside_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever else asks is answered while it is read."""
+    loaded, release = threading.Event(), threading.Event()
+    threads: list[bool] = []
+
+    def parsed(*arguments: Any) -> Any:
+        threads.append(threading.current_thread() is threading.main_thread())
+        if not threads[-1]:
+            loaded.set()
+            release.wait(20.0)
+        return body.parsed(*arguments)
+
+    monkeypatch.setattr(app, "parsed", parsed)
+    async with http_door(tmp_path, max_prompt_bytes=2**22) as door:
+        asking = asyncio.create_task(door.chat("x" * 2**20))
+        try:
+            await asyncio.to_thread(loaded.wait, 20.0)
+            assert (await door.chat("hi")).status_code == 200
+            assert not asking.done()
+        finally:
+            release.set()
+        refused = await asking
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages")
+    assert threads == [False, True]
+
+
+def test_a_long_answers_places_are_reckoned_once() -> None:
+    tokens = [inference_pb2.TokenLogprob(token=b"ab", logprob=-1.0)] * 40_000
+    started = time.process_time()
+    told = of_text(tokens, 7)
+    assert time.process_time() - started < 2.0
+    assert told["text_offset"] == list(range(7, 7 + 2 * len(tokens), 2))
+    assert of_text([], 7)["text_offset"] == []
+
+
+async def test_a_long_answer_is_written_beside_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[bool] = []
+
+    async def much(worker: FakeWorker, request: Any, context: Any) -> Any:
+        async for message in answer(worker, request, context):
+            if not message.HasField("completion"):
+                message.logprobs.extend([inference_pb2.TokenLogprob(token=b"a", logprob=-1.0)] * 2000)
+            yield message
+
+    def joined(messages: Any) -> Any:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return join(messages)
+
+    join = answers.joined
+    monkeypatch.setattr(answers, "joined", joined)
+    worker = FakeWorker("d", DENSE, tiny_model(tmp_path / "model"), behaviour=much)
+    async with http_door(tmp_path, worker) as door:
+        found = (await door.chat(logprobs=True)).json()
+        assert len(found["choices"][0]["logprobs"]["content"]) == 6000
+        worker.behaviour = answer
+        assert (await door.chat()).status_code == 200
+    assert threads == [False, True]
 
 
 def test_what_is_null_within_a_field_was_not_sent() -> None:

@@ -47,6 +47,36 @@ async def test_who_leaves_ends_the_engines_request(tmp_path: Path, behaviour: An
         assert (await door.chat()).status_code == 200
 
 
+@pytest.mark.parametrize("begun", [b"", b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"])
+async def test_a_head_that_does_not_come_whole_is_not_waited_for(
+    tmp_path: Path, begun: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slowly its bytes come; a request that is answered for longer is let be."""
+    monkeypatch.setattr("sparsity_router.gateway.door._HEAD_SECONDS", 0.5)
+
+    async def slow(worker: FakeWorker, request: Any, context: Any) -> Any:
+        await asyncio.sleep(1.0)
+        async for message in answer(worker, request, context):
+            yield message
+
+    worker = FakeWorker("d", DENSE, tiny_model(tmp_path / "model"), behaviour=slow)
+    async with http_door(tmp_path, worker) as door:
+        asking = asyncio.create_task(door.chat())
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        writer.write(begun)
+        closed = asyncio.create_task(reader.read())
+        async with asyncio.timeout(5.0):
+            while not closed.done():
+                writer.write(b"a: b\r\n" if begun else b"")
+                await asyncio.sleep(0.05)
+        writer.close()
+        assert (await asking).status_code == 200
+        # By the same connection again, after a while.
+        await asyncio.sleep(0.7)
+        worker.behaviour = answer
+        assert (await door.chat()).status_code == 200
+
+
 async def test_a_stream_that_nobody_reads_waits(tmp_path: Path) -> None:
     sent: list[int] = []
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
-from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2, worker_pb2
 from sparsity_client.wire import AsyncWireClient, WireClient, make_request
 from sparsity_policies.model import Tier
 from sparsity_router.config import RouterConfig
@@ -30,6 +30,7 @@ from sparsity_serving.access.leases import LeaseChecker, sign
 from support.fake_worker import FakeWorker, answer, fail, hang
 from support.rig import until
 from support.router import Router, failure, running
+from support.router import until as eventually
 from support.tiny import tiny_model
 from support.valkey import Valkey
 
@@ -313,3 +314,30 @@ async def test_route_checks_and_decides_like_generate(tmp_path: Path) -> None:
         await asyncio.sleep(0.2)
         error = await failure(router.inference.Route(inference_pb2.RouteRequest(request=make_request("hi"))))
         assert "no dense worker can be reached" in error.details()
+
+
+@pytest.mark.parametrize("faulty", [True, False])
+async def test_a_worker_whose_direct_answers_show_pruning_is_taken_out_by_its_own_word(
+    tmp_path: Path, faulty: bool
+) -> None:
+    """And never by a caller's, whatever that says of its stream."""
+    async with rig(tmp_path) as (router, worker), AsyncWireClient(router.address) as client:
+        worker.density = 0.5 if faulty else 1.0
+        assert (await collect(client, direct=True))[1].sparsity.prefill_density == worker.density
+
+        async def is_out() -> bool:
+            fleet: Any = fleet_pb2_grpc.FleetServiceStub(router.channel)
+            return "UNPROVEN" in str(await fleet.GetFleet(fleet_pb2.GetFleetRequest()))
+
+        if faulty:
+            await eventually(is_out)
+            error = await failure(router.inference.Route(inference_pb2.RouteRequest(request=make_request("hi"))))
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            return
+        for claim in ((("sparsity-worker-lost", "1"),), (("sparsity-fell-back", "0" * 32),)):
+            for _ in range(6):
+                async for _ in router.inference.Generate(make_request("hi"), metadata=claim):
+                    pass
+        await asyncio.sleep(0.3)
+        assert not await is_out()
+        assert (await collect(client, direct=True))[0] == "abc"

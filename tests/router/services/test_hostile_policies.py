@@ -110,6 +110,17 @@ def crowded(count: int) -> list[tuple[int, int]]:
     return [(number, 2 - number % 2) for number in range(count)]
 
 
+async def test_a_rollout_of_millions_of_steps_is_refused_beside_the_loop(tmp_path: Path) -> None:
+    with Valkey() as server:
+        async with served(tmp_path, server.url) as router:
+            asked = policy_pb2.UpdateRolloutRequest(domain="rag", action=1)
+            asked.rollout.steps.extend([1] * 2**21)
+            async with loop_is_free(0.4):
+                error = await failure(router.policy.UpdateRollout(asked, timeout=60.0))
+            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert "rollout.steps" in error.details()
+
+
 async def test_no_policy_has_more_bands_than_an_explanation_has_time_for(tmp_path: Path) -> None:
     with Valkey() as server:
         async with served(tmp_path, server.url) as router:

@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 
 from sparsity_worker.calls import tracing
 from sparsity_worker.calls.answer import Answer
+from sparsity_worker.calls.ended_leases import Brought, EndedLeases
 from sparsity_worker.calls.identity import Identity, ServedTier
 from sparsity_worker.calls.kv_use import KvUse
 from sparsity_worker.calls.load import Load
@@ -65,6 +66,7 @@ class WorkerService:
         self._load = load
         self._kv_use = KvUse(engine.used_tokens, load)
         self._leases = leases
+        self._ended_leases = EndedLeases()
         self._access = access or Access.load(None)
         self._metrics = metrics or WorkerMetrics(identity.config, identity.facts, load, engine.kv_tokens)
 
@@ -73,8 +75,22 @@ class WorkerService:
     ) -> AsyncIterator[worker_pb2.WorkerServiceGenerateResponse]:
         """Streams one completion; leaving early aborts it in the engine."""
         served = self._identity.asked(request.tier)
+        claims = None
         if self._leases and (request.HasField("lease") or self._identity.config.require_lease):
-            self._leases.redeem(request)
+            claims = self._leases.redeem(request)
+        with self._ended_leases.noted(request, claims) as brought:
+            async with aclosing(self._generate(request, context, served, brought)) as responses:
+                async for response in responses:
+                    brought.add(response)
+                    yield worker_pb2.WorkerServiceGenerateResponse(response=response)
+
+    async def _generate(
+        self,
+        request: worker_pb2.WorkerServiceGenerateRequest,
+        context: Context,
+        served: ServedTier,
+        brought: Brought,
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
         if request.dense_reasoning and not served.densifies:
             raise InvalidRequestError.of("dense_reasoning", f"{served.label} cannot; ask a denser worker")
         check_size(request, self._identity.facts)
@@ -94,10 +110,11 @@ class WorkerService:
             self._load.admit(inner.rid, tokens, served.tier),
             tracing.generation(context, inner, self._identity, served) as trace,
         ):
+            brought.admitted(len(inner.prompt))
             steps = self._run(inner, answer, trace, served)
             async with aclosing(coalesced(steps, self._identity.config.coalescing)) as responses:
                 async for response in responses:
-                    yield worker_pb2.WorkerServiceGenerateResponse(response=response)
+                    yield response
 
     async def _run(
         self, request: EngineRequest, answer: Answer, trace: tracing.Generation, served: ServedTier
@@ -191,8 +208,10 @@ class WorkerService:
     ) -> AsyncIterator[worker_pb2.WatchLoadResponse]:
         """The load at once and at every change."""
         interval = max(seconds_of("interval", request.interval) if request.HasField("interval") else 1.0, 0.05)
+        told = self._ended_leases.lately()
         async for _ in self._load.changes(interval):
             kv_used_tokens = await self._kv_use.read(interval)
+            ended, told = self._ended_leases.after(told)
             yield worker_pb2.WatchLoadResponse(
                 requests=len(self._load.requests),
                 outstanding_tokens=self._load.outstanding_tokens,
@@ -206,6 +225,7 @@ class WorkerService:
                     for requests, tokens in (self._load.at(each.tier),)
                     if requests
                 ],
+                ended_leases=ended,
             )
 
     async def Drain(

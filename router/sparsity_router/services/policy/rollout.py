@@ -8,7 +8,7 @@ from sparsity.v1 import policy_pb2
 from sparsity_policies.decisions.rollout import Action, move
 from sparsity_policies.documents.confined import EDITS
 from sparsity_policies.documents.document import parse_policy, to_document
-from sparsity_policies.model import Rollout
+from sparsity_policies.model import Policy, Rollout
 from sparsity_policies.threads import DRAFTS
 from sparsity_policies.wire import policy_from_wire, stored_to_wire
 from sparsity_rpc.errors import InvalidRequestError
@@ -30,9 +30,10 @@ async def update_rollout(
         draft = policy_pb2.Policy(domain=request.domain, rollout=request.rollout)
         draft.risk = policy_pb2.RISK_LOW
         draft.bands.add(tier=1)
-        fresh = _kept(policy_from_wire(draft).rollout, request.rollout, stored.policy.rollout)
+        asked = await DRAFTS.run(policy_from_wire, draft)
+        fresh = _kept(asked.rollout, request.rollout, stored.policy.rollout)
     # Checked whole, because a rollout can be at odds with the rest of its policy.
-    moved = await DRAFTS.run(parse_policy, to_document(move(stored.policy, action, fresh)), EDITS.check)
+    moved = await DRAFTS.run(_moved, stored.policy, action, fresh)
     await DRAFTS.run(state.compare, moved)
     percent = moved.rollout.percent if moved.rollout else 0
     reason = f"rollout {action.name.lower()} at {percent} percent" + (f": {request.reason}" if request.reason else "")
@@ -40,6 +41,10 @@ async def update_rollout(
     written = await store.put(moved, etag=etag, actor=actor, reason=reason)
     await state.seen(written.revision)
     return policy_pb2.UpdateRolloutResponse(policy=await DRAFTS.run(stored_to_wire, written))
+
+
+def _moved(policy: Policy, action: Action, fresh: Rollout | None) -> Policy:
+    return parse_policy(to_document(move(policy, action, fresh)), EDITS.check)
 
 
 def _kept(fresh: Rollout | None, asked: policy_pb2.Rollout, before: Rollout | None) -> Rollout | None:
