@@ -25,6 +25,7 @@ ANYTHING: Schema = {"type": "object"}
 TEXTS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
 NAME: Schema = {"type": "string", "pattern": "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", "maxLength": 253}
 QUANTITIES: Schema = {"type": "object", "additionalProperties": {"type": ["string", "number"]}}
+SIZE: Schema = {"type": "string", "pattern": "^([0-9.]+[EPTGMK]i?)?$"}
 URL: Schema = {"type": "string", "pattern": "^(https?://.+)?$"}
 
 
@@ -110,7 +111,7 @@ def component(own: Schema, image: Schema, settings: type | None) -> Schema:
         "startupSeconds": whole(5),
         "resources": of(requests=QUANTITIES, limits=QUANTITIES, claims=several(CLAIM)),
         "resourceClaims": several(POD_CLAIM),
-        "shmSize": {"type": "string", "pattern": "^([0-9.]+[EPTGMK]i?)?$"},
+        "shmSize": SIZE,
         "runtimeClassName": TEXT,
         "priorityClassName": TEXT,
         "nodeSelector": {**TEXTS, "type": ["object", "null"]},
@@ -143,6 +144,41 @@ def component(own: Schema, image: Schema, settings: type | None) -> Schema:
     return of(**common, **own)
 
 
+def model() -> Schema:
+    """Where the model comes from."""
+    return of(
+        existingClaim=NAME,
+        subPath=TEXT,
+        builtin=YES_OR_NO,
+        source={"type": "string", "pattern": "^((hf|s3|oci|pvc|hostPath)://.+)?$"},
+        cache=of(
+            existingClaim=NAME,
+            size=SIZE,
+            accessModes=several(one_of("ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod")),
+            storageClassName=NAME,
+            keep=YES_OR_NO,
+        ),
+        sha256={
+            "type": "object",
+            "propertyNames": {"pattern": "^[A-Za-z0-9_][A-Za-z0-9._/-]*$"},
+            "additionalProperties": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+        },
+        download=of(
+            secretName=NAME,
+            secretKey=SOME_TEXT,
+            endpoint=URL,
+            region=TEXT,
+            include=several(SOME_TEXT),
+            exclude=several(SOME_TEXT),
+            image=TEXT,
+            seconds=whole(60),
+            resources=of(requests=QUANTITIES, limits=QUANTITIES),
+        ),
+        # Refused by a template that says why.
+        adapters={},
+    )
+
+
 def values() -> Schema:
     """All of them."""
     # What names one image stands with the component that it is of.
@@ -164,8 +200,9 @@ def values() -> Schema:
         "enabled": YES_OR_NO,
         "tiers": {**several(one_of(*TIERS)), "minItems": 1, "uniqueItems": True},
         "profiles": {**several(SOME_TEXT), "uniqueItems": True},
-        # Of the time when an entry was a tier: refused by a template that says what to write.
+        # Refused by a template that says what to write: of the time when an entry was a tier, and of several models.
         "profile": {},
+        "model": {},
         **rollout,
     }
     return {
@@ -180,7 +217,9 @@ def values() -> Schema:
             clusterDomain=SOME_TEXT,
             listenHost=one_of("0.0.0.0", "::"),
             serviceAccount=of(create=YES_OR_NO, name=NAME, annotations=TEXTS),
-            model=of(existingClaim=NAME, subPath=TEXT, builtin=YES_OR_NO),
+            model=model(),
+            # Refused by a template that says what to do.
+            models={},
             defaults=component(rollout, of(**any_image), None),
             router=component(router, image, RouterConfig),
             workers={
@@ -226,6 +265,7 @@ def values() -> Schema:
                 monitoring=several(),
                 directClients=YES_OR_NO,
                 redisPorts=several(PORT),
+                modelPorts=several(PORT),
                 dns=of(ports=several(PORT), peers=several()),
                 extraEgress=several(),
             ),

@@ -11,32 +11,16 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
-from charts import CHART, examples, refusal, refusals, refuse_all, render, run, value_files
+from charts import CHART, examples, refusal, refusals, refuse_all, render, value_files
 from helm import PACKAGES, helm
 from promql import documented, selectors
 from sparsity_policies.storage.redis_url import Login, RedisTls, read_url
 from support.configured import configured
+from support.rendered import containers, documents, egress_ports, of_kind, pods, rendered
 
 PROGRAMS = {"router": "sparsity_router", "worker": "sparsity_worker"}
 STORE = ("redis.embedded.enabled=false",)
 SECRETS = {"access": "sparsity-access", "leases": "sparsity-leases"}
-
-
-def documents(name: str) -> list[dict[str, Any]]:
-    (file,) = (file for file in value_files() if file.stem == name)
-    return [document for document in yaml.safe_load_all(render(file)) if document]
-
-
-def of_kind(found: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
-    return {document["metadata"]["name"]: document for document in found if document["kind"] == kind}
-
-
-def containers(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every container of every pod, with its pod's spec beside it."""
-    pods = [document["spec"] for document in found if document["kind"] == "Pod"]
-    kinds = ("Deployment", "StatefulSet", "Job")
-    pods += [document["spec"]["template"]["spec"] for document in found if document["kind"] in kinds]
-    return [{**c, "pod": pod} for pod in pods for c in (*pod.get("initContainers", ()), *pod["containers"])]
 
 
 @pytest.mark.parametrize("version", PACKAGES)
@@ -106,28 +90,6 @@ def test_production_holds_no_secret_and_names_its_own() -> None:
     url = next(entry for entry in environment if entry["name"] == "SPARSITY_REDIS_URL")
     assert url["valueFrom"]["secretKeyRef"] == {"name": "sparsity-redis", "key": "url"}
     assert "replicas" not in deployment["spec"], "an autoscaler sets them"
-
-
-def rendered(*settings: str, example: str = "trial") -> list[dict[str, Any]]:
-    """What an example renders with some values set anew."""
-    sets = [word for setting in settings for word in ("--set-json", setting)]
-    command = (
-        "template",
-        "r",
-        str(CHART),
-        "--namespace",
-        "ns",
-        "-f",
-        str(CHART / "examples" / f"{example}.yaml"),
-        *sets,
-    )
-    return [document for document in yaml.safe_load_all(run(*command)) if document]
-
-
-def egress_ports(found: list[dict[str, Any]], component: str = "router") -> list[int]:
-    """The ports of rules without a peer: of what lies outside."""
-    rules = of_kind(found, "NetworkPolicy")[f"r-sparsity-router-{component}"]["spec"]["egress"]
-    return [port["port"] for rule in rules if "to" not in rule for port in rule["ports"] if port["protocol"] == "TCP"]
 
 
 @pytest.mark.parametrize(
@@ -400,14 +362,6 @@ def test_numbers_are_written_as_digits(tmp_path: Path) -> None:
     arguments, store = container["containers"][0]["args"], {"SPARSITY_REDIS_URL": "redis://store"}
     options = configured("sparsity_router", arguments, store, tmp_path)
     assert (options.queue_limit, options.queue_seconds, options.max_prompt_bytes) == (1_000_000, 1e-7, 2**24)
-
-
-def pods(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The specs of all pods by the names of what makes them, without the release's."""
-    made = {container["pod"]["containers"][0]["name"]: container["pod"] for container in containers(found)}
-    for name, deployment in of_kind(found, "Deployment").items():
-        made[name.removeprefix("r-sparsity-router-")] = deployment["spec"]["template"]["spec"]
-    return made
 
 
 def test_each_component_has_its_own_nodes() -> None:

@@ -72,7 +72,7 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- define "sparsity.routerStart" -}}
 {{- $slowest := int (include "sparsity.component" (list . "router") | fromJson).startupSeconds -}}
 {{- range include "sparsity.pools" . | fromJson }}{{ $slowest = max $slowest (int .startupSeconds) }}{{ end -}}
-{{- add 300 $slowest -}}
+{{- add 300 $slowest (int (include "sparsity.modelSeconds" .)) -}}
 {{- end }}
 
 {{- /* (list root values path program): program is the image's name, sparsity-router or sparsity-worker. */ -}}
@@ -238,53 +238,6 @@ template:
 
 {{- define "sparsity.leaseSecret" -}}
 {{- default (printf "%s-leases" (include "sparsity.fullname" .)) .Values.leases.secretName }}
-{{- end }}
-
-{{- /* Where the model lies in the pod. */ -}}
-{{- define "sparsity.modelPath" -}}
-{{- if .Values.model.builtin }}/models/SmolLM2-135M-Instruct{{ else }}/models{{ end }}
-{{- end }}
-
-{{- define "sparsity.modelVolume" -}}
-- name: model
-  {{- if .Values.model.builtin }}
-  emptyDir: {}
-  {{- else }}
-  persistentVolumeClaim:
-    claimName: {{ .Values.model.existingClaim }}
-    readOnly: true
-  {{- end }}
-{{- end }}
-
-{{- define "sparsity.modelMount" -}}
-- name: model
-  mountPath: /models
-  readOnly: true
-  {{- with .Values.model.subPath }}
-  subPath: {{ . }}
-  {{- end }}
-{{- end }}
-
-{{- /* Copies a worker image's model for all containers: (list root values), values of the component. */ -}}
-{{- define "sparsity.modelInit" -}}
-{{- $root := index . 0 -}}
-{{- if $root.Values.model.builtin }}
-{{- $pools := include "sparsity.pools" $root | fromJson }}
-{{- $name := keys $pools | sortAlpha | first }}
-{{- $pool := index $pools $name }}
-- name: model
-  image: {{ include "sparsity.image" (list $root $pool (printf "workers.%s" $name) "sparsity-worker") }}
-  imagePullPolicy: {{ $pool.image.pullPolicy }}
-  command: [cp, -r, /opt/sparsity/models/SmolLM2-135M-Instruct, /models/]
-  securityContext:
-    {{- toYaml (index . 1).securityContext | nindent 4 }}
-  resources:
-    requests: {cpu: 100m, memory: 64Mi}
-    limits: {memory: 512Mi}
-  volumeMounts:
-  - name: model
-    mountPath: /models
-{{- end }}
 {{- end }}
 
 {{- /* What says which nodes a pod may go to: (values). */ -}}
