@@ -85,7 +85,11 @@
   imagePullPolicy: {{ $values.image.pullPolicy }}
   command: [sh, -c]
   args:
-  - 'until [ -e "/cache/{{ $model.folder }}/.complete" ]; do echo "model: waiting for its download"; sleep 10; done'
+  - |
+    until [ -e "/cache/{{ $model.folder }}/.complete" ]; do
+      echo "model: waiting for its download"
+      sleep 10
+    done
   securityContext:
     {{- toYaml $values.securityContext | nindent 4 }}
   resources:
@@ -159,7 +163,9 @@
   {{- end }}
   {{- if eq $model.scheme "hf" }}
   - name: VERIFY
-    value: python -m huggingface_hub.cli.hf cache verify {{ $repository._0 }} --revision {{ $repository._1 }} --local-dir {{ .target }}
+    value: >-
+      python -m huggingface_hub.cli.hf cache verify {{ $repository._0 }}
+      --revision {{ $repository._1 }} --local-dir {{ .target }}
   - {name: HF_HUB_DISABLE_TELEMETRY, value: "1"}
   - {name: HF_HUB_DISABLE_UPDATE_CHECK, value: "1"}
   {{- with $download.endpoint }}
