@@ -247,6 +247,16 @@ def values() -> Schema:
                 ),
             ),
             policies=of(
+                mode=one_of("store", "folder"),
+                git=of(
+                    repository={"type": "string", "pattern": "^((https|ssh)://[^/]+/.+)?$"},
+                    ref=SOME_TEXT,
+                    path=TEXT,
+                    periodSeconds=whole(1),
+                    secretName=NAME,
+                    image=SOME_TEXT,
+                    resources=of(requests=QUANTITIES, limits=QUANTITIES),
+                ),
                 bandSet=taken(RouterConfig, "band-set"),
                 configMap=NAME,
                 documents={"type": "object", "additionalProperties": DOCUMENT},
