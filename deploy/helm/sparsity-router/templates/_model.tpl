@@ -25,6 +25,11 @@
 {{- toJson $found -}}
 {{- end }}
 
+{{- /* Whether no model runs, and workers answer with the prompt: a word, or nothing. */ -}}
+{{- define "sparsity.echo" -}}
+{{- if eq "echo" (dig "engine" "sglang" (.Values.router.options | default dict)) }}yes{{ end }}
+{{- end }}
+
 {{- /* Seconds that a download may take, before anything can be loaded. */ -}}
 {{- define "sparsity.modelSeconds" -}}
 {{- $model := include "sparsity.model" . | fromJson -}}
@@ -33,7 +38,10 @@
 
 {{- /* Where the model lies in the pod. */ -}}
 {{- define "sparsity.modelPath" -}}
-{{- if .Values.model.builtin }}/models/SmolLM2-135M-Instruct{{ else }}/models{{ end }}
+{{- if not .Values.model.builtin }}/models
+{{- else if include "sparsity.echo" . }}/models/echo
+{{- else }}/models/SmolLM2-135M-Instruct
+{{- end }}
 {{- end }}
 
 {{- define "sparsity.modelVolume" -}}
@@ -64,7 +72,21 @@
 {{- define "sparsity.modelInit" -}}
 {{- $root := index . 0 -}}{{- $values := index . 1 -}}
 {{- $model := include "sparsity.model" $root | fromJson }}
-{{- if eq $model.kind "builtin" }}
+{{- if and (eq $model.kind "builtin") (include "sparsity.echo" $root) }}
+{{- $router := include "sparsity.component" (list $root "router") | fromJson }}
+- name: model
+  image: {{ include "sparsity.image" (list $root $router "router" "sparsity-router") }}
+  imagePullPolicy: {{ $router.image.pullPolicy }}
+  # A tokenizer of bytes.
+  command: [python, -m, sparsity_worker.echo.model, /models/echo]
+  securityContext:
+    {{- toYaml $values.securityContext | nindent 4 }}
+  resources:
+    requests: {cpu: 100m, memory: 64Mi}
+    limits: {memory: 512Mi}
+  volumeMounts:
+  - {name: model, mountPath: /models}
+{{- else if eq $model.kind "builtin" }}
 {{- $pools := include "sparsity.pools" $root | fromJson }}
 {{- $name := keys $pools | sortAlpha | first }}
 {{- $pool := index $pools $name }}

@@ -21,7 +21,11 @@
 {{- $path := printf "workers.%s" $name -}}
 {{- if has "dense" $pool.tiers }}{{ $_ := set $dense $name $pool }}{{ end -}}
 {{- $sparse := without $pool.tiers "dense" -}}
-{{- $echo := eq "echo" (dig "engine" "sglang" $pool.options) -}}
+{{- $engine := dig "engine" "sglang" $pool.options -}}
+{{- $echo := eq "echo" $engine -}}
+{{- if ne $echo (not (empty (include "sparsity.echo" $))) -}}
+{{- fail (printf "%s.options.engine: is %s; routers and workers echo together, by router.options.engine and the pools' options.engine" $path $engine) -}}
+{{- end -}}
 {{- if and $echo $pool.profiles -}}
 {{- fail (printf "%s.profiles: must be [] beside options.engine echo, which attends nothing" $path) -}}
 {{- end -}}
