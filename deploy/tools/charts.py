@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -144,6 +145,18 @@ def manifests(values: Path, helm_version: str) -> Iterator[tuple[str, str]]:
         yield version, render(values, version, helm_version)
 
 
+def package() -> str:
+    """Packs the chart as a release does, and gives the file's name.
+
+    Raises:
+        SystemExit: with Helm's own words when it cannot.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        run("package", str(CHART), "--destination", folder)
+        (packed,) = Path(folder).glob("*.tgz")
+        return packed.name
+
+
 def _stale(file: Path, by: str = "") -> None:
     sys.exit(f"{file.relative_to(ROOT)} is stale{by}; run make charts and read the difference")
 
@@ -171,7 +184,7 @@ def main() -> None:
         if values in examples() and rendered != golden.read_text():
             _stale(golden, f" by Helm {helm_version}")
     told = f"chart: {len(value_files())} value files, Helm {', '.join(PACKAGES)}, Kubernetes {', '.join(KUBERNETES)}"
-    print(f"{told}: {count} objects checked, {refused} wrong values refused")
+    print(f"{told}: {count} objects checked, {refused} wrong values refused; {package()} packed")
 
 
 if __name__ == "__main__":
