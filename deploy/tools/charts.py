@@ -67,9 +67,14 @@ def run(*arguments: str, helm_version: str = NEWEST) -> str:
 
 
 def render(values: Path, version: str = KUBERNETES[-1], helm_version: str = NEWEST) -> str:
-    """The manifests of the release `r` in the namespace `ns`."""
+    """The manifests of the release `r` in the namespace `ns`, the same each time."""
+    return _KEY.sub(r"\1RANDOM", manifest(values, version, helm_version))
+
+
+def manifest(values: Path, version: str, helm_version: str = NEWEST) -> str:
+    """As Helm writes them, with a key of its own each time."""
     command = ("template", "r", str(CHART), "--namespace", "ns", "--kube-version", version, "-f", str(values))
-    return _KEY.sub(r"\1RANDOM", run(*command, helm_version=helm_version))
+    return run(*command, helm_version=helm_version)
 
 
 def refusal(program: Path, settings: list[str], example: str | None = "trial") -> str:
