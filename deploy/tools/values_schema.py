@@ -7,11 +7,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+from promql import alerts
 from sparsity_policies.model import Risk, Tier
 from sparsity_router.config import RouterConfig
+from sparsity_serving.metrics.metering import SECONDS
 from sparsity_serving.options.declaration import Leaf, leaves
 from sparsity_worker.config import TIERS, WorkerConfig
 
@@ -179,6 +182,21 @@ def model() -> Schema:
     )
 
 
+def alert(expression: str) -> Schema:
+    """What may differ of an alert; one that fires at the first time has no threshold."""
+    fields: dict[str, Schema] = {
+        "enabled": YES_OR_NO,
+        "for": {"type": "string", "pattern": "^([0-9]+(ms|s|m|h|d))+$"},
+        "severity": SOME_TEXT,
+    }
+    if re.search(r"[<>] (?!0$)[0-9.]+$", expression):
+        fields["threshold"] = number(exclusiveMinimum=0)
+    if 'le="5.0"' in expression:
+        # A histogram knows its buckets' ends.
+        fields["seconds"] = {"enum": list(SECONDS)}
+    return of(**fields)
+
+
 def values() -> Schema:
     """All of them."""
     # What names one image stands with the component that it is of.
@@ -297,7 +315,10 @@ def values() -> Schema:
                     enabled=YES_OR_NO, interval={"type": "string", "pattern": "^[0-9]+(ms|s|m)$"}, labels=TEXTS
                 ),
                 prometheusRule=of(
-                    enabled=YES_OR_NO, labels=TEXTS, runbookUrl={"type": "string", "pattern": "^https?://"}
+                    enabled=YES_OR_NO,
+                    labels=TEXTS,
+                    runbookUrl={"type": "string", "pattern": "^https?://"},
+                    alerts=of(**{str(rule["alert"]): alert(str(rule["expr"])) for rule in alerts()}),
                 ),
                 dashboards=of(enabled=YES_OR_NO, labels=TEXTS),
                 prometheusUrl=URL,

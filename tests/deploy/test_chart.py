@@ -175,6 +175,29 @@ def test_alerts_and_dashboards_go_along() -> None:
     assert len(shown) == len(list((CHART / "files" / "dashboards").glob("*.json")))
 
 
+def test_thresholds_of_alerts_are_values() -> None:
+    def rules(name: str) -> dict[str, dict[str, Any]]:
+        (made,) = of_kind(documents(name), "PrometheusRule").values()
+        return {rule["alert"]: rule for group in made["spec"]["groups"] for rule in group["rules"]}
+
+    shipped, own = rules("production"), rules("alerts")
+    assert shipped.keys() - own.keys() == {"SparsityDensePoolSaturated"}
+    for name, rule in own.items():
+        assert {each.family for each in selectors(rule["expr"])} == {
+            each.family for each in selectors(shipped[name]["expr"])
+        }
+    coverage = own["SparsityCoverageLow"]
+    assert (coverage["expr"][-6:], coverage["for"], coverage["labels"]["severity"]) == (" < 0.7", "30m", "info")
+    assert own["SparsityPolicyStale"]["expr"].endswith("> 60")
+    assert own["SparsityShedding"]["expr"].endswith("> 0.01")
+    first = own["SparsityFirstTokenBurnsBudget"]
+    assert first["expr"].count('le="2.5"') == first["expr"].count("> 0.06") == 2
+    assert not re.search(r"5\.0|0\.144", first["expr"])
+    assert "later than 2.5 s" in first["annotations"]["summary"]
+    same = own.keys() - {name for name in own if own[name]["expr"] != shipped[name]["expr"]}
+    assert same == {"SparsityLessAttentionThanPolicy", "SparsityHighRiskServedSparse", "SparsityPolicyLags"}
+
+
 def asked_by_keda(found: list[dict[str, Any]], pool: str) -> list[str]:
     triggers = of_kind(found, "ScaledObject")[f"r-sparsity-router-worker-{pool}"]["spec"]["triggers"]
     return [trigger["metadata"]["query"] for trigger in triggers]
