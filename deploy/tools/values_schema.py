@@ -133,7 +133,7 @@ def component(own: Schema, image: Schema, settings: type | None) -> Schema:
         "extraVolumeMounts": several(),
         "podDisruptionBudget": of(enabled=YES_OR_NO, maxUnavailable={"type": ["integer", "string"]}),
         "autoscaling": of(
-            kind=one_of("none", "hpa", "keda"),
+            kind=one_of("none", "hpa", "keda", "adapter"),
             minReplicas=whole(0),
             maxReplicas=whole(1),
             targetCPU=whole(1, 100),

@@ -11,7 +11,7 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
-from charts import CHART, examples, refusal, refusals, refuse_all, render, value_files
+from charts import CHART, ROOT, examples, refusal, refusals, refuse_all, render, value_files
 from helm import PACKAGES, helm
 from promql import documented, selectors
 from sparsity_policies.storage.redis_url import Login, RedisTls, read_url
@@ -228,6 +228,40 @@ def test_keda_asks_for_the_tiers_of_its_pool() -> None:
     pods = narrow["pod"].removeprefix("MatchOp.Re ")
     assert re.fullmatch(pods, "r-sparsity-router-worker-shared-7c9f8d6b5-x2x4z")
     assert not re.fullmatch(pods, "r-sparsity-router-worker-shared-b-7c9f8d6b5-x2x4z")
+
+
+def test_the_adapter_tells_what_autoscalers_ask_for() -> None:
+    rules = yaml.safe_load((ROOT / "deploy" / "monitoring" / "prometheus-adapter.yaml").read_text())["rules"]
+    told = {kind: {rule["name"]["as"]: rule for rule in rules[kind]} for kind in ("external", "custom")}
+    scalers = of_kind(documents("adapter"), "HorizontalPodAutoscaler")
+    assert set(scalers) == {"r-sparsity-router-worker-batch", "r-sparsity-router-worker-shared"}
+    waiting, kv = scalers["r-sparsity-router-worker-shared"]["spec"]["metrics"]
+    assert waiting["external"]["metric"]["name"] in told["external"]
+    assert kv["pods"]["metric"]["name"] in told["custom"]
+    narrow = waiting["external"]["metric"]["selector"]
+    assert narrow["matchLabels"] == {"app_kubernetes_io_instance": "r"}
+    assert narrow["matchExpressions"] == [{"key": "sparsity_tier", "operator": "In", "values": ["dense", "moderate"]}]
+    assert [each["target"]["averageValue"] for each in (waiting["external"], kv["pods"])] == ["4", "0.8"]
+    for rule in (rule for kind in told.values() for rule in kind.values()):
+        (series,) = selectors(rule["seriesQuery"])
+        asked = rule["metricsQuery"].replace("<<.Series>>", series.metric)
+        asked = asked.replace("<<.LabelMatchers>>", 'namespace="ns"').replace("<<.GroupBy>>", "pod")
+        assert {each.family for each in selectors(asked)} == {series.family}
+        assert {series.family} <= documented()
+        assert set(rule["resources"]["overrides"]) <= series.labels
+
+
+def test_cert_manager_makes_every_secret_that_pods_mount() -> None:
+    found = documents("cert-manager")
+    made = {each["spec"]["secretName"]: each["spec"] for each in of_kind(found, "Certificate").values()}
+    mounted = {v["secret"]["secretName"] for pod in pods(found).values() for v in pod["volumes"] if "secret" in v}
+    assert mounted - {"sparsity-leases"} == made.keys() - {"sparsity-authority"}
+    router = pods(found)["router"]["containers"][0]["args"]
+    assert made["worker-tls"]["dnsNames"] == [router[router.index("--worker-tls-name") + 1]]
+    services = of_kind(found, "Service")
+    names = [name.split(".")[0] for name in made["router-tls"]["dnsNames"]]
+    assert set(names) <= services.keys()
+    assert made["router-client-tls"]["usages"] == ["client auth"]
 
 
 def test_keda_asks_for_metrics_that_are_documented() -> None:

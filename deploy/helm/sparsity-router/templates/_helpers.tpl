@@ -320,7 +320,7 @@ spec:
     matchLabels:
       {{- include "sparsity.selector" (list $root $component) | nindent 6 }}
 {{- end }}
-{{- if eq $scaling.kind "hpa" }}
+{{- if has $scaling.kind (list "hpa" "adapter") }}
 ---
 apiVersion: autoscaling/v2
 kind: HorizontalPodAutoscaler
@@ -333,10 +333,28 @@ spec:
   minReplicas: {{ int $scaling.minReplicas }}
   maxReplicas: {{ int $scaling.maxReplicas }}
   metrics:
+  {{- if eq $scaling.kind "hpa" }}
   - type: Resource
     resource:
       name: cpu
       target: {type: Utilization, averageUtilization: {{ int $scaling.targetCPU }}}
+  {{- else }}
+  - type: External
+    external:
+      metric:
+        name: sparsity_router_waiting
+        selector:
+          {{- with $root.Values.monitoring.releaseLabel }}
+          matchLabels: {{ "{" }}{{ . }}: {{ $root.Release.Name }}{{ "}" }}
+          {{- end }}
+          matchExpressions:
+          - {key: sparsity_tier, operator: In, values: [{{ join ", " $values.tiers }}]}
+      target: {type: AverageValue, averageValue: {{ include "sparsity.number" $scaling.targetWaiting | quote }}}
+  - type: Pods
+    pods:
+      metric: {name: sparsity_worker_kv_use}
+      target: {type: AverageValue, averageValue: {{ include "sparsity.number" $scaling.targetKvUse | quote }}}
+  {{- end }}
   behavior:
     scaleDown:
       stabilizationWindowSeconds: {{ int $scaling.cooldownSeconds }}
