@@ -249,6 +249,10 @@ def values() -> Schema:
                 gateways=several({**of(name=NAME, namespace=NAME, sectionName=NAME, port=PORT), "required": ["name"]}),
                 grpcHostnames=several(SOME_HOST),
                 httpHostnames=several(SOME_HOST),
+                inferencePool=of(
+                    enabled=YES_OR_NO,
+                    endpointPicker=of(name=NAME, port=PORT, failureMode=one_of("FailOpen", "FailClose")),
+                ),
                 ingress=of(className=NAME, grpc=door, http=door, tlsSecretName=NAME),
             ),
             redis=of(

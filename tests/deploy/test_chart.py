@@ -61,7 +61,7 @@ def test_the_programs_take_the_arguments(name: str, tmp_path: Path) -> None:
         listens = {"grpc": options.listen, "health": options.health_listen, "metrics": options.metrics_listen}
         if "http" in ports:
             listens["http"] = options.http_listen
-        assert ("http" in ports) == (name == "entry" and container["name"] == "router")
+        assert ("http" in ports) == (name in ("entry", "inference") and container["name"] == "router")
         host = "[::]" if name == "ipv6" else "0.0.0.0"
         assert {key: f"{host}:{port}" for key, port in ports.items()} == listens
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
@@ -228,6 +228,20 @@ def test_keda_asks_for_the_tiers_of_its_pool() -> None:
     pods = narrow["pod"].removeprefix("MatchOp.Re ")
     assert re.fullmatch(pods, "r-sparsity-router-worker-shared-7c9f8d6b5-x2x4z")
     assert not re.fullmatch(pods, "r-sparsity-router-worker-shared-b-7c9f8d6b5-x2x4z")
+
+
+def test_an_inference_pool_is_of_the_routers_and_the_route_leads_to_it() -> None:
+    found = documents("inference")
+    (pool,) = of_kind(found, "InferencePool").values()
+    router = of_kind(found, "Deployment")["r-sparsity-router-router"]["spec"]["template"]
+    assert pool["spec"]["selector"]["matchLabels"].items() <= router["metadata"]["labels"].items()
+    ports = [port["containerPort"] for port in router["spec"]["containers"][0]["ports"] if port["name"] == "http"]
+    assert [port["number"] for port in pool["spec"]["targetPorts"]] == ports
+    (route,) = of_kind(found, "HTTPRoute").values()
+    (leads,) = route["spec"]["rules"][0]["backendRefs"]
+    assert (leads["kind"], leads["name"]) == ("InferencePool", pool["metadata"]["name"])
+    (grpc,) = of_kind(found, "GRPCRoute").values()
+    assert "kind" not in grpc["spec"]["rules"][0]["backendRefs"][0]
 
 
 def test_the_adapter_tells_what_autoscalers_ask_for() -> None:
