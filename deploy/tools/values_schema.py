@@ -263,6 +263,7 @@ def values() -> Schema:
                 tls=of(secretName=NAME, caKey=TEXT, certKey=TEXT, keyKey=TEXT),
                 embedded=of(
                     enabled=YES_OR_NO,
+                    image=TEXT,
                     storage=TEXT,
                     storageClassName=NAME,
                     resources=of(requests=QUANTITIES, limits=QUANTITIES),

@@ -356,6 +356,7 @@ def test_containers_and_variables_stand_beside_the_programs() -> None:
     assert worker["containers"][0]["envFrom"] == [{"configMapRef": {"name": "nccl"}}]
     assert [each["name"] for each in router["containers"]] == ["router", "log-shipper"]
     assert router["containers"][0]["envFrom"] == [{"secretRef": {"name": "proxy"}}]
+    assert found["valkey"]["containers"][0]["image"] == "docker.io/valkey/valkey:8.1.4"
 
 
 def test_discovery_by_endpointslices_may_read_them_and_no_more() -> None:

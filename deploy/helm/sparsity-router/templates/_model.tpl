@@ -285,9 +285,6 @@
 {{- if and $model.cache.size $model.cache.existingClaim -}}
 {{- fail "model.cache: give existingClaim, or size of one to make" -}}
 {{- end -}}
-{{- if regexMatch "(:latest$|(^|/)[^:@/]+$)" $download.image -}}
-{{- fail "model.download.image: names no version; give a tag other than latest, or a digest" -}}
-{{- end -}}
 {{- if eq $found.scheme "oci" -}}
 {{- if or $download.include $download.endpoint $download.region -}}
 {{- fail "model.download: include, endpoint and region are of hf:// and s3://; an artifact comes whole from its registry" -}}

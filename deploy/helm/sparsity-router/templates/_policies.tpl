@@ -123,8 +123,5 @@
 {{- if has ".." (splitList "/" .path) -}}
 {{- fail "policies.git.path: leaves the repository by .." -}}
 {{- end -}}
-{{- if regexMatch "(:latest$|(^|/)[^:@/]+$)" .image -}}
-{{- fail "policies.git.image: names no version; give a tag other than latest, or a digest" -}}
-{{- end -}}
 {{- end -}}
 {{- end }}
