@@ -277,7 +277,7 @@ def values() -> Schema:
                     path=TEXT,
                     periodSeconds=whole(1),
                     secretName=NAME,
-                    image=SOME_TEXT,
+                    image=TEXT,
                     resources=of(requests=QUANTITIES, limits=QUANTITIES),
                 ),
                 bandSet=taken(RouterConfig, "band-set"),

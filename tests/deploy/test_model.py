@@ -185,5 +185,8 @@ def test_each_source_has_its_program_and_its_login() -> None:
     sums = {each["name"]: each["value"] for each in own["env"]}["SHA256"]
     assert "tokenizer.json" in sums
     assert "model.safetensors" not in sums
+    assert copy["image"] == "docker.io/rclone/rclone:1.71.2"
+    mirrored = rendered('global.imageRegistry="all.example.com"', 'model.source="s3://models/small"', example="model")
+    assert downloads(mirrored, "job")["image"] == "all.example.com/rclone/rclone:1.71.2"
     for found in (artifact, bucket):
         assert all("@" in each["image"] or ":" in each["image"].rsplit("/", 1)[-1] for each in containers(found))

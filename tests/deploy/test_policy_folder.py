@@ -76,6 +76,7 @@ def test_a_repository_is_there_before_the_router_starts() -> None:
     pod = pods(found)["router"]
     (sync,) = pod["initContainers"]
     assert sync["restartPolicy"] == "Always"
+    assert sync["image"] == "registry.k8s.io/git-sync/git-sync:v4.4.2"
     assert sync["startupProbe"]["httpGet"]["port"] in {port["name"] for port in sync["ports"]}
     said = dict(word.removeprefix("--").split("=", 1) for word in sync["args"])
     assert (said["repo"], said["ref"]) == ("ssh://git@git.example.com:2222/team/policies", "production")

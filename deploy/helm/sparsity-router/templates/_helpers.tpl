@@ -75,12 +75,22 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- add 300 $slowest (int (include "sparsity.modelSeconds" .)) -}}
 {{- end }}
 
+{{- /* The prefix of images: (list root image), image the values of one, or of all of them. */ -}}
+{{- define "sparsity.registry" -}}
+{{- default (dig "imageRegistry" "" ((index . 0).Values.global | default dict)) (index . 1).registry | trimSuffix "/" -}}
+{{- end }}
+
+{{- /* An image of somebody else's: (list root own registry name), own where one is named whole, registry its own one. */ -}}
+{{- define "sparsity.publicImage" -}}
+{{- $root := index . 0 -}}
+{{- default (printf "%s/%s" (default (index . 2) (include "sparsity.registry" (list $root $root.Values.defaults.image))) (index . 3)) (index . 1) -}}
+{{- end }}
+
 {{- /* (list root values path program): program is the image's name, sparsity-router or sparsity-worker. */ -}}
 {{- define "sparsity.image" -}}
 {{- $root := index . 0 -}}{{- $image := (index . 1).image -}}
 {{- if eq $image.tag "latest" }}{{ fail (printf "%s.image.tag: latest names no version; give one, or a digest" (index . 2)) }}{{ end -}}
-{{- $registry := default (dig "imageRegistry" "" ($root.Values.global | default dict)) $image.registry | trimSuffix "/" -}}
-{{- $repository := join "/" (compact (list $registry (default (index . 3) $image.repository))) -}}
+{{- $repository := join "/" (compact (list (include "sparsity.registry" (list $root $image)) (default (index . 3) $image.repository))) -}}
 {{- if $image.digest -}}
 {{- printf "%s@%s" $repository $image.digest -}}
 {{- else -}}

@@ -136,7 +136,9 @@
 {{- if or (not $.files) (has $file (default list $.files)) }}{{ $sums = append $sums (printf "%s  %s" $sum $file) }}{{ end }}
 {{- end }}
 {{- $repository := splitn "@" 2 $model.rest }}
-{{- $image := default (get (dict "hf" .image "s3" "docker.io/rclone/rclone:1.71.2" "oci" "ghcr.io/oras-project/oras:v1.3.0") $model.scheme) $download.image }}
+{{- $image := default .image $download.image }}
+{{- if eq $model.scheme "s3" }}{{ $image = include "sparsity.publicImage" (list .root $download.image "docker.io" "rclone/rclone:1.71.2") }}{{ end }}
+{{- if eq $model.scheme "oci" }}{{ $image = include "sparsity.publicImage" (list .root $download.image "ghcr.io" "oras-project/oras:v1.3.0") }}{{ end }}
 - name: model
   image: {{ $image }}
   imagePullPolicy: {{ .values.image.pullPolicy }}

@@ -41,7 +41,7 @@
 {{- if .repository }}
 {{- $ssh := hasPrefix "ssh://" .repository }}
 - name: git-sync
-  image: {{ .image }}
+  image: {{ include "sparsity.publicImage" (list $root .image "registry.k8s.io" "git-sync/git-sync:v4.4.2") }}
   imagePullPolicy: {{ $values.image.pullPolicy }}
   # A container beside the program, and started before it.
   restartPolicy: Always
