@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,7 @@ from sparsity_bench.policies.run import measure as measure_policies
 from sparsity_bench.risk.run import measure as measure_risk
 from sparsity_bench.router.run import Plan
 from sparsity_bench.router.run import measure as measure_router
+from sparsity_bench.tiers import prefixes as shared_prefixes
 from sparsity_bench.tiers import service
 from sparsity_bench.tiers.run import measure
 
@@ -48,7 +50,7 @@ def tiers(
         rows = measure(running, lengths, repeats, new_tokens, _say)
         _say("greedy parity with transformers ...")
         rows += [service.memory_row(running), service.ready_row(running), service.parity_row(running, 32)]
-        _publish("tiers", rows, Path(running.model_path), out, as_json)
+        _publish("tiers", rows, _on(Path(running.model_path)), out, as_json)
 
 
 @app.command("policies")
@@ -64,7 +66,7 @@ def policies(
     with reported():
         folder = model or default_model(_say)
         rows = asyncio.run(measure_policies(folder, Counts(edits=edits, puts=puts, kills=kills), _say))
-        _publish("policies", rows, folder, out, as_json)
+        _publish("policies", rows, _on(folder), out, as_json)
 
 
 @app.command("router")
@@ -81,7 +83,7 @@ def router(
         folder = model or default_model(_say)
         plan = Plan(requests, soak) if peers else Plan(requests, soak, peers=())
         rows = asyncio.run(measure_router(folder, plan, _say))
-        _publish("router", rows, folder, out, as_json)
+        _publish("router", rows, _on(folder), out, as_json)
 
 
 @app.command("risk")
@@ -91,13 +93,29 @@ def risk(
 ) -> None:
     """What detection misses and moves of held-out texts, beside literals and a list of keywords; time and memory."""
     with reported():
-        _publish("risk", measure_risk(_say), Path("model.npz"), out, as_json)
+        _publish("risk", measure_risk(_say), _on(Path("model.npz")), out, as_json)
 
 
-def _publish(name: str, rows: list[benchmark.Row], model: Path, out: Path | None, as_json: bool) -> None:
+@app.command("prefixes")
+def prefixes(
+    requests: Annotated[int, typer.Option(min=100, help="Requests of the simulated load.")] = 20_000,
+    out: Annotated[Path | None, typer.Option(help="Folder to write prefixes.json and prefixes.md to.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Of a simulated load: prompt tokens in the prefix cache of their own tier, and those only in a denser one's."""
+    with reported():
+        rows = shared_prefixes.measure(requests, _say)
+        _publish("prefixes", rows, {"requests": requests, **shared_prefixes.ASSUMPTIONS}, out, as_json)
+
+
+def _on(model: Path) -> dict[str, object]:
+    """What a header says of a measurement: of which model, and how busy the machine was."""
+    return {"model": model.name, "load average": f"{os.getloadavg()[0]:.1f}"}
+
+
+def _publish(name: str, rows: list[benchmark.Row], how: Mapping[str, object], out: Path | None, as_json: bool) -> None:
     """Writes the result file where that is asked for, and prints it."""
-    command = " ".join(["sparsity", *sys.argv[1:]])
-    head = benchmark.header(command, {"model": model.name, "load average": f"{os.getloadavg()[0]:.1f}"})
+    head = benchmark.header(" ".join(["sparsity", *sys.argv[1:]]), how)
     if out is not None:
         benchmark.write(out, name, head, rows)
     document = {"header": head, "rows": [{name: getattr(row, name) for name in row.__slots__} for row in rows]}

@@ -208,7 +208,7 @@ class Signals:
         tenant: as declared.
         session: as declared.
         max_tier: the sparsest that the caller accepts; None is any.
-        session_tier: what the session's earlier requests got; None without any.
+        session_tier: what the session's earlier requests hold it at, whatever their length; None without any.
         dense_reasoning: the caller asks that reasoning spans decode densely.
         classifier_error: what kept the classifier from an answer; empty for nothing.
     """

@@ -221,7 +221,7 @@ class Signals:
         policy_age: since the snapshot was last confirmed to be current, seconds.
         declared: the declared domain, where a riskier one was detected and took its place; else empty.
         confidence: in a detected domain, in [0, 1].
-        session_tier: the tier that the session's earlier requests got; None without any.
+        session_tier: the densest that the session's earlier requests hold it at, of any length; None without any.
         dense_reasoning: whether the caller asks that reasoning spans decode densely.
     """
 

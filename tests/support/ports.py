@@ -26,7 +26,7 @@ class Block:
             return
         raise AssertionError(f"{BLOCKS} processes hold ports for tests")
 
-    def take(self, count: int, host: str) -> int:
+    def reserve(self, count: int, host: str) -> int:
         """The first of ``count`` ports in a row on which nothing listens; one comes again after all others."""
         for _ in range(BLOCK):
             if self._taken + count > BLOCK:
@@ -56,4 +56,4 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 def free_ports(count: int, host: str = "127.0.0.1") -> int:
     """The first of ``count`` in a row: a router of several processes counts up from the port that it is given."""
-    return _own().take(count, host)
+    return _own().reserve(count, host)

@@ -234,8 +234,11 @@ class World:
         """Overrides that have not run out."""
         return [o for o in self.overrides.values() if o.expire_time is None or o.expire_time > NOW]
 
-    def lasting(self, asked: Asked) -> Tier:
-        """How sparse policy lets a request be, but for what passes: switches, staleness, rollouts, its caller."""
+    def lasting(self, asked: Asked, *, grown: bool = True) -> Tier:
+        """How sparse policy lets a request be, but for what passes: switches, staleness, rollouts, its caller.
+
+        Of its length what longer ones may get lasts; the request itself has not ``grown``.
+        """
         domain = asked.domain
         watching = [name for name, draft in self.drafts.items() if draft.watches]
         if asked.secret and watching:
@@ -243,7 +246,8 @@ class World:
         if asked.flagged or domain not in self.policies:
             return Tier.DENSE
         draft = self.drafts[domain]
-        limits = [draft.low if len(asked.text) < 200 else draft.high]
+        short = len(asked.text) < 200
+        limits = [max(draft.low if short else draft.high, draft.high if grown else Tier.DENSE)]
         for number, tier in draft.rules:
             holds = RULES[number].holds(asked)
             if holds is None:
@@ -255,7 +259,7 @@ class World:
 
     def limit(self, asked: Asked) -> Tier:
         """How sparse a request may be served at most now."""
-        limits = [self.lasting(asked), asked.max_tier or Tier.AGGRESSIVE]
+        limits = [self.lasting(asked, grown=False), asked.max_tier or Tier.AGGRESSIVE]
         limits.append(self.sessions.get((asked.tenant, asked.session), Tier.AGGRESSIVE))
         if self.age > TTL:
             return Tier.DENSE

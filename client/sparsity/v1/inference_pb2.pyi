@@ -1335,7 +1335,7 @@ class Signals(_message.Message):
     confidence: _builtins.float
     """Confidence in a detected domain, in [0, 1]; unset means certain."""
     session_tier: Global___Tier.ValueType
-    """The tier that the session's earlier requests got; unset without any."""
+    """The densest tier that the session's earlier requests hold it at, whatever their length; unset without any."""
     dense_reasoning: _builtins.bool
     """The caller asks that reasoning spans decode densely."""
     @_builtins.property

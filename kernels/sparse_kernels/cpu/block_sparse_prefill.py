@@ -36,9 +36,9 @@ def block_sparse_prefill_cpu(
 ) -> tuple[torch.Tensor, AttentionStats]:
     """Causal attention of ``q`` over the selected key blocks of a paged sequence.
 
-    A tile attends its own keys and, when ``config.mean_correction`` is on, the means of what is pruned in one masked
-    pass over all tiles; its kept blocks in one unmasked pass a tile and KV head; the two are merged by their
-    log-sum-exp (FlashAttention-2, arXiv 2307.08691, section 3.1).
+    A tile attends its own keys in one causal pass over many tiles, when ``config.mean_correction`` is on the means of
+    what is pruned in one masked pass, and its kept blocks in one unmasked pass a tile and KV head; they are merged by
+    their log-sum-exp (FlashAttention-2, arXiv 2307.08691, section 3.1).
 
     Args:
         q: ``[T, Hq, D]``, the last T tokens of ``sequence``, whose keys are written already.
@@ -70,12 +70,14 @@ def block_sparse_prefill_cpu(
         at = Keys.of(keys, summaries, sequence.table)
         selection = select_blocks_cpu(laid, at, grid, total or sequence.length, config, scale)
     tiles = laid.view(grid.tiles, grid.tile, kv_heads, group, dim).permute(2, 0, 3, 1, 4)
-    own = tuple(_own(cache, grid) for cache in (keys, values))
+    own_keys, own_values = (_own(cache, grid) for cache in (keys, values))
     unit = config.mean_blocks
-    means = [_unit_means(mean[sequence.table], unit, q.dtype) for mean in (summaries.mean, summaries.value_mean)]
+    key_means, value_means = (
+        _unit_means(mean[sequence.table], unit, q.dtype) for mean in (summaries.mean, summaries.value_mean)
+    )
     blocks = keys.shape[1]
     before = torch.arange(blocks)[None] < grid.starts[:, None] // block
-    correction = _correction(before & ~selection.kept, before, unit, block, means[0].shape[1], q.dtype)
+    correction = _correction(before & ~selection.kept, before, unit, block, key_means.shape[1], q.dtype)
     out = torch.empty_like(laid)
     o_tiles = out.view(grid.tiles, grid.tile, kv_heads, group, dim).permute(2, 0, 3, 1, 4)
     for first in range(0, grid.tiles, _TILES_AT_ONCE):
@@ -85,11 +87,11 @@ def block_sparse_prefill_cpu(
         seen = (grid.first + min(part.stop, grid.tiles) - 1) * grid.tile // block // unit
         seen = seen if config.mean_correction else 0
         seen = -(-seen // _COLUMNS) * _COLUMNS
-        back = [mean[:, :seen] for mean in means]
-        near, near_lse = _own_keys_and_means(rows, [o[:, part] for o in own], back, correction[:, part, :seen], scale)
-        far, far_lse = _kept_blocks(rows, keys, values, selection.kept[:, part], scale)
-        weight = (far_lse - torch.logaddexp(far_lse, near_lse)).exp_().unsqueeze(-1)
-        o_tiles[:, part] = torch.lerp(near, far, weight.to(q.dtype))
+        found = _own_keys(rows, own_keys[:, part], own_values[:, part], scale)
+        if seen:
+            means = _means(rows, key_means[:, :seen], value_means[:, :seen], correction[:, part, :seen], scale)
+            found = _merged(found, means)
+        o_tiles[:, part], _ = _merged(found, _kept_blocks(rows, keys, values, selection.kept[:, part], scale))
     out = grid.join(out)
 
     valid = grid.valid.sum(1)
@@ -149,62 +151,80 @@ def _own(cache: torch.Tensor, grid: TileGrid) -> torch.Tensor:
     return own.view(kv_heads, grid.tiles, grid.tile, dim)
 
 
-def _own_keys_and_means(
-    tiles: torch.Tensor,
-    own: list[torch.Tensor],
-    means: list[torch.Tensor],
-    correction: torch.Tensor,
-    scale: float,
+def _merged(
+    one: tuple[torch.Tensor, torch.Tensor], other: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each tile over its own keys, causally, and over the means that stand for what it pruned.
+    """Two softmaxes over keys of their own as one: outputs and their log-sum-exp, of which the first is finite."""
+    (out, lse), (more, more_lse) = one, other
+    both = torch.logaddexp(lse, more_lse)
+    weight = (more_lse - both).exp_().unsqueeze(-1)
+    return torch.lerp(out, more, weight.to(out.dtype)), both
 
-    Args:
-        tiles: ``[Hkv, tiles, group, tile, D]``.
-        own: keys and values ``[Hkv, tiles, tile, D]``.
-        means: key and value means ``[Hkv, units, D]``; none without correction.
-        correction: additive mask of the means, ``[Hkv, tiles, units]``.
-        scale: softmax scale.
+
+def _own_keys(
+    tiles: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each tile over its own keys ``[Hkv, tiles, tile, D]``, causally.
 
     Returns:
         ``[Hkv, tiles, group, tile, D]`` and float32 log-sum-exp ``[Hkv, tiles, group, tile]``.
     """
-    count, group, tile = tiles.shape[1:4]
-    columns = [torch.cat([o, m[:, None].expand(-1, count, -1, -1)], 2) for o, m in zip(own, means, strict=True)]
-    keys, values = (column.flatten(0, 1)[:, None].expand(-1, group, -1, -1) for column in columns)
-    bias = tiles.new_zeros(*tiles.shape[:2], tile, keys.shape[2])
-    bias[..., :tile].masked_fill_(torch.ones(tile, tile, dtype=torch.bool).triu(1), -math.inf)
-    bias[..., tile:] = correction[:, :, None]
-    out, lse = _flash(tiles.flatten(0, 1), keys, values, 0.0, False, attn_mask=bias.flatten(0, 1)[:, None], scale=scale)
+    group = tiles.shape[2]
+    columns = (each.flatten(0, 1)[:, None].expand(-1, group, -1, -1) for each in (keys, values))
+    out, lse = _flash(tiles.flatten(0, 1), *columns, 0.0, True, scale=scale)
+    return out.view(tiles.shape), lse.view(tiles.shape[:-1])
+
+
+def _means(
+    tiles: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, correction: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each tile over the means that stand for what it pruned; shapes as in :func:`_own_keys`.
+
+    Args:
+        tiles: ``[Hkv, tiles, group, tile, D]``.
+        keys: means ``[Hkv, units, D]``.
+        values: likewise.
+        correction: added to the scores, ``[Hkv, tiles, units]``.
+        scale: softmax scale.
+    """
+    kv_heads, count, group, tile, dim = tiles.shape
+    rows = tiles.view(kv_heads, count, group * tile, dim)
+    columns = (each[:, None].expand(-1, count, -1, -1) for each in (keys, values))
+    out, lse = _flash(rows, *columns, 0.0, False, attn_mask=correction[:, :, None], scale=scale)
+    # Of a row that sees nothing torch says that its sum is one.
+    lse.masked_fill_((correction == -math.inf).all(-1, keepdim=True), -math.inf)
     return out.view(tiles.shape), lse.view(tiles.shape[:-1])
 
 
 def _kept_blocks(
     tiles: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, kept: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each tile over the blocks it kept; shapes as in :func:`_own_keys_and_means`."""
+    """Each tile over the blocks it kept; shapes as in :func:`_own_keys`.
+
+    Args:
+        tiles: ``[Hkv, tiles, group, tile, D]``.
+        keys: ``[Hkv, blocks, block, D]``.
+        values: likewise.
+        kept: bool ``[Hkv, tiles, blocks]``.
+        scale: softmax scale.
+    """
     kv_heads, count, group, tile, dim = tiles.shape
     blocks = keys.shape[1]
     flat_keys, flat_values = keys.view(kv_heads * blocks, -1), values.view(kv_heads * blocks, -1)
-    counts = kept.sum(-1).flatten()
-    # Tiles that kept equally many blocks share one call: no padding, and few calls.
-    order = counts.argsort(stable=True)
-    where = kept.flatten(0, 1)[order].nonzero()
-    chosen = order[where[:, 0]] // count * blocks + where[:, 1]
-    rows = tiles.view(kv_heads * count, group * tile, dim)[order]
-    out, lse = torch.zeros_like(rows), torch.full(rows.shape[:2], -math.inf)
-    kept_counts, repeats = counts[order].unique_consecutive(return_counts=True)  # type: ignore[no-untyped-call]
-    first = used = 0
-    for size, number in zip(kept_counts.tolist(), repeats.tolist(), strict=True):
-        last, taken = first + number, used + number * size
+    rows = tiles.view(kv_heads * count, 1, 1, group * tile, dim)
+    out, lse = torch.empty_like(rows), torch.full(rows.shape[:-1], -math.inf)
+    where = kept.flatten(0, 1).nonzero()
+    counts = kept.sum(-1).flatten().tolist()
+    chosen = where[:, 0] // count * blocks + where[:, 1]
+    # What one tile attends stays in the cache between its gathering and its use.
+    room = [flat.new_empty(max(counts, default=0), flat.shape[1]) for flat in (flat_keys, flat_values)]
+    for at, (size, index) in enumerate(zip(counts, torch.split(chosen, counts), strict=True)):
         if size:
-            index = chosen[used:taken]
-            part, part_lse = _flash(
-                rows[first:last, None],
-                flat_keys.index_select(0, index).view(number, 1, -1, dim),
-                flat_values.index_select(0, index).view(number, 1, -1, dim),
-                scale=scale,
+            found = (
+                torch.index_select(flat, 0, index, out=each[:size]).view(1, 1, -1, dim)
+                for flat, each in zip((flat_keys, flat_values), room, strict=True)
             )
-            out[first:last], lse[first:last] = part[:, 0], part_lse[:, 0]
-        first, used = last, taken
-    back = order.argsort()
-    return out[back].view(tiles.shape), lse[back].view(tiles.shape[:-1])
+            out[at], lse[at] = _flash(rows[at], *found, scale=scale)
+        else:
+            out[at] = 0.0
+    return out.view(tiles.shape), lse.view(tiles.shape[:-1])

@@ -48,8 +48,9 @@ class TileGrid(NamedTuple):
 
     def split(self, q: torch.Tensor) -> torch.Tensor:
         """Rows ``[queries, H, D]`` laid on the grid, ``[tiles, tile, H, D]``; padding rows are zero."""
-        laid = q.new_zeros(self.tiles * self.tile, *q.shape[1:])
-        laid[self.lead : self.lead + self.queries] = q
+        laid = q.new_empty(self.tiles * self.tile, *q.shape[1:])
+        end = self.lead + self.queries
+        laid[: self.lead], laid[self.lead : end], laid[end:] = 0.0, q, 0.0
         return laid.view(self.tiles, self.tile, *q.shape[1:])
 
     def join(self, laid: torch.Tensor) -> torch.Tensor:

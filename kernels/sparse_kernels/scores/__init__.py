@@ -32,4 +32,4 @@ def block_energy_cpu(q: torch.Tensor, at: Keys, grid: TileGrid, config: PrefillC
     return SCORES[config.score](q, at, grid, config, scale)
 
 
-__all__ = ["SCORES", "Energy", "Keys", "Score", "block_energy"]
+__all__ = ["SCORES", "Energy", "Keys", "Score", "block_energy_cpu"]

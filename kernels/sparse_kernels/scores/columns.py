@@ -16,9 +16,8 @@ from sparse_kernels.config import PrefillConfig
 from sparse_kernels.layout.tiles import TileGrid
 from sparse_kernels.scores.energy import TINY, Energy, Keys, Score, headroom, normalized
 
-# As many scores as stay in the cache: larger buffers cost more to map than to fill.
-_SCORES_AT_ONCE = 2**21
-_FLOOR = torch.finfo(torch.float32).min
+# Enough rows for a matrix multiplication at full speed, few enough that their scores stay in the cache.
+_SCORES_AT_ONCE = 2**22
 
 
 class Columns(NamedTuple):
@@ -26,12 +25,12 @@ class Columns(NamedTuple):
 
     Attributes:
         keys: ``[Hkv, D', columns]``, equally many columns a block.
-        bias: float32 ``[columns]``, added to the scores; the log of the keys behind a column.
+        bias: float32 ``[columns]``, added to the scores; the log of the keys behind a column; None for one key each.
         lift: takes queries ``[..., D]``, already scaled, to ``[..., D']``.
     """
 
     keys: torch.Tensor
-    bias: torch.Tensor
+    bias: torch.Tensor | None
     lift: Callable[[torch.Tensor], torch.Tensor] = lambda rows: rows
 
 
@@ -52,7 +51,7 @@ class Rows(NamedTuple):
 def sampled_rows(at: Keys) -> Columns:
     """Every key for itself: exact rows of the attention matrix (SampleAttention, arXiv 2406.15486)."""
     kv_heads, blocks, block, dim = at.keys.shape
-    return Columns(at.keys.reshape(kv_heads, blocks * block, dim).transpose(1, 2), torch.zeros(blocks * block))
+    return Columns(at.keys.reshape(kv_heads, blocks * block, dim).transpose(1, 2), None)
 
 
 def sub_means(at: Keys) -> Columns:
@@ -107,9 +106,7 @@ def antidiagonal(q: torch.Tensor, at: Keys, grid: TileGrid, config: PrefillConfi
     none = ~valid.any(1)
     stand_in = (grid.valid * torch.arange(tile)).amax(1) // stride
     valid[none, stand_in[none]] = True
-    return _energy(
-        Rows(squares, last, valid), Columns(keys, torch.zeros(keys.shape[2])), at, grid, config, scale / stride
-    )
+    return _energy(Rows(squares, last, valid), Columns(keys, None), at, grid, config, scale / stride)
 
 
 def _energy(rows: Rows, columns: Columns, at: Keys, grid: TileGrid, config: PrefillConfig, scale: float) -> Energy:
@@ -119,33 +116,44 @@ def _energy(rows: Rows, columns: Columns, at: Keys, grid: TileGrid, config: Pref
     group = heads // kv_heads
     picked = (rows.queries * scale).view(grid.tiles, -1, kv_heads, group, dim).permute(2, 0, 1, 3, 4)
     picked = columns.lift(picked)
-    keys = columns.keys.to(picked.dtype)
+    keys = columns.keys.to(picked.dtype).contiguous()
     last = rows.last.expand(grid.tiles, -1)
     ends = (torch.arange(blocks * each) + 1) * (block // each)
-    weight = rows.valid / (rows.valid.sum(1, keepdim=True) * group)
+    weight = (rows.valid / (rows.valid.sum(1, keepdim=True) * group)).repeat_interleave(group, 1)
     mass, need = torch.zeros(2, kv_heads, grid.tiles, blocks)
     sink = -(-config.sink // block)
     at_once = max(1, _SCORES_AT_ONCE // (heads * last.shape[1] * keys.shape[2]))
+    # Used again and again: to map a buffer costs more than to fill it.
+    room = keys.new_empty(2, min(at_once, grid.tiles) * heads * last.shape[1] * keys.shape[2])
+    floor = torch.finfo(keys.dtype).min
     for first in range(0, grid.tiles, at_once):
         tiles = slice(first, min(first + at_once, grid.tiles))
         near = min(blocks, (grid.first + tiles.stop) * grid.tile // block)
-        seen = near * each
-        scores = torch.bmm(picked[:, tiles].reshape(kv_heads, -1, picked.shape[-1]), keys[:, :, :seen]).float()
-        scores = scores.view(kv_heads, tiles.stop - first, -1, group, seen)
-        hidden = ends[None, None, :seen] > (grid.starts[tiles, None] + last[tiles] + 1)[:, :, None]
+        seen, own = near * each, (grid.first + first) * grid.tile // block * each
+        queries = picked[:, tiles].reshape(kv_heads, -1, picked.shape[-1])
+        scores, shares = room[:, : queries[..., 0].numel() * seen].view(2, *queries.shape[:2], seen)
+        torch.bmm(queries, keys[:, :, :seen], out=scores)
+        if columns.bias is not None:
+            scores += columns.bias[:seen].clamp_min(floor)
         # Early rows may see no whole column: a finite floor keeps their softmax defined, and the tile's own blocks,
         # always attended, serve them.
-        floor = torch.where(hidden, _FLOOR, columns.bias[:seen]).clamp_min(_FLOOR)
-        shares = scores.add_(floor[None, :, :, None]).softmax(-1)
-        shares = shares.view(*shares.shape[:-1], near, each).sum(-1)
-        mass[:, tiles, :near] = torch.einsum("htrgb,tr->htb", shares, weight[tiles])
+        hidden = ends[None, None, own:seen] > (grid.starts[tiles, None] + last[tiles] + 1)[:, :, None]
+        parts = scores.view(kv_heads, tiles.stop - first, -1, group, seen)
+        parts[..., own:].masked_fill_(hidden[None, :, :, None], floor)
+        torch.softmax(scores, -1, out=shares)
+        shares = shares.view(kv_heads, tiles.stop - first, -1, near, each).sum(-1).float()
+        mass[:, tiles, :near] = _mean(shares, weight[tiles])
         shares[..., :sink] = 0.0
         shares /= shares.sum(-1, keepdim=True).clamp_min(TINY)
         if config.peak != 1:
             shares.mul_(headroom(config.peak)).pow_(config.peak)
-        pooled = torch.einsum("htrgb,tr->htb", shares, weight[tiles]).pow_(1 / config.peak)
-        need[:, tiles, :near] = normalized(pooled)
+        need[:, tiles, :near] = normalized(_mean(shares, weight[tiles]).pow_(1 / config.peak))
     return Energy(mass, need)
+
+
+def _mean(shares: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Of ``[Hkv, tiles, rows, blocks]`` over the rows, which count by ``weight``, ``[tiles, rows]``."""
+    return (weight[None, :, None] @ shares).squeeze(2)
 
 
 def _sampled(q: torch.Tensor, grid: TileGrid, stride: int) -> Rows:
@@ -159,4 +167,4 @@ def _sampled(q: torch.Tensor, grid: TileGrid, stride: int) -> Rows:
     last = (grid.valid * torch.arange(grid.tile)).amax(1)
     rows[none, 0] = last[none]
     valid[none, 0] = True
-    return Rows(q.gather(1, rows[:, :, None, None].expand(-1, -1, *q.shape[2:])), rows, valid)
+    return Rows(q[torch.arange(grid.tiles)[:, None], rows], rows, valid)

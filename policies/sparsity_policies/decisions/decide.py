@@ -14,8 +14,9 @@ from sparsity_policies.model import Band, Decision, Override, Policy, Reason, Ru
 DEFAULT_DOMAIN = "default"
 # A detected domain that is less certain is none.
 MIN_CONFIDENCE = 0.4
-# These pass, or say nothing of the conversation.
+# These pass, or say nothing of the conversation; of a length only what longer prompts may get lasts.
 _PASSING = {
+    Reason.LENGTH_BAND,
     Reason.KILL_SWITCH,
     Reason.ROLLOUT_SPLIT,
     Reason.STALE_POLICY,
@@ -190,7 +191,7 @@ def _by_declared(trail: _Trail, signals: Signals, snapshot: Snapshot) -> None:
 
 def _by_session(trail: _Trail, signals: Signals) -> None:
     if signals.session_tier is not None:
-        what = f"the session's earlier requests were served {signals.session_tier.word}"
+        what = f"the session's earlier requests hold it at {signals.session_tier.word}"
         trail.cap("session", signals.session_tier, Reason.SESSION, what)
 
 
@@ -233,6 +234,7 @@ def _by_first_rule(trail: _Trail, signals: Signals, compiled: Compiled, doubtful
     task = f" for task {band.task!r}" if band.task else ""
     detail = f"{_length(signals)} prompt tokens lie in the band from {band.from_tokens}{task}"
     trail.settle(f"bands[{number}]", band.tier, Reason.LENGTH_BAND, detail)
+    trail.note(_sparsest_to_come(compiled.policy, signals))
 
 
 def densest_band(policy: Policy, signals: Signals) -> tuple[int, Band]:
@@ -240,15 +242,21 @@ def densest_band(policy: Policy, signals: Signals) -> tuple[int, Band]:
     return min(_touched(policy, signals), key=lambda pair: pair[1].tier)
 
 
+def _sparsest_to_come(policy: Policy, signals: Signals) -> Tier:
+    """What a conversation may get as it grows: a short prompt's attention says nothing of its risk."""
+    return max(band.tier for _, band in _reached(policy, signals))
+
+
 def _touched(policy: Policy, signals: Signals) -> list[tuple[int, Band]]:
+    return [item for item in _reached(policy, signals) if item[1].from_tokens <= signals.max_tokens]
+
+
+def _reached(policy: Policy, signals: Signals) -> list[tuple[int, Band]]:
+    """The bands of prompts as long, or longer, with their numbers."""
     task = signals.task if any(band.task == signals.task for band in policy.bands) else ""
     bands = [(number, band) for number, band in enumerate(policy.bands) if band.task == task]
     ends = [band.from_tokens for _, band in bands[1:]] + [None]
-    return [
-        (number, band)
-        for (number, band), end in zip(bands, ends, strict=True)
-        if band.from_tokens <= signals.max_tokens and (end is None or signals.min_tokens < end)
-    ]
+    return [item for item, end in zip(bands, ends, strict=True) if end is None or signals.min_tokens < end]
 
 
 def _by_guards(trail: _Trail, policy: Policy) -> None:

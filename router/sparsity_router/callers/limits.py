@@ -103,7 +103,7 @@ class TenantLimits:
         """
         return None if path is None else cls(read_rates(path), redis_url)
 
-    def take(self, rates: TenantRates) -> None:
+    def adopt(self, rates: TenantRates) -> None:
         """Goes by other rates from the next call on; what was counted stays counted."""
         self._rates = rates
 

@@ -1,4 +1,4 @@
-"""The tier of a conversation, which stays or gets denser: its prefix cache lies there, and its risk does not go away.
+"""The tier of a conversation, which is held as dense as its riskiest request: risk does not go away.
 
 Routers share it by way of the policy store's server, written behind the request. While that is away, a router knows
 what it served itself and what it read a while ago; a session that it cannot know of is in doubt.

@@ -70,7 +70,7 @@ class Builder:
         taking = _Taking(self, revision, {name: there[name].stored for name in policies if name in there}, previous)
         fresh = [one for name, one in policies.items() if taking.taken.get(name) != one and name not in self._refused]
         # The later a document was written, the sooner it is the one that is too much.
-        taking.take(sorted(fresh, key=lambda one: (one.revision, one.policy.domain)))
+        taking.add(sorted(fresh, key=lambda one: (one.revision, one.policy.domain)))
         self._refused |= taking.refused
         return dataclasses.replace(taking.done(), rejected=tuple(sorted({*rejected, *self._refused})))
 
@@ -109,7 +109,7 @@ class _Taking:
         self.taken = dict(taken)
         self.refused: dict[str, Refused] = {}
 
-    def take(self, fresh: Sequence[StoredPolicy]) -> None:
+    def add(self, fresh: Sequence[StoredPolicy]) -> None:
         """Takes documents in: all of them, or else what can be of the first half, and then of the second."""
         asked = self.taken | {one.policy.domain: one for one in fresh}
         try:
@@ -120,8 +120,8 @@ class _Taking:
                 self.refused |= {one.policy.domain: Refused(one, str(error)) for one in fresh}
                 return
             half = len(fresh) // 2
-            self.take(fresh[:half])
-            self.take(fresh[half:])
+            self.add(fresh[:half])
+            self.add(fresh[half:])
 
     def done(self) -> Snapshot:
         """The snapshot of what was taken."""

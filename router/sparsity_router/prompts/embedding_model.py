@@ -66,7 +66,7 @@ def _make(scratch: Path) -> Path:
     made = scratch / NAME
     made.mkdir()
     for wheel in WHEELS:
-        wheel.take(made)
+        wheel.unpack(made)
     return made
 
 

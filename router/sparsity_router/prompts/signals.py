@@ -21,7 +21,7 @@ class Arrival(NamedTuple):
         received_at: when it came, seconds since the epoch by the policy source's clock.
         policy_age: since the snapshot was last confirmed, seconds.
         request_key: unique to the request.
-        session_tier: what the session's earlier requests got.
+        session_tier: what the session's earlier requests hold it at.
         problem: what kept that from being known; empty when nothing did.
     """
 

@@ -79,7 +79,7 @@ class LeaseChecker:
             math.inf, lambda nonce, expires, now: expires + _SKEW_SECONDS, timer=lambda: time.time()
         )
 
-    def take(self, request: worker_pb2.WorkerServiceGenerateRequest) -> inference_pb2.LeaseClaims:
+    def redeem(self, request: worker_pb2.WorkerServiceGenerateRequest) -> inference_pb2.LeaseClaims:
         """Checks the lease of ``request`` and uses it up.
 
         Raises:

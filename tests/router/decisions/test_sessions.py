@@ -25,8 +25,11 @@ from support.snapshots import snapshot
 from support.tiny import tiny_model
 from support.valkey import Valkey
 
-LOW = snapshot([parse_policy({"domain": "low", "risk": "low", "bands": BANDS})])
-
+RULES = [
+    {"name": task, "when": f"task == '{task}'", "tier": tier}
+    for task, tier in (("records", "moderate"), ("wills", "dense"))
+]
+LOW = snapshot([parse_policy({"domain": "low", "risk": "low", "bands": BANDS, "rules": RULES})])
 
 BEGUN = Rollout((1, 100), held_back=Tier.DENSE)
 SPLIT = snapshot([move(LOW.policies["low"].policy, Action.START, BEGUN)])
@@ -44,9 +47,10 @@ async def tier(sessions: Sessions) -> Tier | None:
 async def test_a_session_keeps_its_densest_tier() -> None:
     sessions = Sessions()
     assert await tier(sessions) is None
-    for tokens, given in ((120, Tier.AGGRESSIVE), (60, Tier.MODERATE), (120, Tier.MODERATE), (1, Tier.DENSE)):
-        sessions.served("t", "s", decision(tokens))
-        assert await tier(sessions) is given
+    given = (("", Tier.AGGRESSIVE), ("records", Tier.MODERATE), ("", Tier.MODERATE), ("wills", Tier.DENSE))
+    for task, densest in given:
+        sessions.served("t", "s", decision(120, task=task))
+        assert await tier(sessions) is densest
     assert await sessions.tier("other", "s") == (None, "")
     assert await sessions.tier("", "") == (None, "")
 
@@ -54,9 +58,9 @@ async def test_a_session_keeps_its_densest_tier() -> None:
 @pytest.mark.parametrize(
     ("made", "reason"),
     [
-        (decision(60, KILLED), Reason.KILL_SWITCH),
-        (decision(60, SPLIT), Reason.ROLLOUT_SPLIT),
-        (decision(60, max_tier=Tier.DENSE), Reason.CALLER_REQUESTED),
+        (decision(120, KILLED, task="records"), Reason.KILL_SWITCH),
+        (decision(120, SPLIT, task="records"), Reason.ROLLOUT_SPLIT),
+        (decision(120, task="records", max_tier=Tier.DENSE), Reason.CALLER_REQUESTED),
     ],
 )
 async def test_what_passes_is_not_kept_and_what_policy_gave_behind_it_is(made: Decision, reason: Reason) -> None:
@@ -79,8 +83,28 @@ async def test_a_doubt_that_passes_tells_nothing_of_a_session(doubt: dict[str, A
 
 async def test_the_declared_policy_lasts_behind_the_rollout_of_a_riskier_one() -> None:
     policies = [replace(SPLIT.policies["low"].policy, domain="found"), LOW.policies["low"].policy]
-    made = decide(Signals(60, 60, domain="found", declared="low"), snapshot(policies))
+    made = decide(Signals(120, 120, domain="found", declared="low", task="records"), snapshot(policies))
     assert (made.tier, made.reason, made.lasting) == (Tier.DENSE, Reason.ROLLOUT_SPLIT, Tier.MODERATE)
+
+
+@pytest.mark.parametrize(
+    ("tiers", "tokens", "lasting"),
+    [
+        (["dense", "moderate", "aggressive"], 1, Tier.AGGRESSIVE),
+        (["dense", "moderate", "aggressive"], 120, Tier.AGGRESSIVE),
+        (["dense", "dense", "moderate"], 60, Tier.MODERATE),
+        (["dense", "moderate", "dense"], 1, Tier.MODERATE),
+        (["aggressive", "moderate", "dense"], 60, Tier.MODERATE),
+        (["dense", "dense", "dense"], 1, Tier.DENSE),
+    ],
+)
+def test_of_a_length_what_longer_prompts_may_get_lasts(tiers: list[str], tokens: int, lasting: Tier) -> None:
+    bands = [{"from_tokens": start, "tier": tier} for start, tier in zip((0, 50, 100), tiers, strict=True)]
+    at = snapshot([parse_policy({"domain": "low", "risk": "low", "bands": bands})])
+    assert decision(tokens, at).lasting is lasting
+    # Nor does the declared domain's length last behind a riskier one's.
+    policies = [at.policies["low"].policy, replace(at.policies["low"].policy, domain="found")]
+    assert decide(Signals(tokens, tokens, domain="found", declared="low"), snapshot(policies)).lasting is lasting
 
 
 async def test_routers_share_sessions_and_the_densest_stays() -> None:
@@ -89,7 +113,7 @@ async def test_routers_share_sessions_and_the_densest_stays() -> None:
         first, second = (Sessions(client) for client in clients)
         writing = [asyncio.create_task(sessions.run()) for sessions in (first, second)]
         assert [await tier(sessions) for sessions in (first, second)] == [None, None]
-        first.served("t", "s", decision(60))
+        first.served("t", "s", decision(120, task="records"))
         second.served("t", "s", decision(120))
 
         async def read() -> Tier | None:
@@ -118,7 +142,7 @@ async def test_what_was_noted_last_is_written_at_the_end_and_what_others_crowd_o
         assert await tier(first) is None
         for other in ("a", "b"):
             await first.tier("t", other)
-        first.served("t", "s", decision(60))
+        first.served("t", "s", decision(120, task="records"))
         assert first.held("t", "s") is Tier.MODERATE
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -164,7 +188,7 @@ async def test_what_the_store_cannot_tell_is_in_doubt() -> None:
     for session in ("s", "read before"):
         found = await sessions.tier("t", session)
         assert found.problem.startswith("what the session's earlier requests got cannot be known: ")
-    sessions.served("t", "s", decision(60))
+    sessions.served("t", "s", decision(120, task="records"))
     assert (await sessions.tier("t", "s")).tier is Tier.MODERATE
     await client.aclose()
 
@@ -184,7 +208,7 @@ async def test_what_a_session_gets_meanwhile_counts_at_the_next_attempt(tmp_path
     model, sessions = tiny_model(tmp_path), Sessions()
 
     async def slow(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
-        sessions.served("", "s", decision(1))
+        sessions.served("", "s", decision(1, task="wills"))
         async for response in fail(grpc.StatusCode.INTERNAL)(worker, request, context):
             yield response
 
@@ -222,15 +246,23 @@ async def test_a_turn_that_asked_for_more_attention_holds_back_none_of_its_text(
     async with rig(model, *workers, sessions=Sessions()) as r:
         turns = (("y" * 60, DENSE), (LONG, None))
         found = [(await r.generate(prompt, session="s", max_tier=most))[1] for prompt, most in turns]
-        assert [completion.worker_id for completion in found] == ["d", "m"]
+        assert [completion.worker_id for completion in found] == ["d", "a"]
 
 
 async def test_a_conversation_over_the_wire(tmp_path: Path) -> None:
     model = tiny_model(tmp_path)
     workers = [FakeWorker(name, tier, model) for name, tier in (("d", DENSE), ("m", MODERATE), ("a", AGGRESSIVE))]
     async with rig(model, *workers, sessions=Sessions()) as r:
-        served = []
-        for prompt, session in ((LONG, "one"), ("y" * 60, "one"), (LONG, "one"), (LONG, "two"), (LONG, None)):
-            served.append((await r.generate(prompt, session=session))[1])
+        r.policies.snapshot, served = LOW, []
+        for task, session in (("", "one"), ("records", "one"), ("", "one"), ("", "two"), ("", None)):
+            served.append((await r.generate(session=session, task=task))[1])
         assert [completion.worker_id for completion in served] == ["a", "m", "m", "a", "a"]
         assert served[2].decision.matched_rule == "session"
+
+
+async def test_a_conversation_that_grows_gets_what_its_length_is_given(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path)
+    workers = [FakeWorker(name, tier, model) for name, tier in (("d", DENSE), ("m", MODERATE), ("a", AGGRESSIVE))]
+    async with rig(model, *workers, sessions=Sessions()) as r:
+        turns = [(await r.generate("y" * length, session="s"))[1] for length in (10, 60, 120, 60)]
+        assert [turn.worker_id for turn in turns] == ["d", "m", "a", "m"]

@@ -402,11 +402,16 @@ async def test_a_lagging_router_is_not_ready_and_comes_back(tmp_path: Path, monk
                 return build(*arguments, **options)
 
             monkeypatch.setattr(Builder, "build", slow)
-            await router.edit()
+            edited = (await router.edit()).policy
             for _ in range(10):
                 assert await ready()
                 await asyncio.sleep(0.1)
             release.set()
+
+            async def taken_up() -> bool:
+                return bool((await router.get()).etag == edited.etag)
+
+            await until(taken_up)
             monkeypatch.setattr(Builder, "build", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no")))
             await router.edit()
 

@@ -52,26 +52,26 @@ def checker(worker_id: str = "w", tier: Any = DENSE) -> LeaseChecker:
 
 def test_a_lease_is_good_once() -> None:
     worker, made = checker(), request()
-    assert worker.take(made).decision_id == "d"
+    assert worker.redeem(made).decision_id == "d"
     with pytest.raises(LeaseError, match="used before"):
-        worker.take(made)
-    worker.take(request())
+        worker.redeem(made)
+    worker.redeem(request())
 
 
 def test_a_lease_is_good_for_one_worker_tier_and_request() -> None:
     with pytest.raises(LeaseError, match="is for worker w, not other"):
-        checker("other").take(request())
+        checker("other").redeem(request())
     with pytest.raises(LeaseError, match="is for TIER_DENSE"):
-        checker(tier=MODERATE).take(request())
+        checker(tier=MODERATE).redeem(request())
     for change in ("request_id", "cache_salt"):
         made = request()
         setattr(made, change, "changed")
         with pytest.raises(LeaseError, match="is not the one that the lease was signed for"):
-            checker().take(made)
+            checker().redeem(made)
     made = request()
     made.prompt.ids.append(4)
     with pytest.raises(LeaseError, match="is not the one"):
-        checker().take(made)
+        checker().redeem(made)
 
 
 def test_forged_leases_are_refused() -> None:
@@ -81,29 +81,29 @@ def test_forged_leases_are_refused() -> None:
         token[place] ^= 1
         made.lease.token = bytes(token)
         with pytest.raises(LeaseError, match="was not signed by a router"):
-            checker().take(made)
+            checker().redeem(made)
     for token in (b"x", b"x" * 100):
         made = request()
         made.lease.token = token
         with pytest.raises(LeaseError, match="was not signed"):
-            checker().take(made)
+            checker().redeem(made)
     made = request()
     made.lease.CopyFrom(sign(LeaseKeys(LeaseKey("", b"another key of the right length")), made, "w", "d"))
     with pytest.raises(LeaseError, match="was not signed"):
-        checker().take(made)
+        checker().redeem(made)
     made.ClearField("lease")
     with pytest.raises(LeaseError, match="demands a router's lease"):
-        checker().take(made)
+        checker().redeem(made)
 
 
 def test_expired_leases_are_refused_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     worker, made = checker(), request()
-    worker.take(made)
+    worker.redeem(made)
     now = time.time()
     monkeypatch.setattr(leases.time, "time", lambda: now + 60)
     with pytest.raises(LeaseError, match=r"expired 5\d s ago"):
-        worker.take(made)
-    worker.take(request())
+        worker.redeem(made)
+    worker.redeem(request())
     assert len(worker._taken) == 1
 
 
@@ -148,16 +148,16 @@ def test_two_keys_hold_at_once_and_the_first_signs() -> None:
         return made
 
     both = LeaseChecker(LeaseKeys(old, new), "w", {DENSE})
-    assert both.take(signed(old)).key_id == "old"
-    assert both.take(signed(new, old)).key_id == "new"
+    assert both.redeem(signed(old)).key_id == "old"
+    assert both.redeem(signed(new, old)).key_id == "new"
     # Names came to one side first: the secrets are what counts.
-    assert both.take(signed(LeaseKey("", new.secret))).key_id == ""
-    assert LeaseChecker(LeaseKeys(LeaseKey("", old.secret)), "w", {DENSE}).take(signed(old))
+    assert both.redeem(signed(LeaseKey("", new.secret))).key_id == ""
+    assert LeaseChecker(LeaseKeys(LeaseKey("", old.secret)), "w", {DENSE}).redeem(signed(old))
     last = LeaseChecker(LeaseKeys(new), "w", {DENSE})
     with pytest.raises(LeaseError, match="signed with the key 'old'; this worker has new"):
-        last.take(signed(old))
+        last.redeem(signed(old))
     with pytest.raises(LeaseError, match="was not signed by a router"):
-        last.take(signed(LeaseKey("new", old.secret)))
+        last.redeem(signed(LeaseKey("new", old.secret)))
 
 
 @asynccontextmanager

@@ -188,8 +188,8 @@ async def test_a_lease_is_good_for_what_was_asked_and_nothing_else(model: Path) 
         changed.CopyFrom(got)
         changed.MergeFrom(other)
         with pytest.raises(LeaseError, match="not the one that the lease was signed for"):
-            checker.take(changed)
-        checker.take(got)
+            checker.redeem(changed)
+        checker.redeem(got)
 
 
 async def test_how_a_model_is_sampled_by_itself_reaches_its_worker(model: Path) -> None:

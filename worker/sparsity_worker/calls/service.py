@@ -74,7 +74,7 @@ class WorkerService:
         """Streams one completion; leaving early aborts it in the engine."""
         served = self._identity.asked(request.tier)
         if self._leases and (request.HasField("lease") or self._identity.config.require_lease):
-            self._leases.take(request)
+            self._leases.redeem(request)
         if request.dense_reasoning and not served.densifies:
             raise InvalidRequestError.of("dense_reasoning", f"{served.label} cannot; ask a denser worker")
         check_size(request, self._identity.facts)

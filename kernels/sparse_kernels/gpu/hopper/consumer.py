@@ -12,7 +12,17 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from sparse_kernels.gpu.hopper.items import AGAIN, AHEAD, HOPEFUL, STEP, advance, means_of, own_pages, take, work_of
+from sparse_kernels.gpu.hopper.items import (
+    AGAIN,
+    AHEAD,
+    HOPEFUL,
+    STEP,
+    advance,
+    means_of,
+    own_pages,
+    posted_item,
+    work_of,
+)
 
 # A row's maximum is let lag by as many powers of 2 before its sums are rescaled (FlashAttention-4's lazy rescaling).
 _LAG = gl.constexpr(8.0)
@@ -118,7 +128,7 @@ def consume(  # type: ignore[no-untyped-def]
             first = prefix - position - W * 64
             last = length - position - W * 64
         mine = item
-        item = take(posted, p_full, p_empty, p_slot, p_phase, L1)
+        item = posted_item(posted, p_full, p_empty, p_slot, p_phase, L1)
         p_slot, p_phase = advance(p_slot, p_phase, AHEAD)
         # Ahead of the loop, which hides its loads; where there is no other, any.
         following = item if PASS == AGAIN else gl.minimum(item, items - 1)

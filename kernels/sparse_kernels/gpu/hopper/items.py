@@ -38,7 +38,7 @@ def draw(counter, items, redone, PASS: gl.constexpr):  # type: ignore[no-untyped
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
-def take(posted, full, empty, slot, phase, L: gl.constexpr):  # type: ignore[no-untyped-def]
+def posted_item(posted, full, empty, slot, phase, L: gl.constexpr):  # type: ignore[no-untyped-def]
     """The item that the scheduler put up."""
     mbarrier.wait(full.index(slot), phase)
     item = gl.sum(posted.index(slot).load(L), 0)

@@ -6,7 +6,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
-from sparse_kernels.gpu.hopper.items import AHEAD, PAGE, STEP, advance, draw, means_of, own_pages, take, work_of
+from sparse_kernels.gpu.hopper.items import AHEAD, PAGE, STEP, advance, draw, means_of, own_pages, posted_item, work_of
 
 # Named anew between the Triton releases that this runs on.
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
@@ -140,5 +140,5 @@ def produce(  # type: ignore[no-untyped-def]
                 _two_pages(mean_desc, at, at + 64, column, full.index(slot), ring.index(slot), BYTES)
                 slot, phase = advance(slot, phase, STAGES)
         if not KEYS:
-            item = take(posted, p_full, p_empty, p_slot, p_phase, L1)
+            item = posted_item(posted, p_full, p_empty, p_slot, p_phase, L1)
         p_slot, p_phase = advance(p_slot, p_phase, AHEAD)
