@@ -70,6 +70,8 @@ style:
 	@$(BIN)/python tools/options.py --check
 	@$(BIN)/python tools/risk_model.py --check
 	@$(DEPLOY_TOOL)/promql.py
+	@$(DEPLOY_TOOL)/release.py
+	@$(DEPLOY_TOOL)/workflows.py
 	@$(DEPLOY_TOOL)/charts.py
 
 format: environment

@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -66,9 +67,14 @@ def run(*arguments: str, helm_version: str = NEWEST) -> str:
 
 
 def render(values: Path, version: str = KUBERNETES[-1], helm_version: str = NEWEST) -> str:
-    """The manifests of the release `r` in the namespace `ns`."""
+    """The manifests of the release `r` in the namespace `ns`, the same each time."""
+    return _KEY.sub(r"\1RANDOM", manifest(values, version, helm_version))
+
+
+def manifest(values: Path, version: str, helm_version: str = NEWEST) -> str:
+    """As Helm writes them, with a key of its own each time."""
     command = ("template", "r", str(CHART), "--namespace", "ns", "--kube-version", version, "-f", str(values))
-    return _KEY.sub(r"\1RANDOM", run(*command, helm_version=helm_version))
+    return run(*command, helm_version=helm_version)
 
 
 def refusal(program: Path, settings: list[str], example: str | None = "trial") -> str:
@@ -144,6 +150,18 @@ def manifests(values: Path, helm_version: str) -> Iterator[tuple[str, str]]:
         yield version, render(values, version, helm_version)
 
 
+def package() -> str:
+    """Packs the chart as a release does, and gives the file's name.
+
+    Raises:
+        SystemExit: with Helm's own words when it cannot.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        run("package", str(CHART), "--destination", folder)
+        (packed,) = Path(folder).glob("*.tgz")
+        return packed.name
+
+
 def _stale(file: Path, by: str = "") -> None:
     sys.exit(f"{file.relative_to(ROOT)} is stale{by}; run make charts and read the difference")
 
@@ -171,7 +189,7 @@ def main() -> None:
         if values in examples() and rendered != golden.read_text():
             _stale(golden, f" by Helm {helm_version}")
     told = f"chart: {len(value_files())} value files, Helm {', '.join(PACKAGES)}, Kubernetes {', '.join(KUBERNETES)}"
-    print(f"{told}: {count} objects checked, {refused} wrong values refused")
+    print(f"{told}: {count} objects checked, {refused} wrong values refused; {package()} packed")
 
 
 if __name__ == "__main__":

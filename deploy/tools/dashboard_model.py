@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from promql import selectors
+
 _COLUMNS, _WIDTH, _HEIGHT = 3, 8, 7
+# What every question is narrowed by: Prometheus' label of the namespace, and the PodMonitor's of the release. Without
+# Kubernetes there are none, and All finds what has none.
+SCOPE = {"namespace": "namespace", "release": "app_kubernetes_io_instance"}
+# What is told by model; the other metrics are of a whole router or worker, which has one.
+OF_MODELS = re.compile(r"gen_ai_server_|sparsity_tokens|sparsity_attention_(density|coverage)")
+MODEL = "gen_ai_request_model"
 RATE = "[$__rate_interval]"
 
 
@@ -23,13 +32,20 @@ class Panel:
 
 
 @dataclass(frozen=True, slots=True)
+class Row:
+    """A heading over the panels that follow it."""
+
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
 class Dashboard:
     """One dashboard; ``variables`` are filters by name, each the label values of a metric."""
 
     name: str
     title: str
     what: str
-    panels: tuple[Panel, ...]
+    panels: tuple[Panel | Row, ...]
     variables: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
@@ -55,8 +71,30 @@ def saved_share(by: str, where: str = "") -> str:
     return f"{rate(saved, by, where)} / ({rate(saved, by, where)} + {rate(took, by, where)})"
 
 
+def scoped(expression: str) -> str:
+    """The same question, of the namespace, the release and the model that are looked at."""
+    names = {selector.metric for selector in selectors(expression)}
+    either = "|".join(sorted(names, key=len, reverse=True))
+
+    def narrowed(match: re.Match[str]) -> str:
+        labels = dict(SCOPE)
+        if OF_MODELS.match(match[1]):
+            labels["model"] = MODEL
+        own = [f'{label}=~"${variable}"' for variable, label in labels.items()]
+        return f"{match[1]}{{{','.join([*filter(None, [match[2]]), *own])}}}"
+
+    return re.sub(rf"\b({either})\b(?:\{{([^}}]*)\}})?", narrowed, expression)
+
+
 def to_grafana(dashboard: Dashboard) -> dict[str, Any]:
     """Grafana's JSON model (schemaVersion 39)."""
+    asked = [
+        expression for panel in dashboard.panels if isinstance(panel, Panel) for expression in panel.queries.values()
+    ]
+    variables = {name: ("sparsity_router_workers", label) for name, label in SCOPE.items()}
+    if any(OF_MODELS.match(selector.metric) for expression in asked for selector in selectors(expression)):
+        variables["model"] = ("gen_ai_server_request_duration_seconds_count", MODEL)
+    variables |= dashboard.variables
     return {
         "uid": f"sparsity-{dashboard.name}",
         "title": dashboard.title,
@@ -66,8 +104,8 @@ def to_grafana(dashboard: Dashboard) -> dict[str, Any]:
         "editable": True,
         "refresh": "30s",
         "time": {"from": "now-1h", "to": "now"},
-        "templating": {"list": [_source(), *(_variable(*each) for each in dashboard.variables.items())]},
-        "panels": [_panel(number, panel) for number, panel in enumerate(dashboard.panels)],
+        "templating": {"list": [_source(), *(_variable(*each) for each in variables.items())]},
+        "panels": _placed(dashboard.panels),
     }
 
 
@@ -87,11 +125,30 @@ def _variable(name: str, values: tuple[str, str]) -> dict[str, Any]:
         "refresh": 2,
         "includeAll": True,
         "multi": True,
+        # Finds what has no such label too.
+        "allValue": ".*",
         "current": {"text": "All", "value": "$__all"},
     }
 
 
-def _panel(number: int, panel: Panel) -> dict[str, Any]:
+def _placed(panels: tuple[Panel | Row, ...]) -> list[dict[str, Any]]:
+    """The panels from left to right, and rows across."""
+    made: list[dict[str, Any]] = []
+    top = column = 0
+    for number, panel in enumerate(panels):
+        if column == _COLUMNS or (isinstance(panel, Row) and column):
+            top, column = top + _HEIGHT, 0
+        if isinstance(panel, Row):
+            place = {"h": 1, "w": _COLUMNS * _WIDTH, "x": 0, "y": top}
+            made.append({"id": number + 1, "type": "row", "title": panel.title, "collapsed": False, "gridPos": place})
+            top += 1
+        else:
+            made.append(_panel(number, panel, {"h": _HEIGHT, "w": _WIDTH, "x": column * _WIDTH, "y": top}))
+            column += 1
+    return made
+
+
+def _panel(number: int, panel: Panel, place: dict[str, int]) -> dict[str, Any]:
     source = {"type": "prometheus", "uid": "${source}"}
     custom = {"stacking": {"mode": "normal" if panel.stack else "none"}, "fillOpacity": 20 if panel.stack else 0}
     defaults: dict[str, Any] = {"unit": panel.unit, "min": 0}
@@ -102,17 +159,16 @@ def _panel(number: int, panel: Panel) -> dict[str, Any]:
         defaults["thresholds"] = {"mode": "absolute", "steps": steps}
     if panel.most is not None:
         defaults["max"] = panel.most
-    row, column = divmod(number, _COLUMNS)
     return {
         "id": number + 1,
         "type": panel.kind,
         "title": panel.title,
         "description": panel.what,
         "datasource": source,
-        "gridPos": {"h": _HEIGHT, "w": _WIDTH, "x": column * _WIDTH, "y": row * _HEIGHT},
+        "gridPos": place,
         "fieldConfig": {"defaults": defaults, "overrides": []},
         "targets": [
-            {"refId": chr(ord("A") + place), "datasource": source, "expr": expr, "legendFormat": legend}
+            {"refId": chr(ord("A") + place), "datasource": source, "expr": scoped(expr), "legendFormat": legend}
             for place, (legend, expr) in enumerate(panel.queries.items())
         ],
     }

@@ -54,7 +54,7 @@ def draw(axes: Any, panel: Mapping[str, Any], url: str, start: float, end: float
     defaults = panel["fieldConfig"]["defaults"]
     series: list[tuple[str, list[datetime], list[float]]] = []
     for target in panel["targets"]:
-        query = target["expr"].replace("$__rate_interval", _RATE)
+        query = re.sub(r"\$\w+", ".*", target["expr"].replace("$__rate_interval", _RATE))
         if panel["type"] == "stat":
             found = asked(url, "query", query=query, time=end)["result"]
             value = float(found[0]["value"][1]) if found else 0.0
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15)
     options = parser.parse_args()
     dashboard = json.loads((DASHBOARDS / f"{options.dashboard}.json").read_text())
-    panels, end = dashboard["panels"], time.time()
+    panels, end = [panel for panel in dashboard["panels"] if panel["type"] != "row"], time.time()
     rows = -(-len(panels) // _COLUMNS)
     figure, grid = pyplot.subplots(rows, _COLUMNS, figsize=(14, 2.6 * rows), layout="constrained")
     figure.suptitle(f"{dashboard['title']}, {datetime.fromtimestamp(end):%Y-%m-%d %H:%M}", fontsize=11)

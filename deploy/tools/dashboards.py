@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import sys
 
-from dashboard_contents import DASHBOARDS_OF
+from dashboard_contents import OF_REQUESTS
 from dashboard_model import to_grafana
+from dashboard_workers import OF_WORKERS
 from promql import DASHBOARDS
 
 
 def main() -> None:
     """Writes or checks them."""
-    for dashboard in DASHBOARDS_OF:
+    for dashboard in (*OF_REQUESTS, *OF_WORKERS):
         path = DASHBOARDS / f"{dashboard.name}.json"
         text = json.dumps(to_grafana(dashboard), indent=1) + "\n"
         if "--check" not in sys.argv:

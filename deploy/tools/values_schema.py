@@ -7,11 +7,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+from promql import alerts
 from sparsity_policies.model import Risk, Tier
 from sparsity_router.config import RouterConfig
+from sparsity_serving.metrics.metering import SECONDS
 from sparsity_serving.options.declaration import Leaf, leaves
 from sparsity_worker.config import TIERS, WorkerConfig
 
@@ -25,6 +28,7 @@ ANYTHING: Schema = {"type": "object"}
 TEXTS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
 NAME: Schema = {"type": "string", "pattern": "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", "maxLength": 253}
 QUANTITIES: Schema = {"type": "object", "additionalProperties": {"type": ["string", "number"]}}
+SIZE: Schema = {"type": "string", "pattern": "^([0-9.]+[EPTGMK]i?)?$"}
 URL: Schema = {"type": "string", "pattern": "^(https?://.+)?$"}
 
 
@@ -110,7 +114,7 @@ def component(own: Schema, image: Schema, settings: type | None) -> Schema:
         "startupSeconds": whole(5),
         "resources": of(requests=QUANTITIES, limits=QUANTITIES, claims=several(CLAIM)),
         "resourceClaims": several(POD_CLAIM),
-        "shmSize": {"type": "string", "pattern": "^([0-9.]+[EPTGMK]i?)?$"},
+        "shmSize": SIZE,
         "runtimeClassName": TEXT,
         "priorityClassName": TEXT,
         "nodeSelector": {**TEXTS, "type": ["object", "null"]},
@@ -129,7 +133,7 @@ def component(own: Schema, image: Schema, settings: type | None) -> Schema:
         "extraVolumeMounts": several(),
         "podDisruptionBudget": of(enabled=YES_OR_NO, maxUnavailable={"type": ["integer", "string"]}),
         "autoscaling": of(
-            kind=one_of("none", "hpa", "keda"),
+            kind=one_of("none", "hpa", "keda", "adapter"),
             minReplicas=whole(0),
             maxReplicas=whole(1),
             targetCPU=whole(1, 100),
@@ -141,6 +145,56 @@ def component(own: Schema, image: Schema, settings: type | None) -> Schema:
     if settings is not None:
         common["options"] = options(settings)
     return of(**common, **own)
+
+
+def model() -> Schema:
+    """Where the model comes from."""
+    return of(
+        existingClaim=NAME,
+        subPath=TEXT,
+        builtin=YES_OR_NO,
+        source={"type": "string", "pattern": "^((hf|s3|oci|pvc|hostPath)://.+)?$"},
+        cache=of(
+            existingClaim=NAME,
+            size=SIZE,
+            accessModes=several(one_of("ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod")),
+            storageClassName=NAME,
+            keep=YES_OR_NO,
+        ),
+        sha256={
+            "type": "object",
+            "propertyNames": {"pattern": "^[A-Za-z0-9_][A-Za-z0-9._/-]*$"},
+            "additionalProperties": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+        },
+        download=of(
+            secretName=NAME,
+            secretKey=SOME_TEXT,
+            endpoint=URL,
+            region=TEXT,
+            include=several(SOME_TEXT),
+            exclude=several(SOME_TEXT),
+            image=TEXT,
+            seconds=whole(60),
+            resources=of(requests=QUANTITIES, limits=QUANTITIES),
+        ),
+        # Refused by a template that says why.
+        adapters={},
+    )
+
+
+def alert(expression: str) -> Schema:
+    """What may differ of an alert; one that fires at the first time has no threshold."""
+    fields: dict[str, Schema] = {
+        "enabled": YES_OR_NO,
+        "for": {"type": "string", "pattern": "^([0-9]+(ms|s|m|h|d))+$"},
+        "severity": SOME_TEXT,
+    }
+    if re.search(r"[<>] (?!0$)[0-9.]+$", expression):
+        fields["threshold"] = number(exclusiveMinimum=0)
+    if 'le="5.0"' in expression:
+        # A histogram knows its buckets' ends.
+        fields["seconds"] = {"enum": list(SECONDS)}
+    return of(**fields)
 
 
 def values() -> Schema:
@@ -164,8 +218,9 @@ def values() -> Schema:
         "enabled": YES_OR_NO,
         "tiers": {**several(one_of(*TIERS)), "minItems": 1, "uniqueItems": True},
         "profiles": {**several(SOME_TEXT), "uniqueItems": True},
-        # Of the time when an entry was a tier: refused by a template that says what to write.
+        # Refused by a template that says what to write: of the time when an entry was a tier, and of several models.
         "profile": {},
+        "model": {},
         **rollout,
     }
     return {
@@ -180,7 +235,9 @@ def values() -> Schema:
             clusterDomain=SOME_TEXT,
             listenHost=one_of("0.0.0.0", "::"),
             serviceAccount=of(create=YES_OR_NO, name=NAME, annotations=TEXTS),
-            model=of(existingClaim=NAME, subPath=TEXT, builtin=YES_OR_NO),
+            model=model(),
+            # Refused by a template that says what to do.
+            models={},
             defaults=component(rollout, of(**any_image), None),
             router=component(router, image, RouterConfig),
             workers={
@@ -192,6 +249,10 @@ def values() -> Schema:
                 gateways=several({**of(name=NAME, namespace=NAME, sectionName=NAME, port=PORT), "required": ["name"]}),
                 grpcHostnames=several(SOME_HOST),
                 httpHostnames=several(SOME_HOST),
+                inferencePool=of(
+                    enabled=YES_OR_NO,
+                    endpointPicker=of(name=NAME, port=PORT, failureMode=one_of("FailOpen", "FailClose")),
+                ),
                 ingress=of(className=NAME, grpc=door, http=door, tlsSecretName=NAME),
             ),
             redis=of(
@@ -202,12 +263,23 @@ def values() -> Schema:
                 tls=of(secretName=NAME, caKey=TEXT, certKey=TEXT, keyKey=TEXT),
                 embedded=of(
                     enabled=YES_OR_NO,
+                    image=TEXT,
                     storage=TEXT,
                     storageClassName=NAME,
                     resources=of(requests=QUANTITIES, limits=QUANTITIES),
                 ),
             ),
             policies=of(
+                mode=one_of("store", "folder"),
+                git=of(
+                    repository={"type": "string", "pattern": "^((https|ssh)://[^/]+/.+)?$"},
+                    ref=SOME_TEXT,
+                    path=TEXT,
+                    periodSeconds=whole(1),
+                    secretName=NAME,
+                    image=TEXT,
+                    resources=of(requests=QUANTITIES, limits=QUANTITIES),
+                ),
                 bandSet=taken(RouterConfig, "band-set"),
                 configMap=NAME,
                 documents={"type": "object", "additionalProperties": DOCUMENT},
@@ -226,6 +298,7 @@ def values() -> Schema:
                 monitoring=several(),
                 directClients=YES_OR_NO,
                 redisPorts=several(PORT),
+                modelPorts=several(PORT),
                 dns=of(ports=several(PORT), peers=several()),
                 extraEgress=several(),
             ),
@@ -247,7 +320,10 @@ def values() -> Schema:
                     enabled=YES_OR_NO, interval={"type": "string", "pattern": "^[0-9]+(ms|s|m)$"}, labels=TEXTS
                 ),
                 prometheusRule=of(
-                    enabled=YES_OR_NO, labels=TEXTS, runbookUrl={"type": "string", "pattern": "^https?://"}
+                    enabled=YES_OR_NO,
+                    labels=TEXTS,
+                    runbookUrl={"type": "string", "pattern": "^https?://"},
+                    alerts=of(**{str(rule["alert"]): alert(str(rule["expr"])) for rule in alerts()}),
                 ),
                 dashboards=of(enabled=YES_OR_NO, labels=TEXTS),
                 prometheusUrl=URL,

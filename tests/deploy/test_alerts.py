@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -55,14 +56,47 @@ def test_panels_do_not_lie_on_each_other_and_use_the_filters(path: Path) -> None
         place = panel["gridPos"]
         assert place["x"] + place["w"] <= 24
         covered = {
-            (x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + 7)
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
         }
         assert not covered & cells
         cells |= covered
-    asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ()))
     filters = {variable["name"] for variable in dashboard["templating"]["list"]} - {"source"}
     assert all(f"${name}" in asked for name in filters)
 
 
 def test_there_are_the_four_dashboards() -> None:
     assert {path.stem for path in DASHBOARDS.glob("*.json")} == {"overview", "domain", "worker", "quality"}
+
+
+def test_dashboards_look_at_a_namespace_a_release_and_a_model() -> None:
+    metrics = (ROOT / "docs" / "metrics.md").read_text()
+    modelled = {
+        name
+        for names, by in re.findall(r"(?m)^\| (`(?:sparsity|gen_ai)_[^|]*) \| ([^|]*) \|", metrics)
+        for name in re.findall(r"`(\w+)`", names)
+        if "model" in by.split(", ")
+    }
+    assert len(modelled) > 5
+    for _, panel, expression in panels():
+        for selector in selectors(expression):
+            assert {"namespace", "app_kubernetes_io_instance"} <= selector.labels, panel
+            assert ("gen_ai_request_model" in selector.labels) == (selector.family in modelled), (
+                f"{panel}: {selector.family}"
+            )
+    for path in DASHBOARDS.glob("*.json"):
+        variables = {each["name"]: each for each in json.loads(path.read_text())["templating"]["list"]}
+        assert {"namespace", "release"} <= variables.keys()
+        # Without Kubernetes there are no such labels.
+        assert variables["release"]["allValue"] == ".*"
+
+
+def test_capacity_has_a_row_by_tier() -> None:
+    shown = json.loads((DASHBOARDS / "overview.json").read_text())["panels"]
+    (row,) = (place for place, panel in enumerate(shown) if panel["type"] == "row")
+    assert shown[row]["title"] == "Capacity, by tier"
+    below = shown[row + 1 :]
+    assert all(panel["gridPos"]["y"] > shown[row]["gridPos"]["y"] for panel in below)
+    assert sum("sparsity_tier" in target["expr"] for panel in below for target in panel["targets"]) >= 5

@@ -11,32 +11,16 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
-from charts import CHART, examples, refusal, refusals, refuse_all, render, run, value_files
+from charts import CHART, ROOT, examples, refusal, refusals, refuse_all, render, value_files
 from helm import PACKAGES, helm
 from promql import documented, selectors
 from sparsity_policies.storage.redis_url import Login, RedisTls, read_url
 from support.configured import configured
+from support.rendered import containers, documents, egress_ports, of_kind, pods, rendered
 
 PROGRAMS = {"router": "sparsity_router", "worker": "sparsity_worker"}
 STORE = ("redis.embedded.enabled=false",)
 SECRETS = {"access": "sparsity-access", "leases": "sparsity-leases"}
-
-
-def documents(name: str) -> list[dict[str, Any]]:
-    (file,) = (file for file in value_files() if file.stem == name)
-    return [document for document in yaml.safe_load_all(render(file)) if document]
-
-
-def of_kind(found: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
-    return {document["metadata"]["name"]: document for document in found if document["kind"] == kind}
-
-
-def containers(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every container of every pod, with its pod's spec beside it."""
-    pods = [document["spec"] for document in found if document["kind"] == "Pod"]
-    kinds = ("Deployment", "StatefulSet", "Job")
-    pods += [document["spec"]["template"]["spec"] for document in found if document["kind"] in kinds]
-    return [{**c, "pod": pod} for pod in pods for c in (*pod.get("initContainers", ()), *pod["containers"])]
 
 
 @pytest.mark.parametrize("version", PACKAGES)
@@ -77,7 +61,7 @@ def test_the_programs_take_the_arguments(name: str, tmp_path: Path) -> None:
         listens = {"grpc": options.listen, "health": options.health_listen, "metrics": options.metrics_listen}
         if "http" in ports:
             listens["http"] = options.http_listen
-        assert ("http" in ports) == (name == "entry" and container["name"] == "router")
+        assert ("http" in ports) == (name in ("entry", "inference") and container["name"] == "router")
         host = "[::]" if name == "ipv6" else "0.0.0.0"
         assert {key: f"{host}:{port}" for key, port in ports.items()} == listens
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
@@ -106,28 +90,6 @@ def test_production_holds_no_secret_and_names_its_own() -> None:
     url = next(entry for entry in environment if entry["name"] == "SPARSITY_REDIS_URL")
     assert url["valueFrom"]["secretKeyRef"] == {"name": "sparsity-redis", "key": "url"}
     assert "replicas" not in deployment["spec"], "an autoscaler sets them"
-
-
-def rendered(*settings: str, example: str = "trial") -> list[dict[str, Any]]:
-    """What an example renders with some values set anew."""
-    sets = [word for setting in settings for word in ("--set-json", setting)]
-    command = (
-        "template",
-        "r",
-        str(CHART),
-        "--namespace",
-        "ns",
-        "-f",
-        str(CHART / "examples" / f"{example}.yaml"),
-        *sets,
-    )
-    return [document for document in yaml.safe_load_all(run(*command)) if document]
-
-
-def egress_ports(found: list[dict[str, Any]], component: str = "router") -> list[int]:
-    """The ports of rules without a peer: of what lies outside."""
-    rules = of_kind(found, "NetworkPolicy")[f"r-sparsity-router-{component}"]["spec"]["egress"]
-    return [port["port"] for rule in rules if "to" not in rule for port in rule["ports"] if port["protocol"] == "TCP"]
 
 
 @pytest.mark.parametrize(
@@ -213,6 +175,29 @@ def test_alerts_and_dashboards_go_along() -> None:
     assert len(shown) == len(list((CHART / "files" / "dashboards").glob("*.json")))
 
 
+def test_thresholds_of_alerts_are_values() -> None:
+    def rules(name: str) -> dict[str, dict[str, Any]]:
+        (made,) = of_kind(documents(name), "PrometheusRule").values()
+        return {rule["alert"]: rule for group in made["spec"]["groups"] for rule in group["rules"]}
+
+    shipped, own = rules("production"), rules("alerts")
+    assert shipped.keys() - own.keys() == {"SparsityDensePoolSaturated"}
+    for name, rule in own.items():
+        assert {each.family for each in selectors(rule["expr"])} == {
+            each.family for each in selectors(shipped[name]["expr"])
+        }
+    coverage = own["SparsityCoverageLow"]
+    assert (coverage["expr"][-6:], coverage["for"], coverage["labels"]["severity"]) == (" < 0.7", "30m", "info")
+    assert own["SparsityPolicyStale"]["expr"].endswith("> 60")
+    assert own["SparsityShedding"]["expr"].endswith("> 0.01")
+    first = own["SparsityFirstTokenBurnsBudget"]
+    assert first["expr"].count('le="2.5"') == first["expr"].count("> 0.06") == 2
+    assert not re.search(r"5\.0|0\.144", first["expr"])
+    assert "later than 2.5 s" in first["annotations"]["summary"]
+    same = own.keys() - {name for name in own if own[name]["expr"] != shipped[name]["expr"]}
+    assert same == {"SparsityLessAttentionThanPolicy", "SparsityHighRiskServedSparse", "SparsityPolicyLags"}
+
+
 def asked_by_keda(found: list[dict[str, Any]], pool: str) -> list[str]:
     triggers = of_kind(found, "ScaledObject")[f"r-sparsity-router-worker-{pool}"]["spec"]["triggers"]
     return [trigger["metadata"]["query"] for trigger in triggers]
@@ -243,6 +228,54 @@ def test_keda_asks_for_the_tiers_of_its_pool() -> None:
     pods = narrow["pod"].removeprefix("MatchOp.Re ")
     assert re.fullmatch(pods, "r-sparsity-router-worker-shared-7c9f8d6b5-x2x4z")
     assert not re.fullmatch(pods, "r-sparsity-router-worker-shared-b-7c9f8d6b5-x2x4z")
+
+
+def test_an_inference_pool_is_of_the_routers_and_the_route_leads_to_it() -> None:
+    found = documents("inference")
+    (pool,) = of_kind(found, "InferencePool").values()
+    router = of_kind(found, "Deployment")["r-sparsity-router-router"]["spec"]["template"]
+    assert pool["spec"]["selector"]["matchLabels"].items() <= router["metadata"]["labels"].items()
+    ports = [port["containerPort"] for port in router["spec"]["containers"][0]["ports"] if port["name"] == "http"]
+    assert [port["number"] for port in pool["spec"]["targetPorts"]] == ports
+    (route,) = of_kind(found, "HTTPRoute").values()
+    (leads,) = route["spec"]["rules"][0]["backendRefs"]
+    assert (leads["kind"], leads["name"]) == ("InferencePool", pool["metadata"]["name"])
+    (grpc,) = of_kind(found, "GRPCRoute").values()
+    assert "kind" not in grpc["spec"]["rules"][0]["backendRefs"][0]
+
+
+def test_the_adapter_tells_what_autoscalers_ask_for() -> None:
+    rules = yaml.safe_load((ROOT / "deploy" / "monitoring" / "prometheus-adapter.yaml").read_text())["rules"]
+    told = {kind: {rule["name"]["as"]: rule for rule in rules[kind]} for kind in ("external", "custom")}
+    scalers = of_kind(documents("adapter"), "HorizontalPodAutoscaler")
+    assert set(scalers) == {"r-sparsity-router-worker-batch", "r-sparsity-router-worker-shared"}
+    waiting, kv = scalers["r-sparsity-router-worker-shared"]["spec"]["metrics"]
+    assert waiting["external"]["metric"]["name"] in told["external"]
+    assert kv["pods"]["metric"]["name"] in told["custom"]
+    narrow = waiting["external"]["metric"]["selector"]
+    assert narrow["matchLabels"] == {"app_kubernetes_io_instance": "r"}
+    assert narrow["matchExpressions"] == [{"key": "sparsity_tier", "operator": "In", "values": ["dense", "moderate"]}]
+    assert [each["target"]["averageValue"] for each in (waiting["external"], kv["pods"])] == ["4", "0.8"]
+    for rule in (rule for kind in told.values() for rule in kind.values()):
+        (series,) = selectors(rule["seriesQuery"])
+        asked = rule["metricsQuery"].replace("<<.Series>>", series.metric)
+        asked = asked.replace("<<.LabelMatchers>>", 'namespace="ns"').replace("<<.GroupBy>>", "pod")
+        assert {each.family for each in selectors(asked)} == {series.family}
+        assert {series.family} <= documented()
+        assert set(rule["resources"]["overrides"]) <= series.labels
+
+
+def test_cert_manager_makes_every_secret_that_pods_mount() -> None:
+    found = documents("cert-manager")
+    made = {each["spec"]["secretName"]: each["spec"] for each in of_kind(found, "Certificate").values()}
+    mounted = {v["secret"]["secretName"] for pod in pods(found).values() for v in pod["volumes"] if "secret" in v}
+    assert mounted - {"sparsity-leases"} == made.keys() - {"sparsity-authority"}
+    router = pods(found)["router"]["containers"][0]["args"]
+    assert made["worker-tls"]["dnsNames"] == [router[router.index("--worker-tls-name") + 1]]
+    services = of_kind(found, "Service")
+    names = [name.split(".")[0] for name in made["router-tls"]["dnsNames"]]
+    assert set(names) <= services.keys()
+    assert made["router-client-tls"]["usages"] == ["client auth"]
 
 
 def test_keda_asks_for_metrics_that_are_documented() -> None:
@@ -323,6 +356,7 @@ def test_containers_and_variables_stand_beside_the_programs() -> None:
     assert worker["containers"][0]["envFrom"] == [{"configMapRef": {"name": "nccl"}}]
     assert [each["name"] for each in router["containers"]] == ["router", "log-shipper"]
     assert router["containers"][0]["envFrom"] == [{"secretRef": {"name": "proxy"}}]
+    assert found["valkey"]["containers"][0]["image"] == "docker.io/valkey/valkey:8.1.4"
 
 
 def test_discovery_by_endpointslices_may_read_them_and_no_more() -> None:
@@ -400,14 +434,6 @@ def test_numbers_are_written_as_digits(tmp_path: Path) -> None:
     arguments, store = container["containers"][0]["args"], {"SPARSITY_REDIS_URL": "redis://store"}
     options = configured("sparsity_router", arguments, store, tmp_path)
     assert (options.queue_limit, options.queue_seconds, options.max_prompt_bytes) == (1_000_000, 1e-7, 2**24)
-
-
-def pods(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The specs of all pods by the names of what makes them, without the release's."""
-    made = {container["pod"]["containers"][0]["name"]: container["pod"] for container in containers(found)}
-    for name, deployment in of_kind(found, "Deployment").items():
-        made[name.removeprefix("r-sparsity-router-")] = deployment["spec"]["template"]["spec"]
-    return made
 
 
 def test_each_component_has_its_own_nodes() -> None:

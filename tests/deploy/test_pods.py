@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from charts import CHART, ROOT, run
+from charts import VALUES as TESTED
 from environment import cache_root
 from sparsity_router.embedded.default_model import default_model
 from sparsity_router.prompts.embedding_model import default_folder
@@ -58,19 +59,34 @@ def images(folder: Path, users: bool) -> Path:
     return image
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("pods")
+def ran(folder: Path, base: Path, own: dict[str, Any]) -> Any:
+    """What became of the pods of a release: of a value file, and of values over it."""
     values = folder / "values.yaml"
-    values.write_text(yaml.safe_dump(VALUES))
-    example = str(CHART / "examples" / "trial.yaml")
+    values.write_text(yaml.safe_dump(own))
     manifests = folder / "manifests.yaml"
-    manifests.write_text(run("template", "r", str(CHART), "--namespace", "ns", "-f", example, "-f", str(values)))
+    manifests.write_text(run("template", "r", str(CHART), "--namespace", "ns", "-f", str(base), "-f", str(values)))
     inside, users = spaces()
     command = [*inside, sys.executable, "-m", "support.pods", str(manifests), str(images(folder, users))]
     result = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, check=False, timeout=600)
     assert result.returncode == 0, result.stderr[-6000:]
     return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return ran(tmp_path_factory.mktemp("pods"), CHART / "examples" / "trial.yaml", VALUES)
+
+
+def test_routers_follow_files_without_a_store_or_a_model(tmp_path: Path) -> None:
+    """Echo workers, and policies that are mounted: a release of routers and workers alone."""
+    own = {"policies": {"mode": "folder"}, "redis": {"embedded": {"enabled": False}}, "router": {"replicas": 1}}
+    made = ran(tmp_path, TESTED / "domain.yaml", own)
+    assert set(made["ready"]) == {"r-sparsity-router-router-0", WORKER}
+    hooks = made["hooks"]
+    assert {name: hook["code"] for name, hook in hooks.items()} == dict.fromkeys(hooks, 0)
+    assert hooks.keys() == {"r-sparsity-router-policies-check", "r-sparsity-router-check"}
+    assert "policies  revision 1" in hooks["r-sparsity-router-check"]["output"]
+    assert f"tokens by {WORKER}" in hooks["r-sparsity-router-check"]["output"]
 
 
 def test_every_pod_starts_and_its_probes_pass(report: Any) -> None:

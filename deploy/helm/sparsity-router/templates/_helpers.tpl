@@ -72,15 +72,25 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- define "sparsity.routerStart" -}}
 {{- $slowest := int (include "sparsity.component" (list . "router") | fromJson).startupSeconds -}}
 {{- range include "sparsity.pools" . | fromJson }}{{ $slowest = max $slowest (int .startupSeconds) }}{{ end -}}
-{{- add 300 $slowest -}}
+{{- add 300 $slowest (int (include "sparsity.modelSeconds" .)) -}}
+{{- end }}
+
+{{- /* The prefix of images: (list root image), image the values of one, or of all of them. */ -}}
+{{- define "sparsity.registry" -}}
+{{- default (dig "imageRegistry" "" ((index . 0).Values.global | default dict)) (index . 1).registry | trimSuffix "/" -}}
+{{- end }}
+
+{{- /* An image of somebody else's: (list root own registry name), own where one is named whole, registry its own one. */ -}}
+{{- define "sparsity.publicImage" -}}
+{{- $root := index . 0 -}}
+{{- default (printf "%s/%s" (default (index . 2) (include "sparsity.registry" (list $root $root.Values.defaults.image))) (index . 3)) (index . 1) -}}
 {{- end }}
 
 {{- /* (list root values path program): program is the image's name, sparsity-router or sparsity-worker. */ -}}
 {{- define "sparsity.image" -}}
 {{- $root := index . 0 -}}{{- $image := (index . 1).image -}}
 {{- if eq $image.tag "latest" }}{{ fail (printf "%s.image.tag: latest names no version; give one, or a digest" (index . 2)) }}{{ end -}}
-{{- $registry := default (dig "imageRegistry" "" ($root.Values.global | default dict)) $image.registry | trimSuffix "/" -}}
-{{- $repository := join "/" (compact (list $registry (default (index . 3) $image.repository))) -}}
+{{- $repository := join "/" (compact (list (include "sparsity.registry" (list $root $image)) (default (index . 3) $image.repository))) -}}
 {{- if $image.digest -}}
 {{- printf "%s@%s" $repository $image.digest -}}
 {{- else -}}
@@ -240,53 +250,6 @@ template:
 {{- default (printf "%s-leases" (include "sparsity.fullname" .)) .Values.leases.secretName }}
 {{- end }}
 
-{{- /* Where the model lies in the pod. */ -}}
-{{- define "sparsity.modelPath" -}}
-{{- if .Values.model.builtin }}/models/SmolLM2-135M-Instruct{{ else }}/models{{ end }}
-{{- end }}
-
-{{- define "sparsity.modelVolume" -}}
-- name: model
-  {{- if .Values.model.builtin }}
-  emptyDir: {}
-  {{- else }}
-  persistentVolumeClaim:
-    claimName: {{ .Values.model.existingClaim }}
-    readOnly: true
-  {{- end }}
-{{- end }}
-
-{{- define "sparsity.modelMount" -}}
-- name: model
-  mountPath: /models
-  readOnly: true
-  {{- with .Values.model.subPath }}
-  subPath: {{ . }}
-  {{- end }}
-{{- end }}
-
-{{- /* Copies a worker image's model for all containers: (list root values), values of the component. */ -}}
-{{- define "sparsity.modelInit" -}}
-{{- $root := index . 0 -}}
-{{- if $root.Values.model.builtin }}
-{{- $pools := include "sparsity.pools" $root | fromJson }}
-{{- $name := keys $pools | sortAlpha | first }}
-{{- $pool := index $pools $name }}
-- name: model
-  image: {{ include "sparsity.image" (list $root $pool (printf "workers.%s" $name) "sparsity-worker") }}
-  imagePullPolicy: {{ $pool.image.pullPolicy }}
-  command: [cp, -r, /opt/sparsity/models/SmolLM2-135M-Instruct, /models/]
-  securityContext:
-    {{- toYaml (index . 1).securityContext | nindent 4 }}
-  resources:
-    requests: {cpu: 100m, memory: 64Mi}
-    limits: {memory: 512Mi}
-  volumeMounts:
-  - name: model
-    mountPath: /models
-{{- end }}
-{{- end }}
-
 {{- /* What says which nodes a pod may go to: (values). */ -}}
 {{- define "sparsity.placement" -}}
 {{- with .priorityClassName }}
@@ -367,7 +330,7 @@ spec:
     matchLabels:
       {{- include "sparsity.selector" (list $root $component) | nindent 6 }}
 {{- end }}
-{{- if eq $scaling.kind "hpa" }}
+{{- if has $scaling.kind (list "hpa" "adapter") }}
 ---
 apiVersion: autoscaling/v2
 kind: HorizontalPodAutoscaler
@@ -380,10 +343,28 @@ spec:
   minReplicas: {{ int $scaling.minReplicas }}
   maxReplicas: {{ int $scaling.maxReplicas }}
   metrics:
+  {{- if eq $scaling.kind "hpa" }}
   - type: Resource
     resource:
       name: cpu
       target: {type: Utilization, averageUtilization: {{ int $scaling.targetCPU }}}
+  {{- else }}
+  - type: External
+    external:
+      metric:
+        name: sparsity_router_waiting
+        selector:
+          {{- with $root.Values.monitoring.releaseLabel }}
+          matchLabels: {{ "{" }}{{ . }}: {{ $root.Release.Name }}{{ "}" }}
+          {{- end }}
+          matchExpressions:
+          - {key: sparsity_tier, operator: In, values: [{{ join ", " $values.tiers }}]}
+      target: {type: AverageValue, averageValue: {{ include "sparsity.number" $scaling.targetWaiting | quote }}}
+  - type: Pods
+    pods:
+      metric: {name: sparsity_worker_kv_use}
+      target: {type: AverageValue, averageValue: {{ include "sparsity.number" $scaling.targetKvUse | quote }}}
+  {{- end }}
   behavior:
     scaleDown:
       stabilizationWindowSeconds: {{ int $scaling.cooldownSeconds }}

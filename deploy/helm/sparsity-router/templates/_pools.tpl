@@ -6,6 +6,9 @@
 {{- if hasKey $own "profile" -}}
 {{- fail (printf "%s.profile: is a list now, %s.profiles, one for each sparse tier of %s.tiers; see UPGRADE.md" $path $path $path) -}}
 {{- end -}}
+{{- if hasKey $own "model" -}}
+{{- fail (printf "%s.model: a release serves one model, `model`; install one release for each model" $path) -}}
+{{- end -}}
 {{- if and (not $own.tiers) (ne false $own.enabled) -}}
 {{- $example := ternary $name "dense" (has $name (list "dense" "moderate" "aggressive")) -}}
 {{- fail (printf "%s.tiers: say which tiers the pool serves, such as [%s]; where no pool serves all, also workers.shared.enabled: false; see UPGRADE.md" $path $example) -}}
@@ -18,7 +21,11 @@
 {{- $path := printf "workers.%s" $name -}}
 {{- if has "dense" $pool.tiers }}{{ $_ := set $dense $name $pool }}{{ end -}}
 {{- $sparse := without $pool.tiers "dense" -}}
-{{- $echo := eq "echo" (dig "engine" "sglang" $pool.options) -}}
+{{- $engine := dig "engine" "sglang" $pool.options -}}
+{{- $echo := eq "echo" $engine -}}
+{{- if ne $echo (not (empty (include "sparsity.echo" $))) -}}
+{{- fail (printf "%s.options.engine: is %s; routers and workers echo together, by router.options.engine and the pools' options.engine" $path $engine) -}}
+{{- end -}}
 {{- if and $echo $pool.profiles -}}
 {{- fail (printf "%s.profiles: must be [] beside options.engine echo, which attends nothing" $path) -}}
 {{- end -}}

@@ -25,6 +25,11 @@
 {{- dict "ports" (uniq $whole) | toJson -}}
 {{- end }}
 
+{{- /* Whether there is a policy store: a word, or nothing. */ -}}
+{{- define "sparsity.hasStore" -}}
+{{- with .Values.redis }}{{ if or .url .secretName .embedded.enabled }}yes{{ end }}{{ end -}}
+{{- end }}
+
 {{- /* A variable out of a Secret's key, where both are named: (list variable secret key). */ -}}
 {{- define "sparsity.secretVariable" -}}
 {{- if and (index . 1) (index . 2) }}
@@ -38,6 +43,7 @@
 
 {{- /* What a router needs to reach the store, as environment. */ -}}
 {{- define "sparsity.redisEnvironment" -}}
+{{- if include "sparsity.hasStore" . }}
 - name: SPARSITY_REDIS_URL
   {{- if .Values.redis.secretName }}
   valueFrom:
@@ -49,6 +55,7 @@
   {{- else }}
   value: {{ .Values.redis.url | quote }}
   {{- end }}
+{{- end }}
 {{- range $prefix, $login := dict "SPARSITY_REDIS" .Values.redis.auth "SPARSITY_REDIS_SENTINEL" .Values.redis.sentinelAuth }}
 {{- include "sparsity.secretVariable" (list (printf "%s_USERNAME" $prefix) $login.secretName $login.usernameKey) }}
 {{- include "sparsity.secretVariable" (list (printf "%s_PASSWORD" $prefix) $login.secretName $login.passwordKey) }}
@@ -70,8 +77,8 @@
 {{- $redis := .Values.redis -}}
 {{- $stores := 0 -}}
 {{- range list $redis.url $redis.secretName $redis.embedded.enabled }}{{ if . }}{{ $stores = add $stores 1 }}{{ end }}{{ end -}}
-{{- if ne (int $stores) 1 -}}
-{{- fail "redis: give one of redis.secretName (a Secret with the URL), redis.url, and redis.embedded.enabled=true for a trial" -}}
+{{- if and (ne (int $stores) 1) (or (int $stores) (ne .Values.policies.mode "folder")) -}}
+{{- fail "redis: give one of redis.secretName (a Secret with the URL), redis.url, and redis.embedded.enabled=true for a trial; or none with policies.mode=folder" -}}
 {{- end -}}
 {{- if contains "@" $redis.url -}}
 {{- fail "redis.url: holds credentials; name their Secret in redis.auth, or put the URL into one and name it in redis.secretName" -}}
@@ -99,6 +106,9 @@
 {{- end -}}
 {{- if and $redis.sentinelAuth.secretName $redis.url (not (contains "+sentinel://" $redis.url)) -}}
 {{- fail "redis.sentinelAuth: redis.url names no Sentinels" -}}
+{{- end -}}
+{{- if and (or $redis.auth.secretName $redis.sentinelAuth.secretName $redis.tls.secretName) (not (int $stores)) -}}
+{{- fail "redis: auth and tls are of a store; give redis.url" -}}
 {{- end -}}
 {{- if and $redis.tls.secretName (not (or $redis.tls.caKey $redis.tls.certKey)) -}}
 {{- fail "redis.tls: name the keys of redis.tls.secretName: caKey, or certKey and keyKey" -}}

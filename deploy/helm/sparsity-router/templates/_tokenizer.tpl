@@ -1,16 +1,25 @@
-{{- /* Where the router's tokenizer comes from: an image, a claim of its own, or, as the model, the worker's. */ -}}
-{{- define "sparsity.routerModelPath" -}}
+{{- /* Where the router's tokenizer comes from, as a word: image, claim, download, or model, which is the workers' volume. */ -}}
+{{- define "sparsity.tokenizer" -}}
 {{- $own := .Values.router.tokenizer -}}
-{{- if or $own.image $own.existingClaim }}/models{{ else }}{{ include "sparsity.modelPath" . }}{{ end }}
+{{- $model := include "sparsity.model" . | fromJson -}}
+{{- if $own.image }}image
+{{- else if $own.existingClaim }}claim
+{{- else if has $model.scheme (list "hf" "s3") }}download
+{{- else }}model
+{{- end -}}
+{{- end }}
+
+{{- define "sparsity.routerModelPath" -}}
+{{- if ne "model" (include "sparsity.tokenizer" .) }}/models{{ else }}{{ include "sparsity.modelPath" . }}{{ end }}
 {{- end }}
 
 {{- define "sparsity.routerModelVolume" -}}
-{{- $own := .Values.router.tokenizer -}}
-{{- if $own.image }}
+{{- $from := include "sparsity.tokenizer" . -}}
+{{- if has $from (list "image" "download") }}
 - {name: model, emptyDir: {}}
-{{- else if $own.existingClaim }}
+{{- else if eq $from "claim" }}
 - name: model
-  persistentVolumeClaim: {claimName: {{ $own.existingClaim }}, readOnly: true}
+  persistentVolumeClaim: {claimName: {{ .Values.router.tokenizer.existingClaim }}, readOnly: true}
 {{- else }}
 {{- include "sparsity.modelVolume" . }}
 {{- end }}
@@ -18,7 +27,7 @@
 
 {{- define "sparsity.routerModelMount" -}}
 {{- $own := .Values.router.tokenizer -}}
-{{- if or $own.image $own.existingClaim }}
+{{- if ne "model" (include "sparsity.tokenizer" .) }}
 - name: model
   mountPath: /models
   readOnly: true
@@ -30,10 +39,11 @@
 {{- end }}
 {{- end }}
 
-{{- /* (list root values) */ -}}
+{{- /* (list root values image) */ -}}
 {{- define "sparsity.routerModelInit" -}}
 {{- $root := index . 0 -}}{{- $own := $root.Values.router.tokenizer -}}
-{{- if $own.image }}
+{{- $from := include "sparsity.tokenizer" $root -}}
+{{- if eq $from "image" }}
 - name: tokenizer
   image: {{ $own.image }}
   imagePullPolicy: {{ (index . 1).image.pullPolicy }}
@@ -45,7 +55,10 @@
     limits: {memory: 128Mi}
   volumeMounts:
   - {name: model, mountPath: /models}
-{{- else if not $own.existingClaim }}
+{{- else if eq $from "download" }}
+{{- include "sparsity.download" (dict "root" $root "values" (index . 1) "image" (index . 2) "target" "/models"
+  "files" (list "tokenizer.json" "config.json" "tokenizer_config.json" "chat_template.jinja")) }}
+{{- else if eq $from "model" }}
 {{- include "sparsity.modelInit" . }}
 {{- end }}
 {{- end }}

@@ -1,0 +1,343 @@
+{{- /* Where the model comes from, as JSON: `kind` is builtin, claim, hostPath or download; `claim` is the claim that pods mount, the
+  cache of a download, or empty where each pod downloads for itself; `folder` is the model's place in it. */ -}}
+{{- define "sparsity.model" -}}
+{{- $model := .Values.model -}}
+{{- $found := dict "kind" "claim" "scheme" "" "rest" "" "claim" $model.existingClaim "folder" $model.subPath -}}
+{{- if $model.builtin -}}
+{{- $_ := set $found "kind" "builtin" -}}
+{{- else if $model.source -}}
+{{- $scheme := first (splitList "://" $model.source) -}}
+{{- $rest := trimPrefix (printf "%s://" $scheme) $model.source -}}
+{{- if eq $scheme "pvc" -}}
+{{- $parts := splitn "/" 2 $rest -}}
+{{- $found = merge (dict "claim" $parts._0 "folder" (default "" $parts._1 | trimAll "/")) $found -}}
+{{- else if eq $scheme "hostPath" -}}
+{{- $found = merge (dict "kind" "hostPath" "folder" $rest) $found -}}
+{{- else -}}
+{{- /* What is asked for names the folder, so that another revision lies beside the one that pods still read. */ -}}
+{{- $asked := dict "source" $model.source "include" $model.download.include "exclude" $model.download.exclude "sha256" $model.sha256 -}}
+{{- $folder := printf "%s-%s" (base (first (splitList "@" $rest)) | replace ":" "-" | trunc 60) (toJson $asked | sha256sum | trunc 10) -}}
+{{- $made := ternary (printf "%s-model" (include "sparsity.fullname" .)) "" (not (empty $model.cache.size)) -}}
+{{- $claim := default $made $model.cache.existingClaim -}}
+{{- $found = dict "kind" "download" "scheme" $scheme "rest" $rest "claim" $claim "folder" $folder -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $found -}}
+{{- end }}
+
+{{- /* Whether no model runs, and workers answer with the prompt: a word, or nothing. */ -}}
+{{- define "sparsity.echo" -}}
+{{- if eq "echo" (dig "engine" "sglang" (.Values.router.options | default dict)) }}yes{{ end }}
+{{- end }}
+
+{{- /* Seconds that a download may take, before anything can be loaded. */ -}}
+{{- define "sparsity.modelSeconds" -}}
+{{- $model := include "sparsity.model" . | fromJson -}}
+{{- ternary (int .Values.model.download.seconds) 0 (eq $model.kind "download") -}}
+{{- end }}
+
+{{- /* Where the model lies in the pod. */ -}}
+{{- define "sparsity.modelPath" -}}
+{{- if not .Values.model.builtin }}/models
+{{- else if include "sparsity.echo" . }}/models/echo
+{{- else }}/models/SmolLM2-135M-Instruct
+{{- end }}
+{{- end }}
+
+{{- define "sparsity.modelVolume" -}}
+{{- $model := include "sparsity.model" . | fromJson -}}
+- name: model
+  {{- if eq $model.kind "hostPath" }}
+  hostPath: {path: {{ $model.folder | quote }}, type: Directory}
+  {{- else if $model.claim }}
+  persistentVolumeClaim:
+    claimName: {{ $model.claim }}
+    readOnly: true
+  {{- else }}
+  emptyDir: {}
+  {{- end }}
+{{- end }}
+
+{{- define "sparsity.modelMount" -}}
+{{- $model := include "sparsity.model" . | fromJson -}}
+- name: model
+  mountPath: /models
+  readOnly: true
+  {{- if and $model.claim $model.folder }}
+  subPath: {{ $model.folder }}
+  {{- end }}
+{{- end }}
+
+{{- /* What brings the model before a pod's program: (list root values image), image and values of the component. */ -}}
+{{- define "sparsity.modelInit" -}}
+{{- $root := index . 0 -}}{{- $values := index . 1 -}}
+{{- $model := include "sparsity.model" $root | fromJson }}
+{{- if and (eq $model.kind "builtin") (include "sparsity.echo" $root) }}
+{{- $router := include "sparsity.component" (list $root "router") | fromJson }}
+- name: model
+  image: {{ include "sparsity.image" (list $root $router "router" "sparsity-router") }}
+  imagePullPolicy: {{ $router.image.pullPolicy }}
+  # A tokenizer of bytes.
+  command: [python, -m, sparsity_worker.echo.model, /models/echo]
+  securityContext:
+    {{- toYaml $values.securityContext | nindent 4 }}
+  resources:
+    requests: {cpu: 100m, memory: 64Mi}
+    limits: {memory: 512Mi}
+  volumeMounts:
+  - {name: model, mountPath: /models}
+{{- else if eq $model.kind "builtin" }}
+{{- $pools := include "sparsity.pools" $root | fromJson }}
+{{- $name := keys $pools | sortAlpha | first }}
+{{- $pool := index $pools $name }}
+- name: model
+  image: {{ include "sparsity.image" (list $root $pool (printf "workers.%s" $name) "sparsity-worker") }}
+  imagePullPolicy: {{ $pool.image.pullPolicy }}
+  command: [cp, -r, /opt/sparsity/models/SmolLM2-135M-Instruct, /models/]
+  securityContext:
+    {{- toYaml $values.securityContext | nindent 4 }}
+  resources:
+    requests: {cpu: 100m, memory: 64Mi}
+    limits: {memory: 512Mi}
+  volumeMounts:
+  - {name: model, mountPath: /models}
+{{- else if and (eq $model.kind "download") $model.claim }}
+- name: model
+  image: {{ index . 2 }}
+  imagePullPolicy: {{ $values.image.pullPolicy }}
+  command: [sh, -c]
+  args:
+  - |
+    until [ -e "/cache/{{ $model.folder }}/.complete" ]; do
+      echo "model: waiting for its download"
+      sleep 10
+    done
+  securityContext:
+    {{- toYaml $values.securityContext | nindent 4 }}
+  resources:
+    requests: {cpu: 10m, memory: 16Mi}
+    limits: {memory: 64Mi}
+  volumeMounts:
+  - {name: model, mountPath: /cache, readOnly: true}
+{{- else if eq $model.kind "download" }}
+{{- include "sparsity.download" (dict "root" $root "values" $values "image" (index . 2) "target" "/models") }}
+{{- end }}
+{{- end }}
+
+{{- /* Downloads the model: root, values and image of the component, target (a folder on the volume `model`, which is mounted at
+  `mount`), and `files` where it is to be no more than these. */ -}}
+{{- define "sparsity.download" -}}
+{{- $model := include "sparsity.model" .root | fromJson }}
+{{- $download := .root.Values.model.download }}
+{{- $include := default $download.include .files }}
+{{- $exclude := ternary list $download.exclude (hasKey . "files") }}
+{{- $sums := list }}
+{{- range $file, $sum := .root.Values.model.sha256 }}
+{{- if or (not $.files) (has $file (default list $.files)) }}{{ $sums = append $sums (printf "%s  %s" $sum $file) }}{{ end }}
+{{- end }}
+{{- $repository := splitn "@" 2 $model.rest }}
+{{- $image := default .image $download.image }}
+{{- if eq $model.scheme "s3" }}{{ $image = include "sparsity.publicImage" (list .root $download.image "docker.io" "rclone/rclone:1.71.2") }}{{ end }}
+{{- if eq $model.scheme "oci" }}{{ $image = include "sparsity.publicImage" (list .root $download.image "ghcr.io" "oras-project/oras:v1.3.0") }}{{ end }}
+- name: model
+  image: {{ $image }}
+  imagePullPolicy: {{ .values.image.pullPolicy }}
+  command:
+  - sh
+  - -euc
+  - |
+    {{- .root.Files.Get "files/model-download.sh" | trim | nindent 4 }}
+  - model-download
+  args:
+  {{- if eq $model.scheme "hf" }}
+  {{- toYaml (list "python" "-m" "huggingface_hub.cli.hf" "download" $repository._0 "--revision" $repository._1 "--local-dir" .target) | nindent 2 }}
+  {{- range $include }}
+  - --include={{ . }}
+  {{- end }}
+  {{- range $exclude }}
+  - --exclude={{ . }}
+  {{- end }}
+  {{- else if eq $model.scheme "s3" }}
+  {{- toYaml (list "rclone" "copy" (printf ":s3:%s" $model.rest) .target "--stats=15s" "--stats-one-line" "--stats-log-level=NOTICE") | nindent 2 }}
+  {{- range $exclude }}
+  - --filter=- {{ . }}
+  {{- end }}
+  {{- range $include }}
+  - --filter=+ {{ if $.files }}/{{ end }}{{ . }}
+  {{- end }}
+  {{- if $include }}
+  - --filter=- *
+  {{- end }}
+  {{- else }}
+  {{- toYaml (list "oras" "pull" $model.rest "--output" .target "--no-tty") | nindent 2 }}
+  {{- if $download.secretName }}
+  - --registry-config=/etc/sparsity/model/.dockerconfigjson
+  {{- end }}
+  {{- end }}
+  env:
+  - {name: HOME, value: /tmp}
+  - {name: SOURCE, value: {{ .root.Values.model.source | quote }}}
+  - {name: TARGET, value: {{ .target }}}
+  {{- with $sums }}
+  - name: SHA256
+    value: |-
+      {{- range . }}
+      {{ . }}
+      {{- end }}
+  {{- end }}
+  {{- if eq $model.scheme "hf" }}
+  - name: VERIFY
+    value: >-
+      python -m huggingface_hub.cli.hf cache verify {{ $repository._0 }}
+      --revision {{ $repository._1 }} --local-dir {{ .target }}
+  - {name: HF_HUB_DISABLE_TELEMETRY, value: "1"}
+  - {name: HF_HUB_DISABLE_UPDATE_CHECK, value: "1"}
+  {{- with $download.endpoint }}
+  - {name: HF_ENDPOINT, value: {{ . | quote }}}
+  {{- end }}
+  {{- with include "sparsity.secretVariable" (list "HF_TOKEN" $download.secretName $download.secretKey) | trim }}
+  {{- . | nindent 2 }}
+  {{- end }}
+  {{- else if eq $model.scheme "s3" }}
+  - {name: RCLONE_S3_ENV_AUTH, value: "true"}
+  - {name: RCLONE_S3_PROVIDER, value: {{ ternary "Other" "AWS" (not (empty $download.endpoint)) }}}
+  {{- with $download.endpoint }}
+  - {name: RCLONE_S3_ENDPOINT, value: {{ . | quote }}}
+  {{- end }}
+  {{- with $download.region }}
+  - {name: RCLONE_S3_REGION, value: {{ . | quote }}}
+  {{- end }}
+  {{- end }}
+  {{- if and (eq $model.scheme "s3") $download.secretName }}
+  envFrom:
+  - secretRef: {name: {{ $download.secretName }}}
+  {{- end }}
+  securityContext:
+    {{- toYaml .values.securityContext | nindent 4 }}
+  resources:
+    {{- toYaml $download.resources | nindent 4 }}
+  volumeMounts:
+  - {name: model, mountPath: {{ default .target .mount }}}
+  - {name: tmp, mountPath: /tmp}
+  {{- if and (eq $model.scheme "oci") $download.secretName }}
+  - {name: model-registry, mountPath: /etc/sparsity/model, readOnly: true}
+  {{- end }}
+{{- end }}
+
+{{- /* The login of a registry, for pods that download from one: (list root). */ -}}
+{{- define "sparsity.downloadVolume" -}}
+{{- if and (hasPrefix "oci://" .Values.model.source) .Values.model.download.secretName }}
+- {name: model-registry, secret: {secretName: {{ .Values.model.download.secretName }}}}
+{{- end }}
+{{- end }}
+
+{{- /* What pods that download need of the network, where any do: root. */ -}}
+{{- define "sparsity.downloadEgress" -}}
+- ports:
+  {{- range .Values.networkPolicy.modelPorts }}
+  - {port: {{ int . }}, protocol: TCP}
+  {{- end }}
+{{- end }}
+
+{{- /* What cannot be: fails by path, renders nothing. */ -}}
+{{- define "sparsity.modelValidate" -}}
+{{- $model := .Values.model -}}
+{{- if hasKey .Values "models" -}}
+{{- fail "models: a release serves one model, `model`; install one release for each model" -}}
+{{- end -}}
+{{- if hasKey $model "adapters" -}}
+{{- fail "model.adapters: workers serve no LoRA adapters; merge them into a model of its own" -}}
+{{- end -}}
+{{- if and $model.builtin $model.existingClaim -}}
+{{- fail "model.builtin: goes without model.existingClaim" -}}
+{{- end -}}
+{{- if and $model.source (or $model.builtin $model.existingClaim $model.subPath) -}}
+{{- fail "model.source: goes without model.existingClaim, model.subPath and model.builtin" -}}
+{{- end -}}
+{{- if not (or $model.builtin $model.existingClaim $model.source) -}}
+{{- fail "model.existingClaim: name a claim with a Hugging Face folder, say where the model comes from in model.source, or set model.builtin=true for the small model of a trial" -}}
+{{- end -}}
+{{- if $model.source -}}
+{{- $patterns := dict
+  "hf" (list "^hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9._/-]*$" "must be hf://ORG/NAME@REVISION")
+  "s3" (list "^s3://[a-z0-9][a-z0-9.-]+(/[A-Za-z0-9._=-]+)+/?$" "must be s3://BUCKET/FOLDER")
+  "oci" (list "^oci://[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)+(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})$" "must be oci://REGISTRY/NAME:TAG, or @sha256:DIGEST")
+  "pvc" (list "^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[A-Za-z0-9._-]+)*/?$" "must be pvc://CLAIM/FOLDER")
+  "hostPath" (list "^hostPath://(/[A-Za-z0-9._-]+)+/?$" "must be hostPath:///FOLDER") -}}
+{{- $pattern := get $patterns (first (splitList "://" $model.source)) -}}
+{{- if not (regexMatch (first $pattern) $model.source) -}}
+{{- fail (printf "model.source: %s" (last $pattern)) -}}
+{{- end -}}
+{{- if contains "/../" (printf "%s/" $model.source) -}}
+{{- fail "model.source: leaves its folder by .." -}}
+{{- end -}}
+{{- if regexMatch "^(hf://.*@(main|master)|oci://.*:latest)$" $model.source -}}
+{{- fail (printf "model.source: %s names no version; give %s" (regexFind "[^@:]+$" $model.source) (ternary "a commit, or a tag" "another tag, or a digest" (hasPrefix "hf" $model.source))) -}}
+{{- end -}}
+{{- end -}}
+{{- $found := include "sparsity.model" . | fromJson -}}
+{{- $download := $model.download -}}
+{{- if ne $found.kind "download" -}}
+{{- range $path, $given := dict "model.cache.size" $model.cache.size "model.cache.existingClaim" $model.cache.existingClaim "model.sha256" $model.sha256
+  "model.download.secretName" $download.secretName "model.download.image" $download.image "model.download.endpoint" $download.endpoint
+  "model.download.region" $download.region "model.download.include" $download.include -}}
+{{- if $given }}{{ fail (printf "%s: is of a model.source that is downloaded: hf://, s3:// or oci://" $path) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- if and $model.cache.size $model.cache.existingClaim -}}
+{{- fail "model.cache: give existingClaim, or size of one to make" -}}
+{{- end -}}
+{{- if eq $found.scheme "oci" -}}
+{{- if or $download.include $download.endpoint $download.region -}}
+{{- fail "model.download: include, endpoint and region are of hf:// and s3://; an artifact comes whole from its registry" -}}
+{{- end -}}
+{{- $tokenizer := .Values.router.tokenizer -}}
+{{- if not (or $found.claim $tokenizer.image $tokenizer.existingClaim) -}}
+{{- fail "router.tokenizer: give image or existingClaim, or model.cache; without them each router would pull the whole artifact" -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq $found.scheme "hf") $download.region -}}
+{{- fail "model.download.region: is of s3://" -}}
+{{- end -}}
+{{- end }}
+
+{{- /* The job that downloads the model into its claim. */ -}}
+{{- define "sparsity.modelJob" -}}
+{{- $model := include "sparsity.model" . | fromJson }}
+{{- $router := include "sparsity.component" (list . "router") | fromJson }}
+# Each goes on where the last one ended.
+backoffLimit: 20
+activeDeadlineSeconds: {{ int .Values.model.download.seconds }}
+podFailurePolicy:
+  rules:
+  # What was downloaded is not what it should be: again it would be the same.
+  - action: FailJob
+    onExitCodes: {containerName: model, operator: In, values: [3]}
+template:
+  metadata:
+    labels:
+      {{- include "sparsity.labels" (list . "model") | nindent 6 }}
+  spec:
+    restartPolicy: Never
+    serviceAccountName: {{ include "sparsity.serviceAccount" . }}
+    automountServiceAccountToken: false
+    enableServiceLinks: false
+    {{- with include "sparsity.placement" $router | trim }}
+    {{- . | nindent 4 }}
+    {{- end }}
+    {{- with .Values.imagePullSecrets }}
+    imagePullSecrets:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    securityContext:
+      {{- toYaml $router.podSecurityContext | nindent 6 }}
+    containers:
+    {{- include "sparsity.download" (dict "root" . "values" $router "mount" "/cache" "target" (printf "/cache/%s" $model.folder)
+      "image" (include "sparsity.image" (list . $router "router" "sparsity-router"))) | trim | nindent 4 }}
+    volumes:
+    - {name: model, persistentVolumeClaim: {claimName: {{ $model.claim }}}}
+    - {name: tmp, emptyDir: {}}
+    {{- with include "sparsity.downloadVolume" . | trim }}
+    {{- . | nindent 4 }}
+    {{- end }}
+{{- end }}

@@ -1,0 +1,88 @@
+"""A release: one version everywhere, and a workflow that asks for what there is."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from release import PLACES, ROOT, main, notes, version, versions, write
+
+WORKFLOW = ROOT / ".github" / "workflows" / "release.yaml"
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    for place in PLACES:
+        (tmp_path / place.file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / place.file, tmp_path / place.file)
+    return tmp_path
+
+
+def test_versions_move_together(copy: Path) -> None:
+    assert version(copy) == version()
+    write("7.8.9", copy)
+    moved = {found for place, found in versions(copy) if place.file != "CHANGELOG.md"}
+    assert moved == {"7.8.9"}
+    # Nothing stays behind: no file says the old one of anything of ours.
+    for file in {place.file for place in PLACES} - {"CHANGELOG.md"}:
+        assert not re.search(rf"sparsity[\w\[\],-]*[:= ]+{re.escape(version())}", (copy / file).read_text()), file
+    with pytest.raises(SystemExit, match=r"versions differ(?s:.*)CHANGELOG.md"):
+        version(copy)
+    changelog = copy / "CHANGELOG.md"
+    changelog.write_text(
+        changelog.read_text().replace(f"## {version()}", "## 7.8.9 (2027-01-01)\n\n- Words.\n\n## 0.1.0")
+    )
+    assert version(copy) == "7.8.9"
+    assert notes("7.8.9", copy) == "- Words."
+
+
+@pytest.mark.parametrize("place", range(len(PLACES)))
+def test_one_that_stays_behind_is_told(copy: Path, place: int) -> None:
+    file = copy / PLACES[place].file
+    file.write_text(PLACES[place].pattern().sub("0.0.9", file.read_text(), count=1))
+    with pytest.raises(SystemExit, match=re.escape(PLACES[place].file)):
+        version(copy)
+
+
+def test_a_tag_of_another_version_is_not_released() -> None:
+    with pytest.raises(SystemExit, match=r"the tag is v9\.9\.9"):
+        main(["check", "v9.9.9"])
+    assert notes(version())
+
+
+def steps() -> list[dict[str, Any]]:
+    jobs = yaml.safe_load(WORKFLOW.read_text())["jobs"]
+    return [step for job in jobs.values() for step in job["steps"]]
+
+
+def test_the_workflow_asks_for_files_that_there_are() -> None:
+    said = " ".join(step.get("run", "") for step in steps())
+    files = set(re.findall(r"(?:deploy|tests)/[\w./-]+", said))
+    assert len(files) >= 4
+    for file in files:
+        assert (ROOT / file).exists(), file
+    for name in ("router", "worker"):
+        assert (ROOT / "deploy" / "docker" / f"{name}.Dockerfile").exists()
+
+
+def test_what_is_pushed_is_signed_and_has_an_sbom() -> None:
+    jobs = yaml.safe_load(WORKFLOW.read_text())["jobs"]
+    pushing = {
+        name
+        for name, job in jobs.items()
+        if any(" --push " in s.get("run", "") or "helm push" in s.get("run", "") for s in job["steps"])
+    }
+    assert pushing == {"images", "chart"}
+    for name in pushing:
+        job = jobs[name]
+        assert job["permissions"]["id-token"] == "write"
+        (sign,) = (step for step in job["steps"] if step.get("uses", "").startswith("actions/attest"))
+        assert sign["with"]["push-to-registry"]
+    assert any("--sbom=true" in step.get("run", "") for step in jobs["images"]["steps"])
+    assert jobs["images"]["if"] == "github.ref_type == 'tag'"
+    assert "images" in jobs["chart"]["needs"]
+    assert "cluster" in jobs["images"]["needs"]

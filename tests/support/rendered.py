@@ -1,0 +1,57 @@
+"""What the chart renders, for tests that look into it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from charts import CHART, render, run, value_files
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    """What a value file of the chart, or of its tests, renders."""
+    (file,) = (file for file in value_files() if file.stem == name)
+    return [document for document in yaml.safe_load_all(render(file)) if document]
+
+
+def of_kind(found: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+    """The objects of one kind by their names."""
+    return {document["metadata"]["name"]: document for document in found if document["kind"] == kind}
+
+
+def containers(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every container of every pod, with its pod's spec beside it."""
+    pods = [document["spec"] for document in found if document["kind"] == "Pod"]
+    kinds = ("Deployment", "StatefulSet", "Job")
+    pods += [document["spec"]["template"]["spec"] for document in found if document["kind"] in kinds]
+    return [{**c, "pod": pod} for pod in pods for c in (*pod.get("initContainers", ()), *pod["containers"])]
+
+
+def pods(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The specs of all pods by the names of what makes them, without the release's."""
+    made = {container["pod"]["containers"][0]["name"]: container["pod"] for container in containers(found)}
+    for name, deployment in of_kind(found, "Deployment").items():
+        made[name.removeprefix("r-sparsity-router-")] = deployment["spec"]["template"]["spec"]
+    return made
+
+
+def rendered(*settings: str, example: str = "trial") -> list[dict[str, Any]]:
+    """What an example renders with some values set anew."""
+    sets = [word for setting in settings for word in ("--set-json", setting)]
+    command = (
+        "template",
+        "r",
+        str(CHART),
+        "--namespace",
+        "ns",
+        "-f",
+        str(CHART / "examples" / f"{example}.yaml"),
+        *sets,
+    )
+    return [document for document in yaml.safe_load_all(run(*command)) if document]
+
+
+def egress_ports(found: list[dict[str, Any]], component: str = "router") -> list[int]:
+    """The ports of rules without a peer: of what lies outside."""
+    rules = of_kind(found, "NetworkPolicy")[f"r-sparsity-router-{component}"]["spec"]["egress"]
+    return [port["port"] for rule in rules if "to" not in rule for port in rule["ports"] if port["protocol"] == "TCP"]
