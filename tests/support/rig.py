@@ -17,6 +17,7 @@ from sparsity_client.wire import make_request
 from sparsity_policies.documents.document import parse_policy
 from sparsity_router.decisions.sessions import Sessions
 from sparsity_router.fleet.fleet import Admission, Fleet
+from sparsity_router.fleet.stock.model import StockModel
 from sparsity_router.fleet.workers import State
 from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.tokens import ModelTokenizer
@@ -85,7 +86,8 @@ async def rig(
     max_prompt_bytes: int = 10_000,
     **service_options: Any,
 ) -> AsyncIterator[Rig]:
-    model = tiny_model(folder)
+    # A test may have changed what is there.
+    model = folder if (folder / "tokenizer.json").exists() else tiny_model(folder)
     asked = {"shadow": shadow_policy} if shadow_policy else {}
     policy = parse_policy({"domain": "low", "risk": "low", "bands": BANDS} | asked)
     policies = Policies(snapshot([policy]))
@@ -93,7 +95,9 @@ async def rig(
         await worker.start()
     tokenizer = ModelTokenizer(model)
     found = tuple(worker.address for worker in workers) + places
-    fleet = Fleet(found, tokenizer.digest, 1.0, None, admission or Admission(queue_seconds=0.0), engine=engine)
+    stock = StockModel.of(tokenizer.tokenizer, tokenizer.served, tokenizer.digest, tokenizer.config)
+    admission = admission or Admission(queue_seconds=0.0)
+    fleet = Fleet(found, tokenizer.digest, 1.0, None, admission, engine=engine, model=stock)
     classifier, known = Classifier(tokenizer, max_prompt_bytes), cast(Any, policies)
     repeats = shadow(known, fleet) if shadow else None
     options = {"sessions": sessions, "shadow": repeats, **service_options}
