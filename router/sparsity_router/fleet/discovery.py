@@ -32,8 +32,10 @@ _STOCK, _FIXED = "sglang+", "grpc"
 class Discovery(Protocol):
     """A source of addresses."""
 
-    known: Collection[str]
-    """What is known before anybody was asked."""
+    @property
+    def known(self) -> Collection[str]:
+        """What is known before anybody was asked."""
+        ...
 
     def follow(self) -> AsyncIterator[Collection[str]]:
         """The addresses at every change, as `host:port`."""

@@ -1,4 +1,4 @@
-"""Servers of stock SGLang as dense workers, by SGLang's own contract: what is asked of them, and what they are not given."""
+"""Servers of stock SGLang as dense workers, by SGLang's own contract: what they are asked, and what they are not."""
 
 from __future__ import annotations
 
