@@ -63,6 +63,7 @@ class Rig:
     fleet: Fleet
     workers: list[FakeWorker]
     policies: Policies
+    address: str
 
     async def generate(self, prompt: Any = LONG, timeout: float = 10.0, **options: Any) -> tuple[str, Any]:
         text, completion = "", None
@@ -112,7 +113,8 @@ async def rig(
         await until(
             lambda: all(worker.capabilities and worker.state is not State.UNREACHABLE for worker in fleet.workers)
         )
-        yield Rig(channel, inference_pb2_grpc.InferenceServiceStub(channel), fleet, list(workers), policies)
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        yield Rig(channel, stub, fleet, list(workers), policies, f"127.0.0.1:{endpoint.port}")
     finally:
         for task in watching:
             task.cancel()
