@@ -104,6 +104,9 @@ def nobody(fleet: Fleet, decision: Decision, tried: Tried) -> SparsityError:
 def _lacking(fleet: Fleet, decision: Decision, needs: frozenset[Need]) -> Need | None:
     """What keeps a request from every worker that it could go to otherwise; a lease is no caller's wish."""
     tiers, reasoning = (decision.tier, *decision.fallback), decision.dense_reasoning
+    if any(not worker.tiers for worker in fleet.workers):
+        # Who was not reached yet may have it.
+        return None
     able = [worker for tier in tiers for worker in fleet.of(tier, reasoning)]
     common = needs.intersection(*(worker.lacks for worker in able)) if able else needs & frozenset()
     return next((need for need in Need if need in common and need is not Need.LEASE), None)

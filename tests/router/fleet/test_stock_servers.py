@@ -13,14 +13,22 @@ import grpc
 import pytest
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import make_request
+from sparsity_policies.decisions.decide import decide
+from sparsity_policies.model import Signals
 from sparsity_router.fleet.discovery import discover
+from sparsity_router.fleet.fleet import Fleet
+from sparsity_router.fleet.needs import Need
 from sparsity_router.fleet.stock.facts import DENSE_BACKENDS
+from sparsity_router.fleet.stock.model import StockModel
 from sparsity_router.fleet.workers import State
-from sparsity_rpc.errors import ConfigurationError
+from sparsity_router.prompts.tokens import ModelTokenizer
+from sparsity_router.relaying.placing import Tried, nobody
+from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, UnavailableError
 from sparsity_rpc.status import to_error
 from support.fake_stock import LIKELY, FakeStock, chunk, complete, fails, hangs, says, tokens_of
 from support.fake_worker import FakeWorker, fail
 from support.rig import AGGRESSIVE, DENSE, LONG, Rig, refusal, rig, until
+from support.snapshots import snapshot
 from support.tiny import tiny_model, tiny_tokenizer
 
 TOOL = inference_pb2.Tool(name="weather")
@@ -327,8 +335,41 @@ async def test_what_does_not_fit_into_its_cache_is_refused_by_name(model: Path) 
     async with over(model, server) as r:
         error = await refusal(whole(r, make_request("hi", domain="medical", max_new_tokens=99)))
         assert "sampling.max_new_tokens" in error.details()
-        assert "exceed the 100 that this server's cache holds" in error.details()
+        assert "exceed the 100 that this server takes" in error.details()
+        server.kv_tokens = 0
+        await server.restart()
+        await until(lambda: r.fleet.workers[0].state is State.READY and server.started == 2)
+        error = await refusal(whole(r, make_request("hi", domain="medical", max_new_tokens=511)))
+        assert "exceed the 512 that this server takes" in error.details()
+        # At a token that it does not have, a server ends with its process.
+        error = await refusal(whole(r, make_request([1, 257], domain="medical")))
+        assert (error.code(), "257 is not below the vocabulary size 257" in error.details()) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            True,
+        )
         assert not server.received
+
+
+async def test_who_was_not_reached_yet_may_have_what_stock_servers_lack(model: Path) -> None:
+    late = FakeWorker("late", DENSE, model)
+    await late.start()
+    place = late.address
+    await late.stop()
+    server = await FakeStock(model).start()
+    tokenizer = ModelTokenizer(model)
+    stock = StockModel.of(tokenizer.tokenizer, tokenizer.served, tokenizer.digest, tokenizer.config)
+    fleet = Fleet((server.address, place), tokenizer.digest, 1.0, model=stock)
+    watching = asyncio.create_task(fleet.watch())
+    await until(lambda: any(worker.state is State.READY for worker in fleet.workers))
+    decision = decide(Signals(10, 10, domain="medical"), snapshot())
+    tried = Tried(set(), needs=frozenset({Need.TOOLS}))
+    assert isinstance(nobody(fleet, decision, tried), UnavailableError)
+    fleet.workers = [worker for worker in fleet.workers if worker.target != place]
+    assert isinstance(nobody(fleet, decision, tried), InvalidRequestError)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    await fleet.close()
+    await server.stop()
 
 
 def test_places_of_stock_servers() -> None:

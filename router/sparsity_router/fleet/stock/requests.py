@@ -24,11 +24,18 @@ async def prompt_of(request: worker_pb2.WorkerServiceGenerateRequest, model: Sto
     """The prompt's token ids.
 
     Raises:
+        InvalidRequestError: when there are none, or one that the model does not have: a server dies of it.
         TokenCountError: when a text has other tokens than it was decided for.
     """
-    if not request.HasField("text"):
-        return list(request.prompt.ids)
-    text = request.text
+    ids = list(request.prompt.ids) if not request.HasField("text") else await _encoded(request.text, model)
+    if not ids:
+        raise InvalidRequestError.of("prompt", "is empty")
+    if (highest := max(ids)) >= (size := model.served.vocabulary_size):
+        raise InvalidRequestError.of("prompt.ids", f"{highest} is not below the vocabulary size {size}")
+    return ids
+
+
+async def _encoded(text: worker_pb2.TextPrompt, model: StockModel) -> list[int]:
     if len(text.text) > _INLINE_CHARACTERS:
         ids = await asyncio.to_thread(model.encode, text.text, special=text.add_special_tokens)
     else:
@@ -38,14 +45,15 @@ async def prompt_of(request: worker_pb2.WorkerServiceGenerateRequest, model: Sto
     return ids
 
 
-def check_room(prompt: int, sampling: inference_pb2.SamplingParams, most: int) -> None:
-    """Refuses what does not fit into a server's cache, of ``most`` tokens; 0 is not known.
+def check_room(prompt: int, sampling: inference_pb2.SamplingParams, held: int, model: StockModel) -> None:
+    """Refuses what fits not into a server's cache, of ``held`` tokens (0: not known), or not into the model's context.
 
     Raises:
         InvalidRequestError: naming the field.
     """
-    if most and prompt + (new := new_tokens(sampling)) > most:
-        problem = f"{prompt} prompt tokens and {new} new ones exceed the {most} that this server's cache holds"
+    most, new = min(held or model.served.context_length, model.served.context_length), new_tokens(sampling)
+    if prompt + new > most:
+        problem = f"{prompt} prompt tokens and {new} new ones exceed the {most} that this server takes"
         raise InvalidRequestError.of("sampling.max_new_tokens", problem)
 
 

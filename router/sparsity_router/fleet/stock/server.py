@@ -122,7 +122,7 @@ class StockServer:
         metadata: Sequence[tuple[str, str]] | None,
     ) -> Opened:
         prompt = await prompt_of(request, self._model)
-        check_room(len(prompt), request.sampling, self._facts.kv_tokens if self._facts else 0)
+        check_room(len(prompt), request.sampling, self._facts.kv_tokens if self._facts else 0, self._model)
         asked = to_contract(request, rid, prompt, self._model)
         call = self._stub.Generate(asked, timeout=timeout, metadata=metadata)
         return call, StockAnswer(request, prompt, self._model)
