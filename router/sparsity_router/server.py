@@ -115,7 +115,7 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
         admission,
         config.worker_tls,
         config.engine,
-        StockModel.of(tokenizer.tokenizer, tokenizer.served, tokenizer.digest, tokenizer.config),
+        _stock_model(tokenizer),
     )
     if config.engine == ECHO:
         log.warning("--engine echo: no model answers; workers repeat prompts and attend nothing")
@@ -228,6 +228,12 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     for result in results:
         if isinstance(result, Exception):
             raise result
+
+
+def _stock_model(tokenizer: ModelTokenizer) -> StockModel:
+    """What servers of stock SGLang are to serve."""
+    template = tokenizer.template.source if tokenizer.template else ""
+    return StockModel.of(tokenizer.tokenizer, tokenizer.served, tokenizer.digest, tokenizer.config, template)
 
 
 def _reloading(config: RouterConfig, access: Access, limits: TenantLimits | None, keys: LeaseKeys | None) -> Reloading:

@@ -96,7 +96,8 @@ async def rig(
         await worker.start()
     tokenizer = ModelTokenizer(model)
     found = tuple(worker.address for worker in workers) + places
-    stock = StockModel.of(tokenizer.tokenizer, tokenizer.served, tokenizer.digest, tokenizer.config)
+    template = tokenizer.template.source if tokenizer.template else ""
+    stock = StockModel.of(tokenizer.tokenizer, tokenizer.served, tokenizer.digest, tokenizer.config, template)
     admission = admission or Admission(queue_seconds=0.0)
     fleet = Fleet(found, tokenizer.digest, 1.0, None, admission, engine=engine, model=stock)
     classifier, known = Classifier(tokenizer, max_prompt_bytes), cast(Any, policies)

@@ -42,7 +42,7 @@ class ModelTokenizer:
         self.served = Served(self.name, self.context_length, self.vocabulary_size, Defaults.read(model_path))
         self.config: dict[str, Any] = config
         self.digest = hashlib.sha256(data).hexdigest()
-        self._template = ChatTemplate.read(model_path)
+        self.template = ChatTemplate.read(model_path)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Token ids of ``text``; ``special`` adds what the model puts around plain text."""
@@ -68,7 +68,7 @@ class ModelTokenizer:
         Raises:
             InvalidRequestError: when the model has no chat template, or the messages do not fit it.
         """
-        if self._template is None:
+        if self.template is None:
             problem = f"model {self.served.name} has no chat template; send text or token_ids"
             raise InvalidRequestError.of("chat", problem)
-        return self._template.render(chat, None if plain else self.control.as_text)
+        return self.template.render(chat, None if plain else self.control.as_text)

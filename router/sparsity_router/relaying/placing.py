@@ -96,8 +96,8 @@ def nobody(fleet: Fleet, decision: Decision, tried: Tried) -> SparsityError:
     if is_full(fleet, decision, tried):
         return OverloadedError(f"every {words} worker is full; try again{last}")
     if lacking := _lacking(fleet, decision, tried.needs):
-        problem = f"cannot be had of any {words} worker here: servers of stock SGLang lack it"
-        return InvalidRequestError.of(lacking.value, problem)
+        problem = f"{lacking.what} cannot be had of any {words} worker here: servers of stock SGLang have none"
+        return InvalidRequestError.of(lacking.field, problem)
     return UnavailableError(f"no {words} worker can be reached{last}")
 
 

@@ -10,8 +10,10 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_rpc.errors import EngineError, UnavailableError
+from sparsity_serving.fields.tools import demanded
 from sparsity_serving.tokens.detokenizer import IncrementalDetokenizer
 
+from sparsity_router.fleet.stock.calls import Told, ToolCalls
 from sparsity_router.fleet.stock.model import StockModel
 
 
@@ -32,7 +34,9 @@ class StockAnswer:
     ) -> None:
         self._model, self._top, self._prompt = model, request.logprobs.top, len(prompt)
         self._text = IncrementalDetokenizer(model.tokenizer, tuple(request.sampling.stop))
-        apart = request.HasField("chat") and not request.sampling.HasField("response_format")
+        self._calls = ToolCalls(request.chat) if request.chat.tools else None
+        free = not request.sampling.HasField("response_format") and not demanded(request.chat.tool_choice)
+        apart = request.HasField("chat") and free
         self._marks = model.marks if apart else None
         self._thinks = self._marks is not None and model.thinks(prompt)
         self._tokens = self._thoughts = self._cached = 0
@@ -85,6 +89,10 @@ class StockAnswer:
             self._add(response, rest.text, thinks=self._thinks)
             if complete.finish_reason == "length" and not rest.stopped:
                 finish = inference_pb2.FINISH_REASON_LENGTH
+        if self._calls is not None:
+            self._tell(response, self._calls.finish())
+            called = self._calls.count and finish == inference_pb2.FINISH_REASON_STOP
+            finish = inference_pb2.FINISH_REASON_TOOL_CALLS if called else finish
         response.completion.finish_reason = finish
         response.completion.model = self._model.served.name
         response.completion.worker_id, response.completion.unreported = worker, unreported
@@ -116,8 +124,15 @@ class StockAnswer:
     def _add(self, response: inference_pb2.GenerateResponse, text: str, *, thinks: bool) -> None:
         if thinks:
             response.reasoning += text
-        else:
+        elif self._calls is None:
             response.text += text
+        elif text:
+            self._tell(response, self._calls.push(text))
+
+    @staticmethod
+    def _tell(response: inference_pb2.GenerateResponse, told: Told) -> None:
+        response.text += told.text
+        response.tool_calls.extend(told.calls)
 
     def _told(
         self, ids: Sequence[int], values: Sequence[float | None], top: Sequence[Any]

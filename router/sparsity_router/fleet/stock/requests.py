@@ -10,6 +10,7 @@ from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_rpc.errors import InvalidRequestError, TokenCountError
 from sparsity_serving.sampling import new_tokens
 
+from sparsity_router.fleet.stock.calls import held_to
 from sparsity_router.fleet.stock.contract import contract
 from sparsity_router.fleet.stock.model import StockModel
 
@@ -81,7 +82,7 @@ def to_contract(
         n=1,
         ignore_eos=asked.ignore_eos,
         logit_bias={str(each.token_id): each.bias for each in asked.logit_bias},
-        **_held(asked.response_format),
+        **(_held(asked.response_format) or ({"json_schema": call} if (call := held_to(request.chat)) else {})),
     )
     return messages.GenerateRequest(
         request_id=rid,

@@ -23,9 +23,9 @@ from sparsity_router.fleet.stock.facts import Facts, started, tokenizer_digest
 from sparsity_router.fleet.stock.model import StockModel
 from sparsity_router.fleet.stock.requests import check_room, prompt_of, to_contract
 
-# SGLang's parsers take calls out of text, and they come with torch; its contract has no seed, and its servers know no
-# leases; expressions may take minutes a token, and nobody here says that it takes them.
-_LACKS: Final = frozenset({Need.TOOLS, Need.SEED, Need.EXPRESSION, Need.LOGPROBS, Need.LEASE})
+# SGLang's contract has no seed, and its servers know no leases; expressions may take minutes a token, and nobody here
+# says that it takes them.
+_LACKS: Final = frozenset({Need.STRICT, Need.PATTERN, Need.SEED, Need.EXPRESSION, Need.LOGPROBS, Need.LEASE})
 _NO_HEALTH: Final = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.NOT_FOUND)
 _ABORT_SECONDS: Final = 3.0
 # An archive of a tokenizer, bytes.
@@ -52,7 +52,9 @@ class StockServer:
         self._facts: Facts | None = None
         self._aborts: set[asyncio.Task[None]] = set()
         self.objection = ""
-        self.lacks = _LACKS
+        # SGLang's parsers of other forms come with torch.
+        self._lacks = _LACKS if model.calls else _LACKS | {Need.TOOLS}
+        self.lacks = self._lacks
 
     async def GetCapabilities(
         self, request: worker_pb2.GetCapabilitiesRequest, timeout: float | None = None
@@ -71,7 +73,7 @@ class StockServer:
         if facts is None or facts.started != started(server) or not facts.digest:
             facts = Facts(info, server, await self._tokenizer())
         self._facts, self.objection = facts, facts.objection(self._model)
-        self.lacks = _LACKS if facts.grammars else _LACKS | {Need.FORMAT}
+        self.lacks = self._lacks if facts.grammars else self._lacks | {Need.FORMAT, Need.DEMAND}
         return facts.capabilities(self._name)
 
     def WatchLoad(self, request: worker_pb2.WatchLoadRequest) -> LoadStream:
