@@ -340,7 +340,7 @@ async def test_what_does_not_fit_into_its_cache_is_refused_by_name(model: Path) 
         assert "exceed the 100 that this server takes" in error.details()
         server.kv_tokens = 0
         await server.restart()
-        await until(lambda: r.fleet.workers[0].state is State.READY and server.asked_for_tokenizer == 2)
+        await until(lambda: r.fleet.workers[0].state is State.READY and server.asked_for_tokenizer > 1)
         error = await refusal(whole(r, make_request("hi", domain="medical", max_new_tokens=511)))
         assert "exceed the 512 that this server takes" in error.details()
         # At a token that it does not have, a server ends with its process.
