@@ -33,6 +33,12 @@ class AsyncStream(AsyncIterator[Chunk]):
     async def __anext__(self) -> Chunk:
         return self._gathered.add(await anext(self._responses))
 
+    async def answers(self) -> tuple[Answer, ...]:
+        """As :meth:`answer`, all answers of a request for several."""
+        async for _ in self:
+            pass
+        return self._gathered.answers()
+
     async def answer(self) -> Answer:
         """The whole completion, after what is left of the stream was read.
 

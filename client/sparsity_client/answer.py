@@ -61,6 +61,7 @@ class Chunk:
         tool_calls: parts of calls.
         logprobs: one for each token, where they were asked for.
         prompt_logprobs: one for each of the prompt's tokens, where they were asked for; in the first chunk.
+        choice: which of the answers it is of, from 0 on.
     """
 
     text: str
@@ -69,6 +70,7 @@ class Chunk:
     tool_calls: tuple[ToolCallDelta, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    choice: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,12 @@ class Stream(Iterator[Chunk]):
     def __next__(self) -> Chunk:
         return self._gathered.add(next(self._responses))
 
+    def answers(self) -> tuple[Answer, ...]:
+        """As :meth:`answer`, all answers of a request for several."""
+        for _ in self:
+            pass
+        return self._gathered.answers()
+
     def answer(self) -> Answer:
         """The whole completion, after what is left of the stream was read.
 

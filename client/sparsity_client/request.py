@@ -184,6 +184,7 @@ class Request:
         chat_template_kwargs: variables of the model's chat template.
         reasoning_effort: how much the model thinks, a word that its chat template knows.
         logprobs: log-probabilities that the answer carries.
+        n: answers, 1 to 16, each drawn by itself; a stream's `answers()` gives all.
     """
 
     prompt: Prompt
@@ -204,3 +205,4 @@ class Request:
     chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
     reasoning_effort: str | None = None
     logprobs: Logprobs | None = None
+    n: int | None = None

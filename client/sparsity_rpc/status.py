@@ -10,6 +10,7 @@ from google.protobuf import any_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
+from grpc.aio import Metadata
 
 from sparsity_rpc.channels import DECISION_ID, TIER
 from sparsity_rpc.errors import EngineError, InvalidRequestError, OverloadedError, SparsityError, Violation
@@ -99,6 +100,13 @@ def _made(
     if issubclass(kind, OverloadedError) and retry.HasField("retry_delay"):
         return kind(problem, retry.retry_delay.ToNanoseconds() / 1e9)
     return kind(problem)
+
+
+def as_call_error(error: SparsityError) -> grpc.aio.AioRpcError:
+    """What a call fails with whose server ends it with ``error``, of a peer that speaks another contract."""
+    status = to_status(error)
+    trailers = Metadata((_DETAILS, status.SerializeToString()))
+    return grpc.aio.AioRpcError(error.code, Metadata(), trailers, status.message)
 
 
 def told(trailers: Iterable[tuple[str, Any]]) -> dict[str, str]:

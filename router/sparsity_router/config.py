@@ -39,7 +39,9 @@ class RouterConfig:
 
     model_path: Path = option("folder of the served model, with its tokenizer.json and config.json", name="model")
     workers: tuple[str, ...] = option(
-        "a worker's host:port, dns:///name:port or k8s:///namespace/service:port; repeat", name="worker"
+        "a worker's host:port, dns:///name:port or k8s:///namespace/service:port, or a dense server of stock SGLang,"
+        " sglang+grpc://host:port; repeat",
+        name="worker",
     )
     redis_url: str | None = option(
         f"policy store: {_STORES}. Passwords stay out of the process list in the variable, or in"

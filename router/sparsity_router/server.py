@@ -37,6 +37,7 @@ from sparsity_router.config import RouterConfig
 from sparsity_router.decisions.sessions import Sessions
 from sparsity_router.fleet.fleet import Admission, Fleet
 from sparsity_router.fleet.replicas import Replicas
+from sparsity_router.fleet.stock.model import StockModel
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.following.guards import GuardMonitor
 from sparsity_router.following.rollouts import keep_moving
@@ -114,6 +115,7 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
         admission,
         config.worker_tls,
         config.engine,
+        _stock_model(tokenizer),
     )
     if config.engine == ECHO:
         log.warning("--engine echo: no model answers; workers repeat prompts and attend nothing")
@@ -222,6 +224,12 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     for result in results:
         if isinstance(result, Exception):
             raise result
+
+
+def _stock_model(tokenizer: ModelTokenizer) -> StockModel:
+    """What servers of stock SGLang are to serve."""
+    template = tokenizer.template.source if tokenizer.template else ""
+    return StockModel.of(tokenizer.tokenizer, tokenizer.served, tokenizer.digest, tokenizer.config, template)
 
 
 def _reloading(config: RouterConfig, access: Access, limits: TenantLimits | None, keys: LeaseKeys | None) -> Reloading:

@@ -12,11 +12,17 @@ MAX_STOPS, MAX_STOP_CHARACTERS = 16, 1024
 # SGLang holds it in tensors of 32 signed bits (sglang.srt.sampling.sampling_batch_info), and dies of a larger one.
 MAX_TOP_K = 2**31 - 1
 MAX_BIASES = 300
+MAX_ANSWERS = 16
 
 
 def new_tokens(sampling: inference_pb2.SamplingParams) -> int:
     """Tokens that a request may generate."""
     return sampling.max_new_tokens if sampling.HasField("max_new_tokens") else DEFAULT_MAX_NEW_TOKENS
+
+
+def wanted_answers(request: inference_pb2.GenerateRequest) -> int:
+    """Answers that a request asks for."""
+    return request.n if request.HasField("n") else 1
 
 
 def check_sampling(sampling: inference_pb2.SamplingParams, context_length: int, vocabulary_size: int) -> None:

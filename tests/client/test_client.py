@@ -116,6 +116,7 @@ def test_an_answer_carries_all_that_the_messages_say() -> None:
     gathered = Gathered()
     assert gathered.add(inference_pb2.GenerateResponse(text="a", token_ids=[1])).text == "a"
     last = filled(inference_pb2.GenerateResponse)
+    last.choice = 0
     assert gathered.add(last).token_ids == (2,)
     answer = gathered.answer()
     assert (answer.text, answer.token_ids, answer.finish_reason) == ("atext", (1, 2), "LENGTH")

@@ -17,6 +17,7 @@ from sparsity_client.wire import make_request
 from sparsity_policies.documents.document import parse_policy
 from sparsity_router.decisions.sessions import Sessions
 from sparsity_router.fleet.fleet import Admission, Fleet
+from sparsity_router.fleet.stock.model import StockModel
 from sparsity_router.fleet.workers import State
 from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.tokens import ModelTokenizer
@@ -62,6 +63,7 @@ class Rig:
     fleet: Fleet
     workers: list[FakeWorker]
     policies: Policies
+    address: str
 
     async def generate(self, prompt: Any = LONG, timeout: float = 10.0, **options: Any) -> tuple[str, Any]:
         text, completion = "", None
@@ -85,7 +87,8 @@ async def rig(
     max_prompt_bytes: int = 10_000,
     **service_options: Any,
 ) -> AsyncIterator[Rig]:
-    model = tiny_model(folder)
+    # A test may have changed what is there.
+    model = folder if (folder / "tokenizer.json").exists() else tiny_model(folder)
     asked = {"shadow": shadow_policy} if shadow_policy else {}
     policy = parse_policy({"domain": "low", "risk": "low", "bands": BANDS} | asked)
     policies = Policies(snapshot([policy]))
@@ -93,7 +96,10 @@ async def rig(
         await worker.start()
     tokenizer = ModelTokenizer(model)
     found = tuple(worker.address for worker in workers) + places
-    fleet = Fleet(found, tokenizer.digest, 1.0, None, admission or Admission(queue_seconds=0.0), engine=engine)
+    template = tokenizer.template.source if tokenizer.template else ""
+    stock = StockModel.of(tokenizer.tokenizer, tokenizer.served, tokenizer.digest, tokenizer.config, template)
+    admission = admission or Admission(queue_seconds=0.0)
+    fleet = Fleet(found, tokenizer.digest, 1.0, None, admission, engine=engine, model=stock)
     classifier, known = Classifier(tokenizer, max_prompt_bytes), cast(Any, policies)
     repeats = shadow(known, fleet) if shadow else None
     options = {"sessions": sessions, "shadow": repeats, **service_options}
@@ -108,7 +114,8 @@ async def rig(
         await until(
             lambda: all(worker.capabilities and worker.state is not State.UNREACHABLE for worker in fleet.workers)
         )
-        yield Rig(channel, inference_pb2_grpc.InferenceServiceStub(channel), fleet, list(workers), policies)
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        yield Rig(channel, stub, fleet, list(workers), policies, f"127.0.0.1:{endpoint.port}")
     finally:
         for task in watching:
             task.cancel()

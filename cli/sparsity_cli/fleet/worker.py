@@ -18,6 +18,7 @@ import grpc
 import typer
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, worker_pb2, worker_pb2_grpc
 from sparsity_router.fleet.capabilities import by_tier
+from sparsity_router.fleet.stock.contract import SCHEME
 from sparsity_rpc.errors import ConfigurationError, UnavailableError
 from sparsity_rpc.status import to_error
 from sparsity_serving.access.lease_keys import LeaseKeys
@@ -98,9 +99,11 @@ def _known_to(router: str) -> list[str]:
     with channel_to(router) as channel:
         stub: Any = fleet_pb2_grpc.FleetServiceStub(channel)
         fleet = stub.GetFleet(fleet_pb2.GetFleetRequest(), timeout=_ASK_SECONDS, metadata=call_metadata())
-    if not fleet.workers:
-        raise ConfigurationError(f"{router} knows no workers; name one with --worker")
-    return [each.endpoint for each in fleet.workers]
+    # Servers of stock SGLang show nothing beyond what `sparsity status` tells.
+    found = [each.endpoint for each in fleet.workers if not each.endpoint.startswith(SCHEME)]
+    if not found:
+        raise ConfigurationError(f"{router} knows no workers of ours; name one with --worker")
+    return found
 
 
 def _examine(address: str, keys: LeaseKeys | None, timeout: float, shown: bool) -> Finding:

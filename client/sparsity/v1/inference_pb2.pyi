@@ -215,6 +215,7 @@ class GenerateRequest(_message.Message):
     CHAT_TEMPLATE_KWARGS_FIELD_NUMBER: _builtins.int
     REASONING_EFFORT_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Plain text, tokenized as it is; control tokens of the model that are written in it, as `<|im_end|>`, stay text."""
     priority: _builtins.int
@@ -228,6 +229,10 @@ class GenerateRequest(_message.Message):
     """The model that is asked; unset is whichever the router serves, and another one is refused."""
     reasoning_effort: _builtins.str
     """How much the model thinks, a word that its chat template knows, such as `low`; refused where it reads none."""
+    n: _builtins.int
+    """Answers, each drawn by itself, 16 at most; 1 when unset. A seed is each answer's own: the first has it, the next one
+    more. Only relayed: Route gives leases for one answer.
+    """
     @_builtins.property
     def chat(self) -> Global___ChatPrompt:
         """Chat messages, rendered with the model's chat template; control tokens written in them stay text."""
@@ -281,10 +286,11 @@ class GenerateRequest(_message.Message):
         chat_template_kwargs: _struct_pb2.Struct | None = ...,
         reasoning_effort: _builtins.str | None = ...,
         logprobs: Global___LogprobOptions | None = ...,
+        n: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_chat_template_kwargs", b"_chat_template_kwargs", "_logprobs", b"_logprobs", "_model", b"_model", "_priority", b"_priority", "_reasoning_effort", b"_reasoning_effort", "_request_id", b"_request_id", "_tool_choice", b"_tool_choice", "chat", b"chat", "chat_template_kwargs", b"chat_template_kwargs", "context", b"context", "logprobs", b"logprobs", "model", b"model", "priority", b"priority", "prompt", b"prompt", "reasoning_effort", b"reasoning_effort", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_chat_template_kwargs", b"_chat_template_kwargs", "_logprobs", b"_logprobs", "_model", b"_model", "_n", b"_n", "_priority", b"_priority", "_reasoning_effort", b"_reasoning_effort", "_request_id", b"_request_id", "_tool_choice", b"_tool_choice", "chat", b"chat", "chat_template_kwargs", b"chat_template_kwargs", "context", b"context", "logprobs", b"logprobs", "model", b"model", "n", b"n", "priority", b"priority", "prompt", b"prompt", "reasoning_effort", b"reasoning_effort", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chat_template_kwargs", b"_chat_template_kwargs", "_logprobs", b"_logprobs", "_model", b"_model", "_priority", b"_priority", "_reasoning_effort", b"_reasoning_effort", "_request_id", b"_request_id", "_tool_choice", b"_tool_choice", "chat", b"chat", "chat_template_kwargs", b"chat_template_kwargs", "context", b"context", "logprobs", b"logprobs", "model", b"model", "priority", b"priority", "prompt", b"prompt", "reasoning_effort", b"reasoning_effort", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chat_template_kwargs", b"_chat_template_kwargs", "_logprobs", b"_logprobs", "_model", b"_model", "_n", b"_n", "_priority", b"_priority", "_reasoning_effort", b"_reasoning_effort", "_request_id", b"_request_id", "_tool_choice", b"_tool_choice", "chat", b"chat", "chat_template_kwargs", b"chat_template_kwargs", "context", b"context", "logprobs", b"logprobs", "model", b"model", "n", b"n", "priority", b"priority", "prompt", b"prompt", "reasoning_effort", b"reasoning_effort", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__chat_template_kwargs: _TypeAlias = _typing.Literal["chat_template_kwargs"]  # noqa: Y015
     _WhichOneofArgType__chat_template_kwargs: _TypeAlias = _typing.Literal["_chat_template_kwargs", b"_chat_template_kwargs"]  # noqa: Y015
@@ -292,6 +298,8 @@ class GenerateRequest(_message.Message):
     _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
     _WhichOneofReturnType__model: _TypeAlias = _typing.Literal["model"]  # noqa: Y015
     _WhichOneofArgType__model: _TypeAlias = _typing.Literal["_model", b"_model"]  # noqa: Y015
+    _WhichOneofReturnType__n: _TypeAlias = _typing.Literal["n"]  # noqa: Y015
+    _WhichOneofArgType__n: _TypeAlias = _typing.Literal["_n", b"_n"]  # noqa: Y015
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
     _WhichOneofReturnType__reasoning_effort: _TypeAlias = _typing.Literal["reasoning_effort"]  # noqa: Y015
@@ -308,6 +316,8 @@ class GenerateRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__logprobs) -> _WhichOneofReturnType__logprobs | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__model) -> _WhichOneofReturnType__model | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__n) -> _WhichOneofReturnType__n | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
     @_typing.overload
@@ -848,19 +858,22 @@ class GenerateResponse(_message.Message):
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    CHOICE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """New text since the last message; whole characters only."""
     reasoning: _builtins.str
     """New text of what the model thinks before it answers, of a chat, where the worker knows how its model marks that; it is
     not in `text`. It comes before a message's `text`.
     """
+    choice: _builtins.int
+    """Which of the answers it is of, from 0 on."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """New token ids since the last message."""
 
     @_builtins.property
     def completion(self) -> Global___Completion:
-        """Set in the last message only."""
+        """Set in the last message of each answer only."""
 
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCallDelta]:
@@ -884,10 +897,11 @@ class GenerateResponse(_message.Message):
         tool_calls: _abc.Iterable[Global___ToolCallDelta] | None = ...,
         logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
         prompt_logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
+        choice: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_completion", b"_completion", "completion", b"completion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completion", b"_completion", "completion", b"completion", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "reasoning", b"reasoning", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completion", b"_completion", "choice", b"choice", "completion", b"completion", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "reasoning", b"reasoning", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__completion: _TypeAlias = _typing.Literal["completion"]  # noqa: Y015
     _WhichOneofArgType__completion: _TypeAlias = _typing.Literal["_completion", b"_completion"]  # noqa: Y015

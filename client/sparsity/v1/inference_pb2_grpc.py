@@ -72,8 +72,8 @@ class InferenceServiceServicer:
     """
 
     def Generate(self, request, context):
-        """Generates a completion. The router relays the worker's stream. The last message carries usage, the decision and the
-        sparsity report. Trailing metadata carries `sparsity-decision-id` and `sparsity-tier`, however the stream ends.
+        """Generates a completion, or several. The router relays the worker's stream. The last message of each carries usage, the
+        decision and the sparsity report. Trailing metadata carries `sparsity-decision-id` and `sparsity-tier`, however the stream ends.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,8 +40,8 @@ class InferenceServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InferenceServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]
-    """Generates a completion. The router relays the worker's stream. The last message carries usage, the decision and the
-    sparsity report. Trailing metadata carries `sparsity-decision-id` and `sparsity-tier`, however the stream ends.
+    """Generates a completion, or several. The router relays the worker's stream. The last message of each carries usage, the
+    decision and the sparsity report. Trailing metadata carries `sparsity-decision-id` and `sparsity-tier`, however the stream ends.
     """
     Route: _grpc.UnaryUnaryMultiCallable[_inference_pb2.RouteRequest, _inference_pb2.RouteResponse]
     """Decides and picks a worker, for a client that then streams from the worker itself with the returned lease. Such answers
@@ -66,8 +66,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Generates a completion. The router relays the worker's stream. The last message carries usage, the decision and the
-    sparsity report. Trailing metadata carries `sparsity-decision-id` and `sparsity-tier`, however the stream ends.
+    """Generates a completion, or several. The router relays the worker's stream. The last message of each carries usage, the
+    decision and the sparsity report. Trailing metadata carries `sparsity-decision-id` and `sparsity-tier`, however the stream ends.
     """
     Route: _aio.UnaryUnaryMultiCallable[_inference_pb2.RouteRequest, _inference_pb2.RouteResponse]  # type: ignore[assignment]
     """Decides and picks a worker, for a client that then streams from the worker itself with the returned lease. Such answers
@@ -95,8 +95,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.GenerateResponse], _abc.AsyncIterator[_inference_pb2.GenerateResponse]]:
-        """Generates a completion. The router relays the worker's stream. The last message carries usage, the decision and the
-        sparsity report. Trailing metadata carries `sparsity-decision-id` and `sparsity-tier`, however the stream ends.
+        """Generates a completion, or several. The router relays the worker's stream. The last message of each carries usage, the
+        decision and the sparsity report. Trailing metadata carries `sparsity-decision-id` and `sparsity-tier`, however the stream ends.
         """
 
     @_abc_1.abstractmethod

@@ -45,6 +45,8 @@ def _tell(message: inference_pb2.GenerateRequest, request: Request) -> None:
         message.MergeFrom(inference_pb2.GenerateRequest(request_id=request.request_id))
     with _named("model"):
         message.MergeFrom(inference_pb2.GenerateRequest(model=request.model))
+    with _named("n"):
+        message.MergeFrom(inference_pb2.GenerateRequest(n=request.n))
     with _named("tools"):
         message.tools.extend(map(to_tool, request.tools))
     with _named("tool_choice"):

@@ -29,16 +29,16 @@ from sparsity_client.request import ToolCall
 
 
 class Gathered:
-    """A stream's messages, as they come."""
+    """A stream's messages, as they come. Where nothing else is said it is of the first answer."""
 
     def __init__(self) -> None:
         self._chunks: list[Chunk] = []
-        self._completion: inference_pb2.Completion | None = None
+        self._completions: dict[int, inference_pb2.Completion] = {}
 
     def add(self, response: inference_pb2.GenerateResponse) -> Chunk:
         """The next message."""
         if response.HasField("completion"):
-            self._completion = response.completion
+            self._completions[response.choice] = response.completion
         chunk = Chunk(
             response.text,
             tuple(response.token_ids),
@@ -46,39 +46,51 @@ class Gathered:
             tuple(ToolCallDelta(part.index, part.id, part.name, part.arguments) for part in response.tool_calls),
             tuple(map(_logprob, response.logprobs)),
             tuple(map(_logprob, response.prompt_logprobs)),
+            response.choice,
         )
         self._chunks.append(chunk)
         return chunk
 
-    def text(self) -> str:
+    def _of(self, choice: int) -> list[Chunk]:
+        return [chunk for chunk in self._chunks if chunk.choice == choice]
+
+    def text(self, choice: int = 0) -> str:
         """What was said so far."""
-        return "".join(chunk.text for chunk in self._chunks)
+        return "".join(chunk.text for chunk in self._of(choice))
 
-    def reasoning(self) -> str:
+    def reasoning(self, choice: int = 0) -> str:
         """What was thought so far."""
-        return "".join(chunk.reasoning for chunk in self._chunks)
+        return "".join(chunk.reasoning for chunk in self._of(choice))
 
-    def tool_calls(self) -> tuple[ToolCall, ...]:
+    def tool_calls(self, choice: int = 0) -> tuple[ToolCall, ...]:
         """What was called so far."""
-        return _whole(part for chunk in self._chunks for part in chunk.tool_calls)
+        return _whole(part for chunk in self._of(choice) for part in chunk.tool_calls)
 
-    def logprobs(self) -> tuple[TokenLogprob, ...]:
+    def logprobs(self, choice: int = 0) -> tuple[TokenLogprob, ...]:
         """How likely the tokens so far were."""
-        return tuple(each for chunk in self._chunks for each in chunk.logprobs)
+        return tuple(each for chunk in self._of(choice) for each in chunk.logprobs)
 
-    def answer(self) -> Answer:
-        """All of it.
+    def answers(self) -> tuple[Answer, ...]:
+        """All answers that have begun.
+
+        Raises:
+            StreamBrokenError: when the stream ended before the last message of one.
+        """
+        return tuple(self.answer(choice) for choice in sorted({0, *(chunk.choice for chunk in self._chunks)}))
+
+    def answer(self, choice: int = 0) -> Answer:
+        """All of an answer.
 
         Raises:
             StreamBrokenError: when the stream ended before its last message.
         """
-        found = self._completion
+        found = self._completions.get(choice)
         if found is None:
             raise StreamBrokenError("the stream ended before its last message")
         usage = found.usage
         return Answer(
-            text=self.text(),
-            token_ids=tuple(token for chunk in self._chunks for token in chunk.token_ids),
+            text=self.text(choice),
+            token_ids=tuple(token for chunk in self._of(choice) for token in chunk.token_ids),
             finish_reason=_word(inference_pb2.FinishReason.DESCRIPTOR, found.finish_reason, "FINISH_REASON_"),
             usage=Usage(
                 prompt_tokens=usage.prompt_tokens,
@@ -93,10 +105,10 @@ class Gathered:
             unreported=found.unreported,
             worker_id=found.worker_id,
             model=found.model,
-            reasoning=self.reasoning(),
-            tool_calls=self.tool_calls(),
-            logprobs=self.logprobs(),
-            prompt_logprobs=tuple(each for chunk in self._chunks for each in chunk.prompt_logprobs),
+            reasoning=self.reasoning(choice),
+            tool_calls=self.tool_calls(choice),
+            logprobs=self.logprobs(choice),
+            prompt_logprobs=tuple(each for chunk in self._of(choice) for each in chunk.prompt_logprobs),
         )
 
 

@@ -15,7 +15,7 @@ from sparsity_serving.access.access import Access
 from sparsity_serving.access.leases import decision_digest
 from sparsity_serving.access.principals import Role
 from sparsity_serving.fields.served import Served
-from sparsity_serving.sampling import new_tokens
+from sparsity_serving.sampling import new_tokens, wanted_answers
 
 from sparsity_router.callers.fields import check_fields, check_size
 from sparsity_router.callers.limits import TenantLimits
@@ -133,7 +133,7 @@ class Callers:
         Raises:
             RateLimitError: when its tenant has used up its tokens.
         """
-        charge = Charge(signals.tenant, signals.max_tokens + new_tokens(request.sampling))
+        charge = Charge(signals.tenant, signals.max_tokens + wanted_answers(request) * new_tokens(request.sampling))
         if self._limits is not None:
             await self._limits.tokens(*charge)
         return charge

@@ -11,7 +11,7 @@ from sparsity_serving.bounds import MAX_PRIORITY, check_flags, check_labels, che
 from sparsity_serving.fields.logprobs import check_logprobs
 from sparsity_serving.fields.served import Served
 from sparsity_serving.fields.tools import check_tools
-from sparsity_serving.sampling import check_sampling
+from sparsity_serving.sampling import MAX_ANSWERS, check_sampling, wanted_answers
 
 _POLICY_BYTES: Final = 2**24
 _AROUND: Final = 1024
@@ -65,6 +65,8 @@ def check_fields(request: inference_pb2.GenerateRequest, served: Served) -> None
     check_name("request_id", request.request_id)
     if not 0 <= request.priority <= MAX_PRIORITY:
         raise InvalidRequestError.of("priority", f"must be in [0, {MAX_PRIORITY}], not {request.priority}")
+    if not 1 <= wanted_answers(request) <= MAX_ANSWERS:
+        raise InvalidRequestError.of("n", f"must be in [1, {MAX_ANSWERS}], not {request.n}")
     check_sampling(request.sampling, served.context_length, served.vocabulary_size)
     check_logprobs(request.logprobs)
     choice = request.tool_choice if request.HasField("tool_choice") else None

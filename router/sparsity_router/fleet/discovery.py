@@ -3,6 +3,7 @@
     --worker 10.0.0.7:7001                    one worker, or [fd00::7]:7001
     --worker dns:///workers.example:7001      every address of the name, such as a headless service
     --worker k8s:///namespace/service:7001    the service's ready endpoints; port by number or by name
+    --worker sglang+grpc://10.0.0.8:30000     a server of stock SGLang; also sglang+dns:/// and sglang+k8s:///
 
 A source that cannot be asked changes nothing: the workers it named last are watched on.
 """
@@ -19,17 +20,22 @@ from urllib.parse import urlsplit
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving.addresses import FORM, joined, read_address
 
+from sparsity_router.fleet.stock.contract import SCHEME
+
 log = logging.getLogger("sparsity.router.discovery")
 _RESOLVE_SECONDS = 5.0
 _RETRY_SECONDS = 2.0
 _WATCH_SECONDS = 300
+_STOCK, _FIXED = "sglang+", "grpc"
 
 
 class Discovery(Protocol):
     """A source of addresses."""
 
-    known: Collection[str]
-    """What is known before anybody was asked."""
+    @property
+    def known(self) -> Collection[str]:
+        """What is known before anybody was asked."""
+        ...
 
     def follow(self) -> AsyncIterator[Collection[str]]:
         """The addresses at every change, as `host:port`."""
@@ -153,6 +159,27 @@ class EndpointSlices:
 SOURCES: dict[str, Callable[[str], Discovery]] = {"dns": Dns, "k8s": EndpointSlices}
 
 
+class Stock:
+    """Servers of stock SGLang, at the addresses of another source."""
+
+    def __init__(self, source: Discovery) -> None:
+        self._source = source
+
+    @property
+    def known(self) -> Collection[str]:
+        """What is known before anybody was asked."""
+        return self._told(self._source.known)
+
+    async def follow(self) -> AsyncIterator[Collection[str]]:
+        """The addresses at every change, as `sglang+grpc://host:port`."""
+        async for found in self._source.follow():
+            yield self._told(found)
+
+    @staticmethod
+    def _told(found: Collection[str]) -> Collection[str]:
+        return tuple(f"{SCHEME}{address}" for address in found)
+
+
 def discover(places: Iterable[str]) -> list[Discovery]:
     """The sources behind `--worker` options.
 
@@ -162,12 +189,18 @@ def discover(places: Iterable[str]) -> list[Discovery]:
     found: list[Discovery] = []
     fixed = []
     for place in places:
-        scheme, separator, _ = place.partition("://")
+        scheme, separator, address = place.partition("://")
+        stock, scheme = scheme.startswith(_STOCK), scheme.removeprefix(_STOCK)
+        source: Discovery | None = None
         if not separator:
             fixed.append(str(read_address(place, "--worker")))
-        elif scheme in SOURCES:
-            found.append(SOURCES[scheme](place))
-        else:
-            known = ", ".join(f"{name}:///" for name in SOURCES)
+            continue
+        if scheme in SOURCES:
+            source = SOURCES[scheme](place)
+        elif stock and scheme == _FIXED:
+            source = Static([str(read_address(address, f"--worker: {place}"))])
+        if source is None:
+            known = ", ".join([*(f"{name}:///" for name in SOURCES), SCHEME])
             raise ConfigurationError(f"--worker: {place}: must be {FORM}, or begin with one of {known}")
+        found.append(Stock(source) if stock else source)
     return [Static(fixed), *found] if fixed else found

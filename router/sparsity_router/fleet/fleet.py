@@ -8,17 +8,21 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 
+from sparsity.v1 import worker_pb2
 from sparsity_policies.model import Tier
 from sparsity_rpc.tls import ClientTls
 from sparsity_serving.access.lease_keys import LeaseKeys
 from sparsity_serving.engines import SGLANG
+from sparsity_serving.fields.defaults import Defaults
 
 from sparsity_router.fleet.answers import DirectAnswers
 from sparsity_router.fleet.breaker import RetryBudget
 from sparsity_router.fleet.discovery import Discovery, discover
+from sparsity_router.fleet.needs import Need, needs_of
 from sparsity_router.fleet.patience import Patience
 from sparsity_router.fleet.picking import Picker, Want
 from sparsity_router.fleet.queue import TierQueue
+from sparsity_router.fleet.stock.model import StockModel
 from sparsity_router.fleet.tier_turns import TierTurns
 from sparsity_router.fleet.workers import State, Worker
 
@@ -57,6 +61,7 @@ class Fleet:
         admission: how requests are let in.
         tls: what is trusted of workers, and shown to them.
         engine: a worker of another engine is not used.
+        model: that servers of stock SGLang are to serve; without it there may be none.
 
     Attributes:
         direct: answers of streams that clients took to workers themselves.
@@ -71,6 +76,7 @@ class Fleet:
         admission: Admission | None = None,
         tls: ClientTls | None = None,
         engine: str = SGLANG,
+        model: StockModel | None = None,
     ) -> None:
         self.lease_keys = lease_keys
         self.admission = admission or Admission()
@@ -79,7 +85,8 @@ class Fleet:
         self._turns = TierTurns()
         self.workers: list[Worker] = []
         self.direct = DirectAnswers()
-        self._about = (tokenizer_digest, timeout, self._room, tls, engine, self.admission.patience)
+        self._about = (tokenizer_digest, timeout, self._room, tls, engine, self.admission.patience, model)
+        self._defaults = model.served.defaults if model else Defaults()
         self._sources: list[Discovery] = discover(places)
         self._found: dict[Discovery, Collection[str]] = {source: source.known for source in self._sources}
         self._watching: dict[Worker, asyncio.Task[None]] = {}
@@ -143,9 +150,15 @@ class Fleet:
         for tier in self._turns.order():
             await self.queues[tier].wake_all()
 
-    def of(self, tier: Tier, dense_reasoning: bool = False) -> list[Worker]:
-        """The workers that serve a tier, or those of them that decode reasoning densely at it."""
-        return [w for w in self.workers if tier in w.served and (not dense_reasoning or w.densifies(tier))]
+    def needs(self, request: worker_pb2.WorkerServiceGenerateRequest) -> frozenset[Need]:
+        """What a request needs that some worker here lacks."""
+        lacking = frozenset[Need]().union(*(worker.lacks for worker in self.workers))
+        return needs_of(request, self._defaults) & lacking if lacking else lacking
+
+    def of(self, tier: Tier, dense_reasoning: bool = False, needs: frozenset[Need] = frozenset()) -> list[Worker]:
+        """The workers that serve a tier, or those of them that decode reasoning densely at it, and lack no need."""
+        able = (w for w in self.workers if tier in w.served and (not dense_reasoning or w.densifies(tier)))
+        return [worker for worker in able if not needs & worker.lacks]
 
     def pick(
         self,
@@ -154,6 +167,7 @@ class Fleet:
         *,
         spilled: bool = False,
         dense_reasoning: bool = False,
+        needs: frozenset[Need] = frozenset(),
         want: Callable[[], Want] | None = None,
     ) -> Worker | None:
         """The worker that takes a request at ``tier``, of those whose target was not tried; None when all are busy.
@@ -168,7 +182,7 @@ class Fleet:
                 return False
             return not reserve or not worker.serves_dense or worker.has_room(reserve)
 
-        ready = [worker for worker in self.of(tier, dense_reasoning) if takes(worker)]
+        ready = [worker for worker in self.of(tier, dense_reasoning, needs) if takes(worker)]
         # A prompt is copied and hashed only where there is a choice.
         return self._picker.pick(ready, tier, want() if want and len(ready) > 1 else None)
 

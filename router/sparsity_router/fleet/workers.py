@@ -11,30 +11,22 @@ from enum import Enum, auto
 from typing import Final
 
 import grpc
-from sparsity.v1 import worker_pb2, worker_pb2_grpc
+from sparsity.v1 import worker_pb2
 from sparsity_policies.model import Tier
-from sparsity_rpc.channels import MESSAGE_SIZE
 from sparsity_rpc.reading import readable
-from sparsity_rpc.tls import ClientTls, open_aio_channel
+from sparsity_rpc.tls import ClientTls
 from sparsity_serving.engines import ECHO, SGLANG
 
 from sparsity_router.fleet.breaker import Breaker, least_through
 from sparsity_router.fleet.capabilities import by_tier, mismatch
+from sparsity_router.fleet.contracts import Stub, open_worker
+from sparsity_router.fleet.needs import Need
 from sparsity_router.fleet.patience import Patience
 from sparsity_router.fleet.proof import start_fault
+from sparsity_router.fleet.stock.model import StockModel
+from sparsity_router.fleet.stock.server import StockServer
 
 log = logging.getLogger("sparsity.router.workers")
-_OPTIONS = [
-    *MESSAGE_SIZE,
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    # A worker whose machine is gone closes nothing: its streams end when a ping stays unanswered.
-    ("grpc.keepalive_time_ms", 5000),
-    # The ping has a timeout of its own, a minute by default, and the keepalive's alone does not end anything.
-    ("grpc.keepalive_timeout_ms", 3000),
-    ("grpc.http2.ping_timeout_ms", 3000),
-    ("grpc.http2.max_pings_without_data", 0),
-]
 _RETRY_SECONDS = 0.5
 _EXPECTED_SECONDS, _REFUSED_SECONDS = 2.0, 0.25
 _WARM_UP_SECONDS = 30.0
@@ -59,6 +51,8 @@ _OF_ALL_TIERS: Final = frozenset({State.READY, State.FULL, State.BROKEN})
 class Worker:
     """One worker as this router sees it."""
 
+    _stock: StockServer | None = None
+
     def __init__(
         self,
         target: str,
@@ -68,6 +62,7 @@ class Worker:
         tls: ClientTls | None = None,
         engine: str = SGLANG,
         patience: Patience | None = None,
+        model: StockModel | None = None,
     ) -> None:
         self.patience = patience or Patience()
         self.target = target
@@ -75,8 +70,9 @@ class Worker:
         self._digest = tokenizer_digest
         self._timeout = timeout
         self._room = room
-        self._channel = open_aio_channel(target, tls, _OPTIONS)
-        self.stub: worker_pb2_grpc.WorkerServiceAsyncStub = worker_pb2_grpc.WorkerServiceStub(self._channel)
+        self.stub: Stub
+        self._channel, self.stub = open_worker(target, tls, model)
+        self._stock = self.stub if isinstance(self.stub, StockServer) else None
         self._capabilities: worker_pb2.GetCapabilitiesResponse | None = None
         self._served: dict[Tier, worker_pb2.TierCapabilities] = {}
         # Why a tier is not used, though the worker serves it.
@@ -109,7 +105,7 @@ class Worker:
     @capabilities.setter
     def capabilities(self, found: worker_pb2.GetCapabilitiesResponse) -> None:
         self._capabilities, self._served = found, by_tier(found)
-        self._mismatch = mismatch(found, self._digest, self._engine)
+        self._mismatch = mismatch(found, self._digest, self._engine) or (self._stock.objection if self._stock else "")
         attends = self._engine != ECHO
         faults = {tier: start_fault(own.proof, tier, attends=attends) for tier, own in self._served.items()}
         self._doubts = {tier: fault for tier, fault in faults.items() if fault}
@@ -139,6 +135,11 @@ class Worker:
         """What is wrong with it; empty when nothing is."""
         doubts = [fault if len(self._served) == 1 else f"{tier.word}: {fault}" for tier, fault in self._doubts.items()]
         return self._lost or self._mismatch or "; ".join(doubts)
+
+    @property
+    def lacks(self) -> frozenset[Need]:
+        """What some requests need, and it does not have."""
+        return self._stock.lacks if self._stock else frozenset()
 
     def must_report(self, tier: Tier) -> bool:
         """Whether its answers at ``tier`` must say what was attended: sparse ones must; an echo attends nothing."""
@@ -264,7 +265,7 @@ class Worker:
             try:
                 asked = self.stub.GetCapabilities(worker_pb2.GetCapabilitiesRequest(), timeout=self._timeout)
                 found = readable(await asked)
-                if found != self.capabilities:
+                if found != self.capabilities or self._stock:
                     self._greet(found)
                 for breaker in self.breakers.values():
                     breaker.reset()

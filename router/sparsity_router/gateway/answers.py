@@ -12,6 +12,7 @@ from sparsity.v1 import inference_pb2
 from sparsity_router.gateway.likelihoods import Logprobs, of_chat, of_text
 
 DONE: Final = b"data: [DONE]\n\n"
+_GENERATED: Final = ("completion_tokens", "reasoning_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +91,17 @@ class Answer:
         decision_id: which its id is made of.
         model: that answers.
         created: seconds since the epoch.
+        answers: that there are to be.
         usage: whether its events tell of usage.
     """
 
-    def __init__(self, form: Form, decision_id: str, model: str, created: int, *, usage: bool = False) -> None:
+    def __init__(
+        self, form: Form, decision_id: str, model: str, created: int, answers: int = 1, *, usage: bool = False
+    ) -> None:
         self._form = form
         self._usage = usage
-        self._characters = 0
+        self._characters = [0] * answers
+        self._ended: list[inference_pb2.Completion] = []
         self._head = {"id": form.prefix + decision_id, "created": created, "model": model}
         # Most events differ by their text alone.
         mark = "\0"
@@ -105,43 +110,56 @@ class Answer:
         self._before, self._after = before, after
 
     @staticmethod
-    def _choice(new: dict[str, Any], reason: str | None, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
-        return {"index": 0, **new, "logprobs": logprobs, "finish_reason": reason}
+    def _choice(
+        new: dict[str, Any], reason: str | None, logprobs: dict[str, Any] | None = None, index: int = 0
+    ) -> dict[str, Any]:
+        return {"index": index, **new, "logprobs": logprobs, "finish_reason": reason}
 
     def _event(self, choices: list[dict[str, Any]], **beside: Any) -> bytes:
         beside |= {"usage": beside.get("usage")} if self._usage else {}
         return event({**self._head, "object": self._form.part, "choices": choices, **beside})
 
     def first(self) -> bytes:
-        """The event that says who speaks; nothing for a text."""
+        """The events that say who speaks, one for each answer; nothing for a text."""
         if not self._form.chat:
             return b""
-        return self._event([self._choice({"delta": {"role": "assistant", "content": ""}}, None)])
+        speaks = {"delta": {"role": "assistant", "content": ""}}
+        return b"".join(self._event([self._choice(speaks, None, index=at)]) for at in range(len(self._characters)))
 
     def part(self, message: inference_pb2.GenerateResponse) -> bytes:
         """The event of what is new; nothing where nothing is."""
-        text, told = message.text, bool(message.logprobs)
-        before = self._characters
-        self._characters += len(text)
-        if told or message.reasoning or message.tool_calls:
+        text, index, told = message.text, message.choice, bool(message.logprobs)
+        before = self._characters[index]
+        self._characters[index] += len(text)
+        if told or message.reasoning or message.tool_calls or (index and text):
             logprobs = self._form.logprobs(message.logprobs, before)
-            return self._event([self._choice(self._form.delta(message), None, logprobs)])
+            return self._event([self._choice(self._form.delta(message), None, logprobs, index)])
         return b"".join((self._before, json.dumps(text, ensure_ascii=False).encode(), self._after)) if text else b""
 
-    def last(self, completion: inference_pb2.Completion) -> bytes:
-        """The events that end a stream."""
+    def last(self, message: inference_pb2.GenerateResponse) -> bytes:
+        """The events that end an answer, and with the last one the stream."""
+        completion = message.completion
+        self._ended.append(completion)
         end: dict[str, Any] = {"delta": {}} if self._form.chat else {"text": ""}
-        choice = self._choice(end, finish_reason(completion))
+        choice = self._choice(end, finish_reason(completion), index=message.choice)
         told = self._event([choice], sparsity=attention(completion))
-        return told + (self._event([], usage=usage(completion)) if self._usage else b"") + DONE
+        if len(self._ended) < len(self._characters):
+            return told
+        return told + (self._event([], usage=usage(self._ended)) if self._usage else b"") + DONE
 
     def whole(self, messages: Sequence[inference_pb2.GenerateResponse]) -> bytes:
-        """The answer in one piece, of all its messages."""
-        found, completion = joined(messages), messages[-1].completion
-        logprobs = self._form.logprobs(found.logprobs, 0)
-        choice = self._choice(self._form.full(found), finish_reason(completion), logprobs)
-        told = {"usage": usage(completion), "sparsity": attention(completion)}
-        return encoded({**self._head, "object": self._form.whole, "choices": [choice], **told})
+        """The answers in one piece, of all their messages; of several, each has a `sparsity` of its own, too."""
+        choices, ended = [], []
+        for index in range(len(self._characters)):
+            own = [message for message in messages if message.choice == index]
+            found, completion = joined(own), own[-1].completion
+            logprobs = self._form.logprobs(found.logprobs, 0)
+            choices.append(self._choice(self._form.full(found), finish_reason(completion), logprobs, index))
+            ended.append(completion)
+            if len(self._characters) > 1:
+                choices[-1]["sparsity"] = attention(completion)
+        told = {"usage": usage(ended), "sparsity": attention(ended[0])}
+        return encoded({**self._head, "object": self._form.whole, "choices": choices, **told})
 
 
 def joined(messages: Sequence[inference_pb2.GenerateResponse]) -> inference_pb2.GenerateResponse:
@@ -176,15 +194,16 @@ def finish_reason(completion: inference_pb2.Completion) -> str:
     return inference_pb2.FinishReason.Name(completion.finish_reason).removeprefix("FINISH_REASON_").lower()
 
 
-def usage(completion: inference_pb2.Completion) -> dict[str, Any]:
-    """Tokens."""
-    found = completion.usage
+def usage(completions: Sequence[inference_pb2.Completion]) -> dict[str, Any]:
+    """Tokens of all answers; the prompt, which they share, counts once."""
+    first = completions[0].usage
+    new, thoughts = (sum(getattr(each.usage, name) for each in completions) for name in _GENERATED)
     return {
-        "prompt_tokens": found.prompt_tokens,
-        "completion_tokens": found.completion_tokens,
-        "total_tokens": found.prompt_tokens + found.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": found.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": found.reasoning_tokens},
+        "prompt_tokens": first.prompt_tokens,
+        "completion_tokens": new,
+        "total_tokens": first.prompt_tokens + new,
+        "prompt_tokens_details": {"cached_tokens": first.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": thoughts},
     }
 
 

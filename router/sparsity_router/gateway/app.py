@@ -19,6 +19,7 @@ from sparsity_rpc.errors import (
     SparsityError,
     UnavailableError,
 )
+from sparsity_serving.sampling import wanted_answers
 from sparsity_serving.server import count_error
 
 from sparsity_router.callers.admission import Callers
@@ -183,7 +184,7 @@ class Gateway:
                     await exchange.begin_events()
                 events += answer.part(message)
                 if message.HasField("completion"):
-                    events += answer.last(message.completion)
+                    events += answer.last(message)
                 if events:
                     await exchange.write(events)
 
@@ -200,4 +201,6 @@ class Gateway:
         return cast(AsyncGenerator[inference_pb2.GenerateResponse], messages)
 
     def _started_answer(self, call: HttpCall, asked: Asked, form: answers.Form) -> answers.Answer:
-        return answers.Answer(form, call.decision_id, self._model, int(time.time()), usage=asked.usage)
+        return answers.Answer(
+            form, call.decision_id, self._model, int(time.time()), wanted_answers(asked.message), usage=asked.usage
+        )

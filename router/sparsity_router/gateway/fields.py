@@ -40,7 +40,7 @@ _COMMON: Final = (
     taken("ignore_eos", _OURS, parameters.ignore_eos, "sampling.ignore_eos"),
     taken("priority", f"0 to 9, where 9 comes first; {_OURS}", parameters.priority, "priority"),
     ignored("user", "tenants are told by keys, conversations by `metadata.session`"),
-    refused("n", "one answer a request", 1),
+    taken("n", "answers, 1 to 16, each drawn by itself", parameters.several, "n"),
 )  # fmt: skip
 
 CHAT: Final = _by_name((
@@ -74,7 +74,7 @@ CHAT: Final = _by_name((
 COMPLETION: Final = _by_name((
     taken("prompt", "a text, or token ids; of an array of prompts, the only one", prompt),
     *_COMMON,
-    refused("best_of", "one answer a request", 1),
+    refused("best_of", "every answer is given; send `n`", 1),
     refused("echo", "the answer is what is new", False),
     taken("logprobs", "alternatives told of each token, 0 to 20", formats.top_logprobs, "logprobs.top"),
     refused("suffix", "nothing is inserted"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from sparsity_rpc.errors import InvalidRequestError
 from sparsity_serving.bounds import MAX_LABELS
-from sparsity_serving.sampling import MAX_STOPS
+from sparsity_serving.sampling import MAX_ANSWERS, MAX_STOPS
 
 from sparsity_router.gateway.asking import Asked, Put
 
@@ -121,6 +121,11 @@ def new_tokens(asked: Asked, value: Any, name: str) -> None:
     if sampling.HasField("max_new_tokens") and sampling.max_new_tokens != number:
         raise InvalidRequestError.of(name, f"says {number}, and its other name {sampling.max_new_tokens}: send one")
     sampling.max_new_tokens = number
+
+
+def several(asked: Asked, value: Any, name: str) -> None:
+    """Reads how many answers there are to be."""
+    asked.message.n = whole(value, name, MAX_ANSWERS, 1)
 
 
 def ignore_eos(asked: Asked, value: Any, name: str) -> None:

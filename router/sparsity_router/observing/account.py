@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision
@@ -20,13 +21,18 @@ class Account:
         decided: the request.
         label: its caller's request id.
         started: when it came, by the monotonic clock.
+        answers: that it asks for.
 
     Attributes:
         used: tokens that its worker worked on, as far as it is known.
     """
 
-    def __init__(self, observer: Observer | None, decided: Decided, label: str, started: float) -> None:
+    def __init__(
+        self, observer: Observer | None, decided: Decided, label: str, started: float, answers: int = 1
+    ) -> None:
         self.used = 0
+        self._answers = answers
+        self._ended: list[inference_pb2.Completion] = []
         self._observer = observer
         self._decided = decided
         self._label = label
@@ -41,20 +47,35 @@ class Account:
         """What policy gave when the worker was asked that serves the request; while none does, what it gives now."""
         return self._policy or self._decided.review.decision
 
+    @property
+    def decided(self) -> Decided:
+        """The decision as of now."""
+        return self._decided
+
     def decided_anew(self, decided: Decided) -> None:
         """Goes on with another decision: nobody has served the request by the one before."""
         self._decided, self._served, self._policy = decided, None, None
 
-    def add(self, response: inference_pb2.GenerateResponse, served: Decision, policy: Decision) -> None:
-        """Adds a message before the caller has it, who may report an outcome at once."""
-        self._served, self._policy = served, policy
+    def add(
+        self, response: inference_pb2.GenerateResponse, served: Decision, policy: Decision
+    ) -> inference_pb2.Completion | None:
+        """Adds a message before the caller has it, who may report an outcome at once; the completion once all came.
+
+        Of several answers, the one that was served the sparsest speaks for all.
+        """
+        if self._served is None or served.tier >= self._served.tier:
+            self._served, self._policy = served, policy
         if self._first is None and response.token_ids:
             self._first = time.monotonic() - self._started
         self.used = (self.used or self._decided.signals.min_tokens) + len(response.token_ids)
         if response.HasField("completion"):
-            usage = response.completion.usage
-            self.used = usage.prompt_tokens + usage.completion_tokens or self.used
-            self._tell(response.completion, Times(self._first, time.monotonic() - self._started))
+            self._ended.append(response.completion)
+        if not response.HasField("completion") or len(self._ended) < self._answers:
+            return None
+        whole = together(self._ended)
+        self.used = whole.usage.prompt_tokens + whole.usage.completion_tokens or self.used
+        self._tell(whole, Times(self._first, time.monotonic() - self._started))
+        return whole
 
     def left(self) -> None:
         """Its caller went away: who leaves before the first token has had the prompt read all the same."""
@@ -71,3 +92,16 @@ class Account:
             signals, decision_id = self._decided.review.signals, self._decided.decision_id
             ended = EndedRequest(decision_id, signals, self.decision, self._served, completion, times, self._label)
             self._observer.ended(ended)
+
+
+def together(completions: Sequence[inference_pb2.Completion]) -> inference_pb2.Completion:
+    """The completions of all answers of a request as one: their tokens in sum, the report of the least attention."""
+    first = completions[0]
+    if len(completions) == 1:
+        return first
+    whole = inference_pb2.Completion()
+    whole.CopyFrom(min(completions, key=lambda each: each.sparsity.coverage if each.HasField("sparsity") else 1.0))
+    whole.usage.CopyFrom(first.usage)
+    whole.usage.completion_tokens = sum(each.usage.completion_tokens for each in completions)
+    whole.usage.reasoning_tokens = sum(each.usage.reasoning_tokens for each in completions)
+    return whole

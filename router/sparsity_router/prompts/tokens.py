@@ -29,24 +29,24 @@ class ModelTokenizer:
         try:
             data = (model_path / "tokenizer.json").read_bytes()
             config = json.loads((model_path / "config.json").read_text(encoding="utf-8"))
-            self._tokenizer = Tokenizer.from_buffer(data)
+            self.tokenizer = Tokenizer.from_buffer(data)
             self.context_length = int(config["max_position_embeddings"])
             self.vocabulary_size = int(config["vocab_size"])
         except (OSError, ValueError, KeyError) as error:
             raise ConfigurationError(f"--model: {model_path}: {type(error).__name__}: {error}") from error
         except Exception as error:  # the Rust tokenizer raises bare Exception
             raise ConfigurationError(f"--model: {model_path / 'tokenizer.json'}: {error}") from error
-        added = self._tokenizer.get_added_tokens_decoder().values()
+        added = self.tokenizer.get_added_tokens_decoder().values()
         self.control = ControlTokens(token.content for token in added if token.special)
         self.name = model_path.name
         self.served = Served(self.name, self.context_length, self.vocabulary_size, Defaults.read(model_path))
         self.config: dict[str, Any] = config
         self.digest = hashlib.sha256(data).hexdigest()
-        self._template = ChatTemplate.read(model_path)
+        self.template = ChatTemplate.read(model_path)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Token ids of ``text``; ``special`` adds what the model puts around plain text."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=special).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -55,7 +55,7 @@ class ModelTokenizer:
 
     def decode_written(self, ids: Sequence[int]) -> str:
         """The text of ``ids``, special tokens included."""
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False)
         return text
 
     def render(self, chat: Chat, *, plain: bool = False) -> str:
@@ -68,7 +68,7 @@ class ModelTokenizer:
         Raises:
             InvalidRequestError: when the model has no chat template, or the messages do not fit it.
         """
-        if self._template is None:
+        if self.template is None:
             problem = f"model {self.served.name} has no chat template; send text or token_ids"
             raise InvalidRequestError.of("chat", problem)
-        return self._template.render(chat, None if plain else self.control.as_text)
+        return self.template.render(chat, None if plain else self.control.as_text)

@@ -6,16 +6,17 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 
 from sparsity_policies.model import Decision, Reason, Tier
-from sparsity_rpc.errors import OverloadedError, SparsityError, UnavailableError
+from sparsity_rpc.errors import InvalidRequestError, OverloadedError, SparsityError, UnavailableError
 
 from sparsity_router.fleet.fleet import Fleet
+from sparsity_router.fleet.needs import Need
 from sparsity_router.fleet.picking import Want
 from sparsity_router.fleet.workers import State, Worker
 
 
 @dataclass(slots=True)
 class Tried:
-    """What has been tried for one request."""
+    """What has been tried for one request, and what it needs of workers."""
 
     targets: set[str]
     count: int = 0
@@ -24,36 +25,42 @@ class Tried:
     deaths: int = 0
     complete: bool = False
     last_problem: str = ""
+    needs: frozenset[Need] = frozenset()
 
     def anew(self) -> Tried:
         """For the same request once it is decided anew: any worker may be asked again; what died of it stays dead."""
         return Tried(set(), self.count, failed=self.failed, deaths=self.deaths, last_problem=self.last_problem)
 
 
-def need_of(decision: Decision) -> Hashable:
+def need_of(decision: Decision, needs: frozenset[Need] = frozenset()) -> Hashable:
     """What a decided request needs of the workers of its tier's queue."""
-    return decision.tier, decision.fallback, decision.dense_reasoning
+    return decision.tier, decision.fallback, decision.dense_reasoning, needs
 
 
-def place(fleet: Fleet, decision: Decision, want: Callable[[], Want] | None = None) -> tuple[Worker, Decision]:
+def place(
+    fleet: Fleet,
+    decision: Decision,
+    want: Callable[[], Want] | None = None,
+    needs: frozenset[Need] = frozenset(),
+) -> tuple[Worker, Decision]:
     """The worker that a request would be sent to now, and the decision as served by it.
 
     Raises:
         OverloadedError: when every worker that may serve the request is full.
         UnavailableError: when none can be reached.
+        InvalidRequestError: when all of them lack what the request needs.
     """
+    tried = Tried(set(), needs=needs)
     for tier in (decision.tier, *decision.fallback):
-        if worker := pick(fleet, tier, decision, set(), want):
+        if worker := pick(fleet, tier, decision, tried, want):
             return worker, served(decision, tier, fleet)
-    raise nobody(fleet, decision, Tried(set()))
+    raise nobody(fleet, decision, tried)
 
 
-def pick(
-    fleet: Fleet, tier: Tier, decision: Decision, tried: set[str], want: Callable[[], Want] | None
-) -> Worker | None:
+def pick(fleet: Fleet, tier: Tier, decision: Decision, tried: Tried, want: Callable[[], Want] | None) -> Worker | None:
     """The worker that a decided request is sent to at ``tier``, of those that were not tried."""
     spilled, reasoning = tier is not decision.tier, decision.dense_reasoning
-    return fleet.pick(tier, tried, spilled=spilled, dense_reasoning=reasoning, want=want)
+    return fleet.pick(tier, tried.targets, spilled=spilled, dense_reasoning=reasoning, needs=tried.needs, want=want)
 
 
 def served(decision: Decision, tier: Tier, fleet: Fleet) -> Decision:
@@ -75,7 +82,7 @@ def is_full(fleet: Fleet, decision: Decision, tried: Tried) -> bool:
     able = [
         (worker, worker.state_at(tier))
         for tier in (decision.tier, *decision.fallback)
-        for worker in fleet.of(tier, decision.dense_reasoning)
+        for worker in fleet.of(tier, decision.dense_reasoning, tried.needs)
     ]
     # Ready and not asked: its room is kept for what policy holds dense.
     reserved = any(state is State.READY and worker.target not in tried.targets for worker, state in able)
@@ -88,4 +95,18 @@ def nobody(fleet: Fleet, decision: Decision, tried: Tried) -> SparsityError:
     last = f"; last: {tried.last_problem}" if tried.last_problem else ""
     if is_full(fleet, decision, tried):
         return OverloadedError(f"every {words} worker is full; try again{last}")
+    if lacking := _lacking(fleet, decision, tried.needs):
+        problem = f"{lacking.what} cannot be had of any {words} worker here: servers of stock SGLang have none"
+        return InvalidRequestError.of(lacking.field, problem)
     return UnavailableError(f"no {words} worker can be reached{last}")
+
+
+def _lacking(fleet: Fleet, decision: Decision, needs: frozenset[Need]) -> Need | None:
+    """What keeps a request from every worker that it could go to otherwise; a lease is no caller's wish."""
+    tiers, reasoning = (decision.tier, *decision.fallback), decision.dense_reasoning
+    if any(not worker.tiers for worker in fleet.workers):
+        # Who was not reached yet may have it.
+        return None
+    able = [worker for tier in tiers for worker in fleet.of(tier, reasoning)]
+    common = needs.intersection(*(worker.lacks for worker in able)) if able else needs & frozenset()
+    return next((need for need in Need if need in common and need is not Need.LEASE), None)

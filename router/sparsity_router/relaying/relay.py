@@ -116,6 +116,7 @@ class _Relay:
         """The decision as of now: nobody is asked by an older one."""
         self.decision = self._review()
         self._request.message.dense_reasoning = self.decision.dense_reasoning
+        self.tried.needs = self._fleet.needs(self._request.message)
         return self.decision
 
     async def _choose(self) -> tuple[Worker, Tier] | None:
@@ -143,7 +144,7 @@ class _Relay:
         return tier is decision.tier or tier in decision.fallback
 
     def _pick(self, tier: Tier) -> Worker | None:
-        return pick(self._fleet, tier, self.decision, self.tried.targets, self._request.want)
+        return pick(self._fleet, tier, self.decision, self.tried, self._request.want)
 
     def _open(self, worker: Worker, tier: Tier) -> Attempt:
         self.tried.targets.add(worker.target)
@@ -213,7 +214,7 @@ async def relay(
         OverloadedError: when every worker that may serve the request is full.
         UnavailableError: when none can be reached.
         StreamBrokenError: when a worker fails after its first message, or a second one dies before it.
-        InvalidRequestError: when a worker refuses the request as invalid.
+        InvalidRequestError: when a worker refuses the request as invalid, or all lack what it needs.
         TokenCountError: when the prompt's tokens lie outside the interval that it was decided for.
     """
     await request.decided.review.catch_up()
@@ -229,7 +230,8 @@ async def relay(
             return
         if not is_full(fleet, one.decision, tried) or until <= time.monotonic():
             raise nobody(fleet, one.decision, tried)
-    queue, message, need = fleet.queues[one.decision.tier], request.message, need_of(one.decision)
+    queue, message = fleet.queues[one.decision.tier], request.message
+    need = need_of(one.decision, fleet.needs(message))
     with queue.ticket(message.priority, message.cache_salt, outstanding_tokens(message), need) as ticket:
         while not tried.complete:
             await queue.turn(ticket, until - time.monotonic())
@@ -242,5 +244,5 @@ async def relay(
             if not tried.complete:
                 if not is_full(fleet, one.decision, tried):
                     raise nobody(fleet, one.decision, tried)
-                ticket.need = need_of(one.decision)
+                ticket.need = need_of(one.decision, tried.needs)
                 queue.rejoin(ticket, refused=tried.overloaded)

@@ -145,7 +145,7 @@ class Shadow:
     async def _compare(self, sample: Sample) -> str:
         """What became of a sample, in a word."""
         # As a request that spills over: what policy holds dense comes first, and whoever waits for any room.
-        worker = self._fleet.pick(Tier.DENSE, set(), spilled=True)
+        worker = self._fleet.pick(Tier.DENSE, set(), spilled=True, needs=self._fleet.needs(sample.request))
         if worker is None or any(self._fleet.queues.values()):
             return "busy"
         request = worker_pb2.WorkerServiceGenerateRequest()

@@ -11,6 +11,7 @@ from sparsity_policies.model import Decision
 from sparsity_rpc.errors import OverloadedError
 
 from sparsity_router.fleet.fleet import Fleet
+from sparsity_router.fleet.needs import Need
 from sparsity_router.fleet.workers import Worker
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.relaying.placing import need_of, place
@@ -40,19 +41,24 @@ async def place_in_turn(
 
     Raises:
         OverloadedError: when there is no room in time.
-        UnavailableError: when no worker can be reached.
+        UnavailableError: when no worker can be reached, or none takes leases.
+        InvalidRequestError: when all lack what the request needs.
     """
     message, review = request.message, request.decided.review
     until = time.monotonic() + patience(fleet, context)
     await review.catch_up()
     decision = review()
 
+    def needs() -> frozenset[Need]:
+        # A client comes to the worker by a lease.
+        return fleet.needs(message) | {Need.LEASE}
+
     async def now() -> tuple[Worker, Decision, Decision]:
         nonlocal decision
         await review.catch_up()
         decision = review()
         message.dense_reasoning = decision.dense_reasoning
-        return *place(fleet, decision, request.want), decision
+        return *place(fleet, decision, request.want, needs()), decision
 
     queue = fleet.queues[decision.tier]
     if not queue or until <= time.monotonic():
@@ -61,12 +67,13 @@ async def place_in_turn(
         except OverloadedError:
             if until <= time.monotonic():
                 raise
-    with queue.ticket(message.priority, message.cache_salt, outstanding_tokens(message), need_of(decision)) as ticket:
+    need, tokens = need_of(decision, needs()), outstanding_tokens(message)
+    with queue.ticket(message.priority, message.cache_salt, tokens, need) as ticket:
         while True:
             await queue.turn(ticket, until - time.monotonic())
             with suppress(OverloadedError):
                 found = await now()
                 queue.leave(ticket)
                 return found
-            ticket.need = need_of(decision)
+            ticket.need = need_of(decision, needs())
             queue.rejoin(ticket, refused=False)

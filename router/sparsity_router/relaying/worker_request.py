@@ -28,14 +28,22 @@ class WorkerRequest:
     decided: Decided
 
     @classmethod
-    def of(cls, request: inference_pb2.GenerateRequest, decided: Decided) -> WorkerRequest:
-        """Puts a decided request into the terms of workers."""
+    def of(cls, request: inference_pb2.GenerateRequest, decided: Decided, answer: int = 0) -> WorkerRequest:
+        """Puts a decided request into the terms of workers.
+
+        Args:
+            request: as its caller sent it.
+            decided: what became of it.
+            answer: which of the answers that it asks for is asked for, from 0 on.
+        """
         message = worker_pb2.WorkerServiceGenerateRequest(
-            request_id=decided.decision_id,
+            request_id=f"{decided.decision_id}-{answer}" if answer else decided.decision_id,
             sampling=request.sampling,
             priority=request.priority,
             dense_reasoning=decided.review.decision.dense_reasoning,
         )
+        if request.sampling.HasField("seed"):
+            message.sampling.seed = (request.sampling.seed + answer) % 2**64
         prompt = decided.prompt
         if prompt.ids:
             message.prompt.ids.extend(prompt.ids)
@@ -44,6 +52,7 @@ class WorkerRequest:
             message.text.min_tokens, message.text.max_tokens = prompt.interval
         if request.HasField("logprobs"):
             message.logprobs.CopyFrom(request.logprobs)
+            message.logprobs.prompt &= not answer
         if request.HasField("chat"):
             chat = message.chat
             chat.SetInParent()

@@ -7,22 +7,30 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from functools import partial
 
 import grpc
 from opentelemetry import trace
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision
-from sparsity_policies.risk.weighing import placed
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.threads import EXPLANATIONS
 from sparsity_policies.wire import decision_to_wire, signals_to_wire
 from sparsity_rpc import tracing
 from sparsity_rpc.channels import DECISION_ID, LOST, REASON, TIER
-from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, NotFoundError, SparsityError, TokenCountError
+from sparsity_rpc.errors import (
+    ConfigurationError,
+    InvalidRequestError,
+    NotFoundError,
+    SparsityError,
+    TokenCountError,
+    UnimplementedError,
+)
 from sparsity_serving import telemetry
 from sparsity_serving.access.lease_keys import LeaseKeys
 from sparsity_serving.access.leases import sign
 from sparsity_serving.bounds import MAX_NAME, check_labels, check_name
+from sparsity_serving.sampling import wanted_answers
 
 from sparsity_router.callers.admission import Callers, Charge
 from sparsity_router.decisions.alternatives import alternatives
@@ -34,11 +42,13 @@ from sparsity_router.observing.account import Account
 from sparsity_router.observing.observer import EndedRequest, Observer
 from sparsity_router.observing.spans import conclude, describe
 from sparsity_router.prompts.classify import Classifier, OnLoop, off_loop
+from sparsity_router.relaying import choices
 from sparsity_router.relaying.placing import Tried
 from sparsity_router.relaying.relay import Relayed, relay
 from sparsity_router.relaying.shadow import Shadow
 from sparsity_router.relaying.turns import place_in_turn
 from sparsity_router.relaying.worker_request import WorkerRequest, outstanding_tokens
+from sparsity_router.services.findings import findings
 
 GenerateContext = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
 OutcomeContext = grpc.aio.ServicerContext[inference_pb2.ReportOutcomeRequest, inference_pb2.ReportOutcomeResponse]
@@ -97,16 +107,19 @@ class InferenceService:
         with tracing.server_span(_tracer, "router.generate", context) as span:
             started = time.monotonic()
             decided, charge = await self._let_in(request, context, span)
-            account = Account(self._observer, decided, request.request_id, started)
+            count = wanted_answers(request)
+            account = Account(self._observer, decided, request.request_id, started, count)
+            one = partial(self._relay, request, context, account, span)
             told: Decision | None = None
             try:
-                async with aclosing(self._relay(request, decided, context, account, span)) as messages:
-                    async for relayed in messages:
+                async with aclosing(choices.relayed(count, one)) as messages:
+                    async for number, relayed in messages:
                         response, served = relayed.response, relayed.served
+                        response.choice = number
                         if response.HasField("completion"):
                             response.completion.decision.CopyFrom(decision_to_wire(served, decided.decision_id))
-                            conclude(span, served, response.completion)
-                        account.add(response, served, relayed.policy)
+                        if (whole := account.add(response, served, relayed.policy)) is not None:
+                            conclude(span, served, whole)
                         if served is not told:
                             _tell_caller(context, decided.decision_id, told := served)
                         yield response
@@ -136,20 +149,22 @@ class InferenceService:
     async def _relay(
         self,
         request: inference_pb2.GenerateRequest,
-        decided: Decided,
         context: GenerateContext,
         account: Account,
         span: trace.Span,
+        number: int,
     ) -> AsyncGenerator[Relayed]:
         """A worker's stream; a prompt that has other tokens than it was decided for is counted and decided anew."""
+        decided = account.decided
         # A client that streamed from a worker itself may have lost it.
         tried = Tried(set(), deaths=int(LOST in dict(context.invocation_metadata() or ())))
         while True:
-            _tell_caller(context, decided.decision_id, decided.review.decision)
-            describe(span, decided, decided.review.decision, self._model, request.request_id)
-            inner = WorkerRequest.of(request, decided)
+            if not number:
+                _tell_caller(context, decided.decision_id, decided.review.decision)
+                describe(span, decided, decided.review.decision, self._model, request.request_id)
+            inner = WorkerRequest.of(request, decided, number)
             messages = relay(self._fleet, inner, context, tried)
-            if self._shadow is not None:
+            if self._shadow is not None and not number:
                 messages = self._shadow.sampled(inner, messages)
             try:
                 async with aclosing(messages):
@@ -170,6 +185,9 @@ class InferenceService:
             if self._lease_keys is None:
                 self._callers.check(context, asked)
                 raise ConfigurationError("this router signs no leases: it was started without --lease-key-file")
+            if wanted_answers(asked) > 1:
+                self._callers.check(context, asked)
+                raise UnimplementedError("a lease is good for one answer; the relay gives several")
             decided, charge = await self._let_in(asked, context, span)
             try:
                 inner = WorkerRequest.of(asked, decided)
@@ -229,7 +247,7 @@ class InferenceService:
                     detail=step.detail,
                     tier=step.tier.value,
                 )
-            response.findings.extend(await off_loop(OnLoop.TOKENIZER, len(decided.words), _findings, decided))
+            response.findings.extend(await off_loop(OnLoop.TOKENIZER, len(decided.words), findings, decided))
             return response
 
     async def ReportOutcome(
@@ -266,21 +284,6 @@ class InferenceService:
         if self._observer is not None:
             self._observer.classified(decided)
         return decided
-
-
-def _findings(decided: Decided) -> list[inference_pb2.RiskFinding]:
-    """What the text is like, with places in the text as it was written."""
-    return [
-        inference_pb2.RiskFinding(
-            domain=finding.domain,
-            probability=finding.probability,
-            threshold=finding.threshold,
-            outcome=finding.outcome,
-            start=finding.start,
-            end=finding.end,
-        )
-        for finding in placed(decided.risk.findings, decided.words)
-    ]
 
 
 def _tell_caller(context: GenerateContext | RouteContext, decision_id: str, decision: Decision | None = None) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+import json
+from typing import Any, Final
 
 from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import InvalidRequestError
@@ -11,6 +12,7 @@ from sparsity_serving.fields.documents import MAX_DOCUMENT, read_object, texts
 
 MAX_REGEX: Final = 2048
 """Characters; what they come to is compiled by the engine."""
+_EXPRESSIONS: Final = {"pattern": str, "patternProperties": dict}
 
 
 def check_response_format(sampling: inference_pb2.SamplingParams, field: str = "sampling.response_format") -> None:
@@ -54,3 +56,26 @@ def format_text(sampling: inference_pb2.SamplingParams) -> str:
     if wanted.json_schema:
         return "\n".join(texts(read_object("sampling.response_format.json_schema", wanted.json_schema)))
     return wanted.regex or wanted.grammar
+
+
+def has_expression(wanted: inference_pb2.ResponseFormat) -> bool:
+    """Whether a format, checked before, holds an answer to an expression or a grammar, some of which take minutes."""
+    if wanted.WhichOneof("format") == "json_schema":
+        return bool(expression_in(json.loads(wanted.json_schema)))
+    return bool(wanted.regex or wanted.grammar)
+
+
+def expression_in(document: Any) -> str:
+    """The keyword of a schema that holds an answer to a regular expression; empty without one."""
+    waiting = [document]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            # A property may have such a name; what it holds is a schema then.
+            found = next((name for name, kind in _EXPRESSIONS.items() if isinstance(each.get(name), kind)), "")
+            if found:
+                return found
+            waiting.extend(each.values())
+        elif isinstance(each, list):
+            waiting.extend(each)
+    return ""

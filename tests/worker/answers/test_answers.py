@@ -11,11 +11,11 @@ import pytest
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_rpc.errors import ConfigurationError, EngineError, InvalidRequestError
 from sparsity_serving.fields.defaults import Defaults
+from sparsity_serving.tokens.spelling import Spelling
 from sparsity_worker.calls.answer import Answer
 from sparsity_worker.calls.parsers import Parsers
 from sparsity_worker.calls.parsing import ChatParser
 from sparsity_worker.calls.requests import sampling_params
-from sparsity_worker.calls.spelling import Spelling
 from sparsity_worker.calls.wishes import check_wishes, granted, parser_of
 from sparsity_worker.config import ModelFacts
 from sparsity_worker.echo.engine import EchoEngine

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sparsity_worker.detokenizer import IncrementalDetokenizer
+from sparsity_serving.tokens.detokenizer import IncrementalDetokenizer
 from support.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from sparsity.v1 import inference_pb2
+from sparsity_serving.tokens.detokenizer import IncrementalDetokenizer
+from sparsity_serving.tokens.spelling import Spelling
 from tokenizers import Tokenizer
 
 from sparsity_worker.calls.parsing import ChatParser
-from sparsity_worker.calls.spelling import Spelling
-from sparsity_worker.detokenizer import IncrementalDetokenizer
 from sparsity_worker.engine.scores import Scored
 from sparsity_worker.engine.sglang_engine import Step
 

@@ -19,6 +19,7 @@ from sparsity_serving.access.leases import LeaseChecker
 from sparsity_serving.access.principals import Role
 from sparsity_serving.bounds import seconds_of
 from sparsity_serving.metrics.metering import Times
+from sparsity_serving.tokens.spelling import Spelling
 from tokenizers import Tokenizer
 
 from sparsity_worker.calls import tracing
@@ -29,7 +30,6 @@ from sparsity_worker.calls.kv_use import KvUse
 from sparsity_worker.calls.load import Load
 from sparsity_worker.calls.parsers import Parsers
 from sparsity_worker.calls.requests import check_size, engine_request, read_prompt
-from sparsity_worker.calls.spelling import Spelling
 from sparsity_worker.calls.wishes import check_wishes, granted, parser_of
 from sparsity_worker.calls.worker_metrics import WorkerMetrics
 from sparsity_worker.coalescing import coalesced

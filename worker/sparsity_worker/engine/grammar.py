@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import EngineError, InvalidRequestError, SparsityError
+from sparsity_serving.fields.response_format import expression_in
 
 FIELD: Final = "sampling.response_format"
 _NAMES: Final = {"json_schema": "json_schema", "json_object": "json_schema", "regex": "regex", "grammar": "ebnf"}
@@ -21,7 +22,6 @@ _REFUSALS: Final = (
     # What was drawn is none of what it leaves, because it leaves nothing.
     "Grammar accept_token failed",
 )
-_EXPRESSIONS: Final = {"pattern": str, "patternProperties": dict}
 _NOT_TAKEN: Final = "no expressions are taken of callers here, because some take minutes a token (--allow-expressions)"
 # Where in XGrammar's source a fault was found.
 _PLACE: Final = re.compile(r"^\[[\d:]+\] \S+: ")
@@ -68,7 +68,7 @@ def check_schema(field: str, text: str, *, expressions: bool) -> None:
         InvalidRequestError: naming ``field``, where no grammar can be made of it, or one that may take too long.
     """
     document = json.loads(text)
-    if not expressions and (name := _expression(document)):
+    if not expressions and (name := expression_in(document)):
         raise InvalidRequestError.of(field, f"{name}: {_NOT_TAKEN}")
     with _readable(field) as xgrammar:
         from sglang.srt.constrained.json_schema_validation import (
@@ -95,22 +95,6 @@ def _readable(field: str) -> Iterator[Any]:
         yield xgrammar
     except (RuntimeError, ValueError, TypeError) as error:
         raise InvalidRequestError.of(field, f"cannot be used: {_told(error)}") from error
-
-
-def _expression(document: Any) -> str:
-    """The keyword of a schema that holds an answer to a regular expression; empty without one."""
-    waiting = [document]
-    while waiting:
-        each = waiting.pop()
-        if isinstance(each, dict):
-            # A property may have such a name; what it holds is a schema then.
-            found = next((name for name, kind in _EXPRESSIONS.items() if isinstance(each.get(name), kind)), "")
-            if found:
-                return found
-            waiting.extend(each.values())
-        elif isinstance(each, list):
-            waiting.extend(each)
-    return ""
 
 
 def abort(reason: str) -> SparsityError:

@@ -29,7 +29,7 @@ class ChatTemplate:
     """One template.
 
     Args:
-        source: in Jinja.
+        source: in Jinja, which stays readable.
         special: tokens of the model that it names.
 
     Raises:
@@ -47,6 +47,7 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise ConfigurationError(f"--model: its chat template cannot be read: {error}") from error
+        self.source = source
         self._special = special
         self._variables = frozenset(reads) - _OWN
         self._knows_tools = "tools" in reads

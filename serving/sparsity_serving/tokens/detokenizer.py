@@ -62,11 +62,11 @@ class IncrementalDetokenizer:
         if places:
             self._held = ""
             return Piece(text[: min(places)[1]], stopped=True)
-        keep = 0 if final else max((_overlap(text, stop) for stop in self.stops), default=0)
+        keep = 0 if final else max((overlap(text, stop) for stop in self.stops), default=0)
         self._held = text[len(text) - keep :]
         return Piece(text[: len(text) - keep])
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of ``text`` that begins ``stop``."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,0 +1,1 @@
+"""Servers of stock SGLang as dense workers, asked by SGLang's own gRPC contract (`sglang.grpc.scheduler`)."""

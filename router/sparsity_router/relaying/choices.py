@@ -1,0 +1,65 @@
+"""Several answers to one request: each is relayed by itself, and they come as they are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from sparsity_router.relaying.relay import Relayed
+
+# Messages that wait for a caller who reads slowly: then the workers wait, too.
+_HELD = 4
+
+
+async def relayed(count: int, one: Callable[[int], AsyncGenerator[Relayed]]) -> AsyncGenerator[tuple[int, Relayed]]:
+    """The messages of so many answers, each with its answer's number.
+
+    The first goes alone until it speaks: the others then find its prompt in the workers' prefix caches.
+
+    Args:
+        count: answers.
+        one: begins the answer of a number.
+
+    Raises:
+        Exception: as the first that fails does; the others are ended.
+    """
+    if count == 1:
+        async with aclosing(one(0)) as messages:
+            async for message in messages:
+                yield 0, message
+        return
+    found: asyncio.Queue[tuple[int, Relayed | Exception | None]] = asyncio.Queue(_HELD)
+    running = [asyncio.create_task(_read(found, 0, one))]
+    try:
+        left = count
+        while left:
+            number, item = await found.get()
+            if len(running) == 1:
+                running += [asyncio.create_task(_read(found, other, one)) for other in range(1, count)]
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                left -= 1
+            else:
+                yield number, item
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def _read(
+    found: asyncio.Queue[tuple[int, Relayed | Exception | None]],
+    number: int,
+    one: Callable[[int], AsyncGenerator[Relayed]],
+) -> None:
+    """Hands on all of one answer, then None, or how it failed."""
+    try:
+        async with aclosing(one(number)) as messages:
+            async for message in messages:
+                await found.put((number, message))
+    except Exception as error:  # raised again where it is read
+        await found.put((number, error))
+    else:
+        await found.put((number, None))

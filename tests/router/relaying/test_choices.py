@@ -1,0 +1,230 @@
+"""Several answers to one request, by gRPC and by HTTP: each by itself, under one decision."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import grpc
+import pytest
+from sparsity.v1 import inference_pb2
+from sparsity_client import AsyncClient, RawText, Request, Sampling
+from sparsity_client.wire import make_request
+from sparsity_router.callers.admission import Callers
+from sparsity_rpc.errors import InvalidRequestError
+from sparsity_rpc.status import to_error
+from support.fake_worker import FakeWorker, answer, fail, hang
+from support.http_door import events, http_door
+from support.rig import AGGRESSIVE, DENSE, LONG, Rig, refusal, rig, until
+from support.tiny import tiny_model
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return tiny_model(tmp_path / "model")
+
+
+def several(n: int, prompt: str = "hi", domain: str = "medical", **sampling: Any) -> inference_pb2.GenerateRequest:
+    request = make_request(prompt, domain=domain)
+    request.n = n
+    request.sampling.MergeFrom(inference_pb2.SamplingParams(**sampling))
+    return request
+
+
+async def whole(r: Rig, request: Any) -> list[Any]:
+    return [response async for response in r.stub.Generate(request, timeout=10.0)]
+
+
+async def counts(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+    """Answers with the seed, in two parts, and with the tokens that it says it used."""
+    yield inference_pb2.GenerateResponse(text="seed ", token_ids=[1])
+    # The others speak in between.
+    await asyncio.sleep(0.02)
+    yield inference_pb2.GenerateResponse(text=str(request.sampling.seed), token_ids=[2, 3])
+    completion = inference_pb2.Completion(worker_id=worker.name, finish_reason=inference_pb2.FINISH_REASON_STOP)
+    completion.usage.prompt_tokens, completion.usage.completion_tokens = 2, 3
+    yield inference_pb2.GenerateResponse(completion=completion)
+
+
+def by_choice(found: list[Any]) -> dict[int, str]:
+    texts: dict[int, str] = {}
+    for each in found:
+        texts[each.choice] = texts.get(each.choice, "") + each.text
+    return texts
+
+
+async def test_each_is_drawn_by_itself_under_one_decision(model: Path) -> None:
+    worker = FakeWorker("d", DENSE, model, counts, places=8)
+    async with rig(model, worker) as r:
+        found = await whole(r, several(3, seed=7))
+        assert by_choice(found) == {0: "seed 7", 1: "seed 8", 2: "seed 9"}
+        ends = [each.completion for each in found if each.HasField("completion")]
+        assert len(ends) == 3
+        (decision_id,) = {end.decision.decision_id for end in ends}
+        asked = [request.request_id for request in worker.received]
+        assert asked == [f"{decision_id}.1", f"{decision_id}-1.1", f"{decision_id}-2.1"]
+        # One is as it always was.
+        (plain,) = {each.choice for each in await whole(r, make_request("hi", domain="medical"))}
+        assert plain == 0
+
+
+async def test_the_others_begin_once_the_first_has_spoken(model: Path) -> None:
+    spoke = asyncio.Event()
+
+    async def waits(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+        await spoke.wait()
+        async for response in counts(worker, request, context):
+            yield response
+
+    worker = FakeWorker("d", DENSE, model, waits, places=8)
+    async with rig(model, worker) as r:
+        asking = asyncio.create_task(whole(r, several(3)))
+        await asyncio.sleep(0.3)
+        assert len(worker.received) == 1
+        spoke.set()
+        assert by_choice(await asking) == dict.fromkeys(range(3), "seed 0")
+
+
+async def test_one_that_fails_ends_all(model: Path) -> None:
+    async def second_fails(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+        behaviour = fail(grpc.StatusCode.INTERNAL, after=1) if "-1." in request.request_id else hang_after_one
+        async for response in behaviour(worker, request, context):
+            yield response
+
+    async def hang_after_one(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+        yield inference_pb2.GenerateResponse(text="x", token_ids=[1])
+        async for response in hang(worker, request, context):
+            yield response
+
+    worker = FakeWorker("d", DENSE, model, second_fails, places=8)
+    async with rig(model, worker) as r:
+        error = await refusal(whole(r, several(3)))
+        assert (error.code(), "failed mid-stream" in error.details()) == (grpc.StatusCode.ABORTED, True)
+        await until(lambda: worker.cancelled == 2)
+        assert r.fleet.workers[0].in_flight == 0
+        worker.cancelled = 0
+        worker.behaviour = hang_after_one
+        await until(lambda: r.fleet.workers[0].state.name == "READY")
+        call = r.stub.Generate(several(3))
+        assert {(await call.read()).choice for _ in range(3)} == {0, 1, 2}
+        call.cancel()
+        await until(lambda: worker.cancelled == 3)
+        assert r.fleet.workers[0].in_flight == 0
+
+
+@pytest.mark.parametrize("n", [0, 17, 2**31])
+async def test_so_many_are_refused_by_name(model: Path, n: int) -> None:
+    worker = FakeWorker("d", DENSE, model)
+    async with rig(model, worker) as r:
+        error = cast(InvalidRequestError, to_error(await refusal(whole(r, several(n)))))
+        assert error.field == "n"
+        assert not worker.received
+
+
+async def test_a_worker_that_failed_before_its_first_token_is_replaced_for_that_answer_alone(model: Path) -> None:
+    async def fails_once(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+        if "-1." in request.request_id:
+            await context.abort(grpc.StatusCode.INTERNAL, "as told")
+        async for response in answer(worker, request, context):
+            yield response
+
+    sparse, dense = FakeWorker("a", AGGRESSIVE, model, fails_once, places=8), FakeWorker("d", DENSE, model, places=8)
+    async with rig(model, sparse, dense) as r:
+        found = await whole(r, several(2, LONG, "low"))
+        served = {each.choice: each.completion for each in found if each.HasField("completion")}
+        assert [(served[at].worker_id, served[at].decision.tier) for at in (0, 1)] == [("a", AGGRESSIVE), ("d", DENSE)]
+
+
+class Limits:
+    """What a tenant was charged, and given back."""
+
+    def __init__(self) -> None:
+        self.charged = self.back = 0
+
+    def priority(self, tenant: str) -> int:
+        return 9
+
+    async def request(self, tenant: str) -> None:
+        return
+
+    async def tokens(self, tenant: str, tokens: int) -> None:
+        self.charged = tokens
+
+    def give_back(self, tenant: str, requests: int = 0, tokens: int = 0) -> None:
+        self.back = tokens
+
+
+class Observer:
+    """What it was told of."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def classified(self, decided: Any) -> None:
+        return
+
+    def ended(self, ended: Any) -> None:
+        self.told.append(ended)
+
+
+async def test_all_are_charged_and_told_of_as_one_request(model: Path) -> None:
+    limits, observer = Limits(), Observer()
+    worker = FakeWorker("d", DENSE, model, counts, places=8)
+    async with rig(model, worker, callers=Callers(None, cast(Any, limits)), observer=observer) as r:
+        await whole(r, several(3, max_new_tokens=10))
+        # As many as the prompt may have, and ten for each; three for each were made of its two.
+        assert limits.charged >= 2 + 30
+        assert limits.charged - limits.back == 2 + 9
+        (ended,) = observer.told
+        assert (ended.completion.usage.prompt_tokens, ended.completion.usage.completion_tokens) == (2, 9)
+
+
+async def test_a_client_gets_all_and_a_lease_is_for_one(model: Path) -> None:
+    async with rig(model, FakeWorker("d", DENSE, model, counts, places=8)) as r, AsyncClient(r.address) as client:
+        request = Request(RawText("hi"), domain="medical", sampling=Sampling(seed=1), n=2)
+        for direct in (False, True):
+            async with client.stream(request, 10.0, direct=direct) as stream:
+                found = await stream.answers()
+            assert [each.text for each in found] == ["seed 1", "seed 2"]
+            assert [each.usage.completion_tokens for each in found] == [3, 3]
+        assert (await client.generate(request, 10.0)).text == "seed 1"
+
+
+async def test_openais_client_gets_all(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "own", 4096)
+    worker = FakeWorker("d", DENSE, model, counts, places=8)
+    hi: Any = [{"role": "user", "content": "hi"}]
+    async with http_door(tmp_path, worker) as door, door.client() as client:
+        answered: Any = await client.chat.completions.create(model=door.model, messages=hi, n=2, seed=4)
+        assert [(each.index, each.message.content, each.finish_reason) for each in answered.choices] == [
+            (0, "seed 4", "stop"),
+            (1, "seed 5", "stop"),
+        ]
+        assert (answered.usage.prompt_tokens, answered.usage.completion_tokens, answered.usage.total_tokens) == (
+            2,
+            6,
+            8,
+        )
+        assert [each.sparsity["worker_id"] for each in answered.choices] == ["d", "d"]
+        texts = {0: "", 1: ""}
+        ends = []
+        stream = await client.chat.completions.create(
+            model=door.model, messages=hi, n=2, seed=4, stream=True, stream_options={"include_usage": True}
+        )
+        async for chunk in stream:
+            for choice in chunk.choices:
+                texts[choice.index] += choice.delta.content or ""
+                ends += [choice.index] if choice.finish_reason else []
+        assert (texts, sorted(ends)) == ({0: "seed 4", 1: "seed 5"}, [0, 1])
+        assert chunk.usage is not None
+        assert chunk.usage.completion_tokens == 6
+        raw = await door.chat(n=2, stream=True)
+        assert events(raw.text)[-1] == "data: [DONE]" or raw.text.endswith("data: [DONE]\n\n")
+        assert raw.text.count("[DONE]") == 1
+        plain = await client.completions.create(model=door.model, prompt="hi", n=2, seed=4)
+        assert [each.text for each in plain.choices] == ["seed 4", "seed 5"]
+        one = (await door.chat()).json()
+        assert json.dumps(one["choices"]).count('"sparsity"') == 0
