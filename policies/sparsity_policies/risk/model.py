@@ -8,13 +8,14 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsity_policies.risk.features import ROWS, Codes, blocks, codes_of
+from sparsity_policies.risk.features import Codes, blocks, codes_of, width
+from sparsity_policies.risk.scripts import SCRIPTS, Line, scripts_of
 from sparsity_policies.risk.windows import Places, windows_of
 
 # Characters from which a text is long enough to tell.
 _SHORT: Final = 64
 # How far the odds of the best of many windows are lowered, by the logarithm of their number.
-_TRIES: Final = 0.75
+_TRIES: Final = 0.35
 # Sums of four domains lie in one machine word, so that one look into the table serves all four.
 _LANES: Final = 4
 _LANE_BITS: Final = 16
@@ -60,7 +61,7 @@ class Head(NamedTuple):
 
     Attributes:
         domain: its name.
-        weights: a row of features each, (ROWS,) float32.
+        weights: of each row of features, (rows in all,) float32.
         bias: of its margin.
         slope: of the log odds over the margin.
         intercept: of them, likewise (Platt, 1999).
@@ -84,10 +85,15 @@ class RiskModel:
 
     Args:
         heads: one a domain.
+        lines: by script, how its odds are read; scripts that are not there are read as they are.
     """
 
-    def __init__(self, heads: Sequence[Head] = ()) -> None:
+    def __init__(self, heads: Sequence[Head] = (), lines: Mapping[str, Line] | None = None) -> None:
         self.heads = tuple(heads)
+        self.lines = dict(lines or {})
+        known = [self.lines.get(script, Line()) for script in SCRIPTS]
+        self._slopes = np.array([line.slope for line in known])
+        self._intercepts = np.array([line.intercept for line in known])
         self.domains = frozenset(head.domain for head in heads)
         self._packs = [_Pack(self.heads[at : at + _LANES]) for at in range(0, len(heads), _LANES)]
 
@@ -105,13 +111,15 @@ class RiskModel:
         starts, ends, units = windows_of(codes)
         norms = length_norm((ends - starts).astype(np.float64))
         first, last = np.searchsorted(units, starts), np.searchsorted(units, ends)
+        scripts = scripts_of(codes, starts, ends)
+        slopes, intercepts = self._slopes[scripts, None], self._intercepts[scripts, None]
         # Of many windows one is the most likely by chance: the odds are those of a prompt, whatever its length.
         tries = _TRIES * np.log(len(starts))
         peaks: dict[str, Window] = {}
         means: dict[str, float] = {}
         for pack, sums in zip(packs, _sums(codes, units, packs), strict=True):
             margins = (sums[last] - sums[first]) * pack.scales / norms[:, None] + pack.biases  # type: ignore[index]
-            odds = margins * pack.slopes + pack.intercepts
+            odds = slopes * (margins * pack.slopes + pack.intercepts) + intercepts
             at = odds.argmax(axis=0)
             for lane, head in enumerate(pack.heads):
                 if domains is None or head.domain in domains:
@@ -151,14 +159,14 @@ class _Pack:
     Attributes:
         heads: they.
         domains: theirs.
-        table: their weights, 16 bits each, (ROWS,).
+        table: their weights, 16 bits each, (rows in all,).
         scales: of a weight of one, by head.
     """
 
     def __init__(self, heads: Sequence[Head]) -> None:
         self.heads = tuple(heads)
         self.domains = {head.domain for head in heads}
-        self.table = np.zeros(ROWS, np.uint64)
+        self.table = np.zeros(width(), np.uint64)
         self.scales = np.empty(len(heads))
         for lane, head in enumerate(heads):
             # The few largest weights are cut: a scale that fits them would leave the others no room.
