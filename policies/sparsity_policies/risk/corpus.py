@@ -18,6 +18,7 @@ RISKY: Final = ("medical", "legal", "safety", "compliance")
 KINDS: Final = {
     "code": "code",
     "chat": "support-chat",
+    "question": "support-chat",
     **dict.fromkeys(
         ("news", "fiction", "manual", "record", "contract", "transcript", "form", "idiom"), "summarization"
     ),

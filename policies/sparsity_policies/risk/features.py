@@ -21,7 +21,7 @@ from sparsity_policies.risk.lexicon import Keys, lexicon
 
 ROW_BITS: Final = 17
 ROWS: Final = 2**ROW_BITS
-_ORDERS: Final = (2, 3, 4, 5)
+_ORDERS: Final = (2, 3, 5)
 # A longer word is told by its beginning. What follows a block is read as far, so that none is cut.
 _LONGEST_WORD: Final = 48
 # Small enough to stay in the processor's caches from one pass to the next.

@@ -17,6 +17,8 @@ FILE: Final = "lexicon.npy"
 # Eight places for a word: one in sixteen has its place taken by a more frequent one, and is not known.
 _SLOT_BITS: Final = 20
 _SLOT = np.uint64(64 - _SLOT_BITS)
+_HALF = np.uint64(32)
+_NUMBER = np.uint64(2**32 - 1)
 
 Keys = NDArray[np.uint64]
 Numbers = NDArray[np.int32]
@@ -33,20 +35,17 @@ class Lexicon:
         self._size = len(keys)
         slots = (keys >> _SLOT).astype(np.int64)
         taken, first = np.unique(slots, return_index=True)
-        self._tags = np.zeros(2**_SLOT_BITS, np.uint32)
-        self._numbers = np.full(2**_SLOT_BITS, -1, np.int32)
-        self._tags[taken] = keys[first].astype(np.uint32)
-        self._numbers[taken] = first
+        # Half a key and a number side by side: one look for both. No number is one that is not there.
+        self._places = np.zeros(2**_SLOT_BITS, np.uint64)
+        self._places[taken] = (keys[first] << _HALF) | (first + 1).astype(np.uint64)
 
     def __len__(self) -> int:
         return self._size
 
     def find(self, keys: Keys) -> Numbers:
         """The number of each word, -1 for one that is not known."""
-        slots = keys >> _SLOT
-        found = self._numbers.take(slots.astype(np.int64))
-        found[self._tags.take(slots.astype(np.int64)) != keys.astype(np.uint32)] = -1
-        return found
+        found = self._places.take((keys >> _SLOT).astype(np.int64))
+        return np.where((found ^ (keys << _HALF)) <= _NUMBER, (found & _NUMBER).astype(np.int32) - 1, -1)
 
 
 @cache

@@ -15,12 +15,11 @@ from sparsity_policies.risk.windows import Places, windows_of
 # Characters from which a text is long enough to tell.
 _SHORT: Final = 64
 # How far the odds of the best of many windows are lowered, by the logarithm of their number.
-_TRIES: Final = 0.35
+_TRIES: Final = 0.45
 # Sums of four domains lie in one machine word, so that one look into the table serves all four.
 _LANES: Final = 4
 _LANE_BITS: Final = 16
-_LANE = np.uint64(2**_LANE_BITS - 1)
-# Weights are whole numbers from 0 to 255 around this one: 128 of them add up to less than a lane holds.
+# Weights are whole numbers from 0 to 255 around this one: 256 of them add up to less than a lane holds.
 _ZERO: Final = 128
 _MOST: Final = 127
 
@@ -140,13 +139,14 @@ def _sums(codes: Codes, units: Places, packs: Sequence[_Pack]) -> list[NDArray[n
         words = np.bincount(owners, minlength=len(cuts))
         for pack, sums in zip(packs, found, strict=True):
             part = sums[first + 1 : last + 1]
-            for rows in block.dense:
-                # A sum of as many as a unit has characters does not leave its lane.
-                part += pack.unpacked(np.add.reduceat(pack.table.take(rows), cuts))
+            for at in range(0, len(block.dense), 2):
+                # Two sums of as many as a unit has characters do not leave their lane.
+                packed = [np.add.reduceat(pack.table.take(rows), cuts) for rows in block.dense[at : at + 2]]
+                part += pack.unpacked(packed[0] if len(packed) == 1 else packed[0] + packed[1])
             part -= _ZERO * len(block.dense) * np.diff(np.append(cuts, block.length))[:, None]
-            taken = pack.table.take(block.words)
+            taken = pack.unpacked(pack.table.take(block.words))
             for lane in range(len(pack.heads)):
-                part[:, lane] += np.bincount(owners, pack.lane(taken, lane), minlength=len(cuts))
+                part[:, lane] += np.bincount(owners, taken[:, lane], minlength=len(cuts))
             part -= _ZERO * words[:, None]
     for sums in found:
         np.cumsum(sums, axis=0, out=sums)
@@ -178,10 +178,6 @@ class _Pack:
         self.slopes = np.array([head.slope for head in heads])
         self.intercepts = np.array([head.intercept for head in heads])
 
-    def lane(self, packed: NDArray[np.uint64], lane: int) -> NDArray[np.float64]:
-        """One head's part of packed numbers."""
-        return ((packed >> np.uint64(lane * _LANE_BITS)) & _LANE).astype(np.float64)
-
-    def unpacked(self, packed: NDArray[np.uint64]) -> NDArray[np.float64]:
-        """All parts, (n, lanes)."""
-        return np.stack([self.lane(packed, lane) for lane in range(len(self.heads))], axis=1)
+    def unpacked(self, packed: NDArray[np.uint64]) -> NDArray[np.uint16]:
+        """The parts of packed numbers, (n, heads)."""
+        return packed.astype("<u8", copy=False).view("<u2").reshape(len(packed), _LANES)[:, : len(self.heads)]

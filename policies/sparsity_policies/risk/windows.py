@@ -98,5 +98,7 @@ def _finer(cuts: Places, others: Places, longest: int, size: int) -> Places:
     """The cuts, and of others those within segments that are longer."""
     others = others[(others > 0) & (others < size)]
     lengths = np.diff(np.append(cuts, size))
+    if not len(others) or lengths.max() <= longest:
+        return cuts
     within = np.searchsorted(cuts, others, side="right") - 1
     return np.union1d(cuts, others[lengths[within] > longest])

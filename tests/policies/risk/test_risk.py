@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +13,7 @@ from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import DetectionMode, Policy, Risk, Sensitivity
 from sparsity_policies.risk.base import base
 from sparsity_policies.risk.features import ROWS, blocks, codes_of, key_of, rows_of, width
+from sparsity_policies.risk.learning import MOST_HEADS, model_of
 from sparsity_policies.risk.lexicon import Lexicon, lexicon
 from sparsity_policies.risk.model import Head, RiskModel, length_norm
 from sparsity_policies.risk.scripts import SCRIPTS, scripts_of
@@ -238,3 +241,40 @@ def test_every_letter_is_in_a_window(text: str) -> None:
     assert units[0] == 0
     assert (np.diff(np.append(units, len(codes))) > 0).all()
     assert int(np.diff(np.append(units, len(codes))).max()) <= 128
+
+
+def test_a_thousand_domains_are_bounded_and_it_is_told_which_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    shown: list[int] = []
+
+    def learnt(exemplars: Mapping[str, Sequence[str]], risky: frozenset[str]) -> list[Head]:
+        shown.append(len(exemplars))
+        return [Head(domain, np.zeros(width(), np.float32), -2.0) for domain in exemplars]
+
+    own = [
+        replace(
+            POLICIES["medical"],
+            domain=f"domain-{number:04}",
+            risk=Risk.HIGH if number == 999 else Risk.ELEVATED,
+            detection=replace(POLICIES["medical"].detection, exemplars=(f"text number {number}",)),
+        )
+        for number in range(1000)
+    ]
+    with caplog.at_level(logging.WARNING, "sparsity.policies.risk"):
+        model = model_of([*own, *POLICIES.values()], None, learnt)
+    assert shown == [MOST_HEADS - len(base().model.heads)]
+    # Those of high risk come first.
+    assert "domain-0999" in model.policies
+    assert "domain-0998" not in model.policies
+    assert "exemplars of 9" in caplog.text
+
+
+def test_four_megabytes_of_one_letter_and_of_every_script_are_read_in_bounded_time() -> None:
+    for text in (
+        "a" * 4_000_000,
+        "\u533b" * 1_300_000,
+        "mixed \u0441\u0443\u0434 \u0637\u0628\u064a\u0628 \u5668. " * 200_000,
+    ):
+        started = time.process_time()
+        scores = base().model.scores(text)
+        assert time.process_time() - started < 20.0
+        assert all(0.0 <= window.probability <= 1.0 for window in scores.peaks.values())
