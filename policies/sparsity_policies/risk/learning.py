@@ -23,7 +23,7 @@ from sparsity_policies.risk.training import Learnt, features_of, learn
 from sparsity_policies.risk.weighing import is_read_for
 
 log = logging.getLogger("sparsity.policies.risk")
-# Each four domains more are one more look into a table for every letter, and a megabyte.
+# Each four domains more are one more look into a table for every letter, and two megabytes.
 MOST_HEADS: Final = 32
 # Shipped texts that are learnt again beside exemplars, so that those do not overrule them.
 _REHEARSED: Final = 600
