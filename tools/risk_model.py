@@ -8,11 +8,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 from sparsity_policies.documents.shipped import shipped_policies
-from sparsity_policies.risk import base, corpus
+from sparsity_policies.risk import base, corpus, lexicon
+from sparsity_policies.risk.features import key_of
+from word_vectors import WordVectors, word_vectors
 
 ROOT = Path(__file__).resolve().parent.parent
-FILE = ROOT / "policies" / "sparsity_policies" / "risk" / base.FILE
+FOLDER = ROOT / "policies" / "sparsity_policies" / "risk"
 
 
 def exemplars() -> dict[str, tuple[str, ...]]:
@@ -30,6 +33,13 @@ def stale() -> list[str]:
     return found
 
 
+def save_lexicon(known: WordVectors) -> None:
+    """Writes the words by which texts are read from now on."""
+    keys = [key_of(word, inner) for word, inner in zip(known.words, known.inner, strict=True)]
+    np.save(FOLDER / lexicon.FILE, np.array(keys, np.uint64))
+    lexicon.lexicon.cache_clear()
+
+
 def main() -> None:
     """Writes the file, or checks it."""
     if "--check" in sys.argv:
@@ -37,8 +47,10 @@ def main() -> None:
             sys.exit(f"{'; '.join(problems)}: run `make risk-model`")
         return
     train, calibration = corpus.shipped("train"), corpus.shipped("calibration")
-    model = base.learnt(train, corpus.shipped_terms(), calibration, exemplars())
-    base.save(FILE, model, exemplars(), corpus.shipped_digest())
+    known = word_vectors()
+    save_lexicon(known)
+    model = base.learnt(train, calibration, exemplars(), known.vectors)
+    base.save(FOLDER / base.FILE, model, exemplars(), corpus.shipped_digest())
 
 
 if __name__ == "__main__":

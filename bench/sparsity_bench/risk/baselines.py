@@ -14,7 +14,7 @@ _SHORTEST = 3
 
 
 def keywords() -> Scanner:
-    """A scanner for the terms that the model has learnt, each a literal of its domain."""
+    """A scanner for the shipped lists of terms of each trade, each a literal of its domain."""
     terms = {
         domain: sorted(
             {term for one in shipped_terms() if one.domain == domain for term in one.terms if len(term) >= _SHORTEST}

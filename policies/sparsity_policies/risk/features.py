@@ -2,7 +2,8 @@
 
 Letters are counted as code points, so that an n-gram spans as much of a Hindi word as of an English one, and
 positions are those of the text. Each n-gram belongs to the place where it begins: a window's features are those that
-begin in it.
+begin in it. Words of the lexicon have a row each behind those of hashes: the longest parts that a word is made of, and
+of scripts without spaces every run of letters that is one.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsity_policies.matching.folding import folded
+from sparsity_policies.risk.lexicon import Keys, lexicon
 
 ROW_BITS: Final = 17
 ROWS: Final = 2**ROW_BITS
-_ORDERS: Final = (2, 3, 4, 5)
+_ORDERS: Final = (2, 3, 5)
 # A longer word is told by its beginning. What follows a block is read as far, so that none is cut.
 _LONGEST_WORD: Final = 48
 # Small enough to stay in the processor's caches from one pass to the next.
@@ -32,8 +34,18 @@ _WIDE_SHIFT = np.uint64(64 - ROW_BITS)
 # Of a pair of words the first one's hash is told apart from the second's.
 _FIRST_WORD = np.uint64(0xC2B2AE3D27D4EB4F)
 
+# Letters of the parts by which a word is known that is not in the lexicon itself, and how many parts are looked for.
+_PARTS: Final = np.arange(12, 1, -1)
+_ROUNDS: Final = 3
+# Of what goes on with a word, told apart from a word.
+_INNER = np.uint64(0x94D049BB133111EB)
+# Kana and ideographs, which are written without spaces, and letters of their longest word.
+_FIRST_UNSPACED, _LAST_UNSPACED = 0x3040, 0x9FFF
+_LONGEST_UNSPACED: Final = 4
+
 Codes = NDArray[np.uint32]
 Rows = NDArray[np.uint32]
+Places = NDArray[np.int64]
 
 
 class Placed(NamedTuple):
@@ -43,7 +55,7 @@ class Placed(NamedTuple):
         start: of the block in the text.
         length: characters of it.
         dense: a row for each character of the block and each order of n-grams.
-        words: rows of words and of pairs of words, in order of ``places``.
+        words: rows of words, of pairs of words and of what the lexicon has, in order of ``places``.
         places: where they begin in the block.
     """
 
@@ -51,7 +63,7 @@ class Placed(NamedTuple):
     length: int
     dense: list[Rows]
     words: Rows
-    places: NDArray[np.int64]
+    places: Places
 
 
 def codes_of(text: str) -> Codes:
@@ -72,7 +84,10 @@ def blocks(codes: Codes) -> Iterator[Placed]:
         length = min(_BLOCK, size - start)
         seen = padded[start : start + length + _LONGEST_WORD]
         before = int(codes[start - 1]) if start else 0
-        yield Placed(start, length, _ngrams(seen, length), *_words(seen, length, before))
+        running = _running(seen, max(_ORDERS))
+        (words, places), (unspaced, there) = _words(seen, length, before), _unspaced(seen, running, length)
+        rows, where = np.concatenate((words, unspaced)), np.concatenate((places, there))
+        yield Placed(start, length, _ngrams(running, length), rows, where)
 
 
 def rows_of(codes: Codes) -> Rows:
@@ -81,20 +96,72 @@ def rows_of(codes: Codes) -> Rows:
     return np.concatenate(found) if found else np.zeros(0, np.uint32)
 
 
-def _ngrams(seen: Codes, length: int) -> list[Rows]:
-    """A row for each place and order."""
-    found = []
-    running = seen * _STEP
-    single = running
-    for order in range(2, max(_ORDERS) + 1):
-        running = (running[:-1] ^ (running[:-1] >> np.uint32(15))) * _MIX + single[order - 1 :]
-        if order in _ORDERS:
-            found.append(((running[:length] ^ np.uint32(order)) * _STEP) >> _SHIFT)
+def width() -> int:
+    """Rows in all: those of hashes, and behind them one for each word of the lexicon."""
+    return ROWS + len(lexicon())
+
+
+def key_of(word: str, inner: bool) -> int:
+    """By which the lexicon has a word, or what goes on with one."""
+    codes = codes_of(word)
+    padded = np.concatenate((codes, np.zeros(_LONGEST_WORD, np.uint32)))
+    if len(codes) and _is_unspaced(codes).all():
+        return int(_unspaced_keys(_running(padded, len(codes))[-1], len(codes))[0])
+    key = int(_Hashes(padded)(np.zeros(1, np.int64), np.array([len(codes)]))[0])
+    return key ^ int(_INNER) if inner else key
+
+
+def _running(seen: Codes, longest: int) -> list[Codes]:
+    """Hashes of the n-grams that begin at each place, by their number of letters from one up."""
+    single = seen * _STEP
+    found = [single]
+    for order in range(2, longest + 1):
+        last = found[-1][:-1]
+        found.append((last ^ (last >> np.uint32(15))) * _MIX + single[order - 1 :])
     return found
 
 
-def _words(seen: Codes, length: int, before: int) -> tuple[Rows, NDArray[np.int64]]:
-    """Rows of the words that begin within ``length``, and of each with the next one."""
+def _ngrams(running: list[Codes], length: int) -> list[Rows]:
+    """A row for each place and order."""
+    return [((running[order - 1][:length] ^ np.uint32(order)) * _STEP) >> _SHIFT for order in _ORDERS]
+
+
+def _unspaced(seen: Codes, running: list[Codes], length: int) -> tuple[Rows, Places]:
+    """Rows and places of what the lexicon has of scripts without spaces."""
+    if seen.max() < _FIRST_UNSPACED or not len(own := np.flatnonzero(_is_unspaced(seen[:length]))):
+        return np.zeros(0, np.uint32), np.zeros(0, np.int64)
+    found = [lexicon().find(_unspaced_keys(running[n][own], n + 1)) for n in range(_LONGEST_UNSPACED)]
+    known = [numbers >= 0 for numbers in found]
+    rows = [numbers[which].astype(np.uint32) + np.uint32(ROWS) for numbers, which in zip(found, known, strict=True)]
+    return np.concatenate(rows), np.concatenate([own[which] for which in known])
+
+
+def _unspaced_keys(hashes: Codes, letters: int) -> Keys:
+    keys = (hashes.astype(np.uint64) | np.uint64(letters << 32)) * np.uint64(_BASE)
+    return keys ^ (keys >> np.uint64(29))
+
+
+def _is_unspaced(codes: Codes) -> NDArray[np.bool_]:
+    return (codes >= _FIRST_UNSPACED) & (codes <= _LAST_UNSPACED)
+
+
+class _Hashes:
+    """Hashes of parts of a text, from sums of it (Karp and Rabin, 1987)."""
+
+    def __init__(self, seen: Codes) -> None:
+        powers, self._inverse = _powers(_BLOCK + _LONGEST_WORD + 1)
+        self._sums = np.zeros(len(seen) + 1, np.uint64)
+        np.cumsum(seen.astype(np.uint64) * powers[: len(seen)], out=self._sums[1:])
+
+    def __call__(self, starts: Places, ends: Places) -> Keys:
+        found = (self._sums[ends] - self._sums[starts]) * self._inverse[starts]
+        found ^= found >> np.uint64(29)
+        found *= np.uint64(_BASE)
+        return found
+
+
+def _words(seen: Codes, length: int, before: int) -> tuple[Rows, Places]:
+    """Rows of the words that begin within ``length``, of each with the next one, and of what the lexicon has."""
     inner = _is_letter(seen)
     edges = np.diff(
         inner.view(np.int8), prepend=np.int8(_is_letter(np.array([before], np.uint32))[0]), append=np.int8(0)
@@ -104,19 +171,44 @@ def _words(seen: Codes, length: int, before: int) -> tuple[Rows, NDArray[np.int6
     # The first end may be that of a word from the block before.
     if len(ends) > len(starts):
         ends = ends[1:]
-    powers, inverse = _powers(_BLOCK + _LONGEST_WORD + 1)
-    sums = np.zeros(len(seen) + 1, np.uint64)
-    np.cumsum(seen.astype(np.uint64) * powers[: len(seen)], out=sums[1:])
-    hashes = (sums[np.minimum(ends, starts + _LONGEST_WORD)] - sums[starts]) * inverse[starts]
-    hashes ^= hashes >> np.uint64(29)
-    hashes *= np.uint64(_BASE)
+    ends = np.minimum(ends, starts + _LONGEST_WORD)
+    hashed = _Hashes(seen)
+    hashes = hashed(starts, ends)
     own = np.flatnonzero(starts < length)
     single = (hashes[own] >> _WIDE_SHIFT).astype(np.uint32)
     paired = own[: len(own) - 1] if len(own) == len(hashes) else own
     double = hashes[paired] * _FIRST_WORD + hashes[paired + 1]
     double ^= double >> np.uint64(31)
     pairs = ((double * np.uint64(_BASE)) >> _WIDE_SHIFT).astype(np.uint32)
-    return np.concatenate((single, pairs)), np.concatenate((starts[own], starts[paired]))
+    starts, ends = starts[own], ends[own]
+    rows, places = _known(hashed, hashes[own], starts, ends)
+    return np.concatenate((single, pairs, rows)), np.concatenate((starts, starts[: len(paired)], places))
+
+
+def _known(hashed: _Hashes, hashes: Keys, starts: Places, ends: Places) -> tuple[Rows, Places]:
+    """Rows and places of words of the lexicon, and of the parts of other words."""
+    numbers = lexicon().find(hashes)
+    known = numbers >= 0
+    rows, places = [numbers[known]], [starts[known]]
+    left = np.flatnonzero(~known)
+    at, ends, owners = starts[left], ends[left], starts[left]
+    for turn in range(_ROUNDS):
+        if not len(at):
+            break
+        stops = np.minimum(at[:, None] + _PARTS, ends[:, None])
+        keys = hashed(np.repeat(at, len(_PARTS)).reshape(stops.shape), stops)
+        numbers = lexicon().find(keys ^ _INNER if turn else keys)
+        longest = (numbers >= 0).argmax(axis=1)
+        each = np.arange(len(at))
+        found = numbers[each, longest]
+        known = found >= 0
+        rows.append(found[known])
+        places.append(owners[known])
+        # What goes on with an unknown beginning may be known all the same.
+        stopped = np.where(known, stops[each, longest], at + 1)
+        more = stopped < ends
+        at, ends, owners = stopped[more], ends[more], owners[more]
+    return np.concatenate(rows).astype(np.uint32) + np.uint32(ROWS), np.concatenate(places)
 
 
 @cache

@@ -17,13 +17,13 @@ from sparsity_policies.risk.base import base, margin
 from sparsity_policies.risk.calibration import platt
 from sparsity_policies.risk.corpus import HARMLESS, RISKY
 from sparsity_policies.risk.examples import pieces, windows, within
-from sparsity_policies.risk.features import ROWS
+from sparsity_policies.risk.features import width
 from sparsity_policies.risk.model import Head, RiskModel
 from sparsity_policies.risk.training import Learnt, features_of, learn
 from sparsity_policies.risk.weighing import is_read_for
 
 log = logging.getLogger("sparsity.policies.risk")
-# Each four domains more are one more look into a table for every letter, and a megabyte.
+# Each four domains more are one more look into a table for every letter, and two megabytes.
 MOST_HEADS: Final = 32
 # Shipped texts that are learnt again beside exemplars, so that those do not overrule them.
 _REHEARSED: Final = 600
@@ -62,7 +62,7 @@ def heads_of(exemplars: Mapping[str, Sequence[str]], risky: frozenset[str]) -> S
     shipped = base().model.heads
     known = {head.domain: number for number, head in enumerate(shipped)}
     domains = [*known, *(domain for domain in exemplars if domain not in known)]
-    weights = np.zeros((ROWS, len(domains)), np.float32)
+    weights = np.zeros((width(), len(domains)), np.float32)
     biases = np.full(len(domains), -2.0, np.float32)
     for number, head in enumerate(shipped):
         weights[:, number], biases[number] = head.weights, head.bias
@@ -71,7 +71,7 @@ def heads_of(exemplars: Mapping[str, Sequence[str]], risky: frozenset[str]) -> S
     chance, harmless = random.Random(_SEED), [one.text for one in shipped_texts if one.domain == HARMLESS]
     if harmless:
         own += [(domain, within(text, harmless, chance)) for domain, text in own]
-    texts = windows(shipped_texts, among=1)
+    texts = windows(shipped_texts)
     rehearsed = texts[:: max(len(texts) // _REHEARSED, 1)]
     examples = [(domain, features_of(text)) for domain, text in (*own, *rehearsed)]
     epochs = min(max(_LOOKS // len(examples), 1), _MOST_EPOCHS)
@@ -131,7 +131,9 @@ def model_of(policies: Iterable[Policy], previous: PolicyModel | None, learn_the
     risky = frozenset(policy.domain for policy in ranked if policy.domain in own and policy.risk is Risk.HIGH)
     key = hashlib.sha256(json.dumps([own, sorted(risky)]).encode()).hexdigest()
     same = previous is not None and previous.key == key
-    return _for(previous.model if previous and same else RiskModel(learn_them(own, risky)), ranked, key)
+    return _for(
+        previous.model if previous and same else RiskModel(learn_them(own, risky), shipped.model.lines), ranked, key
+    )
 
 
 def _for(model: RiskModel, policies: Iterable[Policy], key: str = "") -> PolicyModel:

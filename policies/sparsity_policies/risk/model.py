@@ -8,18 +8,18 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsity_policies.risk.features import ROWS, Codes, blocks, codes_of
+from sparsity_policies.risk.features import Codes, blocks, codes_of, width
+from sparsity_policies.risk.scripts import SCRIPTS, Line, scripts_of
 from sparsity_policies.risk.windows import Places, windows_of
 
 # Characters from which a text is long enough to tell.
 _SHORT: Final = 64
 # How far the odds of the best of many windows are lowered, by the logarithm of their number.
-_TRIES: Final = 0.75
+_TRIES: Final = 0.45
 # Sums of four domains lie in one machine word, so that one look into the table serves all four.
 _LANES: Final = 4
 _LANE_BITS: Final = 16
-_LANE = np.uint64(2**_LANE_BITS - 1)
-# Weights are whole numbers from 0 to 255 around this one: 128 of them add up to less than a lane holds.
+# Weights are whole numbers from 0 to 255 around this one: 256 of them add up to less than a lane holds.
 _ZERO: Final = 128
 _MOST: Final = 127
 
@@ -60,7 +60,7 @@ class Head(NamedTuple):
 
     Attributes:
         domain: its name.
-        weights: a row of features each, (ROWS,) float32.
+        weights: of each row of features, (rows in all,) float32.
         bias: of its margin.
         slope: of the log odds over the margin.
         intercept: of them, likewise (Platt, 1999).
@@ -84,10 +84,15 @@ class RiskModel:
 
     Args:
         heads: one a domain.
+        lines: by script, how its odds are read; scripts that are not there are read as they are.
     """
 
-    def __init__(self, heads: Sequence[Head] = ()) -> None:
+    def __init__(self, heads: Sequence[Head] = (), lines: Mapping[str, Line] | None = None) -> None:
         self.heads = tuple(heads)
+        self.lines = dict(lines or {})
+        known = [self.lines.get(script, Line()) for script in SCRIPTS]
+        self._slopes = np.array([line.slope for line in known])
+        self._intercepts = np.array([line.intercept for line in known])
         self.domains = frozenset(head.domain for head in heads)
         self._packs = [_Pack(self.heads[at : at + _LANES]) for at in range(0, len(heads), _LANES)]
 
@@ -105,13 +110,15 @@ class RiskModel:
         starts, ends, units = windows_of(codes)
         norms = length_norm((ends - starts).astype(np.float64))
         first, last = np.searchsorted(units, starts), np.searchsorted(units, ends)
+        scripts = scripts_of(codes, starts, ends)
+        slopes, intercepts = self._slopes[scripts, None], self._intercepts[scripts, None]
         # Of many windows one is the most likely by chance: the odds are those of a prompt, whatever its length.
         tries = _TRIES * np.log(len(starts))
         peaks: dict[str, Window] = {}
         means: dict[str, float] = {}
         for pack, sums in zip(packs, _sums(codes, units, packs), strict=True):
             margins = (sums[last] - sums[first]) * pack.scales / norms[:, None] + pack.biases  # type: ignore[index]
-            odds = margins * pack.slopes + pack.intercepts
+            odds = slopes * (margins * pack.slopes + pack.intercepts) + intercepts
             at = odds.argmax(axis=0)
             for lane, head in enumerate(pack.heads):
                 if domains is None or head.domain in domains:
@@ -132,13 +139,14 @@ def _sums(codes: Codes, units: Places, packs: Sequence[_Pack]) -> list[NDArray[n
         words = np.bincount(owners, minlength=len(cuts))
         for pack, sums in zip(packs, found, strict=True):
             part = sums[first + 1 : last + 1]
-            for rows in block.dense:
-                # A sum of as many as a unit has characters does not leave its lane.
-                part += pack.unpacked(np.add.reduceat(pack.table.take(rows), cuts))
+            for at in range(0, len(block.dense), 2):
+                # Two sums of as many as a unit has characters do not leave their lane.
+                packed = [np.add.reduceat(pack.table.take(rows), cuts) for rows in block.dense[at : at + 2]]
+                part += pack.unpacked(packed[0] if len(packed) == 1 else packed[0] + packed[1])
             part -= _ZERO * len(block.dense) * np.diff(np.append(cuts, block.length))[:, None]
-            taken = pack.table.take(block.words)
+            taken = pack.unpacked(pack.table.take(block.words))
             for lane in range(len(pack.heads)):
-                part[:, lane] += np.bincount(owners, pack.lane(taken, lane), minlength=len(cuts))
+                part[:, lane] += np.bincount(owners, taken[:, lane], minlength=len(cuts))
             part -= _ZERO * words[:, None]
     for sums in found:
         np.cumsum(sums, axis=0, out=sums)
@@ -151,14 +159,14 @@ class _Pack:
     Attributes:
         heads: they.
         domains: theirs.
-        table: their weights, 16 bits each, (ROWS,).
+        table: their weights, 16 bits each, (rows in all,).
         scales: of a weight of one, by head.
     """
 
     def __init__(self, heads: Sequence[Head]) -> None:
         self.heads = tuple(heads)
         self.domains = {head.domain for head in heads}
-        self.table = np.zeros(ROWS, np.uint64)
+        self.table = np.zeros(width(), np.uint64)
         self.scales = np.empty(len(heads))
         for lane, head in enumerate(heads):
             # The few largest weights are cut: a scale that fits them would leave the others no room.
@@ -170,10 +178,6 @@ class _Pack:
         self.slopes = np.array([head.slope for head in heads])
         self.intercepts = np.array([head.intercept for head in heads])
 
-    def lane(self, packed: NDArray[np.uint64], lane: int) -> NDArray[np.float64]:
-        """One head's part of packed numbers."""
-        return ((packed >> np.uint64(lane * _LANE_BITS)) & _LANE).astype(np.float64)
-
-    def unpacked(self, packed: NDArray[np.uint64]) -> NDArray[np.float64]:
-        """All parts, (n, lanes)."""
-        return np.stack([self.lane(packed, lane) for lane in range(len(self.heads))], axis=1)
+    def unpacked(self, packed: NDArray[np.uint64]) -> NDArray[np.uint16]:
+        """The parts of packed numbers, (n, heads)."""
+        return packed.astype("<u8", copy=False).view("<u2").reshape(len(packed), _LANES)[:, : len(self.heads)]

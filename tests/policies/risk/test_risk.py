@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +12,12 @@ import pytest
 from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import DetectionMode, Policy, Risk, Sensitivity
 from sparsity_policies.risk.base import base
-from sparsity_policies.risk.features import ROWS, blocks, codes_of, rows_of
+from sparsity_policies.risk.features import ROWS, blocks, codes_of, key_of, rows_of, width
+from sparsity_policies.risk.learning import MOST_HEADS, model_of
+from sparsity_policies.risk.lexicon import Lexicon, lexicon
 from sparsity_policies.risk.model import Head, RiskModel, length_norm
-from sparsity_policies.risk.training import features_of
+from sparsity_policies.risk.scripts import SCRIPTS, scripts_of
+from sparsity_policies.risk.training import features_of, learn
 from sparsity_policies.risk.weighing import acting, placed, weigh
 from sparsity_policies.risk.windows import windows_of
 from support.snapshots import snapshot
@@ -38,7 +43,7 @@ STRANGE = [
 
 def chance_model(domains: int) -> RiskModel:
     chance = np.random.default_rng(1)
-    return RiskModel([Head(f"d{n}", chance.normal(size=ROWS).astype(np.float32), 0.0) for n in range(domains)])
+    return RiskModel([Head(f"d{n}", chance.normal(size=width()).astype(np.float32), 0.0) for n in range(domains)])
 
 
 @pytest.mark.parametrize("size", [1, 63, 64, 65, 384, 8191, 8192, 8193, 20_000])
@@ -52,16 +57,17 @@ def test_a_text_has_the_same_features_however_it_is_cut_into_blocks(size: int) -
         assert len(block.words) == len(block.places)
         assert not len(block.places) or int(block.places.max()) < block.length
     # Of a text that ends with a block the features are those of both halves and what spans the cut.
-    whole = np.bincount(rows_of(codes), minlength=ROWS)
+    whole = np.bincount(rows_of(codes), minlength=width())
     assert whole.sum() == sum(len(rows) for block in found for rows in (*block.dense, block.words))
 
 
 def test_words_are_the_same_across_a_block() -> None:
     words = "alpha beta gamma delta epsilon "
     text = words * 600
-    counts = np.bincount(np.concatenate([block.words for block in blocks(codes_of(text))]), minlength=ROWS)
-    # Five words and five pairs, each as often as the text repeats them.
-    assert sorted(counts[counts > 0].tolist()) == [599, *[600] * 9]
+    counts = np.bincount(np.concatenate([block.words for block in blocks(codes_of(text))]), minlength=width())
+    # Five words and five pairs, each as often as the text repeats them; the same of parts that the lexicon has.
+    assert sorted(counts[:ROWS][counts[:ROWS] > 0].tolist()) == [599, *[600] * 9]
+    assert set((counts[ROWS:][counts[ROWS:] > 0] % 600).tolist()) == {0}
 
 
 @pytest.mark.parametrize("domains", [1, 4, 5])
@@ -151,14 +157,76 @@ def test_places_are_those_of_the_text_as_it_was_written() -> None:
     assert placed([finding], "plain ascii") == [finding]
 
 
-def test_windows_are_cut_where_paragraphs_end() -> None:
-    text = "\n".join(letter * 150 for letter in "abcdef")
+def windows_in(text: str) -> set[str]:
     starts, ends, units = windows_of(codes_of(text))
-    places = {0, *(at + 1 for at, letter in enumerate(text) if letter == "\n")}
-    assert set(starts.tolist()) <= places
-    assert set(ends.tolist()) <= {*places, len(text)}
-    assert {(0, 151), (151, 302), (0, 453)} <= set(zip(starts.tolist(), ends.tolist(), strict=True))
     assert int(np.diff(np.append(units, len(text))).max()) <= 128
+    return {text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)}
+
+
+def test_windows_are_paragraphs_and_no_two_of_them() -> None:
+    paragraphs = [letter * 150 + "\n\n" for letter in "abcdef"]
+    assert windows_in("".join(paragraphs)) == set(paragraphs)
+
+
+def test_wrapped_lines_are_a_paragraph_and_a_long_one_is_cut_at_lines() -> None:
+    wrapped = "one line of a letter\nand another one\n  \n"
+    assert wrapped in windows_in(wrapped + "b" * 800)
+    lines = [letter * 150 + "\n" for letter in "abcdef"]
+    assert windows_in("".join(lines)) == set(lines)
+
+
+def test_sentences_of_a_long_line_are_windows_and_so_are_two() -> None:
+    sentences = [f"{letter * 120}. " for letter in "abcdefgh"]
+    found = windows_in("".join(sentences))
+    assert all(any(part in window and len(window) < 200 for window in found) for part in ("b" * 120, "e" * 120))
+    assert any("b" * 120 in window and "c" * 120 in window for window in found)
+
+
+def test_a_short_line_goes_on_into_the_next() -> None:
+    assert any(window.startswith("Yes.\n\naaaa") for window in windows_in("Yes.\n\n" + "a" * 700))
+
+
+def test_words_and_parts_of_words_are_known() -> None:
+    known = set((rows_of(codes_of("doctor"))[rows_of(codes_of("doctor")) >= ROWS]).tolist())
+    assert known == {ROWS + int(lexicon().find(np.array([key_of("doctor", inner=False)], np.uint64))[0])}
+    # Of a word that is in no lexicon the parts are.
+    assert sum(row >= ROWS for row in rows_of(codes_of("unbedoctorlings"))) > 1
+    assert sum(row >= ROWS for row in rows_of(codes_of("医生")).tolist()) >= 2
+
+
+def test_a_lexicon_keeps_the_first_of_words_with_one_place() -> None:
+    keys = np.array([5 << 44 | 1, 5 << 44 | 2, 6 << 44 | 1], np.uint64)
+    words = Lexicon(keys)
+    assert words.find(keys).tolist() == [0, -1, 2]
+    assert words.find(np.array([7], np.uint64)).tolist() == [-1]
+    assert len(words) == 3
+    assert len(Lexicon(np.zeros(0, np.uint64))) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [("plain words", "latin"), ("врач и суд", "cyrillic"), ("医生 and a word", "latin"),
+     ("طبيب", "arabic"), ("डॉक्टर", "devanagari"), ("医生と患者", "unspaced"), ("1, 2, 3", "latin")],
+)  # fmt: skip
+def test_a_window_is_of_the_script_of_its_letters(text: str, script: str) -> None:
+    codes = codes_of(text)
+    (number,) = scripts_of(codes, np.zeros(1, np.int64), np.array([len(codes)]))
+    assert list(SCRIPTS)[number] == script
+
+
+def test_what_is_learnt_of_a_word_is_learnt_of_those_that_mean_the_like() -> None:
+    pairs = [("doctor", "médecin"), ("court", "tribunal")]
+    numbers = {word: rows_of(codes_of(word)) for pair in pairs for word in pair}
+    rows = {word: int(found[found >= ROWS][0]) - ROWS for word, found in numbers.items()}
+    vectors = np.zeros((len(lexicon()), 2), np.float32)
+    for dimension, pair in enumerate(pairs):
+        vectors[[rows[word] for word in pair], dimension] = 1.0
+    shown = [("medical", features_of("doctor")), ("", features_of("court"))] * 4
+    found = learn(shown, ["medical"], frozenset({"medical"}), 8, vectors=vectors)
+    told = {word: float(found.weights[ROWS + row, 0]) for word, row in rows.items()}
+    assert told["médecin"] == told["doctor"] > 0 > told["court"] == told["tribunal"]
+    alone = learn(shown, ["medical"], frozenset({"medical"}), 8)
+    assert float(alone.weights[ROWS + rows["médecin"], 0]) == 0.0
 
 
 @pytest.mark.parametrize("text", ["a" * 10_000, "word " * 5000, "\n" * 5000, "ab.\n" * 5000, "\u6f22" * 3000, "x"])
@@ -173,3 +241,40 @@ def test_every_letter_is_in_a_window(text: str) -> None:
     assert units[0] == 0
     assert (np.diff(np.append(units, len(codes))) > 0).all()
     assert int(np.diff(np.append(units, len(codes))).max()) <= 128
+
+
+def test_a_thousand_domains_are_bounded_and_it_is_told_which_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    shown: list[int] = []
+
+    def learnt(exemplars: Mapping[str, Sequence[str]], risky: frozenset[str]) -> list[Head]:
+        shown.append(len(exemplars))
+        return [Head(domain, np.zeros(width(), np.float32), -2.0) for domain in exemplars]
+
+    own = [
+        replace(
+            POLICIES["medical"],
+            domain=f"domain-{number:04}",
+            risk=Risk.HIGH if number == 999 else Risk.ELEVATED,
+            detection=replace(POLICIES["medical"].detection, exemplars=(f"text number {number}",)),
+        )
+        for number in range(1000)
+    ]
+    with caplog.at_level(logging.WARNING, "sparsity.policies.risk"):
+        model = model_of([*own, *POLICIES.values()], None, learnt)
+    assert shown == [MOST_HEADS - len(base().model.heads)]
+    # Those of high risk come first.
+    assert "domain-0999" in model.policies
+    assert "domain-0998" not in model.policies
+    assert "exemplars of 9" in caplog.text
+
+
+def test_four_megabytes_of_one_letter_and_of_every_script_are_read_in_bounded_time() -> None:
+    for text in (
+        "a" * 4_000_000,
+        "\u533b" * 1_300_000,
+        "mixed \u0441\u0443\u0434 \u0637\u0628\u064a\u0628 \u5668. " * 200_000,
+    ):
+        started = time.process_time()
+        scores = base().model.scores(text)
+        assert time.process_time() - started < 20.0
+        assert all(0.0 <= window.probability <= 1.0 for window in scores.peaks.values())
