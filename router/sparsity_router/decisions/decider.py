@@ -49,13 +49,13 @@ class Decider:
 
     Args:
         classifier: finds out what a request is.
-        policies: what to decide from.
+        follower: of the policies to decide from.
         sessions: keeps conversations at their tier; None lets them move freely.
     """
 
-    def __init__(self, classifier: Classifier, policies: PolicyFollower, sessions: Sessions | None = None) -> None:
+    def __init__(self, classifier: Classifier, follower: PolicyFollower, sessions: Sessions | None = None) -> None:
         self._classifier = classifier
-        self._policies = policies
+        self._follower = follower
         self._sessions = sessions
 
     async def decide(self, request: inference_pb2.GenerateRequest, decision_id: str, *, exact: bool = False) -> Decided:
@@ -69,17 +69,17 @@ class Decider:
         Raises:
             InvalidRequestError: naming the field.
         """
-        policies, started = self._policies, time.monotonic()
+        follower, started = self._follower, time.monotonic()
         session = Session(self._sessions, request.context.tenant, request.context.session)
         before = await session.tier()
         with tracing.span(_tracer, "router.classify"):
-            arrival = Arrival(policies.now(), policies.age, decision_id, before.tier, before.problem)
-            classified = await self._classifier.classify(request, policies.snapshot, arrival, exact=exact)
+            arrival = Arrival(follower.now(), follower.age, decision_id, before.tier, before.problem)
+            classified = await self._classifier.classify(request, follower.snapshot, arrival, exact=exact)
             # A change that came while a long prompt was read counts: a kill switch must not wait for it.
-            classified = await read_by_now(policies, classified)
+            classified = await read_by_now(follower, classified)
         with tracing.span(_tracer, "router.decide"):
             told = (session.served,) if decision_id else ()
-            review = Review(policies, classified, session.held, *told)
+            review = Review(follower, classified, session.held, *told)
         seconds = time.monotonic() - started
         resolved = classified.resolved
         words = resolved.scanned.opened.words

@@ -12,9 +12,9 @@ from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.prompts.classify import Classified
 
 
-async def read_by_now(policies: PolicyFollower, classified: Classified) -> Classified:
+async def read_by_now(follower: PolicyFollower, classified: Classified) -> Classified:
     """A request as the policies of now read it; a long one is read beside the event loop."""
-    while not classified.is_quick(snapshot := policies.snapshot):
+    while not classified.is_quick(snapshot := follower.snapshot):
         classified = await classified.read_by(snapshot)
     return classified
 
@@ -23,7 +23,7 @@ class Review:
     """Decides a request, and anew at every call that finds something changed.
 
     Args:
-        policies: what to decide from.
+        follower: of the policies to decide from.
         classified: the request.
         session: the densest tier that its session is known to have got by now.
         tell: told of each decision that something changed for, the first one too.
@@ -35,17 +35,17 @@ class Review:
 
     def __init__(
         self,
-        policies: PolicyFollower,
+        follower: PolicyFollower,
         classified: Classified,
         session: Callable[[], Tier | None] = lambda: None,
         tell: Callable[[Decision], None] = lambda decision: None,
     ) -> None:
-        self._policies = policies
+        self._follower = follower
         self._classified = classified
         self._session = session
         self._tell = tell
         # While these are the same, and its session got nothing denser, so is the decision.
-        self._seen, self._was_stale = policies.snapshot, self._is_stale()
+        self._seen, self._was_stale = follower.snapshot, self._is_stale()
         self.signals = self._read()
         self.decision = decide(self.signals, self._seen)
         tell(self.decision)
@@ -53,15 +53,15 @@ class Review:
     @property
     def is_quick(self) -> bool:
         """Whether the decision as of now takes no long reading."""
-        return self._classified.is_quick(self._policies.snapshot)
+        return self._classified.is_quick(self._follower.snapshot)
 
     async def catch_up(self) -> None:
         """Does what reading there is beside the event loop; a call right after it takes no time."""
-        self._classified = await read_by_now(self._policies, self._classified)
+        self._classified = await read_by_now(self._follower, self._classified)
 
     def __call__(self) -> Decision:
         """The decision as of now."""
-        snapshot, stale, session, held = self._policies.snapshot, self._is_stale(), self._session(), self.decision
+        snapshot, stale, session, held = self._follower.snapshot, self._is_stale(), self._session(), self.decision
         is_known = snapshot is self._seen and stale is self._was_stale
         if is_known and (session is None or session >= held.tier):
             return held
@@ -76,12 +76,12 @@ class Review:
         return self.decision
 
     def _is_stale(self) -> bool:
-        return self._policies.age > self._policies.snapshot.ttl
+        return self._follower.age > self._follower.snapshot.ttl
 
     def _read(self) -> Signals:
         """The signals as of now: a scan by new detection, staleness, and what its session got meanwhile."""
         self._classified = self._classified.by(self._seen)
         read = self._classified.signals
         tiers = [tier for tier in (read.session_tier, self._session()) if tier is not None]
-        densest, age, now = min(tiers, default=None), self._policies.age, self._policies.now()
+        densest, age, now = min(tiers, default=None), self._follower.age, self._follower.now()
         return replace(read, session_tier=densest, policy_age=age, received_at=now)

@@ -64,25 +64,25 @@ class Replicas:
     """Tells of this router, and knows of the others.
 
     Args:
-        policies: the follower, whose state is told.
+        follower: whose state is told.
         redis: an asyncio client; None knows of this router only.
         problems: what an operator must mend besides, in words.
     """
 
-    def __init__(self, policies: Any, redis: Any = None, problems: Callable[[], list[str]] = list) -> None:
+    def __init__(self, follower: Any, redis: Any = None, problems: Callable[[], list[str]] = list) -> None:
         self.router_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.address = ""
-        self._policies = policies
+        self._follower = follower
         self._redis = redis
         self._problems = problems
 
     def own(self) -> Replica:
         """This router now."""
-        policies, at = self._policies, self._policies.snapshot
-        state = (at.revision, at.content_hash, policies.age, policies.lag)
-        found = (policies.unsaved, _left_out(at.rejected), *self._problems())
+        follower, at = self._follower, self._follower.snapshot
+        state = (at.revision, at.content_hash, follower.age, follower.lag)
+        found = (follower.unsaved, _left_out(at.rejected), *self._problems())
         problems = tuple(problem[:_MOST_CHARACTERS] for problem in found if problem)
-        return Replica(self.router_id, self.address, *state, policies.now(), problems)
+        return Replica(self.router_id, self.address, *state, follower.now(), problems)
 
     async def all(self) -> list[Replica]:
         """Every router heard lately, by its id; this one alone while the store is away."""
@@ -91,7 +91,7 @@ class Replicas:
         for text in (told or {}).values():
             other = _read(text)
             # All tell the time by the store's clock: their own may be wrong.
-            if other is not None and abs(self._policies.now() - other.heard) < _HEARD_SECONDS:
+            if other is not None and abs(self._follower.now() - other.heard) < _HEARD_SECONDS:
                 found.setdefault(other.router_id, other)
         return [found[name] for name in sorted(found)]
 

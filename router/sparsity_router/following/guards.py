@@ -36,10 +36,10 @@ def override_id(domain: str) -> str:
     return f"guard-{domain}"
 
 
-def capped(policies: PolicyFollower, domain: str) -> Override | None:
+def capped(follower: PolicyFollower, domain: str) -> Override | None:
     """The override by which a broken guard caps a domain now."""
-    now, name = policies.now(), override_id(domain)
-    acting = (o for o in policies.overrides.active() if o.expire_time is None or o.expire_time > now)
+    now, name = follower.now(), override_id(domain)
+    acting = (o for o in follower.overrides.active() if o.expire_time is None or o.expire_time > now)
     return next((override for override in acting if override.id == name), None)
 
 
@@ -47,12 +47,12 @@ class GuardMonitor:
     """The guards of all domains on one router.
 
     Args:
-        policies: what to guard.
+        follower: of the policies to guard.
         store: where to halt rollouts and set caps; None caps on this router only.
     """
 
-    def __init__(self, policies: PolicyFollower, store: PolicyStore | None) -> None:
-        self._policies = policies
+    def __init__(self, follower: PolicyFollower, store: PolicyStore | None) -> None:
+        self._follower = follower
         self._store = store
         self._coverage: dict[tuple[str, Tier, str], Window] = {}
         self._scores: dict[str, Metrics] = {}
@@ -66,7 +66,7 @@ class GuardMonitor:
             self._covered(domain, tier, "measured coverage", report.measured_coverage)
 
     def _covered(self, domain: str, tier: Tier, kind: str, value: float) -> None:
-        policy = self._policies.snapshot.policy(domain)
+        policy = self._follower.snapshot.policy(domain)
         if policy is None or policy.guards.min_coverage is None or tier is Tier.DENSE:
             return
         rollout, since = policy.rollout, self._since(domain)
@@ -81,7 +81,7 @@ class GuardMonitor:
 
     def outcome(self, outcome: Outcome) -> None:
         """Takes up the quality of one answer."""
-        policy = self._policies.snapshot.policy(outcome.domain)
+        policy = self._follower.snapshot.policy(outcome.domain)
         if policy is None or policy.guards.max_quality_dip is None or not outcome.arm:
             return
         if policy.guards.quality_metric not in ("", outcome.metric):
@@ -121,12 +121,12 @@ class GuardMonitor:
     def _since(self, domain: str) -> float:
         """From when on samples count: an operator who ends a guard's cap, or writes the policy anew as for a halted
         rollout that goes on, has seen those before."""
-        stored = self._policies.snapshot.policies[domain].stored
+        stored = self._follower.snapshot.policies[domain].stored
         etag, changed_at = self._changes.get(domain, (stored.etag, float("-inf")))
         if etag != stored.etag and stored.actor not in (ACTOR, rollouts.ACTOR):
             changed_at = time.monotonic()
         self._changes[domain] = stored.etag, changed_at
-        return max(self._policies.overrides.ended_at(override_id(domain)), changed_at)
+        return max(self._follower.overrides.ended_at(override_id(domain)), changed_at)
 
     def _forget(self, domain: str) -> None:
         self._coverage = {key: window for key, window in self._coverage.items() if key[0] != domain}
@@ -134,27 +134,27 @@ class GuardMonitor:
 
     async def _step_in(self, domain: str, tier: Tier, what: str) -> None:
         self._forget(domain)
-        policy = self._policies.snapshot.policy(domain)
+        policy = self._follower.snapshot.policy(domain)
         if policy is None:
             return
         rollout = policy.rollout
         if self._store and rollout and not rollout.halted and await self._halt(policy, rollout, what):
             return
         cap = Tier(max(tier - 1, Tier.DENSE))
-        if (there := capped(self._policies, domain)) is not None and there.max_tier <= cap:
+        if (there := capped(self._follower, domain)) is not None and there.max_tier <= cap:
             return
-        expires = self._policies.now() + _DEMOTION_SECONDS
+        expires = self._follower.now() + _DEMOTION_SECONDS
         override = Override(override_id(domain), Scope.DOMAIN, domain, cap, expires, what, ACTOR)
         log.error("guard of %s: %s; capped at %s for %.0f s", domain, what, cap.word, _DEMOTION_SECONDS)
-        self._policies.overrides.put(override)
+        self._follower.overrides.put(override)
         if self._store is not None:
             # It acts here, and is delivered once the store is back, where it is away.
-            await self._policies.overrides.write(self._store, override)
+            await self._follower.overrides.write(self._store, override)
 
     async def _halt(self, policy: Policy, rollout: Rollout, what: str) -> bool:
         """Halts a rollout; False when the store cannot be told."""
         assert self._store is not None
-        stored = self._policies.snapshot.policies[policy.domain].stored
+        stored = self._follower.snapshot.policies[policy.domain].stored
         reason = f"halted at {rollout.percent} percent: {what}"
         try:
             await self._store.put(halt(policy, what), etag=stored.etag, actor=ACTOR, reason=reason)

@@ -27,11 +27,11 @@ def is_due(stored: StoredPolicy, now: float) -> bool:
     return 0 < pause <= now - stored.update_time
 
 
-async def keep_moving(policies: PolicyFollower, store: PolicyStore) -> None:
+async def keep_moving(follower: PolicyFollower, store: PolicyStore) -> None:
     """Promotes what is due, for as long as it runs. Every router does; the etag lets one of them win."""
     while True:
         await asyncio.sleep(_TICK_SECONDS)
-        due = [item.stored for item in policies.snapshot.policies.values() if is_due(item.stored, policies.now())]
+        due = [item.stored for item in follower.snapshot.policies.values() if is_due(item.stored, follower.now())]
         for stored in due:
             moved = move(stored.policy, Action.PROMOTE)
             assert moved.rollout is not None

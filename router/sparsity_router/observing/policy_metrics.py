@@ -20,14 +20,14 @@ def observe_loop(watchdog: Watchdog, meter: metrics.Meter | None = None) -> None
     )
 
 
-def observe_disk(policies: PolicyFollower, meter: metrics.Meter | None = None) -> None:
+def observe_disk(follower: PolicyFollower, meter: metrics.Meter | None = None) -> None:
     """Registers whether the last policies lie where a restart without the store would look for them."""
     unsaved = "1 while policies cannot be written to the disk."
     made = meter or metrics.get_meter("sparsity.router")
-    observe(made, [("sparsity.policy.unsaved", "1", unsaved, scalar(lambda: int(bool(policies.unsaved))))])
+    observe(made, [("sparsity.policy.unsaved", "1", unsaved, scalar(lambda: int(bool(follower.unsaved))))])
 
 
-def observe_policies(policies: PolicyFollower, recorder: Recorder, meter: metrics.Meter | None = None) -> None:
+def observe_policies(follower: PolicyFollower, recorder: Recorder, meter: metrics.Meter | None = None) -> None:
     """Registers what is read when metrics are taken; it costs nothing where none are."""
     age = "Since the policies were last known to be current."
     unreadable, differ = (
@@ -38,11 +38,11 @@ def observe_policies(policies: PolicyFollower, recorder: Recorder, meter: metric
     observe(
         meter or metrics.get_meter("sparsity.router"),
         [
-            ("sparsity.policy.revision", "1", "Revision decided from.", scalar(lambda: policies.snapshot.revision)),
-            ("sparsity.policy.age", "s", age, scalar(lambda: policies.age)),
-            ("sparsity.policy.lag", "s", "Since a known change waits.", scalar(lambda: policies.lag)),
-            ("sparsity.policy.rejected", "{document}", unreadable, scalar(lambda: len(policies.snapshot.rejected))),
-            ("sparsity.policy.drifted", "{document}", differ, scalar(lambda: len(policies.snapshot.drifted))),
+            ("sparsity.policy.revision", "1", "Revision decided from.", scalar(lambda: follower.snapshot.revision)),
+            ("sparsity.policy.age", "s", age, scalar(lambda: follower.age)),
+            ("sparsity.policy.lag", "s", "Since a known change waits.", scalar(lambda: follower.lag)),
+            ("sparsity.policy.rejected", "{document}", unreadable, scalar(lambda: len(follower.snapshot.rejected))),
+            ("sparsity.policy.drifted", "{document}", differ, scalar(lambda: len(follower.snapshot.drifted))),
         ],
         [("sparsity.decision_log.dropped", "{record}", dropped, scalar(lambda: recorder.dropped))],
     )

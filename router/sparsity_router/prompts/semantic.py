@@ -93,16 +93,16 @@ class Detector:
         scores: Mapping[str, Score] = found
         return scores
 
-    async def run(self, policies: Any) -> None:
+    async def run(self, follower: Any) -> None:
         """Keeps the process alive and taught, for as long as it runs.
 
         Args:
-            policies: whose ``snapshot`` is followed.
+            follower: whose ``snapshot`` is followed.
         """
         try:
             while True:
                 try:
-                    await self._teach(policies.snapshot)
+                    await self._teach(follower.snapshot)
                 except (BrokenProcessPool, OSError):
                     log.exception("the semantic classifier failed; undeclared requests go dense until it is back")
                     self.close()

@@ -64,7 +64,7 @@ class InferenceService:
 
     Args:
         classifier: finds out what a request is.
-        policies: what to decide from.
+        follower: of the policies to decide from.
         fleet: the workers.
         model: the served model's name.
         observer: told of every decision that was relayed.
@@ -78,7 +78,7 @@ class InferenceService:
     def __init__(
         self,
         classifier: Classifier,
-        policies: PolicyFollower,
+        follower: PolicyFollower,
         fleet: Fleet,
         model: str,
         observer: Observer | None = None,
@@ -89,9 +89,9 @@ class InferenceService:
         shadow: Shadow | None = None,
     ) -> None:
         self._classifier = classifier
-        self._decider = Decider(classifier, policies, sessions)
+        self._decider = Decider(classifier, follower, sessions)
         self._served = classifier.served._replace(name=model)
-        self._policies = policies
+        self._follower = follower
         self._fleet = fleet
         self._model = model
         self._observer = observer
@@ -224,7 +224,7 @@ class InferenceService:
             # Counted, where Generate would not: what would change the tier hangs on it.
             decided = await self._decide(request.request, "", exact=True)
             review = decided.review
-            signals, decision, snapshot = review.signals, review.decision, self._policies.snapshot
+            signals, decision, snapshot = review.signals, review.decision, self._follower.snapshot
             response = inference_pb2.ExplainResponse(
                 signals=signals_to_wire(signals),
                 decision=decision_to_wire(decision, ""),

@@ -299,7 +299,7 @@ def slow_to_simulate() -> policy_pb2.SimulatePolicyRequest:
     for number in range(3):
         every = f"labels.all(a, labels.all(b, labels[a] != labels[b] + '{number}'))"
         request.policy.rules.add(name=f"r{number}", when=f"!{every}", tier=DENSE)
-    for _ in range(4000):
+    for _ in range(1900):
         signals = request.signals.add(domain="rag", min_tokens=9, max_tokens=9)
         signals.labels.update({f"{label}": "v" for label in range(64)})
     return request

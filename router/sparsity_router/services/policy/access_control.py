@@ -61,7 +61,7 @@ def controlled(name: str, method: Method, state: PolicyState) -> Callable[..., A
 def _checked(name: str, method: Method, state: PolicyState, request: Any, context: Context) -> Iterator[str]:
     """Gives the name of a caller that may make the call."""
     # Read at once: a call that has ended must not be asked, grpc crashes.
-    peer, at = context.peer(), state.policies.now()
+    peer, at = context.peer(), state.follower.now()
     target, reason = _read(request, method.target), _reason(request)
     shown = (target[:MAX_NAME], reason[:MAX_REASON])
     principal: Principal | None = None

@@ -33,7 +33,7 @@ async def list_policies(
     state: PolicyState, request: policy_pb2.ListPoliciesRequest, actor: str
 ) -> policy_pb2.ListPoliciesResponse:
     """All policies, a page at a time; the page token is the last domain of the page before."""
-    return await DRAFTS.run(_page, state.policies.snapshot, request)
+    return await DRAFTS.run(_page, state.follower.snapshot, request)
 
 
 def _page(snapshot: Snapshot, request: policy_pb2.ListPoliciesRequest) -> policy_pb2.ListPoliciesResponse:
@@ -57,12 +57,12 @@ async def put_policy(
     policy = await DRAFTS.run(_checked, state, request.policy)
     etag = request.etag if request.HasField("etag") else None
     if request.validate_only:
-        snapshot = state.policies.snapshot
+        snapshot = state.follower.snapshot
         present = snapshot.policies.get(policy.domain)
         there = present.stored.etag if present else ""
         if etag is not None and etag != there:
             raise ConflictError(f"policy {policy.domain}: etag {there!r} is in the store, not {etag!r}")
-        draft = StoredPolicy(policy, there, snapshot.revision, state.policies.now(), "", request.reason)
+        draft = StoredPolicy(policy, there, snapshot.revision, state.follower.now(), "", request.reason)
         return policy_pb2.PutPolicyResponse(policy=await DRAFTS.run(stored_to_wire, draft))
     stored = await store.put(policy, etag=etag, actor=actor, reason=request.reason)
     await state.seen(stored.revision)
@@ -92,14 +92,14 @@ async def watch_policies(
 ) -> AsyncIterator[policy_pb2.WatchPoliciesResponse]:
     """Every snapshot this router takes up."""
     before: Snapshot | None = None
-    async for snapshot in state.policies.snapshots():
+    async for snapshot in state.follower.snapshots():
         yield policy_pb2.WatchPoliciesResponse(
             revision=snapshot.revision,
             content_hash=snapshot.content_hash,
             changed_domains=_changed(before, snapshot),
             rejected_domains=snapshot.rejected,
             drifted_domains=snapshot.drifted,
-            load_time=timestamp(state.policies.loaded_at),
+            load_time=timestamp(state.follower.loaded_at),
         )
         before = snapshot
 

@@ -23,8 +23,8 @@ async def list_overrides(
     state: PolicyState, request: policy_pb2.ListOverridesRequest, actor: str
 ) -> policy_pb2.ListOverridesResponse:
     """The overrides that act on this router now."""
-    now = state.policies.now()
-    active = [o for o in state.policies.snapshot.overrides if o.expire_time is None or o.expire_time > now]
+    now = state.follower.now()
+    active = [o for o in state.follower.snapshot.overrides if o.expire_time is None or o.expire_time > now]
     ordered = sorted(active, key=lambda override: override.id)
     return policy_pb2.ListOverridesResponse(overrides=[override_to_wire(override) for override in ordered])
 
@@ -35,7 +35,7 @@ async def put_override(
     """Sets an override: here at once, and in the store when it can be reached, or as soon as it can."""
     if not request.override.reason:
         raise InvalidRequestError.of("override.reason", "is empty; say why, for those who find the switch thrown")
-    now = state.policies.now()
+    now = state.follower.now()
     fresh = override_from_wire(request.override, uuid.uuid4().hex[:8], now)
     override = dataclasses.replace(fresh, actor=actor)
     if request.HasField("ttl"):
@@ -44,7 +44,7 @@ async def put_override(
             problem = "must be more than 0 seconds and ten years at most, without override.expire_time"
             raise InvalidRequestError.of("ttl", problem)
         override = dataclasses.replace(override, expire_time=now + seconds)
-    overrides = state.policies.overrides
+    overrides = state.follower.overrides
     _require_room(state, override, now)
     overrides.put(override)
     stored = state.store is not None and await overrides.write(state.store, override)
@@ -53,7 +53,7 @@ async def put_override(
 
 def _require_room(state: PolicyState, override: Override, now: float) -> None:
     """Refuses one more than decisions have time for; the kill switch of everything always has its place, once."""
-    acting = [known for known in state.policies.overrides.active() if _ends(known) > now]
+    acting = [known for known in state.follower.overrides.active() if _ends(known) > now]
     if len(acting) < MAX_OVERRIDES or any(known.id == override.id for known in acting):
         return
     if override.scope is Scope.GLOBAL:
@@ -74,7 +74,7 @@ async def delete_override(
     state: PolicyState, request: policy_pb2.DeleteOverrideRequest, actor: str
 ) -> policy_pb2.DeleteOverrideResponse:
     """Ends an override: in the store first, so that no replica keeps what another has ended."""
-    overrides = state.policies.overrides
+    overrides = state.follower.overrides
     try:
         if state.store is None:
             raise NotFoundError(f"override {request.id!r} does not exist")

@@ -41,13 +41,13 @@ def _row(state: PolicyState, domain: str, account: DomainSavings) -> policy_pb2.
         row.dense.flops, row.dense.kv_bytes = account.dense
     if account.coverage is not None:
         row.coverage = account.coverage
-    policy = state.policies.snapshot.policy(domain)
+    policy = state.follower.snapshot.policy(domain)
     if policy is None:
         return row
     guards, rollout = policy.guards, policy.rollout
     if guards.min_coverage is not None:
         row.min_coverage = guards.min_coverage
-    row.guard_tripped = capped(state.policies, domain) is not None or (rollout is not None and rollout.halted)
+    row.guard_tripped = capped(state.follower, domain) is not None or (rollout is not None and rollout.halted)
     return row
 
 

@@ -29,7 +29,7 @@ async def simulate_policy(
 ) -> policy_pb2.SimulatePolicyResponse:
     """Decides by the present policies and by the draft."""
     draft = await DRAFTS.run(policy_from_wire, request.policy, EDITS.check)
-    replays, now = request.HasField("replay"), state.policies.now()
+    replays, now = request.HasField("replay"), state.follower.now()
     if replays == bool(request.signals):
         raise InvalidRequestError.of("signals", "give signals, or a time to replay, and not both")
     if len(request.signals) > MAX_SIGNALS:

@@ -34,7 +34,7 @@ class PolicyState:
     """The follower, the store and the rest of one router.
 
     Attributes:
-        policies: what the router decides from.
+        follower: of the policies that the router decides from.
         store: documents, revisions and overrides; None for a folder without a store.
         decisions: the decision log; None without a store.
         recorder: takes audit events.
@@ -43,7 +43,7 @@ class PolicyState:
         shape: of the served model, for costs.
     """
 
-    policies: PolicyFollower
+    follower: PolicyFollower
     store: PolicyStore | None
     decisions: DecisionLog | None
     recorder: Recorder
@@ -77,7 +77,7 @@ class PolicyState:
         Raises:
             NotFoundError: naming those there are.
         """
-        policies = self.policies.snapshot.policies
+        policies = self.follower.snapshot.policies
         found = policies.get(domain)
         if found is None:
             some = sorted(policies)[:20]
@@ -92,7 +92,7 @@ class PolicyState:
             InvalidRequestError: with one violation a mistake.
             UnavailableError: when it cannot be told now.
         """
-        others = (item.policy for item in self.policies.snapshot.policies.values())
+        others = (item.policy for item in self.follower.snapshot.policies.values())
         if violations := check_exemplars(policy, others):
             raise InvalidRequestError(*violations)
         return self.compare(policy)
@@ -104,7 +104,7 @@ class PolicyState:
             InvalidRequestError: when its detection does not compile together with that of other domains.
             UnavailableError: when that cannot be told now.
         """
-        present = self.policies.snapshot
+        present = self.follower.snapshot
         try:
             return Compared(present, present.with_draft(draft, EDITS.compile))
         except NoProcessError as error:
@@ -114,4 +114,4 @@ class PolicyState:
 
     async def seen(self, revision: int) -> None:
         """Lets the caller's next request to this router see its write."""
-        await self.policies.reached(revision, READ_YOUR_WRITE_SECONDS)
+        await self.follower.reached(revision, READ_YOUR_WRITE_SECONDS)
