@@ -18,8 +18,8 @@ ALERTS = FILES / "alerts.yaml"
 DASHBOARDS = FILES / "dashboards"
 # Grafana's variables, by something that parses in their place.
 _VARIABLES = {"$__rate_interval": "5m", "$__range": "1h"}
-# The target's own, which Prometheus adds.
-TARGET_LABELS = {"instance", "job", "namespace", "pod"}
+# The target's own, which Prometheus adds, and those of its pod that the chart's PodMonitor has it add.
+TARGET_LABELS = {"instance", "job", "namespace", "pod", "app_kubernetes_io_component", "app_kubernetes_io_instance"}
 
 
 class Selector(NamedTuple):
