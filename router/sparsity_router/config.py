@@ -125,7 +125,7 @@ class RouterConfig:
     detect_seconds: float = option("time for it, past which a request is dense", 1.0, above=0)
     detect_model: Path | None = option("folder with model.onnx and tokenizer.json for it; the installed one", None)
     sessions: str = option(
-        "hold a conversation as dense as its riskiest request, or let it move freely", "keep", choices=SESSIONS
+        "hold a conversation at the risk of its requests so far, or let it move freely", "keep", choices=SESSIONS
     )
     tenant_limits: Path | None = option("YAML file of tenants' request and token rates; nobody is limited", None)
     tls: ServerTls | None = group(

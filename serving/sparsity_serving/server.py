@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, NamedTuple, NoReturn
 
@@ -26,7 +27,7 @@ from sparsity_rpc.status import answer
 from sparsity_rpc.tls import ServerTls
 
 from sparsity_serving.addresses import read_address, require_free
-from sparsity_serving.fields.unparsed import too_much
+from sparsity_serving.fields.unparsed import SMALL, too_much
 from sparsity_serving.health import Health
 from sparsity_serving.metrics.metering import ERRORS
 
@@ -34,7 +35,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _errors = metrics.get_meter("sparsity.rpc").create_counter(
     ERRORS, "{request}", "Refused or failed, by method and status."
 )
-
+# Large messages are counted and parsed beside the event loop, one after the other: strangers can send them, too.
+_PARSING = ThreadPoolExecutor(1, thread_name_prefix="parsing")
 
 # Where grpc writes down what a handler raised.
 _grpc_log = logging.getLogger("grpc._cython.cygrpc")
@@ -97,9 +99,15 @@ def _handler(
             raise asyncio.CancelledError from gone
 
     # Read here: a call that ends without a message would get no answer at all from grpc's handlers of one message.
+    async def read(context: Context) -> Any:
+        data = await context.read()
+        if data is grpc.aio.EOF or len(data) <= SMALL:
+            return data if data is grpc.aio.EOF else parse(data)
+        return await asyncio.get_running_loop().run_in_executor(_PARSING, parse, data)
+
     async def unary(_: object, context: Context) -> Any:
         try:
-            request = await context.read()
+            request = await read(context)
             return await checked(request)(request, context)
         except SparsityError as error:
             await refuse(context, error)
@@ -109,7 +117,7 @@ def _handler(
 
     async def stream(_: object, context: Context) -> AsyncIterator[Any]:
         try:
-            request = await context.read()
+            request = await read(context)
             async with aclosing(checked(request)(request, context)) as responses:
                 async for response in responses:
                     yield response
@@ -123,8 +131,8 @@ def _handler(
         return bytes(message.SerializeToString())
 
     if method.server_streaming:
-        return grpc.stream_stream_rpc_method_handler(stream, parse, serialize)
-    return grpc.stream_unary_rpc_method_handler(unary, parse, serialize)
+        return grpc.stream_stream_rpc_method_handler(stream, None, serialize)
+    return grpc.stream_unary_rpc_method_handler(unary, None, serialize)
 
 
 def _remedy(data: bytes) -> str:

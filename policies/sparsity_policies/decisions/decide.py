@@ -9,7 +9,7 @@ from typing import NamedTuple
 from sparsity_policies.decisions.rollout import lets_through, sticky_key
 from sparsity_policies.decisions.snapshot import Compiled, Snapshot
 from sparsity_policies.matching.conditions import context
-from sparsity_policies.model import Band, Decision, Override, Policy, Reason, Rule, Scope, Signals, Step, Tier
+from sparsity_policies.model import Band, Decision, Override, Policy, Reason, Risk, Rule, Scope, Signals, Step, Tier
 
 DEFAULT_DOMAIN = "default"
 # A detected domain that is less certain is none.
@@ -234,7 +234,9 @@ def _by_first_rule(trail: _Trail, signals: Signals, compiled: Compiled, doubtful
     task = f" for task {band.task!r}" if band.task else ""
     detail = f"{_length(signals)} prompt tokens lie in the band from {band.from_tokens}{task}"
     trail.settle(f"bands[{number}]", band.tier, Reason.LENGTH_BAND, detail)
-    trail.note(_sparsest_to_come(compiled.policy, signals))
+    # What was found in a text was not said of the conversation: where it is a risk, the band itself lasts.
+    risky = signals.detected and compiled.policy.risk is not Risk.LOW
+    trail.note(band.tier if risky else _sparsest_to_come(compiled.policy, signals))
 
 
 def densest_band(policy: Policy, signals: Signals) -> tuple[int, Band]:

@@ -16,10 +16,13 @@ MAX_PARTS: Final = 2**17
 """Messages in one, as many as JSON's objects and arrays at the HTTP door."""
 MAX_FIELDS: Final = 2**19
 """Fields in all of them; numbers that are packed count as one."""
-# Less cannot hold so many that it matters.
-_SMALL: Final = 65_536
-_VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES, _LAST_KIND = 0, 1, 2, 5, 5
+SMALL: Final = 65_536
+"""Bytes: less cannot hold so many that it matters."""
+_VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
 _SKIPPED: Final = {_EIGHT_BYTES: 8, _FOUR_BYTES: 4}
+_GROUPS: Final = (3, 4)
+# A longer one no parser takes.
+_LONGEST_TAG: Final = 5
 
 
 @cache
@@ -39,7 +42,7 @@ def too_much(data: bytes, kind: Descriptor, most_bytes: int) -> str:
     """
     if len(data) > most_bytes:
         return f"has {len(data)} bytes; {most_bytes} are the most"
-    return "" if len(data) <= _SMALL else _counted(data, kind)
+    return "" if len(data) <= SMALL else _counted(data, kind)
 
 
 def _counted(data: bytes, kind: Descriptor) -> str:
@@ -55,8 +58,11 @@ def _counted(data: bytes, kind: Descriptor) -> str:
             fields += 1
             if fields > MAX_FIELDS:
                 return f"has more than {MAX_FIELDS} fields"
+            begins = at
             tag, at = _varint(data, at)
             wire = tag & 7
+            if at - begins > _LONGEST_TAG:
+                return ""
             if wire == _VARINT:
                 _, at = _varint(data, at)
             elif wire == _LENGTH:
@@ -70,11 +76,13 @@ def _counted(data: bytes, kind: Descriptor) -> str:
                     return f"has more than {MAX_PARTS} messages in it"
                 around.append((end, inner))
                 end, inner = at + length, _messages_of(found)
-            elif wire > _LAST_KIND:
+            elif wire in _GROUPS:
+                # A parser skips an unknown one whole, whatever is in it; no message here has any.
+                return "has a group in it, which no message of this contract has"
+            elif wire not in _SKIPPED:
                 return ""
             else:
-                # What is in a group counts as if it lay beside it.
-                at += _SKIPPED.get(wire, 0)
+                at += _SKIPPED[wire]
     except IndexError:
         # Cut off; its parser says so.
         return ""

@@ -107,6 +107,16 @@ def test_of_a_length_what_longer_prompts_may_get_lasts(tiers: list[str], tokens:
     assert decide(Signals(tokens, tokens, domain="found", declared="low"), snapshot(policies)).lasting is lasting
 
 
+@pytest.mark.parametrize(("risk", "lasting"), [("low", Tier.MODERATE), ("elevated", Tier.DENSE)])
+def test_of_a_risk_that_was_found_the_band_itself_lasts(risk: str, lasting: Tier) -> None:
+    found = parse_policy({"domain": "found", "risk": risk, "bands": BANDS[:2]})
+    at = snapshot([found, LOW.policies["low"].policy])
+    for declared in ("", "low"):
+        made = decide(Signals(1, 1, domain="found", declared=declared, detected=True), at)
+        assert (made.tier, made.lasting) == (Tier.DENSE, lasting)
+    assert decide(Signals(1, 1, domain="found"), at).lasting is Tier.MODERATE
+
+
 async def test_routers_share_sessions_and_the_densest_stays() -> None:
     with Valkey() as server:
         clients = [redis.Redis.from_url(server.url, decode_responses=True) for _ in range(2)]

@@ -31,6 +31,13 @@ HOSTILE = {
     "empty turns": empty_turns(6 * MIB),
     "empty tools": within(inference_pb2.GenerateRequest, "tools") * (6 * MIB),
     "turns behind a group": b"\x7b" + empty_turns(MIB),
+    "tools behind a group that holds what no parser reads": (
+        varint(1000 << 3 | 3)
+        + within(inference_pb2.GenerateRequest, "tools", b"\x07")
+        + varint(1000 << 3 | 4)
+        + within(inference_pb2.GenerateRequest, "tools") * (6 * MIB)
+    ),
+    "long numbers under long names": (varint(2**29 - 1 << 3) + b"\xff" * 9 + b"\x01") * 1_100_000,
     "flags": within(
         inference_pb2.GenerateRequest,
         "context",
@@ -46,7 +53,7 @@ async def test_it_is_refused_and_takes_neither_memory_nor_time(tmp_path: Path, d
     async with rig(model, FakeWorker("d", DENSE, model)) as at:
         call: Any = at.channel.unary_unary("/sparsity.v1.InferenceService/Generate", lambda sent: sent)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        async with loop_is_free(0.8):
+        async with loop_is_free(0.4):
             error: Any = to_error(await refusal(call(data)))
         assert isinstance(error, InvalidRequestError)
         assert error.field == "request"
