@@ -28,7 +28,7 @@ from support.valkey import Valkey
 _FRESH = [("grpc.use_local_subchannel_pool", 1)]
 
 
-def eventually(holds: Callable[[], Any], seconds: float = 20.0) -> Any:
+def eventually(holds: Callable[[], Any], seconds: float = 60.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := holds()):
         assert time.monotonic() < deadline, "it did not come about in time"

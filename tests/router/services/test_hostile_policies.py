@@ -53,7 +53,7 @@ async def served(folder: Path, url: str | None = None, **options: Any) -> AsyncI
 
 
 @contextlib.asynccontextmanager
-async def others_go_on(router: Router, at_most: float = 0.5) -> AsyncIterator[None]:
+async def others_go_on(router: Router, at_most: float = 2.0) -> AsyncIterator[None]:
     """Callers who are answered meanwhile, each within a bound."""
     longest, stop = 0.0, asyncio.Event()
 
