@@ -55,7 +55,7 @@ def requested(request: inference_pb2.GenerateRequest, model: str) -> dict[str, A
     # OTLP's integers have a sign.
     if sampling.HasField("seed") and sampling.seed <= _MOST_INTEGER:
         told[semconv.GEN_AI_REQUEST_SEED] = sampling.seed
-    told |= {name: getattr(sampling, field) for field, name in _SAMPLING.items() if sampling.HasField(field)}
+    told |= {_SAMPLING[field.name]: value for field, value in sampling.ListFields() if field.name in _SAMPLING}
     return told
 
 

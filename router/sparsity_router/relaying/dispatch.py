@@ -75,8 +75,9 @@ async def dispatch(
     method = f"{SERVICE}/Generate" if isinstance(worker.stub, StockServer) else _METHOD
     with tracing.detached_span(_tracer, "router.dispatch", trace.SpanKind.CLIENT, method) as (span, metadata):
         if span.is_recording():
+            span.set_attributes(tracing.server_of(worker.target))
             told = {telemetry.WORKER_ID: worker.name, telemetry.TIER: tier.word, telemetry.ATTEMPT: attempt}
-            span.set_attributes({**tracing.server_of(worker.target), **told})
+            span.set_attributes(told)
         with worker.dispatched(own.request_id, tier, outstanding_tokens(own)):
             call = worker.stub.Generate(own, timeout=timeout, metadata=metadata)
             try:
