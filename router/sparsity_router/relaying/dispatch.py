@@ -76,8 +76,9 @@ async def dispatch(
     with tracing.detached_span(_tracer, "router.dispatch", trace.SpanKind.CLIENT, method) as (span, metadata):
         if span.is_recording():
             span.set_attributes(tracing.server_of(worker.target))
-            told = {telemetry.WORKER_ID: worker.name, telemetry.TIER: tier.word, telemetry.ATTEMPT: attempt}
-            span.set_attributes(told)
+            span.set_attributes(
+                {telemetry.WORKER_ID: worker.name, telemetry.TIER: tier.word, telemetry.ATTEMPT: attempt}
+            )
         with worker.dispatched(own.request_id, tier, outstanding_tokens(own)):
             call = worker.stub.Generate(own, timeout=timeout, metadata=metadata)
             try:
