@@ -15,6 +15,7 @@ from sparsity_rpc.errors import SparsityError
 from sparsity_rpc.generation import completed, requested
 from sparsity_worker.echo.model import write_echo_model
 from support import echo_worker
+from support.fake_stock import FakeStock
 from support.fake_worker import FakeWorker, fail
 from support.http_door import http_door
 from support.rig import DENSE, rig, until
@@ -78,6 +79,20 @@ async def test_a_chat_is_told_of_alike_by_its_client_and_its_router(tmp_path: Pa
         assert spans.all(name)[-1].instrumentation_scope.schema_url == semconv.SCHEMA_URL  # type: ignore[union-attr]
     assert "private" not in spans.everything()
     assert "acme" not in spans.everything()
+
+
+async def test_a_stock_server_is_called_by_its_own_contract(tmp_path: Path, spans: Spans) -> None:
+    model = tiny_model(tmp_path)
+    server = await FakeStock(model).start()
+    try:
+        async with rig(model, places=(server.address,)) as at:
+            await at.generate("hi", domain="medical")
+    finally:
+        await server.stop()
+    sent = spans.told("router.dispatch")
+    assert sent["rpc.method"] == "sglang.grpc.scheduler.SglangScheduler/Generate"
+    assert f"{sent['server.address']}:{sent['server.port']}" == server.address.removeprefix("sglang+grpc://")
+    assert spans.told("router.generate")["gen_ai.usage.cache_read.input_tokens"] == 2
 
 
 async def test_an_error_has_its_type_everywhere(tmp_path: Path, spans: Spans) -> None:
