@@ -6,6 +6,7 @@ from dashboard_model import RATE, Dashboard, Panel, Row, mean, quantile, rate, s
 
 DECIDED = "sparsity_router_decisions_total"
 FIRST, EACH = "gen_ai_server_time_to_first_token_seconds", "gen_ai_server_time_per_output_token_seconds"
+WHOLE = "gen_ai_server_request_duration_seconds"
 COVERAGE = "sparsity_attention_coverage"
 # Workers serve these metrics too, without a domain.
 ROUTER = 'sparsity_domain!=""'
@@ -55,7 +56,7 @@ OF_REQUESTS = (
             ),
             Panel(
                 "Refused and failed",
-                {"{{rpc_grpc_status_code}}": rate("sparsity_rpc_errors_total", "rpc_grpc_status_code")},
+                {"{{rpc_response_status_code}}": rate("sparsity_rpc_errors_total", "rpc_response_status_code")},
                 "reqps",
                 stack=True,
             ),
@@ -90,8 +91,8 @@ OF_REQUESTS = (
             Panel(
                 "Refused for want of room",
                 {
-                    "share": 'sum(rate(sparsity_rpc_errors_total{rpc_grpc_status_code="RESOURCE_EXHAUSTED",'
-                    f'rpc_method=~"sparsity.v1.InferenceService.*"}}{RATE})) / sum(rate({DECIDED}{RATE}))'
+                    "share": 'sum(rate(sparsity_rpc_errors_total{rpc_response_status_code="RESOURCE_EXHAUSTED",'
+                    f'rpc_method=~"sparsity.v1.InferenceService/.*"}}{RATE})) / sum(rate({DECIDED}{RATE}))'
                 },
                 "percentunit",
                 "Of all requests, at the routers.",
@@ -137,7 +138,7 @@ OF_REQUESTS = (
             ),
             Panel(
                 "Whole request, 95th percentile",
-                {TIER: quantile(0.95, "gen_ai_server_request_duration_seconds", "sparsity_tier", ONE)},
+                {TIER: quantile(0.95, WHOLE, "sparsity_tier", f'{ONE},error_type=""')},
                 "s",
             ),
             Panel(

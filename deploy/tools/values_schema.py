@@ -14,7 +14,7 @@ from typing import Any
 from promql import alerts
 from sparsity_policies.model import Risk, Tier
 from sparsity_router.config import RouterConfig
-from sparsity_serving.metrics.metering import SECONDS
+from sparsity_rpc.semconv import FIRST_TOKEN_SECONDS
 from sparsity_serving.options.declaration import Leaf, leaves
 from sparsity_worker.config import TIERS, WorkerConfig
 
@@ -193,7 +193,7 @@ def alert(expression: str) -> Schema:
         fields["threshold"] = number(exclusiveMinimum=0)
     if 'le="5.0"' in expression:
         # A histogram knows its buckets' ends.
-        fields["seconds"] = {"enum": list(SECONDS)}
+        fields["seconds"] = {"enum": list(FIRST_TOKEN_SECONDS)}
     return of(**fields)
 
 

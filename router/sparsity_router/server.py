@@ -10,7 +10,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import uvloop
-from opentelemetry import metrics as otel_metrics
 from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2
 from sparsity_policies.decisions.costs import ModelShape
 from sparsity_policies.documents.confined import EDITS, SOURCES, NoProcessError
@@ -26,6 +25,7 @@ from sparsity_serving.access.access import Access
 from sparsity_serving.access.lease_keys import LeaseKeys, read_keys
 from sparsity_serving.addresses import joined, read_address
 from sparsity_serving.engines import ECHO
+from sparsity_serving.metrics.metering import meter_of
 from sparsity_serving.reloading import ReloadedFile, Reloading
 from sparsity_serving.server import listen
 from sparsity_serving.watchdog import Watchdog, signals
@@ -242,7 +242,7 @@ def _reloading(config: RouterConfig, access: Access, limits: TenantLimits | None
     if config.lease_key_file and keys:
         files.append(ReloadedFile("--lease-key-file", config.lease_key_file, read_keys, keys.adopt))
     reloading = Reloading(*files)
-    reloading.observe(otel_metrics.get_meter("sparsity.router"))
+    reloading.observe(meter_of("sparsity.router"))
     return reloading
 
 

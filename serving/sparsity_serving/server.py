@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
-from opentelemetry import metrics
+from sparsity_rpc import semconv
 from sparsity_rpc.channels import MAX_MESSAGE_BYTES
 from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, SparsityError, UnimplementedError
 from sparsity_rpc.status import answer
@@ -29,12 +29,10 @@ from sparsity_rpc.tls import ServerTls
 from sparsity_serving.addresses import read_address, require_free
 from sparsity_serving.fields.unparsed import SMALL, too_much
 from sparsity_serving.health import Health
-from sparsity_serving.metrics.metering import ERRORS
+from sparsity_serving.metrics.metering import ERRORS, meter_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
-_errors = metrics.get_meter("sparsity.rpc").create_counter(
-    ERRORS, "{request}", "Refused or failed, by method and status."
-)
+_errors = meter_of("sparsity.rpc").create_counter(ERRORS, "{request}", "Refused or failed, by method and status.")
 # Large messages are counted and parsed beside the event loop, one after the other: strangers can send them, too.
 _PARSING = ThreadPoolExecutor(1, thread_name_prefix="parsing")
 
@@ -53,8 +51,8 @@ class _Malformed(NamedTuple):
 
 
 def count_error(method: str, code: grpc.StatusCode) -> None:
-    """Counts a call that was refused or failed, by the full name of its method."""
-    _errors.add(1, {"rpc.method": method, "rpc.grpc.status_code": code.name})
+    """Counts a call that was refused or failed, by the whole name of its method, `package.Service/Method`."""
+    _errors.add(1, {semconv.RPC_METHOD: method, semconv.RPC_RESPONSE_STATUS_CODE: code.name})
 
 
 def add_service(
@@ -71,7 +69,7 @@ def add_service(
 def _handler(
     method: MethodDescriptor, function: Callable[..., Any] | None, most: int
 ) -> grpc.RpcMethodHandler[Any, Any]:
-    kind = GetMessageClass(method.input_type)
+    kind, name = GetMessageClass(method.input_type), f"{method.containing_service.full_name}/{method.name}"
 
     def parse(data: bytes) -> Any:
         if problem := too_much(data, method.input_type, most):
@@ -91,7 +89,7 @@ def _handler(
         return function
 
     async def refuse(context: Context, error: SparsityError) -> NoReturn:
-        count_error(method.full_name, error.code)
+        count_error(name, error.code)
         try:
             await answer(context, error)
         except grpc.aio.InternalError as gone:
@@ -112,7 +110,7 @@ def _handler(
         except SparsityError as error:
             await refuse(context, error)
         except Exception:
-            count_error(method.full_name, grpc.StatusCode.UNKNOWN)
+            count_error(name, grpc.StatusCode.UNKNOWN)
             raise
 
     async def stream(_: object, context: Context) -> AsyncIterator[Any]:
@@ -124,7 +122,7 @@ def _handler(
         except SparsityError as error:
             await refuse(context, error)
         except Exception:
-            count_error(method.full_name, grpc.StatusCode.UNKNOWN)
+            count_error(name, grpc.StatusCode.UNKNOWN)
             raise
 
     def serialize(message: Any) -> bytes:

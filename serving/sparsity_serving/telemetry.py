@@ -17,15 +17,7 @@ from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving.metrics.metering import configure_metrics
 from sparsity_serving.otlp import TRACES, Collector, collector, has_endpoint, span_exporter
 
-# OpenTelemetry's GenAI conventions; they still rename, so they are spelled here only.
-GEN_AI_OPERATION: Final = "gen_ai.operation.name"
-GEN_AI_MODEL: Final = "gen_ai.request.model"
-GEN_AI_MAX_TOKENS: Final = "gen_ai.request.max_tokens"
-GEN_AI_TEMPERATURE: Final = "gen_ai.request.temperature"
-GEN_AI_INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
-GEN_AI_OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
-GEN_AI_FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
-# Our own.
+# Our own; those of OpenTelemetry's conventions are in `sparsity_rpc.semconv`.
 TIER: Final = "sparsity.tier"
 POLICY_TIER: Final = "sparsity.policy.tier"
 REASON: Final = "sparsity.reason"
@@ -41,7 +33,6 @@ ATTEMPT: Final = "sparsity.attempt"
 PROFILE: Final = "sparsity.profile"
 REQUEST_ID: Final = "sparsity.request.id"
 REQUEST_LABEL: Final = "sparsity.request.label"
-CACHED_TOKENS: Final = "sparsity.cached_tokens"
 PREFILL_DENSITY: Final = "sparsity.density.prefill"
 DECODE_DENSITY: Final = "sparsity.density.decode"
 COVERAGE: Final = "sparsity.coverage"

@@ -44,7 +44,7 @@ async def test_a_stream_that_another_task_closes_leaves_no_complaint(
     call = SimpleNamespace(invocation_metadata=lambda: (("traceparent", f"00-{'1' * 32}-{'2' * 16}-01"),))
 
     async def stream() -> AsyncGenerator[int]:
-        with tracing.server_span(provider.get_tracer("test"), "served", cast(Any, call)):
+        with tracing.server_span(provider.get_tracer("test"), "served", "a.B/C", cast(Any, call)):
             yield 1
 
     for off in (False, True):

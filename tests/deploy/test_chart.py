@@ -13,8 +13,10 @@ import pytest
 import yaml
 from charts import CHART, ROOT, examples, refusal, refusals, refuse_all, render, value_files
 from helm import PACKAGES, helm
+from prometheus_client.utils import floatToGoString
 from promql import documented, selectors
 from sparsity_policies.storage.redis_url import Login, RedisTls, read_url
+from sparsity_rpc.semconv import FIRST_TOKEN_SECONDS
 from support.configured import configured
 from support.rendered import containers, documents, egress_ports, of_kind, pods, rendered
 
@@ -196,6 +198,15 @@ def test_thresholds_of_alerts_are_values() -> None:
     assert "later than 2.5 s" in first["annotations"]["summary"]
     same = own.keys() - {name for name in own if own[name]["expr"] != shipped[name]["expr"]}
     assert same == {"SparsityLessAttentionThanPolicy", "SparsityHighRiskServedSparse", "SparsityPolicyLags"}
+
+
+@pytest.mark.parametrize("seconds", FIRST_TOKEN_SECONDS)
+def test_a_budget_of_seconds_asks_for_a_bucket_that_there_is(seconds: float) -> None:
+    alert = "monitoring.prometheusRule.alerts.SparsityFirstTokenBurnsBudget"
+    (made,) = of_kind(rendered(f"{alert}.seconds={seconds:g}", example="production"), "PrometheusRule").values()
+    rules = [rule for group in made["spec"]["groups"] for rule in group["rules"]]
+    (expression,) = (rule["expr"] for rule in rules if rule["alert"] == alert.rpartition(".")[2])
+    assert expression.count(f'le="{floatToGoString(seconds)}"') == 2
 
 
 def asked_by_keda(found: list[dict[str, Any]], pool: str) -> list[str]:

@@ -24,6 +24,7 @@ from sparsity_client.wire import make_request
 from sparsity_client.wire.direct import worker_request
 from sparsity_router.embedded.state import read_running
 from sparsity_router.prompts.corpus import excerpt
+from sparsity_rpc import semconv
 from sparsity_rpc.errors import DeadlineError, InvalidRequestError
 from sparsity_serving import telemetry
 from support.otlp import attributes
@@ -141,7 +142,7 @@ def test_one_trace_from_client_to_engine(system: System) -> None:
     assert routed[telemetry.REASON] == "LENGTH_BAND"
     assert routed[telemetry.POLICY_REVISION] == int(answer["decision"]["policy_revision"])
     worked = attributes(trace["worker.generate"][1])
-    assert worked[telemetry.GEN_AI_INPUT_TOKENS] == answer["usage"]["prompt_tokens"]
+    assert worked[semconv.GEN_AI_USAGE_INPUT_TOKENS] == answer["usage"]["prompt_tokens"]
     assert 0 < worked[telemetry.PREFILL_DENSITY] < 1
     assert "Python" not in str(trace), "prompt text does not belong into traces"
 
@@ -398,7 +399,7 @@ def test_metrics_tell_what_was_decided_attended_and_refused(system: System) -> N
     saved, took = (total(router, f"sparsity_attention_flops{kind}_total", **rag) for kind in ("_saved", ""))
     assert saved > took > 0
     assert total(router, "gen_ai_server_time_to_first_token_seconds_count", **rag) >= 1
-    assert total(router, "sparsity_rpc_errors_total", rpc_grpc_status_code="INVALID_ARGUMENT") >= 1
+    assert total(router, "sparsity_rpc_errors_total", rpc_response_status_code="INVALID_ARGUMENT") >= 1
     assert total(router, "sparsity_router_workers", sparsity_worker_state="ready") == 3
     assert total(router, "sparsity_policy_revision") > 0
     worker = scrape(system.metrics_port + 1)
@@ -419,7 +420,8 @@ def test_metrics_tell_what_was_decided_attended_and_refused(system: System) -> N
     for dashboard, panel, expression in panels():
         for selector in selectors(expression):
             assert selector.metric in labels, f"{dashboard}: {panel}: no {selector.metric}"
-            unknown = selector.labels - labels[selector.metric] - TARGET_LABELS
+            # Only what failed has an error.
+            unknown = selector.labels - labels[selector.metric] - TARGET_LABELS - {"error_type"}
             # A violation has a domain, and there must be none.
             if selector.family != "sparsity_router_policy_violations":
                 assert not unknown, f"{dashboard}: {panel}: no label {unknown} of {selector.metric}"

@@ -18,6 +18,7 @@ from sparsity_serving.server import listen
 from sparsity_worker.calls.identity import Identity, echoed
 from sparsity_worker.calls.load import Load
 from sparsity_worker.calls.service import WorkerService
+from sparsity_worker.calls.worker_metrics import WorkerMetrics
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.echo.engine import EchoEngine
 from sparsity_worker.echo.model import CONTEXT
@@ -28,7 +29,9 @@ KEYS = LeaseKeys(LeaseKey("", b"k" * 32))
 
 
 @asynccontextmanager
-async def echo(model: Path, tiers: str = "moderate", **options: Any) -> AsyncIterator[Any]:
+async def echo(
+    model: Path, tiers: str = "moderate", metrics: WorkerMetrics | None = None, **options: Any
+) -> AsyncIterator[Any]:
     """A stub of a worker in this process."""
     config = WorkerConfig("echo-1", (tiers,), model, engine=ECHO, **options)
     tokenizer = ModelTokenizer(model)
@@ -36,7 +39,7 @@ async def echo(model: Path, tiers: str = "moderate", **options: Any) -> AsyncIte
     identity = Identity(config, ModelFacts.read(model), echoed(config), tokenizer.digest)
     leases = LeaseChecker(KEYS, config.worker_id, [each.tier for each in identity.tiers])
     own, access = Tokenizer.from_file(str(model / "tokenizer.json")), Access.load(config.access)
-    service = WorkerService(engine, own, identity, Load(4), leases, access=access)
+    service = WorkerService(engine, own, identity, Load(4), leases, metrics, access)
     endpoint = listen("127.0.0.1:0", {SERVICE: service}, 2**26)
     await endpoint.server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{endpoint.port}") as channel:

@@ -8,7 +8,10 @@ from sparsity_serving.metrics.metering import Times
 from sparsity_worker.calls.load import Load
 from sparsity_worker.calls.worker_metrics import WorkerMetrics, _thirds
 from sparsity_worker.config import ModelFacts, WorkerConfig
+from sparsity_worker.echo.model import write_echo_model
+from support import echo_worker
 from support.metrics import Meter
+from support.rig import until
 from support.tiny import tiny_model
 
 
@@ -26,7 +29,7 @@ def test_layers_are_told_by_thirds_and_load_as_it_is(tmp_path: Path) -> None:
     metrics = WorkerMetrics(config, ModelFacts("tiny", 100, 10), load, 100, told.meter)
     with load.admit("r", 40):
         load.kv_used_tokens = 25
-        metrics.finished(completion(6), Times(0.1, 0.2), inference_pb2.TIER_DENSE)
+        metrics.finished(completion(6), Times(0.1, 0.2), inference_pb2.TIER_DENSE, "chat")
         values = told.values()
     found = {
         (name, where.get("sparsity.layers") or where.get("sparsity.kernel.kind")): value
@@ -44,6 +47,23 @@ def test_layers_are_told_by_thirds_and_load_as_it_is(tmp_path: Path) -> None:
     assert found["sparsity.worker.kv_use", None] == 0.25
 
 
+async def test_a_request_that_failed_is_timed_with_its_error(tmp_path: Path) -> None:
+    told, model = Meter(), write_echo_model(tmp_path / "echo")
+    config, load = WorkerConfig("echo-1", ("moderate",), model, engine="echo"), Load(4)
+    metrics = WorkerMetrics(config, ModelFacts.read(model), load, 100, told.meter)
+    async with echo_worker.echo(model, metrics=metrics) as stub:
+        await echo_worker.answer(stub, echo_worker.request("hi"))
+        left = stub.Generate(echo_worker.request("hi " * 300, 900))
+        assert await left.read()
+        left.cancel()
+        await until(lambda: len(told.values()["gen_ai.server.request.duration"]) == 2)
+    found = told.values()["gen_ai.server.request.duration"]
+    errors = [where.pop("error.type", None) for where, _ in found]
+    assert errors == [None, "CANCELLED"]
+    own = {"gen_ai.operation.name": "text_completion", "gen_ai.provider.name": "sparsity", "sparsity.tier": "moderate"}
+    assert all(own.items() <= where.items() for where, _ in found)
+
+
 def test_each_tier_has_its_series_and_what_they_share_is_told_of_each(tmp_path: Path) -> None:
     told, load = Meter(), Load(7)
     config = WorkerConfig("a", ("dense", "aggressive"), tiny_model(tmp_path), engine="echo")
@@ -53,7 +73,7 @@ def test_each_tier_has_its_series_and_what_they_share_is_told_of_each(tmp_path: 
         raise ZeroDivisionError
     with load.admit("a", 40, aggressive), load.admit("b", 50, aggressive), load.admit("c", 7, dense):
         load.kv_used_tokens = 25
-        metrics.finished(completion(3), Times(0.1, 0.2), aggressive)
+        metrics.finished(completion(3), Times(0.1, 0.2), aggressive, "chat")
         values = told.values()
     found = {
         (name.removeprefix("sparsity.worker."), where["sparsity.tier"]): value

@@ -9,7 +9,6 @@ import signal
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry import metrics
 from sparsity.v1 import worker_pb2
 from sparsity_rpc.channels import MAX_MESSAGE_BYTES
 from sparsity_rpc.errors import ConfigurationError
@@ -19,6 +18,7 @@ from sparsity_serving.access.lease_keys import LeaseKeys, read_keys
 from sparsity_serving.access.leases import LeaseChecker
 from sparsity_serving.addresses import joined, read_address, require_free
 from sparsity_serving.engines import ECHO
+from sparsity_serving.metrics.metering import meter_of
 from sparsity_serving.reloading import ReloadedFile, Reloading
 from sparsity_serving.server import listen
 from tokenizers import Tokenizer
@@ -108,7 +108,7 @@ def _reloading(config: WorkerConfig, access: Access, keys: LeaseKeys | None) -> 
     if config.lease_key_file and keys:
         files.append(ReloadedFile("--lease-key-file", config.lease_key_file, read_keys, keys.adopt))
     reloading = Reloading(*files)
-    reloading.observe(metrics.get_meter("sparsity.worker"))
+    reloading.observe(meter_of("sparsity.worker"))
     return reloading
 
 

@@ -26,9 +26,10 @@ from sparsity_client.wire.direct import (
     with_decision,
     worker_request,
 )
+from sparsity_client.wire.spans import EXPLAIN, GENERATE, answered, asked
 from sparsity_client.wire.worker_channels import WorkerChannels
 
-_tracer = trace.get_tracer("sparsity.client")
+_tracer = tracing.tracer("sparsity.client")
 
 
 class AsyncWireClient:
@@ -36,6 +37,7 @@ class AsyncWireClient:
 
     def __init__(self, target: str, *, tls: ClientTls | None = None, key: str | None = None) -> None:
         self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
+        self._target = target
         self.channel = open_aio_channel(target, tls)
         self._workers = WorkerChannels(lambda address: open_aio_channel(address, tls))
         self._inference: inference_pb2_grpc.InferenceServiceAsyncStub = inference_pb2_grpc.InferenceServiceStub(
@@ -64,13 +66,15 @@ class AsyncWireClient:
             SparsityError: the kind tells what failed.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        with tracing.span(_tracer, "client.generate", trace.SpanKind.CLIENT):
+        with tracing.span(_tracer, "client.generate", trace.SpanKind.CLIENT, GENERATE) as span:
+            asked(span, request, self._target)
             begun, routed, metadata = False, list[str](), self._outgoing()
             if direct:
                 try:
                     async with aclosing(self._direct(request, deadline, routed)) as responses:
                         async for response in responses:
                             begun = True
+                            answered(span, response)
                             yield response
                     return
                 except SparsityError as error:
@@ -79,6 +83,7 @@ class AsyncWireClient:
                     metadata += fell_back(routed, error)
             async with aclosing(self._relayed(request, deadline, metadata)) as responses:
                 async for response in responses:
+                    answered(span, response)
                     yield response
 
     async def _relayed(
@@ -134,11 +139,13 @@ class AsyncWireClient:
         Raises:
             SparsityError: the kind tells what failed.
         """
-        explain = inference_pb2.ExplainRequest(request=request)
-        try:
-            return readable(await self._inference.Explain(explain, timeout=timeout, metadata=self._outgoing()))
-        except grpc.RpcError as error:
-            raise to_error(error) from error
+        with tracing.span(_tracer, "client.explain", trace.SpanKind.CLIENT, EXPLAIN) as span:
+            asked(span, request, self._target)
+            explain = inference_pb2.ExplainRequest(request=request)
+            try:
+                return readable(await self._inference.Explain(explain, timeout=timeout, metadata=self._outgoing()))
+            except grpc.RpcError as error:
+                raise to_error(error) from error
 
     async def report_outcome(
         self,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from types import TracebackType
 
 import grpc
@@ -25,9 +25,10 @@ from sparsity_client.wire.direct import (
     with_decision,
     worker_request,
 )
+from sparsity_client.wire.spans import EXPLAIN, GENERATE, answered, asked
 from sparsity_client.wire.worker_channels import WorkerChannels
 
-_tracer = trace.get_tracer("sparsity.client")
+_tracer = tracing.tracer("sparsity.client")
 
 
 class WireClient:
@@ -41,6 +42,7 @@ class WireClient:
 
     def __init__(self, target: str, *, tls: ClientTls | None = None, key: str | None = None) -> None:
         self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
+        self._target = target
         self.channel = open_channel(target, tls)
         self._workers = WorkerChannels(lambda address: open_channel(address, tls))
         self._inference: inference_pb2_grpc.InferenceServiceStub = inference_pb2_grpc.InferenceServiceStub(self.channel)
@@ -71,23 +73,28 @@ class WireClient:
             SparsityError: the kind tells what failed.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        with tracing.span(_tracer, "client.generate", trace.SpanKind.CLIENT):
+        with tracing.span(_tracer, "client.generate", trace.SpanKind.CLIENT, GENERATE) as span:
+            asked(span, request, self._target)
             begun, routed, metadata = False, list[str](), self._outgoing()
             if direct:
                 try:
                     for response in self._direct(request, deadline, routed):
                         begun = True
+                        answered(span, response)
                         yield response
                     return
                 except SparsityError as error:
                     if begun or not falls_back(error):
                         raise broken(error) if begun else error from None
                     metadata += fell_back(routed, error)
-            yield from self._relayed(request, deadline, metadata)
+            with closing(self._relayed(request, deadline, metadata)) as responses:
+                for response in responses:
+                    answered(span, response)
+                    yield response
 
     def _relayed(
         self, request: inference_pb2.GenerateRequest, deadline: float | None, metadata: tuple[tuple[str, str], ...]
-    ) -> Iterator[inference_pb2.GenerateResponse]:
+    ) -> Generator[inference_pb2.GenerateResponse]:
         call = self._inference.Generate(request, timeout=remaining(deadline), metadata=metadata)
         try:
             yield from call
@@ -161,7 +168,8 @@ class WireClient:
         Raises:
             SparsityError: the kind tells what failed.
         """
-        with tracing.span(_tracer, "client.explain", trace.SpanKind.CLIENT):
+        with tracing.span(_tracer, "client.explain", trace.SpanKind.CLIENT, EXPLAIN) as span:
+            asked(span, request, self._target)
             explain = inference_pb2.ExplainRequest(request=request)
             try:
                 return self._inference.Explain(explain, timeout=timeout, metadata=self._outgoing())

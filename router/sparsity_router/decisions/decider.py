@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from opentelemetry import trace
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Signals
 from sparsity_policies.risk.weighing import Weighed
@@ -18,7 +17,7 @@ from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.measure import EncodedPrompt
 from sparsity_router.prompts.signals import Arrival
 
-_tracer = trace.get_tracer("sparsity.router")
+_tracer = tracing.tracer("sparsity.router")
 
 
 @dataclass(frozen=True, slots=True)

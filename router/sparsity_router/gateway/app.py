@@ -34,7 +34,7 @@ from sparsity_router.services.inference import GenerateContext, InferenceService
 
 log = logging.getLogger("sparsity.router.http")
 _MODELS: Final = "/v1/models"
-_METHOD: Final = "sparsity.v1.InferenceService.Generate"
+_METHOD: Final = "sparsity.v1.InferenceService/Generate"
 # What JSON's escapes may make of a prompt, and room for what comes with it.
 _ESCAPED, _BESIDE = 4, 2**20
 

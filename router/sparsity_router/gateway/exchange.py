@@ -39,7 +39,12 @@ class HttpCall:
         metadata: of the call; names in lower case.
         peer: who calls, as gRPC writes it.
         seconds: until the caller gives up; None without a deadline.
+
+    Attributes:
+        is_other: that it is no call of gRPC, which spans tell.
     """
+
+    is_other: Final = True
 
     def __init__(self, metadata: tuple[tuple[str, str], ...], peer: str, seconds: float | None) -> None:
         self._metadata = metadata

@@ -5,9 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import grpc
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision
+from sparsity_rpc.generation import operation_of
+from sparsity_rpc.tracing import error_type
 from sparsity_serving.metrics.metering import Times
+from sparsity_serving.sampling import wanted_answers
 
 from sparsity_router.decisions.decider import Decided
 from sparsity_router.observing.observer import EndedRequest, Observer
@@ -19,23 +23,26 @@ class Account:
     Args:
         observer: told at the end; None tells nobody.
         decided: the request.
-        label: its caller's request id.
+        request: as its caller sent it.
         started: when it came, by the monotonic clock.
-        answers: that it asks for.
 
     Attributes:
         used: tokens that its worker worked on, as far as it is known.
+        answers: that it asks for.
     """
 
     def __init__(
-        self, observer: Observer | None, decided: Decided, label: str, started: float, answers: int = 1
+        self, observer: Observer | None, decided: Decided, request: inference_pb2.GenerateRequest, started: float
     ) -> None:
         self.used = 0
-        self._answers = answers
+        self.answers = wanted_answers(request)
         self._ended: list[inference_pb2.Completion] = []
         self._observer = observer
         self._decided = decided
-        self._label = label
+        self._label = request.request_id
+        self._operation = operation_of(request)
+        # Of a stream that ends without an answer and without a failure, its caller has left.
+        self._error = grpc.StatusCode.CANCELLED.name
         self._started = started
         self._first: float | None = None
         self._served: Decision | None = None
@@ -70,27 +77,41 @@ class Account:
         self.used = (self.used or self._decided.signals.min_tokens) + len(response.token_ids)
         if response.HasField("completion"):
             self._ended.append(response.completion)
-        if not response.HasField("completion") or len(self._ended) < self._answers:
+        if not response.HasField("completion") or len(self._ended) < self.answers:
             return None
         whole = together(self._ended)
         self.used = whole.usage.prompt_tokens + whole.usage.completion_tokens or self.used
-        self._tell(whole, Times(self._first, time.monotonic() - self._started))
+        self._error = ""
+        self._tell(whole)
         return whole
 
     def left(self) -> None:
         """Its caller went away: who leaves before the first token has had the prompt read all the same."""
         self.used = self.used or self._decided.signals.min_tokens
 
+    def failed(self, error: Exception) -> None:
+        """Its stream ends with an error."""
+        self._error = error_type(error)
+
     def close(self) -> None:
         """The stream has ended."""
         if not self._is_told:
-            self._tell(None, None)
+            self._tell(None)
 
-    def _tell(self, completion: inference_pb2.Completion | None, times: Times | None) -> None:
+    def _tell(self, completion: inference_pb2.Completion | None) -> None:
         self._is_told = True
         if self._observer is not None:
-            signals, decision_id = self._decided.review.signals, self._decided.decision_id
-            ended = EndedRequest(decision_id, signals, self.decision, self._served, completion, times, self._label)
+            ended = EndedRequest(
+                self._decided.decision_id,
+                self._decided.review.signals,
+                self.decision,
+                self._served,
+                completion,
+                Times(self._first, time.monotonic() - self._started),
+                self._label,
+                self._operation,
+                self._error,
+            )
             self._observer.ended(ended)
 
 

@@ -9,7 +9,7 @@ from opentelemetry import metrics
 from opentelemetry.metrics import Observation
 from sparsity_policies.model import Tier
 from sparsity_serving import telemetry
-from sparsity_serving.metrics.metering import observe, scalar
+from sparsity_serving.metrics.metering import meter_of, observe, scalar
 
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.fleet.workers import State, Worker
@@ -47,7 +47,7 @@ def observe_fleet(fleet: Fleet, meter: metrics.Meter | None = None) -> None:
     in_flight = at_each_tier(lambda worker, tier: worker.in_flight_at(tier))
     kv_use = at_each_tier(lambda worker, _: worker.kv_use)
     breakers = at_each_tier(lambda worker, tier: int(worker.breakers[tier].word != "closed"))
-    meter = meter or metrics.get_meter("sparsity.router")
+    meter = meter or meter_of("sparsity.router")
     again = "Requests sent once more, to a peer or as a hedge."
     observe(
         meter,

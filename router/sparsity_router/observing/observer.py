@@ -31,8 +31,10 @@ class EndedRequest(NamedTuple):
         decision: what policy gave.
         served: the decision as it was served; None where nobody served it.
         completion: the worker's last message; None where there was none, or the router does not see it.
-        times: as the router saw it; None where it did not see the answer.
+        times: as the router saw it; None where it did not see the stream.
         label: the request id of its caller.
+        operation: by the GenAI conventions.
+        error: the kind of what ended it, where the router saw the stream and it gave no answer.
     """
 
     decision_id: str
@@ -42,6 +44,8 @@ class EndedRequest(NamedTuple):
     completion: inference_pb2.Completion | None = None
     times: Times | None = None
     label: str = ""
+    operation: str = ""
+    error: str = ""
 
     @property
     def report(self) -> inference_pb2.SparsityReport | None:
@@ -89,7 +93,9 @@ class Observer:
         policy = self._follower.snapshot.policy(decision.policy)
         # Most requests of a busy router are not logged: an entry is made only for those that are.
         self._recorder.decision(request.decision_id, lambda: _entry(request, policy, self._follower.now()))
-        self._metrics.relayed(decision, policy, served, completion, request.times)
+        self._metrics.relayed(
+            decision, policy, served, completion, request.times, operation=request.operation, error=request.error
+        )
         report = request.report
         # A request too short for the sparse kernels was attended whole, and says nothing about them.
         if report and served and report.sparse_kernel_calls:

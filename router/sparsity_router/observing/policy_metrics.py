@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from opentelemetry import metrics
-from sparsity_serving.metrics.metering import observe, scalar
+from sparsity_serving.metrics.metering import meter_of, observe, scalar
 from sparsity_serving.watchdog import Watchdog
 
 from sparsity_router.following.follower import PolicyFollower
@@ -14,7 +14,7 @@ def observe_loop(watchdog: Watchdog, meter: metrics.Meter | None = None) -> None
     """Registers how the event loop does; it is read on another thread, also while the loop stands still."""
     stalled, stalls = "Since the event loop last ran, while it stands still.", "Times it stood still for a second."
     observe(
-        meter or metrics.get_meter("sparsity.router"),
+        meter or meter_of("sparsity.router"),
         [("sparsity.router.loop.stalled", "s", stalled, scalar(lambda: watchdog.stalled))],
         [("sparsity.router.loop.stalls", "{stall}", stalls, scalar(lambda: watchdog.stalls))],
     )
@@ -23,7 +23,7 @@ def observe_loop(watchdog: Watchdog, meter: metrics.Meter | None = None) -> None
 def observe_disk(follower: PolicyFollower, meter: metrics.Meter | None = None) -> None:
     """Registers whether the last policies lie where a restart without the store would look for them."""
     unsaved = "1 while policies cannot be written to the disk."
-    made = meter or metrics.get_meter("sparsity.router")
+    made = meter or meter_of("sparsity.router")
     observe(made, [("sparsity.policy.unsaved", "1", unsaved, scalar(lambda: int(bool(follower.unsaved))))])
 
 
@@ -36,7 +36,7 @@ def observe_policies(follower: PolicyFollower, recorder: Recorder, meter: metric
     )
     dropped = "Records the store could not take."
     observe(
-        meter or metrics.get_meter("sparsity.router"),
+        meter or meter_of("sparsity.router"),
         [
             ("sparsity.policy.revision", "1", "Revision decided from.", scalar(lambda: follower.snapshot.revision)),
             ("sparsity.policy.age", "s", age, scalar(lambda: follower.age)),

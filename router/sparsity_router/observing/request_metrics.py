@@ -12,8 +12,9 @@ from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.costs import DENSE, H100, Density, GpuSpeed, ModelShape, Pairs
 from sparsity_policies.model import Decision, Policy, Tier
 from sparsity_policies.risk.weighing import Finding
+from sparsity_rpc import semconv
 from sparsity_serving import telemetry
-from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, Generations, Times, Total, histogram, is_on
+from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, Generations, Times, Total, histogram, is_on, meter_of
 
 from sparsity_router.fleet.proof import is_less
 
@@ -32,7 +33,7 @@ class RequestMetrics:
         self, model: str, shape: ModelShape | None, meter: metrics.Meter | None = None, gpu: GpuSpeed = H100
     ) -> None:
         self._on = meter is not None or is_on()
-        meter = meter or metrics.get_meter("sparsity.router")
+        meter = meter or meter_of("sparsity.router")
         self._model = model
         self._shape = shape
         self._gpu = gpu
@@ -81,6 +82,9 @@ class RequestMetrics:
         served: Decision | None,
         completion: inference_pb2.Completion | None,
         times: Times | None,
+        *,
+        operation: str = semconv.TEXT_COMPLETION,
+        error: str = "",
     ) -> None:
         """Takes up one request, however it ended.
 
@@ -89,7 +93,9 @@ class RequestMetrics:
             policy: that decided; None for one that is no longer there.
             served: as it was served; None where nobody served it.
             completion: the worker's last message; None where there was none, or the router does not see it.
-            times: as the router saw it; None where it did not see the answer.
+            times: as the router saw it; None where it did not see the stream.
+            operation: by the GenAI conventions.
+            error: the kind of what ended it without an answer.
         """
         if not self._on:
             return
@@ -101,9 +107,13 @@ class RequestMetrics:
         self._wanted.add(1, {telemetry.TIER: decision.tier.word})
         if _is_less(decision, served, completion):
             self._violations.add(1, {telemetry.DOMAIN: decision.policy})
-        if completion is None or times is None:
+        if times is None:
             return
-        self._generations.record(completion, times, {**common, telemetry.GEN_AI_MODEL: self._model})
+        timed = {**common, semconv.GEN_AI_REQUEST_MODEL: self._model}
+        if completion is None:
+            self._generations.failed(times.total, timed, operation, error)
+            return
+        self._generations.record(completion, times, timed, operation)
         if self._shape is not None and completion.HasField("sparsity"):
             usage, report = completion.usage, completion.sparsity
             whole = Pairs.of(usage.prompt_tokens, usage.completion_tokens)

@@ -5,22 +5,24 @@ from __future__ import annotations
 from opentelemetry import trace
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision
+from sparsity_rpc.generation import completed, requested
 from sparsity_serving import telemetry
 
 from sparsity_router.decisions.decider import Decided
 
 
-def describe(span: trace.Span, decided: Decided, decision: Decision, model: str, label: str) -> None:
+def describe(
+    span: trace.Span, request: inference_pb2.GenerateRequest, decided: Decided, decision: Decision, model: str
+) -> None:
     """As decided."""
     if not span.is_recording():
         return
     signals = decided.signals
     span.set_attributes(
         {
-            telemetry.GEN_AI_OPERATION: "text_completion",
-            telemetry.GEN_AI_MODEL: model,
+            **requested(request, model),
             telemetry.DECISION_ID: decided.decision_id,
-            telemetry.REQUEST_LABEL: label,
+            telemetry.REQUEST_LABEL: request.request_id,
             telemetry.DOMAIN: signals.domain,
             telemetry.FLAGS: sorted(signals.flags),
             telemetry.PROMPT_TOKENS: signals.max_tokens,
@@ -38,11 +40,10 @@ def conclude(span: trace.Span, decision: Decision, completion: inference_pb2.Com
         return
     span.set_attributes(
         {
+            **completed(completion),
             telemetry.TIER: decision.tier.word,
             telemetry.REASON: decision.reason.name,
             telemetry.WORKER_ID: completion.worker_id,
-            telemetry.GEN_AI_INPUT_TOKENS: completion.usage.prompt_tokens,
-            telemetry.GEN_AI_OUTPUT_TOKENS: completion.usage.completion_tokens,
             **telemetry.attended(completion),
         }
     )

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple, ParamSpec, TypeVar
 
-from opentelemetry import metrics
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.matching.locating import Match
 from sparsity_policies.model import Risk, Signals
 from sparsity_policies.risk.model import Scores
-from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, histogram
+from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, histogram, meter_of
 
 from sparsity_router.prompts.domains import UNASKED, Detection, read_risk
 from sparsity_router.prompts.lengths import Interval
@@ -28,7 +27,7 @@ from sparsity_router.prompts.tokens import ModelTokenizer
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _NOW = Arrival()
-_meter = metrics.get_meter("sparsity.router")
+_meter = meter_of("sparsity.router")
 _detecting = histogram(
     _meter, "sparsity.router.detect.duration", "s", "Detection of one domain by meaning.", CLASSIFY_SECONDS
 )

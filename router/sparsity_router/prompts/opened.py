@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-from opentelemetry import metrics
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.matching.locating import Match, locate
@@ -13,14 +12,14 @@ from sparsity_policies.matching.readings import readings
 from sparsity_policies.matching.scan import ScanResult
 from sparsity_policies.matching.signs import Signs
 from sparsity_serving.fields.response_format import format_text
-from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, histogram
+from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, histogram, meter_of
 
 from sparsity_router.prompts.chats.chat import read_chat
 from sparsity_router.prompts.prompt import Prompt
 from sparsity_router.prompts.tokens import ModelTokenizer
 
 _NOTHING = ScanResult(frozenset(), frozenset(), 0)
-_meter = metrics.get_meter("sparsity.router")
+_meter = meter_of("sparsity.router")
 _scanning = histogram(_meter, "sparsity.router.scan.duration", "s", "Scan of one prompt.", CLASSIFY_SECONDS)
 
 

@@ -14,10 +14,13 @@ from sparsity_serving.access.lease_keys import LeaseKeys
 from sparsity_serving.access.leases import sign
 
 from sparsity_router.fleet.patience import spoken
+from sparsity_router.fleet.stock.contract import SERVICE
+from sparsity_router.fleet.stock.server import StockServer
 from sparsity_router.fleet.workers import Worker
 from sparsity_router.relaying.worker_request import outstanding_tokens
 
-_tracer = trace.get_tracer("sparsity.router")
+_tracer = tracing.tracer("sparsity.router")
+_METHOD = f"{worker_pb2.DESCRIPTOR.services_by_name['WorkerService'].full_name}/Generate"
 
 
 class OvertakenError(Exception):
@@ -69,8 +72,13 @@ async def dispatch(
     keys, decision_id = lease
     if keys is not None:
         own.lease.CopyFrom(sign(keys, own, worker.name, decision_id))
-    with tracing.detached_span(_tracer, "router.dispatch", trace.SpanKind.CLIENT) as (span, metadata):
-        span.set_attributes({telemetry.WORKER_ID: worker.name, telemetry.TIER: tier.word, telemetry.ATTEMPT: attempt})
+    method = f"{SERVICE}/Generate" if isinstance(worker.stub, StockServer) else _METHOD
+    with tracing.detached_span(_tracer, "router.dispatch", trace.SpanKind.CLIENT, method) as (span, metadata):
+        if span.is_recording():
+            span.set_attributes(tracing.server_of(worker.target))
+            span.set_attributes(
+                {telemetry.WORKER_ID: worker.name, telemetry.TIER: tier.word, telemetry.ATTEMPT: attempt}
+            )
         with worker.dispatched(own.request_id, tier, outstanding_tokens(own)):
             call = worker.stub.Generate(own, timeout=timeout, metadata=metadata)
             try:

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import grpc
-from opentelemetry import trace
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision, Tier
 from sparsity_rpc.errors import InvalidRequestError, StreamBrokenError, UnavailableError
@@ -28,7 +27,6 @@ from sparsity_router.relaying.placing import Tried, is_full, need_of, nobody, pi
 from sparsity_router.relaying.turns import patience
 from sparsity_router.relaying.worker_request import WorkerRequest, outstanding_tokens
 
-_tracer = trace.get_tracer("sparsity.router")
 _OVERLOAD, _COUNT = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.OUT_OF_RANGE
 # What the same request would meet on every worker.
 _FINAL = {

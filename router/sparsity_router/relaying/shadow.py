@@ -19,7 +19,7 @@ from sparsity_policies.model import Decision, Tier
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_rpc.errors import InvalidRequestError, NotFoundError, StoreError
 from sparsity_serving import telemetry
-from sparsity_serving.metrics.metering import SHARES, Total, histogram
+from sparsity_serving.metrics.metering import SHARES, Total, histogram, meter_of
 from sparsity_serving.token_bucket import TokenBucket
 
 from sparsity_router.fleet.answers import judge
@@ -85,7 +85,7 @@ class Shadow:
         self._decisions = decisions
         self._buckets: dict[str, TokenBucket] = {}
         self._waiting: asyncio.Queue[Sample] = asyncio.Queue(_WAITING)
-        meter = meter or metrics.get_meter("sparsity.router")
+        meter = meter or meter_of("sparsity.router")
         what = "Share of a sparse answer that dense attention gave too, from its beginning to the first other token."
         self._agreement = histogram(meter, "sparsity.router.shadow.agreement", "1", what, SHARES)
         self._samples = Total(

@@ -54,7 +54,8 @@ GenerateContext = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, infere
 OutcomeContext = grpc.aio.ServicerContext[inference_pb2.ReportOutcomeRequest, inference_pb2.ReportOutcomeResponse]
 RouteContext = grpc.aio.ServicerContext[inference_pb2.RouteRequest, inference_pb2.RouteResponse]
 ExplainContext = grpc.aio.ServicerContext[inference_pb2.ExplainRequest, inference_pb2.ExplainResponse]
-_tracer = trace.get_tracer("sparsity.router")
+_tracer = tracing.tracer("sparsity.router")
+_SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 # Seconds between tries to join an outcome to a decision; 0 is the last.
 _OUTCOME_PATIENCE = (0.2, 0.4, 0.0)
 
@@ -104,15 +105,14 @@ class InferenceService:
         self, request: inference_pb2.GenerateRequest, context: GenerateContext
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         """Streams a completion from a worker of the decided tier."""
-        with tracing.server_span(_tracer, "router.generate", context) as span:
+        with tracing.server_span(_tracer, "router.generate", f"{_SERVICE}/Generate", context) as span:
             started = time.monotonic()
             decided, charge = await self._let_in(request, context, span)
-            count = wanted_answers(request)
-            account = Account(self._observer, decided, request.request_id, started, count)
+            account = Account(self._observer, decided, request, started)
             one = partial(self._relay, request, context, account, span)
             told: Decision | None = None
             try:
-                async with aclosing(choices.relayed(count, one)) as messages:
+                async with aclosing(choices.relayed(account.answers, one)) as messages:
                     async for number, relayed in messages:
                         response, served = relayed.response, relayed.served
                         response.choice = number
@@ -125,6 +125,9 @@ class InferenceService:
                         yield response
             except asyncio.CancelledError:
                 account.left()
+                raise
+            except Exception as error:
+                account.failed(error)
                 raise
             finally:
                 self._callers.settle(charge, account.used)
@@ -161,7 +164,7 @@ class InferenceService:
         while True:
             if not number:
                 _tell_caller(context, decided.decision_id, decided.review.decision)
-                describe(span, decided, decided.review.decision, self._model, request.request_id)
+                describe(span, request, decided, decided.review.decision, self._model)
             inner = WorkerRequest.of(request, decided, number)
             messages = relay(self._fleet, inner, context, tried)
             if self._shadow is not None and not number:
@@ -180,7 +183,7 @@ class InferenceService:
 
     async def Route(self, request: inference_pb2.RouteRequest, context: RouteContext) -> inference_pb2.RouteResponse:
         """The decision, a worker, and the lease that it takes exactly this request by."""
-        with tracing.server_span(_tracer, "router.route", context) as span:
+        with tracing.server_span(_tracer, "router.route", f"{_SERVICE}/Route", context) as span:
             asked = request.request
             if self._lease_keys is None:
                 self._callers.check(context, asked)
@@ -196,7 +199,7 @@ class InferenceService:
                 self._callers.settle(charge, 0)
                 raise
             self._callers.routed(decided.decision_id, charge)
-            describe(span, decided, decision, self._model, asked.request_id)
+            describe(span, asked, decided, decision, self._model)
             message = inner.message
             message.tier = served.tier.value  # type: ignore[assignment]
             worker.expect(message.request_id, served.tier, outstanding_tokens(message))
@@ -219,7 +222,7 @@ class InferenceService:
         self, request: inference_pb2.ExplainRequest, context: ExplainContext
     ) -> inference_pb2.ExplainResponse:
         """The decision that Generate would make now, with every step."""
-        with tracing.server_span(_tracer, "router.explain", context):
+        with tracing.server_span(_tracer, "router.explain", f"{_SERVICE}/Explain", context):
             await self._callers.admit(request.request, context, self._served)
             # Counted, where Generate would not: what would change the tier hangs on it.
             decided = await self._decide(request.request, "", exact=True)

@@ -66,7 +66,8 @@ def _with_exemplars(samples: Iterable[Sample], found: Mapping[_Labels, Sequence[
             continue
         labels = dict(sample.labels)
         most = float(labels.pop("le"))
-        series = frozenset(labels.items())
+        # The exporter gives each series all labels of its family.
+        series = frozenset((name, value) for name, value in labels.items() if value)
         least, reached[series] = reached.get(series, float("-inf")), most
         inside = [each for each in found.get(series, ()) if least < each.value <= most]
         yield sample._replace(exemplar=_exemplar(inside[-1])) if inside else sample
@@ -78,7 +79,7 @@ def _exemplar(seen: Any) -> Exemplar:
 
 
 def _labels(attributes: Mapping[str, Any]) -> _Labels:
-    return frozenset((_plain(name), str(value)) for name, value in attributes.items())
+    return frozenset((_plain(name), str(value)) for name, value in attributes.items() if value != "")
 
 
 def _plain(name: str) -> str:

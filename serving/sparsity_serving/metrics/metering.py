@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 from sparsity.v1 import inference_pb2
+from sparsity_rpc import semconv
 from sparsity_rpc.errors import ConfigurationError
 
 from sparsity_serving.otlp import metric_exporter
@@ -22,20 +23,14 @@ from sparsity_serving.otlp import metric_exporter
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricReader
 
-# OpenTelemetry's GenAI conventions.
-GEN_AI_DURATION: Final = "gen_ai.server.request.duration"
-GEN_AI_FIRST_TOKEN: Final = "gen_ai.server.time_to_first_token"
-GEN_AI_PER_TOKEN: Final = "gen_ai.server.time_per_output_token"
-# Our own.
+# Our own; those of OpenTelemetry's conventions are in `sparsity_rpc.semconv`.
 TOKENS: Final = "sparsity.tokens"
 PREFILL_DENSITY: Final = "sparsity.attention.density.prefill"
 DECODE_DENSITY: Final = "sparsity.attention.density.decode"
 COVERAGE: Final = "sparsity.attention.coverage"
 ERRORS: Final = "sparsity.rpc.errors"
 
-SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
 CLASSIFY_SECONDS: Final = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.005, 0.025, 0.1, 0.5, 1.0)
-_TOKEN_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.4, 1.0)
 SHARES: Final = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.999, 1.0)
 Observed = tuple[str, str, str, Callable[[], Iterable[Observation]]]
 
@@ -86,6 +81,11 @@ def _prometheus(listen: str) -> MetricReader:
     return collector.reader
 
 
+def meter_of(scope: str) -> metrics.Meter:
+    """Whose metrics bear the names of `sparsity_rpc.semconv`, and say so."""
+    return metrics.get_meter(scope, schema_url=semconv.SCHEMA_URL)
+
+
 def is_on() -> bool:
     """Whether anybody gets what is recorded; it is decided before the first instrument is made."""
     return hasattr(metrics.get_meter_provider(), "shutdown")
@@ -130,34 +130,52 @@ class Total:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds of one answered request, from its receipt; None where no token came."""
+    """Seconds of one request, from its receipt to its end; None where no token came."""
 
     first_token: float | None
     total: float
 
 
 class Generations:
-    """Instruments of answered requests: times, tokens, density and coverage; routers and workers have the same."""
+    """Instruments of requests: times, and where they were answered tokens, density and coverage.
+
+    Routers and workers have the same.
+    """
 
     def __init__(self, meter: metrics.Meter) -> None:
-        times = partial(histogram, meter)
-        self._duration = times(GEN_AI_DURATION, "s", "From a request's receipt to its end.", SECONDS)
-        self._first = times(GEN_AI_FIRST_TOKEN, "s", "From a request's receipt to its first token.", SECONDS)
-        self._each = times(GEN_AI_PER_TOKEN, "s", "Between tokens after the first.", _TOKEN_SECONDS)
+        times = partial(histogram, meter, unit="s")
+        self._duration = times(
+            semconv.GEN_AI_SERVER_REQUEST_DURATION,
+            what="From a request's receipt to its end.",
+            bounds=semconv.REQUEST_SECONDS,
+        )
+        self._first = times(
+            semconv.GEN_AI_SERVER_TIME_TO_FIRST_TOKEN,
+            what="From a request's receipt to its first token.",
+            bounds=semconv.FIRST_TOKEN_SECONDS,
+        )
+        self._each = times(
+            semconv.GEN_AI_SERVER_TIME_PER_OUTPUT_TOKEN,
+            what="Between tokens after the first.",
+            bounds=semconv.OUTPUT_TOKEN_SECONDS,
+        )
         shares = partial(histogram, meter, unit="1", bounds=SHARES)
         self._prefill = shares(PREFILL_DENSITY, what="Attended over causal pairs of the prompt.")
         self._decode = shares(DECODE_DENSITY, what="Attended over causal pairs of generated tokens.")
         self._coverage = shares(COVERAGE, what="Estimated share of softmax mass kept.")
         self._tokens = Total(meter, TOKENS, "{token}", "Tokens by kind: prompt, cached (of the prompt), new.")
 
-    def record(self, completion: inference_pb2.Completion, times: Times, attributes: Mapping[str, str]) -> None:
-        """Takes up one answered request."""
+    def record(
+        self, completion: inference_pb2.Completion, times: Times, attributes: Mapping[str, str], operation: str
+    ) -> None:
+        """Takes up one answered request; its operation tells times apart, by the GenAI conventions."""
         usage, report = completion.usage, completion.sparsity
-        self._duration.record(times.total, attributes)
+        timed = {**attributes, **_by_operation(operation)}
+        self._duration.record(times.total, timed)
         if times.first_token is not None:
-            self._first.record(times.first_token, attributes)
+            self._first.record(times.first_token, timed)
             if usage.completion_tokens > 1:
-                self._each.record((times.total - times.first_token) / (usage.completion_tokens - 1), attributes)
+                self._each.record((times.total - times.first_token) / (usage.completion_tokens - 1), timed)
         kinds = (("prompt", usage.prompt_tokens), ("cached", usage.cached_tokens), ("new", usage.completion_tokens))
         for kind, count in kinds:
             self._tokens.add(count, {**attributes, "sparsity.token.kind": kind})
@@ -166,3 +184,11 @@ class Generations:
             if usage.completion_tokens > 1:
                 self._decode.record(report.decode_density, attributes)
             self._coverage.record(report.coverage, attributes)
+
+    def failed(self, seconds: float, attributes: Mapping[str, str], operation: str, error: str) -> None:
+        """Takes up one request that was not answered to its end, with the kind of its error."""
+        self._duration.record(seconds, {**attributes, **_by_operation(operation), semconv.ERROR_TYPE: error})
+
+
+def _by_operation(operation: str) -> dict[str, str]:
+    return {semconv.GEN_AI_OPERATION_NAME: operation, semconv.GEN_AI_PROVIDER_NAME: semconv.PROVIDER}

@@ -186,7 +186,7 @@ async def test_every_refusal_is_counted(door: HttpDoor, monkeypatch: pytest.Monk
     monkeypatch.setattr(app, "declare", lambda *_: 1 / 0)
     assert (await door.chat()).status_code == 500
     names = ["NOT_FOUND", *["INVALID_ARGUMENT"] * 3, "UNKNOWN"]
-    assert counted == [("sparsity.v1.InferenceService.Generate", name) for name in names]
+    assert counted == [("sparsity.v1.InferenceService/Generate", name) for name in names]
 
 
 async def test_who_is_still_there_is_told_of_what_somebody_else_cancelled(tmp_path: Path) -> None:

@@ -58,6 +58,25 @@ def test_a_bucket_names_a_trace_that_fell_into_it(served: tuple[MeterProvider, i
     assert families["sparsity_test_calls"].samples[0].value == 2
 
 
+def test_series_of_one_metric_may_have_other_labels(served: tuple[MeterProvider, int]) -> None:
+    provider, port = served
+    times = histogram(provider.get_meter("test"), "sparsity.test.duration", "s", "Time.", (0.1, 1.0))
+    ids = {}
+    for error in ("", "UNAVAILABLE"):
+        with TracerProvider().get_tracer("test").start_as_current_span("request") as span:
+            times.record(0.5, {"sparsity.tier": "dense"} | ({"error.type": error} if error else {}))
+            ids[error] = trace.format_trace_id(span.get_span_context().trace_id)
+    (family,) = (
+        each
+        for each in text_string_to_metric_families(scrape(port, "application/openmetrics-text"))
+        if each.name == "sparsity_test_duration_seconds"
+    )
+    named = {
+        sample.labels["error_type"]: sample.exemplar.labels["trace_id"] for sample in family.samples if sample.exemplar
+    }
+    assert named == ids
+
+
 def test_the_old_format_goes_without(served: tuple[MeterProvider, int]) -> None:
     provider, port = served
     times = histogram(provider.get_meter("test"), "sparsity.test.duration", "s", "Time.", (0.1, 1.0))

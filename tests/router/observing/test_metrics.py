@@ -4,18 +4,21 @@ import asyncio
 import socket
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import grpc
 import pytest
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.costs import ModelShape
 from sparsity_policies.decisions.decide import decide
 from sparsity_policies.model import Decision, Reason, Signals, Tier
 from sparsity_router.observing.fleet_metrics import observe_fleet
+from sparsity_router.observing.observer import EndedRequest
 from sparsity_router.observing.request_metrics import RequestMetrics
 from sparsity_router.processes.shared_port import _own
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving.metrics.metering import Times, configure_metrics
-from support.fake_worker import FakeWorker, hang
+from support.fake_worker import Behaviour, FakeWorker, answer, fail, hang
 from support.metrics import Meter
 from support.rig import AGGRESSIVE, DENSE, MODERATE, rig, until
 from support.snapshots import snapshot
@@ -67,6 +70,40 @@ def test_an_answer_is_counted_timed_and_reckoned() -> None:
     }
     tokens = {attributes["sparsity.token.kind"]: value for attributes, value in values["sparsity.tokens"]}
     assert tokens == {"prompt": 10, "cached": 4, "new": 3}
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "error"),
+    [(answer, None), (fail(grpc.StatusCode.INVALID_ARGUMENT, 1), "INVALID_ARGUMENT"), (hang, "CANCELLED")],
+)
+async def test_every_request_is_timed_by_what_it_asked_for_and_how_it_ended(
+    tmp_path: Path, behaviour: Behaviour, error: str | None
+) -> None:
+    found, ended = Meter(), list[EndedRequest]()
+    metrics = RequestMetrics("tiny", None, found.meter)
+
+    def told(request: EndedRequest) -> None:
+        ended.append(request)
+        given, served, times = request.decision, request.served, request.times
+        asked = {"operation": request.operation, "error": request.error}
+        metrics.relayed(given, None, served, request.completion, times, **asked)
+
+    observer = SimpleNamespace(ended=told, classified=lambda decided: None)
+    worker = FakeWorker("d", DENSE, tiny_model(tmp_path), behaviour=behaviour)
+    async with rig(tmp_path, worker, observer=observer) as router:
+        asked = asyncio.create_task(router.generate())
+        if behaviour is hang:
+            await until(lambda: worker.received)
+            asked.cancel()
+        await asyncio.wait({asked})
+        assert error is None or asked.cancelled() or asked.exception()
+        await until(lambda: ended)
+    ((labels, seconds),) = found.values()["gen_ai.server.request.duration"]
+    assert seconds > 0
+    assert (labels["gen_ai.operation.name"], labels["gen_ai.provider.name"]) == ("text_completion", "sparsity")
+    assert labels["gen_ai.request.model"] == "tiny"
+    assert labels.get("error.type") == error
+    assert ("gen_ai.server.time_to_first_token" in found.values()) == (error is None)
 
 
 def test_less_attention_than_policy_gave_is_a_violation_whoever_says_it() -> None:

@@ -108,13 +108,18 @@ class WorkerService:
         tokens = len(inner.prompt) + inner.sampling["max_new_tokens"]
         with (
             self._load.admit(inner.rid, tokens, served.tier),
-            tracing.generation(context, inner, self._identity, served) as trace,
+            tracing.generation(context, inner, self._identity, served, is_chat=request.HasField("chat")) as trace,
         ):
             brought.admitted(len(inner.prompt))
-            steps = self._run(inner, answer, trace, served)
-            async with aclosing(coalesced(steps, self._identity.config.coalescing)) as responses:
-                async for response in responses:
-                    yield response
+            started, steps = time.monotonic(), self._run(inner, answer, trace, served)
+            try:
+                async with aclosing(coalesced(steps, self._identity.config.coalescing)) as responses:
+                    async for response in responses:
+                        yield response
+            except BaseException as error:
+                if not trace.is_finished:
+                    self._metrics.failed(error, time.monotonic() - started, served.tier, trace.operation)
+                raise
 
     async def _run(
         self, request: EngineRequest, answer: Answer, trace: tracing.Generation, served: ServedTier
@@ -150,8 +155,8 @@ class WorkerService:
             worker_id=self._identity.config.worker_id,
             unreported=self._engine.unreported,
         )
-        trace.finished(completion, finish)
-        self._metrics.finished(completion, times, served.tier)
+        trace.finished(completion)
+        self._metrics.finished(completion, times, served.tier, trace.operation)
         yield inference_pb2.GenerateResponse(completion=completion)
 
     async def GetCapabilities(

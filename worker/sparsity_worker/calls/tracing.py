@@ -9,21 +9,35 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from opentelemetry import trace
-from sparsity.v1 import inference_pb2
-from sparsity_rpc import tracing
+from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity_rpc import semconv, tracing
+from sparsity_rpc.generation import completed, operation
 from sparsity_serving import telemetry
 
 if TYPE_CHECKING:
     from sparsity_worker.calls.identity import Identity, ServedTier
     from sparsity_worker.engine.sglang_engine import EngineRequest
 
-_tracer = trace.get_tracer("sparsity.worker")
+_tracer = tracing.tracer("sparsity.worker")
+
+
+_METHOD = f"{worker_pb2.DESCRIPTOR.services_by_name['WorkerService'].full_name}/Generate"
 
 
 class Generation:
-    """The spans of one request."""
+    """The spans of one request.
 
-    def __init__(self, span: trace.Span) -> None:
+    Args:
+        span: of the whole.
+        operation: by the GenAI conventions.
+
+    Attributes:
+        is_finished: whether it was answered to its end.
+    """
+
+    def __init__(self, span: trace.Span, operation: str) -> None:
+        self.operation = operation
+        self.is_finished = False
         self._span = span
         self._started = time.time_ns()
         self._first: int | None = None
@@ -33,21 +47,13 @@ class Generation:
         self._first = time.time_ns()
         self._child("engine.prefill", self._started, self._first)
 
-    def finished(self, completion: inference_pb2.Completion, finish: str) -> None:
+    def finished(self, completion: inference_pb2.Completion) -> None:
         """Ends the decode span and describes the request."""
+        self.is_finished = True
         if not self._span.is_recording():
             return
-        usage = completion.usage
         self._child("engine.decode", self._first or self._started, time.time_ns())
-        self._span.set_attributes(
-            {
-                telemetry.GEN_AI_INPUT_TOKENS: usage.prompt_tokens,
-                telemetry.GEN_AI_OUTPUT_TOKENS: usage.completion_tokens,
-                telemetry.GEN_AI_FINISH_REASONS: [finish],
-                telemetry.CACHED_TOKENS: usage.cached_tokens,
-                **telemetry.attended(completion),
-            }
-        )
+        self._span.set_attributes({**completed(completion), **telemetry.attended(completion)})
 
     def _child(self, name: str, start: int, end: int) -> None:
         if self._span.is_recording():
@@ -57,21 +63,29 @@ class Generation:
 
 @contextmanager
 def generation(
-    context: grpc.aio.ServicerContext[Any, Any], request: EngineRequest, identity: Identity, served: ServedTier
+    context: grpc.aio.ServicerContext[Any, Any],
+    request: EngineRequest,
+    identity: Identity,
+    served: ServedTier,
+    *,
+    is_chat: bool,
 ) -> Iterator[Generation]:
     """Opens the request's span under the caller's."""
-    with tracing.server_span(_tracer, "worker.generate", context) as span:
+    named = operation(is_chat=is_chat)
+    with tracing.server_span(_tracer, "worker.generate", _METHOD, context) as span:
         if span.is_recording():
             span.set_attributes(
                 {
-                    telemetry.GEN_AI_OPERATION: "text_completion",
-                    telemetry.GEN_AI_MODEL: identity.facts.name,
-                    telemetry.GEN_AI_MAX_TOKENS: request.sampling["max_new_tokens"],
-                    telemetry.GEN_AI_TEMPERATURE: float(request.sampling["temperature"]),
+                    semconv.GEN_AI_OPERATION_NAME: named,
+                    semconv.GEN_AI_PROVIDER_NAME: semconv.PROVIDER,
+                    semconv.GEN_AI_REQUEST_MODEL: identity.facts.name,
+                    semconv.GEN_AI_REQUEST_STREAM: True,
+                    semconv.GEN_AI_REQUEST_MAX_TOKENS: request.sampling["max_new_tokens"],
+                    semconv.GEN_AI_REQUEST_TEMPERATURE: float(request.sampling["temperature"]),
                     telemetry.TIER: served.name,
                     telemetry.PROFILE: served.label,
                     telemetry.WORKER_ID: identity.config.worker_id,
                     telemetry.REQUEST_ID: request.rid,
                 }
             )
-        yield Generation(span)
+        yield Generation(span, named)

@@ -8,8 +8,10 @@ from functools import partial
 from opentelemetry import metrics
 from opentelemetry.metrics import Observation
 from sparsity.v1 import inference_pb2
+from sparsity_rpc import semconv
+from sparsity_rpc.tracing import error_type
 from sparsity_serving import telemetry
-from sparsity_serving.metrics.metering import SHARES, Generations, Times, Total, histogram, is_on, observe
+from sparsity_serving.metrics.metering import SHARES, Generations, Times, Total, histogram, is_on, meter_of, observe
 
 from sparsity_worker.calls.identity import TIERS
 from sparsity_worker.calls.load import Load
@@ -34,9 +36,9 @@ class WorkerMetrics:
         self, config: WorkerConfig, facts: ModelFacts, load: Load, kv_tokens: int, meter: metrics.Meter | None = None
     ) -> None:
         self._on = meter is not None or is_on()
-        meter = meter or metrics.get_meter("sparsity.worker")
+        meter = meter or meter_of("sparsity.worker")
         self._generations = Generations(meter)
-        self._model = {telemetry.GEN_AI_MODEL: facts.name}
+        self._model = {semconv.GEN_AI_REQUEST_MODEL: facts.name}
         self._at = {TIERS[name]: {telemetry.TIER: name} for name in config.tiers}
         shares = partial(histogram, meter, unit="1", bounds=SHARES)
         density = "Attended over causal pairs of the prompt, by third of the layers."
@@ -69,12 +71,19 @@ class WorkerMetrics:
         """A series of each tier; what tiers share is told of each, so that whoever looks at one finds it."""
         return lambda: [Observation(+read(tier), attributes) for tier, attributes in self._at.items()]
 
-    def finished(self, completion: inference_pb2.Completion, times: Times, tier: inference_pb2.Tier.ValueType) -> None:
-        """Takes up one request that was answered at a tier."""
+    def failed(self, error: BaseException, seconds: float, tier: inference_pb2.Tier.ValueType, operation: str) -> None:
+        """Takes up one request that ended without an answer, so many seconds after its receipt."""
+        if self._on:
+            self._generations.failed(seconds, {**self._at[tier], **self._model}, operation, error_type(error))
+
+    def finished(
+        self, completion: inference_pb2.Completion, times: Times, tier: inference_pb2.Tier.ValueType, operation: str
+    ) -> None:
+        """Takes up one request that was answered at a tier; its operation by the GenAI conventions."""
         if not self._on:
             return
         at = self._at[tier]
-        self._generations.record(completion, times, {**at, **self._model})
+        self._generations.record(completion, times, {**at, **self._model}, operation)
         report = completion.sparsity
         for kind, count in (
             ("sparse", report.sparse_kernel_calls),
