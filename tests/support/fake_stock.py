@@ -90,6 +90,7 @@ class FakeStock(stubs.SglangSchedulerServicer):
     arguments: dict[str, Any] = field(default_factory=dict)
     generates: bool = True
     tokenizer: bytes | None = None
+    archive: bytes | None = None
     kv_tokens: int = 100_000
     requests: int = 0
     serving: bool = True
@@ -169,7 +170,7 @@ class FakeStock(stubs.SglangSchedulerServicer):
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w") as archive:
             archive.writestr("tokenizer.json", self.tokenizer or (self.model / "tokenizer.json").read_bytes())
-        data = packed.getvalue()
+        data = packed.getvalue() if self.archive is None else self.archive
         for start in range(0, len(data), 1000):
             yield common_pb2.GetTokenizerChunk(data=data[start : start + 1000])
 

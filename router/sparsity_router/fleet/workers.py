@@ -27,9 +27,7 @@ from sparsity_router.fleet.stock.model import StockModel
 from sparsity_router.fleet.stock.server import StockServer
 
 log = logging.getLogger("sparsity.router.workers")
-_RETRY_SECONDS = 0.5
-_EXPECTED_SECONDS, _REFUSED_SECONDS = 2.0, 0.25
-_WARM_UP_SECONDS = 30.0
+_RETRY_SECONDS, _EXPECTED_SECONDS, _REFUSED_SECONDS, _WARM_UP_SECONDS = 0.5, 2.0, 0.25, 30.0
 
 
 class State(Enum):
@@ -283,6 +281,8 @@ class Worker:
                 self.failed("ended its load stream")
             except grpc.aio.AioRpcError as error:
                 self.failed(f"{error.code().name}: {error.details()}")
+            except Exception as error:  # an odd answer is the failure of its worker, not of the router that watches it
+                self.failed(f"its answer cannot be used: {type(error).__name__}: {error}")
             await asyncio.sleep(_RETRY_SECONDS)
 
     def _greet(self, found: worker_pb2.GetCapabilitiesResponse) -> None:
