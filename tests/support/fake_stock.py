@@ -86,6 +86,7 @@ class FakeStock(stubs.SglangSchedulerServicer):
     model: Path
     behaviour: Behaviour = field(default_factory=lambda: says("abc"))
     kind: str = ""
+    architectures: tuple[str, ...] = ()
     backend: str | None = DENSE_BACKEND
     arguments: dict[str, Any] = field(default_factory=dict)
     generates: bool = True
@@ -149,7 +150,11 @@ class FakeStock(stubs.SglangSchedulerServicer):
     async def GetModelInfo(self, request: Any, context: Any) -> Any:
         # A vocabulary that is not the model's, as SGLang 0.5.23 tells.
         return contract.GetModelInfoResponse(
-            model_path=str(self.model), is_generation=self.generates, vocab_size=128_256, model_type=self.kind
+            model_path=str(self.model),
+            is_generation=self.generates,
+            vocab_size=128_256,
+            model_type=self.kind,
+            architectures=self.architectures,
         )
 
     async def GetServerInfo(self, request: Any, context: Any) -> Any:
