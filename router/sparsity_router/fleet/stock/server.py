@@ -14,6 +14,7 @@ from sparsity.v1 import worker_pb2
 from sparsity_rpc.errors import UnavailableError
 from sparsity_rpc.reading import readable
 from sparsity_rpc.status import as_call_error
+from sparsity_serving.fields.logprobs import check_prompt_logprobs
 
 from sparsity_router.fleet.needs import Need
 from sparsity_router.fleet.stock.answers import StockAnswer
@@ -124,6 +125,7 @@ class StockServer:
         metadata: Sequence[tuple[str, str]] | None,
     ) -> Opened:
         prompt = await prompt_of(request, self._model)
+        check_prompt_logprobs(request.logprobs, len(prompt))
         check_room(len(prompt), request.sampling, self._facts.kv_tokens if self._facts else 0, self._model)
         asked = to_contract(request, rid, prompt, self._model)
         call = self._stub.Generate(asked, timeout=timeout, metadata=metadata)
