@@ -60,3 +60,21 @@ async def test_an_odd_answer_of_one_server_leaves_the_others_watched(tmp_path: P
     finally:
         await odd.stop()
         await good.stop()
+
+
+@pytest.mark.parametrize("since", [1, 0])
+async def test_what_a_server_is_does_not_hang_on_when_it_says_that_it_began(tmp_path: Path, since: int) -> None:
+    model = tiny_model(tmp_path / "model")
+    server = await FakeStock(model, started=since).start()
+    try:
+        async with rig(model, places=(server.address,)) as r:
+            (worker,) = r.fleet.workers
+            assert worker.state is State.READY
+            await server.stop()
+            server.backend = "dsa"
+            await server.start()
+            await until(lambda: worker.state is State.INCOMPATIBLE and "backend is dsa" in worker.problem)
+            # An archive is asked for again where it may be another one by now.
+            assert (server.asked_for_tokenizer > 1) is not bool(since)
+    finally:
+        await server.stop()

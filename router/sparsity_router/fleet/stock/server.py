@@ -72,9 +72,11 @@ class StockServer:
         messages = contract().messages
         server = readable(await self._stub.GetServerInfo(messages.GetServerInfoRequest(), timeout=timeout))
         info = readable(await self._stub.GetModelInfo(messages.GetModelInfoRequest(), timeout=timeout))
-        facts = self._facts
-        if facts is None or facts.started != started(server) or not facts.digest:
-            facts = Facts(info, server, await self._tokenizer())
+        known = self._facts
+        # Some do not say when they began.
+        same = known is not None and any(known.started) and known.started == started(server)
+        digest = known.digest if known and same else ""
+        facts = Facts(info, server, digest or await self._tokenizer())
         self._facts, self.objection = facts, facts.objection(self._model)
         self.lacks = self._lacks if facts.grammars else self._lacks | {Need.FORMAT, Need.DEMAND}
         if 0 < facts.kv_tokens < self._model.served.context_length:
