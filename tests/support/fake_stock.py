@@ -86,10 +86,12 @@ class FakeStock(stubs.SglangSchedulerServicer):
     model: Path
     behaviour: Behaviour = field(default_factory=lambda: says("abc"))
     kind: str = ""
+    architectures: tuple[str, ...] = ()
     backend: str | None = DENSE_BACKEND
     arguments: dict[str, Any] = field(default_factory=dict)
     generates: bool = True
     tokenizer: bytes | None = None
+    archive: bytes | None = None
     kv_tokens: int = 100_000
     requests: int = 0
     serving: bool = True
@@ -148,7 +150,11 @@ class FakeStock(stubs.SglangSchedulerServicer):
     async def GetModelInfo(self, request: Any, context: Any) -> Any:
         # A vocabulary that is not the model's, as SGLang 0.5.23 tells.
         return contract.GetModelInfoResponse(
-            model_path=str(self.model), is_generation=self.generates, vocab_size=128_256, model_type=self.kind
+            model_path=str(self.model),
+            is_generation=self.generates,
+            vocab_size=128_256,
+            model_type=self.kind,
+            architectures=self.architectures,
         )
 
     async def GetServerInfo(self, request: Any, context: Any) -> Any:
@@ -169,7 +175,7 @@ class FakeStock(stubs.SglangSchedulerServicer):
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w") as archive:
             archive.writestr("tokenizer.json", self.tokenizer or (self.model / "tokenizer.json").read_bytes())
-        data = packed.getvalue()
+        data = packed.getvalue() if self.archive is None else self.archive
         for start in range(0, len(data), 1000):
             yield common_pb2.GetTokenizerChunk(data=data[start : start + 1000])
 

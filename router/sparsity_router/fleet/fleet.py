@@ -18,7 +18,7 @@ from sparsity_serving.fields.defaults import Defaults
 from sparsity_router.fleet.answers import DirectAnswers
 from sparsity_router.fleet.breaker import RetryBudget
 from sparsity_router.fleet.discovery import Discovery, discover
-from sparsity_router.fleet.needs import Need, needs_of
+from sparsity_router.fleet.needs import Need, Needs, held, least_tokens, needs_of
 from sparsity_router.fleet.patience import Patience
 from sparsity_router.fleet.picking import Picker, Want
 from sparsity_router.fleet.queue import TierQueue
@@ -153,12 +153,18 @@ class Fleet:
     def needs(self, request: worker_pb2.WorkerServiceGenerateRequest) -> frozenset[Need]:
         """What a request needs that some worker here lacks."""
         lacking = frozenset[Need]().union(*(worker.lacks for worker in self.workers))
-        return needs_of(request, self._defaults) & lacking if lacking else lacking
+        found = needs_of(request, self._defaults) & lacking if lacking else lacking
+        tokens = least_tokens(request)
+        if not (small := [worker for worker in self.workers if 0 < worker.bounded_to < tokens]):
+            return found
+        # What may be held elsewhere is no fault of the request.
+        nowhere = all(worker in small for worker in self.of(Tier.DENSE))
+        return Needs(found | {Need.ROOM} if nowhere else found, max(worker.bounded_to for worker in small))
 
     def of(self, tier: Tier, dense_reasoning: bool = False, needs: frozenset[Need] = frozenset()) -> list[Worker]:
         """The workers that serve a tier, or those of them that decode reasoning densely at it, and lack no need."""
         able = (w for w in self.workers if tier in w.served and (not dense_reasoning or w.densifies(tier)))
-        return [worker for worker in able if not needs & worker.lacks]
+        return [worker for worker in able if not needs & worker.lacks and held(needs, worker.bounded_to)]
 
     def pick(
         self,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from enum import Enum
 
 from sparsity.v1 import worker_pb2
 from sparsity_serving.fields.defaults import Defaults
 from sparsity_serving.fields.response_format import expression_in, has_expression
 from sparsity_serving.fields.tools import demanded
+from sparsity_serving.sampling import new_tokens
 
 # Temperatures at which log-probabilities are the model's own: greedy requests are drawn at 1, too.
 _PLAIN = (0.0, 1.0)
@@ -25,6 +27,7 @@ class Need(Enum):
     FORMAT = ("sampling.response_format", "formats")
     EXPRESSION = ("sampling.response_format", "formats with expressions")
     LOGPROBS = ("logprobs", "log-probabilities before temperature")
+    ROOM = ("sampling.max_new_tokens", "a KV cache for as many tokens as the prompt and the answer have")
     LEASE = ("request", "leases")
 
     @property
@@ -36,6 +39,41 @@ class Need(Enum):
     def what(self) -> str:
         """In words."""
         return self.value[1]
+
+
+class Needs(frozenset[Need]):
+    """What a request needs, of more tokens than some KV caches have.
+
+    Attributes:
+        beyond: tokens of the largest cache that is too small for it.
+    """
+
+    beyond: int
+
+    def __new__(cls, needs: Iterable[Need], beyond: int) -> Needs:
+        """As a value that never changes."""
+        found = super().__new__(cls, needs)
+        found.beyond = beyond
+        return found
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Needs) and self.beyond == other.beyond and frozenset(self) == frozenset(other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((frozenset(self), self.beyond))
+
+
+def held(needs: frozenset[Need], room: int) -> bool:
+    """Whether a KV cache of ``room`` tokens, 0 where that is not known, is large enough."""
+    return not room or not isinstance(needs, Needs) or room > needs.beyond
+
+
+def least_tokens(request: worker_pb2.WorkerServiceGenerateRequest) -> int:
+    """Tokens that a request comes to at least: a text's are known to within an interval."""
+    return len(request.prompt.ids) + request.text.min_tokens + new_tokens(request.sampling)
 
 
 def needs_of(request: worker_pb2.WorkerServiceGenerateRequest, defaults: Defaults) -> frozenset[Need]:

@@ -27,9 +27,7 @@ from sparsity_router.fleet.stock.model import StockModel
 from sparsity_router.fleet.stock.server import StockServer
 
 log = logging.getLogger("sparsity.router.workers")
-_RETRY_SECONDS = 0.5
-_EXPECTED_SECONDS, _REFUSED_SECONDS = 2.0, 0.25
-_WARM_UP_SECONDS = 30.0
+_RETRY_SECONDS, _EXPECTED_SECONDS, _REFUSED_SECONDS, _WARM_UP_SECONDS = 0.5, 2.0, 0.25, 30.0
 
 
 class State(Enum):
@@ -51,8 +49,6 @@ _OF_ALL_TIERS: Final = frozenset({State.READY, State.FULL, State.BROKEN})
 class Worker:
     """One worker as this router sees it."""
 
-    _stock: StockServer | None = None
-
     def __init__(
         self,
         target: str,
@@ -67,9 +63,7 @@ class Worker:
         self.patience = patience or Patience()
         self.target = target
         self._engine = engine
-        self._digest = tokenizer_digest
-        self._timeout = timeout
-        self._room = room
+        self._digest, self._timeout, self._room = tokenizer_digest, timeout, room
         self.stub: Stub
         self._channel, self.stub = open_worker(target, tls, model)
         self._stock = self.stub if isinstance(self.stub, StockServer) else None
@@ -140,6 +134,11 @@ class Worker:
     def lacks(self) -> frozenset[Need]:
         """What some requests need, and it does not have."""
         return self._stock.lacks if self._stock else frozenset()
+
+    @property
+    def bounded_to(self) -> int:
+        """Tokens that one request may have at most for lack of KV cache; 0 where it bounds none, or says nothing."""
+        return self._stock.bounded_to if self._stock else 0
 
     def must_report(self, tier: Tier) -> bool:
         """Whether its answers at ``tier`` must say what was attended: sparse ones must; an echo attends nothing."""
@@ -212,10 +211,9 @@ class Worker:
 
     def has_room(self, reserve: float = 0.0) -> bool:
         """Whether it can take a request and leave ``reserve`` alone, a share of its places and of its KV cache."""
-        own = self._capabilities
+        own, share = self._capabilities, 1.0 - reserve
         if own is None or time.monotonic() < self._full_until:
             return False
-        share = 1.0 - reserve
         held = max(self.load.requests - self._own_then, 0) + len(self._dispatched)
         # By tokens that requests may still come to: the cache that they hold by now says little of a burst.
         fits = not reserve or not own.kv_capacity_tokens or self.outstanding_tokens < own.kv_capacity_tokens * share
@@ -283,6 +281,8 @@ class Worker:
                 self.failed("ended its load stream")
             except grpc.aio.AioRpcError as error:
                 self.failed(f"{error.code().name}: {error.details()}")
+            except Exception as error:  # an odd answer is the failure of its worker, not of the router that watches it
+                self.failed(f"its answer cannot be used: {type(error).__name__}: {error}")
             await asyncio.sleep(_RETRY_SECONDS)
 
     def _greet(self, found: worker_pb2.GetCapabilitiesResponse) -> None:

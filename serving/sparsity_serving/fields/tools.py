@@ -10,7 +10,7 @@ from typing import Final
 from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import InvalidRequestError
 
-from sparsity_serving.fields.documents import check_together, read_object
+from sparsity_serving.fields.documents import check_together, read_object, texts
 
 MAX_TOOLS: Final = 128
 MAX_CALLS: Final = 128
@@ -43,7 +43,11 @@ def check_tools(
             raise InvalidRequestError.of(f"{path}.name", f"{tool.name} is the name of an earlier one, too")
         names.add(tool.name)
         if tool.parameters:
-            read_object(f"{path}.parameters", tool.parameters)
+            document = read_object(f"{path}.parameters", tool.parameters)
+            # Written as it is, it is no JSON.
+            if "\\u0000" in tool.parameters and any("\0" in each for each in texts(document)):
+                # The engine's grammars, which calls are held to, end with the process at one.
+                raise InvalidRequestError.of(f"{path}.parameters", "have a character 0; leave it out")
     if choice is not None:
         _check_choice(f"{prefix}tool_choice", choice, names, formatted=formatted)
 

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_router.fleet.stock.calls import ToolCalls, held_to, reads_calls
+from sparsity_rpc.errors import InvalidRequestError
+from sparsity_serving.fields.tools import check_tools
 from support.fake_stock import FakeStock, says
 from support.rig import refusal, rig
 from support.tiny import tiny_model
@@ -108,6 +110,9 @@ async def test_a_stock_server_calls_tools(tmp_path: Path) -> None:
             request.tools[0].parameters = json.dumps({"type": "object", "properties": {"a": {"pattern": "a+"}}})
             error = await refusal(_read(r.stub.Generate(request, timeout=10.0)))
             assert "tools: calls that are held to expressions" in error.details()
+            request.tools[0].parameters = json.dumps(SCHEMA | {"required": ["a\0"]})
+            error = await refusal(_read(r.stub.Generate(request, timeout=10.0)))
+            assert "tools[0].parameters: have a character 0" in error.details()
             request.tools[0].parameters = json.dumps(SCHEMA)
             server.behaviour = says(json.dumps([{"name": "time", "arguments": {"city": "Rome"}}]))
             found = [each async for each in r.stub.Generate(request, timeout=10.0)]
@@ -116,6 +121,26 @@ async def test_a_stock_server_calls_tools(tmp_path: Path) -> None:
             assert json.loads(server.received[1].sampling_params.json_schema)["type"] == "array"
     finally:
         await server.stop()
+
+
+@pytest.mark.parametrize(
+    ("document", "refused"),
+    [
+        ({"enum": ["a\0b"]}, True),
+        ({"properties": {"\0": {}}}, True),
+        ({"const": {"a": [[{"b": "\0"}]]}}, True),
+        ({"enum": ["\\u0000"]}, False),
+        (SCHEMA, False),
+    ],
+)
+def test_no_character_0_comes_to_a_grammar(document: dict[str, Any], refused: bool) -> None:
+    """Grammars end an engine's process at one."""
+    tools = [inference_pb2.Tool(name="a"), inference_pb2.Tool(name="b", parameters=json.dumps(document))]
+    if not refused:
+        check_tools(tools, REQUIRED, formatted=False)
+        return
+    with pytest.raises(InvalidRequestError, match=r"chat.tools\[1\].parameters: have a character 0"):
+        check_tools(tools, REQUIRED, formatted=False, prefix="chat.")
 
 
 async def _read(call: Any) -> list[Any]:

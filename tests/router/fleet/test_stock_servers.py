@@ -336,13 +336,13 @@ async def test_what_does_not_fit_into_its_cache_is_refused_by_name(model: Path) 
     server = FakeStock(model, kv_tokens=100)
     async with over(model, server) as r:
         error = await refusal(whole(r, make_request("hi", domain="medical", max_new_tokens=99)))
-        assert "sampling.max_new_tokens" in error.details()
-        assert "exceed the 100 that this server takes" in error.details()
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "sampling.max_new_tokens: a KV cache for as many tokens" in error.details()
         server.kv_tokens = 0
         await server.restart()
         await until(lambda: r.fleet.workers[0].state is State.READY and server.asked_for_tokenizer > 1)
         error = await refusal(whole(r, make_request("hi", domain="medical", max_new_tokens=511)))
-        assert "exceed the 512 that this server takes" in error.details()
+        assert "exceed the 512 of the model's context" in error.details()
         # At a token that it does not have, a server ends with its process.
         error = await refusal(whole(r, make_request([1, 257], domain="medical")))
         assert (error.code(), "257 is not below the vocabulary size 257" in error.details()) == (

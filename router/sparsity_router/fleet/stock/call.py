@@ -64,6 +64,8 @@ class StockCall:
             self.cancel()
             raise as_call_error(error) from error
         except grpc.aio.AioRpcError as error:
+            # At a deadline, or a message that cannot be read, its engine would go on.
+            self.cancel()
             self._ended = True
             raise _told(error) from error
         return worker_pb2.WorkerServiceGenerateResponse(response=self._ready.popleft())

@@ -13,7 +13,7 @@ from google.protobuf.json_format import MessageToDict
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_serving.engines import SGLANG
 
-from sparsity_router.fleet.stock.model import StockModel
+from sparsity_router.fleet.stock.model import StockModel, sparse_by
 
 # Backends of SGLang that attend every causal pair; what is none of them is not taken at its word.
 DENSE_BACKENDS: Final = frozenset(
@@ -24,6 +24,7 @@ DENSE_BACKENDS: Final = frozenset(
     }
 )  # fmt: skip
 _PHASES: Final = ("prefill_attention_backend", "decode_attention_backend")
+_OVERRIDES: Final = "json_model_override_args"
 _TOKENIZER: Final = "tokenizer.json"
 _MOST_TOKENIZER: Final = 2**28
 # Of a server that does not say how many it runs at once.
@@ -65,6 +66,10 @@ class Facts:
         # Its vocabulary's size and its name it tells as they come: some versions know neither.
         if self.info.model_type and model.kind and self.info.model_type != model.kind:
             return f"its model is a {self.info.model_type}, and the router's a {model.kind}"
+        if sparse := model.sparse or sparse_by({"architectures": self.info.architectures}):
+            return f"its model has sparse attention ({sparse}), whatever its attention backend is called"
+        if self._overrides:
+            return f"it runs with {_OVERRIDES}, which may give its model sparse attention"
         if not self.backends:
             return "it does not say which attention backend it runs; start it with --attention-backend"
         if other := next((name for name in self.backends if name not in DENSE_BACKENDS), ""):
@@ -97,6 +102,11 @@ class Facts:
             dense_reasoning=True,
         )
 
+    @property
+    def _overrides(self) -> bool:
+        """Whether its model's config.json is changed as it starts."""
+        return "".join(str(self._arguments.get(_OVERRIDES) or "").split()) not in ("", "{}")
+
     def _on(self, name: str) -> bool:
         return bool(self._arguments[name]) and not name.endswith("config")
 
@@ -114,5 +124,5 @@ def tokenizer_digest(pieces: Iterable[bytes]) -> str:
             if found.file_size > _MOST_TOKENIZER:
                 return ""
             return hashlib.sha256(archive.read(found)).hexdigest()
-    except (zipfile.BadZipFile, StopIteration, OSError, NotImplementedError, RuntimeError):
+    except Exception:  # each way of packing has its own for what is damaged
         return ""

@@ -7,7 +7,7 @@ import json
 from typing import Any, Final
 
 from sparsity.v1 import inference_pb2, worker_pb2
-from sparsity_rpc.errors import InvalidRequestError, TokenCountError
+from sparsity_rpc.errors import InvalidRequestError, OverloadedError, TokenCountError
 from sparsity_serving.sampling import new_tokens
 
 from sparsity_router.fleet.stock.calls import held_to
@@ -46,16 +46,27 @@ async def _encoded(text: worker_pb2.TextPrompt, model: StockModel) -> list[int]:
     return ids
 
 
-def check_room(prompt: int, sampling: inference_pb2.SamplingParams, held: int, model: StockModel) -> None:
-    """Refuses what fits not into a server's cache, of ``held`` tokens (0: not known), or not into the model's context.
+def check_room(request: worker_pb2.WorkerServiceGenerateRequest, prompt: int, held: int, model: StockModel) -> None:
+    """Refuses what fits not into the model's context, or not into a server's cache.
+
+    Args:
+        request: as workers take it.
+        prompt: tokens of its prompt.
+        held: tokens of the cache; 0 where it bounds nothing, or is not known.
+        model: that answers.
 
     Raises:
-        InvalidRequestError: naming the field.
+        InvalidRequestError: naming the field, where no server of the model could take it.
+        TokenCountError: where another may, once the tokens of its text are counted.
+        OverloadedError: where another may, and this one did when it was picked.
     """
-    most, new = min(held or model.served.context_length, model.served.context_length), new_tokens(sampling)
-    if prompt + new > most:
-        problem = f"{prompt} prompt tokens and {new} new ones exceed the {most} that this server takes"
-        raise InvalidRequestError.of("sampling.max_new_tokens", problem)
+    new, context = new_tokens(request.sampling), model.served.context_length
+    problem = f"{prompt} prompt tokens and {new} new ones exceed the"
+    if prompt + new > context:
+        raise InvalidRequestError.of("sampling.max_new_tokens", f"{problem} {context} of the model's context")
+    if held and prompt + new > held:
+        fault = TokenCountError if request.HasField("text") else OverloadedError
+        raise fault(f"{problem} {held} of this server's KV cache")
 
 
 def to_contract(

@@ -14,6 +14,7 @@ from sparsity.v1 import worker_pb2
 from sparsity_rpc.errors import UnavailableError
 from sparsity_rpc.reading import readable
 from sparsity_rpc.status import as_call_error
+from sparsity_serving.fields.logprobs import check_prompt_logprobs
 
 from sparsity_router.fleet.needs import Need
 from sparsity_router.fleet.stock.answers import StockAnswer
@@ -43,6 +44,8 @@ class StockServer:
     Attributes:
         objection: why it is not used for what it says that it is; empty where it is, or was not asked.
         lacks: what it cannot do.
+        bounded_to: tokens that one request may have for lack of KV cache; 0 where the model's context is less, or it
+            does not say.
     """
 
     def __init__(self, channel: grpc.aio.Channel, name: str, model: StockModel) -> None:
@@ -54,7 +57,7 @@ class StockServer:
         self.objection = ""
         # SGLang's parsers of other forms come with torch.
         self._lacks = _LACKS if model.calls else _LACKS | {Need.TOOLS}
-        self.lacks = self._lacks
+        self.lacks, self.bounded_to = self._lacks, 0
 
     async def GetCapabilities(
         self, request: worker_pb2.GetCapabilitiesRequest, timeout: float | None = None
@@ -69,11 +72,17 @@ class StockServer:
         messages = contract().messages
         server = readable(await self._stub.GetServerInfo(messages.GetServerInfoRequest(), timeout=timeout))
         info = readable(await self._stub.GetModelInfo(messages.GetModelInfoRequest(), timeout=timeout))
-        facts = self._facts
-        if facts is None or facts.started != started(server) or not facts.digest:
-            facts = Facts(info, server, await self._tokenizer())
+        known = self._facts
+        # Some do not say when they began.
+        same = known is not None and any(known.started) and known.started == started(server)
+        digest = known.digest if known and same else ""
+        facts = Facts(info, server, digest or await self._tokenizer())
         self._facts, self.objection = facts, facts.objection(self._model)
         self.lacks = self._lacks if facts.grammars else self._lacks | {Need.FORMAT, Need.DEMAND}
+        if 0 < facts.kv_tokens < self._model.served.context_length:
+            self.lacks, self.bounded_to = self.lacks | {Need.ROOM}, facts.kv_tokens
+        else:
+            self.bounded_to = 0
         return facts.capabilities(self._name)
 
     def WatchLoad(self, request: worker_pb2.WatchLoadRequest) -> LoadStream:
@@ -124,7 +133,8 @@ class StockServer:
         metadata: Sequence[tuple[str, str]] | None,
     ) -> Opened:
         prompt = await prompt_of(request, self._model)
-        check_room(len(prompt), request.sampling, self._facts.kv_tokens if self._facts else 0, self._model)
+        check_prompt_logprobs(request.logprobs, len(prompt))
+        check_room(request, len(prompt), self.bounded_to, self._model)
         asked = to_contract(request, rid, prompt, self._model)
         call = self._stub.Generate(asked, timeout=timeout, metadata=metadata)
         return call, StockAnswer(request, prompt, self._model)
