@@ -169,11 +169,12 @@ class Fleet:
         dense_reasoning: bool = False,
         needs: frozenset[Need] = frozenset(),
         want: Callable[[], Want] | None = None,
+        first: str = "",
     ) -> Worker | None:
         """The worker that takes a request at ``tier``, of those whose target was not tried; None when all are busy.
 
         What policy does not hold dense leaves the reserve of workers that serve dense alone: whatever is sparse, and a
-        ``spilled`` request, which policy gave a sparser tier.
+        ``spilled`` request, which policy gave a sparser tier. The worker whose target is ``first`` goes before others.
         """
         reserve = 0.0 if tier is Tier.DENSE and not spilled else self.admission.dense_reserve
 
@@ -183,6 +184,8 @@ class Fleet:
             return not reserve or not worker.serves_dense or worker.has_room(reserve)
 
         ready = [worker for worker in self.of(tier, dense_reasoning, needs) if takes(worker)]
+        if known := next((worker for worker in ready if worker.target == first), None):
+            return known
         # A prompt is copied and hashed only where there is a choice.
         return self._picker.pick(ready, tier, want() if want and len(ready) > 1 else None)
 

@@ -93,7 +93,7 @@ class _Relay:
             try:
                 async for response in stream:
                     attempt = hedge.attempt if hedge else attempt
-                    first = False
+                    first, tried.answers.speaker = False, attempt.worker.target
                     if response.HasField("completion"):
                         tried.complete = True
                         worker, tier = attempt.worker, attempt.served.tier
@@ -187,9 +187,10 @@ class _Relay:
             told = f"worker {worker.name} failed mid-stream: {problem}; what was sent stands, ask again for the rest"
             raise StreamBrokenError(told)
         tried.last_problem = f"{worker.name}: {problem}"
-        tried.deaths += died(error)
-        if tried.deaths >= _MOST_DEATHS:
-            told = f"{tried.deaths} workers died with this request in flight; it is not tried on another"
+        if died(error):
+            tried.answers.died(worker.target, attempt.began)
+        if (deaths := tried.answers.deaths) >= _MOST_DEATHS:
+            told = f"{deaths} workers died with this request in flight; it is not tried on another"
             raise StreamBrokenError(f"{told}; last: {tried.last_problem}")
 
 

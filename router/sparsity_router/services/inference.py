@@ -43,6 +43,7 @@ from sparsity_router.observing.observer import EndedRequest, Observer
 from sparsity_router.observing.spans import conclude, describe
 from sparsity_router.prompts.classify import Classifier, OnLoop, off_loop
 from sparsity_router.relaying import choices
+from sparsity_router.relaying.answers import Answers
 from sparsity_router.relaying.placing import Tried
 from sparsity_router.relaying.relay import Relayed, relay
 from sparsity_router.relaying.shadow import Shadow
@@ -109,10 +110,12 @@ class InferenceService:
             decided, charge = await self._let_in(request, context, span)
             count = wanted_answers(request)
             account = Account(self._observer, decided, request.request_id, started, count)
-            one = partial(self._relay, request, context, account, span)
+            # A client that streamed from a worker itself may have lost it.
+            shared = Answers(lost=int(LOST in dict(context.invocation_metadata() or ())))
+            one = partial(self._relay, request, context, account, span, shared)
             told: Decision | None = None
             try:
-                async with aclosing(choices.relayed(count, one)) as messages:
+                async with aclosing(choices.relayed(count, one, shared)) as messages:
                     async for number, relayed in messages:
                         response, served = relayed.response, relayed.served
                         response.choice = number
@@ -152,12 +155,11 @@ class InferenceService:
         context: GenerateContext,
         account: Account,
         span: trace.Span,
+        shared: Answers,
         number: int,
     ) -> AsyncGenerator[Relayed]:
         """A worker's stream; a prompt that has other tokens than it was decided for is counted and decided anew."""
-        decided = account.decided
-        # A client that streamed from a worker itself may have lost it.
-        tried = Tried(set(), deaths=int(LOST in dict(context.invocation_metadata() or ())))
+        decided, tried = account.decided, Tried(set(), answers=shared)
         while True:
             if not number:
                 _tell_caller(context, decided.decision_id, decided.review.decision)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ from sparsity.v1 import inference_pb2
 from sparsity_client import AsyncClient, RawText, Request, Sampling
 from sparsity_client.wire import make_request
 from sparsity_router.callers.admission import Callers
+from sparsity_router.relaying.answers import Answers
 from sparsity_rpc.errors import InvalidRequestError
 from sparsity_rpc.status import to_error
 from support.fake_worker import FakeWorker, answer, fail, hang
@@ -136,6 +138,60 @@ async def test_a_worker_that_failed_before_its_first_token_is_replaced_for_that_
         found = await whole(r, several(2, LONG, "low"))
         served = {each.choice: each.completion for each in found if each.HasField("completion")}
         assert [(served[at].worker_id, served[at].decision.tier) for at in (0, 1)] == [("a", AGGRESSIVE), ("d", DENSE)]
+
+
+def asked(*workers: FakeWorker) -> list[str]:
+    """The ids of what they were sent."""
+    return [request.request_id for worker in workers for request in worker.received]
+
+
+async def test_the_others_go_to_the_worker_that_speaks(model: Path) -> None:
+    workers = [FakeWorker(name, DENSE, model, counts, places=8) for name in "abc"]
+    async with rig(model, *workers) as r:
+        await whole(r, several(4))
+        assert sorted(len(worker.received) for worker in workers) == [0, 0, 4]
+
+
+async def test_all_together_take_no_more_workers_with_them_than_one(model: Path) -> None:
+    async def kills(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+        if "-" in request.request_id:
+            # The others are asked meanwhile.
+            await asyncio.sleep(0.1)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "as told")
+        yield inference_pb2.GenerateResponse(text="x", token_ids=[1])
+        await asyncio.sleep(3600)
+
+    workers = [FakeWorker(str(number), DENSE, model, kills, places=1) for number in range(7)]
+    async with rig(model, *workers) as r:
+        error = await refusal(whole(r, several(3)))
+        assert (error.code(), "2 workers died" in error.details()) == (grpc.StatusCode.ABORTED, True)
+        assert sum("-" in each for each in asked(*workers)) == 2
+
+
+async def test_after_a_death_they_are_asked_for_one_by_one(model: Path) -> None:
+    async def kills(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+        if "-1." in request.request_id or request.request_id.endswith(".1"):
+            await asyncio.sleep(0.1)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "as told")
+        async for response in counts(worker, request, context):
+            yield response
+
+    workers = [FakeWorker(str(number), DENSE, model, kills, places=8) for number in range(5)]
+    async with rig(model, *workers) as r:
+        assert "2 workers died" in (await refusal(whole(r, several(3)))).details()
+        assert len(asked(*workers)) == 3
+        assert not any("-2." in each for each in asked(*workers))
+
+
+def test_a_death_counts_once_for_all_answers_that_it_ended() -> None:
+    shared, began = Answers(), time.monotonic()
+    for _ in range(3):
+        shared.died("a", began)
+    assert shared.deaths == 1
+    # It came back, and died of the next.
+    shared.died("a", time.monotonic())
+    shared.died("b", began)
+    assert shared.deaths == 3
 
 
 class Limits:
