@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
+from sparsity_rpc.errors import UnavailableError
+
 from sparsity_router.relaying.answers import Answers
 from sparsity_router.relaying.relay import Relayed
 
@@ -64,6 +66,12 @@ async def _read(
         async with aclosing(one(number)) as messages:
             async for message in messages:
                 await found.put((number, message))
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        # The call to its worker was, and nobody else here: whoever reads would wait for it for ever.
+        await found.put((number, UnavailableError("the call to a worker was cancelled by this router")))
     except Exception as error:  # raised again where it is read
         await found.put((number, error))
     else:

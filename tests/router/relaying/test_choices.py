@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +15,9 @@ from sparsity.v1 import inference_pb2
 from sparsity_client import AsyncClient, RawText, Request, Sampling
 from sparsity_client.wire import make_request
 from sparsity_router.callers.admission import Callers
+from sparsity_router.relaying import choices
 from sparsity_router.relaying.answers import Answers
-from sparsity_rpc.errors import InvalidRequestError
+from sparsity_rpc.errors import InvalidRequestError, UnavailableError
 from sparsity_rpc.status import to_error
 from support.fake_worker import FakeWorker, answer, fail, hang
 from support.http_door import events, http_door
@@ -138,6 +139,19 @@ async def test_a_worker_that_failed_before_its_first_token_is_replaced_for_that_
         found = await whole(r, several(2, LONG, "low"))
         served = {each.choice: each.completion for each in found if each.HasField("completion")}
         assert [(served[at].worker_id, served[at].decision.tier) for at in (0, 1)] == [("a", AGGRESSIVE), ("d", DENSE)]
+
+
+async def test_one_whose_call_was_cancelled_holds_up_nobody() -> None:
+    async def one(number: int) -> AsyncGenerator[Any]:
+        yield f"of {number}"
+        if number:
+            # As a call of a channel that was closed ends.
+            raise asyncio.CancelledError
+        await asyncio.sleep(3600)
+
+    async with asyncio.timeout(5.0):
+        with pytest.raises(UnavailableError, match="was cancelled"):
+            _ = [each async for each in choices.relayed(2, one, Answers())]
 
 
 def asked(*workers: FakeWorker) -> list[str]:
