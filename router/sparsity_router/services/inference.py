@@ -117,21 +117,21 @@ class InferenceService:
             try:
                 async with aclosing(choices.relayed(count, one, shared)) as messages:
                     async for number, relayed in messages:
-                        response, served = relayed.response, relayed.served
+                        response = relayed.response
                         response.choice = number
                         if response.HasField("completion"):
-                            response.completion.decision.CopyFrom(decision_to_wire(served, decided.decision_id))
-                        if (whole := account.add(response, served, relayed.policy)) is not None:
-                            conclude(span, served, whole)
-                        if served is not told:
-                            _tell_caller(context, decided.decision_id, told := served)
+                            response.completion.decision.CopyFrom(decision_to_wire(relayed.served, decided.decision_id))
+                        if (whole := account.add(response, relayed.served, relayed.policy)) is not None:
+                            conclude(span, account.served, whole)
+                        if account.served is not told:
+                            _tell_caller(context, decided.decision_id, told := account.served)
                         yield response
             except asyncio.CancelledError:
                 account.left()
                 raise
             finally:
                 self._callers.settle(charge, account.used)
-                _tell_caller(context, decided.decision_id, told or account.decision)
+                _tell_caller(context, decided.decision_id, account.served)
                 account.close()
 
     async def _let_in(
