@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Answers:
@@ -20,6 +23,32 @@ class Answers:
         self.deaths = lost
         self.speaker = ""
         self._died: dict[str, float] = {}
+        # Those that a worker was asked for and has not begun.
+        self._silent: set[object] = set()
+        self._changed = asyncio.Event()
+
+    async def turn(self) -> bool:
+        """Once a worker died with one answer, waits while a worker may be dying of another; whether it had to."""
+        has_waited = False
+        while self.deaths and self._silent:
+            has_waited = True
+            self._changed.clear()
+            await self._changed.wait()
+        return has_waited
+
+    @contextmanager
+    def asked(self, answer: object) -> Iterator[None]:
+        """While a worker is asked for an answer, which is whatever stands for it."""
+        self._silent.add(answer)
+        try:
+            yield
+        finally:
+            self._end_silence(answer)
+
+    def speaks(self, answer: object, target: str) -> None:
+        """A worker has begun an answer."""
+        self.speaker = target
+        self._end_silence(answer)
 
     def died(self, target: str, began: float) -> None:
         """Counts a worker's death, once, however many answers it ended.
@@ -31,3 +60,7 @@ class Answers:
         if began >= self._died.get(target, began):
             self.deaths += 1
             self._died[target] = time.monotonic()
+
+    def _end_silence(self, answer: object) -> None:
+        self._silent.discard(answer)
+        self._changed.set()

@@ -90,26 +90,29 @@ class _Relay:
             second = partial(self._second, attempt.served.tier)
             hedge = Hedge(attempt, second, seconds, partial(self._fell, first=True)) if seconds else None
             stream = hedge.responses() if hedge else attempt.stream
-            try:
-                async for response in stream:
-                    attempt = hedge.attempt if hedge else attempt
-                    first, tried.answers.speaker = False, attempt.worker.target
-                    if response.HasField("completion"):
-                        tried.complete = True
-                        worker, tier = attempt.worker, attempt.served.tier
-                        worker.breakers[tier].success()
-                        judge(worker, tier, response.completion)
-                    yield Relayed(response, attempt.served, attempt.policy)
-                if tried.complete:
-                    return
-                error: Exception = StopAsyncIteration()
-            except (grpc.aio.AioRpcError, OvertakenError) as failure:
-                if tried.complete:
-                    # The answer is whole, however its stream ends.
-                    return
-                error = failure
-            finally:
-                await stream.aclose()
+            with tried.answers.asked(self):
+                try:
+                    async for response in stream:
+                        attempt = hedge.attempt if hedge else attempt
+                        if first:
+                            tried.answers.speaks(self, attempt.worker.target)
+                        first = False
+                        if response.HasField("completion"):
+                            tried.complete = True
+                            worker, tier = attempt.worker, attempt.served.tier
+                            worker.breakers[tier].success()
+                            judge(worker, tier, response.completion)
+                        yield Relayed(response, attempt.served, attempt.policy)
+                    if tried.complete:
+                        return
+                    error: Exception = StopAsyncIteration()
+                except (grpc.aio.AioRpcError, OvertakenError) as failure:
+                    if tried.complete:
+                        # The answer is whole, however its stream ends.
+                        return
+                    error = failure
+                finally:
+                    await stream.aclose()
             self._fell(hedge.attempt if hedge else attempt, error, first=first)
 
     def _decide(self) -> Decision:
@@ -122,6 +125,8 @@ class _Relay:
     async def _choose(self) -> tuple[Worker, Tier] | None:
         """The next worker to ask, and at what tier; None when nobody is left."""
         await self._review.catch_up()
+        while await self.tried.answers.turn():
+            await self._review.catch_up()
         decision = self._decide()
         for tier in (decision.tier, *decision.fallback):
             if worker := self._pick(tier):
@@ -130,7 +135,8 @@ class _Relay:
 
     def _second(self, tier: Tier) -> Attempt | None:
         """A second worker beside one of ``tier`` that says nothing: of that tier, while policy still allows it."""
-        if not self._review.is_quick:
+        # One more may die of a request that one died of: not two at once.
+        if not self._review.is_quick or self.tried.answers.deaths:
             return None
         at = tier if self._allows(tier) else self.decision.tier
         other = self._pick(at)

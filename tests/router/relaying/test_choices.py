@@ -169,8 +169,8 @@ async def test_the_others_go_to_the_worker_that_speaks(model: Path) -> None:
 async def test_all_together_take_no_more_workers_with_them_than_one(model: Path) -> None:
     async def kills(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
         if "-" in request.request_id:
-            # The others are asked meanwhile.
-            await asyncio.sleep(0.1)
+            # The others are asked meanwhile, and do not die at the same moment.
+            await asyncio.sleep(0.3 if "-1." in request.request_id else 0.6)
             await context.abort(grpc.StatusCode.UNAVAILABLE, "as told")
         yield inference_pb2.GenerateResponse(text="x", token_ids=[1])
         await asyncio.sleep(3600)
