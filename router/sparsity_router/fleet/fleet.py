@@ -8,17 +8,15 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 
-from sparsity.v1 import worker_pb2
 from sparsity_policies.model import Tier
 from sparsity_rpc.tls import ClientTls
 from sparsity_serving.access.lease_keys import LeaseKeys
 from sparsity_serving.engines import SGLANG
-from sparsity_serving.fields.defaults import Defaults
 
 from sparsity_router.fleet.answers import DirectAnswers
 from sparsity_router.fleet.breaker import RetryBudget
 from sparsity_router.fleet.discovery import Discovery, discover
-from sparsity_router.fleet.needs import Need, needs_of
+from sparsity_router.fleet.needs import Need
 from sparsity_router.fleet.patience import Patience
 from sparsity_router.fleet.picking import Picker, Want
 from sparsity_router.fleet.queue import TierQueue
@@ -86,7 +84,6 @@ class Fleet:
         self.workers: list[Worker] = []
         self.direct = DirectAnswers()
         self._about = (tokenizer_digest, timeout, self._room, tls, engine, self.admission.patience, model)
-        self._defaults = model.served.defaults if model else Defaults()
         self._sources: list[Discovery] = discover(places)
         self._found: dict[Discovery, Collection[str]] = {source: source.known for source in self._sources}
         self._watching: dict[Worker, asyncio.Task[None]] = {}
@@ -150,10 +147,9 @@ class Fleet:
         for tier in self._turns.order():
             await self.queues[tier].wake_all()
 
-    def needs(self, request: worker_pb2.WorkerServiceGenerateRequest) -> frozenset[Need]:
-        """What a request needs that some worker here lacks."""
-        lacking = frozenset[Need]().union(*(worker.lacks for worker in self.workers))
-        return needs_of(request, self._defaults) & lacking if lacking else lacking
+    def lacking(self, needs: frozenset[Need]) -> frozenset[Need]:
+        """Those of a request's needs that some worker here lacks."""
+        return needs.intersection(frozenset[Need]().union(*(worker.lacks for worker in self.workers)))
 
     def of(self, tier: Tier, dense_reasoning: bool = False, needs: frozenset[Need] = frozenset()) -> list[Worker]:
         """The workers that serve a tier, or those of them that decode reasoning densely at it, and lack no need."""

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sparsity_router.fleet.needs import Need
+
 
 class Answers:
     """One request's.
@@ -17,11 +19,13 @@ class Answers:
     Attributes:
         deaths: workers that died with it in flight.
         speaker: target of the worker that last began an answer, and holds the prompt; empty until one does.
+        needs: what each needs that not every worker has; None until it was read.
     """
 
     def __init__(self, lost: int = 0) -> None:
         self.deaths = lost
         self.speaker = ""
+        self.needs: frozenset[Need] | None = None
         self._died: dict[str, float] = {}
         # Those that a worker was asked for and has not begun.
         self._silent: set[object] = set()

@@ -21,12 +21,13 @@ from sparsity_rpc.status import died, to_error
 
 from sparsity_router.fleet.answers import judge
 from sparsity_router.fleet.fleet import Fleet
+from sparsity_router.fleet.needs import Need
 from sparsity_router.fleet.workers import Worker
 from sparsity_router.relaying.dispatch import OvertakenError, dispatch
 from sparsity_router.relaying.hedging import Attempt, Hedge
 from sparsity_router.relaying.placing import Tried, is_full, need_of, nobody, pick, served
 from sparsity_router.relaying.turns import patience
-from sparsity_router.relaying.worker_request import WorkerRequest, outstanding_tokens
+from sparsity_router.relaying.worker_request import WorkerRequest, outstanding_tokens, read_needs
 
 _tracer = trace.get_tracer("sparsity.router")
 _OVERLOAD, _COUNT = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.OUT_OF_RANGE
@@ -62,12 +63,18 @@ class _Relay:
     """One request on its way."""
 
     def __init__(
-        self, fleet: Fleet, request: WorkerRequest, context: grpc.aio.ServicerContext[Any, Any], tried: Tried
+        self,
+        fleet: Fleet,
+        request: WorkerRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+        tried: Tried,
+        needs: frozenset[Need],
     ) -> None:
         self._fleet = fleet
         self._request = request
         self._review = request.decided.review
         self._context = context
+        self._needs = needs
         self.tried = tried
         self.decision = self._review()
 
@@ -119,7 +126,7 @@ class _Relay:
         """The decision as of now: nobody is asked by an older one."""
         self.decision = self._review()
         self._request.message.dense_reasoning = self.decision.dense_reasoning
-        self.tried.needs = self._fleet.needs(self._request.message)
+        self.tried.needs = self._fleet.lacking(self._needs)
         return self.decision
 
     async def _choose(self) -> tuple[Worker, Tier] | None:
@@ -224,8 +231,10 @@ async def relay(
         InvalidRequestError: when a worker refuses the request as invalid, or all lack what it needs.
         TokenCountError: when the prompt's tokens lie outside the interval that it was decided for.
     """
+    if (needs := tried.answers.needs) is None:
+        needs = tried.answers.needs = await read_needs(request.message)
     await request.decided.review.catch_up()
-    one = _Relay(fleet, request, context, tried)
+    one = _Relay(fleet, request, context, tried, needs)
     fleet.retries.earn()
     until = time.monotonic() + patience(fleet, context)
     # Who comes while others wait joins them: room goes to the first in the queue.
@@ -238,7 +247,7 @@ async def relay(
         if not is_full(fleet, one.decision, tried) or until <= time.monotonic():
             raise nobody(fleet, one.decision, tried)
     queue, message = fleet.queues[one.decision.tier], request.message
-    need = need_of(one.decision, fleet.needs(message))
+    need = need_of(one.decision, fleet.lacking(needs))
     with queue.ticket(message.priority, message.cache_salt, outstanding_tokens(message), need) as ticket:
         while not tried.complete:
             await queue.turn(ticket, until - time.monotonic())
