@@ -152,7 +152,8 @@ class Callers:
     def ended(self, digest: bytes, used: int) -> None:
         """Settles, once, a request that its client took to a worker, which tells that it has ended.
 
-        A client that says that it fell back was believed until now; what its worker did for it is charged all the same.
+        A client that says that it fell back was believed until now; what its worker did for it is charged all the same,
+        to the tenant's next calls to this router, as far as :meth:`TenantLimits.give_back` lets it owe.
 
         Args:
             digest: of its decision.

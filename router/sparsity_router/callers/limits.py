@@ -39,6 +39,8 @@ _STORE_SECONDS = 2.0
 # After a failure the store is left alone for this long.
 _AWAY_SECONDS = 1.0
 _MOST_CREDITS = 10_000
+# Windows of a rate that a tenant may owe: who says wrongly that it fell back pays, and nobody is kept out for ever.
+_MOST_OWED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +136,15 @@ class TenantLimits:
     def give_back(self, tenant: str, *, requests: int = 0, tokens: int = 0) -> None:
         """Takes back what was counted and not used: the tenant's next calls to this router count so much less.
 
-        Below 0 it is what was used and not counted, and they count so much more.
+        Below 0 it is what was used and not counted, and they count so much more, up to ten times the rate in all.
         """
         rates = self._of(tenant)
         for what, rate, count in (("requests", rates.requests, requests), ("tokens", rates.tokens, tokens)):
             if rate is not None and count:
-                held = max(min(self._credit(what, tenant) + count, rate.amount), -rate.amount)
-                self._credits[what, tenant] = held, time.monotonic() + rate.get_expiry()
+                held = max(min(self._credit(what, tenant) + count, rate.amount), -_MOST_OWED * rate.amount)
+                # A whole window is counted at once only when the one before has passed, too.
+                windows = 1 + 2 * (max(-held, 0) // rate.amount)
+                self._credits[what, tenant] = held, time.monotonic() + windows * rate.get_expiry()
 
     def _credit(self, what: str, tenant: str) -> int:
         return self._credits.get((what, tenant), (0, 0.0))[0]

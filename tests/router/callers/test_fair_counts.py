@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -290,13 +292,39 @@ async def test_what_is_owed_is_counted_with_later_calls_and_keeps_nobody_out(tmp
     with pytest.raises(RateLimitError, match="used up"):
         await limits.tokens("t", 11)
     await limits.tokens("t", 10)
-    # What is owed is never more than the whole rate, and is paid with what a call leaves of it.
+    # What is owed is never more than ten times the rate, and is paid with what a call leaves of it.
     limits.give_back("u", tokens=-(10**9))
     await limits.tokens("u", 60)
     with pytest.raises(RateLimitError, match="used up"):
         await limits.tokens("u", 1)
-    limits.give_back("u", tokens=61)
+    limits.give_back("u", tokens=960)
+    with pytest.raises(RateLimitError, match="used up"):
+        await limits.tokens("u", 1)
+    limits.give_back("u", tokens=1)
     await limits.tokens("u", 1)
+
+
+async def test_what_is_owed_outlives_the_windows_that_it_takes_to_pay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + passed, time=time.time)
+    monkeypatch.setattr("sparsity_router.callers.limits.time", clock)
+    path = tmp_path / "limits.yaml"
+    path.write_text("default: {tokens: 100/hour}")
+    limits = TenantLimits.load(path, None)
+    assert limits is not None
+    # Three answers of a whole window each, that were said not to be.
+    for _ in range(3):
+        limits.give_back("t", tokens=-100)
+    await limits.tokens("t", 10)
+    passed = 3 * 3600.0
+    limits.give_back("t", tokens=210)
+    with pytest.raises(RateLimitError, match="used up"):
+        await limits.tokens("t", 1)
+    passed += 3600.0
+    limits.give_back("t", tokens=1)
+    await limits.tokens("t", 1)
 
 
 async def test_a_credit_is_used_once_and_kept_where_the_call_is_refused(tmp_path: Path) -> None:
