@@ -6,9 +6,9 @@
 
 A request that claims more than its tenant's ``priority`` (0 to 9, the default) gets that.
 
-Counted by sliding windows (the `limits` library). A request counts its prompt tokens, as far as they are known, and the
-tokens that it may generate; once it has ended, what it did not use is taken off the tenant's next calls to this router.
-Of a direct stream it is the worker that tells.
+Counted by sliding windows (the `limits` library). A request counts as one for each answer that it asks for, and its
+prompt tokens, as far as they are known, with the tokens that it may generate; once it has ended, what it did not use is
+taken off the tenant's next calls to this router. Of a direct stream it is the worker that tells.
 The file is taken up anew when it changes (:mod:`sparsity_serving.reloading`).
 """
 
@@ -117,13 +117,13 @@ class TenantLimits:
     def _of(self, tenant: str) -> Rates:
         return self._rates.tenants.get(tenant, self._rates.default)
 
-    async def request(self, tenant: str) -> None:
-        """Counts a request.
+    async def request(self, tenant: str, answers: int = 1) -> None:
+        """Counts a request, as one for each answer that it asks for.
 
         Raises:
             RateLimitError: when the tenant has used up its requests.
         """
-        await self._hit(tenant, "requests", self._of(tenant).requests, 1)
+        await self._hit(tenant, "requests", self._of(tenant).requests, answers)
 
     async def tokens(self, tenant: str, count: int) -> None:
         """Counts tokens.

@@ -144,7 +144,7 @@ class InferenceService:
         decision_id = uuid.uuid4().hex
         span.set_attribute(telemetry.DECISION_ID, decision_id)
         _tell_caller(context, decision_id)
-        await self._callers.admit(request, context, self._served)
+        await self._callers.admit(request, context, self._served, wanted_answers(request))
         decided = await self._decide(request, decision_id)
         _tell_caller(context, decision_id, decided.review.decision)
         return decided, await self._callers.charge(request, decided.signals)

@@ -124,6 +124,26 @@ async def test_every_method_counts(tmp_path: Path, method: str) -> None:
         await used_up(call(asked))
 
 
+async def test_each_answer_counts(tmp_path: Path) -> None:
+    async def ask(router: Router, n: int) -> None:
+        request = make_request("hi", tenant="t")
+        request.n = n
+        async for _ in router.inference.Generate(request):
+            pass
+
+    async with limited(tmp_path, ONCE.format("requests: 5/hour"), places=8) as (router, _):
+        error = await failure(ask(router, 6))
+        assert "this request counts 6: it can never be taken" in error.details()
+        await ask(router, 3)
+        await used_up(ask(router, 3))
+        # What is explained is not answered.
+        explained = make_request("hi", tenant="t")
+        explained.n = 16
+        await router.inference.Explain(inference_pb2.ExplainRequest(request=explained))
+        await ask(router, 1)
+        await used_up(ask(router, 1))
+
+
 async def test_a_direct_request_that_falls_back_is_counted_once(tmp_path: Path) -> None:
     limits = (
         "default: {requests: 3/hour, tokens: 500/hour}\ntenants: {nobody: {requests: 9999/hour, tokens: 99999/hour}}"

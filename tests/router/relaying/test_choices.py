@@ -212,13 +212,13 @@ class Limits:
     """What a tenant was charged, and given back."""
 
     def __init__(self) -> None:
-        self.charged = self.back = 0
+        self.requests = self.charged = self.back = 0
 
     def priority(self, tenant: str) -> int:
         return 9
 
-    async def request(self, tenant: str) -> None:
-        return
+    async def request(self, tenant: str, answers: int) -> None:
+        self.requests += answers
 
     async def tokens(self, tenant: str, tokens: int) -> None:
         self.charged = tokens
@@ -245,6 +245,7 @@ async def test_all_are_charged_and_told_of_as_one_request(model: Path) -> None:
     worker = FakeWorker("d", DENSE, model, counts, places=8)
     async with rig(model, worker, callers=Callers(None, cast(Any, limits)), observer=observer) as r:
         await whole(r, several(3, max_new_tokens=10))
+        assert limits.requests == 3
         # As many as the prompt may have, and ten for each; three for each were made of its two.
         assert limits.charged >= 2 + 30
         assert limits.charged - limits.back == 2 + 9
