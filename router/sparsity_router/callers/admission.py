@@ -75,7 +75,11 @@ class Callers:
         self._direct: TTLCache[bytes, _Direct] = TTLCache(_MOST_DIRECT, _DIRECT_SECONDS)
 
     async def admit(
-        self, request: inference_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any], served: Served
+        self,
+        request: inference_pb2.GenerateRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+        served: Served,
+        answers: int = 1,
     ) -> None:
         """Checks caller and fields beside the prompt, puts in tenant and the model's sampling, counts the request.
 
@@ -83,6 +87,7 @@ class Callers:
             request: as the caller sent it.
             context: of the call.
             served: the model.
+            answers: that it is to get; a call that gets none counts as one.
 
         Raises:
             UnauthenticatedError: when the caller is not known.
@@ -97,7 +102,7 @@ class Callers:
         await off_loop(OnLoop.TOKENIZER, read, check_fields, request, served)
         served.defaults.fill(request.sampling)
         self._fell_back(context, tenant)
-        await self.count(tenant, request)
+        await self.count(tenant, request, answers)
 
     def check(self, context: grpc.aio.ServicerContext[Any, Any], request: inference_pb2.GenerateRequest | None) -> str:
         """Checks the caller, and puts its tenant into the request; whose calls are counted.
@@ -116,8 +121,8 @@ class Callers:
             request.context.tenant = tenant
         return tenant
 
-    async def count(self, tenant: str, request: inference_pb2.GenerateRequest | None = None) -> None:
-        """Counts a call, and holds its request's priority to what its tenant may claim.
+    async def count(self, tenant: str, request: inference_pb2.GenerateRequest | None = None, answers: int = 1) -> None:
+        """Counts a call by its answers, and holds its request's priority to what its tenant may claim.
 
         Raises:
             RateLimitError: when its tenant has used up its requests.
@@ -125,7 +130,7 @@ class Callers:
         if self._limits is not None:
             if request is not None:
                 request.priority = min(request.priority, self._limits.priority(tenant))
-            await self._limits.request(tenant)
+            await self._limits.request(tenant, answers)
 
     async def charge(self, request: inference_pb2.GenerateRequest, signals: Signals) -> Charge:
         """Counts a request's tokens, as many as it may come to.
@@ -152,7 +157,8 @@ class Callers:
     def ended(self, digest: bytes, used: int) -> None:
         """Settles, once, a request that its client took to a worker, which tells that it has ended.
 
-        A client that says that it fell back was believed until now; what its worker did for it is charged all the same.
+        A client that says that it fell back was believed until now; what its worker did for it is charged all the same,
+        to the tenant's next calls to this router, as far as :meth:`TenantLimits.give_back` lets it owe.
 
         Args:
             digest: of its decision.

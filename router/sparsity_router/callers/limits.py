@@ -6,9 +6,9 @@
 
 A request that claims more than its tenant's ``priority`` (0 to 9, the default) gets that.
 
-Counted by sliding windows (the `limits` library). A request counts its prompt tokens, as far as they are known, and the
-tokens that it may generate; once it has ended, what it did not use is taken off the tenant's next calls to this router.
-Of a direct stream it is the worker that tells.
+Counted by sliding windows (the `limits` library). A request counts as one for each answer that it asks for, and its
+prompt tokens, as far as they are known, with the tokens that it may generate; once it has ended, what it did not use is
+taken off the tenant's next calls to this router. Of a direct stream it is the worker that tells.
 The file is taken up anew when it changes (:mod:`sparsity_serving.reloading`).
 """
 
@@ -39,6 +39,8 @@ _STORE_SECONDS = 2.0
 # After a failure the store is left alone for this long.
 _AWAY_SECONDS = 1.0
 _MOST_CREDITS = 10_000
+# Windows of a rate that a tenant may owe: who says wrongly that it fell back pays, and nobody is kept out for ever.
+_MOST_OWED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +117,13 @@ class TenantLimits:
     def _of(self, tenant: str) -> Rates:
         return self._rates.tenants.get(tenant, self._rates.default)
 
-    async def request(self, tenant: str) -> None:
-        """Counts a request.
+    async def request(self, tenant: str, answers: int = 1) -> None:
+        """Counts a request, as one for each answer that it asks for.
 
         Raises:
             RateLimitError: when the tenant has used up its requests.
         """
-        await self._hit(tenant, "requests", self._of(tenant).requests, 1)
+        await self._hit(tenant, "requests", self._of(tenant).requests, answers)
 
     async def tokens(self, tenant: str, count: int) -> None:
         """Counts tokens.
@@ -134,13 +136,15 @@ class TenantLimits:
     def give_back(self, tenant: str, *, requests: int = 0, tokens: int = 0) -> None:
         """Takes back what was counted and not used: the tenant's next calls to this router count so much less.
 
-        Below 0 it is what was used and not counted, and they count so much more.
+        Below 0 it is what was used and not counted, and they count so much more, up to ten times the rate in all.
         """
         rates = self._of(tenant)
         for what, rate, count in (("requests", rates.requests, requests), ("tokens", rates.tokens, tokens)):
             if rate is not None and count:
-                held = max(min(self._credit(what, tenant) + count, rate.amount), -rate.amount)
-                self._credits[what, tenant] = held, time.monotonic() + rate.get_expiry()
+                held = max(min(self._credit(what, tenant) + count, rate.amount), -_MOST_OWED * rate.amount)
+                # A whole window is counted at once only when the one before has passed, too.
+                windows = 1 + 2 * (max(-held, 0) // rate.amount)
+                self._credits[what, tenant] = held, time.monotonic() + windows * rate.get_expiry()
 
     def _credit(self, what: str, tenant: str) -> int:
         return self._credits.get((what, tenant), (0, 0.0))[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -44,6 +45,7 @@ class Review:
         self._classified = classified
         self._session = session
         self._tell = tell
+        self._reading = asyncio.Lock()
         # While these are the same, and its session got nothing denser, so is the decision.
         self._seen, self._was_stale = follower.snapshot, self._is_stale()
         self.signals = self._read()
@@ -56,8 +58,12 @@ class Review:
         return self._classified.is_quick(self._follower.snapshot)
 
     async def catch_up(self) -> None:
-        """Does what reading there is beside the event loop; a call right after it takes no time."""
-        self._classified = await read_by_now(self._follower, self._classified)
+        """Does what reading there is beside the event loop; a call right after it takes no time.
+
+        Of several answers that come at once the first has the text read, for all.
+        """
+        async with self._reading:
+            self._classified = await read_by_now(self._follower, self._classified)
 
     def __call__(self) -> Decision:
         """The decision as of now."""

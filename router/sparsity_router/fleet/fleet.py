@@ -13,12 +13,11 @@ from sparsity_policies.model import Tier
 from sparsity_rpc.tls import ClientTls
 from sparsity_serving.access.lease_keys import LeaseKeys
 from sparsity_serving.engines import SGLANG
-from sparsity_serving.fields.defaults import Defaults
 
 from sparsity_router.fleet.answers import DirectAnswers
 from sparsity_router.fleet.breaker import RetryBudget
 from sparsity_router.fleet.discovery import Discovery, discover
-from sparsity_router.fleet.needs import Need, Needs, held, least_tokens, needs_of
+from sparsity_router.fleet.needs import Need, Needs, held, least_tokens
 from sparsity_router.fleet.patience import Patience
 from sparsity_router.fleet.picking import Picker, Want
 from sparsity_router.fleet.queue import TierQueue
@@ -86,7 +85,6 @@ class Fleet:
         self.workers: list[Worker] = []
         self.direct = DirectAnswers()
         self._about = (tokenizer_digest, timeout, self._room, tls, engine, self.admission.patience, model)
-        self._defaults = model.served.defaults if model else Defaults()
         self._sources: list[Discovery] = discover(places)
         self._found: dict[Discovery, Collection[str]] = {source: source.known for source in self._sources}
         self._watching: dict[Worker, asyncio.Task[None]] = {}
@@ -150,11 +148,10 @@ class Fleet:
         for tier in self._turns.order():
             await self.queues[tier].wake_all()
 
-    def needs(self, request: worker_pb2.WorkerServiceGenerateRequest) -> frozenset[Need]:
-        """What a request needs that some worker here lacks."""
-        lacking = frozenset[Need]().union(*(worker.lacks for worker in self.workers))
-        found = needs_of(request, self._defaults) & lacking if lacking else lacking
+    def lacking(self, needs: frozenset[Need], request: worker_pb2.WorkerServiceGenerateRequest) -> frozenset[Need]:
+        """Those of a request's needs that some worker here lacks, room for its tokens among them."""
         tokens = least_tokens(request)
+        found = needs.intersection(frozenset[Need]().union(*(worker.lacks for worker in self.workers)))
         if not (small := [worker for worker in self.workers if 0 < worker.bounded_to < tokens]):
             return found
         # What may be held elsewhere is no fault of the request.
@@ -175,11 +172,12 @@ class Fleet:
         dense_reasoning: bool = False,
         needs: frozenset[Need] = frozenset(),
         want: Callable[[], Want] | None = None,
+        first: str = "",
     ) -> Worker | None:
         """The worker that takes a request at ``tier``, of those whose target was not tried; None when all are busy.
 
         What policy does not hold dense leaves the reserve of workers that serve dense alone: whatever is sparse, and a
-        ``spilled`` request, which policy gave a sparser tier.
+        ``spilled`` request, which policy gave a sparser tier. The worker whose target is ``first`` goes before others.
         """
         reserve = 0.0 if tier is Tier.DENSE and not spilled else self.admission.dense_reserve
 
@@ -189,6 +187,8 @@ class Fleet:
             return not reserve or not worker.serves_dense or worker.has_room(reserve)
 
         ready = [worker for worker in self.of(tier, dense_reasoning, needs) if takes(worker)]
+        if known := next((worker for worker in ready if worker.target == first), None):
+            return known
         # A prompt is copied and hashed only where there is a choice.
         return self._picker.pick(ready, tier, want() if want and len(ready) > 1 else None)
 

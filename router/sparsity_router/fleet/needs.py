@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from enum import Enum
 
 from sparsity.v1 import worker_pb2
-from sparsity_serving.fields.defaults import Defaults
 from sparsity_serving.fields.response_format import expression_in, has_expression
 from sparsity_serving.fields.tools import demanded
 from sparsity_serving.sampling import new_tokens
@@ -76,10 +75,10 @@ def least_tokens(request: worker_pb2.WorkerServiceGenerateRequest) -> int:
     return len(request.prompt.ids) + request.text.min_tokens + new_tokens(request.sampling)
 
 
-def needs_of(request: worker_pb2.WorkerServiceGenerateRequest, defaults: Defaults) -> frozenset[Need]:
-    """What a request needs beyond text, as its model is sampled by ``defaults``."""
+def needs_of(request: worker_pb2.WorkerServiceGenerateRequest) -> frozenset[Need]:
+    """What a request needs beyond text; its sampling holds the defaults. Reads its schemas: they may be long."""
     sampling, found = request.sampling, set()
-    temperature = sampling.temperature if sampling.HasField("temperature") else defaults.temperature or 0.0
+    temperature = sampling.temperature
     if request.chat.tools:
         found |= {Need.TOOLS, *_of_tools(request.chat)}
     if sampling.HasField("seed") and temperature > 0:

@@ -6,9 +6,10 @@ After Dean and Barroso, "The Tail at Scale", CACM 2013. The loser's request is c
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 from sparsity.v1 import inference_pb2
@@ -29,12 +30,14 @@ class Attempt:
         stream: its messages.
         served: the decision as this worker serves it.
         policy: what policy gave the request when the worker was asked.
+        began: when that was, by the monotonic clock.
     """
 
     worker: Worker
     stream: Responses
     served: Decision
     policy: Decision
+    began: float = field(default_factory=time.monotonic)
 
 
 class Hedge:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sparsity_policies.model import Decision, Reason, Tier
 from sparsity_rpc.errors import InvalidRequestError, OverloadedError, SparsityError, UnavailableError
@@ -12,24 +12,25 @@ from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.fleet.needs import Need
 from sparsity_router.fleet.picking import Want
 from sparsity_router.fleet.workers import State, Worker
+from sparsity_router.relaying.answers import Answers
 
 
 @dataclass(slots=True)
 class Tried:
-    """What has been tried for one request, and what it needs of workers."""
+    """What has been tried for one answer, and what it needs of workers."""
 
     targets: set[str]
     count: int = 0
     overloaded: bool = False
     failed: bool = False
-    deaths: int = 0
     complete: bool = False
     last_problem: str = ""
     needs: frozenset[Need] = frozenset()
+    answers: Answers = field(default_factory=Answers)
 
     def anew(self) -> Tried:
         """For the same request once it is decided anew: any worker may be asked again; what died of it stays dead."""
-        return Tried(set(), self.count, failed=self.failed, deaths=self.deaths, last_problem=self.last_problem)
+        return Tried(set(), self.count, failed=self.failed, last_problem=self.last_problem, answers=self.answers)
 
 
 def need_of(decision: Decision, needs: frozenset[Need] = frozenset()) -> Hashable:
@@ -59,8 +60,15 @@ def place(
 
 def pick(fleet: Fleet, tier: Tier, decision: Decision, tried: Tried, want: Callable[[], Want] | None) -> Worker | None:
     """The worker that a decided request is sent to at ``tier``, of those that were not tried."""
-    spilled, reasoning = tier is not decision.tier, decision.dense_reasoning
-    return fleet.pick(tier, tried.targets, spilled=spilled, dense_reasoning=reasoning, needs=tried.needs, want=want)
+    return fleet.pick(
+        tier,
+        tried.targets,
+        spilled=tier is not decision.tier,
+        dense_reasoning=decision.dense_reasoning,
+        needs=tried.needs,
+        want=want,
+        first=tried.answers.speaker,
+    )
 
 
 def served(decision: Decision, tier: Tier, fleet: Fleet) -> Decision:

@@ -20,12 +20,13 @@ from sparsity_rpc.status import died, to_error
 
 from sparsity_router.fleet.answers import judge
 from sparsity_router.fleet.fleet import Fleet
+from sparsity_router.fleet.needs import Need
 from sparsity_router.fleet.workers import Worker
 from sparsity_router.relaying.dispatch import OvertakenError, dispatch
 from sparsity_router.relaying.hedging import Attempt, Hedge
 from sparsity_router.relaying.placing import Tried, is_full, need_of, nobody, pick, served
 from sparsity_router.relaying.turns import patience
-from sparsity_router.relaying.worker_request import WorkerRequest, outstanding_tokens
+from sparsity_router.relaying.worker_request import WorkerRequest, outstanding_tokens, read_needs
 
 _OVERLOAD, _COUNT = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.OUT_OF_RANGE
 # What the same request would meet on every worker.
@@ -60,12 +61,18 @@ class _Relay:
     """One request on its way."""
 
     def __init__(
-        self, fleet: Fleet, request: WorkerRequest, context: grpc.aio.ServicerContext[Any, Any], tried: Tried
+        self,
+        fleet: Fleet,
+        request: WorkerRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+        tried: Tried,
+        needs: frozenset[Need],
     ) -> None:
         self._fleet = fleet
         self._request = request
         self._review = request.decided.review
         self._context = context
+        self._needs = needs
         self.tried = tried
         self.decision = self._review()
 
@@ -88,38 +95,43 @@ class _Relay:
             second = partial(self._second, attempt.served.tier)
             hedge = Hedge(attempt, second, seconds, partial(self._fell, first=True)) if seconds else None
             stream = hedge.responses() if hedge else attempt.stream
-            try:
-                async for response in stream:
-                    attempt = hedge.attempt if hedge else attempt
-                    first = False
-                    if response.HasField("completion"):
-                        tried.complete = True
-                        worker, tier = attempt.worker, attempt.served.tier
-                        worker.breakers[tier].success()
-                        judge(worker, tier, response.completion)
-                    yield Relayed(response, attempt.served, attempt.policy)
-                if tried.complete:
-                    return
-                error: Exception = StopAsyncIteration()
-            except (grpc.aio.AioRpcError, OvertakenError) as failure:
-                if tried.complete:
-                    # The answer is whole, however its stream ends.
-                    return
-                error = failure
-            finally:
-                await stream.aclose()
+            with tried.answers.asked(self):
+                try:
+                    async for response in stream:
+                        attempt = hedge.attempt if hedge else attempt
+                        if first:
+                            tried.answers.speaks(self, attempt.worker.target)
+                        first = False
+                        if response.HasField("completion"):
+                            tried.complete = True
+                            worker, tier = attempt.worker, attempt.served.tier
+                            worker.breakers[tier].success()
+                            judge(worker, tier, response.completion)
+                        yield Relayed(response, attempt.served, attempt.policy)
+                    if tried.complete:
+                        return
+                    error: Exception = StopAsyncIteration()
+                except (grpc.aio.AioRpcError, OvertakenError) as failure:
+                    if tried.complete:
+                        # The answer is whole, however its stream ends.
+                        return
+                    error = failure
+                finally:
+                    await stream.aclose()
             self._fell(hedge.attempt if hedge else attempt, error, first=first)
 
     def _decide(self) -> Decision:
         """The decision as of now: nobody is asked by an older one."""
         self.decision = self._review()
         self._request.message.dense_reasoning = self.decision.dense_reasoning
-        self.tried.needs = self._fleet.needs(self._request.message)
+        self.tried.needs = self._fleet.lacking(self._needs, self._request.message)
         return self.decision
 
     async def _choose(self) -> tuple[Worker, Tier] | None:
         """The next worker to ask, and at what tier; None when nobody is left."""
         await self._review.catch_up()
+        while await self.tried.answers.turn():
+            await self._review.catch_up()
         decision = self._decide()
         for tier in (decision.tier, *decision.fallback):
             if worker := self._pick(tier):
@@ -128,7 +140,8 @@ class _Relay:
 
     def _second(self, tier: Tier) -> Attempt | None:
         """A second worker beside one of ``tier`` that says nothing: of that tier, while policy still allows it."""
-        if not self._review.is_quick:
+        # One more may die of a request that one died of: not two at once.
+        if not self._review.is_quick or self.tried.answers.deaths:
             return None
         at = tier if self._allows(tier) else self.decision.tier
         other = self._pick(at)
@@ -185,9 +198,10 @@ class _Relay:
             told = f"worker {worker.name} failed mid-stream: {problem}; what was sent stands, ask again for the rest"
             raise StreamBrokenError(told)
         tried.last_problem = f"{worker.name}: {problem}"
-        tried.deaths += died(error)
-        if tried.deaths >= _MOST_DEATHS:
-            told = f"{tried.deaths} workers died with this request in flight; it is not tried on another"
+        if died(error):
+            tried.answers.died(worker.target, attempt.began)
+        if (deaths := tried.answers.deaths) >= _MOST_DEATHS:
+            told = f"{deaths} workers died with this request in flight; it is not tried on another"
             raise StreamBrokenError(f"{told}; last: {tried.last_problem}")
 
 
@@ -215,8 +229,10 @@ async def relay(
         InvalidRequestError: when a worker refuses the request as invalid, or all lack what it needs.
         TokenCountError: when the prompt's tokens lie outside the interval that it was decided for.
     """
+    if (needs := tried.answers.needs) is None:
+        needs = tried.answers.needs = await read_needs(request.message)
     await request.decided.review.catch_up()
-    one = _Relay(fleet, request, context, tried)
+    one = _Relay(fleet, request, context, tried, needs)
     fleet.retries.earn()
     until = time.monotonic() + patience(fleet, context)
     # Who comes while others wait joins them: room goes to the first in the queue.
@@ -229,7 +245,7 @@ async def relay(
         if not is_full(fleet, one.decision, tried) or until <= time.monotonic():
             raise nobody(fleet, one.decision, tried)
     queue, message = fleet.queues[one.decision.tier], request.message
-    need = need_of(one.decision, fleet.needs(message))
+    need = need_of(one.decision, fleet.lacking(needs, message))
     with queue.ticket(message.priority, message.cache_salt, outstanding_tokens(message), need) as ticket:
         while not tried.complete:
             await queue.turn(ticket, until - time.monotonic())

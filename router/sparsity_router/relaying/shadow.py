@@ -27,7 +27,7 @@ from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.relaying.dispatch import dispatch
 from sparsity_router.relaying.relay import Relayed
-from sparsity_router.relaying.worker_request import WorkerRequest
+from sparsity_router.relaying.worker_request import WorkerRequest, read_needs
 
 METRIC = "shadow_agreement"
 _WAITING = 32
@@ -145,7 +145,8 @@ class Shadow:
     async def _compare(self, sample: Sample) -> str:
         """What became of a sample, in a word."""
         # As a request that spills over: what policy holds dense comes first, and whoever waits for any room.
-        worker = self._fleet.pick(Tier.DENSE, set(), spilled=True, needs=self._fleet.needs(sample.request))
+        needs = self._fleet.lacking(await read_needs(sample.request), sample.request)
+        worker = self._fleet.pick(Tier.DENSE, set(), spilled=True, needs=needs)
         if worker is None or any(self._fleet.queues.values()):
             return "busy"
         request = worker_pb2.WorkerServiceGenerateRequest()

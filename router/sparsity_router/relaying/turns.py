@@ -15,7 +15,7 @@ from sparsity_router.fleet.needs import Need
 from sparsity_router.fleet.workers import Worker
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.relaying.placing import need_of, place
-from sparsity_router.relaying.worker_request import WorkerRequest, outstanding_tokens
+from sparsity_router.relaying.worker_request import WorkerRequest, outstanding_tokens, read_needs
 
 
 def patience(fleet: Fleet, context: grpc.aio.ServicerContext[Any, Any]) -> float:
@@ -46,12 +46,13 @@ async def place_in_turn(
     """
     message, review = request.message, request.decided.review
     until = time.monotonic() + patience(fleet, context)
+    asks = await read_needs(message)
     await review.catch_up()
     decision = review()
 
     def needs() -> frozenset[Need]:
         # A client comes to the worker by a lease.
-        return fleet.needs(message) | {Need.LEASE}
+        return fleet.lacking(asks, message) | {Need.LEASE}
 
     async def now() -> tuple[Worker, Decision, Decision]:
         nonlocal decision

@@ -10,7 +10,9 @@ from sparsity_serving.fields.tools import shown
 from sparsity_serving.sampling import new_tokens
 
 from sparsity_router.decisions.decider import Decided
+from sparsity_router.fleet.needs import Need, needs_of
 from sparsity_router.fleet.picking import Want
+from sparsity_router.prompts.classify import OnLoop, off_loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,12 @@ class WorkerRequest:
         message = self.message
         prompt = message.text.text.encode() if message.HasField("text") else array("I", message.prompt.ids).tobytes()
         return Want(prompt, message.cache_salt, self.session)
+
+
+async def read_needs(request: worker_pb2.WorkerServiceGenerateRequest) -> frozenset[Need]:
+    """What a request needs that not every worker has; the schemas of a large one are read beside the event loop."""
+    read = request.chat.ByteSize() + request.sampling.response_format.ByteSize()
+    return await off_loop(OnLoop.TOKENIZER, read, needs_of, request)
 
 
 def outstanding_tokens(request: worker_pb2.WorkerServiceGenerateRequest) -> int:

@@ -43,6 +43,7 @@ from sparsity_router.observing.observer import EndedRequest, Observer
 from sparsity_router.observing.spans import conclude, describe
 from sparsity_router.prompts.classify import Classifier, OnLoop, off_loop
 from sparsity_router.relaying import choices
+from sparsity_router.relaying.answers import Answers
 from sparsity_router.relaying.placing import Tried
 from sparsity_router.relaying.relay import Relayed, relay
 from sparsity_router.relaying.shadow import Shadow
@@ -109,19 +110,21 @@ class InferenceService:
             started = time.monotonic()
             decided, charge = await self._let_in(request, context, span)
             account = Account(self._observer, decided, request, started)
-            one = partial(self._relay, request, context, account, span)
+            # A client that streamed from a worker itself may have lost it.
+            shared = Answers(lost=int(LOST in dict(context.invocation_metadata() or ())))
+            one = partial(self._relay, request, context, account, span, shared)
             told: Decision | None = None
             try:
-                async with aclosing(choices.relayed(account.answers, one)) as messages:
+                async with aclosing(choices.relayed(account.answers, one, shared)) as messages:
                     async for number, relayed in messages:
-                        response, served = relayed.response, relayed.served
+                        response = relayed.response
                         response.choice = number
                         if response.HasField("completion"):
-                            response.completion.decision.CopyFrom(decision_to_wire(served, decided.decision_id))
-                        if (whole := account.add(response, served, relayed.policy)) is not None:
-                            conclude(span, served, whole)
-                        if served is not told:
-                            _tell_caller(context, decided.decision_id, told := served)
+                            response.completion.decision.CopyFrom(decision_to_wire(relayed.served, decided.decision_id))
+                        if (whole := account.add(response, relayed.served, relayed.policy)) is not None:
+                            conclude(span, account.served, whole)
+                        if account.served is not told:
+                            _tell_caller(context, decided.decision_id, told := account.served)
                         yield response
             except asyncio.CancelledError:
                 account.left()
@@ -131,7 +134,7 @@ class InferenceService:
                 raise
             finally:
                 self._callers.settle(charge, account.used)
-                _tell_caller(context, decided.decision_id, told or account.decision)
+                _tell_caller(context, decided.decision_id, account.served)
                 account.close()
 
     async def _let_in(
@@ -144,7 +147,7 @@ class InferenceService:
         decision_id = uuid.uuid4().hex
         span.set_attribute(telemetry.DECISION_ID, decision_id)
         _tell_caller(context, decision_id)
-        await self._callers.admit(request, context, self._served)
+        await self._callers.admit(request, context, self._served, wanted_answers(request))
         decided = await self._decide(request, decision_id)
         _tell_caller(context, decision_id, decided.review.decision)
         return decided, await self._callers.charge(request, decided.signals)
@@ -155,12 +158,11 @@ class InferenceService:
         context: GenerateContext,
         account: Account,
         span: trace.Span,
+        shared: Answers,
         number: int,
     ) -> AsyncGenerator[Relayed]:
         """A worker's stream; a prompt that has other tokens than it was decided for is counted and decided anew."""
-        decided = account.decided
-        # A client that streamed from a worker itself may have lost it.
-        tried = Tried(set(), deaths=int(LOST in dict(context.invocation_metadata() or ())))
+        decided, tried = account.decided, Tried(set(), answers=shared)
         while True:
             if not number:
                 _tell_caller(context, decided.decision_id, decided.review.decision)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -120,6 +122,26 @@ async def test_every_method_counts(tmp_path: Path, method: str) -> None:
             with contextlib.suppress(grpc.aio.AioRpcError):
                 await call(asked)
         await used_up(call(asked))
+
+
+async def test_each_answer_counts(tmp_path: Path) -> None:
+    async def ask(router: Router, n: int) -> None:
+        request = make_request("hi", tenant="t")
+        request.n = n
+        async for _ in router.inference.Generate(request):
+            pass
+
+    async with limited(tmp_path, ONCE.format("requests: 5/hour"), places=8) as (router, _):
+        error = await failure(ask(router, 6))
+        assert "this request counts 6: it can never be taken" in error.details()
+        await ask(router, 3)
+        await used_up(ask(router, 3))
+        # What is explained is not answered.
+        explained = make_request("hi", tenant="t")
+        explained.n = 16
+        await router.inference.Explain(inference_pb2.ExplainRequest(request=explained))
+        await ask(router, 1)
+        await used_up(ask(router, 1))
 
 
 async def test_a_direct_request_that_falls_back_is_counted_once(tmp_path: Path) -> None:
@@ -290,13 +312,39 @@ async def test_what_is_owed_is_counted_with_later_calls_and_keeps_nobody_out(tmp
     with pytest.raises(RateLimitError, match="used up"):
         await limits.tokens("t", 11)
     await limits.tokens("t", 10)
-    # What is owed is never more than the whole rate, and is paid with what a call leaves of it.
+    # What is owed is never more than ten times the rate, and is paid with what a call leaves of it.
     limits.give_back("u", tokens=-(10**9))
     await limits.tokens("u", 60)
     with pytest.raises(RateLimitError, match="used up"):
         await limits.tokens("u", 1)
-    limits.give_back("u", tokens=61)
+    limits.give_back("u", tokens=960)
+    with pytest.raises(RateLimitError, match="used up"):
+        await limits.tokens("u", 1)
+    limits.give_back("u", tokens=1)
     await limits.tokens("u", 1)
+
+
+async def test_what_is_owed_outlives_the_windows_that_it_takes_to_pay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + passed, time=time.time)
+    monkeypatch.setattr("sparsity_router.callers.limits.time", clock)
+    path = tmp_path / "limits.yaml"
+    path.write_text("default: {tokens: 100/hour}")
+    limits = TenantLimits.load(path, None)
+    assert limits is not None
+    # Three answers of a whole window each, that were said not to be.
+    for _ in range(3):
+        limits.give_back("t", tokens=-100)
+    await limits.tokens("t", 10)
+    passed = 3 * 3600.0
+    limits.give_back("t", tokens=210)
+    with pytest.raises(RateLimitError, match="used up"):
+        await limits.tokens("t", 1)
+    passed += 3600.0
+    limits.give_back("t", tokens=1)
+    await limits.tokens("t", 1)
 
 
 async def test_a_credit_is_used_once_and_kept_where_the_call_is_refused(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import make_request
 from sparsity_policies.documents.document import parse_policy
+from sparsity_policies.model import Tier
 from sparsity_router.fleet.fleet import Admission
 from sparsity_router.prompts import classify, signals
 from sparsity_router.prompts.classify import Classifier
@@ -101,6 +102,31 @@ async def test_for_who_waits_for_room(tmp_path: Path, readings: Readings, direct
             assert flagged((await waiting)[1])
         holding.cancel()
     assert readings == [("scan", False), ("read_risk", False)]
+
+
+async def test_for_several_answers_at_once(tmp_path: Path, readings: Readings) -> None:
+    model = tiny_model(tmp_path)
+    full = FakeWorker("a", AGGRESSIVE, model, behaviour=answer_and_hang, places=1)
+    dense = FakeWorker("d", DENSE, model, places=8)
+    async with rig(model, dense, full, admission=Admission(5.0, dense_reserve=1.0)) as at:
+        request = make_request(LONG, domain="low")
+        request.n = 4
+        answering = asyncio.create_task(whole(at, request))
+        await until(lambda: len(at.fleet.queues[Tier.AGGRESSIVE]) == 3)
+        forbid(at)
+        await at.fleet.reconsider()
+        await until(lambda: len(dense.received) == 3)
+        answering.cancel()
+    assert readings == [("scan", False), ("read_risk", False)]
+
+
+async def whole(at: Rig, request: Any) -> list[Any]:
+    return [response async for response in at.stub.Generate(request, timeout=10.0)]
+
+
+async def answer_and_hang(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+    yield inference_pb2.GenerateResponse(text="x", token_ids=[1])
+    await asyncio.sleep(3600)
 
 
 async def test_for_a_change_while_it_was_classified(

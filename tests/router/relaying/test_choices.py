@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,9 @@ from sparsity.v1 import inference_pb2
 from sparsity_client import AsyncClient, RawText, Request, Sampling
 from sparsity_client.wire import make_request
 from sparsity_router.callers.admission import Callers
-from sparsity_rpc.errors import InvalidRequestError
+from sparsity_router.relaying import choices
+from sparsity_router.relaying.answers import Answers
+from sparsity_rpc.errors import InvalidRequestError, UnavailableError
 from sparsity_rpc.status import to_error
 from support.fake_worker import FakeWorker, answer, fail, hang
 from support.http_door import events, http_door
@@ -138,17 +141,84 @@ async def test_a_worker_that_failed_before_its_first_token_is_replaced_for_that_
         assert [(served[at].worker_id, served[at].decision.tier) for at in (0, 1)] == [("a", AGGRESSIVE), ("d", DENSE)]
 
 
+async def test_one_whose_call_was_cancelled_holds_up_nobody() -> None:
+    async def one(number: int) -> AsyncGenerator[Any]:
+        yield f"of {number}"
+        if number:
+            # As a call of a channel that was closed ends.
+            raise asyncio.CancelledError
+        await asyncio.sleep(3600)
+
+    async with asyncio.timeout(5.0):
+        with pytest.raises(UnavailableError, match="was cancelled"):
+            _ = [each async for each in choices.relayed(2, one, Answers())]
+
+
+def asked(*workers: FakeWorker) -> list[str]:
+    """The ids of what they were sent."""
+    return [request.request_id for worker in workers for request in worker.received]
+
+
+async def test_the_others_go_to_the_worker_that_speaks(model: Path) -> None:
+    workers = [FakeWorker(name, DENSE, model, counts, places=8) for name in "abc"]
+    async with rig(model, *workers) as r:
+        await whole(r, several(4))
+        assert sorted(len(worker.received) for worker in workers) == [0, 0, 4]
+
+
+async def test_all_together_take_no_more_workers_with_them_than_one(model: Path) -> None:
+    async def kills(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+        if "-" in request.request_id:
+            # The others are asked meanwhile, and do not die at the same moment.
+            await asyncio.sleep(0.3 if "-1." in request.request_id else 0.6)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "as told")
+        yield inference_pb2.GenerateResponse(text="x", token_ids=[1])
+        await asyncio.sleep(3600)
+
+    workers = [FakeWorker(str(number), DENSE, model, kills, places=1) for number in range(7)]
+    async with rig(model, *workers) as r:
+        error = await refusal(whole(r, several(3)))
+        assert (error.code(), "2 workers died" in error.details()) == (grpc.StatusCode.ABORTED, True)
+        assert sum("-" in each for each in asked(*workers)) == 2
+
+
+async def test_after_a_death_they_are_asked_for_one_by_one(model: Path) -> None:
+    async def kills(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+        if "-1." in request.request_id or request.request_id.endswith(".1"):
+            await asyncio.sleep(0.1)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "as told")
+        async for response in counts(worker, request, context):
+            yield response
+
+    workers = [FakeWorker(str(number), DENSE, model, kills, places=8) for number in range(5)]
+    async with rig(model, *workers) as r:
+        assert "2 workers died" in (await refusal(whole(r, several(3)))).details()
+        assert len(asked(*workers)) == 3
+        assert not any("-2." in each for each in asked(*workers))
+
+
+def test_a_death_counts_once_for_all_answers_that_it_ended() -> None:
+    shared, began = Answers(), time.monotonic()
+    for _ in range(3):
+        shared.died("a", began)
+    assert shared.deaths == 1
+    # It came back, and died of the next.
+    shared.died("a", time.monotonic())
+    shared.died("b", began)
+    assert shared.deaths == 3
+
+
 class Limits:
     """What a tenant was charged, and given back."""
 
     def __init__(self) -> None:
-        self.charged = self.back = 0
+        self.requests = self.charged = self.back = 0
 
     def priority(self, tenant: str) -> int:
         return 9
 
-    async def request(self, tenant: str) -> None:
-        return
+    async def request(self, tenant: str, answers: int) -> None:
+        self.requests += answers
 
     async def tokens(self, tenant: str, tokens: int) -> None:
         self.charged = tokens
@@ -175,6 +245,7 @@ async def test_all_are_charged_and_told_of_as_one_request(model: Path) -> None:
     worker = FakeWorker("d", DENSE, model, counts, places=8)
     async with rig(model, worker, callers=Callers(None, cast(Any, limits)), observer=observer) as r:
         await whole(r, several(3, max_new_tokens=10))
+        assert limits.requests == 3
         # As many as the prompt may have, and ten for each; three for each were made of its two.
         assert limits.charged >= 2 + 30
         assert limits.charged - limits.back == 2 + 9
