@@ -80,7 +80,10 @@ def test_token_ids_are_read_by_the_million_in_no_time() -> None:
     asked, ids = Asked(most_ids=2**20), list(range(2**20))
     started = time.process_time()
     read(COMPLETION, {"prompt": ids}, asked)
-    assert time.process_time() - started < 2.0
+    took, started = time.process_time() - started, time.process_time()
+    assert len([each for each in ids if type(each) is int and each >= 0]) == len(ids)
+    # A pass or two over them, however quick the machine; one by one they took dozens.
+    assert took < 5 * (time.process_time() - started)
     assert list(asked.message.token_ids.ids) == ids
     with pytest.raises(InvalidRequestError, match="are 1048577; there may be 1048576"):
         read(COMPLETION, {"prompt": [*ids, "x"]}, Asked(most_ids=2**20))
