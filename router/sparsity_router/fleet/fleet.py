@@ -17,7 +17,7 @@ from sparsity_serving.engines import SGLANG
 from sparsity_router.fleet.answers import DirectAnswers
 from sparsity_router.fleet.breaker import RetryBudget
 from sparsity_router.fleet.discovery import Discovery, discover
-from sparsity_router.fleet.needs import Need, Needs, held, least_tokens
+from sparsity_router.fleet.needs import NO_NEEDS, Need, Needs, least_tokens
 from sparsity_router.fleet.patience import Patience
 from sparsity_router.fleet.picking import Picker, Want
 from sparsity_router.fleet.queue import TierQueue
@@ -148,20 +148,20 @@ class Fleet:
         for tier in self._turns.order():
             await self.queues[tier].wake_all()
 
-    def lacking(self, needs: frozenset[Need], request: worker_pb2.WorkerServiceGenerateRequest) -> frozenset[Need]:
+    def lacking(self, needs: frozenset[Need], request: worker_pb2.WorkerServiceGenerateRequest) -> Needs:
         """Those of a request's needs that some worker here lacks, room for its tokens among them."""
         tokens = least_tokens(request)
         found = needs.intersection(frozenset[Need]().union(*(worker.lacks for worker in self.workers)))
         if not (small := [worker for worker in self.workers if 0 < worker.bounded_to < tokens]):
-            return found
+            return Needs(found)
         # What may be held elsewhere is no fault of the request.
         nowhere = all(worker in small for worker in self.of(Tier.DENSE))
         return Needs(found | {Need.ROOM} if nowhere else found, max(worker.bounded_to for worker in small))
 
-    def of(self, tier: Tier, dense_reasoning: bool = False, needs: frozenset[Need] = frozenset()) -> list[Worker]:
+    def of(self, tier: Tier, dense_reasoning: bool = False, needs: Needs = NO_NEEDS) -> list[Worker]:
         """The workers that serve a tier, or those of them that decode reasoning densely at it, and lack no need."""
         able = (w for w in self.workers if tier in w.served and (not dense_reasoning or w.densifies(tier)))
-        return [worker for worker in able if not needs & worker.lacks and held(needs, worker.bounded_to)]
+        return [worker for worker in able if needs.met(worker.lacks, worker.bounded_to)]
 
     def pick(
         self,
@@ -170,7 +170,7 @@ class Fleet:
         *,
         spilled: bool = False,
         dense_reasoning: bool = False,
-        needs: frozenset[Need] = frozenset(),
+        needs: Needs = NO_NEEDS,
         want: Callable[[], Want] | None = None,
         first: str = "",
     ) -> Worker | None:

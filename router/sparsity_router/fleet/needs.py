@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from enum import Enum
+from typing import Final, NamedTuple
 
 from sparsity.v1 import worker_pb2
 from sparsity_serving.fields.response_format import expression_in, has_expression
@@ -40,34 +40,23 @@ class Need(Enum):
         return self.value[1]
 
 
-class Needs(frozenset[Need]):
-    """What a request needs, of more tokens than some KV caches have.
+class Needs(NamedTuple):
+    """What a request needs that some worker lacks.
 
     Attributes:
-        beyond: tokens of the largest cache that is too small for it.
+        fields: of it.
+        beyond: tokens of the largest KV cache that is too small for it; 0 for none.
     """
 
-    beyond: int
+    fields: frozenset[Need] = frozenset()
+    beyond: int = 0
 
-    def __new__(cls, needs: Iterable[Need], beyond: int) -> Needs:
-        """As a value that never changes."""
-        found = super().__new__(cls, needs)
-        found.beyond = beyond
-        return found
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Needs) and self.beyond == other.beyond and frozenset(self) == frozenset(other)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def __hash__(self) -> int:
-        return hash((frozenset(self), self.beyond))
+    def met(self, lacks: frozenset[Need], room: int) -> bool:
+        """Whether who ``lacks`` these, with a KV cache of ``room`` tokens, 0 where it bounds none, can have it."""
+        return not self.fields & lacks and (not room or room > self.beyond)
 
 
-def held(needs: frozenset[Need], room: int) -> bool:
-    """Whether a KV cache of ``room`` tokens, 0 where that is not known, is large enough."""
-    return not room or not isinstance(needs, Needs) or room > needs.beyond
+NO_NEEDS: Final = Needs()
 
 
 def least_tokens(request: worker_pb2.WorkerServiceGenerateRequest) -> int:

@@ -9,7 +9,7 @@ from sparsity_policies.model import Decision, Reason, Tier
 from sparsity_rpc.errors import InvalidRequestError, OverloadedError, SparsityError, UnavailableError
 
 from sparsity_router.fleet.fleet import Fleet
-from sparsity_router.fleet.needs import Need
+from sparsity_router.fleet.needs import NO_NEEDS, Need, Needs
 from sparsity_router.fleet.picking import Want
 from sparsity_router.fleet.workers import State, Worker
 from sparsity_router.relaying.answers import Answers
@@ -25,7 +25,7 @@ class Tried:
     failed: bool = False
     complete: bool = False
     last_problem: str = ""
-    needs: frozenset[Need] = frozenset()
+    needs: Needs = NO_NEEDS
     answers: Answers = field(default_factory=Answers)
 
     def anew(self) -> Tried:
@@ -33,7 +33,7 @@ class Tried:
         return Tried(set(), self.count, failed=self.failed, last_problem=self.last_problem, answers=self.answers)
 
 
-def need_of(decision: Decision, needs: frozenset[Need] = frozenset()) -> Hashable:
+def need_of(decision: Decision, needs: Needs = NO_NEEDS) -> Hashable:
     """What a decided request needs of the workers of its tier's queue."""
     return decision.tier, decision.fallback, decision.dense_reasoning, needs
 
@@ -42,7 +42,7 @@ def place(
     fleet: Fleet,
     decision: Decision,
     want: Callable[[], Want] | None = None,
-    needs: frozenset[Need] = frozenset(),
+    needs: Needs = NO_NEEDS,
 ) -> tuple[Worker, Decision]:
     """The worker that a request would be sent to now, and the decision as served by it.
 
@@ -103,7 +103,7 @@ def nobody(fleet: Fleet, decision: Decision, tried: Tried) -> SparsityError:
     last = f"; last: {tried.last_problem}" if tried.last_problem else ""
     if is_full(fleet, decision, tried):
         return OverloadedError(f"every {words} worker is full; try again{last}")
-    if lacking := _lacking(fleet, decision, tried.needs):
+    if lacking := _lacking(fleet, decision, tried.needs.fields):
         problem = f"{lacking.what} cannot be had of any {words} worker here: servers of stock SGLang have none"
         return InvalidRequestError.of(lacking.field, problem)
     return UnavailableError(f"no {words} worker can be reached{last}")

@@ -11,7 +11,7 @@ from sparsity_policies.model import Decision
 from sparsity_rpc.errors import OverloadedError
 
 from sparsity_router.fleet.fleet import Fleet
-from sparsity_router.fleet.needs import Need
+from sparsity_router.fleet.needs import Need, Needs
 from sparsity_router.fleet.workers import Worker
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.relaying.placing import need_of, place
@@ -50,9 +50,10 @@ async def place_in_turn(
     await review.catch_up()
     decision = review()
 
-    def needs() -> frozenset[Need]:
+    def needs() -> Needs:
         # A client comes to the worker by a lease.
-        return fleet.lacking(asks, message) | {Need.LEASE}
+        found = fleet.lacking(asks, message)
+        return found._replace(fields=found.fields | {Need.LEASE})
 
     async def now() -> tuple[Worker, Decision, Decision]:
         nonlocal decision

@@ -8,7 +8,7 @@ import grpc
 import pytest
 from sparsity.v1 import worker_pb2
 from sparsity_client.wire import make_request
-from sparsity_router.fleet.needs import Need, Needs, held, least_tokens
+from sparsity_router.fleet.needs import Need, Needs, least_tokens
 from sparsity_router.fleet.stock.model import StockModel
 from sparsity_router.fleet.stock.requests import check_room
 from sparsity_router.fleet.workers import State
@@ -99,7 +99,9 @@ async def test_a_text_of_about_so_many_tokens_is_counted_where_its_room_hangs_on
 
 def test_needs_that_hang_on_room_wait_in_turns_of_their_own() -> None:
     plain = frozenset({Need.FORMAT})
-    assert Needs(plain, 100) == Needs(plain, 100) != Needs(plain, 200) != plain != Needs(plain, 100)
-    assert len({Needs(plain, 100), Needs(plain, 100), Needs(plain, 200), plain}) == 3
-    assert [held(Needs(plain, 100), room) for room in (0, 50, 100, 101)] == [True, False, False, True]
-    assert held(plain, 1)
+    assert Needs(plain, 100) == Needs(plain, 100) != Needs(plain, 200) != Needs(plain) != Needs(plain, 100)
+    assert len({Needs(plain, 100), Needs(plain, 100), Needs(plain, 200), Needs(plain)}) == 3
+    met = [Needs(plain, 100).met(frozenset(), room) for room in (0, 50, 100, 101)]
+    assert met == [True, False, False, True]
+    assert Needs(plain).met(frozenset(), 1)
+    assert not Needs(plain).met(plain, 0)

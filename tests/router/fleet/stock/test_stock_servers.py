@@ -17,7 +17,7 @@ from sparsity_policies.decisions.decide import decide
 from sparsity_policies.model import Signals
 from sparsity_router.fleet.discovery import discover
 from sparsity_router.fleet.fleet import Fleet
-from sparsity_router.fleet.needs import Need
+from sparsity_router.fleet.needs import Need, Needs
 from sparsity_router.fleet.stock.facts import DENSE_BACKENDS
 from sparsity_router.fleet.stock.model import StockModel
 from sparsity_router.fleet.workers import State
@@ -364,7 +364,7 @@ async def test_who_was_not_reached_yet_may_have_what_stock_servers_lack(model: P
     watching = asyncio.create_task(fleet.watch())
     await until(lambda: any(worker.state is State.READY for worker in fleet.workers))
     decision = decide(Signals(10, 10, domain="medical"), snapshot())
-    tried = Tried(set(), needs=frozenset({Need.TOOLS}))
+    tried = Tried(set(), needs=Needs(frozenset({Need.TOOLS})))
     assert isinstance(nobody(fleet, decision, tried), UnavailableError)
     fleet.workers = [worker for worker in fleet.workers if worker.target != place]
     assert isinstance(nobody(fleet, decision, tried), InvalidRequestError)
