@@ -24,7 +24,10 @@ LINKING = [*PAGES, *sorted((ROOT / "docs").glob("*/**/*.md"))]
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
 SOURCE = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in TRACKED if name.endswith(".py"))
 # Of docker, pip, Prometheus and SGLang.
-FOREIGN = {"--attention-backend", "--build", "--enable-feature", "--require-hashes", "--smg-grpc-mode"}
+FOREIGN = {
+    "--attention-backend", "--build", "--enable-feature", "--json-model-override-args", "--require-hashes",
+    "--smg-grpc-mode",
+}  # fmt: skip
 
 
 def commands(command: click.Command, name: str) -> dict[str, click.Command]:

@@ -85,6 +85,7 @@ async def rig(
     shadow_policy: dict[str, Any] | None = None,
     engine: str = SGLANG,
     max_prompt_bytes: int = 10_000,
+    worker_seconds: float = 1.0,
     **service_options: Any,
 ) -> AsyncIterator[Rig]:
     # A test may have changed what is there.
@@ -99,7 +100,7 @@ async def rig(
     template = tokenizer.template.source if tokenizer.template else ""
     stock = StockModel.of(tokenizer.tokenizer, tokenizer.served, tokenizer.digest, tokenizer.config, template)
     admission = admission or Admission(queue_seconds=0.0)
-    fleet = Fleet(found, tokenizer.digest, 1.0, None, admission, engine=engine, model=stock)
+    fleet = Fleet(found, tokenizer.digest, worker_seconds, None, admission, engine=engine, model=stock)
     classifier, known = Classifier(tokenizer, max_prompt_bytes), cast(Any, policies)
     repeats = shadow(known, fleet) if shadow else None
     options = {"sessions": sessions, "shadow": repeats, **service_options}
