@@ -12,6 +12,7 @@ from opentelemetry import trace
 from sparsity.v1 import inference_pb2, inference_pb2_grpc, worker_pb2_grpc
 from sparsity_rpc import tracing
 from sparsity_rpc.errors import SparsityError
+from sparsity_rpc.methods import EXPLAIN, GENERATE
 from sparsity_rpc.reading import readable
 from sparsity_rpc.silence import spoken_aio
 from sparsity_rpc.status import to_error
@@ -26,7 +27,7 @@ from sparsity_client.wire.direct import (
     with_decision,
     worker_request,
 )
-from sparsity_client.wire.spans import EXPLAIN, GENERATE, answered, asked
+from sparsity_client.wire.spans import answered, asked
 from sparsity_client.wire.worker_channels import WorkerChannels
 
 _tracer = tracing.tracer("sparsity.client")

@@ -7,9 +7,6 @@ from sparsity.v1 import inference_pb2
 from sparsity_rpc.generation import completed, requested
 from sparsity_rpc.tracing import server_of
 
-_SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
-GENERATE, EXPLAIN = f"{_SERVICE}/Generate", f"{_SERVICE}/Explain"
-
 
 def asked(span: trace.Span, request: inference_pb2.GenerateRequest, target: str) -> None:
     """What the router at ``target`` is asked for."""

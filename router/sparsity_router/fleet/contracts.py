@@ -8,9 +8,10 @@ import grpc
 from sparsity.v1 import worker_pb2_grpc
 from sparsity_rpc.channels import MESSAGE_SIZE
 from sparsity_rpc.errors import ConfigurationError
+from sparsity_rpc.methods import WORKER_GENERATE
 from sparsity_rpc.tls import ClientTls, open_aio_channel
 
-from sparsity_router.fleet.stock.contract import SCHEME
+from sparsity_router.fleet.stock.contract import SCHEME, SERVICE
 from sparsity_router.fleet.stock.model import StockModel
 from sparsity_router.fleet.stock.server import StockServer
 
@@ -51,3 +52,8 @@ def open_worker(target: str, tls: ClientTls | None, model: StockModel | None) ->
     address = target.removeprefix(SCHEME)
     channel = open_aio_channel(address, tls, (*_OPTIONS, _STOCK_PINGS))
     return channel, StockServer(channel, address, model)
+
+
+def generate_method(stub: Stub) -> str:
+    """What a worker is asked by for an answer, as spans tell it."""
+    return f"{SERVICE}/Generate" if isinstance(stub, StockServer) else WORKER_GENERATE

@@ -19,6 +19,7 @@ from sparsity_rpc.errors import (
     SparsityError,
     UnavailableError,
 )
+from sparsity_rpc.methods import GENERATE
 from sparsity_serving.sampling import wanted_answers
 from sparsity_serving.server import count_error
 
@@ -34,7 +35,6 @@ from sparsity_router.services.inference import GenerateContext, InferenceService
 
 log = logging.getLogger("sparsity.router.http")
 _MODELS: Final = "/v1/models"
-_METHOD: Final = "sparsity.v1.InferenceService/Generate"
 # What JSON's escapes may make of a prompt, and room for what comes with it.
 _ESCAPED, _BESIDE = 4, 2**20
 
@@ -87,7 +87,7 @@ class Gateway:
         try:
             await self._answer(exchange)
         except HttpError as error:
-            count_error(_METHOD, error.counted)
+            count_error(GENERATE, error.counted)
             await exchange.refuse(error.refusal)
         except CancelledError as error:
             # Who has left cannot be answered; who has not did not cancel it.
@@ -97,12 +97,12 @@ class Gateway:
             await self._refuse(exchange, error)
         except Exception:
             log.exception("a request failed")
-            count_error(_METHOD, grpc.StatusCode.UNKNOWN)
+            count_error(GENERATE, grpc.StatusCode.UNKNOWN)
             await exchange.refuse(refusal(EngineError("the router failed on this request; its log says how")))
 
     @staticmethod
     async def _refuse(exchange: Exchange, error: SparsityError) -> None:
-        count_error(_METHOD, error.code)
+        count_error(GENERATE, error.code)
         await exchange.refuse(refusal(error, exchange.trailers))
 
     async def _answer(self, exchange: Exchange) -> None:

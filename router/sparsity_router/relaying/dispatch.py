@@ -13,14 +13,12 @@ from sparsity_serving import telemetry
 from sparsity_serving.access.lease_keys import LeaseKeys
 from sparsity_serving.access.leases import sign
 
+from sparsity_router.fleet.contracts import generate_method
 from sparsity_router.fleet.patience import spoken
-from sparsity_router.fleet.stock.contract import SERVICE
-from sparsity_router.fleet.stock.server import StockServer
 from sparsity_router.fleet.workers import Worker
 from sparsity_router.relaying.worker_request import outstanding_tokens
 
 _tracer = tracing.tracer("sparsity.router")
-_METHOD = f"{worker_pb2.DESCRIPTOR.services_by_name['WorkerService'].full_name}/Generate"
 
 
 class OvertakenError(Exception):
@@ -72,8 +70,8 @@ async def dispatch(
     keys, decision_id = lease
     if keys is not None:
         own.lease.CopyFrom(sign(keys, own, worker.name, decision_id))
-    method = f"{SERVICE}/Generate" if isinstance(worker.stub, StockServer) else _METHOD
-    with tracing.detached_span(_tracer, "router.dispatch", trace.SpanKind.CLIENT, method) as (span, metadata):
+    kind, method = trace.SpanKind.CLIENT, generate_method(worker.stub)
+    with tracing.detached_span(_tracer, "router.dispatch", kind, method) as (span, metadata):
         if span.is_recording():
             span.set_attributes(tracing.server_of(worker.target))
             span.set_attributes(

@@ -26,6 +26,7 @@ from sparsity_rpc.errors import (
     TokenCountError,
     UnimplementedError,
 )
+from sparsity_rpc.methods import EXPLAIN, GENERATE, ROUTE
 from sparsity_serving import telemetry
 from sparsity_serving.access.lease_keys import LeaseKeys
 from sparsity_serving.access.leases import sign
@@ -56,7 +57,6 @@ OutcomeContext = grpc.aio.ServicerContext[inference_pb2.ReportOutcomeRequest, in
 RouteContext = grpc.aio.ServicerContext[inference_pb2.RouteRequest, inference_pb2.RouteResponse]
 ExplainContext = grpc.aio.ServicerContext[inference_pb2.ExplainRequest, inference_pb2.ExplainResponse]
 _tracer = tracing.tracer("sparsity.router")
-_SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 # Seconds between tries to join an outcome to a decision; 0 is the last.
 _OUTCOME_PATIENCE = (0.2, 0.4, 0.0)
 
@@ -106,7 +106,7 @@ class InferenceService:
         self, request: inference_pb2.GenerateRequest, context: GenerateContext
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         """Streams a completion from a worker of the decided tier."""
-        with tracing.server_span(_tracer, "router.generate", f"{_SERVICE}/Generate", context) as span:
+        with tracing.server_span(_tracer, "router.generate", GENERATE, context) as span:
             started = time.monotonic()
             decided, charge = await self._let_in(request, context, span)
             account = Account(self._observer, decided, request, started)
@@ -185,7 +185,7 @@ class InferenceService:
 
     async def Route(self, request: inference_pb2.RouteRequest, context: RouteContext) -> inference_pb2.RouteResponse:
         """The decision, a worker, and the lease that it takes exactly this request by."""
-        with tracing.server_span(_tracer, "router.route", f"{_SERVICE}/Route", context) as span:
+        with tracing.server_span(_tracer, "router.route", ROUTE, context) as span:
             asked = request.request
             if self._lease_keys is None:
                 self._callers.check(context, asked)
@@ -224,7 +224,7 @@ class InferenceService:
         self, request: inference_pb2.ExplainRequest, context: ExplainContext
     ) -> inference_pb2.ExplainResponse:
         """The decision that Generate would make now, with every step."""
-        with tracing.server_span(_tracer, "router.explain", f"{_SERVICE}/Explain", context):
+        with tracing.server_span(_tracer, "router.explain", EXPLAIN, context):
             await self._callers.admit(request.request, context, self._served)
             # Counted, where Generate would not: what would change the tier hangs on it.
             decided = await self._decide(request.request, "", exact=True)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from opentelemetry import trace
-from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity.v1 import inference_pb2
 from sparsity_rpc import semconv, tracing
 from sparsity_rpc.generation import completed, operation
+from sparsity_rpc.methods import WORKER_GENERATE
 from sparsity_serving import telemetry
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from sparsity_worker.engine.sglang_engine import EngineRequest
 
 _tracer = tracing.tracer("sparsity.worker")
-
-
-_METHOD = f"{worker_pb2.DESCRIPTOR.services_by_name['WorkerService'].full_name}/Generate"
 
 
 class Generation:
@@ -72,7 +70,7 @@ def generation(
 ) -> Iterator[Generation]:
     """Opens the request's span under the caller's."""
     named = operation(is_chat=is_chat)
-    with tracing.server_span(_tracer, "worker.generate", _METHOD, context) as span:
+    with tracing.server_span(_tracer, "worker.generate", WORKER_GENERATE, context) as span:
         if span.is_recording():
             span.set_attributes(
                 {
