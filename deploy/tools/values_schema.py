@@ -9,65 +9,40 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
+from option_kinds import options, taken
 from promql import alerts
+from schema_kinds import (
+    ANYTHING,
+    CLAIM,
+    HOST,
+    LOGIN,
+    NAME,
+    POD_CLAIM,
+    POOL,
+    PORT,
+    QUANTITIES,
+    SECRET,
+    SIZE,
+    SOME_HOST,
+    SOME_TEXT,
+    TEXT,
+    TEXTS,
+    URL,
+    YES_OR_NO,
+    Schema,
+    number,
+    of,
+    one_of,
+    several,
+    whole,
+)
 from sparsity_policies.model import Risk, Tier
 from sparsity_router.config import RouterConfig
 from sparsity_rpc.semconv import FIRST_TOKEN_SECONDS
-from sparsity_serving.options.declaration import Leaf, leaves
 from sparsity_worker.config import TIERS, WorkerConfig
 
 FILE = Path(__file__).resolve().parents[1] / "helm" / "sparsity-router" / "values.schema.json"
-Schema = dict[str, Any]
-
-TEXT: Schema = {"type": "string"}
-SOME_TEXT: Schema = {"type": "string", "minLength": 1}
-YES_OR_NO: Schema = {"type": "boolean"}
-ANYTHING: Schema = {"type": "object"}
-TEXTS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
-NAME: Schema = {"type": "string", "pattern": "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", "maxLength": 253}
-QUANTITIES: Schema = {"type": "object", "additionalProperties": {"type": ["string", "number"]}}
-SIZE: Schema = {"type": "string", "pattern": "^([0-9.]+[EPTGMK]i?)?$"}
-URL: Schema = {"type": "string", "pattern": "^(https?://.+)?$"}
-
-
-def of(**properties: Schema) -> Schema:
-    """An object of these fields and no others."""
-    return {"type": "object", "additionalProperties": False, "properties": properties}
-
-
-def several(item: Schema = ANYTHING) -> Schema:
-    """A list."""
-    return {"type": "array", "items": item}
-
-
-def whole(least: int, most: int | None = None) -> Schema:
-    """A number without a fraction."""
-    return {"type": "integer", "minimum": least, **({} if most is None else {"maximum": most})}
-
-
-def number(**bounds: float) -> Schema:
-    """A number."""
-    return {"type": "number", **bounds}
-
-
-def one_of(*words: str) -> Schema:
-    """One of these words."""
-    return {"enum": list(words)}
-
-
-PORT = whole(1, 65535)
-HOST: Schema = {"type": "string", "pattern": "^((\\*\\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", "maxLength": 253}
-SOME_HOST: Schema = {**HOST, "minLength": 1}
-# Part of the names of Services, which are labels of DNS, and of labels.
-POOL = "^[a-z]([-a-z0-9]{0,13}[a-z0-9])?$"
-SECRET = of(secretName=NAME, secretKey=SOME_TEXT)
-LOGIN = of(secretName=NAME, usernameKey=TEXT, passwordKey=SOME_TEXT)
-CLAIM = {**of(name=SOME_TEXT, request=TEXT), "required": ["name"]}
-POD_CLAIM = {**of(name=SOME_TEXT, resourceClaimName=NAME, resourceClaimTemplateName=NAME), "required": ["name"]}
-# An option's bounds in the words of JSON Schema.
-BOUNDS = {"least": "minimum", "above": "exclusiveMinimum", "most": "maximum", "below": "exclusiveMaximum"}
 # What Helm can tell of a policy; the job before an install reads it whole.
 DOCUMENT: Schema = {
     "type": "object",
@@ -82,27 +57,6 @@ DOCUMENT: Schema = {
         ),
     },
 }
-
-
-def options(settings: type) -> Schema:
-    """Every option of a program by its name without dashes, and what it takes."""
-    return of(**{leaf.said.name: _taken(leaf) for leaf in leaves(settings) if not leaf.said.inner})
-
-
-def _taken(leaf: Leaf) -> Schema:
-    if leaf.said.choices:
-        return one_of(*leaf.said.choices)
-    kinds: dict[type, Schema] = {bool: YES_OR_NO, int: {"type": "integer"}, float: {"type": "number"}}
-    text: Schema = {"type": ["string", "number"]}
-    taken = text if leaf.said.read else kinds.get(leaf.kind, text)
-    found = {keyword: getattr(leaf.said, name) for name, keyword in BOUNDS.items()}
-    return {**taken, **{keyword: bound for keyword, bound in found.items() if bound is not None}}
-
-
-def taken(settings: type, name: str) -> Schema:
-    """What one option of a program takes."""
-    (leaf,) = (leaf for leaf in leaves(settings) if leaf.said.name == name)
-    return _taken(leaf)
 
 
 def component(own: Schema, image: Schema, settings: type | None) -> Schema:

@@ -1,0 +1,53 @@
+"""Kinds of values in the words of JSON Schema, draft 7: texts, numbers, lists, and what names a secret or a claim."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+TEXT: Schema = {"type": "string"}
+SOME_TEXT: Schema = {"type": "string", "minLength": 1}
+YES_OR_NO: Schema = {"type": "boolean"}
+ANYTHING: Schema = {"type": "object"}
+TEXTS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
+NAME: Schema = {"type": "string", "pattern": "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", "maxLength": 253}
+QUANTITIES: Schema = {"type": "object", "additionalProperties": {"type": ["string", "number"]}}
+SIZE: Schema = {"type": "string", "pattern": "^([0-9.]+[EPTGMK]i?)?$"}
+URL: Schema = {"type": "string", "pattern": "^(https?://.+)?$"}
+
+
+def of(**properties: Schema) -> Schema:
+    """An object of these fields and no others."""
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def several(item: Schema = ANYTHING) -> Schema:
+    """A list."""
+    return {"type": "array", "items": item}
+
+
+def whole(least: int, most: int | None = None) -> Schema:
+    """A number without a fraction."""
+    return {"type": "integer", "minimum": least, **({} if most is None else {"maximum": most})}
+
+
+def number(**bounds: float) -> Schema:
+    """A number."""
+    return {"type": "number", **bounds}
+
+
+def one_of(*words: str) -> Schema:
+    """One of these words."""
+    return {"enum": list(words)}
+
+
+PORT = whole(1, 65535)
+HOST: Schema = {"type": "string", "pattern": "^((\\*\\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", "maxLength": 253}
+SOME_HOST: Schema = {**HOST, "minLength": 1}
+# Part of the names of Services, which are labels of DNS, and of labels.
+POOL = "^[a-z]([-a-z0-9]{0,13}[a-z0-9])?$"
+SECRET = of(secretName=NAME, secretKey=SOME_TEXT)
+LOGIN = of(secretName=NAME, usernameKey=TEXT, passwordKey=SOME_TEXT)
+CLAIM = {**of(name=SOME_TEXT, request=TEXT), "required": ["name"]}
+POD_CLAIM = {**of(name=SOME_TEXT, resourceClaimName=NAME, resourceClaimTemplateName=NAME), "required": ["name"]}
