@@ -109,7 +109,7 @@ class Stand(Worker):
     def __init__(self, name: str, served: Served) -> None:
         self.target, self._digest, self._engine = name, "digest", SGLANG
         self.load, self._dispatched, self._met_at = worker_pb2.WatchLoadResponse(), {}, float("-inf")
-        self.spare, self.breakers = True, {tier: Breaker() for tier in Tier}
+        self._stock, self.spare, self.breakers = None, True, {tier: Breaker() for tier in Tier}
         self.restart(served)
 
     def restart(self, served: Served) -> None:
