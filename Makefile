@@ -57,6 +57,7 @@ lint: environment
 
 types:
 	@$(BIN)/python -m mypy
+	@$(BIN)/python -m mypy --strict examples/*.py
 
 style:
 	@$(BIN)/ruff check .

@@ -30,6 +30,7 @@ from sparsity_serving import telemetry
 from support.otlp import attributes
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+ROOT = Path(__file__).parent.parent.parent
 
 
 def load(system: System, tier: str) -> Any:
@@ -117,6 +118,22 @@ def test_openais_client_is_answered_by_the_engine(system: System) -> None:
         told = [chunk.sparsity for chunk in stream if hasattr(chunk, "sparsity")]
         assert [each["report"]["tier"] for each in told] == ["aggressive"]
         assert 0.0 < told[0]["report"]["prefill_density"] < 1.0
+
+
+@pytest.mark.parametrize("door", ["openai", "grpc"])
+def test_the_examples_print_what_they_were_answered(system: System, door: str) -> None:
+    address = {"openai": f"http://{system.http}/v1", "grpc": system.router}[door]
+    script = ROOT / "examples" / f"{door}_client.py"
+    result = subprocess.run([sys.executable, str(script), address], capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    said = dict(line.split(": ", 1) for line in result.stdout.splitlines())
+    assert "Paris" in said["chat"]
+    assert said["chat"].lower().endswith("[dense, length_band]")
+    assert "Paris" in said["stream"].replace(" | ", "")
+    assert said["stream"].count(" | ") > 1
+    assert re.fullmatch(r"weather\('.*'\)", said["tool_call"])
+    assert re.fullmatch(r"Place\(city='.*', country='.*'\)|{'city': '.*'}", said["json_schema"])
+    assert len(re.findall(r"-\d+\.\d\d of 2", said["logprobs"])) >= 4
 
 
 def test_one_trace_from_client_to_engine(system: System) -> None:
