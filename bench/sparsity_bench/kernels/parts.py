@@ -116,8 +116,8 @@ def planned(*, quick: bool) -> Plan:
 
 
 DRY = Plan(
-    device="cpu", dtype=torch.float32, base=Shape(4, 2, 16), others=(Shape(3, 3, 16),), checked=300, prompts=(512,),
-    prefills=Prefills(forced=(CORRECTED,)), loads=((2, (Load(2, 512, (256,), mixed=True),)),), other_prompt=256,
+    device="cpu", dtype=torch.float32, base=Shape(2, 1, 16), others=(Shape(3, 3, 16),), checked=300, prompts=(384,),
+    prefills=Prefills(forced=(CORRECTED,)), loads=((2, (Load(2, 384, (192,), mixed=True),)),), other_prompt=256,
     other_load=Load(1, 256, (192,)), token_shape=TINY, token_loads=((128, 3),),
 )  # fmt: skip
 

@@ -81,11 +81,11 @@ def test_a_wrong_selection_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 def test_parts_are_chosen_by_kind_and_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     taken: list[str] = []
     monkeypatch.setattr(speed._Run, "measure", lambda run, part: taken.append(part.name))
-    assert speed.main(["--dry", "--only", "prefill", "shapes", "--named", "16, 256", "512"]) == 0
-    assert taken == ["prefill, 4/2 heads, d=16, 512"]
+    assert speed.main(["--dry", "--only", "prefill", "shapes", "--named", "16, 256", "384"]) == 0
+    assert taken == ["prefill, 2/1 heads, d=16, 384"]
     with pytest.raises(SystemExit):
-        speed.main(["--dry", "--only", "tokens", "--named", "512"])
-    assert "there are checks, 4/2 heads, d=16, " in capsys.readouterr().err
+        speed.main(["--dry", "--only", "tokens", "--named", "384"])
+    assert "there are checks, 2/1 heads, d=16, " in capsys.readouterr().err
 
 
 def test_what_is_found_is_written_as_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
