@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from sparsity_policies.decisions.risk_report import judge
@@ -18,7 +19,7 @@ from sparsity_policies.risk.weighing import wanted
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving.benchmark import Row
 
-from sparsity_bench.risk.baselines import found_by, keywords, shipped_snapshot
+from sparsity_bench.risk.baselines import SentenceModel, found_by, keywords, shipped_snapshot
 from sparsity_bench.risk.forms import DISGUISES, DOCUMENTS
 from sparsity_bench.risk.prompts import DISTINCT, LongPrompt, harmless, risky
 
@@ -35,6 +36,7 @@ print((process.memory_info().rss - before) / 2**20)
 """
 Say = Callable[[str], None]
 _LITERALS, _KEYWORDS = "literals and patterns alone", "terms of each trade, as literals"
+_SENTENCES: Final = "literals, patterns and the sentence model"
 
 
 def measure(say: Say) -> list[Row]:
@@ -46,7 +48,7 @@ def measure(say: Say) -> list[Row]:
     snapshot, texts = shipped_snapshot(), corpus.shipped("heldout")
     if not texts:
         raise ConfigurationError("this package has no held-out texts")
-    words = keywords()
+    words, sentences = keywords(), SentenceModel(snapshot)
     rows: list[Row] = []
     say("risky paragraphs in prompts of 5,000 tokens ...")
     found = risky(texts)
@@ -58,6 +60,9 @@ def measure(say: Say) -> list[Row]:
         for baseline, scanner in ((_LITERALS, snapshot.scanner), (_KEYWORDS, words)):
             other = _percent([not found_by(scanner, one.text) for one in share])
             rows.append(_row(name, f"{len(share)} prompts", missed, baseline, other, goal))
+        if share[0].language == "en":
+            other = _percent([not sentences.finds(one.text) for one in share])
+            rows.append(_row(name, f"{len(share)} prompts", missed, _SENTENCES, other, goal))
     say("texts by themselves ...")
     for language, goal in (("en", 3.0), ("other", 6.0)):
         own = [one for one in texts if (one.language == "en") is (language == "en")]
@@ -79,7 +84,11 @@ def measure(say: Say) -> list[Row]:
     for distinct in (DISTINCT, len(texts)):
         prompts = harmless(texts, _HARMLESS_EACH, distinct)
         rows += _harmless(
-            snapshot, prompts, words, f"{distinct} near misses" if distinct == DISTINCT else "all of them"
+            snapshot,
+            prompts,
+            words,
+            sentences,
+            f"{distinct} near misses" if distinct == DISTINCT else "all of them",
         )
     rows.append(_undeclared(snapshot, [one.text for one in texts if one.domain == HARMLESS]))
     say("time and memory ...")
@@ -109,15 +118,21 @@ def _forms(snapshot: Snapshot, name: str, forms: Mapping[str, Callable[[str], st
     return _row(name, f"{len(literals)} literals, {len(forms)} forms", missed, "the bytes as they are", plain, goal)
 
 
-def _harmless(snapshot: Snapshot, prompts: Sequence[LongPrompt], words: Scanner, near: str) -> list[Row]:
+def _harmless(
+    snapshot: Snapshot, prompts: Sequence[LongPrompt], words: Scanner, sentences: SentenceModel, near: str
+) -> list[Row]:
     rows = []
     for name, those in (
         ("harmless declared prompts moved, English", [one for one in prompts if one.language == "en"]),
         ("harmless declared prompts moved, other languages", [one for one in prompts if one.language != "en"]),
     ):
         moved = _percent([_moves(one.text, snapshot) for one in those])
-        other = _percent([found_by(words, one.text) for one in those])
-        rows.append(_row(name, f"{len(those)} prompts of {near}", moved, _KEYWORDS, other, 3.0))
+        baselines: dict[str, Callable[[str], bool]] = {_KEYWORDS: partial(found_by, words)}
+        if those[0].language == "en":
+            baselines[_SENTENCES] = sentences.finds
+        for baseline, finds in baselines.items():
+            other = _percent([finds(one.text) for one in those])
+            rows.append(_row(name, f"{len(those)} prompts of {near}", moved, baseline, other, 3.0))
     return rows
 
 
