@@ -116,7 +116,8 @@ def by_path(said: str) -> str:
 def validate(document: dict[str, Any], version: str) -> None:
     """Checks one object strictly: a field that the API does not know is a mistake.
 
-    The schemas of other people's kinds, in deploy/tools/schemas, know the fields that the chart uses.
+    The schemas of other people's kinds, in deploy/tools/schemas, know the fields that the chart uses; pod templates in
+    them are Kubernetes' own.
 
     Raises:
         SystemExit: naming the object and the field.
@@ -126,11 +127,21 @@ def validate(document: dict[str, Any], version: str) -> None:
     try:
         if own.exists():
             jsonschema.validate(document, json.loads(own.read_text()))
+            for template in pod_templates(document):
+                kubernetes_validate.validate(template, version, strict=True)
         else:
             kubernetes_validate.validate(document, version, strict=True)
     except (jsonschema.ValidationError, kubernetes_validate.ValidationError) as error:
         where = "/".join(map(str, error.path))
         sys.exit(f"{kind} {document['metadata']['name']} on {version}: {where}: {error.message}")
+
+
+def pod_templates(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Those that an object of another API holds, as the kind that Kubernetes has for one alone."""
+    if document["kind"] == "LeaderWorkerSet":
+        group = document["spec"]["leaderWorkerTemplate"]
+        for name in ("leaderTemplate", "workerTemplate"):
+            yield {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": name}, "template": group[name]}
 
 
 # It reads all definitions of a Kubernetes, two megabytes, for every object.

@@ -172,6 +172,7 @@ def values() -> Schema:
         "enabled": YES_OR_NO,
         "tiers": {**several(one_of(*TIERS)), "minItems": 1, "uniqueItems": True},
         "profiles": {**several(SOME_TEXT), "uniqueItems": True},
+        "nodes": whole(1),
         # Refused by a template that says what to write: of the time when an entry was a tier, and of several models.
         "profile": {},
         "model": {},

@@ -57,12 +57,17 @@ def test_the_programs_take_the_arguments(name: str, tmp_path: Path) -> None:
     for container in asked:
         # What a Secret holds is known to the cluster only.
         environment = {entry["name"]: entry.get("value", "redis://store") for entry in container["env"]}
-        options = configured(PROGRAMS[container["name"]], container["args"], environment, tmp_path)
+        # What LeaderWorkerSet's controller puts into a pod beside its leader's.
+        arguments = [each.replace("$(LWS_WORKER_INDEX)", "1") for each in container["args"]]
+        options = configured(PROGRAMS[container["name"]], arguments, environment, tmp_path)
         assert options.drain_seconds + 5 < container["pod"]["terminationGracePeriodSeconds"]
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         listens = {"grpc": options.listen, "health": options.health_listen, "metrics": options.metrics_listen}
         if "http" in ports:
             listens["http"] = options.http_listen
+        if "grpc" not in ports:
+            assert options.nodes.follows
+            del listens["grpc"]
         assert ("http" in ports) == (name in ("entry", "inference") and container["name"] == "router")
         host = "[::]" if name == "ipv6" else "0.0.0.0"
         assert {key: f"{host}:{port}" for key, port in ports.items()} == listens

@@ -22,9 +22,16 @@ def of_kind(found: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]
 def containers(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Every container of every pod, with its pod's spec beside it."""
     pods = [document["spec"] for document in found if document["kind"] == "Pod"]
-    kinds = ("Deployment", "StatefulSet", "Job")
-    pods += [document["spec"]["template"]["spec"] for document in found if document["kind"] in kinds]
+    pods += [template["spec"] for document in found for template in templates(document)]
     return [{**c, "pod": pod} for pod in pods for c in (*pod.get("initContainers", ()), *pod["containers"])]
+
+
+def templates(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The pod templates of an object: two of a group of nodes, its leader's first."""
+    if document["kind"] == "LeaderWorkerSet":
+        group = document["spec"]["leaderWorkerTemplate"]
+        return [group["leaderTemplate"], group["workerTemplate"]]
+    return [document["spec"]["template"]] if document["kind"] in ("Deployment", "StatefulSet", "Job") else []
 
 
 def pods(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

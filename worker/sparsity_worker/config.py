@@ -15,6 +15,7 @@ from sparsity_serving.options.declaration import Option, check_bounds, group, op
 
 from sparsity_worker.coalescing import Coalescing
 from sparsity_worker.folders import state_folder
+from sparsity_worker.nodes import Nodes
 
 PREFIX = "SPARSITY_WORKER"
 DENSE = "dense"
@@ -53,6 +54,23 @@ class WorkerConfig:
     )
     device: str = option("what it computes on", "cpu", choices=("cpu", "cuda"))
     tensor_parallel: int = option("devices, or on a CPU processes, that share each layer's heads", 1, least=1)
+    nodes: Nodes = group(
+        Nodes,
+        count=Option(
+            "machines that hold one engine, as many ranks on each, by a process of the same options",
+            least=1,
+            name="nodes",
+        ),
+        rank=Option(
+            "this one among them: 0 serves requests, the others compute for it and tell their health",
+            least=0,
+            name="node-rank",
+        ),
+        address=Option(
+            "host:port of node 0 where they meet at start; afterwards they talk on ports of the system's choice",
+            name="nodes-address",
+        ),
+    )
     load_format: str = option("how SGLang loads the weights, such as auto or dummy, which makes them up", "auto")
     dense_backend: str | None = option(
         "attention backend of a worker of the dense tier alone: one of SGLang's, or sparsity_dense, which is our"
@@ -116,6 +134,9 @@ class WorkerConfig:
         check_bounds(self)
         # Frozen: this is how what several texts said becomes one value.
         object.__setattr__(self, "tiers", _tiers(self.tiers))
+        self.nodes.ranks(self.tensor_parallel)
+        if self.engine == ECHO and self.nodes.count > 1:
+            raise ConfigurationError("--nodes: an echo is one process, which nothing shares")
         if self.engine == ECHO and self.profiles:
             raise ConfigurationError("--profile: an echo attends nothing, so it takes none")
         if self.sparse_tiers and not self.profiles and self.engine != ECHO:

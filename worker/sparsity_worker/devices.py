@@ -17,7 +17,9 @@ _TOKENS_CPU = 20_480
 _MEMORY_CPU, _MEMORY_SPARSE_CUDA = 0.3, 0.8
 
 
-def prepare_environment(device: str, threads: int | None, ranks: int = 1, kept: Path | None = None) -> None:
+def prepare_environment(
+    device: str, threads: int | None, ranks: int = 1, kept: Path | None = None, nodes: int = 1
+) -> None:
     """Sets what SGLang and Triton read from the environment; before its first import, since its children inherit it.
 
     Args:
@@ -25,6 +27,7 @@ def prepare_environment(device: str, threads: int | None, ranks: int = 1, kept: 
         threads: of computation; None leaves the choice to torch.
         ranks: that share each layer's heads.
         kept: folder of what outlives the worker; compiled kernels go there unless TRITON_CACHE_DIR says otherwise.
+        nodes: that have as many of the ranks each.
     """
     if device == "cuda" and kept is not None:
         # Compiling them takes longer than loading a small model; Triton itself tells versions and devices apart.
@@ -33,9 +36,11 @@ def prepare_environment(device: str, threads: int | None, ranks: int = 1, kept: 
     if device == "cpu":
         os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
         if ranks > 1:
-            os.environ.setdefault("SGLANG_CPU_OMP_THREADS_BIND", "|".join(_shares(ranks)))
+            os.environ.setdefault("SGLANG_CPU_OMP_THREADS_BIND", "|".join(_shares(ranks // nodes)))
             # It would take up NCCL, which comes with torch, and fail without a GPU; the ranks talk by Gloo.
             os.environ.setdefault("SGLANG_NCCL_SO_PATH", "none-without-a-gpu")
+    # Where other ranks serve, an engine would not come back until they are gone.
+    os.environ["SGLANG_BLOCK_NONZERO_RANK_CHILDREN"] = "0"
     os.environ["SGLANG_PLUGINS"] = BACKEND
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # While a grammar compiles, each step of everybody waits for it so long; and it may take so many steps.
@@ -55,7 +60,7 @@ def prepare_environment(device: str, threads: int | None, ranks: int = 1, kept: 
 
 
 def _shares(ranks: int) -> Iterator[str]:
-    """Cores of each rank, as a list with commas; ranks share them where there are fewer cores than ranks."""
+    """Cores of each rank of a node, as a list with commas; ranks share them where there are fewer cores than ranks."""
     cores = sorted(os.sched_getaffinity(0))
     for rank in range(ranks):
         first = rank * len(cores) // ranks

@@ -32,6 +32,7 @@ from sparsity_worker.calls.worker_metrics import WorkerMetrics
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.echo.engine import EchoEngine
 from sparsity_worker.engine.sglang_engine import Engine
+from sparsity_worker.follower import follow
 
 if TYPE_CHECKING:
     from sparsity_worker.profiles.tier_profile import TierProfile
@@ -49,6 +50,14 @@ def run(config: WorkerConfig) -> None:
     facts = ModelFacts.read(config.model_path)
     facts.check_ranks(config.tensor_parallel)
     config, tiers = _tiers(config, facts)
+    for option, address in (("--metrics-listen", config.metrics_listen), ("--health-listen", config.health_listen)):
+        if address:
+            require_free(address, option, any_port=False)
+    # Before the engine: it would install a tracer provider of its own in this process.
+    if config.nodes.follows:
+        telemetry.configure("sparsity-worker", config.metrics_listen)
+        follow(config, facts, _profiles(tiers))
+        return
     tokenizer_file = config.model_path / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     digest = hashlib.sha256(tokenizer_file.read_bytes()).hexdigest()
@@ -56,10 +65,6 @@ def run(config: WorkerConfig) -> None:
     Access.load(config.access)
     if config.require_lease and LeaseKeys.load(config.lease_key_file) is None:
         raise ConfigurationError("--require-lease: give the key with --lease-key-file or SPARSITY_LEASE_KEY")
-    for option, address in (("--metrics-listen", config.metrics_listen), ("--health-listen", config.health_listen)):
-        if address:
-            require_free(address, option, any_port=False)
-    # Before the engine: it would install a tracer provider of its own in this process.
     telemetry.configure("sparsity-worker", config.metrics_listen)
     engine = EchoEngine(tokenizer) if config.engine == ECHO else Engine(config, facts, _profiles(tiers))
     try:
@@ -156,5 +161,6 @@ async def _serve(
     load.drain()
     await load.idle(config.drain_seconds)
     await endpoint.server.stop(2.0)
+    await engine.release()
     await endpoint.health.stop()
     telemetry.shutdown()

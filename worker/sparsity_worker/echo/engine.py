@@ -73,5 +73,8 @@ class EchoEngine:
         """KV slots in use: it has none."""
         return 0
 
+    async def release(self) -> None:
+        """Nothing else computes for it."""
+
     def shutdown(self) -> None:
         """Ends nothing: there is no other process."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
+import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -13,18 +12,19 @@ from typing import TYPE_CHECKING, Any, Final
 from sparsity.v1 import inference_pb2
 from sparsity_rpc import tracing
 from sparsity_rpc.errors import EngineError
-from sparsity_serving import telemetry
 from sparsity_serving.engines import SGLANG
 
 from sparsity_worker.config import DENSE, ModelFacts, WorkerConfig
-from sparsity_worker.devices import DEVICES, pick_dtype, prepare_environment
 from sparsity_worker.engine.grammar import abort
+from sparsity_worker.engine.launching import endings, launch
 from sparsity_worker.engine.salt import cache_salt
 from sparsity_worker.engine.scores import Scored, Scores, scored
 from sparsity_worker.keys import FACTS_KEY, REPORT_KEY, TIER_KEY
 
 if TYPE_CHECKING:
     from sparsity_worker.profiles.tier_profile import TierProfile
+
+_RELEASE_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,52 +77,13 @@ class Engine:
     unreported: Final = ""
 
     def __init__(self, config: WorkerConfig, facts: ModelFacts, profiles: Mapping[str, TierProfile]) -> None:
-        prepare_environment(config.device, config.threads, config.tensor_parallel, config.state_folder)
-        from sparsity_worker.profiles.served_tiers import to_config
-        from sparsity_worker.profiles.tier_profile import model_overrides
-        from sparsity_worker.tune.ahead import compiled_ahead
+        self._engine, self._ranks, arguments, self._traced, self.version = launch(config, facts, profiles)
+        self._alone = config.nodes.count == 1
+        from sglang.srt.utils import is_flashinfer_available
 
-        self.device = config.device
-        self.dtype = pick_dtype(config.dtype, config.device)
+        self.device, self.dtype, self.page_size = config.device, arguments["dtype"], arguments["page_size"]
         self._labels = {tier: profiles[tier].label if tier in profiles else tier for tier in config.tiers}
-        # Of all profiles of an engine these are the same.
         profile = next(iter(profiles.values()), None)
-        self.page_size = profile.page_size if profile else 64
-        overrides = model_overrides(profiles.values(), facts) | to_config(config.tiers, profiles)
-        collector = telemetry.traces_collector()
-        self._traced = collector is not None
-        tracing: dict[str, object] = {}
-        if collector is not None:
-            # The only variable of them all that SGLang's processes read.
-            os.environ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = collector.protocol
-            tracing = {"enable_trace": True, "otlp_traces_endpoint": collector.endpoint, "otlp_service_name": "sglang"}
-        with compiled_ahead(config, facts, profiles):
-            # It takes seconds to import.
-            import sglang
-            from sglang.srt.utils import is_flashinfer_available
-
-            self.version: str = sglang.__version__
-            self._engine = sglang.Engine(
-                model_path=str(config.model_path),
-                device=config.device,
-                dtype=self.dtype,
-                load_format=config.load_format,
-                tp_size=config.tensor_parallel,
-                page_size=self.page_size,
-                context_length=facts.context_length,
-                max_running_requests=config.max_requests,
-                chunked_prefill_size=config.chunked_prefill_tokens,
-                json_model_override_args=json.dumps(overrides),
-                skip_tokenizer_init=True,
-                sleep_on_idle=True,
-                incremental_streaming_output=True,
-                grammar_backend="xgrammar",
-                # As much as an indented document needs: small models would go on with it for ever.
-                constrained_json_max_whitespace_cnt=8,
-                log_level="warning",
-                **DEVICES[config.device](config, profile.backend if profile else None),
-                **tracing,
-            )
         default = "flashinfer" if is_flashinfer_available() else "pytorch"
         self.expressions = config.allow_expressions
         # Other samplers refuse seeds, or take no notice of them.
@@ -196,6 +157,18 @@ class Engine:
         """KV slots that live requests hold, prefix cache not counted, tokens."""
         loads = await self._engine.tokenizer_manager.get_loads()
         return sum(int(load.num_used_tokens) for load in loads)
+
+    async def release(self) -> None:
+        """Has the ranks of every node end of themselves: those of the others hear of it by no other way.
+
+        A single node's need not: :meth:`shutdown` ends its processes.
+        """
+        if self._alone:
+            return
+        from sglang.srt.managers.io_struct import ShutdownReq
+
+        await self._engine.tokenizer_manager._async_dispatch_to_scheduler(ShutdownReq())
+        await asyncio.wait(endings(self._ranks), timeout=_RELEASE_SECONDS)
 
     def shutdown(self) -> None:
         """Ends the engine's processes."""

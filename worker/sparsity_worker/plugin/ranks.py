@@ -1,13 +1,26 @@
-"""The ranks of tensor parallelism: which heads are this one's, and sums over all."""
+"""The ranks of tensor parallelism: which heads are this one's, sums over all, and whether all nodes run alike."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sparsity_rpc.errors import ConfigurationError
+
+# What each node reads of its own options, profiles and state folder, by SGLang's names.
+_ALIKE: Final = {
+    "json_model_override_args": "--profile, or what `sparsity worker tune` found",
+    "attention_backend": "--dense-backend, or what `sparsity worker tune` found",
+    "dtype": "--dtype",
+    "page_size": "the profiles' pages",
+    "chunked_prefill_size": "--chunked-prefill-tokens",
+    "max_running_requests": "--max-requests",
+    "disable_overlap_schedule": "--overlap",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +59,34 @@ class Ranks:
         total = torch.from_numpy(values)
         torch.distributed.all_reduce(total, group=self.group)
         return total.numpy()
+
+
+def check_nodes(_: Any, scheduler: Any) -> None:
+    """Refuses nodes whose ranks would not run alike: each reads its own options, and one that prunes waits for all.
+
+    Args:
+        scheduler: SGLang's, of one rank, whose groups there are.
+
+    Raises:
+        ConfigurationError: naming what differs.
+    """
+    from sglang.srt.distributed.parallel_state import get_tp_group
+
+    if scheduler.server_args.nnodes == 1:
+        return
+    own = {name: getattr(scheduler.server_args, name) for name in _ALIKE}
+    group = get_tp_group()
+    every: list[Any] = [None] * group.world_size
+    torch.distributed.all_gather_object(every, own, group=group.cpu_group)
+    refuse_unlike(every)
+
+
+def refuse_unlike(every: Sequence[Mapping[str, Any]]) -> None:
+    """Whether ranks say the same of what they must have alike.
+
+    Raises:
+        ConfigurationError: naming what differs.
+    """
+    unlike = [told for name, told in _ALIKE.items() if any(each[name] != every[0][name] for each in every)]
+    if unlike:
+        raise ConfigurationError(f"--nodes: must run alike, but differ in {'; '.join(unlike)}; start all with the same")

@@ -18,6 +18,7 @@ from sparsity_worker.plugin.choosing.grammars import MANAGER, give_grammars
 from sparsity_worker.plugin.dense_backend import DenseAttnBackend
 from sparsity_worker.plugin.indexer import IndexerMeter
 from sparsity_worker.plugin.memory import CELL_SIZE, charge
+from sparsity_worker.plugin.ranks import check_nodes
 from sparsity_worker.profiles.served_tiers import block_profiles
 
 CHUNK_ENDS: Final = "sglang.srt.managers.scheduler.Scheduler.init_dsa_kpool_truncation_align"
@@ -43,6 +44,7 @@ def register() -> None:
         "sglang.srt.model_executor.model_runner.ModelRunner.forward", _attach_accounts, HookType.AFTER
     )
     HookRegistry.register(CELL_SIZE, charge, HookType.AFTER)
+    HookRegistry.register(CHUNK_ENDS, check_nodes, HookType.AFTER)
     HookRegistry.register(CHUNK_ENDS, end_chunks_on_tiles, HookType.AFTER)
     HookRegistry.register(MANAGER, give_grammars, HookType.AFTER)
     HookRegistry.register(scores.BIASED, scores.keep_finite, HookType.AFTER)

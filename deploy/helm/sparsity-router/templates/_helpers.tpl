@@ -44,7 +44,7 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- $root := index . 0 -}}
 {{- $own := $root.Values -}}
 {{- range splitList "." (index . 1) }}{{ $own = index $own . }}{{ end -}}
-{{- $bare := dict "enabled" true "tiers" list "profiles" list "options" dict -}}
+{{- $bare := dict "enabled" true "nodes" 1 "tiers" list "profiles" list "options" dict -}}
 {{- $merged := mustMergeOverwrite $bare (deepCopy $root.Values.defaults) (deepCopy $own) -}}
 {{- /* An empty one takes the default off. */ -}}
 {{- range list "nodeSelector" "affinity" "podSecurityContext" "securityContext" }}{{ if hasKey $own . }}{{ $_ := set $merged . (index $own .) }}{{ end }}{{ end -}}
@@ -61,6 +61,11 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- end -}}
 {{- end -}}
 {{- toJson $pools -}}
+{{- end }}
+
+{{- /* The name of a pool's groups of nodes, which the set's own Service has too, and its pods' names begin with: (list root pool). */ -}}
+{{- define "sparsity.group" -}}
+{{- printf "%s-nodes-%s" (include "sparsity.fullname" (index . 0)) (index . 1) -}}
 {{- end }}
 
 {{- /* Replicas of a component that are always there: (values). */ -}}
@@ -291,7 +296,7 @@ topologySpreadConstraints:
     matchLabels:
       {{- include "sparsity.selector" (list $root (index . 2)) | nindent 6 }}
   # Of one revision: what an upgrade replaces does not stand in the way.
-  matchLabelKeys: [pod-template-hash]
+  matchLabelKeys: [{{ ternary "leaderworkerset.sigs.k8s.io/template-revision-hash" "pod-template-hash" (gt (int $values.nodes) 1) }}]
 {{- end }}
 {{- end }}
 
@@ -314,6 +319,10 @@ initContainers:
 {{- $root := index . 0 -}}{{- $values := index . 1 -}}{{- $component := index . 2 -}}
 {{- $name := printf "%s-%s" (include "sparsity.fullname" $root) $component -}}
 {{- $scaling := $values.autoscaling -}}
+{{- $target := printf "{apiVersion: apps/v1, kind: Deployment, name: %s}" $name -}}
+{{- if gt (int $values.nodes) 1 -}}
+{{- $target = printf "{apiVersion: leaderworkerset.x-k8s.io/v1, kind: LeaderWorkerSet, name: %s}" (include "sparsity.group" (list $root (trimPrefix "worker-" $component))) -}}
+{{- end -}}
 {{- if $values.podDisruptionBudget.enabled }}
 ---
 apiVersion: policy/v1
@@ -339,7 +348,7 @@ metadata:
   labels:
     {{- include "sparsity.labels" (list $root $component) | nindent 4 }}
 spec:
-  scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: {{ $name }}}
+  scaleTargetRef: {{ $target }}
   minReplicas: {{ int $scaling.minReplicas }}
   maxReplicas: {{ int $scaling.maxReplicas }}
   metrics:
@@ -377,7 +386,7 @@ metadata:
   labels:
     {{- include "sparsity.labels" (list $root $component) | nindent 4 }}
 spec:
-  scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: {{ $name }}}
+  scaleTargetRef: {{ $target }}
   minReplicaCount: {{ int $scaling.minReplicas }}
   maxReplicaCount: {{ int $scaling.maxReplicas }}
   {{- if not (int $scaling.minReplicas) }}

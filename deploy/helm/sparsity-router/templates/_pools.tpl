@@ -26,6 +26,17 @@
 {{- if ne $echo (not (empty (include "sparsity.echo" $))) -}}
 {{- fail (printf "%s.options.engine: is %s; routers and workers echo together, by router.options.engine and the pools' options.engine" $path $engine) -}}
 {{- end -}}
+{{- $nodes := int $pool.nodes -}}{{- $ranks := int (dig "tensor-parallel" 1 $pool.options) -}}
+{{- if and $echo (gt $nodes 1) -}}
+{{- fail (printf "%s.nodes: must be 1 beside options.engine echo, which is one process" $path) -}}
+{{- end -}}
+{{- if mod $ranks $nodes -}}
+{{- fail (printf "%s.nodes: %d nodes cannot share the %d ranks of %s.options.tensor-parallel, as many on each" $path $nodes $ranks $path) -}}
+{{- end -}}
+{{- $group := include "sparsity.group" (list $ $name) -}}
+{{- if and (gt $nodes 1) (gt (len $group) 48) -}}
+{{- fail (printf "%s.nodes: pods of %s would have names longer than 63 characters with what stands behind it; give a shorter fullnameOverride" $path $group) -}}
+{{- end -}}
 {{- if and $echo $pool.profiles -}}
 {{- fail (printf "%s.profiles: must be [] beside options.engine echo, which attends nothing" $path) -}}
 {{- end -}}

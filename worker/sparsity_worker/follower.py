@@ -1,0 +1,68 @@
+"""A node that computes for node 0: it has ranks of the engine, answers probes, and ends when node 0 has."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from sparsity_rpc.errors import EngineError
+from sparsity_serving import telemetry
+from sparsity_serving.health import Health
+
+from sparsity_worker.config import ModelFacts, WorkerConfig
+from sparsity_worker.engine.launching import Launched, endings, launch
+
+if TYPE_CHECKING:
+    from sparsity_worker.profiles.tier_profile import TierProfile
+
+# What node 0 takes to end after its streams, and ranks to end one after the other.
+_AFTER_DRAIN_SECONDS: Final = 8.0
+_TOGETHER_SECONDS: Final = 3.0
+log = logging.getLogger("sparsity.worker")
+
+
+def follow(config: WorkerConfig, facts: ModelFacts, profiles: Mapping[str, TierProfile]) -> None:
+    """Runs the ranks of a node that follows, in this process, which must be on its main thread.
+
+    Raises:
+        EngineError: when a rank ends of itself, as all do where node 0 is gone without a word.
+        SparsityError: when it cannot be started.
+    """
+    launched = launch(config, facts, profiles)
+    try:
+        asyncio.run(_until_the_end(config, launched))
+    finally:
+        launched.engine.shutdown()
+    telemetry.shutdown()
+
+
+async def _until_the_end(config: WorkerConfig, launched: Launched) -> None:
+    health, loop = Health(()), asyncio.get_running_loop()
+    stop, failed = asyncio.Event(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    # By which a rank tells that it fails; SGLang's own handler would end this process without a word.
+    loop.add_signal_handler(signal.SIGQUIT, failed.set)
+    await health.serve(config.health_listen)
+    await health.tell(True)
+    nodes = config.nodes
+    log.info(
+        "worker %s is node %d of %d, and computes for %s", config.worker_id, nodes.rank, nodes.count, nodes.address
+    )
+    ends, told = endings(launched.ranks), asyncio.create_task(stop.wait())
+    either: set[asyncio.Future[Any]] = {*ends, told}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    await health.drain()
+    # Node 0 is told to end at the same time, and lets its streams finish first, which need these ranks.
+    await asyncio.wait(ends, timeout=config.drain_seconds + _AFTER_DRAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(ends, timeout=_TOGETHER_SECONDS)
+    await health.stop()
+    if failed.is_set():
+        raise EngineError(f"node {nodes.rank}: a rank failed, or node 0 at {nodes.address} is gone; its log says which")
+    log.info(
+        "worker %s ends %s", config.worker_id, "as node 0 did" if any(end.done() for end in ends) else "before node 0"
+    )
