@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsity_policies.decisions.costs import H100, GpuSpeed
-from sparsity_policies.documents.shipped import band_sets
+from sparsity_policies.decisions.model_bands import NO_BANDS, ModelBands
+from sparsity_policies.documents.shipped import band_sets, bands_of
 from sparsity_policies.storage.redis_url import ENVIRONMENT, read_url
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_rpc.tls import ClientTls, ServerTls
@@ -172,7 +173,7 @@ class RouterConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        self.fronted()
+        self.model_bands()
         if self.worker_tls is not None and self.worker_tls.ca is None:
             raise ConfigurationError("--worker-ca: must be given with the other options of workers' TLS")
         if self.redis_url is None and self.policy_dir is None:
@@ -199,3 +200,14 @@ class RouterConfig:
             raise ConfigurationError("--worker: give the address of at least one worker")
         check_folder(self.model_path, "--model")
         return (Fronted(self.model_path.name, self.model_path, self.workers),)
+
+    def model_bands(self) -> ModelBands:
+        """Length bands of models that have their own.
+
+        Raises:
+            ConfigurationError: where there is no band set that policies could have taken theirs from.
+        """
+        own = {one.name: one.bands for one in self.fronted() if one.bands}
+        if own and self.band_set is None:
+            raise ConfigurationError("--models: bands stand in the place of the band set's, and --band-set is none")
+        return ModelBands(bands_of(self.band_set), own) if own and self.band_set else NO_BANDS

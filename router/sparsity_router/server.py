@@ -240,7 +240,7 @@ async def _load(config: RouterConfig, store: PolicyStore | None) -> tuple[Policy
     source = PolicyFolder(config.policy_dir, store, SOURCES.load) if config.policy_dir else store
     assert source is not None, "the configuration has a store or a folder"
     disk = SnapshotFile(config.snapshot_file, SOURCES.check) if config.snapshot_file else None
-    policies = PolicyFollower(source, config.policy_ttl, disk)
+    policies = PolicyFollower(source, config.policy_ttl, disk, config.model_bands())
     seeded = False
     try:
         with contextlib.suppress(StoreError):

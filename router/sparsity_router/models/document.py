@@ -5,16 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from sparsity_rpc.errors import ConfigurationError
+from sparsity_policies.decisions.model_bands import Bands
+from sparsity_policies.documents.document import parse_bands
+from sparsity_policies.model import Risk
+from sparsity_rpc.errors import ConfigurationError, InvalidRequestError
 from sparsity_serving.access.options_file import read_options_file
 from sparsity_serving.bounds import MAX_NAME
 
 _OPTION: Final = "--models"
 _FILES: Final = ("tokenizer.json", "config.json")
+# What is of high risk is for policies alone to say, which are edited and audited.
+_BANDED: Final = {risk.name.lower(): risk for risk in (Risk.LOW, Risk.ELEVATED)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +31,14 @@ class Fronted:
         folder: with its tokenizer.json and config.json.
         workers: where its workers are, see :mod:`sparsity_router.fleet.discovery`.
         aliases: other names for it.
+        bands: its own length bands by risk, in the place of the band set's.
     """
 
     name: str
     folder: Path
     workers: tuple[str, ...]
     aliases: tuple[str, ...] = ()
+    bands: Bands = field(default_factory=dict)
 
     @property
     def known_as(self) -> frozenset[str]:
@@ -69,18 +76,31 @@ def check_folder(folder: Path, where: str) -> None:
 
 
 def _entry(entry: Any, path: Path, where: str) -> Fronted:
-    known = [field.name for field in dataclasses.fields(Fronted)]
+    known = [each.name for each in dataclasses.fields(Fronted)]
     if not isinstance(entry, dict) or not entry.keys() <= set(known):
         raise ConfigurationError(f"{where}: must be a mapping with fields of {', '.join(known)}")
     for needed in ("name", "folder", "workers"):
         if needed not in entry:
             raise ConfigurationError(f"{where}: {needed}: is missing")
-    name, folder = (_text(entry[field], f"{where}: {field}") for field in ("name", "folder"))
-    workers, aliases = (_texts(entry.get(field, []), f"{where}: {field}") for field in ("workers", "aliases"))
+    name, folder = (_text(entry[needed], f"{where}: {needed}") for needed in ("name", "folder"))
+    workers, aliases = (_texts(entry.get(several, []), f"{where}: {several}") for several in ("workers", "aliases"))
     if not workers:
         raise ConfigurationError(f"{where}: workers: give the address of at least one")
-    found = Fronted(name, path.parent / folder, workers, aliases)
+    bands = _bands(entry.get("bands", {}), f"{where}: bands")
+    found = Fronted(name, path.parent / folder, workers, aliases, bands)
     check_folder(found.folder, f"{where}: folder")
+    return found
+
+
+def _bands(value: Any, where: str) -> Bands:
+    if not isinstance(value, dict) or not value.keys() <= _BANDED.keys():
+        raise ConfigurationError(f"{where}: must be a mapping of {', '.join(_BANDED)} to length bands")
+    found = {}
+    for word, bands in value.items():
+        try:
+            found[_BANDED[word]] = parse_bands(_BANDED[word], bands)
+        except InvalidRequestError as error:
+            raise ConfigurationError(f"{where}: {word}: {error}") from error
     return found
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import grpc
 import pytest
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2, worker_pb2, worker_pb2_grpc
+from sparsity_policies.documents.document import to_document
+from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import Tier
 from sparsity_router.config import RouterConfig
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
@@ -130,6 +132,20 @@ async def test_a_session_is_held_across_models(tmp_path: Path) -> None:
         assert await both.tier("tiny", domain="high", session="s") == DENSE
         assert await both.tier("wordy", session="s") == DENSE
         assert await both.tier("wordy", session="other") == MODERATE
+
+
+async def test_a_model_has_length_bands_of_its_own_where_policies_took_the_band_sets(tmp_path: Path) -> None:
+    low: dict[str, Any] = {"domain": "low", "risk": "low"}
+    taken = {**low, "bands": to_document(shipped_policies("small-context")[-1])["bands"]}
+    kept = {**low, "domain": "kept", "bands": BANDS[:1]}
+    common: dict[str, Any] = {"policies": [taken, kept], "bands": {"low": BANDS}, "band_set": "small-context"}
+    async with two_models(tmp_path, **common) as both:
+        assert await both.tier("wordy") == MODERATE
+        assert await both.tier("tiny") == DENSE
+        assert await both.tier("wordy", domain="kept") == DENSE
+        explained = await both.explained("words")
+        assert explained.decision.explanation == "60 prompt tokens lie in the band from 50 of model wordy"
+        assert f"with {BANDS[2]['from_tokens']} prompt tokens: aggressive" in explained.alternatives
 
 
 async def test_a_lease_of_one_model_is_refused_by_the_others_worker(tmp_path: Path) -> None:
