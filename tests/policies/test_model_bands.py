@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 from sparsity_policies.decisions.decide import decide, hangs_on_length
@@ -56,6 +57,46 @@ def test_all_that_makes_denser_does() -> None:
     assert tier(built(), "small", "rag", max_tier=Tier.DENSE) is Tier.DENSE
     # Detected in the place of a declared one of that risk, the riskier policy decides.
     assert tier(built(), "small", "legal", declared="rag", detected=True) is Tier.DENSE
+
+
+def test_they_decide_as_if_those_policies_said_so_whatever_the_request() -> None:
+    chance = random.Random(3)
+    elevated = parse_bands(
+        Risk.ELEVATED, [{"from_tokens": 0, "tier": "dense"}, {"from_tokens": 900, "tier": "moderate"}]
+    )
+    own = {Risk.LOW: OWN, Risk.ELEVATED: elevated}
+    switch = (
+        Override("k", Scope.TENANT, "held", Tier.MODERATE),
+        Override("t", Scope.TIER, "aggressive", Tier.DENSE, 5.0),
+    )
+    ours = built(KEPT, bands=ModelBands(STANDARD, {"small": own}), overrides=switch)
+    policies = [item.policy for item in ours.policies.values()]
+    written = [replace(p, bands=own.get(p.risk, p.bands)) if p.bands == STANDARD[p.risk] else p for p in policies]
+    theirs = Snapshot.build(1, [stored(policy) for policy in written], switch, compiled=compiled)
+    tiers = set()
+    for _ in range(5000):
+        low = chance.choice((1, 300, 600, 1000, 9000, 40_000))
+        signals = Signals(
+            low,
+            low + chance.choice((0, 0, 300, 5000)),
+            domain=chance.choice(["", "nowhere", *sorted(ours.policies)]),
+            declared=chance.choice(["", "", "rag", "code", "kept"]),
+            detected=chance.random() < 0.3,
+            confidence=chance.choice((1.0, 0.3)),
+            flags=frozenset({"f"} if chance.random() < 0.1 else ()),
+            task=chance.choice(("", "qa")),
+            tenant=chance.choice(("", "held")),
+            session_tier=chance.choice((None, None, Tier.MODERATE)),
+            max_tier=chance.choice((None, None, Tier.MODERATE)),
+            received_at=chance.choice((0.0, 9.0)),
+            model="small",
+        )
+        found, expected = decide(signals, ours), decide(signals, theirs)
+        for part in ("tier", "reason", "matched_rule", "policy", "fallback", "lasting", "dense_reasoning"):
+            assert getattr(found, part) == getattr(expected, part)
+        assert hangs_on_length(signals, ours) == hangs_on_length(signals, theirs)
+        tiers.add(found.tier)
+    assert tiers == set(Tier)
 
 
 def test_the_decision_says_so_and_hangs_on_their_lengths() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from sparsity_policies.documents.document import to_document
 from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import Tier
 from sparsity_router.config import RouterConfig
+from sparsity_rpc import tracing
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
 from sparsity_serving.access.leases import LeaseChecker
 from support.fake_worker import FakeWorker, fail
 from support.rig import AGGRESSIVE, BANDS, DENSE, MODERATE, refusal
 from support.router import running, until
 from support.tiny import tiny_model, wordy_model
+from support.tracing import Spans
 from support.two_models import two_models, written
 
 
@@ -188,6 +191,26 @@ async def test_shadows_are_repeated_by_the_same_model(tmp_path: Path) -> None:
         assert again.request_id.startswith("shadow-")
         assert (first.tier, again.tier) == (MODERATE, DENSE)
         assert not both.tiny.received
+
+
+async def test_spans_and_the_request_log_name_the_model_that_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spans = Spans(monkeypatch)
+    caplog.set_level(logging.INFO, "sparsity.router.requests")
+    async with two_models(tmp_path, request_log=True) as both:
+        await both.tier()
+        await both.tier("words")
+
+        async def are_told() -> bool:
+            return len(spans.all("router.generate")) == 2
+
+        await until(are_told)
+    asked = [(span.attributes or {})["gen_ai.request.model"] for span in spans.all("router.generate")]
+    logged = [vars(record)["model"] for record in caplog.records if record.name == "sparsity.router.requests"]
+    assert asked == logged == ["tiny", "wordy"]
+    monkeypatch.undo()
+    tracing.forget()
 
 
 async def test_a_tenants_limits_count_all_models(tmp_path: Path) -> None:
