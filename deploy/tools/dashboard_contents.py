@@ -100,8 +100,9 @@ OF_REQUESTS = (
             Panel(
                 "Workers",
                 {
-                    "{{sparsity_tier}} {{sparsity_worker_state}}": "max by (sparsity_tier, sparsity_worker_state)"
-                    " (sparsity_router_workers) > 0"
+                    "{{sparsity_tier}} {{sparsity_worker_state}}": "sum by (sparsity_tier, sparsity_worker_state)"
+                    " (max by (gen_ai_request_model, sparsity_tier, sparsity_worker_state)"
+                    " (sparsity_router_workers)) > 0"
                 },
                 what="As the router that sees the most of them sees them.",
                 stack=True,

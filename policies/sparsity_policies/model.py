@@ -223,6 +223,7 @@ class Signals:
         confidence: in a detected domain, in [0, 1].
         session_tier: the densest that the session's earlier requests hold it at, of any length; None without any.
         dense_reasoning: whether the caller asks that reasoning spans decode densely.
+        model: that serves the request, by the router's name for it; empty is none in particular.
     """
 
     min_tokens: int
@@ -245,6 +246,7 @@ class Signals:
     confidence: float = 1.0
     session_tier: Tier | None = None
     dense_reasoning: bool = False
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

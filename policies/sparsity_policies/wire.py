@@ -170,6 +170,7 @@ def signals_to_wire(signals: Signals) -> inference_pb2.Signals:
         confidence=signals.confidence if signals.confidence < 1 else None,
         session_tier=signals.session_tier.value if signals.session_tier else None,  # type: ignore[arg-type]
         dense_reasoning=signals.dense_reasoning,
+        model=signals.model,
     )
 
 
@@ -186,7 +187,7 @@ def signals_from_wire(message: inference_pb2.Signals, path: str, now: float) -> 
         raise InvalidRequestError.of(f"{path}.max_tier", f"{message.max_tier} is not a tier")
     if message.session_tier and int(message.session_tier) not in list(Tier):
         raise InvalidRequestError.of(f"{path}.session_tier", f"{message.session_tier} is not a tier")
-    for name in ("domain", "task", "tenant", "session", "declared_domain", "request_key"):
+    for name in ("domain", "task", "tenant", "session", "declared_domain", "request_key", "model"):
         check_name(f"{path}.{name}", getattr(message, name))
     check_flags(f"{path}.flags", message.flags)
     check_labels(f"{path}.labels", message.labels)
@@ -210,6 +211,7 @@ def signals_from_wire(message: inference_pb2.Signals, path: str, now: float) -> 
         confidence=message.confidence if message.HasField("confidence") else 1.0,
         session_tier=Tier(message.session_tier) if message.session_tier else None,
         dense_reasoning=message.dense_reasoning,
+        model=message.model,
     )
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsity_policies.decisions.costs import H100, GpuSpeed
-from sparsity_policies.documents.shipped import band_sets
+from sparsity_policies.decisions.model_bands import NO_BANDS, ModelBands
+from sparsity_policies.documents.shipped import band_sets, bands_of
 from sparsity_policies.storage.redis_url import ENVIRONMENT, read_url
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_rpc.tls import ClientTls, ServerTls
@@ -15,6 +16,7 @@ from sparsity_serving.options.declaration import Option, check_bounds, group, op
 
 from sparsity_router.fleet.fleet import Admission
 from sparsity_router.fleet.patience import FIRST_SECONDS, NEXT_SECONDS, Patience, read_seconds
+from sparsity_router.models.document import Fronted, check_folder, read_models
 from sparsity_router.observing.recorder import PER_SECOND, RATE
 
 DETECT = ("undeclared", "declared", "off")
@@ -37,10 +39,15 @@ def _band_set(source: str, text: str) -> str | None:
 class RouterConfig:
     """What a router is started with: every option of `python -m sparsity_router`, stated here only."""
 
-    model_path: Path = option("folder of the served model, with its tokenizer.json and config.json", name="model")
+    model_path: Path | None = option(
+        "folder of the served model, with its tokenizer.json and config.json; needed without --models",
+        None,
+        name="model",
+    )
     workers: tuple[str, ...] = option(
         "a worker's host:port, dns:///name:port or k8s:///namespace/service:port, or a dense server of stock SGLang,"
         " sglang+grpc://host:port; repeat",
+        (),
         name="worker",
     )
     redis_url: str | None = option(
@@ -160,17 +167,13 @@ class RouterConfig:
         choices=ENGINES,
     )
     processes: int = option("router processes that share the port", 1, least=1)
+    models: Path | None = option(
+        "YAML file of several models, each with its folder and its workers, in the place of --model and --worker", None
+    )
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        if not self.workers:
-            raise ConfigurationError("--worker: give the address of at least one worker")
-        for name in ("tokenizer.json", "config.json"):
-            if not (self.model_path / name).is_file():
-                problem = (
-                    f"--model: {self.model_path} has no {name}; give the folder of the model that the workers serve"
-                )
-                raise ConfigurationError(problem)
+        self.model_bands()
         if self.worker_tls is not None and self.worker_tls.ca is None:
             raise ConfigurationError("--worker-ca: must be given with the other options of workers' TLS")
         if self.redis_url is None and self.policy_dir is None:
@@ -180,3 +183,31 @@ class RouterConfig:
         if self.redis_wait_replicas and self.redis_url and read_url(self.redis_url).kind == "cluster":
             problem = "WAIT is not to be had through a cluster client; set min-replicas-to-write on its servers"
             raise ConfigurationError(f"--redis-wait-replicas: {problem}")
+
+    def fronted(self) -> tuple[Fronted, ...]:
+        """The models that the router fronts, the default one first.
+
+        Raises:
+            ConfigurationError: naming the option.
+        """
+        if self.models is not None:
+            if self.model_path is not None or self.workers:
+                raise ConfigurationError("--models: names folders and workers; leave --model and --worker out")
+            return read_models(self.models)
+        if self.model_path is None:
+            raise ConfigurationError("--model: give the folder of the served model, or several models by --models")
+        if not self.workers:
+            raise ConfigurationError("--worker: give the address of at least one worker")
+        check_folder(self.model_path, "--model")
+        return (Fronted(self.model_path.name, self.model_path, self.workers),)
+
+    def model_bands(self) -> ModelBands:
+        """Length bands of models that have their own.
+
+        Raises:
+            ConfigurationError: where there is no band set that policies could have taken theirs from.
+        """
+        own = {one.name: one.bands for one in self.fronted() if one.bands}
+        if own and self.band_set is None:
+            raise ConfigurationError("--models: bands stand in the place of the band set's, and --band-set is none")
+        return ModelBands(bands_of(self.band_set), own) if own and self.band_set else NO_BANDS

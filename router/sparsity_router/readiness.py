@@ -2,8 +2,9 @@
 
 One whose store is away goes on from its last snapshot, and past its time to live everything is dense; one that cannot
 take up a change it knows of wants none, because its peers have taken it up. Without a dense worker it still serves what
-policy lets go to sparser ones: all routers would fall out at once, and take that traffic with them. At the start,
-when dense workers may only not have been heard yet, it waits for one a little longer.
+policy lets go to sparser ones: all routers would fall out at once, and take that traffic with them. So it is with
+models: the others' requests are served on while one has no worker. At the start, when workers may only not have been
+heard yet, it waits for a dense one of each model a little longer.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from typing import Final
 
 from sparsity_policies.model import Scope, Tier
@@ -31,14 +33,14 @@ class Readiness:
 
     Args:
         follower: of the policies that are decided from.
-        fleet: who may serve it.
+        fleets: who may serve it, by model.
         max_lag: time that a known change may wait, seconds.
         patience: how long workers may be away before that counts, and how long a dense one is waited for at the start.
     """
 
-    def __init__(self, follower: PolicyFollower, fleet: Fleet, max_lag: float, patience: float) -> None:
+    def __init__(self, follower: PolicyFollower, fleets: Mapping[str, Fleet], max_lag: float, patience: float) -> None:
         self._follower = follower
-        self._fleet = fleet
+        self._fleets = fleets
         self._max_lag = max_lag
         self._patience = patience
         self._since = time.monotonic()
@@ -56,15 +58,20 @@ class Readiness:
 
     def _missing(self) -> str:
         """Whom no request could be served without."""
-        workers = self._fleet.workers
-        there = {tier for worker in workers for tier in worker.trusted if worker.state_at(tier) in _SERVES}
+        begins = self._served_at == float("-inf") and time.monotonic() - self._since < self._patience
+        missing = {model: self._missing_of(fleet, begins=begins) for model, fleet in self._fleets.items()}
+        told = [f"{model}: {what}" if len(missing) > 1 else what for model, what in missing.items() if what]
+        return "; ".join(told) if begins or len(told) == len(missing) else ""
+
+    def _missing_of(self, fleet: Fleet, *, begins: bool) -> str:
+        """Whom no request to one model could be served without."""
+        there = {tier for worker in fleet.workers for tier in worker.trusted if worker.state_at(tier) in _SERVES}
         if Tier.DENSE in there:
             return ""
         if not there:
             return "no worker can be used"
         if self._all_dense():
             return "everything is held dense, and no dense worker can be used"
-        begins = self._served_at == float("-inf") and time.monotonic() - self._since < self._patience
         return "no dense worker has been heard yet" if begins else ""
 
     def _all_dense(self) -> bool:

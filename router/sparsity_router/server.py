@@ -11,7 +11,6 @@ from typing import Any
 
 import uvloop
 from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2
-from sparsity_policies.decisions.costs import ModelShape
 from sparsity_policies.documents.confined import EDITS, SOURCES, NoProcessError
 from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.storage.decisionlog import DecisionLog
@@ -35,24 +34,21 @@ from sparsity_router.callers.fields import most_of_a_call
 from sparsity_router.callers.limits import TenantLimits, read_rates
 from sparsity_router.config import RouterConfig
 from sparsity_router.decisions.sessions import Sessions
-from sparsity_router.fleet.fleet import Admission, Fleet
 from sparsity_router.fleet.replicas import Replicas
-from sparsity_router.fleet.stock.model import StockModel
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.following.guards import GuardMonitor
 from sparsity_router.following.rollouts import keep_moving
 from sparsity_router.following.siblings import Siblings
 from sparsity_router.following.snapshot_file import SnapshotFile
+from sparsity_router.fronting import open_models
 from sparsity_router.gateway.app import Gateway
 from sparsity_router.gateway.door import Door
-from sparsity_router.observing.fleet_metrics import observe_fleet
+from sparsity_router.observing.fleet_metrics import observe_fleets
 from sparsity_router.observing.observer import Observer
 from sparsity_router.observing.policy_metrics import observe_disk, observe_loop, observe_policies
 from sparsity_router.observing.recorder import Recorder
 from sparsity_router.observing.request_metrics import RequestMetrics
-from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.semantic import Detector
-from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_router.readiness import Readiness
 from sparsity_router.relaying.shadow import Shadow
 from sparsity_router.relaying.turns import follow_policies
@@ -92,7 +88,6 @@ async def serve(config: RouterConfig, started: asyncio.Future[int] | None = None
 
 
 async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held: contextlib.ExitStack) -> None:
-    tokenizer = ModelTokenizer(config.model_path)
     access = Access.load(config.access)
     lease_keys = LeaseKeys.load(config.lease_key_file)
     store = None
@@ -104,41 +99,26 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     observe_policies(policies, recorder)
     observe_disk(policies)
     guards = GuardMonitor(policies, store)
-    admission = Admission(
-        config.queue_seconds, config.queue_limit, config.dense_reserve, config.hedge_seconds, config.patience
-    )
-    fleet = Fleet(
-        config.workers,
-        tokenizer.digest,
-        config.worker_timeout,
-        lease_keys,
-        admission,
-        config.worker_tls,
-        config.engine,
-        _stock_model(tokenizer),
-    )
     if config.engine == ECHO:
         log.warning("--engine echo: no model answers; workers repeat prompts and attend nothing")
     detector = Detector(config.detect_model, config.detect_seconds) if config.detect != "off" else None
-    doubts = config.detect == "declared"
-    classifier = Classifier(tokenizer, config.max_prompt_bytes, detector, doubts_declared=doubts)
+    models = open_models(config, lease_keys, detector)
     sessions = Sessions(store.redis if store else None) if config.sessions == "keep" else None
-    shape = ModelShape.of(tokenizer.config)
-    metrics = RequestMetrics(tokenizer.name, shape, gpu=config.gpu)
+    fleets, shapes = models.fleets, models.shapes
+    metrics = RequestMetrics(shapes, gpu=config.gpu)
     observer = Observer(policies, recorder, guards, metrics, logged=config.request_log)
-    observe_fleet(fleet)
-    state = PolicyState(policies, store, decisions, recorder, access, config.policy_dir, shape)
+    observe_fleets(fleets)
+    state = PolicyState(policies, store, decisions, recorder, access, config.policy_dir, shapes)
     limits = TenantLimits.load(config.tenant_limits, config.redis_url)
     callers = Callers(access, limits, config.max_prompt_bytes)
-    fleet.direct.settle = callers.ended
-    shadow = Shadow(policies, fleet, decisions)
-    inference = InferenceService(
-        classifier, policies, fleet, tokenizer.name, observer, decisions, lease_keys, sessions, callers, shadow
-    )
+    for fleet in fleets.values():
+        fleet.direct.settle = callers.ended
+    shadow = Shadow(policies, decisions)
+    inference = InferenceService(models, policies, observer, decisions, lease_keys, sessions, callers, shadow)
     reloading = _reloading(config, access, limits, lease_keys)
     replicas = Replicas(policies, store.redis if store else None, reloading.problems)
     services = {
-        FLEET: FleetService(fleet, replicas, access),
+        FLEET: FleetService(fleets, replicas, access),
         INFERENCE: inference,
         POLICY: policy_service(state),
     }
@@ -148,7 +128,7 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     )
     door: Door | None = None
     if config.http_listen:
-        app = Gateway(inference, callers, tokenizer.name, config.max_prompt_bytes)
+        app = Gateway(inference, callers, models, config.max_prompt_bytes)
         door = Door(app, config.http_listen, config.tls, shared=shared, drain_seconds=config.drain_seconds)
         held.callback(door.close)
     stop = asyncio.Event()
@@ -173,8 +153,9 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     handlers = {signal.SIGTERM: end, signal.SIGINT: end, signal.SIGUSR1: kill, signal.SIGUSR2: unkill}
     handlers[signal.SIGHUP] = reloading.hurry
     held.enter_context(signals(handlers))
-    work: list[Coroutine[Any, Any, None]] = [policies.follow(), fleet.watch(), recorder.run(), shadow.run()]
-    work += [access.follow_keys(), reloading.run(), follow_policies(fleet, policies)]
+    work: list[Coroutine[Any, Any, None]] = [policies.follow(), recorder.run(), shadow.run()]
+    work += [fleet.watch() for fleet in fleets.values()]
+    work += [access.follow_keys(), reloading.run(), follow_policies(fleets.values(), policies)]
     if detector is not None:
         work.append(detector.run(policies))
     if config.siblings is not None:
@@ -193,7 +174,7 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
             work.append(keep_moving(policies, store))
     await endpoint.server.start()
     await endpoint.health.serve(config.health_listen)
-    readiness = Readiness(policies, fleet, config.max_policy_lag, config.worker_timeout)
+    readiness = Readiness(policies, fleets, config.max_policy_lag, config.worker_timeout)
     work.append(readiness.tell(endpoint.health))
     if door is not None:
         work.append(door.serve())
@@ -216,7 +197,8 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
         await recorder.flush()
     if sessions is not None:
         await sessions.flush()
-    await fleet.close()
+    for fleet in fleets.values():
+        await fleet.close()
     if limits is not None:
         await limits.close()
     if store is not None:
@@ -224,12 +206,6 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     for result in results:
         if isinstance(result, Exception):
             raise result
-
-
-def _stock_model(tokenizer: ModelTokenizer) -> StockModel:
-    """What servers of stock SGLang are to serve."""
-    template = tokenizer.template.source if tokenizer.template else ""
-    return StockModel.of(tokenizer.tokenizer, tokenizer.served, tokenizer.digest, tokenizer.config, template)
 
 
 def _reloading(config: RouterConfig, access: Access, limits: TenantLimits | None, keys: LeaseKeys | None) -> Reloading:
@@ -264,7 +240,7 @@ async def _load(config: RouterConfig, store: PolicyStore | None) -> tuple[Policy
     source = PolicyFolder(config.policy_dir, store, SOURCES.load) if config.policy_dir else store
     assert source is not None, "the configuration has a store or a folder"
     disk = SnapshotFile(config.snapshot_file, SOURCES.check) if config.snapshot_file else None
-    policies = PolicyFollower(source, config.policy_ttl, disk)
+    policies = PolicyFollower(source, config.policy_ttl, disk, config.model_bands())
     seeded = False
     try:
         with contextlib.suppress(StoreError):

@@ -17,6 +17,7 @@ from support.fake_worker import FakeWorker, answer
 from support.rig import DENSE
 from support.router import running, until
 from support.tiny import tiny_model
+from support.two_models import two_models
 from support.valkey import Valkey
 from typer.testing import CliRunner
 
@@ -44,6 +45,32 @@ async def test_stale_policies_fail_it(tmp_path: Path) -> None:
             assert result.exit_code == 4
             assert "FAILED  policies  policies were last confirmed" in result.stdout
     await worker.stop()
+
+
+async def test_each_of_several_models_is_asked_and_shown_by_its_name(tmp_path: Path) -> None:
+    async def command(*words: str) -> Any:
+        return await asyncio.to_thread(CliRunner().invoke, app, [*words, "--router", both.router.address])
+
+    async with two_models(tmp_path, worker={"behaviour": counts}) as both:
+        checked = await command("check", "--domain", "low")
+        # The second has no chat template, which the check's question wants.
+        assert checked.exit_code == 4
+        assert (
+            "tiny: dense 1 of 1 ready, moderate 1 of 1 ready, aggressive 1 of 1 ready; wordy: dense" in checked.stdout
+        )
+        assert "FAILED  route     wordy: " in checked.stdout
+        shown = (await command("status")).stdout
+        assert [line.split()[:3] for line in shown.splitlines() if line.startswith((" t ", " w "))] == [
+            ["t", "tiny", "ready"],
+            ["w", "wordy", "ready"],
+        ]
+        explained = await command("explain", "y y y", "--raw", "--domain", "low", "--model", "words")
+        assert "model wordy, 3 prompt tokens" in explained.stdout
+    async with two_models(tmp_path / "again", worker={"behaviour": counts}, chats=True) as both:
+        checked = await command("check", "--domain", "low")
+        assert checked.exit_code == 0, checked.stdout
+        assert "tiny: 3 tokens by t for" in checked.stdout
+        assert "; wordy: 3 tokens by w for" in checked.stdout
 
 
 async def test_a_disk_that_cannot_be_written_is_told_by_status_and_fails_the_check(

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from sparsity_policies.decisions.costs import ModelShape
+from sparsity_policies.decisions.costs import NO_SHAPES, ModelShape, Shapes
 from sparsity_policies.decisions.journal import Entry
 from sparsity_policies.decisions.savings import Savings
 from sparsity_policies.model import Reason, Signals, Tier
 
-SHAPE = ModelShape(layers=1, query_heads=2, kv_heads=1, head_dim=4)
+SHAPES = Shapes({"tiny": ModelShape(layers=1, query_heads=2, kv_heads=1, head_dim=4), "unknown": None})
 
 
 def entry(policy: str, tokens: int, served: Tier | None, density: float = 0.0, new: int = 0) -> Entry:
@@ -27,7 +29,7 @@ def entry(policy: str, tokens: int, served: Tier | None, density: float = 0.0, n
 
 
 def test_what_was_reported_is_reckoned_and_the_rest_saved_nothing() -> None:
-    savings = Savings(SHAPE)
+    savings = Savings(SHAPES)
     savings.add(entry("rag", 3, Tier.AGGRESSIVE, 0.5, new=2))
     savings.add(entry("rag", 3, Tier.DENSE, 1.0))
     savings.add(entry("rag", 3, Tier.AGGRESSIVE))
@@ -45,7 +47,16 @@ def test_what_was_reported_is_reckoned_and_the_rest_saved_nothing() -> None:
     assert medical.coverage is None
 
 
+def test_what_names_no_model_is_the_first_ones_and_of_one_without_a_shape_there_is_no_cost() -> None:
+    savings = Savings(SHAPES)
+    for model in ("", "tiny", "unknown", "elsewhere"):
+        one = entry("rag", 3, Tier.DENSE, 1.0)
+        savings.add(replace(one, signals=replace(one.signals, model=model)))
+    assert savings.domains["rag"].requests == 4
+    assert savings.domains["rag"].dense == (2 * 32 * 6, 0.0)
+
+
 def test_without_a_shape_there_is_no_cost() -> None:
-    savings = Savings(None)
+    savings = Savings(NO_SHAPES)
     savings.add(entry("rag", 3, Tier.AGGRESSIVE, 0.5))
     assert savings.domains["rag"].dense == (0.0, 0.0)

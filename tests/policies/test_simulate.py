@@ -4,7 +4,16 @@ import random
 from dataclasses import replace
 
 import pytest
-from sparsity_policies.decisions.costs import DENSE, Cost, Density, ModelShape, Pairs, assumed_density
+from sparsity_policies.decisions.costs import (
+    DENSE,
+    NO_SHAPES,
+    Cost,
+    Density,
+    ModelShape,
+    Pairs,
+    Shapes,
+    assumed_density,
+)
 from sparsity_policies.decisions.decide import decide
 from sparsity_policies.decisions.journal import Entry
 from sparsity_policies.decisions.simulate import Simulation
@@ -13,6 +22,7 @@ from sparsity_policies.model import Override, Reason, Scope, Signals, Tier
 from support.snapshots import snapshot, stored
 
 SHAPE = ModelShape(layers=2, query_heads=4, kv_heads=2, head_dim=8)
+SHAPES = Shapes({"tiny": SHAPE})
 DRAFT = parse_policy(
     {
         "domain": "rag",
@@ -54,7 +64,7 @@ def test_a_simulated_draft_decides_as_it_will_when_live() -> None:
     present = snapshot(overrides=overrides)
     others = [item.stored for item in present.policies.values() if item.policy.domain != "rag"]
     live = type(present).build(1, [*others, stored(DRAFT, present.policies["rag"].stored.revision)], overrides)
-    simulation = Simulation(present, present.with_draft(DRAFT), SHAPE)
+    simulation = Simulation(present, present.with_draft(DRAFT), SHAPES)
     tiers = set()
     for _ in range(10_000):
         signals = random_signals(chance)
@@ -88,7 +98,7 @@ def entry(tier: Tier, tokens: int, prefill: float, decode: float) -> Entry:
 
 def test_the_summary_counts_changes_and_reckons_with_densities_of_the_same_length() -> None:
     present = snapshot()
-    simulation = Simulation(present, present.with_draft(replace(DRAFT, rollout=None, rules=())), SHAPE)
+    simulation = Simulation(present, present.with_draft(replace(DRAFT, rollout=None, rules=())), SHAPES)
     simulation.observe(entry(Tier.AGGRESSIVE, 600, 0.7, 0.8))
     simulation.observe(entry(Tier.AGGRESSIVE, 900, 0.9, 0.9))
     simulation.observe(entry(Tier.AGGRESSIVE, 6000, 0.2, 0.3))
@@ -123,7 +133,20 @@ def test_the_summary_counts_changes_and_reckons_with_densities_of_the_same_lengt
     assert 0.2 < measured.prefill < 0.8
     assert summary.densities[Tier.DENSE] == DENSE
     assert (summary.high_risk_changed, summary.high_risk_sparser) == (0, 0)
-    assert Simulation(present, present, None).summary().before is None
+    assert Simulation(present, present, NO_SHAPES).summary().before is None
+
+
+def test_each_model_costs_what_its_shape_says_and_is_as_dense_as_its_own_workers_reported() -> None:
+    present = snapshot()
+    wide = ModelShape(layers=4, query_heads=8, kv_heads=2, head_dim=16)
+    simulation = Simulation(present, present, Shapes({"tiny": SHAPE, "wide": wide, "unknown": None}))
+    seen = entry(Tier.AGGRESSIVE, 5000, 0.5, 0.5)
+    simulation.observe(replace(seen, signals=replace(seen.signals, model="wide")))
+    for model in ("tiny", "wide", "unknown", "elsewhere"):
+        simulation.add(Signals(5000, 5000, domain="rag", model=model))
+    pairs, assumed = Pairs.of(5000, 0), assumed_density(Tier.AGGRESSIVE, 4096)
+    costs = SHAPE.cost(pairs, assumed).flops + wide.cost(pairs, Density(0.5, 0.5)).flops
+    assert simulation.summary().before == (pytest.approx(costs), 0.0)
 
 
 def test_assumed_densities_depend_on_the_length() -> None:
@@ -134,7 +157,7 @@ def test_assumed_densities_depend_on_the_length() -> None:
 def test_high_risk_requests_that_change_are_counted() -> None:
     present = snapshot()
     risky = parse_policy({"domain": "medical", "risk": "high", "bands": [{"from_tokens": 0, "tier": "moderate"}]})
-    simulation = Simulation(present, present.with_draft(risky), SHAPE)
+    simulation = Simulation(present, present.with_draft(risky), SHAPES)
     for tokens in (10, 20):
         simulation.add(Signals(tokens, tokens, domain="medical"))
     simulation.add(Signals(10, 10, domain="medical", flags=frozenset({"f"})))

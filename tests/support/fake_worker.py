@@ -16,8 +16,9 @@ from sparsity_serving.access.leases import LeaseChecker
 from sparsity_serving.server import listen
 from sparsity_worker.calls.ended_leases import Brought, EndedLeases
 from support.tiny import tiny_tokenizer
+from tokenizers import Tokenizer
 
-_TOKENIZER = tiny_tokenizer()
+_TINY = tiny_tokenizer()
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"]
 Behaviour = Callable[["FakeWorker", Any, Any], AsyncIterator[inference_pb2.GenerateResponse]]
 
@@ -83,6 +84,7 @@ class FakeWorker:
     places: int = 4
     outstanding: int = 0
     digest: str | None = None
+    named: str = ""
     draining: bool = False
     reports: bool = True
     density: float = 0.0
@@ -102,6 +104,7 @@ class FakeWorker:
     address: str = ""
     host: str = "127.0.0.1"
     _server: Any = None
+    _tokenizer: Tokenizer = _TINY
 
     def __post_init__(self) -> None:
         dense = self.tier == inference_pb2.TIER_DENSE
@@ -120,6 +123,9 @@ class FakeWorker:
         return 1.0 if tier == inference_pb2.TIER_DENSE else 0.2
 
     async def start(self) -> FakeWorker:
+        # The model of a test may be another by now, or have no files.
+        if (file := self.model / "tokenizer.json").exists():
+            self._tokenizer = Tokenizer.from_file(str(file))
         endpoint = listen(f"{self.host}:0", {SERVICE: self}, 2**26)
         self._server = endpoint.server
         await endpoint.server.start()
@@ -138,7 +144,7 @@ class FakeWorker:
         if request.tier and request.tier not in (self.tiers or (self.tier,)):
             raise InvalidRequestError.of("tier", f"is not served here: {request.tier}")
         text = request.text
-        count = len(_TOKENIZER.encode(text.text, add_special_tokens=text.add_special_tokens).ids)
+        count = len(self._tokenizer.encode(text.text, add_special_tokens=text.add_special_tokens).ids)
         if request.HasField("text") and not text.min_tokens <= count <= text.max_tokens:
             raise TokenCountError(f"{count} tokens are not in [{text.min_tokens}, {text.max_tokens}]")
         self.received.append(request)
@@ -156,6 +162,7 @@ class FakeWorker:
         digest = self.digest or hashlib.sha256((self.model / "tokenizer.json").read_bytes()).hexdigest()
         return worker_pb2.GetCapabilitiesResponse(
             worker_id=self.name,
+            model=self.named,
             tier=self.tier,
             max_requests=self.places,
             context_length=100_000,

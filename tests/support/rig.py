@@ -19,6 +19,7 @@ from sparsity_router.decisions.sessions import Sessions
 from sparsity_router.fleet.fleet import Admission, Fleet
 from sparsity_router.fleet.stock.model import StockModel
 from sparsity_router.fleet.workers import State
+from sparsity_router.models.models import Model, Models
 from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_router.relaying.shadow import Shadow
@@ -81,7 +82,7 @@ async def rig(
     sessions: Sessions | None = None,
     places: tuple[str, ...] = (),
     admission: Admission | None = None,
-    shadow: Callable[[Any, Fleet], Shadow] | None = None,
+    shadow: Callable[[Any], Shadow] | None = None,
     shadow_policy: dict[str, Any] | None = None,
     engine: str = SGLANG,
     max_prompt_bytes: int = 10_000,
@@ -95,16 +96,16 @@ async def rig(
     policies = Policies(snapshot([policy]))
     for worker in workers:
         await worker.start()
-    tokenizer = ModelTokenizer(model)
+    tokenizer = ModelTokenizer(model, "tiny")
     found = tuple(worker.address for worker in workers) + places
     template = tokenizer.template.source if tokenizer.template else ""
     stock = StockModel.of(tokenizer.tokenizer, tokenizer.served, tokenizer.digest, tokenizer.config, template)
     admission = admission or Admission(queue_seconds=0.0)
     fleet = Fleet(found, tokenizer.digest, worker_seconds, None, admission, engine=engine, model=stock)
     classifier, known = Classifier(tokenizer, max_prompt_bytes), cast(Any, policies)
-    repeats = shadow(known, fleet) if shadow else None
+    repeats = shadow(known) if shadow else None
     options = {"sessions": sessions, "shadow": repeats, **service_options}
-    service = InferenceService(classifier, known, fleet, "tiny", **options)
+    service = InferenceService(Models(Model(classifier, fleet)), known, **options)
     endpoint = listen("127.0.0.1:0", {INFERENCE: service}, 2**26)
     await endpoint.server.start()
     watching = [asyncio.create_task(fleet.watch())]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from sparsity_worker.echo.model import byte_tokenizer
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 CONTEXT, SPECIAL = 512, ("<|end|>",)
 SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}
@@ -32,6 +32,16 @@ def tiny_model(folder: Path, context: int = CONTEXT) -> Path:
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def wordy_model(folder: Path, context: int = CONTEXT) -> Path:
+    """As :func:`tiny_model`, with one token a word, and without a chat template."""
+    tiny_model(folder, context)
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "y": 1, "hi": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").unlink()
     return folder
 
 

@@ -28,6 +28,7 @@ from sparsity_router.callers.admission import Callers
 from sparsity_router.decisions.sessions import Sessions
 from sparsity_router.fleet.fleet import Admission, Fleet
 from sparsity_router.fleet.workers import Worker
+from sparsity_router.models.models import Model, Models
 from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_router.services.inference import InferenceService
@@ -422,7 +423,7 @@ class Waiting(Callers):
 @cache
 def _classifier() -> Classifier:
     with TemporaryDirectory() as folder:
-        return Classifier(ModelTokenizer(tiny_model(Path(folder))), 10_000)
+        return Classifier(ModelTokenizer(tiny_model(Path(folder)), "tiny"), 10_000)
 
 
 def fleet_of(layout: Layout, admission: Admission) -> Fleet:
@@ -444,9 +445,8 @@ async def play(world: World, requests: list[Asked], admission: Admission) -> Non
         # One that fails is heard again at once: how workers come back is tested elsewhere.
         worker.failed = lambda problem: None  # type: ignore[method-assign]
     policies = cast(Any, world)
-    service = InferenceService(
-        _classifier(), policies, fleet, "tiny", lease_keys=_KEYS, sessions=Sessions(), callers=Waiting(world)
-    )
+    models = Models(Model(_classifier(), fleet))
+    service = InferenceService(models, policies, lease_keys=_KEYS, sessions=Sessions(), callers=Waiting(world))
     world.asked = list(requests)
     await asyncio.gather(*(_ask(world, service, fleet, number) for number in range(len(requests))))
     await fleet.close()

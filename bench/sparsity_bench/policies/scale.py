@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterable
 
+from sparsity_policies.decisions.costs import NO_SHAPES
 from sparsity_policies.decisions.decide import decide
 from sparsity_policies.decisions.rollout import Action, bucket, move
 from sparsity_policies.decisions.simulate import Simulation
@@ -189,7 +190,7 @@ def equality(count: int = 10_000) -> Row:
     )  # fmt: skip
     others = [item.policy for item in present.policies.values() if item.policy.domain != draft.domain]
     live = snapshot([*others, draft])
-    simulation = Simulation(present, present.with_draft(draft), None)
+    simulation = Simulation(present, present.with_draft(draft), NO_SHAPES)
     equal = 0
     for _ in range(count):
         tokens = chance.randrange(1, 20_000)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from typing import Annotated, Any
 
 import grpc
@@ -15,7 +16,7 @@ from sparsity_rpc.status import to_error
 
 from sparsity_cli.connection import call_metadata, channel_to
 from sparsity_cli.console import DEFAULT_ROUTER, AsJson, Router, escaped, out, print_json, reported, tier_word, waiting
-from sparsity_cli.fleet.status import problems
+from sparsity_cli.fleet.status import problems, served_models
 
 _PROMPT = "Answer in one word: what is the capital of France?"
 _TOKENS = 4
@@ -69,8 +70,8 @@ class _Steps:
             "policies": self._policies,
             "files": self._files,
             "workers": self._workers,
-            "route": self._route,
-            "answer": self._answer,
+            "route": partial(self._of_each, self._route),
+            "answer": partial(self._of_each, self._answer),
         }
 
     def _serving(self) -> str:
@@ -81,10 +82,13 @@ class _Steps:
         return status
 
     def _workers(self) -> str:
-        tiers = self._fleet.GetFleet(fleet_pb2.GetFleetRequest(), **self._options).tiers
-        told = ", ".join(f"{tier_word(tier.tier)} {tier.ready_workers} of {tier.workers} ready" for tier in tiers)
-        if not tiers or any(tier.workers and not tier.ready_workers for tier in tiers):
-            raise UnavailableError(told or "none known")
+        fleet = self._fleet.GetFleet(fleet_pb2.GetFleetRequest(), **self._options)
+        models = {name: [tier for tier in fleet.tiers if tier.model == name] for name in served_models(fleet)}
+        told = "; ".join(_named(name, _ready(tiers), models) for name, tiers in models.items())
+        # Of a model that no worker serves at all nothing can be asked.
+        missing = [name for name, tiers in models.items() if not any(tier.ready_workers for tier in tiers)]
+        if missing or any(tier.workers and not tier.ready_workers for tier in fleet.tiers):
+            raise UnavailableError(told)
         return told
 
     def _files(self) -> str:
@@ -93,16 +97,31 @@ class _Steps:
             raise UnavailableError("; ".join(found))
         return "as they should be"
 
-    def _route(self) -> str:
-        asked = inference_pb2.RouteRequest(request=self._request)
+    def _of_each(self, step: Callable[[inference_pb2.GenerateRequest], str]) -> str:
+        """What a step finds of a request to each model."""
+        models = served_models(self._fleet.GetFleet(fleet_pb2.GetFleetRequest(), **self._options))
+        found = []
+        for name in models:
+            request = inference_pb2.GenerateRequest()
+            request.CopyFrom(self._request)
+            if name:
+                request.model = name
+            try:
+                found.append(_named(name, step(request), models))
+            except grpc.RpcError as error:
+                raise UnavailableError(_named(name, str(to_error(error)), models)) from error
+            except SparsityError as error:
+                raise UnavailableError(_named(name, str(error), models)) from error
+        return "; ".join(found)
+
+    def _route(self, request: inference_pb2.GenerateRequest) -> str:
+        asked = inference_pb2.RouteRequest(request=request)
         try:
             route = self._inference.Route(asked, **self._options)
         except grpc.RpcError as error:
             if not isinstance(to_error(error), ConfigurationError):
                 raise
-            decision = self._inference.Explain(
-                inference_pb2.ExplainRequest(request=self._request), **self._options
-            ).decision
+            decision = self._inference.Explain(inference_pb2.ExplainRequest(request=request), **self._options).decision
             return f"{_told(decision)}; this router signs no leases"
         return f"{_told(route.decision)}; worker at {route.endpoint}"
 
@@ -113,15 +132,23 @@ class _Steps:
             raise UnavailableError(decision.explanation)
         return f"revision {decision.policy_revision}"
 
-    def _answer(self) -> str:
+    def _answer(self, request: inference_pb2.GenerateRequest) -> str:
         text, completion = "", inference_pb2.Completion()
-        for response in self._inference.Generate(self._request, **self._options):
+        for response in self._inference.Generate(request, **self._options):
             text += response.text
             completion = response.completion if response.HasField("completion") else completion
         if not completion.usage.completion_tokens:
             raise UnavailableError("the stream ended without a token")
         usage = completion.usage
         return f"{usage.completion_tokens} tokens by {completion.worker_id} for {usage.prompt_tokens}: {text!r}"
+
+
+def _named(model: str, what: str, models: Collection[str]) -> str:
+    return f"{model}: {what}" if len(models) > 1 else what
+
+
+def _ready(tiers: Iterable[fleet_pb2.TierStatus]) -> str:
+    return ", ".join(f"{tier_word(tier.tier)} {tier.ready_workers} of {tier.workers} ready" for tier in tiers)
 
 
 def _told(decision: inference_pb2.Decision) -> str:

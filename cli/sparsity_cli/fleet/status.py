@@ -93,12 +93,16 @@ def _view(address: str, fleet: fleet_pb2.GetFleetResponse, running: Running | No
 
 
 def _workers(fleet: fleet_pb2.GetFleetResponse) -> Table:
-    table = Table("worker", "state", "tiers", "breaker", "requests", "tokens", "KV", "profile", "problem", box=None)
+    several = len(served_models(fleet)) > 1
+    model = ("model",) if several else ()
+    columns = ("state", "tiers", "breaker", "requests", "tokens", "KV", "profile", "problem")
+    table = Table("worker", *model, *columns, box=None)
     for worker in fleet.workers:
         tiers, profiles = _told(worker)
         kv = f"{worker.kv_used_tokens / worker.kv_capacity_tokens:.0%}" if worker.kv_capacity_tokens else "-"
         table.add_row(
             worker.worker_id or worker.endpoint,
+            *((escaped(worker.served_model),) if several else ()),
             _word(fleet_pb2.WorkerState.Name(worker.state), "WORKER_STATE_"),
             tiers,
             _word(fleet_pb2.BreakerState.Name(worker.breaker), "BREAKER_STATE_"),
@@ -120,9 +124,12 @@ def _told(worker: fleet_pb2.WorkerStatus) -> tuple[str, str]:
 
 
 def _tiers(fleet: fleet_pb2.GetFleetResponse) -> Table:
-    table = Table("tier", "ready", "waiting", box=None)
+    several = len(served_models(fleet)) > 1
+    table = Table(*(("model",) if several else ()), "tier", "ready", "waiting", box=None)
     for tier in fleet.tiers:
-        table.add_row(tier_word(tier.tier), f"{tier.ready_workers}/{tier.workers}", f"{tier.waiting_requests}")
+        model = (escaped(tier.model),) if several else ()
+        row = (tier_word(tier.tier), f"{tier.ready_workers}/{tier.workers}", f"{tier.waiting_requests}")
+        table.add_row(*model, *row)
     return table
 
 
@@ -135,6 +142,11 @@ def _routers(fleet: fleet_pb2.GetFleetResponse) -> Table:
         row = (f"{router.router_id}{mark}", router.address, f"{router.policy_revision}", router.content_hash, *times)
         table.add_row(*row)
     return table
+
+
+def served_models(fleet: fleet_pb2.GetFleetResponse) -> list[str]:
+    """The router's models, its first one first."""
+    return list(dict.fromkeys(tier.model for tier in fleet.tiers))
 
 
 def problems(fleet: fleet_pb2.GetFleetResponse) -> list[tuple[str, str]]:

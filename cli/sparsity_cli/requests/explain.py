@@ -26,6 +26,7 @@ from sparsity_cli.requests.prompts import (
     read_prompt,
     read_tier,
 )
+from sparsity_cli.requests.wishes import Model
 
 _FORMS: Final = {
     "written": "as it is written",
@@ -45,6 +46,7 @@ def explain(
     dense_reasoning: DenseReasoning = False,
     tenant: Tenant = None,
     session: Session = None,
+    model: Model = None,
     raw: Raw = False,
     show_text: Annotated[
         bool, typer.Option("--show-text", help="Show the part of the prompt that was found, not only its place.")
@@ -64,6 +66,8 @@ def explain(
             tenant=tenant,
             session=session,
         )
+        if model is not None:
+            request.model = model
         answer = client.explain(request)
         if as_json:
             print_json(to_dict(answer))
@@ -79,8 +83,8 @@ def explain(
             instead = f" in the place of {signals.declared_domain}" if signals.declared_domain else ""
             domain += f" (detected{certainty}{instead})"
         out.print(
-            f"{signals.max_tokens} prompt tokens, {signals.scanned_bytes} bytes scanned, domain"
-            f" {domain}, task {signals.task or 'none'}, flags {flags}",
+            f"model {escaped(signals.model) or 'unknown'}, {signals.max_tokens} prompt tokens,"
+            f" {signals.scanned_bytes} bytes scanned, domain {domain}, task {signals.task or 'none'}, flags {flags}",
             soft_wrap=True,
         )
         if decision.dense_reasoning and decision.tier != inference_pb2.TIER_DENSE:

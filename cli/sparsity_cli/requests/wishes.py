@@ -24,7 +24,7 @@ Tools = Annotated[
 Choice = Annotated[str | None, typer.Option("--tool-choice", help="auto, none, required, or a tool's name.")]
 Top = Annotated[int | None, typer.Option("--logprobs", min=0, help="Log-probabilities, with so many alternatives.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the sampler.")]
-Model = Annotated[str | None, typer.Option(help="Refuse to be answered by another model.")]
+Model = Annotated[str | None, typer.Option(help="The model that is to answer; the router's first one without it.")]
 
 
 class Wishes(NamedTuple):

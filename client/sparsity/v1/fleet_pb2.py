@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sparsity.v1 import inference_pb2 as sparsity_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sparsity/v1/fleet.proto\x12\x0bsparsity.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bsparsity/v1/inference.proto\"\x11\n\x0fGetFleetRequest\"\xa5\x01\n\x10GetFleetResponse\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12*\n\x07workers\x18\x02 \x03(\x0b\x32\x19.sparsity.v1.WorkerStatus\x12&\n\x05tiers\x18\x03 \x03(\x0b\x32\x17.sparsity.v1.TierStatus\x12*\n\x07routers\x18\x04 \x03(\x0b\x32\x19.sparsity.v1.RouterStatus\"\xc9\x03\n\x0cWorkerStatus\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x1f\n\x04tier\x18\x03 \x01(\x0e\x32\x11.sparsity.v1.Tier\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.sparsity.v1.WorkerState\x12\x0f\n\x07problem\x18\x05 \x01(\t\x12*\n\x07\x62reaker\x18\x06 \x01(\x0e\x32\x19.sparsity.v1.BreakerState\x12\x10\n\x08requests\x18\x07 \x01(\r\x12\x14\n\x0cmax_requests\x18\x08 \x01(\r\x12\x15\n\rsent_requests\x18\t \x01(\r\x12\x1a\n\x12outstanding_tokens\x18\n \x01(\x04\x12\x16\n\x0ekv_used_tokens\x18\x0b \x01(\x04\x12\x1a\n\x12kv_capacity_tokens\x18\x0c \x01(\x04\x12\x0f\n\x07profile\x18\r \x01(\t\x12\r\n\x05model\x18\x0e \x01(\t\x12\x0e\n\x06warmth\x18\x0f \x01(\x01\x12\x0f\n\x07\x62\x61\x63kend\x18\x10 \x01(\t\x12\x15\n\rprobe_density\x18\x11 \x01(\x01\x12&\n\x05tiers\x18\x12 \x03(\x0b\x32\x17.sparsity.v1.WorkerTier\"g\n\nWorkerTier\x12\x1f\n\x04tier\x18\x01 \x01(\x0e\x32\x11.sparsity.v1.Tier\x12\x0f\n\x07profile\x18\x02 \x01(\t\x12\x15\n\rprobe_density\x18\x03 \x01(\x01\x12\x10\n\x08requests\x18\x04 \x01(\r\"o\n\nTierStatus\x12\x1f\n\x04tier\x18\x01 \x01(\x0e\x32\x11.sparsity.v1.Tier\x12\x0f\n\x07workers\x18\x02 \x01(\r\x12\x15\n\rready_workers\x18\x03 \x01(\r\x12\x18\n\x10waiting_requests\x18\x04 \x01(\r\"\x81\x02\n\x0cRouterStatus\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x17\n\x0fpolicy_revision\x18\x03 \x01(\x04\x12\x14\n\x0c\x63ontent_hash\x18\x04 \x01(\t\x12-\n\npolicy_age\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\npolicy_lag\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\nheard_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08problems\x18\x08 \x03(\t*\xe6\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12WORKER_STATE_READY\x10\x01\x12\x1c\n\x18WORKER_STATE_UNREACHABLE\x10\x02\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x03\x12\x15\n\x11WORKER_STATE_FULL\x10\x04\x12\x17\n\x13WORKER_STATE_BROKEN\x10\x05\x12\x19\n\x15WORKER_STATE_UNPROVEN\x10\x06\x12\x1d\n\x19WORKER_STATE_INCOMPATIBLE\x10\x07*|\n\x0c\x42reakerState\x12\x1d\n\x19\x42REAKER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x42REAKER_STATE_CLOSED\x10\x01\x12\x16\n\x12\x42REAKER_STATE_OPEN\x10\x02\x12\x1b\n\x17\x42REAKER_STATE_HALF_OPEN\x10\x03\x32W\n\x0c\x46leetService\x12G\n\x08GetFleet\x12\x1c.sparsity.v1.GetFleetRequest\x1a\x1d.sparsity.v1.GetFleetResponseB+\n\x0f\x63om.sparsity.v1P\x01Z\x16sparsity/v1;sparsityv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sparsity/v1/fleet.proto\x12\x0bsparsity.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bsparsity/v1/inference.proto\"\x11\n\x0fGetFleetRequest\"\xa5\x01\n\x10GetFleetResponse\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12*\n\x07workers\x18\x02 \x03(\x0b\x32\x19.sparsity.v1.WorkerStatus\x12&\n\x05tiers\x18\x03 \x03(\x0b\x32\x17.sparsity.v1.TierStatus\x12*\n\x07routers\x18\x04 \x03(\x0b\x32\x19.sparsity.v1.RouterStatus\"\xdf\x03\n\x0cWorkerStatus\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x1f\n\x04tier\x18\x03 \x01(\x0e\x32\x11.sparsity.v1.Tier\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.sparsity.v1.WorkerState\x12\x0f\n\x07problem\x18\x05 \x01(\t\x12*\n\x07\x62reaker\x18\x06 \x01(\x0e\x32\x19.sparsity.v1.BreakerState\x12\x10\n\x08requests\x18\x07 \x01(\r\x12\x14\n\x0cmax_requests\x18\x08 \x01(\r\x12\x15\n\rsent_requests\x18\t \x01(\r\x12\x1a\n\x12outstanding_tokens\x18\n \x01(\x04\x12\x16\n\x0ekv_used_tokens\x18\x0b \x01(\x04\x12\x1a\n\x12kv_capacity_tokens\x18\x0c \x01(\x04\x12\x0f\n\x07profile\x18\r \x01(\t\x12\r\n\x05model\x18\x0e \x01(\t\x12\x0e\n\x06warmth\x18\x0f \x01(\x01\x12\x0f\n\x07\x62\x61\x63kend\x18\x10 \x01(\t\x12\x15\n\rprobe_density\x18\x11 \x01(\x01\x12&\n\x05tiers\x18\x12 \x03(\x0b\x32\x17.sparsity.v1.WorkerTier\x12\x14\n\x0cserved_model\x18\x13 \x01(\t\"g\n\nWorkerTier\x12\x1f\n\x04tier\x18\x01 \x01(\x0e\x32\x11.sparsity.v1.Tier\x12\x0f\n\x07profile\x18\x02 \x01(\t\x12\x15\n\rprobe_density\x18\x03 \x01(\x01\x12\x10\n\x08requests\x18\x04 \x01(\r\"~\n\nTierStatus\x12\x1f\n\x04tier\x18\x01 \x01(\x0e\x32\x11.sparsity.v1.Tier\x12\x0f\n\x07workers\x18\x02 \x01(\r\x12\x15\n\rready_workers\x18\x03 \x01(\r\x12\x18\n\x10waiting_requests\x18\x04 \x01(\r\x12\r\n\x05model\x18\x05 \x01(\t\"\x81\x02\n\x0cRouterStatus\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x17\n\x0fpolicy_revision\x18\x03 \x01(\x04\x12\x14\n\x0c\x63ontent_hash\x18\x04 \x01(\t\x12-\n\npolicy_age\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\npolicy_lag\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\nheard_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08problems\x18\x08 \x03(\t*\xe6\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12WORKER_STATE_READY\x10\x01\x12\x1c\n\x18WORKER_STATE_UNREACHABLE\x10\x02\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x03\x12\x15\n\x11WORKER_STATE_FULL\x10\x04\x12\x17\n\x13WORKER_STATE_BROKEN\x10\x05\x12\x19\n\x15WORKER_STATE_UNPROVEN\x10\x06\x12\x1d\n\x19WORKER_STATE_INCOMPATIBLE\x10\x07*|\n\x0c\x42reakerState\x12\x1d\n\x19\x42REAKER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x42REAKER_STATE_CLOSED\x10\x01\x12\x16\n\x12\x42REAKER_STATE_OPEN\x10\x02\x12\x1b\n\x17\x42REAKER_STATE_HALF_OPEN\x10\x03\x32W\n\x0c\x46leetService\x12G\n\x08GetFleet\x12\x1c.sparsity.v1.GetFleetRequest\x1a\x1d.sparsity.v1.GetFleetResponseB+\n\x0f\x63om.sparsity.v1P\x01Z\x16sparsity/v1;sparsityv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,22 +35,22 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sparsity.v1.fleet_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017com.sparsity.v1P\001Z\026sparsity/v1;sparsityv1'
-  _globals['_WORKERSTATE']._serialized_start=1260
-  _globals['_WORKERSTATE']._serialized_end=1490
-  _globals['_BREAKERSTATE']._serialized_start=1492
-  _globals['_BREAKERSTATE']._serialized_end=1616
+  _globals['_WORKERSTATE']._serialized_start=1297
+  _globals['_WORKERSTATE']._serialized_end=1527
+  _globals['_BREAKERSTATE']._serialized_start=1529
+  _globals['_BREAKERSTATE']._serialized_end=1653
   _globals['_GETFLEETREQUEST']._serialized_start=134
   _globals['_GETFLEETREQUEST']._serialized_end=151
   _globals['_GETFLEETRESPONSE']._serialized_start=154
   _globals['_GETFLEETRESPONSE']._serialized_end=319
   _globals['_WORKERSTATUS']._serialized_start=322
-  _globals['_WORKERSTATUS']._serialized_end=779
-  _globals['_WORKERTIER']._serialized_start=781
-  _globals['_WORKERTIER']._serialized_end=884
-  _globals['_TIERSTATUS']._serialized_start=886
-  _globals['_TIERSTATUS']._serialized_end=997
-  _globals['_ROUTERSTATUS']._serialized_start=1000
-  _globals['_ROUTERSTATUS']._serialized_end=1257
-  _globals['_FLEETSERVICE']._serialized_start=1618
-  _globals['_FLEETSERVICE']._serialized_end=1705
+  _globals['_WORKERSTATUS']._serialized_end=801
+  _globals['_WORKERTIER']._serialized_start=803
+  _globals['_WORKERTIER']._serialized_end=906
+  _globals['_TIERSTATUS']._serialized_start=908
+  _globals['_TIERSTATUS']._serialized_end=1034
+  _globals['_ROUTERSTATUS']._serialized_start=1037
+  _globals['_ROUTERSTATUS']._serialized_end=1294
+  _globals['_FLEETSERVICE']._serialized_start=1655
+  _globals['_FLEETSERVICE']._serialized_end=1742
 # @@protoc_insertion_point(module_scope)

@@ -42,7 +42,7 @@ class _WorkerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WorkerSta
     WORKER_STATE_UNPROVEN: _WorkerState.ValueType  # 6
     """Does not show, of one of its tiers, that its kernels attend as that tier promises."""
     WORKER_STATE_INCOMPATIBLE: _WorkerState.ValueType  # 7
-    """Of another tokenizer, or of no tier."""
+    """Of another tokenizer or model, or of no tier."""
 
 class WorkerState(_WorkerState, metaclass=_WorkerStateEnumTypeWrapper):
     """Whether a worker can be used, and if not, why."""
@@ -61,7 +61,7 @@ WORKER_STATE_BROKEN: WorkerState.ValueType  # 5
 WORKER_STATE_UNPROVEN: WorkerState.ValueType  # 6
 """Does not show, of one of its tiers, that its kernels attend as that tier promises."""
 WORKER_STATE_INCOMPATIBLE: WorkerState.ValueType  # 7
-"""Of another tokenizer, or of no tier."""
+"""Of another tokenizer or model, or of no tier."""
 Global___WorkerState: _TypeAlias = WorkerState  # noqa: Y015
 
 class _BreakerState:
@@ -125,7 +125,7 @@ class GetFleetResponse(_message.Message):
 
     @_builtins.property
     def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierStatus]:
-        """One a tier."""
+        """One for each tier of each model."""
 
     @_builtins.property
     def routers(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouterStatus]:
@@ -171,6 +171,7 @@ class WorkerStatus(_message.Message):
     BACKEND_FIELD_NUMBER: _builtins.int
     PROBE_DENSITY_FIELD_NUMBER: _builtins.int
     TIERS_FIELD_NUMBER: _builtins.int
+    SERVED_MODEL_FIELD_NUMBER: _builtins.int
     endpoint: _builtins.str
     """Its gRPC target."""
     worker_id: _builtins.str
@@ -198,13 +199,15 @@ class WorkerStatus(_message.Message):
     profile: _builtins.str
     """Name and version of its profile."""
     model: _builtins.str
-    """Its model."""
+    """Its model, as it says itself."""
     warmth: _builtins.float
     """From 0 when it has just come to 1 when it gets its full share."""
     backend: _builtins.str
     """The attention backend."""
     probe_density: _builtins.float
     """Attended over causal pairs in the probe at its start."""
+    served_model: _builtins.str
+    """The model that it is to serve, by the router's name for it."""
     @_builtins.property
     def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerTier]:
         """Every tier it serves, the densest first."""
@@ -230,10 +233,11 @@ class WorkerStatus(_message.Message):
         backend: _builtins.str = ...,
         probe_density: _builtins.float = ...,
         tiers: _abc.Iterable[Global___WorkerTier] | None = ...,
+        served_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "breaker", b"breaker", "endpoint", b"endpoint", "kv_capacity_tokens", b"kv_capacity_tokens", "kv_used_tokens", b"kv_used_tokens", "max_requests", b"max_requests", "model", b"model", "outstanding_tokens", b"outstanding_tokens", "probe_density", b"probe_density", "problem", b"problem", "profile", b"profile", "requests", b"requests", "sent_requests", b"sent_requests", "state", b"state", "tier", b"tier", "tiers", b"tiers", "warmth", b"warmth", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "breaker", b"breaker", "endpoint", b"endpoint", "kv_capacity_tokens", b"kv_capacity_tokens", "kv_used_tokens", b"kv_used_tokens", "max_requests", b"max_requests", "model", b"model", "outstanding_tokens", b"outstanding_tokens", "probe_density", b"probe_density", "problem", b"problem", "profile", b"profile", "requests", b"requests", "sent_requests", b"sent_requests", "served_model", b"served_model", "state", b"state", "tier", b"tier", "tiers", b"tiers", "warmth", b"warmth", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -275,7 +279,7 @@ Global___WorkerTier: _TypeAlias = WorkerTier  # noqa: Y015
 
 @_typing.final
 class TierStatus(_message.Message):
-    """The workers and the queue of a tier."""
+    """The workers and the queue of one model's tier."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -283,6 +287,7 @@ class TierStatus(_message.Message):
     WORKERS_FIELD_NUMBER: _builtins.int
     READY_WORKERS_FIELD_NUMBER: _builtins.int
     WAITING_REQUESTS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     tier: _inference_pb2.Tier.ValueType
     """The tier."""
     workers: _builtins.int
@@ -291,6 +296,8 @@ class TierStatus(_message.Message):
     """Of those, ready."""
     waiting_requests: _builtins.int
     """Requests that wait for room."""
+    model: _builtins.str
+    """The model, by the router's name for it."""
     def __init__(
         self,
         *,
@@ -298,10 +305,11 @@ class TierStatus(_message.Message):
         workers: _builtins.int = ...,
         ready_workers: _builtins.int = ...,
         waiting_requests: _builtins.int = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ready_workers", b"ready_workers", "tier", b"tier", "waiting_requests", b"waiting_requests", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "ready_workers", b"ready_workers", "tier", b"tier", "waiting_requests", b"waiting_requests", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

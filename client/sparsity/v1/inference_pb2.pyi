@@ -226,7 +226,9 @@ class GenerateRequest(_message.Message):
     themselves, and told apart by their decision ids. So a request that is sent again under its label is generated again.
     """
     model: _builtins.str
-    """The model that is asked; unset is whichever the router serves, and another one is refused."""
+    """The model that is asked, by its name or another that the router knows it by; unset or empty is the router's first
+    one, and one that it does not serve is refused.
+    """
     reasoning_effort: _builtins.str
     """How much the model thinks, a word that its chat template knows, such as `low`; refused where it reads none."""
     n: _builtins.int
@@ -1318,6 +1320,7 @@ class Signals(_message.Message):
     CONFIDENCE_FIELD_NUMBER: _builtins.int
     SESSION_TIER_FIELD_NUMBER: _builtins.int
     DENSE_REASONING_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     min_tokens: _builtins.int
     """Prompt tokens, at least."""
     max_tokens: _builtins.int
@@ -1352,6 +1355,8 @@ class Signals(_message.Message):
     """The densest tier that the session's earlier requests hold it at, whatever their length; unset without any."""
     dense_reasoning: _builtins.bool
     """The caller asks that reasoning spans decode densely."""
+    model: _builtins.str
+    """The model that serves the request, by the router's name for it; empty is none in particular."""
     @_builtins.property
     def flags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Flags raised by the caller and by the scan of the prompt."""
@@ -1381,10 +1386,11 @@ class Signals(_message.Message):
         confidence: _builtins.float | None = ...,
         session_tier: Global___Tier.ValueType = ...,
         dense_reasoning: _builtins.bool = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "confidence", b"confidence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "classifier_error", b"classifier_error", "confidence", b"confidence", "declared_domain", b"declared_domain", "dense_reasoning", b"dense_reasoning", "domain", b"domain", "domain_source", b"domain_source", "flags", b"flags", "labels", b"labels", "max_tier", b"max_tier", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "prompt_bytes", b"prompt_bytes", "request_key", b"request_key", "scanned_bytes", b"scanned_bytes", "session", b"session", "session_tier", b"session_tier", "task", b"task", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "classifier_error", b"classifier_error", "confidence", b"confidence", "declared_domain", b"declared_domain", "dense_reasoning", b"dense_reasoning", "domain", b"domain", "domain_source", b"domain_source", "flags", b"flags", "labels", b"labels", "max_tier", b"max_tier", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "model", b"model", "prompt_bytes", b"prompt_bytes", "request_key", b"request_key", "scanned_bytes", b"scanned_bytes", "session", b"session", "session_tier", b"session_tier", "task", b"task", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__confidence: _TypeAlias = _typing.Literal["confidence"]  # noqa: Y015
     _WhichOneofArgType__confidence: _TypeAlias = _typing.Literal["_confidence", b"_confidence"]  # noqa: Y015

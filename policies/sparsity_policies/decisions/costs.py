@@ -123,3 +123,26 @@ class ModelShape:
         flops = 4 * self.layers * self.query_heads * self.head_dim * (prompt + new)
         read = new * 2 * self.kv_heads * self.head_dim * _CACHE_BYTES * self.layers
         return Cost(flops, read)
+
+
+class Shapes:
+    """The shapes of the models that a router fronts.
+
+    Args:
+        by_model: by the models' names, the default one's first; None of one whose config.json does not tell it.
+    """
+
+    def __init__(self, by_model: Mapping[str, ModelShape | None]) -> None:
+        self._known = {name: shape for name, shape in by_model.items() if shape is not None}
+        self._default = next(iter(by_model.values()), None)
+
+    def __bool__(self) -> bool:
+        """Whether any is known."""
+        return bool(self._known)
+
+    def of(self, model: str) -> ModelShape | None:
+        """A model's; the default one's of what names none, as decisions from before models were named."""
+        return self._known.get(model) if model else self._default
+
+
+NO_SHAPES = Shapes({})

@@ -70,7 +70,7 @@ class _Trail:
 
 def decide(signals: Signals, snapshot: Snapshot) -> Decision:
     """Decides one request; in doubt, dense."""
-    compiled = snapshot.policies.get(signals.domain)
+    compiled = snapshot.compiled(signals.domain, signals.model)
     trail = _Trail()
     doubt = _doubt(signals, snapshot, compiled)
     if doubt is not None:
@@ -152,10 +152,10 @@ def _doubt(signals: Signals, snapshot: Snapshot, compiled: Compiled | None) -> _
 
 def hangs_on_length(signals: Signals, snapshot: Snapshot) -> bool:
     """Whether token counts within the signals' interval give different tiers, so that the exact one must be known."""
-    compiled = snapshot.policies.get(signals.domain)
+    compiled = snapshot.compiled(signals.domain, signals.model)
     if _exact(signals) or compiled is None or _doubt(signals, snapshot, compiled) is not None:
         return False
-    declared = snapshot.policies.get(signals.declared)
+    declared = snapshot.compiled(signals.declared, signals.model)
     for item in (compiled, declared) if declared else (compiled,):
         if any(condition.reads_tokens for condition in item.conditions):
             return True
@@ -180,7 +180,7 @@ def _by_policy(trail: _Trail, signals: Signals, compiled: Compiled) -> None:
 
 def _by_declared(trail: _Trail, signals: Signals, snapshot: Snapshot) -> None:
     """A riskier domain in the declared one's place takes attention away from nobody."""
-    declared = snapshot.policies.get(signals.declared)
+    declared = snapshot.compiled(signals.declared, signals.model)
     if declared is not None:
         own = _Trail()
         _by_policy(own, replace(signals, domain=signals.declared, declared=""), declared)
@@ -232,7 +232,8 @@ def _by_first_rule(trail: _Trail, signals: Signals, compiled: Compiled, doubtful
         trail.skip(check, f"{rule.when} does not hold", rule.tier)
     number, band = densest_band(compiled.policy, signals)
     task = f" for task {band.task!r}" if band.task else ""
-    detail = f"{_length(signals)} prompt tokens lie in the band from {band.from_tokens}{task}"
+    model = f" of model {compiled.model}" if compiled.model else ""
+    detail = f"{_length(signals)} prompt tokens lie in the band from {band.from_tokens}{task}{model}"
     trail.settle(f"bands[{number}]", band.tier, Reason.LENGTH_BAND, detail)
     # What was found in a text was not said of the conversation: where it is a risk, the band itself lasts.
     risky = signals.detected and compiled.policy.risk is not Risk.LOW

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from sparsity_policies.decisions.costs import DENSE, Cost, Density, ModelShape, Pairs
+from sparsity_policies.decisions.costs import DENSE, Cost, Density, Pairs, Shapes
 from sparsity_policies.decisions.journal import Entry
 from sparsity_policies.model import Tier
 
@@ -53,11 +53,11 @@ class Savings:
     """Accounts by policy; it holds sums, not requests.
 
     Args:
-        shape: of the model; None reckons no cost.
+        shapes: of the models; requests of one without a shape cost nothing.
     """
 
-    def __init__(self, shape: ModelShape | None) -> None:
-        self._shape = shape
+    def __init__(self, shapes: Shapes) -> None:
+        self._shapes = shapes
         self.domains: dict[str, DomainSavings] = {}
 
     def add(self, entry: Entry) -> None:
@@ -74,8 +74,8 @@ class Savings:
         if reported and entry.served_tier is not Tier.DENSE:
             account.sparse += 1
             account.covered += entry.coverage
-        if self._shape is not None:
+        if (shape := self._shapes.of(entry.signals.model)) is not None:
             pairs = Pairs.of(tokens, entry.new_tokens)
             density = Density(entry.prefill_density, entry.decode_density) if reported else DENSE
-            account.took = account.took.plus(self._shape.cost(pairs, density))
-            account.dense = account.dense.plus(self._shape.cost(pairs, DENSE))
+            account.took = account.took.plus(shape.cost(pairs, density))
+            account.dense = account.dense.plus(shape.cost(pairs, DENSE))

@@ -8,11 +8,12 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from sparsity_policies.decisions.model_bands import NO_BANDS, ModelBands
 from sparsity_policies.documents.document import to_document
 from sparsity_policies.matching.conditions import Condition
 from sparsity_policies.matching.expressions import Compile, compile_expressions
 from sparsity_policies.matching.scan import Scanner
-from sparsity_policies.model import Override, Policy, Scope, StoredPolicy, Tier
+from sparsity_policies.model import Band, Override, Policy, Scope, StoredPolicy, Tier
 from sparsity_policies.risk.learning import Learn, PolicyModel, heads_of, model_of
 from sparsity_policies.risk.model import Head
 
@@ -21,11 +22,19 @@ DEFAULT_TTL_SECONDS = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A policy with its conditions compiled, in the order of its rules."""
+    """A policy with its conditions compiled, in the order of its rules.
+
+    Attributes:
+        stored: the policy.
+        conditions: of its rules.
+        digest: of what it says.
+        model: whose length bands it has in the place of its own; empty for none.
+    """
 
     stored: StoredPolicy
     conditions: tuple[Condition, ...]
     digest: str
+    model: str = ""
 
     @classmethod
     def of(cls, stored: StoredPolicy) -> Compiled:
@@ -42,6 +51,13 @@ class Compiled:
         """The policy."""
         return self.stored.policy
 
+    def of_model(self, model: str, bands: tuple[Band, ...]) -> Compiled:
+        """The same with a model's length bands."""
+        if bands == self.policy.bands:
+            return self
+        stored = dataclasses.replace(self.stored, policy=dataclasses.replace(self.policy, bands=bands))
+        return dataclasses.replace(self, stored=stored, model=model)
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -57,6 +73,8 @@ class Snapshot:
         rejected: domains whose documents could not be read or taken up, held at their last good version or absent.
         ttl: age past which everything goes dense, seconds.
         drifted: domains that a store beside the policy folder tells otherwise.
+        model_bands: of models that have length bands of their own.
+        by_model: the policies as they are for those models.
     """
 
     revision: int
@@ -68,6 +86,8 @@ class Snapshot:
     rejected: tuple[str, ...] = ()
     ttl: float = DEFAULT_TTL_SECONDS
     drifted: tuple[str, ...] = ()
+    model_bands: ModelBands = NO_BANDS
+    by_model: Mapping[str, Mapping[str, Compiled]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def build(
@@ -80,9 +100,10 @@ class Snapshot:
         previous: Snapshot | None = None,
         compiled: Compile = compile_expressions,
         learnt: Learn = heads_of,
+        model_bands: ModelBands = NO_BANDS,
     ) -> Snapshot:
         """Compiles a snapshot; of ``previous`` it reuses what did not change. ``compiled`` makes the scan's databases,
-        ``learnt`` the heads of exemplars.
+        ``learnt`` the heads of exemplars; ``model_bands`` are of models with length bands of their own.
 
         Raises:
             ValueError: when a condition or pattern does not compile, or exemplars take too long to learn; validated
@@ -97,13 +118,22 @@ class Snapshot:
         before_it = previous.scanner if previous else None
         scanner = Scanner((item.policy for item in found.values()), before_it, compiled)
         risk = model_of((item.policy for item in found.values()), previous.risk if previous else None, learnt)
-        empty = cls(revision, found, (), scanner, risk, digest, tuple(sorted(rejected)), ttl)
+        by_model = {
+            model: {domain: item.of_model(model, model_bands.of(item.policy, model)) for domain, item in found.items()}
+            for model in model_bands.own
+        }
+        left_out = tuple(sorted(rejected))
+        empty = cls(revision, found, (), scanner, risk, digest, left_out, ttl, (), model_bands, by_model)
         return empty.with_overrides(overrides)
 
     def policy(self, domain: str) -> Policy | None:
         """The policy of a domain, where it has one."""
         compiled = self.policies.get(domain)
         return compiled.policy if compiled else None
+
+    def compiled(self, domain: str, model: str) -> Compiled | None:
+        """The policy of a domain, where it has one, as it decides requests of a model."""
+        return self.by_model.get(model, self.policies).get(domain)
 
     def with_draft(self, draft: Policy, compiled: Compile = compile_expressions) -> Snapshot:
         """This snapshot as it would be with ``draft`` in the place of its domain's policy.
@@ -120,7 +150,15 @@ class Snapshot:
             return self.risk.model.heads
 
         return Snapshot.build(
-            self.revision, [*others, stored], self.overrides, self.rejected, self.ttl, self, compiled, kept
+            self.revision,
+            [*others, stored],
+            self.overrides,
+            self.rejected,
+            self.ttl,
+            self,
+            compiled,
+            kept,
+            self.model_bands,
         )
 
     def with_overrides(self, overrides: Iterable[Override]) -> Snapshot:
@@ -131,7 +169,7 @@ class Snapshot:
     def content_hash(self) -> str:
         """Equal on replicas that decide alike."""
         overrides = [[o.id, o.scope, o.target, o.max_tier, o.expire_time] for o in self.overrides]
-        return _hash([self.policies_hash, overrides])
+        return _hash([self.policies_hash, overrides, *([self.model_bands.content()] if self.model_bands.own else [])])
 
 
 def _order(override: Override) -> tuple[int, str]:

@@ -217,6 +217,15 @@ def parse_policy(document: object, check: Check = check_policy) -> Policy:
     return policy
 
 
+def parse_bands(risk: Risk, bands: object) -> tuple[model.Band, ...]:
+    """Reads and validates length bands that stand outside of a policy, as those of a policy of this risk.
+
+    Raises:
+        InvalidRequestError: with one violation a mistake, all of them at once.
+    """
+    return parse_policy({"domain": "bands", "risk": risk.name.lower(), "bands": bands}).bands
+
+
 def _beside(shape: Sequence[Violation], meaning: Sequence[Violation]) -> Iterator[Violation]:
     """Mistakes of meaning that follow from none of shape: each condition and pattern stands for itself."""
     broken = {found[0] for violation in shape if (found := _ENTRY.match(violation.field))}

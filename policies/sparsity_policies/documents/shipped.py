@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 from sparsity_rpc.errors import ConfigurationError
 
-from sparsity_policies.documents.document import parse_policy
-from sparsity_policies.model import Policy
+from sparsity_policies.documents.document import parse_bands, parse_policy
+from sparsity_policies.model import Band, Policy, Risk
 
 _BANDS = "bands.yaml"
 
@@ -17,6 +17,11 @@ _BANDS = "bands.yaml"
 def band_sets() -> list[str]:
     """Names of the sets of length bands."""
     return sorted(_load(_BANDS))
+
+
+def bands_of(band_set: str) -> dict[Risk, tuple[Band, ...]]:
+    """The bands that a set gives each risk."""
+    return {risk: parse_bands(risk, _load(_BANDS)[band_set][risk.name.lower()]) for risk in Risk}
 
 
 def shipped_policies(band_set: str) -> list[Policy]:

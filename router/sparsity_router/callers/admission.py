@@ -78,24 +78,23 @@ class Callers:
         self,
         request: inference_pb2.GenerateRequest,
         context: grpc.aio.ServicerContext[Any, Any],
+        tenant: str,
         served: Served,
         answers: int = 1,
     ) -> None:
-        """Checks caller and fields beside the prompt, puts in tenant and the model's sampling, counts the request.
+        """Checks the fields beside the prompt, puts in the model's sampling, counts the request.
 
         Args:
-            request: as the caller sent it.
+            request: of a caller that was checked.
             context: of the call.
+            tenant: whose calls are counted.
             served: the model.
             answers: that it is to get; a call that gets none counts as one.
 
         Raises:
-            UnauthenticatedError: when the caller is not known.
-            PermissionDeniedError: when it may not call, or not for this tenant.
             InvalidRequestError: naming the field.
             RateLimitError: when its tenant has used up its requests.
         """
-        tenant = self.check(context, request)
         size = check_size(request, self._max_prompt_bytes)
         # Without documents to read there is little to check, however long the prompt is.
         read = size if request.tools or request.sampling.HasField("response_format") else 0

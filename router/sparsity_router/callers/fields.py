@@ -45,7 +45,7 @@ def check_size(request: inference_pb2.GenerateRequest, max_prompt_bytes: int) ->
 
 
 def check_fields(request: inference_pb2.GenerateRequest, served: Served) -> None:
-    """Checks model, context, id, priority, sampling, tools and what the answer is to carry.
+    """Checks context, id, priority, sampling, tools and what the answer is to carry.
 
     Args:
         request: as the caller sent it.
@@ -54,7 +54,6 @@ def check_fields(request: inference_pb2.GenerateRequest, served: Served) -> None
     Raises:
         InvalidRequestError: naming the field.
     """
-    served.check_asked(request)
     context = request.context
     for name in ("domain", "task", "tenant", "session"):
         check_name(f"context.{name}", getattr(context, name))

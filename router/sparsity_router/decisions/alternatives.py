@@ -24,7 +24,7 @@ def alternatives(signals: Signals, snapshot: Snapshot, decision: Decision) -> li
 
 
 def _changes(signals: Signals, snapshot: Snapshot) -> Iterator[tuple[str, Signals]]:
-    compiled = snapshot.policies.get(signals.domain)
+    compiled = snapshot.compiled(signals.domain, signals.model)
     if compiled:
         for start in sorted({band.from_tokens for band in compiled.policy.bands})[:_TRIED]:
             yield f"with {max(start, 1)} prompt tokens", replace(signals, min_tokens=start, max_tokens=start)

@@ -47,21 +47,22 @@ class Decider:
     """Decisions of one router.
 
     Args:
-        classifier: finds out what a request is.
         follower: of the policies to decide from.
         sessions: keeps conversations at their tier; None lets them move freely.
     """
 
-    def __init__(self, classifier: Classifier, follower: PolicyFollower, sessions: Sessions | None = None) -> None:
-        self._classifier = classifier
+    def __init__(self, follower: PolicyFollower, sessions: Sessions | None = None) -> None:
         self._follower = follower
         self._sessions = sessions
 
-    async def decide(self, request: inference_pb2.GenerateRequest, decision_id: str, *, exact: bool = False) -> Decided:
+    async def decide(
+        self, request: inference_pb2.GenerateRequest, classifier: Classifier, decision_id: str, *, exact: bool = False
+    ) -> Decided:
         """Classifies and decides; a session is told of it, and of each review, where the decision has an id.
 
         Args:
             request: as the caller sent it.
+            classifier: of its model, which finds out what it is.
             decision_id: of the decision to be.
             exact: whether to count the tokens even where the decision does not hang on them.
 
@@ -72,8 +73,9 @@ class Decider:
         session = Session(self._sessions, request.context.tenant, request.context.session)
         before = await session.tier()
         with tracing.span(_tracer, "router.classify"):
-            arrival = Arrival(follower.now(), follower.age, decision_id, before.tier, before.problem)
-            classified = await self._classifier.classify(request, follower.snapshot, arrival, exact=exact)
+            named = classifier.served.name
+            arrival = Arrival(follower.now(), follower.age, decision_id, before.tier, before.problem, named)
+            classified = await classifier.classify(request, follower.snapshot, arrival, exact=exact)
             # A change that came while a long prompt was read counts: a kill switch must not wait for it.
             classified = await read_by_now(follower, classified)
         with tracing.span(_tracer, "router.decide"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 from sparsity.v1 import worker_pb2
 from sparsity_policies.model import Tier
@@ -20,8 +21,20 @@ def by_tier(found: worker_pb2.GetCapabilitiesResponse) -> dict[Tier, worker_pb2.
     return {Tier(own.tier): own for own in sorted(told, key=lambda own: own.tier) if int(own.tier) in _KNOWN}
 
 
-def mismatch(found: worker_pb2.GetCapabilitiesResponse, tokenizer_digest: str, engine: str) -> str:
-    """Why a router cannot use a worker at all; empty where it can."""
+def mismatch(
+    found: worker_pb2.GetCapabilitiesResponse,
+    tokenizer_digest: str,
+    engine: str,
+    others: Collection[str] = (),
+) -> str:
+    """Why a router cannot use a worker at all; empty where it can.
+
+    Args:
+        found: what it says of itself.
+        tokenizer_digest: of the model that it is to serve.
+        engine: that the router takes.
+        others: names of the router's other models, which may have the same tokenizer.
+    """
     if not by_tier(found):
         return "it names no tier"
     twice = [tier for tier, times in Counter(own.tier for own in found.tiers).items() if times > 1]
@@ -29,6 +42,8 @@ def mismatch(found: worker_pb2.GetCapabilitiesResponse, tokenizer_digest: str, e
         return f"it names the tier {Tier(twice[0]).word if twice[0] in _KNOWN else twice[0]} twice"
     if found.tokenizer_digest != tokenizer_digest:
         return "its tokenizer differs from the router's"
+    if found.model in others:
+        return f"it serves {found.model}, which is another model of this router"
     if (own := engine_of(found)) != engine:
         return f"its engine is {own}, and this router takes {engine} (--engine)"
     return ""

@@ -59,11 +59,12 @@ class Worker:
         engine: str = SGLANG,
         patience: Patience | None = None,
         model: StockModel | None = None,
+        others: Collection[str] = (),
     ) -> None:
         self.patience = patience or Patience()
         self.target = target
-        self._engine = engine
-        self._digest, self._timeout, self._room = tokenizer_digest, timeout, room
+        self._digest, self._engine, self._others, self._timeout = tokenizer_digest, engine, others, timeout
+        self._room = room
         self.stub: Stub
         self._channel, self.stub = open_worker(target, tls, model)
         self._stock = self.stub if isinstance(self.stub, StockServer) else None
@@ -72,17 +73,15 @@ class Worker:
         # Why a tier is not used, though the worker serves it.
         self._doubts: dict[Tier, str] = {}
         self.load = worker_pb2.WatchLoadResponse()
-        self._heard = float("-inf")
+        self._heard = self._full_until = float("-inf")
         # Of this router's own, when the load was reported: the rest of it is other routers'.
         self._own_then = 0
         self._dispatched: dict[str, tuple[Tier, int]] = {}
         self._mismatch = ""
         # Why it was not heard, or why it failed since.
         self._lost = "not reached yet"
-        self._full_until = float("-inf")
         self.breakers = {tier: Breaker() for tier in Tier}
-        self.leaving = False
-        self.late = False
+        self.leaving = self.late = False
         self._met_at = float("-inf")
         self.heard: Callable[[Worker, Iterable[worker_pb2.EndedLease]], None] = lambda worker, ended: None
 
@@ -99,7 +98,8 @@ class Worker:
     @capabilities.setter
     def capabilities(self, found: worker_pb2.GetCapabilitiesResponse) -> None:
         self._capabilities, self._served = found, by_tier(found)
-        self._mismatch = mismatch(found, self._digest, self._engine) or (self._stock.objection if self._stock else "")
+        theirs = self._stock.objection if self._stock else ""
+        self._mismatch = mismatch(found, self._digest, self._engine, self._others) or theirs
         attends = self._engine != ECHO
         faults = {tier: start_fault(own.proof, tier, attends=attends) for tier, own in self._served.items()}
         self._doubts = {tier: fault for tier, fault in faults.items() if fault}

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Collection, Container, Mapping, Sequence
 from typing import NamedTuple
 
+from sparsity_policies.decisions.model_bands import NO_BANDS, ModelBands
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.matching.expressions import Compile
 from sparsity_policies.model import StoredPolicy
@@ -38,10 +39,11 @@ class Builder:
         ttl: of snapshots, seconds.
         compiled: makes databases.
         learnt: makes the heads of exemplars.
+        model_bands: of models with length bands of their own.
     """
 
-    def __init__(self, ttl: float, compiled: Compile, learnt: Learn) -> None:
-        self._ttl, self._compiled, self._learnt = ttl, compiled, learnt
+    def __init__(self, ttl: float, compiled: Compile, learnt: Learn, model_bands: ModelBands = NO_BANDS) -> None:
+        self._ttl, self._compiled, self._learnt, self._model_bands = ttl, compiled, learnt, model_bands
         self._refused: dict[str, Refused] = {}
 
     @property
@@ -89,7 +91,13 @@ class Builder:
         """
         stored, ttl = list(policies.values()), self._ttl
         return Snapshot.build(
-            revision, stored, ttl=ttl, previous=previous, compiled=self._compiled, learnt=self._learnt
+            revision,
+            stored,
+            ttl=ttl,
+            previous=previous,
+            compiled=self._compiled,
+            learnt=self._learnt,
+            model_bands=self._model_bands,
         )
 
 

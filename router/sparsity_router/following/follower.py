@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
+from sparsity_policies.decisions.model_bands import NO_BANDS, ModelBands
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.documents.confined import NO_PROCESS, SOURCES
 from sparsity_policies.model import StoredPolicy
@@ -47,7 +48,9 @@ class PolicyFollower:
     Overrides set on this router act at once and hold whether or not the source can be reached.
     """
 
-    def __init__(self, source: PolicySource, ttl: float, disk: SnapshotFile | None = None) -> None:
+    def __init__(
+        self, source: PolicySource, ttl: float, disk: SnapshotFile | None = None, model_bands: ModelBands = NO_BANDS
+    ) -> None:
         self._source = source
         self._disk = disk
         # Of what is decided from: counted up at every change.
@@ -57,7 +60,7 @@ class PolicyFollower:
         """What keeps the last policies from the disk; empty when nothing does."""
         self._snapshot: Snapshot | None = None
         self._wanted = self._built = _Wanted(_NOWHERE, {}, {}, ())
-        self._builder = Builder(ttl, SOURCES.compile, SOURCES.learn)
+        self._builder = Builder(ttl, SOURCES.compile, SOURCES.learn, model_bands)
         self._building_since: float | None = None
         self._read_at = float("-inf")
         self.overrides = Overrides(self._publish_overrides)

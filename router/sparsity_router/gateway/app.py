@@ -30,6 +30,7 @@ from sparsity_router.gateway.body import parsed, read_body
 from sparsity_router.gateway.declared import Called, declare, read_headers
 from sparsity_router.gateway.exchange import Exchange, HttpCall, Receive, Scope, Send
 from sparsity_router.gateway.refusals import FIELD, HttpError, refusal
+from sparsity_router.models.models import Models
 from sparsity_router.prompts.classify import OnLoop, off_loop
 from sparsity_router.services.inference import GenerateContext, InferenceService
 
@@ -66,17 +67,17 @@ class Gateway:
     Args:
         inference: the pipeline.
         callers: lets calls in.
-        model: the served model's name.
+        models: that may be asked for.
         max_prompt_bytes: of the router.
 
     Attributes:
         most: bytes of a request's body.
     """
 
-    def __init__(self, inference: InferenceService, callers: Callers, model: str, max_prompt_bytes: int) -> None:
+    def __init__(self, inference: InferenceService, callers: Callers, models: Models, max_prompt_bytes: int) -> None:
         self._inference = inference
         self._callers = callers
-        self._model = model
+        self._models = models
         self._started = int(time.time())
         self.most = _ESCAPED * max_prompt_bytes + _BESIDE
         self._most_ids = max_prompt_bytes // 4
@@ -112,19 +113,20 @@ class Gateway:
             await self._generate(exchange, endpoint)
         elif path == _MODELS or path.startswith(f"{_MODELS}/"):
             exchange.must_be("GET")
-            await self._models(exchange, path.removeprefix(_MODELS).removeprefix("/"))
+            await self._tell_models(exchange, path.removeprefix(_MODELS).removeprefix("/"))
         else:
             known = ", ".join((*ENDPOINTS, _MODELS))
             raise HttpError(404, "unknown_url", f"nothing is served at {path[:256]}; there are {known}")
 
-    async def _models(self, exchange: Exchange, name: str) -> None:
-        """The served model, in a list or by its name."""
+    async def _tell_models(self, exchange: Exchange, name: str) -> None:
+        """The served models by all of their names, or one of them."""
         called = read_headers(exchange.headers)
         await self._callers.count(self._checked(HttpCall(called.metadata, exchange.peer, None)))
         if name:
-            self._must_be_served(name)
-        model = {"id": self._model, "object": "model", "created": self._started, "owned_by": "sparsity-router"}
-        await exchange.answer(answers.encoded(model if name else {"object": "list", "data": [model]}))
+            self._served(name)
+        common = {"object": "model", "created": self._started, "owned_by": "sparsity-router"}
+        found = [{"id": each, **common} for each in self._models.names if not name or each == name]
+        await exchange.answer(answers.encoded(found[0] if name else {"object": "list", "data": found}))
 
     async def _generate(self, exchange: Exchange, endpoint: Endpoint) -> None:
         called = read_headers(exchange.headers)
@@ -160,17 +162,17 @@ class Gateway:
         for name in endpoint.needed:
             if document.get(name) is None:
                 raise InvalidRequestError.of(name, "is missing")
-        self._must_be_served(asked.model)
-        asked.message.model = asked.model
+        asked.message.model = self._served(asked.model)
         return asked
 
     def _checked(self, call: HttpCall) -> str:
         return self._callers.check(cast(GenerateContext, call), None)
 
-    def _must_be_served(self, name: str) -> None:
-        if name != self._model:
-            problem = f"the model {name[:256]!r} is not served here; {self._model!r} is"
-            raise NotFoundError(problem).about({FIELD: "model"})
+    def _served(self, name: str) -> str:
+        """The name of the model that is asked for."""
+        if (model := self._models.named(name)) is None:
+            raise NotFoundError(f"the model {self._models.refusal(name)}").about({FIELD: "model"})
+        return model.name
 
     async def _stream(self, exchange: Exchange, call: HttpCall, asked: Asked, form: answers.Form) -> None:
         answer: answers.Answer | None = None
@@ -202,5 +204,10 @@ class Gateway:
 
     def _started_answer(self, call: HttpCall, asked: Asked, form: answers.Form) -> answers.Answer:
         return answers.Answer(
-            form, call.decision_id, self._model, int(time.time()), wanted_answers(asked.message), usage=asked.usage
+            form,
+            call.decision_id,
+            asked.message.model,
+            int(time.time()),
+            wanted_answers(asked.message),
+            usage=asked.usage,
         )

@@ -19,7 +19,7 @@ def _by_name(fields: Iterable[Field]) -> dict[str, Field]:
 
 
 _COMMON: Final = (
-    taken("model", "the served model's name, as `/v1/models` lists it; needed", parameters.model),
+    taken("model", "a served model's name, as `/v1/models` lists it; needed", parameters.model),
     taken("stream", "answers by server-sent events", parameters.stream),
     taken("stream_options", "`include_usage`; `include_obfuscation` is ignored", parameters.stream_options),
     taken("metadata", "what policy looks at (below); other names are refused", parameters.metadata),

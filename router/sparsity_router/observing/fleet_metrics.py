@@ -3,44 +3,53 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from opentelemetry import metrics
 from opentelemetry.metrics import Observation
 from sparsity_policies.model import Tier
+from sparsity_rpc import semconv
 from sparsity_serving import telemetry
-from sparsity_serving.metrics.metering import meter_of, observe, scalar
+from sparsity_serving.metrics.metering import meter_of, observe
 
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.fleet.workers import State, Worker
 
-_STATE = "sparsity.worker.state"
+_MODEL, _STATE = semconv.GEN_AI_REQUEST_MODEL, "sparsity.worker.state"
 
 
-def observe_fleet(fleet: Fleet, meter: metrics.Meter | None = None) -> None:
-    """Registers the gauges; they cost nothing where no metrics are taken."""
+def observe_fleets(fleets: Mapping[str, Fleet], meter: metrics.Meter | None = None) -> None:
+    """Registers the gauges of the workers of each model; they cost nothing where no metrics are taken."""
 
     def states() -> Iterator[Observation]:
-        workers = list(fleet.workers)
-        found = Counter((tier, worker.state_at(tier)) for worker in workers for tier in worker.served)
-        # Every state of every tier, so that an alert sees a tier that nobody serves any more as 0.
-        for tier in Tier:
-            for state in State:
-                yield Observation(found[tier, state], {telemetry.TIER: tier.word, _STATE: state.name.lower()})
-        if unknown := sum(not worker.served for worker in workers):
-            yield Observation(unknown, {telemetry.TIER: "", _STATE: State.UNREACHABLE.name.lower()})
+        for model, fleet in fleets.items():
+            workers, own = list(fleet.workers), {_MODEL: model}
+            found = Counter((tier, worker.state_at(tier)) for worker in workers for tier in worker.served)
+            # Every state of every tier, so that an alert sees a tier that nobody serves any more as 0.
+            for tier in Tier:
+                for state in State:
+                    yield Observation(
+                        found[tier, state], {**own, telemetry.TIER: tier.word, _STATE: state.name.lower()}
+                    )
+            if unknown := sum(not worker.served for worker in workers):
+                yield Observation(unknown, {**own, telemetry.TIER: "", _STATE: State.UNREACHABLE.name.lower()})
 
     def queues() -> Iterator[Observation]:
-        for tier, queue in fleet.queues.items():
-            yield Observation(len(queue), {telemetry.TIER: tier.word})
+        for model, fleet in fleets.items():
+            for tier, queue in fleet.queues.items():
+                yield Observation(len(queue), {_MODEL: model, telemetry.TIER: tier.word})
+
+    def retries() -> Iterator[Observation]:
+        for model, fleet in fleets.items():
+            yield Observation(fleet.retries.spent, {_MODEL: model})
 
     def at_each_tier(measured: Callable[[Worker, Tier], float]) -> Callable[[], Iterator[Observation]]:
         def observed() -> Iterator[Observation]:
-            for worker in list(fleet.workers):
-                for tier in worker.served:
-                    yield Observation(
-                        measured(worker, tier), {telemetry.WORKER_ID: worker.name, telemetry.TIER: tier.word}
-                    )
+            for model, fleet in fleets.items():
+                for worker in list(fleet.workers):
+                    own = {_MODEL: model, telemetry.WORKER_ID: worker.name}
+                    for tier in worker.served:
+                        yield Observation(measured(worker, tier), {**own, telemetry.TIER: tier.word})
 
         return observed
 
@@ -63,5 +72,5 @@ def observe_fleet(fleet: Fleet, meter: metrics.Meter | None = None) -> None:
                 breakers,
             ),
         ],
-        [("sparsity.router.retries", "{request}", again, scalar(lambda: fleet.retries.spent))],
+        [("sparsity.router.retries", "{request}", again, retries)],
     )

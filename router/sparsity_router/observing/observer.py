@@ -93,9 +93,8 @@ class Observer:
         policy = self._follower.snapshot.policy(decision.policy)
         # Most requests of a busy router are not logged: an entry is made only for those that are.
         self._recorder.decision(request.decision_id, lambda: _entry(request, policy, self._follower.now()))
-        self._metrics.relayed(
-            decision, policy, served, completion, request.times, operation=request.operation, error=request.error
-        )
+        told = {"model": request.signals.model, "operation": request.operation, "error": request.error}
+        self._metrics.relayed(decision, policy, served, completion, request.times, **told)
         report = request.report
         # A request too short for the sparse kernels was attended whole, and says nothing about them.
         if report and served and report.sparse_kernel_calls:
@@ -133,6 +132,7 @@ def _log(request: EndedRequest) -> None:
     tier = served.tier.word if served else "none"
     fields: dict[str, object] = {
         "decision_id": request.decision_id,
+        "model": request.signals.model,
         "policy": decision.policy,
         "policy_revision": decision.policy_revision,
         "tier": tier,

@@ -9,7 +9,7 @@ from functools import partial
 
 from opentelemetry import metrics
 from sparsity.v1 import inference_pb2
-from sparsity_policies.decisions.costs import DENSE, H100, Density, GpuSpeed, ModelShape, Pairs
+from sparsity_policies.decisions.costs import DENSE, H100, Density, GpuSpeed, Pairs, Shapes
 from sparsity_policies.model import Decision, Policy, Tier
 from sparsity_policies.risk.weighing import Finding
 from sparsity_rpc import semconv
@@ -23,19 +23,15 @@ class RequestMetrics:
     """Instruments of one router's requests.
 
     Args:
-        model: the served model's name.
-        shape: of the model, for what attention costs; None counts no cost.
+        shapes: of the models, for what attention costs; that of one without a shape is not counted.
         meter: where they are kept.
         gpu: what saved attention would have taken its time on.
     """
 
-    def __init__(
-        self, model: str, shape: ModelShape | None, meter: metrics.Meter | None = None, gpu: GpuSpeed = H100
-    ) -> None:
+    def __init__(self, shapes: Shapes, meter: metrics.Meter | None = None, gpu: GpuSpeed = H100) -> None:
         self._on = meter is not None or is_on()
         meter = meter or meter_of("sparsity.router")
-        self._model = model
-        self._shape = shape
+        self._shapes = shapes
         self._gpu = gpu
         self._generations = Generations(meter)
         count = partial(Total, meter)
@@ -83,6 +79,7 @@ class RequestMetrics:
         completion: inference_pb2.Completion | None,
         times: Times | None,
         *,
+        model: str = "",
         operation: str = semconv.TEXT_COMPLETION,
         error: str = "",
     ) -> None:
@@ -94,6 +91,7 @@ class RequestMetrics:
             served: as it was served; None where nobody served it.
             completion: the worker's last message; None where there was none, or the router does not see it.
             times: as the router saw it; None where it did not see the stream.
+            model: that it was of.
             operation: by the GenAI conventions.
             error: the kind of what ended it without an answer.
         """
@@ -109,18 +107,18 @@ class RequestMetrics:
             self._violations.add(1, {telemetry.DOMAIN: decision.policy})
         if times is None:
             return
-        timed = {**common, semconv.GEN_AI_REQUEST_MODEL: self._model}
+        timed = {**common, semconv.GEN_AI_REQUEST_MODEL: model}
         if completion is None:
             self._generations.failed(times.total, timed, operation, error)
             return
         self._generations.record(completion, times, timed, operation)
-        if self._shape is not None and completion.HasField("sparsity"):
+        if (shape := self._shapes.of(model)) is not None and completion.HasField("sparsity"):
             usage, report = completion.usage, completion.sparsity
             whole = Pairs.of(usage.prompt_tokens, usage.completion_tokens)
             # What the prefix cache held was attended by an earlier request.
             pairs = Pairs(whole.prompt - Pairs.of(usage.cached_tokens, 0).prompt, whole.new)
-            took = self._shape.cost(pairs, Density(report.prefill_density, report.decode_density))
-            saved = self._shape.cost(pairs, DENSE).beyond(took)
+            took = shape.cost(pairs, Density(report.prefill_density, report.decode_density))
+            saved = shape.cost(pairs, DENSE).beyond(took)
             self._flops.add(took.flops, common)
             self._flops_saved.add(saved.flops, common)
             self._bytes.add(took.kv_bytes, common)

@@ -23,6 +23,7 @@ class Arrival(NamedTuple):
         request_key: unique to the request.
         session_tier: what the session's earlier requests hold it at.
         problem: what kept that from being known; empty when nothing did.
+        model: that serves it.
     """
 
     received_at: float = 0.0
@@ -30,6 +31,7 @@ class Arrival(NamedTuple):
     request_key: str = ""
     session_tier: Tier | None = None
     problem: str = ""
+    model: str = ""
 
 
 class Resolved(NamedTuple):
@@ -108,4 +110,5 @@ class Resolved(NamedTuple):
             received_at=arrival.received_at,
             policy_age=arrival.policy_age,
             request_key=arrival.request_key,
+            model=arrival.model,
         )

@@ -21,11 +21,15 @@ from sparsity_router.prompts.control import ControlTokens
 class ModelTokenizer:
     """Counts and encodes prompts exactly as the workers' model does.
 
+    Args:
+        model_path: the model's folder.
+        name: that it is served by; the folder's without it.
+
     Raises:
-        ConfigurationError: when the model folder cannot be read.
+        ConfigurationError: when the folder cannot be read.
     """
 
-    def __init__(self, model_path: Path) -> None:
+    def __init__(self, model_path: Path, name: str = "") -> None:
         try:
             data = (model_path / "tokenizer.json").read_bytes()
             config = json.loads((model_path / "config.json").read_text(encoding="utf-8"))
@@ -38,8 +42,9 @@ class ModelTokenizer:
             raise ConfigurationError(f"--model: {model_path / 'tokenizer.json'}: {error}") from error
         added = self.tokenizer.get_added_tokens_decoder().values()
         self.control = ControlTokens(token.content for token in added if token.special)
-        self.name = model_path.name
-        self.served = Served(self.name, self.context_length, self.vocabulary_size, Defaults.read(model_path))
+        self.served = Served(
+            name or model_path.name, self.context_length, self.vocabulary_size, Defaults.read(model_path)
+        )
         self.config: dict[str, Any] = config
         self.digest = hashlib.sha256(data).hexdigest()
         self.template = ChatTemplate.read(model_path)

@@ -42,6 +42,7 @@ class Sample:
     Attributes:
         decision_id: of its decision.
         domain: the policy that decided.
+        fleet: whose dense workers repeat it.
         request: as the worker got it.
         tokens: what it generated, filled while it is relayed.
         tier: that served it.
@@ -49,6 +50,7 @@ class Sample:
 
     decision_id: str
     domain: str
+    fleet: Fleet
     request: worker_pb2.WorkerServiceGenerateRequest
     tokens: list[int] = field(default_factory=list)
     tier: Tier = Tier.DENSE
@@ -68,7 +70,6 @@ class Shadow:
 
     Args:
         follower: of policies, which say what share of a domain's sparse answers is repeated.
-        fleet: whose dense workers repeat them.
         decisions: where agreement is reported as an outcome; None without a store.
         meter: where it is measured.
     """
@@ -76,12 +77,10 @@ class Shadow:
     def __init__(
         self,
         follower: PolicyFollower,
-        fleet: Fleet,
         decisions: DecisionLog | None = None,
         meter: metrics.Meter | None = None,
     ) -> None:
         self._follower = follower
-        self._fleet = fleet
         self._decisions = decisions
         self._buckets: dict[str, TokenBucket] = {}
         self._waiting: asyncio.Queue[Sample] = asyncio.Queue(_WAITING)
@@ -92,9 +91,11 @@ class Shadow:
             meter, "sparsity.router.shadow.samples", "{request}", "Sparse answers, by what became of them."
         )
 
-    async def sampled(self, request: WorkerRequest, answer: AsyncGenerator[Relayed]) -> AsyncGenerator[Relayed]:
-        """Passes an answer on; a whole one that is a sample is queued before its last message."""
-        sample = self._sample(request)
+    async def sampled(
+        self, fleet: Fleet, request: WorkerRequest, answer: AsyncGenerator[Relayed]
+    ) -> AsyncGenerator[Relayed]:
+        """Passes an answer of a fleet's on; a whole one that is a sample is queued before its last message."""
+        sample = self._sample(fleet, request)
         async with aclosing(answer) as messages:
             async for relayed in messages:
                 if sample is not None:
@@ -103,7 +104,7 @@ class Shadow:
                         self._finish(sample, relayed.served, relayed.response.completion)
                 yield relayed
 
-    def _sample(self, request: WorkerRequest) -> Sample | None:
+    def _sample(self, fleet: Fleet, request: WorkerRequest) -> Sample | None:
         """A sample to fill, where this answer is one: sparse, greedy, and of the share that its policy asks for."""
         decision, message = request.decided.review.decision, request.message
         policy = self._follower.snapshot.policy(decision.policy)
@@ -112,7 +113,7 @@ class Shadow:
             return None
         if random.random() * 100 >= wanted.percent:
             return None
-        return Sample(message.request_id, decision.policy, message)
+        return Sample(message.request_id, decision.policy, fleet, message)
 
     def _finish(self, sample: Sample, served: Decision, completion: inference_pb2.Completion) -> None:
         """Queues a whole answer; where there is no room or budget it is passed over."""
@@ -145,9 +146,10 @@ class Shadow:
     async def _compare(self, sample: Sample) -> str:
         """What became of a sample, in a word."""
         # As a request that spills over: what policy holds dense comes first, and whoever waits for any room.
-        needs = self._fleet.lacking(await read_needs(sample.request), sample.request)
-        worker = self._fleet.pick(Tier.DENSE, set(), spilled=True, needs=needs)
-        if worker is None or any(self._fleet.queues.values()):
+        fleet = sample.fleet
+        needs = fleet.lacking(await read_needs(sample.request), sample.request)
+        worker = fleet.pick(Tier.DENSE, set(), spilled=True, needs=needs)
+        if worker is None or any(fleet.queues.values()):
             return "busy"
         request = worker_pb2.WorkerServiceGenerateRequest()
         request.CopyFrom(sample.request)
@@ -155,7 +157,7 @@ class Shadow:
         request.sampling.max_new_tokens = len(sample.tokens)
         request.ClearField("logprobs")
         found: list[int] = []
-        lease = (self._fleet.lease_keys, sample.decision_id)
+        lease = (fleet.lease_keys, sample.decision_id)
         try:
             async with aclosing(dispatch(worker, request, Tier.DENSE, 1, _SECONDS, lease)) as answers:
                 async for answer in answers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
@@ -24,10 +25,11 @@ def patience(fleet: Fleet, context: grpc.aio.ServicerContext[Any, Any]) -> float
     return fleet.admission.queue_seconds if left is None else min(fleet.admission.queue_seconds, 0.9 * left)
 
 
-async def follow_policies(fleet: Fleet, follower: PolicyFollower) -> None:
+async def follow_policies(fleets: Collection[Fleet], follower: PolicyFollower) -> None:
     """Lets those who wait for room meet each change of policies and overrides, for as long as it runs."""
     async for _ in follower.snapshots():
-        await fleet.reconsider()
+        for fleet in fleets:
+            await fleet.reconsider()
 
 
 async def place_in_turn(

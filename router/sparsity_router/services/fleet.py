@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -21,13 +22,13 @@ class FleetService:
     """Tells workers, queues and routers.
 
     Args:
-        fleet: the workers.
+        fleets: the workers, by model.
         replicas: the routers.
         access: who may ask.
     """
 
-    def __init__(self, fleet: Fleet, replicas: Replicas, access: Access) -> None:
-        self._fleet = fleet
+    def __init__(self, fleets: Mapping[str, Fleet], replicas: Replicas, access: Access) -> None:
+        self._fleets = fleets
         self._replicas = replicas
         self._access = access
 
@@ -35,17 +36,25 @@ class FleetService:
         """The state now."""
         self._access.authenticate(context).require(Role.VIEWER)
         response = fleet_pb2.GetFleetResponse(router_id=self._replicas.router_id)
-        response.workers.extend(_worker(worker) for worker in self._fleet.workers)
-        for tier in Tier:
-            own = self._fleet.of(tier)
-            ready = sum(worker.state_at(tier) is State.READY for worker in own)
-            waiting = len(self._fleet.queues[tier])
-            response.tiers.add(tier=tier.value, workers=len(own), ready_workers=ready, waiting_requests=waiting)
+        for model, fleet in self._fleets.items():
+            response.workers.extend(_worker(worker, model) for worker in fleet.workers)
+            response.tiers.extend(_tier(fleet, tier, model) for tier in Tier)
         response.routers.extend(_router(replica) for replica in await self._replicas.all())
         return response
 
 
-def _worker(worker: Worker) -> fleet_pb2.WorkerStatus:
+def _tier(fleet: Fleet, tier: Tier, model: str) -> fleet_pb2.TierStatus:
+    own = fleet.of(tier)
+    return fleet_pb2.TierStatus(
+        tier=tier.value,  # type: ignore[arg-type]
+        workers=len(own),
+        ready_workers=sum(worker.state_at(tier) is State.READY for worker in own),
+        waiting_requests=len(fleet.queues[tier]),
+        model=model,
+    )
+
+
+def _worker(worker: Worker, model: str) -> fleet_pb2.WorkerStatus:
     told: Any = worker.capabilities
     status = fleet_pb2.WorkerStatus(
         endpoint=worker.target,
@@ -58,6 +67,7 @@ def _worker(worker: Worker) -> fleet_pb2.WorkerStatus:
         outstanding_tokens=worker.outstanding_tokens,
         kv_used_tokens=worker.load.kv_used_tokens,
         warmth=max(worker.warmth, 0.0) if told else 0.0,
+        served_model=model,
     )
     if told:
         status.worker_id, status.profile, status.model = told.worker_id, told.profile, told.model

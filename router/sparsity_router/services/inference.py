@@ -20,8 +20,6 @@ from sparsity_rpc import tracing
 from sparsity_rpc.channels import DECISION_ID, LOST, REASON, TIER
 from sparsity_rpc.errors import (
     ConfigurationError,
-    InvalidRequestError,
-    NotFoundError,
     SparsityError,
     TokenCountError,
     UnimplementedError,
@@ -30,19 +28,18 @@ from sparsity_rpc.methods import EXPLAIN, GENERATE, ROUTE
 from sparsity_serving import telemetry
 from sparsity_serving.access.lease_keys import LeaseKeys
 from sparsity_serving.access.leases import sign
-from sparsity_serving.bounds import MAX_NAME, check_labels, check_name
 from sparsity_serving.sampling import wanted_answers
 
 from sparsity_router.callers.admission import Callers, Charge
 from sparsity_router.decisions.alternatives import alternatives
 from sparsity_router.decisions.decider import Decided, Decider
 from sparsity_router.decisions.sessions import Sessions
-from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.following.follower import PolicyFollower
+from sparsity_router.models.models import Model, Models
 from sparsity_router.observing.account import Account
 from sparsity_router.observing.observer import EndedRequest, Observer
 from sparsity_router.observing.spans import conclude, describe
-from sparsity_router.prompts.classify import Classifier, OnLoop, off_loop
+from sparsity_router.prompts.classify import OnLoop, off_loop
 from sparsity_router.relaying import choices
 from sparsity_router.relaying.answers import Answers
 from sparsity_router.relaying.placing import Tried
@@ -51,24 +48,21 @@ from sparsity_router.relaying.shadow import Shadow
 from sparsity_router.relaying.turns import place_in_turn
 from sparsity_router.relaying.worker_request import WorkerRequest, outstanding_tokens
 from sparsity_router.services.findings import findings
+from sparsity_router.services.outcomes import report
 
 GenerateContext = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
 OutcomeContext = grpc.aio.ServicerContext[inference_pb2.ReportOutcomeRequest, inference_pb2.ReportOutcomeResponse]
 RouteContext = grpc.aio.ServicerContext[inference_pb2.RouteRequest, inference_pb2.RouteResponse]
 ExplainContext = grpc.aio.ServicerContext[inference_pb2.ExplainRequest, inference_pb2.ExplainResponse]
 _tracer = tracing.tracer("sparsity.router")
-# Seconds between tries to join an outcome to a decision; 0 is the last.
-_OUTCOME_PATIENCE = (0.2, 0.4, 0.0)
 
 
 class InferenceService:
     """Generate, Route, Explain and ReportOutcome.
 
     Args:
-        classifier: finds out what a request is.
+        models: that requests may ask for.
         follower: of the policies to decide from.
-        fleet: the workers.
-        model: the served model's name.
         observer: told of every decision that was relayed.
         decisions: joins outcomes to decisions; None without a store.
         lease_keys: what leases are signed with; None gives none.
@@ -79,10 +73,8 @@ class InferenceService:
 
     def __init__(
         self,
-        classifier: Classifier,
+        models: Models,
         follower: PolicyFollower,
-        fleet: Fleet,
-        model: str,
         observer: Observer | None = None,
         decisions: DecisionLog | None = None,
         lease_keys: LeaseKeys | None = None,
@@ -90,12 +82,9 @@ class InferenceService:
         callers: Callers | None = None,
         shadow: Shadow | None = None,
     ) -> None:
-        self._classifier = classifier
-        self._decider = Decider(classifier, follower, sessions)
-        self._served = classifier.served._replace(name=model)
+        self._models = models
+        self._decider = Decider(follower, sessions)
         self._follower = follower
-        self._fleet = fleet
-        self._model = model
         self._observer = observer
         self._decisions = decisions
         self._lease_keys = lease_keys
@@ -108,11 +97,11 @@ class InferenceService:
         """Streams a completion from a worker of the decided tier."""
         with tracing.server_span(_tracer, "router.generate", GENERATE, context) as span:
             started = time.monotonic()
-            decided, charge = await self._let_in(request, context, span)
+            model, decided, charge = await self._let_in(request, context, span)
             account = Account(self._observer, decided, request, started)
             # A client that streamed from a worker itself may have lost it.
             shared = Answers(lost=int(LOST in dict(context.invocation_metadata() or ())))
-            one = partial(self._relay, request, context, account, span, shared)
+            one = partial(self._relay, model, request, context, account, span, shared)
             told: Decision | None = None
             try:
                 async with aclosing(choices.relayed(account.answers, one, shared)) as messages:
@@ -142,18 +131,31 @@ class InferenceService:
         request: inference_pb2.GenerateRequest,
         context: GenerateContext | RouteContext,
         span: trace.Span,
-    ) -> tuple[Decided, Charge]:
-        """A call's decision, and what its tenant was charged; a refused call tells what it has by then."""
+    ) -> tuple[Model, Decided, Charge]:
+        """A call's model and decision, and what its tenant was charged; a refused call tells what it has by then."""
         decision_id = uuid.uuid4().hex
         span.set_attribute(telemetry.DECISION_ID, decision_id)
         _tell_caller(context, decision_id)
-        await self._callers.admit(request, context, self._served, wanted_answers(request))
-        decided = await self._decide(request, decision_id)
+        model = await self._admit(request, context, wanted_answers(request))
+        decided = await self._decide(model, request, decision_id)
         _tell_caller(context, decision_id, decided.review.decision)
-        return decided, await self._callers.charge(request, decided.signals)
+        return model, decided, await self._callers.charge(request, decided.signals)
+
+    async def _admit(
+        self,
+        request: inference_pb2.GenerateRequest,
+        context: GenerateContext | RouteContext | ExplainContext,
+        answers: int = 1,
+    ) -> Model:
+        """Checks a call and counts it; its model, of which no stranger learns."""
+        tenant = self._callers.check(context, request)
+        model = self._models.asked(request)
+        await self._callers.admit(request, context, tenant, model.served, answers)
+        return model
 
     async def _relay(
         self,
+        model: Model,
         request: inference_pb2.GenerateRequest,
         context: GenerateContext,
         account: Account,
@@ -166,11 +168,11 @@ class InferenceService:
         while True:
             if not number:
                 _tell_caller(context, decided.decision_id, decided.review.decision)
-                describe(span, request, decided, decided.review.decision, self._model)
+                describe(span, request, decided, decided.review.decision, model.name)
             inner = WorkerRequest.of(request, decided, number)
-            messages = relay(self._fleet, inner, context, tried)
+            messages = relay(model.fleet, inner, context, tried)
             if self._shadow is not None and not number:
-                messages = self._shadow.sampled(inner, messages)
+                messages = self._shadow.sampled(model.fleet, inner, messages)
             try:
                 async with aclosing(messages):
                     async for relayed in messages:
@@ -179,7 +181,7 @@ class InferenceService:
             except TokenCountError:
                 if decided.prompt.ids:
                     raise
-            decided = await self._decide(request, decided.decision_id, exact=True)
+            decided = await self._decide(model, request, decided.decision_id, exact=True)
             account.decided_anew(decided)
             tried = tried.anew()
 
@@ -193,15 +195,15 @@ class InferenceService:
             if wanted_answers(asked) > 1:
                 self._callers.check(context, asked)
                 raise UnimplementedError("a lease is good for one answer; the relay gives several")
-            decided, charge = await self._let_in(asked, context, span)
+            model, decided, charge = await self._let_in(asked, context, span)
             try:
                 inner = WorkerRequest.of(asked, decided)
-                worker, served, decision = await place_in_turn(self._fleet, inner, context)
+                worker, served, decision = await place_in_turn(model.fleet, inner, context)
             except (SparsityError, asyncio.CancelledError):
                 self._callers.settle(charge, 0)
                 raise
             self._callers.routed(decided.decision_id, charge)
-            describe(span, asked, decided, decision, self._model)
+            describe(span, asked, decided, decision, model.name)
             message = inner.message
             message.tier = served.tier.value  # type: ignore[assignment]
             worker.expect(message.request_id, served.tier, outstanding_tokens(message))
@@ -225,9 +227,9 @@ class InferenceService:
     ) -> inference_pb2.ExplainResponse:
         """The decision that Generate would make now, with every step."""
         with tracing.server_span(_tracer, "router.explain", EXPLAIN, context):
-            await self._callers.admit(request.request, context, self._served)
+            model = await self._admit(request.request, context)
             # Counted, where Generate would not: what would change the tier hangs on it.
-            decided = await self._decide(request.request, "", exact=True)
+            decided = await self._decide(model, request.request, "", exact=True)
             review = decided.review
             signals, decision, snapshot = review.signals, review.decision, self._follower.snapshot
             response = inference_pb2.ExplainResponse(
@@ -236,7 +238,7 @@ class InferenceService:
                 # A decision each, and a policy's rules may take long.
                 alternatives=await EXPLANATIONS.run(alternatives, signals, snapshot, decision),
             )
-            for match in await self._classifier.locate(request.request, snapshot):
+            for match in await model.classifier.locate(request.request, snapshot):
                 response.matches.add(
                     domain=match.owner.domain,
                     flag=match.owner.flag,
@@ -260,32 +262,13 @@ class InferenceService:
     ) -> inference_pb2.ReportOutcomeResponse:
         """Joins a caller's measure of quality to the decision it is of."""
         await self._callers.count(self._callers.check(context, None))
-        if self._decisions is None:
-            raise ConfigurationError("this router keeps no decision log: it was started without --redis-url")
-        if not request.decision_id:
-            raise InvalidRequestError.of("decision_id", "is empty; it comes with the last message of Generate")
-        check_name("decision_id", request.decision_id)
-        if not request.HasField("score") or not 0.0 <= request.score <= 1.0:
-            raise InvalidRequestError.of("score", "must be a number from 0 to 1")
-        if not request.metric or len(request.metric) > MAX_NAME:
-            raise InvalidRequestError.of("metric", f"must have 1 to {MAX_NAME} characters, such as exact_match")
-        check_labels("labels", request.labels)
-        labels = tuple(sorted(request.labels.items()))
-        for patience in _OUTCOME_PATIENCE:
-            try:
-                await self._decisions.report(request.decision_id, request.metric, request.score, labels)
-                break
-            except NotFoundError:
-                # The router that relayed the answer writes its log in batches.
-                if not patience:
-                    raise
-                await asyncio.sleep(patience)
+        await report(self._decisions, request)
         return inference_pb2.ReportOutcomeResponse()
 
     async def _decide(
-        self, request: inference_pb2.GenerateRequest, decision_id: str, *, exact: bool = False
+        self, model: Model, request: inference_pb2.GenerateRequest, decision_id: str, *, exact: bool = False
     ) -> Decided:
-        decided = await self._decider.decide(request, decision_id, exact=exact)
+        decided = await self._decider.decide(request, model.classifier, decision_id, exact=exact)
         if self._observer is not None:
             self._observer.classified(decided)
         return decided

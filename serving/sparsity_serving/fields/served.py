@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import reprlib
 from typing import NamedTuple
-
-from sparsity.v1 import inference_pb2
-from sparsity_rpc.errors import InvalidRequestError
 
 from sparsity_serving.fields.defaults import Defaults
 
@@ -25,12 +21,3 @@ class Served(NamedTuple):
     context_length: int
     vocabulary_size: int
     defaults: Defaults = Defaults()
-
-    def check_asked(self, request: inference_pb2.GenerateRequest) -> None:
-        """Refuses a request for another model.
-
-        Raises:
-            InvalidRequestError: naming the field, and the model that there is.
-        """
-        if request.HasField("model") and request.model != self.name:
-            raise InvalidRequestError.of("model", f"{reprlib.repr(request.model)} is not served here; {self.name} is")

@@ -12,6 +12,7 @@ import grpc
 import pytest
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import make_request
+from sparsity_policies.decisions.costs import NO_SHAPES
 from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Override, Scope, Tier
 from sparsity_router.callers.admission import Callers
@@ -207,7 +208,7 @@ async def test_a_violation_is_told_by_what_policy_says_by_then(
         monkeypatch.setattr(relay._Relay, "_decide", lambda self: self.decision)
     then, found = Changing(kill), Meter()
     workers = fleet(tmp_path, fails_after(then))
-    metrics = RequestMetrics("tiny", None, found.meter)
+    metrics = RequestMetrics(NO_SHAPES, found.meter)
     policies = cast(Any, Policies(edited()))
     observer = Observer(policies, Recorder(None), GuardMonitor(policies, None), metrics)
     async with rig(tmp_path, *workers, observer=observer) as at:
@@ -224,7 +225,7 @@ async def test_a_stream_that_goes_on_while_the_switch_is_thrown_is_no_violation(
             if response.text == "a":
                 then()
 
-    metrics = RequestMetrics("tiny", None, found.meter)
+    metrics = RequestMetrics(NO_SHAPES, found.meter)
     policies = cast(Any, Policies(edited()))
     observer = Observer(policies, Recorder(None), GuardMonitor(policies, None), metrics)
     async with rig(tmp_path, *fleet(tmp_path, turn), observer=observer) as at:

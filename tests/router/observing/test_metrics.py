@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import grpc
 import pytest
 from sparsity.v1 import inference_pb2
-from sparsity_policies.decisions.costs import ModelShape
+from sparsity_policies.decisions.costs import NO_SHAPES, ModelShape, Shapes
 from sparsity_policies.decisions.decide import decide
 from sparsity_policies.model import Decision, Reason, Signals, Tier
-from sparsity_router.observing.fleet_metrics import observe_fleet
+from sparsity_router.observing.fleet_metrics import observe_fleets
 from sparsity_router.observing.observer import EndedRequest
 from sparsity_router.observing.request_metrics import RequestMetrics
 from sparsity_router.processes.shared_port import _own
@@ -44,7 +44,7 @@ def completion(tier: Tier, prompt: int, cached: int, new: int, density: float = 
 
 def test_an_answer_is_counted_timed_and_reckoned() -> None:
     found = Meter()
-    metrics = RequestMetrics("tiny", SHAPE, found.meter)
+    metrics = RequestMetrics(Shapes({"tiny": SHAPE}), found.meter)
     given = decision()
     assert given.tier is Tier.AGGRESSIVE
     metrics.relayed(given, snapshot().policies["rag"].policy, given, completion(given.tier, 10, 4, 3), Times(0.5, 1.5))
@@ -80,12 +80,12 @@ async def test_every_request_is_timed_by_what_it_asked_for_and_how_it_ended(
     tmp_path: Path, behaviour: Behaviour, error: str | None
 ) -> None:
     found, ended = Meter(), list[EndedRequest]()
-    metrics = RequestMetrics("tiny", None, found.meter)
+    metrics = RequestMetrics(NO_SHAPES, found.meter)
 
     def told(request: EndedRequest) -> None:
         ended.append(request)
         given, served, times = request.decision, request.served, request.times
-        asked = {"operation": request.operation, "error": request.error}
+        asked = {"model": request.signals.model, "operation": request.operation, "error": request.error}
         metrics.relayed(given, None, served, request.completion, times, **asked)
 
     observer = SimpleNamespace(ended=told, classified=lambda decided: None)
@@ -108,7 +108,7 @@ async def test_every_request_is_timed_by_what_it_asked_for_and_how_it_ended(
 
 def test_less_attention_than_policy_gave_is_a_violation_whoever_says_it() -> None:
     found = Meter()
-    metrics = RequestMetrics("tiny", SHAPE, found.meter)
+    metrics = RequestMetrics(Shapes({"tiny": SHAPE}), found.meter)
     given = decision(domain="medical")
     policy = snapshot().policies["medical"].policy
     assert given.tier is Tier.DENSE
@@ -122,7 +122,7 @@ def test_less_attention_than_policy_gave_is_a_violation_whoever_says_it() -> Non
 
 def test_more_attention_than_policy_gave_is_none_and_nobody_is_told() -> None:
     found = Meter()
-    metrics = RequestMetrics("tiny", None, found.meter)
+    metrics = RequestMetrics(NO_SHAPES, found.meter)
     given = decision()
     denser = replace(given, tier=Tier.DENSE, reason=Reason.TIER_UNAVAILABLE)
     metrics.relayed(given, None, denser, completion(Tier.DENSE, 10, 0, 1), Times(None, 0.1))
@@ -139,7 +139,7 @@ def test_more_attention_than_policy_gave_is_none_and_nobody_is_told() -> None:
 
 def test_what_was_wanted_is_told_of_tiers_that_nobody_serves() -> None:
     found = Meter()
-    metrics = RequestMetrics("tiny", None, found.meter)
+    metrics = RequestMetrics(NO_SHAPES, found.meter)
     before = {tier.word: 0 for tier in Tier}
     assert {a["sparsity.tier"]: count for a, count in found.values()["sparsity.router.wanted"]} == before
     given = replace(decision(), tier=Tier.AGGRESSIVE)
@@ -151,7 +151,7 @@ def test_what_was_wanted_is_told_of_tiers_that_nobody_serves() -> None:
 
 def test_a_domain_of_the_callers_making_makes_no_series() -> None:
     found = Meter()
-    metrics = RequestMetrics("tiny", SHAPE, found.meter)
+    metrics = RequestMetrics(Shapes({"tiny": SHAPE}), found.meter)
     for number in range(50):
         given = decision(domain=f"made-up-{number}")
         metrics.relayed(given, None, given, None, None)
@@ -162,7 +162,7 @@ async def test_the_fleet_is_seen_as_it_is(tmp_path: Path) -> None:
     found = Meter()
     model = tiny_model(tmp_path)
     async with rig(tmp_path, FakeWorker("d", DENSE, model), FakeWorker("a", AGGRESSIVE, model)) as router:
-        observe_fleet(router.fleet, found.meter)
+        observe_fleets({"tiny": router.fleet}, found.meter)
         await router.generate()
         values = found.values()
         states = {(a["sparsity.tier"], a["sparsity.worker.state"]): v for a, v in values["sparsity.router.workers"]}
@@ -178,12 +178,44 @@ async def test_the_fleet_is_seen_as_it_is(tmp_path: Path) -> None:
         assert values["sparsity.router.retries"][0][1] == 1
 
 
+async def test_each_model_has_series_of_its_own(tmp_path: Path) -> None:
+    found = Meter()
+    async with (
+        rig(tmp_path / "a", FakeWorker("d", DENSE, tiny_model(tmp_path / "a"))) as one,
+        rig(tmp_path / "b") as no,
+    ):
+        observe_fleets({"one": one.fleet, "none": no.fleet}, found.meter)
+        no.fleet.retries.spend()
+        values = found.values()
+    model, ready = "gen_ai.request.model", {"sparsity.tier": "dense", "sparsity.worker.state": "ready"}
+    states = values["sparsity.router.workers"]
+    assert {a[model]: value for a, value in states if ready.items() <= a.items()} == {"one": 1, "none": 0}
+    assert [a[model] for a, _ in values["sparsity.router.waiting"]] == ["one"] * 3 + ["none"] * 3
+    assert {a[model]: value for a, value in values["sparsity.router.retries"]} == {"one": 0, "none": 1}
+    assert [a[model] for a, _ in values["sparsity.router.in_flight"]] == ["one"]
+
+
+def test_attention_is_reckoned_by_the_shape_of_the_model_that_answered() -> None:
+    found, given = Meter(), decision()
+    wide = replace(SHAPE, layers=2 * SHAPE.layers)
+    metrics = RequestMetrics(Shapes({"tiny": SHAPE, "wide": wide, "unknown": None}), found.meter)
+    flops = []
+    for model in ("tiny", "wide", "unknown"):
+        answered = completion(given.tier, 10, 0, 1)
+        metrics.relayed(given, None, given, answered, Times(0.1, 0.2), model=model)
+        flops.append(found.values()["sparsity.attention.flops"][0][1])
+    assert flops[1] == pytest.approx(3 * flops[0])
+    assert flops[2] == flops[1]
+    timed = found.values()["gen_ai.server.request.duration"]
+    assert [attributes["gen_ai.request.model"] for attributes, _ in timed] == ["tiny", "wide", "unknown"]
+
+
 async def test_a_shared_worker_is_counted_at_each_of_its_tiers(tmp_path: Path) -> None:
     found = Meter()
     tiers = (DENSE, MODERATE, AGGRESSIVE)
     worker = FakeWorker("s", DENSE, tiny_model(tmp_path), tiers=tiers, unproven=(MODERATE,), behaviour=hang)
     async with rig(tmp_path, worker) as router:
-        observe_fleet(router.fleet, found.meter)
+        observe_fleets({"tiny": router.fleet}, found.meter)
         router.fleet.workers[0].breakers[Tier.MODERATE]._open_until = float("inf")
         asked = asyncio.create_task(router.generate())
         await until(lambda: router.fleet.workers[0].in_flight)

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 import pytest
+from sparsity_policies.decisions.costs import NO_SHAPES
 from sparsity_policies.decisions.decide import decide
 from sparsity_policies.decisions.journal import Entry
 from sparsity_policies.model import Reason, Signals, Tier
@@ -98,7 +99,7 @@ def test_an_entry_bears_the_time_of_the_store() -> None:
     policies.now = lambda: 1234.5
     kept: list[Entry] = []
     recorder: Any = type("Kept", (), {"decision": lambda self, decision_id, entry: kept.append(entry())})()
-    observer = Observer(policies, recorder, GuardMonitor(policies, None), RequestMetrics("tiny", None, Meter().meter))
+    observer = Observer(policies, recorder, GuardMonitor(policies, None), RequestMetrics(NO_SHAPES, Meter().meter))
     signals = Signals(1, 1, domain="rag")
     observer.ended(EndedRequest("d", signals, decide(signals, policies.snapshot)))
     assert [entry.time for entry in kept] == [1234.5]

@@ -16,7 +16,6 @@ from sparsity_router.prompts.chats.template import ChatTemplate
 from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_rpc.errors import InvalidRequestError
-from sparsity_serving.fields.served import Served
 from support.snapshots import snapshot
 from support.tiny import tiny_model
 
@@ -205,11 +204,3 @@ async def test_control_tokens_in_tools_and_calls_stay_text(tmp_path: Path) -> No
     (end,) = tokenizer.encode("<|end|>", special=False)
     assert text.count("end|>") == 5
     assert end not in tokenizer.encode(text, special=False)
-
-
-def test_another_model_is_refused_by_name() -> None:
-    served = Served("m", 10, 10)
-    served.check_asked(to_message(Request("hi", model="m")))
-    served.check_asked(to_message(Request("hi")))
-    with pytest.raises(InvalidRequestError, match=r"^model: 'gpt' is not served here; m is"):
-        served.check_asked(to_message(Request("hi", model="gpt")))

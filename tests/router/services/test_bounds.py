@@ -21,7 +21,6 @@ from sparsity_router.prompts.lengths import Interval, LengthModel
 from sparsity_router.services.inference import InferenceService
 from sparsity_rpc.errors import ConfigurationError, DrainingError, InvalidRequestError
 from sparsity_rpc.status import to_error
-from sparsity_serving.fields.served import Served
 from support.fake_worker import FakeWorker, answer, hang
 from support.rig import AGGRESSIVE, DENSE, LONG, MODERATE, refusal, rig, until
 from support.tiny import CONTEXT, tiny_model
@@ -214,8 +213,8 @@ def test_signals_that_are_made_up_are_bounded_too() -> None:
 
 
 async def test_outcomes_are_bounded(model: Path) -> None:
-    nothing: Any = SimpleNamespace(served=Served("tiny", CONTEXT, 257))
-    service = InferenceService(nothing, nothing, nothing, "tiny", decisions=nothing)
+    nothing: Any = SimpleNamespace()
+    service = InferenceService(nothing, nothing, decisions=nothing)
     good = {"decision_id": "d", "score": 1.0, "metric": "m"}
     for field, value in (("decision_id", "x" * 257), ("metric", "x" * 257), ("labels", {"l": "v" * 257})):
         with pytest.raises(InvalidRequestError, match=rf"^{field}: "):

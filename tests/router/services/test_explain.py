@@ -14,6 +14,7 @@ from sparsity.v1 import inference_pb2, inference_pb2_grpc
 from sparsity_cli.main import app
 from sparsity_client.wire import make_request
 from sparsity_router.fleet.fleet import Fleet
+from sparsity_router.models.models import Model, Models
 from sparsity_router.prompts import opened
 from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.prompt import Bounds, read_prompt
@@ -32,9 +33,10 @@ FOUND = "attorney\u2011client\u00a0privi-\nlege"
 
 @asynccontextmanager
 async def serving(folder: Path) -> AsyncIterator[tuple[str, ModelTokenizer]]:
-    tokenizer = ModelTokenizer(tiny_model(folder))
+    tokenizer = ModelTokenizer(tiny_model(folder), "tiny")
     fleet = Fleet((), tokenizer.digest, 1.0, None)
-    service = InferenceService(Classifier(tokenizer, 10_000), cast(Any, Policies(snapshot())), fleet, "tiny")
+    models = Models(Model(Classifier(tokenizer, 10_000), fleet))
+    service = InferenceService(models, cast(Any, Policies(snapshot())))
     endpoint = listen("127.0.0.1:0", {INFERENCE: service}, 2**20)
     await endpoint.server.start()
     try:

@@ -35,7 +35,7 @@ async def simulate_policy(
     if len(request.signals) > MAX_SIGNALS:
         raise InvalidRequestError.of("signals", f"are {len(request.signals)}; one call takes {MAX_SIGNALS}")
     signals = await DRAFTS.run(_signals, request, now)
-    simulation = Simulation(*await DRAFTS.run(state.check, draft), state.shape)
+    simulation = Simulation(*await DRAFTS.run(state.check, draft), state.shapes)
     if not replays:
         found, left = [], iter(signals)
         while some := await REPLAYS.run(_decide, simulation, left):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from sparsity_policies.decisions.costs import ModelShape
+from sparsity_policies.decisions.costs import NO_SHAPES, Shapes
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.documents.confined import EDITS, NoProcessError
 from sparsity_policies.documents.validate import check_exemplars
@@ -40,7 +40,7 @@ class PolicyState:
         recorder: takes audit events.
         access: who may do what.
         folder: the policy folder that is the source of truth; None when the store is.
-        shape: of the served model, for costs.
+        shapes: of the served models, for costs.
     """
 
     follower: PolicyFollower
@@ -49,7 +49,7 @@ class PolicyState:
     recorder: Recorder
     access: Access
     folder: Path | None = None
-    shape: ModelShape | None = None
+    shapes: Shapes = NO_SHAPES
 
     def need_store(self) -> PolicyStore:
         """The store.

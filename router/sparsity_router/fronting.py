@@ -1,0 +1,58 @@
+"""Opens the models that a router fronts: their files, and the fleets of their workers."""
+
+from __future__ import annotations
+
+from sparsity_policies.decisions.costs import ModelShape
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving.access.lease_keys import LeaseKeys
+
+from sparsity_router.config import RouterConfig
+from sparsity_router.fleet.fleet import Admission, Fleet
+from sparsity_router.fleet.stock.model import StockModel
+from sparsity_router.models.document import Fronted
+from sparsity_router.models.models import Model, Models
+from sparsity_router.prompts.classify import Classifier
+from sparsity_router.prompts.semantic import Detector
+from sparsity_router.prompts.tokens import ModelTokenizer
+
+
+def open_models(config: RouterConfig, lease_keys: LeaseKeys | None, detector: Detector | None) -> Models:
+    """The models that options name, with workers that nobody watches yet.
+
+    Raises:
+        ConfigurationError: naming the option, and of several models the model, that cannot be used.
+    """
+    fronted = config.fronted()
+
+    def opened(one: Fronted) -> Model:
+        others = frozenset[str]().union(*(other.known_as for other in fronted if other is not one))
+        try:
+            return _open(one, others - one.known_as, config, lease_keys, detector)
+        except ConfigurationError as error:
+            raise (ConfigurationError(f"--models: {one.name}: {error}") if config.models else error) from error
+
+    return Models(*map(opened, fronted))
+
+
+def _open(
+    one: Fronted, others: frozenset[str], config: RouterConfig, lease_keys: LeaseKeys | None, detector: Detector | None
+) -> Model:
+    """One model; workers that tell a name of ``others`` are not its own."""
+    tokenizer = ModelTokenizer(one.folder, one.name)
+    template = tokenizer.template.source if tokenizer.template else ""
+    fleet = Fleet(
+        one.workers,
+        tokenizer.digest,
+        config.worker_timeout,
+        lease_keys,
+        Admission(
+            config.queue_seconds, config.queue_limit, config.dense_reserve, config.hedge_seconds, config.patience
+        ),
+        config.worker_tls,
+        config.engine,
+        StockModel.of(tokenizer.tokenizer, tokenizer.served, tokenizer.digest, tokenizer.config, template),
+        others,
+    )
+    doubts = config.detect == "declared"
+    classifier = Classifier(tokenizer, config.max_prompt_bytes, detector, doubts_declared=doubts)
+    return Model(classifier, fleet, one.aliases, ModelShape.of(tokenizer.config))

@@ -1,0 +1,99 @@
+"""The file of `--models` is read whole, and what is wrong in it is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sparsity_policies.documents.document import parse_bands
+from sparsity_policies.documents.shipped import bands_of
+from sparsity_policies.model import Risk
+from sparsity_router.__main__ import read_config
+from sparsity_router.models.document import Fronted, read_models
+from sparsity_rpc.errors import ConfigurationError
+from support.rig import BANDS
+from support.tiny import tiny_model
+
+GOOD = {"name": "a", "folder": "m", "workers": ["127.0.0.1:1"]}
+
+
+def write(folder: Path, document: Any) -> Path:
+    tiny_model(folder / "m")
+    path = folder / "models.yaml"
+    path.write_text(document if isinstance(document, str) else json.dumps(document))
+    return path
+
+
+def test_it_says_where_each_model_and_its_workers_are(tmp_path: Path) -> None:
+    other = {"name": "b", "folder": str(tmp_path / "m"), "workers": ["dns:///w:1", "127.0.0.1:2"], "aliases": ["c"]}
+    first, second = read_models(write(tmp_path, {"models": [GOOD, other]}))
+    assert first == Fronted("a", tmp_path / "m", ("127.0.0.1:1",))
+    assert second == Fronted("b", tmp_path / "m", ("dns:///w:1", "127.0.0.1:2"), ("c",))
+    assert not first.bands
+    assert second.known_as == {"b", "c", "m"}
+
+
+@pytest.mark.parametrize(
+    ("document", "problem"),
+    [
+        ("models: [", "cannot be read"),
+        ([GOOD], "must have a list `models`, and no other field"),
+        ({"models": []}, "must have a list `models`"),
+        ({"models": [GOOD], "more": 1}, "must have a list `models`, and no other field"),
+        ({"models": ["a"]}, r"models\[0\]: must be a mapping with fields of name, folder, workers, aliases, bands"),
+        ({"models": [GOOD, GOOD | {"nam": "b"}]}, r"models\[1\]: must be a mapping with fields of name"),
+        ({"models": [{"name": "a", "folder": "m"}]}, r"models\[0\]: workers: is missing"),
+        ({"models": [GOOD | {"name": ""}]}, r"models\[0\]: name: must be text of 1 to 256 printable characters"),
+        ({"models": [GOOD | {"name": "a\n"}]}, r"models\[0\]: name: must be text of 1 to 256 printable characters"),
+        ({"models": [GOOD | {"name": 7}]}, r"models\[0\]: name: must be text"),
+        ({"models": [GOOD | {"workers": "127.0.0.1:1"}]}, r"models\[0\]: workers: must be a list, not '127"),
+        ({"models": [GOOD | {"workers": []}]}, r"models\[0\]: workers: give the address of at least one"),
+        ({"models": [GOOD | {"aliases": [None]}]}, r"models\[0\]: aliases: must be text"),
+        (
+            {"models": [GOOD | {"folder": "none"}]},
+            r"models\[0\]: folder: .*none has no tokenizer.json; give the folder",
+        ),
+        ({"models": [GOOD | {"bands": {"high": BANDS}}]}, r"models\[0\]: bands: must be a mapping of low, elevated to"),
+        (
+            {"models": [GOOD | {"bands": {"low": BANDS[1:]}}]},
+            r"models\[0\]: bands: low: bands\[0\].from_tokens: prompts",
+        ),
+        ({"models": [GOOD | {"bands": {"low": [1]}}]}, r"models\[0\]: bands: low: bands\[0\]: must be a mapping"),
+        ({"models": [GOOD | {"aliases": ["a"]}]}, "the name 'a' stands 2 times; it must be of one model"),
+        ({"models": [GOOD, GOOD | {"name": "b"}]}, "the worker '127.0.0.1:1' stands 2 times; it must be of one model"),
+        ({"models": [GOOD, {"name": "b", "folder": "m", "workers": ["w:1"], "aliases": ["a"]}]}, "the name 'a' stands"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, document: Any, problem: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^--models: .*models.yaml: .*{problem}"):
+        read_models(write(tmp_path, document))
+
+
+def test_one_way_of_saying_it_at_a_time(tmp_path: Path) -> None:
+    file = write(tmp_path, {"models": [GOOD]})
+    common = ["--policy-dir", str(tmp_path)]
+    assert read_config(["--models", str(file), *common], {}).fronted() == read_models(file)
+    model = ["--model", str(tmp_path / "m")]
+    for given, problem in (
+        ([], "--model: give the folder of the served model, or several models by --models"),
+        (model, "--worker: give the address of at least one worker"),
+        (["--models", str(file), *model], "--models: names folders and workers; leave --model and --worker out"),
+        (["--models", str(file), "--worker", "a:1"], "--models: names folders and workers"),
+        (["--models", str(tmp_path / "none")], "--models: .*none: cannot be read"),
+    ):
+        with pytest.raises(ConfigurationError, match=problem):
+            read_config([*given, *common], {})
+
+
+def test_bands_stand_in_the_place_of_a_band_set(tmp_path: Path) -> None:
+    file = write(tmp_path, {"models": [GOOD | {"bands": {"low": BANDS}}]})
+    given = ["--models", str(file), "--policy-dir", str(tmp_path), "--band-set"]
+    found = read_config([*given, "small-context"], {}).model_bands()
+    assert found.taken == bands_of("small-context")
+    assert found.own == {"a": {Risk.LOW: parse_bands(Risk.LOW, BANDS)}}
+    with pytest.raises(
+        ConfigurationError, match="--models: bands stand in the place of the band set's, and --band-set"
+    ):
+        read_config([*given, "none"], {})
