@@ -31,14 +31,16 @@ class Answers:
         self._silent: set[object] = set()
         self._changed = asyncio.Event()
 
-    async def turn(self) -> bool:
-        """Once a worker died with one answer, waits while a worker may be dying of another; whether it had to."""
-        has_waited = False
-        while self.deaths and self._silent:
-            has_waited = True
+    @property
+    def must_wait(self) -> bool:
+        """Whether a worker died with one answer, and another may be dying of one."""
+        return bool(self.deaths and self._silent)
+
+    async def turn(self) -> None:
+        """Waits while it must."""
+        while self.must_wait:
             self._changed.clear()
             await self._changed.wait()
-        return has_waited
 
     @contextmanager
     def asked(self, answer: object) -> Iterator[None]:

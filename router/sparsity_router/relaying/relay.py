@@ -6,7 +6,7 @@ Before the first message a failed worker is replaced by a peer, then by a denser
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Hashable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -120,6 +120,21 @@ class _Relay:
                     await stream.aclose()
             self._fell(hedge.attempt if hedge else attempt, error, first=first)
 
+    @property
+    def must_wait(self) -> bool:
+        """Whether something else than room is to be waited for before a worker is chosen."""
+        return not self._review.is_quick or self.tried.answers.must_wait
+
+    async def catch_up(self) -> None:
+        """Waits for it: for long reading, and for another answer that a worker may be dying of."""
+        while self.must_wait:
+            await self._review.catch_up()
+            await self.tried.answers.turn()
+
+    def need(self) -> Hashable:
+        """What it needs of workers, as it is decided now."""
+        return need_of(self._decide(), self.tried.needs)
+
     def _decide(self) -> Decision:
         """The decision as of now: nobody is asked by an older one."""
         self.decision = self._review()
@@ -129,9 +144,7 @@ class _Relay:
 
     async def _choose(self) -> tuple[Worker, Tier] | None:
         """The next worker to ask, and at what tier; None when nobody is left."""
-        await self._review.catch_up()
-        while await self.tried.answers.turn():
-            await self._review.catch_up()
+        await self.catch_up()
         decision = self._decide()
         for tier in (decision.tier, *decision.fallback):
             if worker := self._pick(tier):
@@ -249,6 +262,11 @@ async def relay(
     with queue.ticket(message.priority, message.cache_salt, outstanding_tokens(message), need) as ticket:
         while not tried.complete:
             await queue.turn(ticket, until - time.monotonic())
+            if one.must_wait:
+                async with queue.aside(ticket, until - time.monotonic()):
+                    await one.catch_up()
+                    ticket.need = one.need()
+                continue
             tried.targets.clear()
             tried.overloaded = False
             # The next in the queue need not wait for this one's first token.

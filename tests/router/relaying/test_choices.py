@@ -14,7 +14,10 @@ import pytest
 from sparsity.v1 import inference_pb2
 from sparsity_client import AsyncClient, RawText, Request, Sampling
 from sparsity_client.wire import make_request
+from sparsity_policies.model import Tier
 from sparsity_router.callers.admission import Callers
+from sparsity_router.fleet.fleet import Admission
+from sparsity_router.fleet.workers import State
 from sparsity_router.relaying import choices
 from sparsity_router.relaying.answers import Answers
 from sparsity_rpc.errors import InvalidRequestError, UnavailableError
@@ -195,6 +198,41 @@ async def test_after_a_death_they_are_asked_for_one_by_one(model: Path) -> None:
         assert "2 workers died" in (await refusal(whole(r, several(3)))).details()
         assert len(asked(*workers)) == 3
         assert not any("-2." in each for each in asked(*workers))
+
+
+async def test_an_answer_that_waits_for_another_holds_up_nobody_in_the_queue(model: Path) -> None:
+    async def speaks(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+        yield inference_pb2.GenerateResponse(text="x", token_ids=[1])
+        await asyncio.sleep(3600)
+
+    async def dies(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+        worker.requests = 1
+        await asyncio.sleep(0.3)
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "as told")
+        yield inference_pb2.GenerateResponse()
+
+    behaviours = {"a": speaks, "b": dies, "c": hang, "d": answer}
+    workers = {name: FakeWorker(name, DENSE, model, behave, places=1) for name, behave in behaviours.items()}
+    for name in "bcd":
+        workers[name].requests = 1
+    async with rig(model, *workers.values(), admission=Admission(queue_seconds=4.0)) as r:
+        queue, watched = r.fleet.queues[Tier.DENSE], {worker.name: worker for worker in r.fleet.workers}
+        await until(lambda: all(watched[name].state is State.FULL for name in "bcd"))
+        asking = asyncio.create_task(whole(r, several(3)))
+        await until(lambda: len(queue) == 2)
+        # One answer's worker dies; the next worker is silent for the other, and both come after one another now.
+        workers["b"].requests = 0
+        await until(lambda: workers["b"].received)
+        await until(lambda: len(queue) == 2)
+        workers["c"].requests = 0
+        await until(lambda: workers["c"].received)
+        workers["d"].requests = 0
+        await until(lambda: watched["d"].state is State.READY)
+        assert (await r.generate("hi", domain="medical"))[1].worker_id == "d"
+        assert not asking.done()
+        # Nor does it wait longer than the queue's time for what may be minutes.
+        error = await refusal(asking)
+        assert (error.code(), len(asked(workers["d"]))) == (grpc.StatusCode.RESOURCE_EXHAUSTED, 1)
 
 
 def test_a_death_counts_once_for_all_answers_that_it_ended() -> None:
