@@ -20,12 +20,14 @@ class Answers:
         deaths: workers that died with it in flight.
         speaker: target of the worker that last began an answer, and holds the prompt; empty until one does.
         needs: what each needs that not every worker has; None until it was read.
+        readers: workers that were asked for any of them and did not refuse: they may have read the prompt.
     """
 
     def __init__(self, lost: int = 0) -> None:
         self.deaths = lost
         self.speaker = ""
         self.needs: frozenset[Need] | None = None
+        self.readers = 0
         self._died: dict[str, float] = {}
         # Those that a worker was asked for and has not begun.
         self._silent: set[object] = set()

@@ -173,6 +173,7 @@ class _Relay:
     def _open(self, worker: Worker, tier: Tier) -> Attempt:
         self.tried.targets.add(worker.target)
         self.tried.count += 1
+        self.tried.answers.readers += 1
         lease, left = (self._fleet.lease_keys, self._request.decided.decision_id), self._context.time_remaining()
         stream = dispatch(worker, self._request.message, tier, self.tried.count, left, lease, self._allows)
         # Asked again, so that what is told of the request does not hang on what picked its worker.
@@ -188,6 +189,7 @@ class _Relay:
         """
         tried, worker, refused = self.tried, attempt.worker, False
         if isinstance(error, OvertakenError):
+            tried.answers.readers -= 1
             if not error.by_worker:
                 tried.targets.discard(worker.target)
             return
@@ -213,6 +215,9 @@ class _Relay:
         tried.last_problem = f"{worker.name}: {problem}"
         if died(error):
             tried.answers.died(worker.target, attempt.began)
+        elif refused or (isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.UNAVAILABLE):
+            # It is full, is going away, or was never reached.
+            tried.answers.readers -= 1
         if (deaths := tried.answers.deaths) >= _MOST_DEATHS:
             told = f"{deaths} workers died with this request in flight; it is not tried on another"
             raise StreamBrokenError(f"{told}; last: {tried.last_problem}")

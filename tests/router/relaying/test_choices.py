@@ -20,7 +20,7 @@ from sparsity_router.fleet.fleet import Admission
 from sparsity_router.fleet.workers import State
 from sparsity_router.relaying import choices
 from sparsity_router.relaying.answers import Answers
-from sparsity_rpc.errors import InvalidRequestError, UnavailableError
+from sparsity_rpc.errors import DrainingError, InvalidRequestError, UnavailableError
 from sparsity_rpc.status import to_error
 from support.fake_worker import FakeWorker, answer, fail, hang
 from support.http_door import events, http_door
@@ -289,6 +289,35 @@ async def test_all_are_charged_and_told_of_as_one_request(model: Path) -> None:
         assert limits.charged - limits.back == 2 + 9
         (ended,) = observer.told
         assert (ended.completion.usage.prompt_tokens, ended.completion.usage.completion_tokens) == (2, 9)
+
+
+async def refuses(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+    raise DrainingError("as told")
+    yield inference_pb2.GenerateResponse()
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize(
+    ("behaviour", "tokens"), [(None, 0), (fail(grpc.StatusCode.RESOURCE_EXHAUSTED), 0), (refuses, 0), (hang, 1)]
+)
+async def test_who_leaves_pays_for_the_prompt_once_a_worker_has_it(
+    model: Path, n: int, behaviour: Any, tokens: int
+) -> None:
+    limits = Limits()
+    worker = FakeWorker("d", DENSE, model, behaviour or hang, requests=4 * (behaviour is None))
+    admission, callers = Admission(queue_seconds=20.0), Callers(None, cast(Any, limits))
+    full = FakeWorker("full", DENSE, model, requests=4)
+    async with rig(model, worker, full, callers=callers, admission=admission) as r:
+        queue = r.fleet.queues[Tier.DENSE]
+        await until(lambda: r.fleet.workers[1].state is State.FULL)
+        await until(lambda: (r.fleet.workers[0].state is State.FULL) is (behaviour is None))
+        asking = asyncio.create_task(whole(r, several(n)))
+        await until(lambda: worker.received if behaviour else queue)
+        await until(lambda: behaviour is hang or len(queue) == 1)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await until(lambda: limits.back)
+        assert limits.charged - limits.back == tokens
 
 
 async def test_a_client_gets_all_and_a_lease_is_for_one(model: Path) -> None:
