@@ -17,7 +17,7 @@ class Answers:
         lost: workers that died with it before it came here.
 
     Attributes:
-        deaths: workers that died with it in flight.
+        deaths: workers that died with it in flight, or dense ones that hung on it.
         speaker: target of the worker that last began an answer, and holds the prompt; empty until one does.
         needs: what each needs that not every worker has; None until it was read.
         readers: workers that were asked for any of them and did not refuse: they may have read the prompt.

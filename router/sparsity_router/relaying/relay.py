@@ -21,6 +21,7 @@ from sparsity_rpc.status import died, to_error
 from sparsity_router.fleet.answers import judge
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.fleet.needs import Need
+from sparsity_router.fleet.patience import SilentError
 from sparsity_router.fleet.workers import Worker
 from sparsity_router.relaying.dispatch import OvertakenError, dispatch
 from sparsity_router.relaying.hedging import Attempt, Hedge
@@ -38,7 +39,7 @@ _FINAL = {
 }
 # Fields that the router sets, by what its worker said that it serves.
 _PICKED_BY = ("tier", "dense_reasoning")
-# A request that took so many workers with it is taken for the cause.
+# A request that so many workers died of, or dense ones hung on, is taken for the cause.
 _MOST_DEATHS = 2
 
 
@@ -81,7 +82,7 @@ class _Relay:
 
         Raises:
             UnavailableError: when retries have used up their budget.
-            StreamBrokenError: when a worker failed after its first message, or two with the request in flight.
+            StreamBrokenError: when a worker failed after its first message, or two died, or hung, with it in flight.
         """
         tried, seconds = self.tried, self._fleet.admission.hedge_seconds
         while (choice := await self._choose()) is not None:
@@ -213,13 +214,14 @@ class _Relay:
             told = f"worker {worker.name} failed mid-stream: {problem}; what was sent stands, ask again for the rest"
             raise StreamBrokenError(told)
         tried.last_problem = f"{worker.name}: {problem}"
-        if died(error):
+        # What a sparse worker hangs on, a denser one may answer; what a dense one hangs on may hang them all.
+        if died(error) or (isinstance(error, SilentError) and attempt.served.tier is Tier.DENSE):
             tried.answers.died(worker.target, attempt.began)
         elif refused or (isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.UNAVAILABLE):
             # It is full, is going away, or was never reached.
             tried.answers.readers -= 1
         if (deaths := tried.answers.deaths) >= _MOST_DEATHS:
-            told = f"{deaths} workers died with this request in flight; it is not tried on another"
+            told = f"{deaths} workers died or fell silent with this request in flight; it is not tried on another"
             raise StreamBrokenError(f"{told}; last: {tried.last_problem}")
 
 

@@ -16,8 +16,9 @@ from sparsity_client.wire import make_request
 from sparsity_policies.decisions.decide import decide
 from sparsity_policies.model import Signals
 from sparsity_router.fleet.discovery import discover
-from sparsity_router.fleet.fleet import Fleet
+from sparsity_router.fleet.fleet import Admission, Fleet
 from sparsity_router.fleet.needs import Need, Needs
+from sparsity_router.fleet.patience import Patience
 from sparsity_router.fleet.stock.facts import DENSE_BACKENDS
 from sparsity_router.fleet.stock.model import StockModel
 from sparsity_router.fleet.workers import State
@@ -41,12 +42,14 @@ def model(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def over(model: Path, *servers: FakeStock, workers: tuple[FakeWorker, ...] = ()) -> AsyncIterator[Rig]:
+async def over(
+    model: Path, *servers: FakeStock, workers: tuple[FakeWorker, ...] = (), **options: Any
+) -> AsyncIterator[Rig]:
     """A router over stock servers, and over workers of ours beside them."""
     for server in servers:
         await server.start()
     try:
-        async with rig(model, *workers, places=tuple(server.address for server in servers)) as r:
+        async with rig(model, *workers, places=tuple(server.address for server in servers), **options) as r:
             yield r
     finally:
         for server in servers:
@@ -254,6 +257,19 @@ async def test_a_killed_server_falls_back_as_policy_says(model: Path) -> None:
     async with over(model, server, peer) as r:
         found = {(await r.generate("hi", domain="medical"))[1].worker_id for _ in range(6)}
         assert found == {peer.address.removeprefix("sglang+grpc://")}
+
+
+async def test_what_two_servers_hang_on_is_not_tried_on_a_third(model: Path) -> None:
+    async def mute(server: FakeStock, request: Any, context: Any) -> AsyncIterator[Any]:
+        await asyncio.sleep(3600)
+        yield complete(request, 0)
+
+    servers = [FakeStock(model, mute) for _ in range(3)]
+    async with over(model, *servers, admission=Admission(patience=Patience(first=(0.3, 0.3, 0.3)))) as r:
+        error = await refusal(r.generate("hi", domain="medical"))
+        assert (error.code(), "2 workers died or fell silent" in error.details()) == (grpc.StatusCode.ABORTED, True)
+        assert sorted(len(server.received) for server in servers) == [0, 1, 1]
+        await until(lambda: sum(len(server.aborted) for server in servers) == 2)
 
 
 async def test_one_that_begins_anew_is_asked_anew_what_it_is(model: Path) -> None:
