@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -42,6 +42,7 @@ class StockServer:
         model: that it is to serve.
 
     Attributes:
+        doubt: why it may not be sent anything by now, by who watches it; asked once a prompt is tokens.
         objection: why it is not used for what it says that it is; empty where it is, or was not asked.
         lacks: what it cannot do.
         bounded_to: tokens that one request may have for lack of KV cache; 0 where the model's context is less, or it
@@ -54,6 +55,7 @@ class StockServer:
         self._health: Any = health_pb2_grpc.HealthStub(channel)
         self._facts: Facts | None = None
         self._aborts: set[asyncio.Task[None]] = set()
+        self.doubt: Callable[[], str] = lambda: ""
         self.objection = ""
         # SGLang's parsers of other forms come with torch.
         self._lacks = _LACKS if model.calls else _LACKS | {Need.TOOLS}
@@ -135,6 +137,9 @@ class StockServer:
         prompt = await prompt_of(request, self._model)
         check_prompt_logprobs(request.logprobs, len(prompt))
         check_room(request, len(prompt), self.bounded_to, self._model)
+        # A long text takes a while: whoever listens there by now may attend less, or be of another model.
+        if problem := self.doubt():
+            raise UnavailableError(f"it was not asked: {problem}")
         asked = to_contract(request, rid, prompt, self._model)
         call = self._stub.Generate(asked, timeout=timeout, metadata=metadata)
         return call, StockAnswer(request, prompt, self._model)

@@ -21,6 +21,7 @@ from sparsity_router.fleet.needs import Need, Needs
 from sparsity_router.fleet.patience import Patience
 from sparsity_router.fleet.stock.facts import DENSE_BACKENDS
 from sparsity_router.fleet.stock.model import StockModel
+from sparsity_router.fleet.stock.requests import prompt_of
 from sparsity_router.fleet.workers import State
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_router.relaying.placing import Tried, nobody
@@ -257,6 +258,32 @@ async def test_a_killed_server_falls_back_as_policy_says(model: Path) -> None:
     async with over(model, server, peer) as r:
         found = {(await r.generate("hi", domain="medical"))[1].worker_id for _ in range(6)}
         assert found == {peer.address.removeprefix("sglang+grpc://")}
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_who_answers_once_a_long_text_is_tokens_is_not_who_was_picked(
+    model: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """Another server listens there by then, and sparsely, whether or not it was asked what it is."""
+    server, begun, go_on = FakeStock(model), asyncio.Event(), asyncio.Event()
+
+    async def slowly(*arguments: Any) -> Any:
+        begun.set()
+        await go_on.wait()
+        return await prompt_of(*arguments)
+
+    monkeypatch.setattr("sparsity_router.fleet.stock.server.prompt_of", slowly)
+    async with over(model, server) as r:
+        (worker,) = r.fleet.workers
+        asking = asyncio.create_task(r.generate("hi", domain="medical"))
+        await begun.wait()
+        server.backend = "nsa"
+        await server.restart()
+        state = State.INCOMPATIBLE if known else State.UNREACHABLE
+        await until(lambda: worker.state is state)
+        go_on.set()
+        error = await refusal(asking)
+        assert (error.code(), server.received) == (grpc.StatusCode.UNAVAILABLE, [])
 
 
 async def test_what_two_servers_hang_on_is_not_tried_on_a_third(model: Path) -> None:
