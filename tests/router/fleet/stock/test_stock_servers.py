@@ -320,7 +320,10 @@ async def test_one_that_begins_anew_is_asked_anew_what_it_is(model: Path) -> Non
 
 
 @pytest.mark.parametrize("has_health", [True, False])
-async def test_one_that_is_not_ready_gets_nothing(model: Path, has_health: bool) -> None:
+async def test_one_that_is_not_ready_gets_nothing(
+    model: Path, has_health: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparsity_router.fleet.stock.server._WELL_SECONDS", 0.5)
     server = FakeStock(model, has_health=has_health)
     async with over(model, server) as r:
         (worker,) = r.fleet.workers
@@ -332,6 +335,27 @@ async def test_one_that_is_not_ready_gets_nothing(model: Path, has_health: bool)
         server.paused, server.requests = False, 8
         await until(lambda: worker.state is State.FULL)
         assert (worker.load.requests, worker.load.kv_used_tokens) == (8, 80)
+
+
+async def test_one_whose_health_costs_a_token_is_asked_for_it_rarely(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = FakeStock(model, has_health=False)
+    async with over(model, server) as r:
+        (worker,) = r.fleet.workers
+        await until(lambda: server.asked_for_load >= 5)
+        assert (server.asked_for_token, worker.state) == (1, State.READY)
+        # One that begins anew is asked anew, and so is one that was not well.
+        await server.restart()
+        await until(lambda: worker.state is State.UNREACHABLE)
+        await until(lambda: worker.state is State.READY)
+        assert server.asked_for_token == 2
+        monkeypatch.setattr("sparsity_router.fleet.stock.server._WELL_SECONDS", 0.0)
+        server.serving = False
+        await server.restart()
+        await until(lambda: server.asked_for_token >= 4)
+        server.serving = True
+        await until(lambda: worker.state is State.READY)
 
 
 async def other_prompt(server: FakeStock, request: Any, context: Any) -> AsyncIterator[Any]:
