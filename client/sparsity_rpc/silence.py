@@ -28,6 +28,11 @@ def silent(seconds: float) -> UnavailableError:
     return UnavailableError(f"said nothing for {seconds:g} s")
 
 
+def was_silent(error: BaseException) -> bool:
+    """Whether it is the error of such a stream: others are of its kind, too."""
+    return isinstance(error.__cause__, TimeoutError)
+
+
 async def spoken_aio(call: Any, timeouts: Timeouts) -> AsyncGenerator[Any]:
     """The messages of an asynchronous call; one that says nothing for too long is cancelled.
 
@@ -56,7 +61,7 @@ async def spoken_aio(call: Any, timeouts: Timeouts) -> AsyncGenerator[Any]:
         task = asyncio.current_task()
         if not passed or (task is not None and task.cancelling()):
             raise
-        raise silent(passed) from None
+        raise silent(passed) from TimeoutError()
     finally:
         if waiting:
             waiting.cancel()
@@ -81,7 +86,7 @@ def spoken(call: Any, timeouts: Timeouts) -> Iterator[Any]:
     except grpc.RpcError:
         if not watch.passed:
             raise
-        raise silent(watch.passed) from None
+        raise silent(watch.passed) from TimeoutError()
     finally:
         watch.end()
 

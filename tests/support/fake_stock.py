@@ -102,6 +102,8 @@ class FakeStock(stubs.SglangSchedulerServicer):
     aborted: list[str] = field(default_factory=list)
     cancelled: int = 0
     asked_for_tokenizer: int = 0
+    asked_for_load: int = 0
+    asked_for_token: int = 0
     port: int = 0
     _server: Any = None
 
@@ -145,6 +147,8 @@ class FakeStock(stubs.SglangSchedulerServicer):
         return contract.AbortResponse(success=True)
 
     async def HealthCheck(self, request: Any, context: Any) -> Any:
+        # SGLang has its engine generate a token.
+        self.asked_for_token += 1
         return contract.HealthCheckResponse(healthy=self.serving)
 
     async def GetModelInfo(self, request: Any, context: Any) -> Any:
@@ -166,6 +170,7 @@ class FakeStock(stubs.SglangSchedulerServicer):
         return found
 
     async def GetLoads(self, request: Any, context: Any) -> Any:
+        self.asked_for_load += 1
         found = contract.GetLoadsResponse()
         found.loads.add(num_total_reqs=self.requests, num_used_tokens=10 * self.requests)
         return found

@@ -19,7 +19,7 @@ from sparsity_rpc.errors import (
     UnavailableError,
     UnimplementedError,
 )
-from sparsity_rpc.silence import Timeouts
+from sparsity_rpc.silence import Timeouts, was_silent
 from sparsity_rpc.status import died
 
 # Before the first message: the relay may know another worker, or the router has no leases to give.
@@ -69,8 +69,8 @@ def falls_back(error: SparsityError) -> bool:
 
 
 def fell_back(routed: list[str], error: SparsityError) -> tuple[tuple[str, str], ...]:
-    """Tells the relay whose place its call takes, so that it is not counted twice, and whether a worker died of it."""
-    lost = ((LOST, "1"),) if routed and died(error.__cause__) else ()
+    """Tells the relay whose call it takes up, to count it once, and whether a worker died of it, or hung on it."""
+    lost = ((LOST, "1"),) if routed and (died(error.__cause__) or was_silent(error)) else ()
     return (*((FELL_BACK, decision_id) for decision_id in routed), *lost)
 
 

@@ -166,8 +166,8 @@ class Callers:
         direct = self._direct.get(digest)
         if direct is None or direct.is_settled or self._limits is None:
             return
-        self._limits.give_back(direct.charge.tenant, tokens=direct.held - used)
-        direct.held, direct.is_settled = used, True
+        held, direct.held, direct.is_settled = direct.held, used, True
+        self._limits.give_back(direct.charge.tenant, tokens=held - used)
 
     def _fell_back(self, context: grpc.aio.ServicerContext[Any, Any], tenant: str) -> None:
         """Takes back, once, what a request was charged that its worker would not have, and that comes here instead."""

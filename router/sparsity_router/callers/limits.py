@@ -41,6 +41,8 @@ _AWAY_SECONDS = 1.0
 _MOST_CREDITS = 10_000
 # Windows of a rate that a tenant may owe: who says wrongly that it fell back pays, and nobody is kept out for ever.
 _MOST_OWED = 10
+# What the store's scripts count exactly, and what is still a time.
+_MOST_AMOUNT, _MOST_SECONDS = 10**15, 366 * 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,8 @@ class TenantLimits:
         """
         rates = self._of(tenant)
         for what, rate, count in (("requests", rates.requests, requests), ("tokens", rates.tokens, tokens)):
-            if rate is not None and count:
+            # At none at all nothing was counted, and nobody owes.
+            if rate is not None and rate.amount and count:
                 held = max(min(self._credit(what, tenant) + count, rate.amount), -_MOST_OWED * rate.amount)
                 # A whole window is counted at once only when the one before has passed, too.
                 windows = 1 + 2 * (max(-held, 0) // rate.amount)
@@ -150,8 +153,11 @@ class TenantLimits:
         return self._credits.get((what, tenant), (0, 0.0))[0]
 
     def _use_credit(self, what: str, tenant: str, cost: int, most: int) -> int:
-        """How much of ``cost`` was paid before; below 0 it is owed, and with it a call counts ``most`` at most."""
-        used = max(min(self._credit(what, tenant), cost), min(cost - most, 0))
+        """How much of ``cost`` was paid before; below 0 it is owed, and with it a call counts ``most`` at most.
+
+        What was paid at a higher rate is worth ``most`` at this one.
+        """
+        used = max(min(self._credit(what, tenant), cost, most), min(cost - most, 0))
         if used:
             held, until = self._credits[what, tenant]
             self._credits[what, tenant] = held - used, until
@@ -217,9 +223,12 @@ def _of_entry(entry: object, default: Rates, where: str) -> Rates:
         if name == "priority":
             continue
         try:
-            found[name] = parse(str(text))
+            rate = parse(str(text))
         except ValueError as error:
             raise ConfigurationError(f"{where}.{name}: must be such as 100/second, not {text!r}") from error
+        if rate.amount > _MOST_AMOUNT or rate.get_expiry() > _MOST_SECONDS:
+            raise ConfigurationError(f"{where}.{name}: must be {_MOST_AMOUNT} or less, in a year or less")
+        found[name] = rate
     return Rates(**found, priority=priority)
 
 

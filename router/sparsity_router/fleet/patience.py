@@ -48,16 +48,27 @@ def read_seconds(option: str, text: str) -> tuple[float, ...]:
     return found
 
 
+class SilentError(grpc.aio.AioRpcError):
+    """A worker said nothing for too long: INTERNAL, so that it is retried, hedged and counted as any failure is.
+
+    Args:
+        problem: in words.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(grpc.StatusCode.INTERNAL, Metadata(), Metadata(), problem)
+
+
 async def spoken(call: Any, tier: Tier, patience: Patience) -> AsyncGenerator[Any]:
     """The messages of a call; one that says nothing for too long is cancelled. What the reader takes is not counted.
 
     Raises:
-        grpc.aio.AioRpcError: as the call ends; INTERNAL where it was too long silent, or cannot be read.
+        SilentError: where it was too long silent.
+        grpc.aio.AioRpcError: as the call ends; INTERNAL where it cannot be read.
     """
     try:
         async with aclosing(spoken_aio(call, patience.at(tier))) as messages:
             async for message in messages:
                 yield message
     except UnavailableError as error:
-        # Retried, hedged and counted by the breaker as any failure of a worker is.
-        raise grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, Metadata(), Metadata(), str(error)) from None
+        raise SilentError(str(error)) from None

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import bisect
 import itertools
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from sparsity_rpc.errors import OverloadedError
@@ -32,6 +32,7 @@ class Ticket:
         evicted: whether it has lost its place.
         tried: whether it had a turn, and there was no room after all.
         charged: whether its turn was charged, which is done once, however often it is sent.
+        aside: whether it waits for something else than room, and has no turn meanwhile.
     """
 
     place: tuple[int, int, int]
@@ -42,6 +43,7 @@ class Ticket:
     evicted: bool = field(default=False, compare=False)
     tried: bool = field(default=False, compare=False)
     charged: bool = field(default=False, compare=False)
+    aside: bool = field(default=False, compare=False)
 
 
 class TierQueue:
@@ -89,7 +91,7 @@ class TierQueue:
             last.evicted = True
             last.woken.set()
         self._next[tenant] = start + tokens
-        if self._waiting and all(other.need != need for other in self._waiting):
+        if self._waiting and all(other.need != need for other in self._waiting if not other.aside):
             # Those before it may wait for what it does not need.
             ticket.woken.set()
         bisect.insort(self._waiting, ticket)
@@ -114,10 +116,30 @@ class TierQueue:
             bisect.insort(self._waiting, ticket)
         firsts: dict[Hashable, Ticket] = {}
         for each in self._waiting:
-            firsts.setdefault(each.need, each)
+            if not each.aside:
+                firsts.setdefault(each.need, each)
         needs = list(firsts)
         for need in needs[needs.index(ticket.need) + 1 :][:1]:
             firsts[need].woken.set()
+
+    @asynccontextmanager
+    async def aside(self, ticket: Ticket, seconds: float) -> AsyncIterator[None]:
+        """Keeps the place while its request waits for something else than room: the turn goes on to those behind it.
+
+        Raises:
+            OverloadedError: when ``seconds`` pass first.
+        """
+        ticket.aside = True
+        self.wake()
+        try:
+            async with asyncio.timeout(max(seconds, 0.0)):
+                yield
+        except TimeoutError as error:
+            raise _too_late() from error
+        finally:
+            ticket.aside = False
+            # It may be the first, or what it needs by now may be had.
+            self.wake()
 
     def leave(self, ticket: Ticket) -> None:
         """Gives the place up, once sent; where there was room for one there may be room for the next."""
@@ -146,7 +168,7 @@ class TierQueue:
                 await ticket.woken.wait()
             ticket.woken.clear()
         except TimeoutError as error:
-            raise OverloadedError("there was no room in time; try again") from error
+            raise _too_late() from error
         if ticket.evicted:
             raise OverloadedError("a request that comes first took the place in the queue; try again")
         if ticket.tried:
@@ -163,5 +185,9 @@ class TierQueue:
 
     def wake(self) -> None:
         """Lets the first in the queue try again; where there is no room for that one, the first with another need."""
-        if self._waiting:
-            self._waiting[0].woken.set()
+        if first := next((ticket for ticket in self._waiting if not ticket.aside), None):
+            first.woken.set()
+
+
+def _too_late() -> OverloadedError:
+    return OverloadedError("there was no room in time; try again")

@@ -62,18 +62,19 @@ class Worker:
         others: Collection[str] = (),
     ) -> None:
         self.patience = patience or Patience()
-        self.target = target
+        self.target, self._room = target, room
         self._digest, self._engine, self._others, self._timeout = tokenizer_digest, engine, others, timeout
-        self._room = room
         self.stub: Stub
         self._channel, self.stub = open_worker(target, tls, model)
         self._stock = self.stub if isinstance(self.stub, StockServer) else None
+        if self._stock:
+            self._stock.doubt = lambda: self.problem
         self._capabilities: worker_pb2.GetCapabilitiesResponse | None = None
         self._served: dict[Tier, worker_pb2.TierCapabilities] = {}
         # Why a tier is not used, though the worker serves it.
         self._doubts: dict[Tier, str] = {}
         self.load = worker_pb2.WatchLoadResponse()
-        self._heard = self._full_until = float("-inf")
+        self._heard = self._full_until = self._met_at = float("-inf")
         # Of this router's own, when the load was reported: the rest of it is other routers'.
         self._own_then = 0
         self._dispatched: dict[str, tuple[Tier, int]] = {}
@@ -82,7 +83,6 @@ class Worker:
         self._lost = "not reached yet"
         self.breakers = {tier: Breaker() for tier in Tier}
         self.leaving = self.late = False
-        self._met_at = float("-inf")
         self.heard: Callable[[Worker, Iterable[worker_pb2.EndedLease]], None] = lambda worker, ended: None
 
     @property
@@ -116,8 +116,8 @@ class Worker:
 
     @property
     def trusted(self) -> frozenset[Tier]:
-        """Those of them at which it shows the attention that it gives."""
-        return frozenset(self._served.keys() - self._doubts.keys())
+        """Those of them at which it shows the attention that it gives; none where it is another than it is to be."""
+        return frozenset(() if self._mismatch else self._served.keys() - self._doubts.keys())
 
     @property
     def serves_dense(self) -> bool:
@@ -292,7 +292,7 @@ class Worker:
         profiles = ", ".join(f"{tier.word} with {own.profile}" for tier, own in self._served.items())
         log.info("worker %s at %s serves %s (%s)", self.name, self.target, profiles or "no tier", found.backend)
         if self.problem:
-            partly = " everywhere" if self.trusted and not self._mismatch else ""
+            partly = " everywhere" if self.trusted else ""
             log.error("worker %s is not used%s: %s", self.name, partly, self.problem)
 
     async def close(self) -> None:

@@ -90,9 +90,9 @@ class Account:
         self._tell(whole)
         return whole
 
-    def left(self) -> None:
-        """Its caller went away: who leaves before the first token has had the prompt read all the same."""
-        self.used = self.used or self._decided.signals.min_tokens
+    def left(self, *, is_read: bool) -> None:
+        """Its caller went away: where a worker has it, the prompt is read all the same before the first token."""
+        self.used = self.used or (self._decided.signals.min_tokens if is_read else 0)
 
     def failed(self, error: Exception) -> None:
         """Its stream ends with an error."""

@@ -17,28 +17,32 @@ class Answers:
         lost: workers that died with it before it came here.
 
     Attributes:
-        deaths: workers that died with it in flight.
+        deaths: workers that died with it in flight, or dense ones that hung on it.
         speaker: target of the worker that last began an answer, and holds the prompt; empty until one does.
         needs: what each needs that not every worker has; None until it was read.
+        readers: workers that were asked for any of them and did not refuse: they may have read the prompt.
     """
 
     def __init__(self, lost: int = 0) -> None:
         self.deaths = lost
         self.speaker = ""
         self.needs: frozenset[Need] | None = None
+        self.readers = 0
         self._died: dict[str, float] = {}
         # Those that a worker was asked for and has not begun.
         self._silent: set[object] = set()
         self._changed = asyncio.Event()
 
-    async def turn(self) -> bool:
-        """Once a worker died with one answer, waits while a worker may be dying of another; whether it had to."""
-        has_waited = False
-        while self.deaths and self._silent:
-            has_waited = True
+    @property
+    def must_wait(self) -> bool:
+        """Whether a worker died with one answer, and another may be dying of one."""
+        return bool(self.deaths and self._silent)
+
+    async def turn(self) -> None:
+        """Waits while it must."""
+        while self.must_wait:
             self._changed.clear()
             await self._changed.wait()
-        return has_waited
 
     @contextmanager
     def asked(self, answer: object) -> Iterator[None]:

@@ -55,7 +55,7 @@ async def dispatch(
         allows: whether policy still gives the request the tier; asked when nothing is left to wait for.
 
     Raises:
-        OvertakenError: when it does not, or the worker came back without the tier, or its proof, since it was picked.
+        OvertakenError: when it does not, or the worker came back as another, without the tier, or without its proof.
         grpc.aio.AioRpcError: as the worker answers; INTERNAL where it says nothing for too long, or cannot be read.
     """
     if not allows(tier):

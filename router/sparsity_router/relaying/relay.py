@@ -6,7 +6,7 @@ Before the first message a failed worker is replaced by a peer, then by a denser
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Hashable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from sparsity_rpc.status import died, to_error
 from sparsity_router.fleet.answers import judge
 from sparsity_router.fleet.fleet import Fleet
 from sparsity_router.fleet.needs import Need
+from sparsity_router.fleet.patience import SilentError
 from sparsity_router.fleet.workers import Worker
 from sparsity_router.relaying.dispatch import OvertakenError, dispatch
 from sparsity_router.relaying.hedging import Attempt, Hedge
@@ -38,7 +39,7 @@ _FINAL = {
 }
 # Fields that the router sets, by what its worker said that it serves.
 _PICKED_BY = ("tier", "dense_reasoning")
-# A request that took so many workers with it is taken for the cause.
+# A request that so many workers died of, or dense ones hung on, is taken for the cause.
 _MOST_DEATHS = 2
 
 
@@ -81,7 +82,7 @@ class _Relay:
 
         Raises:
             UnavailableError: when retries have used up their budget.
-            StreamBrokenError: when a worker failed after its first message, or two with the request in flight.
+            StreamBrokenError: when a worker failed after its first message, or two died, or hung, with it in flight.
         """
         tried, seconds = self.tried, self._fleet.admission.hedge_seconds
         while (choice := await self._choose()) is not None:
@@ -120,6 +121,21 @@ class _Relay:
                     await stream.aclose()
             self._fell(hedge.attempt if hedge else attempt, error, first=first)
 
+    @property
+    def must_wait(self) -> bool:
+        """Whether something else than room is to be waited for before a worker is chosen."""
+        return not self._review.is_quick or self.tried.answers.must_wait
+
+    async def catch_up(self) -> None:
+        """Waits for it: for long reading, and for another answer that a worker may be dying of."""
+        while self.must_wait:
+            await self._review.catch_up()
+            await self.tried.answers.turn()
+
+    def need(self) -> Hashable:
+        """What it needs of workers, as it is decided now."""
+        return need_of(self._decide(), self.tried.needs)
+
     def _decide(self) -> Decision:
         """The decision as of now: nobody is asked by an older one."""
         self.decision = self._review()
@@ -129,9 +145,7 @@ class _Relay:
 
     async def _choose(self) -> tuple[Worker, Tier] | None:
         """The next worker to ask, and at what tier; None when nobody is left."""
-        await self._review.catch_up()
-        while await self.tried.answers.turn():
-            await self._review.catch_up()
+        await self.catch_up()
         decision = self._decide()
         for tier in (decision.tier, *decision.fallback):
             if worker := self._pick(tier):
@@ -160,6 +174,7 @@ class _Relay:
     def _open(self, worker: Worker, tier: Tier) -> Attempt:
         self.tried.targets.add(worker.target)
         self.tried.count += 1
+        self.tried.answers.readers += 1
         lease, left = (self._fleet.lease_keys, self._request.decided.decision_id), self._context.time_remaining()
         stream = dispatch(worker, self._request.message, tier, self.tried.count, left, lease, self._allows)
         # Asked again, so that what is told of the request does not hang on what picked its worker.
@@ -175,6 +190,7 @@ class _Relay:
         """
         tried, worker, refused = self.tried, attempt.worker, False
         if isinstance(error, OvertakenError):
+            tried.answers.readers -= 1
             if not error.by_worker:
                 tried.targets.discard(worker.target)
             return
@@ -198,10 +214,14 @@ class _Relay:
             told = f"worker {worker.name} failed mid-stream: {problem}; what was sent stands, ask again for the rest"
             raise StreamBrokenError(told)
         tried.last_problem = f"{worker.name}: {problem}"
-        if died(error):
+        # What a sparse worker hangs on, a denser one may answer; what a dense one hangs on may hang them all.
+        if died(error) or (isinstance(error, SilentError) and attempt.served.tier is Tier.DENSE):
             tried.answers.died(worker.target, attempt.began)
+        elif refused or (isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.UNAVAILABLE):
+            # It is full, is going away, or was never reached.
+            tried.answers.readers -= 1
         if (deaths := tried.answers.deaths) >= _MOST_DEATHS:
-            told = f"{deaths} workers died with this request in flight; it is not tried on another"
+            told = f"{deaths} workers died or fell silent with this request in flight; it is not tried on another"
             raise StreamBrokenError(f"{told}; last: {tried.last_problem}")
 
 
@@ -249,6 +269,11 @@ async def relay(
     with queue.ticket(message.priority, message.cache_salt, outstanding_tokens(message), need) as ticket:
         while not tried.complete:
             await queue.turn(ticket, until - time.monotonic())
+            if one.must_wait:
+                async with queue.aside(ticket, until - time.monotonic()):
+                    await one.catch_up()
+                    ticket.need = one.need()
+                continue
             tried.targets.clear()
             tried.overloaded = False
             # The next in the queue need not wait for this one's first token.

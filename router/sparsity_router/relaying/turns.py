@@ -57,9 +57,8 @@ async def place_in_turn(
         found = fleet.lacking(asks, message)
         return found._replace(fields=found.fields | {Need.LEASE})
 
-    async def now() -> tuple[Worker, Decision, Decision]:
+    def now() -> tuple[Worker, Decision, Decision]:
         nonlocal decision
-        await review.catch_up()
         decision = review()
         message.dense_reasoning = decision.dense_reasoning
         return *place(fleet, decision, request.want, needs()), decision
@@ -67,7 +66,7 @@ async def place_in_turn(
     queue = fleet.queues[decision.tier]
     if not queue or until <= time.monotonic():
         try:
-            return await now()
+            return now()
         except OverloadedError:
             if until <= time.monotonic():
                 raise
@@ -75,8 +74,14 @@ async def place_in_turn(
     with queue.ticket(message.priority, message.cache_salt, tokens, need) as ticket:
         while True:
             await queue.turn(ticket, until - time.monotonic())
+            if not review.is_quick:
+                async with queue.aside(ticket, until - time.monotonic()):
+                    await review.catch_up()
+                    decision = review()
+                    ticket.need = need_of(decision, needs())
+                continue
             with suppress(OverloadedError):
-                found = await now()
+                found = now()
                 queue.leave(ticket)
                 return found
             ticket.need = need_of(decision, needs())

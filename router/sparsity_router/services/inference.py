@@ -116,7 +116,7 @@ class InferenceService:
                             _tell_caller(context, decided.decision_id, told := account.served)
                         yield response
             except asyncio.CancelledError:
-                account.left()
+                account.left(is_read=shared.readers > 0)
                 raise
             except Exception as error:
                 account.failed(error)

@@ -249,6 +249,8 @@ async def test_routers_count_together_and_alone_without_the_store(tmp_path: Path
     ("text", "words"),
     [
         ("default: {requests: fast}", "default.requests: must be such as 100/second"),
+        (f"default: {{tokens: {10**16}/hour}}", "default.tokens: must be 1000000000000000 or less"),
+        (f"default: {{tokens: 1 per {10**400} hours}}", "in a year or less"),
         ("tenants: {a: {rate: 1}}", "tenants.a: must have requests and tokens"),
         ("tenants: [a]", "tenants: must map names to rates"),
         ("others: {}", "and no other field"),

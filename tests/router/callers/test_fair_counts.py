@@ -15,11 +15,12 @@ import grpc
 import pytest
 from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_client.wire import AsyncWireClient, make_request
-from sparsity_router.callers.limits import TenantLimits
+from sparsity_router.callers.admission import Callers, Charge
+from sparsity_router.callers.limits import TenantLimits, TenantRates, read_rates
 from sparsity_router.config import RouterConfig
 from sparsity_rpc.errors import OverloadedError, RateLimitError
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
-from sparsity_serving.access.leases import LeaseChecker
+from sparsity_serving.access.leases import LeaseChecker, decision_digest
 from support.fake_worker import FakeWorker, answer, fail
 from support.rig import DENSE
 from support.router import Router, failure, running, until
@@ -364,3 +365,38 @@ async def test_a_credit_is_used_once_and_kept_where_the_call_is_refused(tmp_path
     await limits.tokens("t", 100)
     with pytest.raises(RateLimitError):
         await limits.tokens("t", 1)
+
+
+def rates(folder: Path, text: str) -> TenantRates:
+    path = folder / "limits.yaml"
+    path.write_text(text)
+    return read_rates(path)
+
+
+async def test_a_tenant_that_is_shut_out_while_it_is_answered_is_given_nothing_back(tmp_path: Path) -> None:
+    limits = TenantLimits(rates(tmp_path, "default: {requests: 9/hour, tokens: 100/hour}"), None)
+    limits.give_back("t", requests=1, tokens=50)
+    callers = Callers(None, limits)
+    charge = Charge("t", 40)
+    for decision_id in ("one", "other"):
+        callers.routed(decision_id, charge)
+    limits.adopt(rates(tmp_path, "default: {requests: 0/minute, tokens: 0/minute}"))
+    # It ends as any other, whoever tells of it.
+    callers.settle(charge, 10)
+    callers.settle(charge, 90)
+    callers.ended(decision_digest("one"), 10)
+    # Nor does what it had over let it in.
+    for counted in (limits.request("t"), limits.tokens("t", 10)):
+        with pytest.raises(RateLimitError, match="can never be taken"):
+            await counted
+    limits.adopt(rates(tmp_path, "default: {tokens: 10/hour}"))
+    await limits.tokens("t", 10)
+    callers.ended(decision_digest("other"), 40)
+
+
+async def test_what_was_over_at_a_higher_rate_is_worth_a_window_of_the_lower_one(tmp_path: Path) -> None:
+    limits = TenantLimits(rates(tmp_path, "default: {tokens: 1000/hour}"), None)
+    limits.give_back("t", tokens=500)
+    limits.adopt(rates(tmp_path, "default: {tokens: 10/hour}"))
+    with pytest.raises(RateLimitError, match="can never be taken"):
+        await limits.tokens("t", 400)

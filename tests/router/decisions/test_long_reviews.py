@@ -104,6 +104,42 @@ async def test_for_who_waits_for_room(tmp_path: Path, readings: Readings, direct
     assert readings == [("scan", False), ("read_risk", False)]
 
 
+@pytest.mark.parametrize("direct", [False, True])
+async def test_who_is_read_anew_holds_up_nobody_in_the_queue(
+    tmp_path: Path, readings: Readings, monkeypatch: pytest.MonkeyPatch, direct: bool
+) -> None:
+    model, scan, begun, go_on = tiny_model(tmp_path), signals.scan, threading.Event(), threading.Event()
+
+    def first_slowly(*arguments: Any) -> Any:
+        if not begun.is_set():
+            begun.set()
+            go_on.wait(30.0)
+        return scan(*arguments)
+
+    monkeypatch.setattr(signals, "scan", first_slowly)
+    full, dense = FakeWorker("a", AGGRESSIVE, model, behaviour=hang, places=0), FakeWorker("d", DENSE, model, places=8)
+    keys = LeaseKeys(LeaseKey("", b"k" * 32))
+    async with rig(model, dense, full, admission=Admission(20.0, dense_reserve=1.0), lease_keys=keys) as at:
+
+        def ask() -> asyncio.Future[Any]:
+            asked = inference_pb2.RouteRequest(request=make_request(LONG, domain="low"))
+            return asyncio.ensure_future(at.stub.Route(asked) if direct else at.generate())
+
+        queue = at.fleet.queues[Tier.AGGRESSIVE]
+        first = ask()
+        await until(lambda: len(queue) == 1)
+        second = ask()
+        await until(lambda: len(queue) == 2)
+        forbid(at)
+        await until(begun.is_set)
+        try:
+            await asyncio.wait_for(second, 10.0)
+            assert not first.done()
+        finally:
+            go_on.set()
+        await first
+
+
 async def test_for_several_answers_at_once(tmp_path: Path, readings: Readings) -> None:
     model = tiny_model(tmp_path)
     full = FakeWorker("a", AGGRESSIVE, model, behaviour=answer_and_hang, places=1)

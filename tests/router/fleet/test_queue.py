@@ -380,6 +380,32 @@ async def test_a_turn_in_vain_is_passed_on_once_a_need() -> None:
         assert not any(ticket.woken.is_set() for ticket in (first, second, third, fourth))
 
 
+async def test_who_waits_for_something_else_keeps_its_place_and_not_the_turn() -> None:
+    queue = TierQueue(2)
+    with queue.ticket(0) as first:
+        queue.wake()
+        await queue.turn(first, 1.0)
+        async with queue.aside(first, 1.0):
+            # It has the place of one of two, and who comes meanwhile need not wait for it.
+            with queue.ticket(0) as second:
+                await queue.turn(second, 1.0)
+                with pytest.raises(OverloadedError, match="holds its 2"), queue.ticket(0):
+                    pass
+                queue.rejoin(second)
+                queue.wake()
+                assert [ticket.woken.is_set() for ticket in (first, second)] == [False, True]
+        await queue.turn(first, 1.0)
+        with pytest.raises(OverloadedError, match="no room in time"):
+            async with queue.aside(first, 0.05):
+                await asyncio.sleep(5.0)
+        # A more urgent one may take the place all the same.
+        async with queue.aside(first, 1.0):
+            with queue.ticket(9), queue.ticket(9):
+                pass
+        with pytest.raises(OverloadedError, match="took the place"):
+            await queue.turn(first, 1.0)
+
+
 async def test_who_waited_in_vain_leaves_no_trace_of_its_tenant() -> None:
     queue = TierQueue(4)
     for number in range(3):

@@ -14,10 +14,13 @@ import pytest
 from sparsity.v1 import inference_pb2
 from sparsity_client import AsyncClient, RawText, Request, Sampling
 from sparsity_client.wire import make_request
+from sparsity_policies.model import Tier
 from sparsity_router.callers.admission import Callers
+from sparsity_router.fleet.fleet import Admission
+from sparsity_router.fleet.workers import State
 from sparsity_router.relaying import choices
 from sparsity_router.relaying.answers import Answers
-from sparsity_rpc.errors import InvalidRequestError, UnavailableError
+from sparsity_rpc.errors import DrainingError, InvalidRequestError, UnavailableError
 from sparsity_rpc.status import to_error
 from support.fake_worker import FakeWorker, answer, fail, hang
 from support.http_door import events, http_door
@@ -197,6 +200,41 @@ async def test_after_a_death_they_are_asked_for_one_by_one(model: Path) -> None:
         assert not any("-2." in each for each in asked(*workers))
 
 
+async def test_an_answer_that_waits_for_another_holds_up_nobody_in_the_queue(model: Path) -> None:
+    async def speaks(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+        yield inference_pb2.GenerateResponse(text="x", token_ids=[1])
+        await asyncio.sleep(3600)
+
+    async def dies(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+        worker.requests = 1
+        await asyncio.sleep(0.3)
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "as told")
+        yield inference_pb2.GenerateResponse()
+
+    behaviours = {"a": speaks, "b": dies, "c": hang, "d": answer}
+    workers = {name: FakeWorker(name, DENSE, model, behave, places=1) for name, behave in behaviours.items()}
+    for name in "bcd":
+        workers[name].requests = 1
+    async with rig(model, *workers.values(), admission=Admission(queue_seconds=4.0)) as r:
+        queue, watched = r.fleet.queues[Tier.DENSE], {worker.name: worker for worker in r.fleet.workers}
+        await until(lambda: all(watched[name].state is State.FULL for name in "bcd"))
+        asking = asyncio.create_task(whole(r, several(3)))
+        await until(lambda: len(queue) == 2)
+        # One answer's worker dies; the next worker is silent for the other, and both come after one another now.
+        workers["b"].requests = 0
+        await until(lambda: workers["b"].received)
+        await until(lambda: len(queue) == 2)
+        workers["c"].requests = 0
+        await until(lambda: workers["c"].received)
+        workers["d"].requests = 0
+        await until(lambda: watched["d"].state is State.READY)
+        assert (await r.generate("hi", domain="medical"))[1].worker_id == "d"
+        assert not asking.done()
+        # Nor does it wait longer than the queue's time for what may be minutes.
+        error = await refusal(asking)
+        assert (error.code(), len(asked(workers["d"]))) == (grpc.StatusCode.RESOURCE_EXHAUSTED, 1)
+
+
 def test_a_death_counts_once_for_all_answers_that_it_ended() -> None:
     shared, began = Answers(), time.monotonic()
     for _ in range(3):
@@ -251,6 +289,35 @@ async def test_all_are_charged_and_told_of_as_one_request(model: Path) -> None:
         assert limits.charged - limits.back == 2 + 9
         (ended,) = observer.told
         assert (ended.completion.usage.prompt_tokens, ended.completion.usage.completion_tokens) == (2, 9)
+
+
+async def refuses(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+    raise DrainingError("as told")
+    yield inference_pb2.GenerateResponse()
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize(
+    ("behaviour", "tokens"), [(None, 0), (fail(grpc.StatusCode.RESOURCE_EXHAUSTED), 0), (refuses, 0), (hang, 1)]
+)
+async def test_who_leaves_pays_for_the_prompt_once_a_worker_has_it(
+    model: Path, n: int, behaviour: Any, tokens: int
+) -> None:
+    limits = Limits()
+    worker = FakeWorker("d", DENSE, model, behaviour or hang, requests=4 * (behaviour is None))
+    admission, callers = Admission(queue_seconds=20.0), Callers(None, cast(Any, limits))
+    full = FakeWorker("full", DENSE, model, requests=4)
+    async with rig(model, worker, full, callers=callers, admission=admission) as r:
+        queue = r.fleet.queues[Tier.DENSE]
+        await until(lambda: r.fleet.workers[1].state is State.FULL)
+        await until(lambda: (r.fleet.workers[0].state is State.FULL) is (behaviour is None))
+        asking = asyncio.create_task(whole(r, several(n)))
+        await until(lambda: worker.received if behaviour else queue)
+        await until(lambda: behaviour is hang or len(queue) == 1)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await until(lambda: limits.back)
+        assert limits.charged - limits.back == tokens
 
 
 async def test_a_client_gets_all_and_a_lease_is_for_one(model: Path) -> None:

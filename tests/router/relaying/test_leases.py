@@ -27,7 +27,7 @@ from sparsity_rpc.errors import (
 from sparsity_serving.access import leases
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys, read_keys
 from sparsity_serving.access.leases import LeaseChecker, sign
-from support.fake_worker import FakeWorker, answer, fail, hang
+from support.fake_worker import Behaviour, FakeWorker, answer, fail, hang
 from support.rig import until
 from support.router import Router, failure, running
 from support.router import until as eventually
@@ -248,9 +248,13 @@ async def test_before_the_first_message_the_relay_takes_over_and_after_it_nothin
 
 
 @pytest.mark.parametrize("blocking", [False, True])
-async def test_a_worker_that_died_of_a_direct_request_counts_at_the_relay(tmp_path: Path, blocking: bool) -> None:
-    async with rig(tmp_path) as (router, worker), AsyncWireClient(router.address) as client:
-        worker.behaviour = fail(grpc.StatusCode.UNAVAILABLE)
+@pytest.mark.parametrize("behaviour", [fail(grpc.StatusCode.UNAVAILABLE), hang])
+async def test_a_worker_that_died_of_a_direct_request_counts_at_the_relay(
+    tmp_path: Path, blocking: bool, behaviour: Behaviour
+) -> None:
+    short = Patience(first=(0.3, 0.3, 0.3))
+    async with rig(tmp_path, patience=short) as (router, worker), AsyncWireClient(router.address) as client:
+        worker.behaviour = behaviour
 
         def ask() -> None:
             with WireClient(router.address) as other:

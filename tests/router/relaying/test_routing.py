@@ -16,6 +16,7 @@ from sparsity_policies.matching.scan import ScanResult
 from sparsity_policies.model import Tier
 from sparsity_router.fleet.fleet import Admission
 from sparsity_router.fleet.workers import State
+from sparsity_router.relaying.dispatch import OvertakenError, dispatch
 from sparsity_rpc.errors import InvalidRequestError
 from sparsity_rpc.status import to_error
 from support.fake_worker import FakeWorker, answer, break_off, fail, hang, say_nothing
@@ -389,3 +390,16 @@ async def test_a_worker_that_came_back_with_another_profile_is_no_mistake_of_the
     async with rig(model, changed, FakeWorker("a2", AGGRESSIVE, model, outstanding=10**6)) as r:
         assert (await r.generate(dense_reasoning=True))[1].worker_id == "a2"
         assert len(changed.received) == 1
+
+
+async def test_who_came_back_with_another_model_since_it_was_picked_is_not_asked(tmp_path: Path) -> None:
+    came_back = FakeWorker("d", DENSE, tiny_model(tmp_path))
+    async with rig(tmp_path, came_back) as r:
+        (worker,) = r.fleet.workers
+        request = worker_pb2.WorkerServiceGenerateRequest(request_id="r")
+        came_back.digest = "another"
+        came_back.come_back(())
+        await until(lambda: worker.state is State.INCOMPATIBLE)
+        with pytest.raises(OvertakenError, match="no longer serves and proves dense") as caught:
+            await anext(dispatch(worker, request, Tier.DENSE, 1, 5.0, (None, "")))
+        assert (caught.value.by_worker, came_back.received) == (True, [])

@@ -21,7 +21,7 @@ from sparsity_router.prompts.lengths import Interval, LengthModel
 from sparsity_router.services.inference import InferenceService
 from sparsity_rpc.errors import ConfigurationError, DrainingError, InvalidRequestError
 from sparsity_rpc.status import to_error
-from support.fake_worker import FakeWorker, answer, hang
+from support.fake_worker import Behaviour, FakeWorker, answer, hang
 from support.rig import AGGRESSIVE, DENSE, LONG, MODERATE, refusal, rig, until
 from support.tiny import CONTEXT, tiny_model
 
@@ -96,14 +96,19 @@ async def leaves(worker: FakeWorker, request: Any, context: Any) -> AsyncIterato
 
 
 @pytest.mark.parametrize("hedge_seconds", [0.0, 0.05])
-async def test_what_two_workers_died_of_is_not_tried_on_a_third(model: Path, hedge_seconds: float) -> None:
-    fleet = [FakeWorker(f"a{n}", AGGRESSIVE, model, behaviour=dies) for n in range(2)]
-    rest = [FakeWorker("a2", AGGRESSIVE, model, outstanding=10**6), FakeWorker("d", DENSE, model)]
-    admission = Admission(hedge_seconds=hedge_seconds)
+@pytest.mark.parametrize(("behaviour", "tier"), [(dies, AGGRESSIVE), (hang, DENSE)])
+async def test_what_two_workers_died_of_is_not_tried_on_a_third(
+    model: Path, hedge_seconds: float, behaviour: Behaviour, tier: Any
+) -> None:
+    fleet = [FakeWorker(f"a{n}", tier, model, behaviour=behaviour) for n in range(2)]
+    rest = [FakeWorker(name, at, model, outstanding=10**6) for name, at in (("a2", tier), ("d", DENSE))]
+    admission = Admission(hedge_seconds=hedge_seconds, patience=Patience(first=(0.3, 0.3, 0.3)))
     async with rig(model, *fleet, *rest, admission=admission) as r:
-        error = await refusal(r.generate(LONG))
+        error = await refusal(r.generate(LONG, domain="low" if tier == AGGRESSIVE else "medical"))
         assert error.code() is grpc.StatusCode.ABORTED
-        assert "2 workers died with this request in flight; it is not tried on another" in error.details()
+        assert (
+            "2 workers died or fell silent with this request in flight; it is not tried on another" in error.details()
+        )
         assert [len(worker.received) for worker in r.workers] == [1, 1, 0, 0]
 
 

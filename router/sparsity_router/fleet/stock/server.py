@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -29,6 +30,8 @@ from sparsity_router.fleet.stock.requests import check_room, prompt_of, to_contr
 _LACKS: Final = frozenset({Need.STRICT, Need.PATTERN, Need.SEED, Need.EXPRESSION, Need.LOGPROBS, Need.LEASE})
 _NO_HEALTH: Final = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.NOT_FOUND)
 _ABORT_SECONDS: Final = 3.0
+# How long the word of an engine that made a token for it is good.
+_WELL_SECONDS = 30.0
 # An archive of a tokenizer, bytes.
 _MOST_ARCHIVE: Final = 2**28
 
@@ -42,6 +45,7 @@ class StockServer:
         model: that it is to serve.
 
     Attributes:
+        doubt: why it may not be sent anything by now, by who watches it; asked once a prompt is tokens.
         objection: why it is not used for what it says that it is; empty where it is, or was not asked.
         lacks: what it cannot do.
         bounded_to: tokens that one request may have for lack of KV cache; 0 where the model's context is less, or it
@@ -53,7 +57,9 @@ class StockServer:
         self._stub: Any = contract().stubs.SglangSchedulerStub(channel)
         self._health: Any = health_pb2_grpc.HealthStub(channel)
         self._facts: Facts | None = None
+        self._well_until = float("-inf")
         self._aborts: set[asyncio.Task[None]] = set()
+        self.doubt: Callable[[], str] = lambda: ""
         self.objection = ""
         # SGLang's parsers of other forms come with torch.
         self._lacks = _LACKS if model.calls else _LACKS | {Need.TOOLS}
@@ -67,6 +73,7 @@ class StockServer:
         Raises:
             grpc.aio.AioRpcError: as it fails; UNAVAILABLE while it is not ready.
         """
+        self._well_until = float("-inf")
         if not await self._healthy(timeout):
             raise as_call_error(UnavailableError("it says that it is not ready"))
         messages = contract().messages
@@ -135,12 +142,20 @@ class StockServer:
         prompt = await prompt_of(request, self._model)
         check_prompt_logprobs(request.logprobs, len(prompt))
         check_room(request, len(prompt), self.bounded_to, self._model)
+        # A long text takes a while: whoever listens there by now may attend less, or be of another model.
+        if problem := self.doubt():
+            raise UnavailableError(f"it was not asked: {problem}")
         asked = to_contract(request, rid, prompt, self._model)
         call = self._stub.Generate(asked, timeout=timeout, metadata=metadata)
         return call, StockAnswer(request, prompt, self._model)
 
     async def _healthy(self, timeout: float | None) -> bool:
-        """Whether it says that it serves: by gRPC's health service, or, of one without, by a token of its engine."""
+        """Whether it says that it serves: by gRPC's health service, or, of one without, by a token of its engine.
+
+        Each router asks with each report of the load: an engine makes no token for that while its last word is good.
+        """
+        if time.monotonic() < self._well_until:
+            return True
         try:
             asked = health_pb2.HealthCheckRequest(service=SERVICE)
             found = readable(await self._health.Check(asked, timeout=timeout))
@@ -149,7 +164,10 @@ class StockServer:
             if error.code() not in _NO_HEALTH:
                 raise
         check = contract().messages.HealthCheckRequest()
-        return bool(readable(await self._stub.HealthCheck(check, timeout=timeout)).healthy)
+        is_well = bool(readable(await self._stub.HealthCheck(check, timeout=timeout)).healthy)
+        if is_well:
+            self._well_until = time.monotonic() + _WELL_SECONDS
+        return is_well
 
     async def _tokenizer(self) -> str:
         pieces, size = [], 0

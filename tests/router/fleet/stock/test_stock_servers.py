@@ -16,10 +16,12 @@ from sparsity_client.wire import make_request
 from sparsity_policies.decisions.decide import decide
 from sparsity_policies.model import Signals
 from sparsity_router.fleet.discovery import discover
-from sparsity_router.fleet.fleet import Fleet
+from sparsity_router.fleet.fleet import Admission, Fleet
 from sparsity_router.fleet.needs import Need, Needs
+from sparsity_router.fleet.patience import Patience
 from sparsity_router.fleet.stock.facts import DENSE_BACKENDS
 from sparsity_router.fleet.stock.model import StockModel
+from sparsity_router.fleet.stock.requests import prompt_of
 from sparsity_router.fleet.workers import State
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_router.relaying.placing import Tried, nobody
@@ -41,12 +43,14 @@ def model(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def over(model: Path, *servers: FakeStock, workers: tuple[FakeWorker, ...] = ()) -> AsyncIterator[Rig]:
+async def over(
+    model: Path, *servers: FakeStock, workers: tuple[FakeWorker, ...] = (), **options: Any
+) -> AsyncIterator[Rig]:
     """A router over stock servers, and over workers of ours beside them."""
     for server in servers:
         await server.start()
     try:
-        async with rig(model, *workers, places=tuple(server.address for server in servers)) as r:
+        async with rig(model, *workers, places=tuple(server.address for server in servers), **options) as r:
             yield r
     finally:
         for server in servers:
@@ -256,6 +260,45 @@ async def test_a_killed_server_falls_back_as_policy_says(model: Path) -> None:
         assert found == {peer.address.removeprefix("sglang+grpc://")}
 
 
+@pytest.mark.parametrize("known", [False, True])
+async def test_who_answers_once_a_long_text_is_tokens_is_not_who_was_picked(
+    model: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """Another server listens there by then, and sparsely, whether or not it was asked what it is."""
+    server, begun, go_on = FakeStock(model), asyncio.Event(), asyncio.Event()
+
+    async def slowly(*arguments: Any) -> Any:
+        begun.set()
+        await go_on.wait()
+        return await prompt_of(*arguments)
+
+    monkeypatch.setattr("sparsity_router.fleet.stock.server.prompt_of", slowly)
+    async with over(model, server) as r:
+        (worker,) = r.fleet.workers
+        asking = asyncio.create_task(r.generate("hi", domain="medical"))
+        await begun.wait()
+        server.backend = "nsa"
+        await server.restart()
+        state = State.INCOMPATIBLE if known else State.UNREACHABLE
+        await until(lambda: worker.state is state)
+        go_on.set()
+        error = await refusal(asking)
+        assert (error.code(), server.received) == (grpc.StatusCode.UNAVAILABLE, [])
+
+
+async def test_what_two_servers_hang_on_is_not_tried_on_a_third(model: Path) -> None:
+    async def mute(server: FakeStock, request: Any, context: Any) -> AsyncIterator[Any]:
+        await asyncio.sleep(3600)
+        yield complete(request, 0)
+
+    servers = [FakeStock(model, mute) for _ in range(3)]
+    async with over(model, *servers, admission=Admission(patience=Patience(first=(0.3, 0.3, 0.3)))) as r:
+        error = await refusal(r.generate("hi", domain="medical"))
+        assert (error.code(), "2 workers died or fell silent" in error.details()) == (grpc.StatusCode.ABORTED, True)
+        assert sorted(len(server.received) for server in servers) == [0, 1, 1]
+        await until(lambda: sum(len(server.aborted) for server in servers) == 2)
+
+
 async def test_one_that_begins_anew_is_asked_anew_what_it_is(model: Path) -> None:
     server = FakeStock(model)
     async with over(model, server) as r:
@@ -277,7 +320,10 @@ async def test_one_that_begins_anew_is_asked_anew_what_it_is(model: Path) -> Non
 
 
 @pytest.mark.parametrize("has_health", [True, False])
-async def test_one_that_is_not_ready_gets_nothing(model: Path, has_health: bool) -> None:
+async def test_one_that_is_not_ready_gets_nothing(
+    model: Path, has_health: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparsity_router.fleet.stock.server._WELL_SECONDS", 0.5)
     server = FakeStock(model, has_health=has_health)
     async with over(model, server) as r:
         (worker,) = r.fleet.workers
@@ -289,6 +335,27 @@ async def test_one_that_is_not_ready_gets_nothing(model: Path, has_health: bool)
         server.paused, server.requests = False, 8
         await until(lambda: worker.state is State.FULL)
         assert (worker.load.requests, worker.load.kv_used_tokens) == (8, 80)
+
+
+async def test_one_whose_health_costs_a_token_is_asked_for_it_rarely(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = FakeStock(model, has_health=False)
+    async with over(model, server) as r:
+        (worker,) = r.fleet.workers
+        await until(lambda: server.asked_for_load >= 5)
+        assert (server.asked_for_token, worker.state) == (1, State.READY)
+        # One that begins anew is asked anew, and so is one that was not well.
+        await server.restart()
+        await until(lambda: worker.state is State.UNREACHABLE)
+        await until(lambda: worker.state is State.READY)
+        assert server.asked_for_token == 2
+        monkeypatch.setattr("sparsity_router.fleet.stock.server._WELL_SECONDS", 0.0)
+        server.serving = False
+        await server.restart()
+        await until(lambda: server.asked_for_token >= 4)
+        server.serving = True
+        await until(lambda: worker.state is State.READY)
 
 
 async def other_prompt(server: FakeStock, request: Any, context: Any) -> AsyncIterator[Any]:
