@@ -78,7 +78,7 @@ async def test_a_dense_request_is_answered_by_its_word(model: Path) -> None:
             len(server.received[0].tokenized.input_ids),
             3,
         )
-        assert (completion.usage.cached_tokens, completion.model) == (2, "model")
+        assert (completion.usage.cached_tokens, completion.model) == (2, "tiny")
         assert completion.worker_id == server.address.removeprefix("sglang+grpc://")
         (worker,) = r.fleet.workers
         assert (worker.tiers, worker.state, worker.served[DENSE].profile) == ({DENSE}, State.READY, "dense")
