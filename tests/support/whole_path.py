@@ -384,6 +384,8 @@ def _error(code: grpc.StatusCode, *trailers: tuple[str, bytes]) -> AioRpcError:
 class HeldReview:
     """In the place of a review, what ``decision`` says, and nothing to read for it."""
 
+    is_quick = True
+
     def __init__(self, decision: Callable[[], Decision]) -> None:
         self._decision = decision
 

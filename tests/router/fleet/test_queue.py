@@ -480,7 +480,7 @@ async def test_those_who_wait_meet_a_change_one_by_one_and_each_change() -> None
     names = [(tier, f"{tier.word}{number}") for tier in (Tier.DENSE, Tier.MODERATE) for number in range(4)]
     tasks = [asyncio.create_task(waits(*each)) for each in names]
     await asyncio.sleep(0)
-    tasks += [asyncio.create_task(runs()), asyncio.create_task(follow_policies(fleet, cast(Any, Following())))]
+    tasks += [asyncio.create_task(runs()), asyncio.create_task(follow_policies([fleet], cast(Any, Following())))]
     change()
     await until_true(lambda: {name for name, seen in met if seen == 2} == {name for _, name in names})
     for task in tasks:
