@@ -17,6 +17,8 @@ from sparsity_policies.model import Policy, Risk, StickyBy, Tier
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 MAX_BYTES = 2 * 2**20
+# Of these, what is kept for a rollout to be halted in.
+HALT_BYTES = 4096
 # What can be wrong by itself.
 _ENTRY = re.compile(r"(rules|detection\.\w+)\[\d+\]")
 Check = Callable[[Policy], Sequence[Violation]]
@@ -242,16 +244,33 @@ def to_document(policy: Policy) -> dict[str, Any]:
     return {key: value for key, value in document.items() if value not in ({}, [], "", None)}
 
 
+def body_of(policy: Policy) -> str:
+    """The document as the store keeps it, however large."""
+    return _json(to_document(policy))
+
+
 def encode(policy: Policy) -> str:
     """The document as the store keeps it.
 
     Raises:
-        InvalidRequestError: when it is larger than the store takes.
+        InvalidRequestError: when it is larger than the store takes, or would be once its rollout is halted.
     """
-    body = json.dumps(to_document(policy), sort_keys=True, ensure_ascii=False)
+    body, remedy = body_of(policy), "shorten its detection"
     if (size := len(body.encode())) > MAX_BYTES:
-        raise InvalidRequestError.of("policy", f"is {size} bytes; the store takes {MAX_BYTES}: shorten its detection")
+        raise InvalidRequestError.of("policy", f"is {size} bytes; the store takes {MAX_BYTES}: {remedy}")
+    rollout = policy.rollout
+    if rollout is not None and not rollout.halted:
+        # What moves between steps, so that a rollout that could begin can be moved to its end, too.
+        begun = dataclasses.replace(rollout, step=0, paused=False, halt_reason="")
+        size += len(_json(_plain(begun)).encode()) - len(_json(_plain(rollout)).encode())
+        if size > MAX_BYTES - HALT_BYTES:
+            most = f"with a rollout {MAX_BYTES - HALT_BYTES}, so that it can be halted"
+            raise InvalidRequestError.of("policy", f"is {size} bytes; the store takes {most}: {remedy}")
     return body
+
+
+def _json(document: object) -> str:
+    return json.dumps(document, sort_keys=True, ensure_ascii=False)
 
 
 def _plain(value: object) -> Any:

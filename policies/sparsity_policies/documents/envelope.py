@@ -7,7 +7,7 @@ from typing import Any
 
 from sparsity_rpc.errors import InvalidRequestError
 
-from sparsity_policies.documents.document import Check, encode, is_text, parse_policy
+from sparsity_policies.documents.document import Check, body_of, is_text, parse_policy
 from sparsity_policies.documents.validate import check_policy
 from sparsity_policies.model import Override, Scope, StoredPolicy, Tier
 
@@ -52,7 +52,7 @@ def seal_policy(stored: StoredPolicy) -> str:
             "time": repr(stored.update_time),
             "actor": stored.actor,
             "reason": stored.reason,
-            "body": encode(stored.policy),
+            "body": body_of(stored.policy),
             "deleted": stored.deleted,
         }
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, StoreError
 
 from sparsity_policies.documents.confined import NoProcessError
-from sparsity_policies.documents.document import encode
+from sparsity_policies.documents.document import body_of
 from sparsity_policies.documents.yamlfile import load_yaml
 from sparsity_policies.model import Override, Policy, StoredPolicy
 from sparsity_policies.storage.contents import Contents, Cursor, Delta
@@ -103,8 +103,8 @@ class PolicyFolder:
         self._clock_offset = contents.clock_offset
         self._store_head = contents.cursor.head
         self._overrides, self._overrides_at = contents.overrides, contents.overrides_at
-        there = {stored.policy.domain: encode(stored.policy) for stored in contents.policies}
-        here = {domain: encode(stored.policy) for domain, stored in found.items()}
+        there = {stored.policy.domain: body_of(stored.policy) for stored in contents.policies}
+        here = {domain: body_of(stored.policy) for domain, stored in found.items()}
         self._drifted = tuple(sorted(domain for domain in there if there[domain] != here.get(domain)))
 
     def _head(self, texts: dict[str, bytes | str]) -> str:
