@@ -19,7 +19,7 @@ from sparsity_policies.decisions.rollout import HELD_BACK, ROLLED_OUT, halt
 from sparsity_policies.model import Override, Policy, Rollout, Scope, Tier
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.storage.store import PolicyStore
-from sparsity_rpc.errors import ConflictError, InvalidRequestError, StoreError
+from sparsity_rpc.errors import ConflictError, StoreError
 
 from sparsity_router.following import rollouts
 from sparsity_router.following.follower import PolicyFollower
@@ -161,7 +161,7 @@ class GuardMonitor:
         except ConflictError:
             # Somebody else wrote, perhaps another router's guard; what is there now is judged anew.
             return True
-        except (StoreError, InvalidRequestError) as error:
+        except Exception as error:  # whatever it is, the domain is capped
             log.error("guard of %s: its rollout cannot be halted: %s", policy.domain, error)
             return False
         log.error("guard of %s: %s; its rollout is halted", policy.domain, what)
