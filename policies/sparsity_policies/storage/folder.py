@@ -135,7 +135,7 @@ class PolicyFolder:
             return known[1]
         try:
             found: Policy | str = self._load(data.decode(), _told(name))
-        except (InvalidRequestError, UnicodeDecodeError) as error:
+        except (InvalidRequestError, ValueError) as error:
             if isinstance(error.__cause__, NoProcessError):
                 return str(error)
             found = str(error)
