@@ -7,12 +7,12 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 import uvloop
 from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2
 from sparsity_policies.documents.confined import EDITS, SOURCES, NoProcessError
-from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.storage.folder import PolicyFolder
 from sparsity_policies.storage.redis_url import without_credentials
@@ -23,9 +23,10 @@ from sparsity_serving import telemetry
 from sparsity_serving.access.access import Access
 from sparsity_serving.access.lease_keys import LeaseKeys, read_keys
 from sparsity_serving.addresses import joined, read_address
+from sparsity_serving.background.jobs import JOBS
+from sparsity_serving.background.reloading import ReloadedFile, Reloading
 from sparsity_serving.engines import ECHO
 from sparsity_serving.metrics.metering import meter_of
-from sparsity_serving.reloading import ReloadedFile, Reloading
 from sparsity_serving.server import listen
 from sparsity_serving.watchdog import Watchdog, signals
 
@@ -38,6 +39,7 @@ from sparsity_router.fleet.replicas import Replicas
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.following.guards import GuardMonitor
 from sparsity_router.following.rollouts import keep_moving
+from sparsity_router.following.seeding import keep_seeding, seed
 from sparsity_router.following.siblings import Siblings
 from sparsity_router.following.snapshot_file import SnapshotFile
 from sparsity_router.fronting import open_models
@@ -61,7 +63,6 @@ log = logging.getLogger("sparsity.router")
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 FLEET = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"]
 POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"]
-_SEED_SECONDS = 5.0
 _CANCEL_SECONDS = 0.5
 
 
@@ -136,6 +137,7 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     watchdog = Watchdog(endpoint.health.alive)
     held.callback(watchdog.stop)
     observe_loop(watchdog)
+    JOBS.observe(meter_of("sparsity.router"))
 
     def end() -> None:
         watchdog.must_end()
@@ -153,32 +155,40 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     handlers = {signal.SIGTERM: end, signal.SIGINT: end, signal.SIGUSR1: kill, signal.SIGUSR2: unkill}
     handlers[signal.SIGHUP] = reloading.hurry
     held.enter_context(signals(handlers))
-    work: list[Coroutine[Any, Any, None]] = [policies.follow(), recorder.run(), shadow.run()]
-    work += [fleet.watch() for fleet in fleets.values()]
-    work += [access.follow_keys(), reloading.run(), follow_policies(fleets.values(), policies)]
+    work: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+        "policies": policies.follow,
+        "decision log": recorder.run,
+        "shadow": shadow.run,
+        "token keys": access.follow_keys,
+        "options files": reloading.run,
+        "queues": partial(follow_policies, fleets.values(), policies),
+    }
+    work |= {f"workers of {name}" if name else "workers": fleet.watch for name, fleet in fleets.items()}
     if detector is not None:
-        work.append(detector.run(policies))
+        work["detector"] = partial(detector.run, policies)
     if config.siblings is not None:
         siblings = Siblings(config.siblings, policies.overrides)
         siblings.look()
-        work.append(siblings.run())
+        work["siblings"] = siblings.run
     if store is not None:
-        work.append(replicas.run())
+        work["replicas"] = replicas.run
     if sessions is not None and store is not None:
-        work.append(sessions.run())
+        work["sessions"] = sessions.run
     if store is not None and decisions is not None:
-        work += [policies.overrides.deliver(store), guards.follow_outcomes(decisions)]
-        if not seeded:
-            work.append(_keep_seeding(config, store))
+        work["overrides"] = partial(policies.overrides.deliver, store)
+        work["outcomes"] = partial(guards.follow_outcomes, decisions)
+        if not seeded and (band_set := _seeded(config)):
+            work["seeding"] = partial(keep_seeding, store, band_set)
         if config.policy_dir is None:
-            work.append(keep_moving(policies, store))
+            work["rollouts"] = partial(keep_moving, policies, store)
     await endpoint.server.start()
     await endpoint.health.serve(config.health_listen)
     readiness = Readiness(policies, fleets, config.max_policy_lag, config.worker_timeout)
-    work.append(readiness.tell(endpoint.health))
+    work["readiness"] = partial(readiness.tell, endpoint.health)
+    background = [asyncio.create_task(JOBS.keep(name, job)) for name, job in work.items()]
     if door is not None:
-        work.append(door.serve())
-    background = [asyncio.create_task(job) for job in work]
+        # Nobody comes in by a door that fell shut: such a router ends, and is started again.
+        background.append(asyncio.create_task(door.serve()))
     replicas.address = joined(read_address(config.listen, "--listen").host, endpoint.port)
     snapshot = policies.snapshot
     log.info("router on %s, policy revision %d (%s)", replicas.address, snapshot.revision, snapshot.content_hash)
@@ -244,7 +254,8 @@ async def _load(config: RouterConfig, store: PolicyStore | None) -> tuple[Policy
     seeded = False
     try:
         with contextlib.suppress(StoreError):
-            await _seed(config, store)
+            if store is not None and (band_set := _seeded(config)):
+                await seed(store, band_set)
             seeded = True
         await policies.start()
     except StoreError as error:
@@ -254,19 +265,6 @@ async def _load(config: RouterConfig, store: PolicyStore | None) -> tuple[Policy
     return policies, seeded
 
 
-async def _seed(config: RouterConfig, store: PolicyStore | None) -> None:
-    """Writes the shipped policies that the store never had; a folder is never written to."""
-    if config.band_set and store is not None and config.policy_dir is None:
-        added = await store.seed(await BUILDS.run(shipped_policies, config.band_set))
-        log.info("policies: %d shipped ones added", len(added))
-
-
-async def _keep_seeding(config: RouterConfig, store: PolicyStore) -> None:
-    """Seeds again until the store took it, which may have been away at the start."""
-    while True:
-        try:
-            await _seed(config, store)
-            break
-        except StoreError:
-            await asyncio.sleep(_SEED_SECONDS)
-    await asyncio.Event().wait()
+def _seeded(config: RouterConfig) -> str | None:
+    """Whose policies a store begins with; a folder is never written to."""
+    return None if config.policy_dir else config.band_set

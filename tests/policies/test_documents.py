@@ -9,6 +9,9 @@ from sparsity_policies.wire import policy_from_wire, policy_to_wire
 from sparsity_rpc.errors import ConfigurationError, InvalidRequestError
 
 GOOD = {"domain": "x", "risk": "low", "bands": [{"from_tokens": 0, "tier": "dense"}]}
+BAND = {"from_tokens": 0, "tier": "dense"}
+# Of more digits than Python writes out; in YAML hexadecimal ones are read all the same.
+LONG = 16**9999
 AGGRESSIVE = [{"from_tokens": 0, "tier": "aggressive"}]
 
 
@@ -54,6 +57,16 @@ def test_band_sets() -> None:
         ({"bands": [{"from_tokens": 0, "tier": "sparse"}]}, "bands[0].tier", "one of dense, moderate, aggressive"),
         ({"bands": [{"tier": "dense"}]}, "bands[0].from_tokens", "is missing"),
         ({"bands": [{"from_tokens": -1, "tier": "dense"}]}, "bands[0].from_tokens", "whole number from 0"),
+        ({"bands": [BAND, {"from_tokens": 2**32, "tier": "dense"}]}, "bands[1].from_tokens", "4294967295 at most"),
+        ({"bands": [BAND, {"from_tokens": LONG, "tier": "dense"}]}, "bands[1].from_tokens", "4294967295 at most"),
+        ({"rollout": {"steps": [2**32]}}, "rollout.steps[0]", "4294967295 at most"),
+        ({"rollout": {"steps": [5, 100], "step": 2**32}}, "rollout.step", "4294967295 at most"),
+        ({"rollout": {"steps": [5, 100], "pauses": [2**32]}}, "rollout.pauses[0]", "4294967295 at most"),
+        ({"shadow": {"tokens_per_minute": 2**64}}, "shadow.tokens_per_minute", f"{2**64 - 1} at most"),
+        ({"guards": {"min_coverage": LONG}}, "guards.min_coverage", "from 0 to 1"),
+        ({"risk": LONG}, "risk", "one of low"),
+        ({"description": [[[LONG]]]}, "description", "must be text"),
+        ({LONG: 1}, "a number of many digits", "is not a field"),
         ({"bands": [{"from_tokens": 5, "tier": "dense"}]}, "bands[0].from_tokens", "let the first band begin at 0"),
         ({"bands": []}, "bands", "need one band"),
         ({"bands": GOOD["bands"] * 2}, "bands[1].from_tokens", "overlaps bands[0]"),
@@ -98,3 +111,24 @@ def test_a_policy_message_is_checked_like_a_document() -> None:
     message.bands[0].tier = 0
     with pytest.raises(InvalidRequestError, match=r"bands\[0\]\.tier"):
         policy_from_wire(message)
+
+
+def test_every_number_that_a_document_takes_a_message_takes() -> None:
+    most = 2**32 - 1
+    policy = parse_policy(
+        {
+            "domain": "x",
+            "risk": "low",
+            "bands": [BAND, {"from_tokens": most, "tier": "moderate"}],
+            "guards": {"min_coverage": 1, "max_quality_dip": 1},
+            "rollout": {"steps": [1, 100], "step": 1, "pauses": [most]},
+            "shadow": {"percent": 100, "tokens_per_minute": 2**64 - 1},
+        }
+    )
+    assert policy_from_wire(policy_to_wire(policy)) == policy
+
+
+@pytest.mark.parametrize("value", ["0x" + "f" * 9999, "!!int 9a", '!!int ""', "!!bool maybe", "!!timestamp x"])
+def test_odd_values_of_yaml_are_refused_with_a_place(value: str) -> None:
+    with pytest.raises(InvalidRequestError, match=r"p\.yaml"):
+        load_yaml(f"domain: x\nrisk: low\nbands: [{{from_tokens: {value}, tier: dense}}]\n", "p.yaml")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from sparsity_policies.decisions.decide import decide
 from sparsity_policies.decisions.rollout import Action, arm, bucket, halt, lets_through, move
-from sparsity_policies.documents.document import parse_policy
+from sparsity_policies.documents.document import HALT_BYTES, MAX_BYTES, encode, parse_policy
 from sparsity_policies.model import Policy, Reason, Rollout, Signals, StickyBy, Tier
 from sparsity_rpc.errors import InvalidRequestError
 from support.snapshots import snapshot
@@ -126,3 +126,27 @@ def test_arms() -> None:
     assert arms == {(Tier.MODERATE, ""), (Tier.MODERATE, "held_back"), (Tier.AGGRESSIVE, "rolled_out")}
     plain = replace(rules, rollout=None)
     assert arm(plain, decide(signals[-1], snapshot([plain]))) == ""
+
+
+def full(halted: bool = False, spare: int = 0) -> Policy:
+    """A policy with a rollout that is ``spare`` bytes below the most that the store takes."""
+    begun = policy(steps=[5, 25, 100], pauses=[1, 1], halted=halted)
+    return replace(begun, description="x" * (MAX_BYTES - spare - len(encode(replace(begun, description="x"))) + 1))
+
+
+def test_a_document_without_room_for_its_rollout_to_be_halted_is_refused() -> None:
+    for spare in (0, 10, HALT_BYTES - 1):
+        with pytest.raises(InvalidRequestError, match="halted"):
+            encode(full(spare=spare))
+    # One that is halted takes no more; so large it cannot go on.
+    encode(full(halted=True))
+    with pytest.raises(InvalidRequestError, match="halted"):
+        encode(move(full(halted=True), Action.RESUME))
+
+
+def test_whatever_becomes_of_a_rollout_its_document_can_be_written() -> None:
+    begun = full(spare=HALT_BYTES)
+    promoted = move(move(begun, Action.PROMOTE), Action.PAUSE)
+    for moved in (begun, promoted, move(promoted, Action.ABORT), halt(promoted, "\0\U0001f600" * 10_000)):
+        encode(moved)
+        encode(move(replace(moved, rollout=replace(moved.rollout, paused=True)), Action.RESUME))

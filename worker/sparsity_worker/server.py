@@ -17,9 +17,10 @@ from sparsity_serving.access.access import Access
 from sparsity_serving.access.lease_keys import LeaseKeys, read_keys
 from sparsity_serving.access.leases import LeaseChecker
 from sparsity_serving.addresses import joined, read_address, require_free
+from sparsity_serving.background.jobs import JOBS
+from sparsity_serving.background.reloading import ReloadedFile, Reloading
 from sparsity_serving.engines import ECHO
 from sparsity_serving.metrics.metering import meter_of
-from sparsity_serving.reloading import ReloadedFile, Reloading
 from sparsity_serving.server import listen
 from tokenizers import Tokenizer
 
@@ -140,7 +141,9 @@ async def _serve(
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     reloading = _reloading(config, access, keys)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloading.hurry)
-    following = [asyncio.create_task(job) for job in (reloading.run(), access.follow_keys())]
+    JOBS.observe(meter_of("sparsity.worker"))
+    jobs = {"options files": reloading.run, "token keys": access.follow_keys}
+    following = [asyncio.create_task(JOBS.keep(name, job)) for name, job in jobs.items()]
     await endpoint.server.start()
     await endpoint.health.serve(config.health_listen)
     await endpoint.health.tell(True)

@@ -82,7 +82,7 @@ class Entry:
                 "served_tier": Tier(served) if served else None,
             }
             return cls(signals=signals, **plain)
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
             raise ValueError(f"is no decision log entry: {type(error).__name__}: {error}") from error
 
 

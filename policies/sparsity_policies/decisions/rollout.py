@@ -16,6 +16,8 @@ from sparsity_rpc.errors import InvalidRequestError
 from sparsity_policies.model import Decision, Policy, Reason, Rollout, Signals, StickyBy
 
 _BUCKETS = 10_000
+# Of six bytes each at most they fit into the room that documents leave.
+_REASON_CHARACTERS = 600
 ROLLED_OUT, HELD_BACK = "rolled_out", "held_back"
 
 
@@ -80,7 +82,8 @@ def move(policy: Policy, action: Action, fresh: Rollout | None = None) -> Policy
 def halt(policy: Policy, reason: str) -> Policy:
     """The policy with its rollout at zero percent, for a guard."""
     assert policy.rollout is not None
-    return replace(policy, rollout=replace(policy.rollout, halted=True, paused=False, halt_reason=reason))
+    short = reason[:_REASON_CHARACTERS]
+    return replace(policy, rollout=replace(policy.rollout, halted=True, paused=False, halt_reason=short))
 
 
 def _start(domain: str, rollout: Rollout) -> Rollout:

@@ -17,6 +17,10 @@ from sparsity_policies.model import Policy, Risk, StickyBy, Tier
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 MAX_BYTES = 2 * 2**20
+# Of these, what is kept for a rollout to be halted in.
+HALT_BYTES = 4096
+# What fields of messages hold: 32 bits, and of tokens a minute 64.
+_MOST, _MOST_TOKENS = 2**32 - 1, 2**64 - 1
 # What can be wrong by itself.
 _ENTRY = re.compile(r"(rules|detection\.\w+)\[\d+\]")
 Check = Callable[[Policy], Sequence[Violation]]
@@ -40,7 +44,8 @@ class _Reader:
         known = [field.name for field in dataclasses.fields(kind)]
         for key in value:
             if key not in known:
-                self.fail(f"{path}.{key}".lstrip("."), f"is not a field; fields are {', '.join(known)}")
+                name = key if isinstance(key, str) else _shape(key)
+                self.fail(f"{path}.{name}".lstrip("."), f"is not a field; fields are {', '.join(known)}")
         return {key: value[key] for key in known if value.get(key) is not None}
 
     def items(self, value: object, path: str, read: Callable[[object, str], Any]) -> tuple[Any, ...]:
@@ -58,9 +63,9 @@ class _Reader:
             return ""
         return value
 
-    def number(self, value: object, path: str) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            self.fail(path, f"must be a whole number from 0, not {_shape(value)}")
+    def number(self, value: object, path: str, most: int = _MOST) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+            self.fail(path, f"must be a whole number from 0, {most} at most, not {_shape(value)}")
             return 0
         return value
 
@@ -151,7 +156,7 @@ class _Reader:
         found = self.mapping(value, path, model.Shadow)
         return model.Shadow(
             percent=self.share(found.get("percent", 0), f"{path}.percent", 100.0),
-            tokens_per_minute=self.number(found.get("tokens_per_minute", 0), f"{path}.tokens_per_minute"),
+            tokens_per_minute=self.number(found.get("tokens_per_minute", 0), f"{path}.tokens_per_minute", _MOST_TOKENS),
         )
 
     def policy(self, value: object) -> Policy:
@@ -194,7 +199,11 @@ def is_text(value: object) -> bool:
 
 
 def _shape(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        # Python writes out no number of thousands of digits, though YAML's hexadecimal ones are read.
+        return "a number of many digits" if isinstance(value, int) else f"a {type(value).__name__} of too much"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -242,16 +251,33 @@ def to_document(policy: Policy) -> dict[str, Any]:
     return {key: value for key, value in document.items() if value not in ({}, [], "", None)}
 
 
+def body_of(policy: Policy) -> str:
+    """The document as the store keeps it, however large."""
+    return _json(to_document(policy))
+
+
 def encode(policy: Policy) -> str:
     """The document as the store keeps it.
 
     Raises:
-        InvalidRequestError: when it is larger than the store takes.
+        InvalidRequestError: when it is larger than the store takes, or would be once its rollout is halted.
     """
-    body = json.dumps(to_document(policy), sort_keys=True, ensure_ascii=False)
+    body, remedy = body_of(policy), "shorten its detection"
     if (size := len(body.encode())) > MAX_BYTES:
-        raise InvalidRequestError.of("policy", f"is {size} bytes; the store takes {MAX_BYTES}: shorten its detection")
+        raise InvalidRequestError.of("policy", f"is {size} bytes; the store takes {MAX_BYTES}: {remedy}")
+    rollout = policy.rollout
+    if rollout is not None and not rollout.halted:
+        # What moves between steps, so that a rollout that could begin can be moved to its end, too.
+        begun = dataclasses.replace(rollout, step=0, paused=False, halt_reason="")
+        size += len(_json(_plain(begun)).encode()) - len(_json(_plain(rollout)).encode())
+        if size > MAX_BYTES - HALT_BYTES:
+            most = f"with a rollout {MAX_BYTES - HALT_BYTES}, so that it can be halted"
+            raise InvalidRequestError.of("policy", f"is {size} bytes; the store takes {most}: {remedy}")
     return body
+
+
+def _json(document: object) -> str:
+    return json.dumps(document, sort_keys=True, ensure_ascii=False)
 
 
 def _plain(value: object) -> Any:

@@ -7,18 +7,28 @@ from typing import Any
 
 from sparsity_rpc.errors import InvalidRequestError
 
-from sparsity_policies.documents.document import Check, encode, is_text, parse_policy
+from sparsity_policies.documents.document import Check, body_of, is_text, parse_policy
 from sparsity_policies.documents.validate import check_policy
 from sparsity_policies.model import Override, Scope, StoredPolicy, Tier
 
-UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, InvalidRequestError)
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    InvalidRequestError,
+)
+# Seconds since the epoch that a message can tell, of the years 1 to 9999; and the most that the store counts to.
+_FIRST_SECOND, _LAST_SECOND, _MOST_REVISIONS = -62_135_596_800, 253_402_300_799, 2**63
 
 
 def open_policy(envelope: str, domain: str, check: Check = check_policy) -> StoredPolicy:
     """Reads a stored policy; ``check`` finds the mistakes of one of the right shape.
 
     Raises:
-        ValueError, TypeError, KeyError, InvalidRequestError: when it cannot be read.
+        one of UNREADABLE: when it cannot be read.
     """
     outer = _fields(envelope)
     policy = parse_policy(json.loads(outer["body"]), check)
@@ -27,8 +37,8 @@ def open_policy(envelope: str, domain: str, check: Check = check_policy) -> Stor
     return StoredPolicy(
         policy,
         str(outer["etag"]),
-        int(outer["revision"]),
-        float(outer["time"]),
+        _revision(outer["revision"]),
+        seconds_since(outer["time"]),
         str(outer["actor"]),
         str(outer["reason"]),
         bool(outer.get("deleted", False)),
@@ -43,6 +53,25 @@ def _fields(text: str) -> Any:
     return found
 
 
+def seconds_since(value: Any) -> float:
+    """A time in seconds since the epoch, as a message can tell it.
+
+    Raises:
+        one of UNREADABLE: when it is none.
+    """
+    seconds = float(value)
+    if not _FIRST_SECOND <= seconds <= _LAST_SECOND:
+        raise ValueError(f"{seconds} is no time in seconds since the epoch")
+    return seconds
+
+
+def _revision(value: Any) -> int:
+    revision = int(value)
+    if not 0 <= revision < _MOST_REVISIONS:
+        raise ValueError("its revision is none that the store counts to")
+    return revision
+
+
 def seal_policy(stored: StoredPolicy) -> str:
     """What :func:`open_policy` reads; the store's script makes the same of a write."""
     return json.dumps(
@@ -52,7 +81,7 @@ def seal_policy(stored: StoredPolicy) -> str:
             "time": repr(stored.update_time),
             "actor": stored.actor,
             "reason": stored.reason,
-            "body": encode(stored.policy),
+            "body": body_of(stored.policy),
             "deleted": stored.deleted,
         }
     )
@@ -94,8 +123,8 @@ def _open_override(name: str, body: str) -> Override:
         scope=Scope(fields["scope"]),
         target=str(fields["target"]),
         max_tier=Tier(fields["max_tier"]),
-        expire_time=None if expires is None else float(expires),
+        expire_time=None if expires is None else seconds_since(expires),
         reason=str(fields["reason"]),
         actor=str(fields["actor"]),
-        revision=int(fields.get("revision", 0)),
+        revision=_revision(fields.get("revision", 0)),
     )

@@ -14,6 +14,8 @@ from sparsity_policies.model import Policy
 
 # libyaml where the wheel carries it: a policy of a megabyte takes seconds without.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# Of odd values, such as a 31st of June, `!!bool maybe` or aliases of aliases, the library raises whatever it met.
+_ODD = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
@@ -40,7 +42,7 @@ def load_yaml(text: str, source: str) -> Policy:
         ]
     except yaml.YAMLError:
         raise _malformed(text, source) from None
-    except (ValueError, RecursionError) as error:  # such as a 31st of June, or aliases of aliases
+    except _ODD as error:
         raise InvalidRequestError.of(source, f"is not valid YAML: {error}") from error
     try:
         policy = parse_policy(document)

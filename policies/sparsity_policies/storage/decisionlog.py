@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from sparsity_rpc.errors import InvalidRequestError, NotFoundError
 
 from sparsity_policies.decisions.journal import Entry, Outcome
+from sparsity_policies.documents.envelope import UNREADABLE, seconds_since
 from sparsity_policies.model import Tier
 from sparsity_policies.storage import scripts
 from sparsity_policies.storage.connection import store_errors
@@ -101,8 +102,12 @@ class DecisionLog:
         if join is None:
             problem = f"decision {decision_id!r} is not in the decision log: it was not sampled, or is over an hour old"
             raise NotFoundError(problem)
-        domain, tier, arm = json.loads(join)
-        outcome = Outcome(decision_id, domain, Tier(tier), arm, metric, score, labels)
+        try:
+            domain, tier, arm = json.loads(join)
+            outcome = Outcome(decision_id, str(domain), Tier(tier), str(arm), metric, score, labels)
+        except UNREADABLE as error:
+            problem = f"what the decision log has of decision {decision_id!r} cannot be read: {error}"
+            raise NotFoundError(problem) from error
         fields = {
             "decision_id": decision_id,
             "domain": domain,
@@ -134,7 +139,8 @@ class DecisionLog:
             try:
                 tier, score = Tier(int(fields["tier"])), float(fields["score"])
                 where = (fields["decision_id"], fields["domain"], tier, fields["arm"])
-                found.append(Outcome(*where, fields["metric"], score))
+                if 0 <= score <= 1:
+                    found.append(Outcome(*where, fields["metric"], score))
             except (ValueError, KeyError):
                 continue
         return after, found
@@ -154,8 +160,8 @@ class DecisionLog:
 def _time(place: str, fields: dict[str, str]) -> float:
     """When a call was made; of an event without its time, when it was written."""
     try:
-        return float(fields["time"])
-    except (KeyError, ValueError):
+        return seconds_since(fields["time"])
+    except UNREADABLE:
         return int(place.split("-")[0]) / 1000
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, StoreError
 
 from sparsity_policies.documents.confined import NoProcessError
-from sparsity_policies.documents.document import encode
+from sparsity_policies.documents.document import MAX_BYTES, body_of
+from sparsity_policies.documents.envelope import seconds_since
 from sparsity_policies.documents.yamlfile import load_yaml
 from sparsity_policies.model import Override, Policy, StoredPolicy
 from sparsity_policies.storage.contents import Contents, Cursor, Delta
@@ -26,6 +27,8 @@ from sparsity_policies.threads import BUILDS
 
 log = logging.getLogger("sparsity.policies.folder")
 _POLL_SECONDS = 0.5
+# Twice the characters that a text of a policy may have.
+_MOST_BYTES = 4 * MAX_BYTES
 
 
 class PolicyFolder:
@@ -103,8 +106,8 @@ class PolicyFolder:
         self._clock_offset = contents.clock_offset
         self._store_head = contents.cursor.head
         self._overrides, self._overrides_at = contents.overrides, contents.overrides_at
-        there = {stored.policy.domain: encode(stored.policy) for stored in contents.policies}
-        here = {domain: encode(stored.policy) for domain, stored in found.items()}
+        there = {stored.policy.domain: body_of(stored.policy) for stored in contents.policies}
+        here = {domain: body_of(stored.policy) for domain, stored in found.items()}
         self._drifted = tuple(sorted(domain for domain in there if there[domain] != here.get(domain)))
 
     def _head(self, texts: dict[str, bytes | str]) -> str:
@@ -131,8 +134,8 @@ class PolicyFolder:
         if known is not None and known[0] == digest:
             return known[1]
         try:
-            found: Policy | str = self._load(data.decode(), name)
-        except (InvalidRequestError, UnicodeDecodeError) as error:
+            found: Policy | str = self._load(data.decode(), _told(name))
+        except (InvalidRequestError, ValueError) as error:
             if isinstance(error.__cause__, NoProcessError):
                 return str(error)
             found = str(error)
@@ -145,20 +148,20 @@ class PolicyFolder:
         self._read_before = {name: known for name, known in self._read_before.items() if name in texts}
         for name, data in texts.items():
             # A file keeps the domain it last held, so that a broken edit is told of the right one.
-            domain = self._names.get(name, name.removesuffix(".yaml"))
+            domain = self._names.get(name, _told(name).removesuffix(".yaml"))
             policy = self._read(name, data)
             if isinstance(policy, str):
                 rejected[domain] = policy
                 continue
             self._names[name] = policy.domain
             if policy.domain in found:
-                rejected[policy.domain] = f"stands in {found[policy.domain].actor} and in {name}; keep one"
+                rejected[policy.domain] = f"stands in {found[policy.domain].actor} and in {_told(name)}; keep one"
                 continue
             etag = _digest(data).hex()[:16]
             known = self._opened.get(policy.domain)
             if known is None or known.etag != etag:
                 updated = _modified(self._folder / name)
-                known = StoredPolicy(policy, etag, self._cursor.revision + 1, updated, name, "policy folder")
+                known = StoredPolicy(policy, etag, self._cursor.revision + 1, updated, _told(name), "policy folder")
             found[policy.domain] = self._opened[policy.domain] = known
         return {domain: stored for domain, stored in found.items() if domain not in rejected}, rejected
 
@@ -166,15 +169,25 @@ class PolicyFolder:
 def _contents(path: Path) -> bytes | str:
     try:
         # Neither a folder nor a pipe, which would be waited for.
-        return path.read_bytes() if path.is_file() else "is no file"
+        if not path.is_file():
+            return "is no file"
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            return f"is {size} bytes; a file of a policy has {_MOST_BYTES} at most"
+        with path.open("rb") as file:
+            return file.read(_MOST_BYTES)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
 
 
+def _told(name: str) -> str:
+    """A file's name as text, whatever bytes it is of."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def _modified(path: Path) -> float:
     try:
-        return path.stat().st_mtime
-    except OSError:  # gone since it was read
+        return seconds_since(path.stat().st_mtime)
+    except (OSError, ValueError):  # gone since it was read, or of a time that cannot be told
         return time.time()
 
 

@@ -9,7 +9,7 @@ A request that claims more than its tenant's ``priority`` (0 to 9, the default) 
 Counted by sliding windows (the `limits` library). A request counts as one for each answer that it asks for, and its
 prompt tokens, as far as they are known, with the tokens that it may generate; once it has ended, what it did not use is
 taken off the tenant's next calls to this router. Of a direct stream it is the worker that tells.
-The file is taken up anew when it changes (:mod:`sparsity_serving.reloading`).
+The file is taken up anew when it changes (:mod:`sparsity_serving.background.reloading`).
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class Dns:
             try:
                 loop = asyncio.get_running_loop()
                 answers = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-            except OSError as error:
+            except (OSError, UnicodeError) as error:
                 log.warning("%s cannot be resolved: %s; its last workers are kept", self._host, error)
             else:
                 found = {joined(str(address[0]), self._port) for *_, address in answers}
@@ -106,8 +106,6 @@ class EndpointSlices:
     async def follow(self) -> AsyncIterator[Collection[str]]:
         """The addresses at every change; a lost watch is begun again by a whole list."""
         from kubernetes_asyncio import client, watch
-        from kubernetes_asyncio.client.exceptions import ApiException
-        from kubernetes_asyncio.config.config_exception import ConfigException
 
         selector = f"kubernetes.io/service-name={self._service}"
         while True:
@@ -131,8 +129,9 @@ class EndpointSlices:
                             else:
                                 slices[item.metadata.name] = item
                             yield self._addresses(slices.values())
-            except (ApiException, ConfigException, OSError, TimeoutError) as error:
-                log.warning("endpoints of %s cannot be read: %s; its last workers are kept", self._service, error)
+            except Exception as error:  # whatever a server answers, or its client makes of one that goes away
+                problem = f"{type(error).__name__}: {error}"
+                log.warning("endpoints of %s cannot be read: %s; its last workers are kept", self._service, problem)
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def _client(self) -> Any:

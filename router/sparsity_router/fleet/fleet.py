@@ -12,6 +12,7 @@ from sparsity.v1 import worker_pb2
 from sparsity_policies.model import Tier
 from sparsity_rpc.tls import ClientTls
 from sparsity_serving.access.lease_keys import LeaseKeys
+from sparsity_serving.background.jobs import JOBS
 from sparsity_serving.engines import SGLANG
 
 from sparsity_router.fleet.answers import DirectAnswers
@@ -98,7 +99,7 @@ class Fleet:
         try:
             async with asyncio.TaskGroup() as group:
                 for source in self._sources:
-                    group.create_task(self._follow(source))
+                    group.create_task(JOBS.keep("discovery", partial(self._follow, source)))
                 while True:
                     for worker in self.workers:
                         if worker not in self._watching:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sparsity_policies.documents.document import is_text
+from sparsity_policies.documents.envelope import UNREADABLE
 from sparsity_policies.storage.redis_faults import CLIENT_ERRORS, told
 from sparsity_policies.storage.scripts import PREFIX
 
@@ -54,9 +56,9 @@ def _read(text: str) -> Replica | None:
         told = Replica(**json.loads(text))
         words = (told.router_id, told.address, told.content_hash, *told.problems)
         seconds = (told.policy_age, told.policy_lag, told.heard)
-        readable = all(isinstance(word, str) for word in words) and all(abs(each) < 1e12 for each in seconds)
-        return told if readable and 0 <= told.revision < 2**64 else None
-    except (ValueError, TypeError):
+        readable = all(map(is_text, words)) and all(abs(each) < 1e12 for each in seconds)
+        return told if readable and isinstance(told.revision, int) and 0 <= told.revision < 2**64 else None
+    except UNREADABLE:
         return None
 
 

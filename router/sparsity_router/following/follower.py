@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import time
@@ -16,6 +17,7 @@ from sparsity_policies.model import StoredPolicy
 from sparsity_policies.storage.contents import Cursor, PolicySource
 from sparsity_policies.threads import BUILDS
 from sparsity_rpc.errors import StoreError
+from sparsity_serving.background.jobs import JOBS
 
 from sparsity_router.following.building import Builder, tell_left_out
 from sparsity_router.following.overrides import Change, Overrides
@@ -66,7 +68,8 @@ class PolicyFollower:
         self.overrides = Overrides(self._publish_overrides)
         self._confirmed = self._looked = 0.0
         self._behind_since: float | None = None
-        self._loaded_at = 0.0
+        self.loaded_at = 0.0
+        """When the snapshot was taken up, seconds since the epoch."""
         self._clock_offset = 0.0
         self._changed = asyncio.Event()
         self._looking, self._building = asyncio.Lock(), asyncio.Lock()
@@ -92,11 +95,6 @@ class PolicyFollower:
         """As :attr:`lag`, but 0 while the change is being compiled for the first time: so it is by all routers."""
         since = self._building_since or float("-inf")
         return 0.0 if time.monotonic() - since < _BUILD_SECONDS else self.lag
-
-    @property
-    def loaded_at(self) -> float:
-        """When the snapshot was taken up, seconds since the epoch."""
-        return self._loaded_at
 
     def now(self) -> float:
         """Seconds since the epoch by the source's clock, so that replicas with skewed clocks expire overrides alike."""
@@ -144,6 +142,9 @@ class PolicyFollower:
                     continue
                 except StoreError as error:
                     log.warning("%s; serving revision %d, %.0f s old", error, self.snapshot.revision, self.age)
+                except Exception as error:  # a change that nobody sees counts as one that is not taken up
+                    JOBS.failed("policies", error)
+                    self._behind_since = self._behind_since or time.monotonic()
                 await asyncio.sleep(_RETRY_SECONDS)
         finally:
             for task in (saving, *((building,) if building else ())):
@@ -165,7 +166,7 @@ class PolicyFollower:
                 try:
                     await BUILDS.run(self._disk.save, self.snapshot.revision, stored, *overrides, self.age)
                     self._saved, self.unsaved = version, ""
-                except OSError as error:
+                except Exception as error:  # whatever it is, an operator is to know
                     self._tell_unsaved(error)
                     await asyncio.sleep(_RETRY_SECONDS)
 
@@ -178,7 +179,7 @@ class PolicyFollower:
             except OSError as error:
                 self._tell_unsaved(error)
 
-    def _tell_unsaved(self, error: OSError) -> None:
+    def _tell_unsaved(self, error: Exception) -> None:
         """Told once, however often it is tried."""
         problem = f"--snapshot-file: {error}; a restart without the store would find older policies"
         if problem != self.unsaved:
@@ -276,7 +277,7 @@ class PolicyFollower:
 
     def _publish(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot.with_overrides(self.overrides.active())
-        self._loaded_at = time.time()
+        self.loaded_at = time.time()
         self._version += 1
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
@@ -290,11 +291,9 @@ class PolicyFollower:
 
     async def reached(self, revision: int, timeout: float) -> bool:
         """Waits until the snapshot has ``revision``."""
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 async for snapshot in self.snapshots():
                     if snapshot.revision >= revision:
                         return True
-        except TimeoutError:
-            pass
         return False

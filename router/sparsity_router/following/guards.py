@@ -152,7 +152,7 @@ class GuardMonitor:
             await self._follower.overrides.write(self._store, override)
 
     async def _halt(self, policy: Policy, rollout: Rollout, what: str) -> bool:
-        """Halts a rollout; False when the store cannot be told."""
+        """Halts a rollout; False when the store cannot be told, or does not take the document."""
         assert self._store is not None
         stored = self._follower.snapshot.policies[policy.domain].stored
         reason = f"halted at {rollout.percent} percent: {what}"
@@ -161,7 +161,8 @@ class GuardMonitor:
         except ConflictError:
             # Somebody else wrote, perhaps another router's guard; what is there now is judged anew.
             return True
-        except StoreError:
+        except Exception as error:  # whatever it is, the domain is capped
+            log.error("guard of %s: its rollout cannot be halted: %s", policy.domain, error)
             return False
         log.error("guard of %s: %s; its rollout is halted", policy.domain, what)
         return True

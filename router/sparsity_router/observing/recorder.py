@@ -86,6 +86,10 @@ class Recorder:
                 _put_back(self._entries, entries)
                 _put_back(self._events, events)
                 raise
+            except Exception:
+                # What cannot be written keeps nothing else from it.
+                self.dropped += len(entries) + len(events)
+                raise
 
 
 def _put_back(queue: deque[_T], taken: list[_T]) -> None:

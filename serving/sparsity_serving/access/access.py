@@ -13,7 +13,7 @@ A caller calls InferenceService; a viewer reads policies; an editor also writes 
 sets and ends overrides, the kill switch; an operator drains workers, which take the same file. A principal with a
 tenant sends that tenant's requests only.
 
-The file is taken up anew when it changes (:mod:`sparsity_serving.reloading`).
+The file is taken up anew when it changes (:mod:`sparsity_serving.background.reloading`).
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class JwtVerifier:
         )
         try:
             self._load(self._fetch())
-        except (OSError, ValueError, jwt.PyJWTError) as error:
+        except Exception as error:  # whatever stands there, or the issuer answers
             raise ConfigurationError(f"jwt.keys: {config.keys}: {error}") from error
 
     def _fetch(self) -> bytes:
@@ -84,8 +84,9 @@ class JwtVerifier:
         """Takes up the issuer's keys as they are now; the last good ones hold."""
         try:
             self._load(await asyncio.to_thread(self._fetch))
-        except (OSError, ValueError, jwt.PyJWTError) as error:
-            log.warning("jwt.keys: %s: %s; the keys that were read before hold", self.config.keys, error)
+        except Exception as error:  # whatever the issuer answers
+            problem = f"{type(error).__name__}: {error}"
+            log.warning("jwt.keys: %s: %s; the keys that were read before hold", self.config.keys, problem)
 
     def verify(self, token: str) -> Principal:
         """Who the token is of.

@@ -17,5 +17,5 @@ def read_options_file(option: str, path: Path) -> Any:
     """
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{option}: {path}: cannot be read: {error}") from error
+    except Exception as error:  # odd values end in whatever their constructors raise, deep ones in a RecursionError
+        raise ConfigurationError(f"{option}: {path}: cannot be read: {error or type(error).__name__}") from error

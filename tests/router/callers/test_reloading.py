@@ -15,11 +15,11 @@ from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2, policy_pb2
 from sparsity_client.wire import AsyncWireClient, make_request
 from sparsity_router.config import RouterConfig
 from sparsity_rpc.errors import ConfigurationError
-from sparsity_serving import reloading
 from sparsity_serving.access.access import key_digest
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys, read_keys
 from sparsity_serving.access.leases import LeaseChecker
-from sparsity_serving.reloading import ReloadedFile, Reloading
+from sparsity_serving.background import reloading
+from sparsity_serving.background.reloading import ReloadedFile, Reloading
 from support.fake_worker import FakeWorker
 from support.metrics import Meter
 from support.rig import DENSE

@@ -111,16 +111,22 @@ def slices(*ready: str, terminating: tuple[str, ...] = (), name: str = "s1") -> 
 async def api_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
     """A Kubernetes API of one collection, and a kubeconfig that leads to it."""
     events: asyncio.Queue[Any] = asyncio.Queue()
-    listed = {"items": [slices("10.0.0.1", terminating=("10.0.0.9",))], "asked": []}
+    listed = {"items": [slices("10.0.0.1", terminating=("10.0.0.9",))], "asked": [], "cut": 0}
 
     async def collection(request: web.Request) -> web.StreamResponse:
         listed["asked"].append(dict(request.query))
         if not request.query.get("watch"):
+            if listed["cut"] and request.transport:
+                listed["cut"] -= 1
+                request.transport.abort()
             kind = {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSliceList"}
             return web.json_response(kind | {"metadata": {"resourceVersion": "7"}, "items": listed["items"]})
         response = web.StreamResponse()
         await response.prepare(request)
         while (event := await events.get()) is not None:
+            if event == "cut" and request.transport:
+                request.transport.abort()
+                break
             await response.write(json.dumps(event).encode() + b"\n")
         return response
 
@@ -165,3 +171,17 @@ async def test_a_port_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         following = EndpointSlices("k8s:///ns/workers:9090").follow()
         assert await anext(following) == {"10.0.0.1:9090"}
         await following.aclose()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("where", ["list", "watch", "event"])
+async def test_an_api_server_that_goes_away_or_answers_oddly_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with api_server(tmp_path, monkeypatch) as (events, listed):
+        following: Any = EndpointSlices("k8s:///ns/workers:grpc").follow()
+        assert await anext(following) == {"10.0.0.1:7001"}
+        listed["items"], listed["cut"] = [slices("10.0.0.4")], 4 * (where == "list")
+        events.put_nowait({"list": None, "watch": "cut", "event": {"type": "ADDED", "object": {}}}[where])
+        assert await asyncio.wait_for(anext(following), 20) == {"10.0.0.4:7001"}
+        assert "its last workers are kept" in caplog.text
+        await following.aclose()

@@ -56,14 +56,14 @@ async def test_another_router_is_heard() -> None:
     [
         {"heard": "now"}, {"heard": None}, {"heard": float("nan")}, {"router_id": ["other"]}, {"router_id": 7},
         {"policy_age": float("inf")}, {"revision": -1}, {"revision": "3"}, {"problems": [1]}, {"problems": None},
-        {"another": 1},
+        {"another": 1}, {"revision": 1.5}, {"revision": float("inf")}, {"address": "\ud800"}, {"problems": ["\ud800"]},
     ],
 )  # fmt: skip
 async def test_what_cannot_be_read_is_passed_over(wrong: dict[str, Any]) -> None:
     assert await heard(json.dumps(OTHER | wrong)) == []
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "3", "null", "{"])
+@pytest.mark.parametrize("text", ["", "[1]", "3", "null", "{", "[" * 100_000])
 async def test_what_is_no_router_is_passed_over(text: str) -> None:
     assert await heard(text) == []
 

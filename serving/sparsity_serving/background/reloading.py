@@ -57,13 +57,14 @@ class ReloadedFile(Generic[T]):
             return
         try:
             found = await asyncio.to_thread(self._read, self._path)
-        except SparsityError as error:
-            problem = str(error)
+            self._take(found)
+        except Exception as error:  # whatever was written there, the other files are followed
+            known = isinstance(error, SparsityError)
+            problem = str(error) if known else f"{self.option}: {self._path}: {type(error).__name__}: {error}"
             if problem != self.problem or digest != self._digest:
                 log.error("%s; what it said before holds", problem)
             self.problem = problem
         else:
-            self._take(found)
             self.taken += 1
             self.problem = ""
             log.info("%s: %s is taken up", self.option, self._path)
