@@ -7,6 +7,7 @@ meaning.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from enum import IntEnum
 from typing import NamedTuple
 
 from sparsity_policies.decisions.decide import MIN_CONFIDENCE
@@ -38,14 +39,33 @@ class Detection(NamedTuple):
         scores: of the semantic one, by domain; empty where it was not asked, or knows none.
         problem: what kept it from an answer; empty when nothing did.
         risk: of the linear one; nothing where no domain that it knows could make a difference.
+        exemplars: which ones the semantic one answered by, as the hash of their snapshot; None where it was not asked.
     """
 
     scores: Mapping[str, Score]
     problem: str = ""
     risk: Scores = NOTHING
+    exemplars: str | None = None
 
 
 UNASKED = Detection({})
+
+
+class Asking(IntEnum):
+    """Of which requests the semantic classifier is asked, the fewest first."""
+
+    NONE = 0
+    UNDECLARED = 1
+    DECLARED = 2
+
+    def is_about(self, declared: str, matched: Collection[str], snapshot: Snapshot) -> bool:
+        """Whether it could change the domain of a request that declares ``declared``, or none, and in which the scan
+        found the domains ``matched``."""
+        if not declared:
+            # One that the scan is certain of needs no classifier.
+            return self >= Asking.UNDECLARED and not matched
+        own = snapshot.policy(declared)
+        return self >= Asking.DECLARED and own is not None and own.risk is not Risk.HIGH
 
 
 class Found(NamedTuple):
