@@ -87,6 +87,7 @@ SIGNALS = st.builds(
     detected=st.booleans(),
     confidence=st.sampled_from((1.0, 1.0, 0.5, 0.1)),
     declared=st.sampled_from(("", "", *DOMAINS)),
+    also=st.sampled_from(((), (), DOMAINS[:1], DOMAINS, ("unknown",))),
     session_tier=st.sampled_from((None, None, *Tier)),
     dense_reasoning=st.booleans(),
 ).flatmap(
@@ -222,12 +223,12 @@ class Machine(RuleBasedStateMachine):
         if any(doubts):
             return Tier.DENSE
         limits = [signals.max_tier or Tier.AGGRESSIVE, signals.session_tier or Tier.AGGRESSIVE]
-        for domain in {signals.domain, signals.declared} - {""}:
+        for domain in {signals.domain, signals.declared, *signals.also}.intersection(DOMAINS):
             limits += self.limits_of(domain, signals)
         for override in self.overrides.values():
             targets = {"", signals.tenant}
             if override.scope is Scope.DOMAIN:
-                targets = {"", signals.domain, signals.declared}
+                targets = {"", signals.domain, signals.declared, *signals.also}
             if override.scope is not Scope.TIER and self.acts(override) and override.target in targets:
                 limits.append(override.max_tier)
         return min(limits)

@@ -8,6 +8,7 @@ from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.model import Signals, Tier
 from sparsity_policies.risk.weighing import Weighed
+from sparsity_serving.bounds import MAX_ALSO
 
 from sparsity_router.prompts.domains import Asking, Detection, Found, read_risk, resolve, weighed
 from sparsity_router.prompts.lengths import Interval
@@ -124,9 +125,15 @@ class Resolved(NamedTuple):
             scanned_bytes=result.scanned_bytes,
             prompt_bytes=self.scanned.opened.length,
             # Of who was asked and gave no answer, nobody knows what it would have been.
-            classifier_error=self.scanned.problem or self.detection.problem or arrival.problem,
+            classifier_error=self.scanned.problem or self.detection.problem or arrival.problem or _many(found.also),
             received_at=arrival.received_at,
             policy_age=arrival.policy_age,
             request_key=arrival.request_key,
             model=arrival.model,
+            also=found.also[:MAX_ALSO],
         )
+
+
+def _many(also: tuple[str, ...]) -> str:
+    """What keeps a prompt of so many domains beside its own from a decision; empty for nothing."""
+    return f"{len(also)} other domains of the same risk were found, {MAX_ALSO} at most" if len(also) > MAX_ALSO else ""
