@@ -203,6 +203,7 @@ class Signals:
         domain: what policy was looked up by; empty for none.
         domain_source: `DECLARED` or `DETECTED`; empty for none.
         declared_domain: the caller's, where a riskier one took its place.
+        also_found: other domains of the same risk, whose policies may only have made it denser.
         confidence: in a detected domain, in [0, 1]; None is certain.
         flags: of caller and scan.
         task: as declared.
@@ -222,6 +223,7 @@ class Signals:
     domain: str
     domain_source: str
     declared_domain: str
+    also_found: tuple[str, ...]
     confidence: float | None
     flags: tuple[str, ...]
     task: str

@@ -224,6 +224,7 @@ class Signals:
         session_tier: the densest that the session's earlier requests hold it at, of any length; None without any.
         dense_reasoning: whether the caller asks that reasoning spans decode densely.
         model: that serves the request, by the router's name for it; empty is none in particular.
+        also: other domains of the same risk that were found, each of whose policies may only make it denser.
     """
 
     min_tokens: int
@@ -247,6 +248,7 @@ class Signals:
     session_tier: Tier | None = None
     dense_reasoning: bool = False
     model: str = ""
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

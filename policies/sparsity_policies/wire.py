@@ -9,7 +9,7 @@ from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_rpc.errors import InvalidRequestError
-from sparsity_serving.bounds import check_flags, check_labels, check_name, seconds_of
+from sparsity_serving.bounds import MAX_ALSO, check_flags, check_labels, check_name, seconds_of
 
 from sparsity_policies.decisions.simulate import SimulatedRequest, Summary
 from sparsity_policies.documents.document import Check, parse_policy, to_document
@@ -171,6 +171,7 @@ def signals_to_wire(signals: Signals) -> inference_pb2.Signals:
         session_tier=signals.session_tier.value if signals.session_tier else None,  # type: ignore[arg-type]
         dense_reasoning=signals.dense_reasoning,
         model=signals.model,
+        also_found=signals.also,
     )
 
 
@@ -189,6 +190,10 @@ def signals_from_wire(message: inference_pb2.Signals, path: str, now: float) -> 
         raise InvalidRequestError.of(f"{path}.session_tier", f"{message.session_tier} is not a tier")
     for name in ("domain", "task", "tenant", "session", "declared_domain", "request_key", "model"):
         check_name(f"{path}.{name}", getattr(message, name))
+    if len(message.also_found) > MAX_ALSO:
+        raise InvalidRequestError.of(f"{path}.also_found", f"must be {MAX_ALSO} at most")
+    for name in message.also_found:
+        check_name(f"{path}.also_found", name)
     check_flags(f"{path}.flags", message.flags)
     check_labels(f"{path}.labels", message.labels)
     return Signals(
@@ -212,6 +217,7 @@ def signals_from_wire(message: inference_pb2.Signals, path: str, now: float) -> 
         session_tier=Tier(message.session_tier) if message.session_tier else None,
         dense_reasoning=message.dense_reasoning,
         model=message.model,
+        also=tuple(message.also_found),
     )
 
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from sparsity_policies.storage.redis_url import whole_url
-from sparsity_rpc.errors import SparsityError
-from sparsity_serving.logs import configure_logs
-from sparsity_serving.options.settings import parser_of, read_settings
+from sparsity_router.processes.early_signals import EARLY
 
-from sparsity_router.config import PREFIX, RouterConfig
-from sparsity_router.processes import shared_port
+if TYPE_CHECKING:
+    from sparsity_router.config import RouterConfig
 
 
 def read_config(arguments: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> RouterConfig:
@@ -24,6 +20,13 @@ def read_config(arguments: Sequence[str] | None = None, environment: Mapping[str
     Raises:
         ConfigurationError: naming the option that is missing or cannot be used.
     """
+    from dataclasses import replace
+
+    from sparsity_policies.storage.redis_url import whole_url
+    from sparsity_serving.options.settings import parser_of, read_settings
+
+    from sparsity_router.config import PREFIX, RouterConfig
+
     parser = parser_of(RouterConfig, PREFIX, "python -m sparsity_router", __doc__)
     config = read_settings(RouterConfig, PREFIX, parser, arguments, environment)
     if config.redis_url is None:
@@ -34,10 +37,19 @@ def read_config(arguments: Sequence[str] | None = None, environment: Mapping[str
 
 def main() -> int:
     """Runs the router; 0 after a clean stop, 2 when it cannot serve."""
+    # Before all that takes time to import: a kill switch that comes meanwhile must not end the process.
+    EARLY.keep()
+    import logging
+
+    from sparsity_rpc.errors import SparsityError
+    from sparsity_serving.logs import configure_logs
+
     try:
         configure_logs(logging.getLogger())
         config = read_config()
         if config.processes > 1:
+            from sparsity_router.processes import shared_port
+
             own = {"--metrics-listen": config.metrics_listen, "--health-listen": config.health_listen}
             shared = {"--listen": config.listen, "--http-listen": config.http_listen}
             return shared_port.run(sys.argv[1:], shared, config.processes, own)

@@ -50,6 +50,7 @@ from sparsity_router.observing.observer import Observer
 from sparsity_router.observing.policy_metrics import observe_disk, observe_loop, observe_policies
 from sparsity_router.observing.recorder import Recorder
 from sparsity_router.observing.request_metrics import RequestMetrics
+from sparsity_router.processes.early_signals import EARLY
 from sparsity_router.prompts.semantic import Detector
 from sparsity_router.readiness import Readiness
 from sparsity_router.relaying.shadow import Shadow
@@ -170,6 +171,7 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
         siblings = Siblings(config.siblings, policies.overrides)
         siblings.look()
         work["siblings"] = siblings.run
+    EARLY.hand_over(handlers)
     if store is not None:
         work["replicas"] = replicas.run
     if sessions is not None and store is not None:

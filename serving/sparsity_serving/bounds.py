@@ -17,6 +17,8 @@ MAX_REASON: Final = 4096
 """Characters of what people write down beside a change."""
 MAX_OVERRIDES: Final = 256
 """In force at once: every decision looks at all of them."""
+MAX_ALSO: Final = 16
+"""Domains that have a say in a decision beside its own: each is evaluated."""
 MAX_PRIORITY: Final = 9
 MAX_MESSAGES: Final = 10_000
 """Turns of a conversation."""

@@ -26,6 +26,7 @@ SIGNALS = st.builds(
     session=TEXT,
     max_tier=st.none() | st.sampled_from(Tier),
     received_at=st.floats(0, 1e10),
+    also=st.lists(TEXT).map(tuple),
 )
 ENTRIES = st.builds(
     Entry,

@@ -33,6 +33,7 @@ from sparsity_router.fleet import queue, workers
 from sparsity_router.fleet.breaker import Breaker
 from sparsity_router.fleet.fleet import Admission, Fleet
 from sparsity_router.fleet.workers import State, Worker
+from sparsity_router.prompts.signals import Resolved
 from sparsity_router.relaying import relay
 from sparsity_router.relaying.placing import place
 from sparsity_router.relaying.worker_request import WorkerRequest
@@ -86,6 +87,7 @@ SIGNALS = st.builds(
     detected=st.booleans(),
     confidence=st.sampled_from((1.0, 1.0, 0.5, 0.1)),
     declared=st.sampled_from(("", "", *DOMAINS)),
+    also=st.sampled_from(((), (), DOMAINS[:1], DOMAINS, ("unknown",))),
     session_tier=st.sampled_from((None, None, *Tier)),
     dense_reasoning=st.booleans(),
 ).flatmap(
@@ -221,12 +223,12 @@ class Machine(RuleBasedStateMachine):
         if any(doubts):
             return Tier.DENSE
         limits = [signals.max_tier or Tier.AGGRESSIVE, signals.session_tier or Tier.AGGRESSIVE]
-        for domain in {signals.domain, signals.declared} - {""}:
+        for domain in {signals.domain, signals.declared, *signals.also}.intersection(DOMAINS):
             limits += self.limits_of(domain, signals)
         for override in self.overrides.values():
             targets = {"", signals.tenant}
             if override.scope is Scope.DOMAIN:
-                targets = {"", signals.domain, signals.declared}
+                targets = {"", signals.domain, signals.declared, *signals.also}
             if override.scope is not Scope.TIER and self.acts(override) and override.target in targets:
                 limits.append(override.max_tier)
         return min(limits)
@@ -260,6 +262,7 @@ DRAFTS = st.builds(
     st.lists(NUMBERED, max_size=2, unique_by=lambda rule: rule[0]).map(tuple),
     st.sampled_from((None, None, None, *Tier)),
     st.sampled_from((False, False, False, True)),
+    st.booleans(),
 )
 CAPS = st.sampled_from((Tier.DENSE, Tier.MODERATE))
 SWITCHES = (
@@ -287,7 +290,7 @@ STEPS = st.builds(Step, st.none() | CHANGES, st.sampled_from(DEEDS))
 ASKED = st.builds(
     Asked,
     length=st.integers(1, 400),
-    domain=st.sampled_from((*DOMAINS * 8, "unknown", "")),
+    domain=st.sampled_from((*DOMAINS * 4, "unknown", "", "", "")),
     secret=st.booleans(),
     flagged=st.sampled_from((*[False] * 9, True)),
     task=st.sampled_from(("", "qa")),
@@ -297,6 +300,7 @@ ASKED = st.builds(
     max_tier=st.sampled_from((*[None] * 9, Tier.MODERATE)),
     direct=st.sampled_from((False, False, False, True)),
     late=st.sampled_from((False, False, True)),
+    n=st.sampled_from((1, 1, 1, 2, 3)),
 )
 ADMISSIONS = st.builds(
     Admission,
@@ -317,6 +321,14 @@ def play_once(
     world = World(dict(zip(DOMAINS, drafts, strict=True)), list(steps), list(waits), layout=layout)
     asyncio.run(play(world, requests, admission))
     assert not world.wrong, world.wrong
+
+
+def test_each_answer_to_an_undeclared_request_is_judged() -> None:
+    lax = Draft(Tier.AGGRESSIVE, Tier.AGGRESSIVE, taught=True)
+    world = World({"chat": lax, "clinic": lax._replace(taught=False)}, [], [], layout=SHARED)
+    asyncio.run(play(world, [Asked(9, domain="", n=3)], Admission()))
+    assert (world.sent, world.spoken, world.wrong) == (3, {(0, 0), (0, 1), (0, 2)}, [])
+    assert world.limit(Asked(9, domain="")) is Tier.AGGRESSIVE
 
 
 def search(examples: int, *phases: Phase) -> None:
@@ -401,6 +413,11 @@ def sparsest_of_shared(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(relay, "dispatch", dispatched)
 
 
+def undoubted_exemplars(patch: pytest.MonkeyPatch) -> None:
+    """What the sentence model said stands, whatever it would be asked by now."""
+    patch.setattr(Resolved, "_asked", lambda self, scanned, snapshot: self.detection)
+
+
 def believed_liars(patch: pytest.MonkeyPatch) -> None:
     """A worker that gave less attention than it was asked for is out at that tier only."""
     distrust = workers.Worker.distrust
@@ -411,7 +428,7 @@ MUTATIONS = {
     made.__name__.replace("_", "-"): made
     for made in (
         unreviewed, unreviewed_hedges, unreviewed_leases, unevaluable_rules, unshared_sessions,
-        replayed_counts, unproven_tiers, sparsest_of_shared, believed_liars,
+        replayed_counts, unproven_tiers, sparsest_of_shared, undoubted_exemplars, believed_liars,
     )
 }  # fmt: skip
 

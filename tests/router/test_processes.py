@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sparsity_policies.model import Override, Scope
 from sparsity_router.following.overrides import Overrides
 from sparsity_router.following.siblings import Siblings
 from sparsity_router.processes import shared_port as processes
+from sparsity_router.processes.early_signals import KEPT, EarlySignals
 from sparsity_rpc.errors import ConfigurationError
 from support.ports import free_port
 from support.router_process import RouterProcess
@@ -94,6 +96,66 @@ def test_a_process_that_ends_is_started_again(tmp_path: Path) -> None:
         eventually(lambda: len(children(router)) == 2 and children(router) != before)
         assert tiers(router.address) == {inference_pb2.TIER_DENSE}
     assert router._process.returncode == 0
+
+
+def lax_folder(folder: Path) -> tuple[str, str]:
+    """Options of a router without a store, whose one policy is sparse."""
+    policies = folder / "policies"
+    policies.mkdir()
+    (policies / "lax.yaml").write_text("domain: lax\nrisk: low\nbands: [{from_tokens: 0, tier: aggressive}]\n")
+    return "--policy-dir", str(policies)
+
+
+def test_of_early_switches_the_last_counts_and_they_act_once() -> None:
+    before, acted = {number: signal.getsignal(number) for number in KEPT}, []
+    handlers = {number: partial(acted.append, number) for number in KEPT}
+    early = EarlySignals()
+    try:
+        early.keep()
+        for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR2, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+        early.hand_over(handlers)
+        assert acted == [signal.SIGUSR2, signal.SIGHUP]
+        os.kill(os.getpid(), signal.SIGUSR1)
+        early.hand_over(handlers)
+        early.hand_over(handlers)
+        assert acted[2:] == [signal.SIGUSR1]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("count", ["1", "2"])
+@pytest.mark.parametrize(
+    ("early", "tier"),
+    [
+        ((signal.SIGHUP,), inference_pb2.TIER_AGGRESSIVE),
+        ((signal.SIGUSR1,), inference_pb2.TIER_DENSE),
+        ((signal.SIGUSR2,), inference_pb2.TIER_AGGRESSIVE),
+        # Nobody knows in which order they came.
+        ((signal.SIGUSR1, signal.SIGUSR2), inference_pb2.TIER_DENSE),
+    ],
+)
+def test_a_signal_that_comes_before_there_is_a_router_acts_once_there_is_one(
+    tmp_path: Path, count: str, early: tuple[signal.Signals, ...], tier: int
+) -> None:
+    starting = RouterProcess(tmp_path, *lax_folder(tmp_path), "--processes", count)
+    starting.early = early
+    with starting as router:
+        # Each process decides by it from its first answer on, and none was ended.
+        assert tiers(router.address) == {tier}
+        assert "started again" not in router.log.read_text()
+
+
+def test_a_kill_switch_that_comes_while_all_processes_are_gone_acts_on_the_next_ones(tmp_path: Path) -> None:
+    with RouterProcess(tmp_path, *lax_folder(tmp_path), "--processes", "2") as router:
+        before = children(router)
+        for child in before:
+            os.kill(child, signal.SIGKILL)
+        eventually(lambda: not children(router))
+        router.signal(signal.SIGUSR1)
+        eventually(router.serving, 60.0)
+        assert tiers(router.address) == {inference_pb2.TIER_DENSE}
 
 
 def test_processes_share_the_http_port_too(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -17,7 +18,13 @@ from support.tiny import tiny_model
 
 
 class RouterProcess:
-    """`python -m sparsity_router`, or another module, over a tiny model; it answers on entry, and is ended on exit."""
+    """`python -m sparsity_router`, or another module, over a tiny model; it answers on entry, and is ended on exit.
+
+    Attributes:
+        early: signals that come before its first instruction, and act once it lets them.
+    """
+
+    early: tuple[signal.Signals, ...] = ()
 
     def __init__(
         self, folder: Path, *arguments: str, module: tuple[str, ...] = ("sparsity_router",), host: str = "127.0.0.1"
@@ -30,9 +37,14 @@ class RouterProcess:
 
     def __enter__(self) -> RouterProcess:
         with open(self.log, "ab") as log:
-            self._process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log)
+            block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, self.early)
+            self._process = subprocess.Popen(
+                self._command, env=self._environment, stdout=log, stderr=log, preexec_fn=block
+            )
+        for number in self.early:
+            self.signal(number)
         deadline = time.monotonic() + 60
-        while not self._serving():
+        while not self.serving():
             assert self._process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)
@@ -42,7 +54,7 @@ class RouterProcess:
         self._process.terminate()
         self._process.wait(60)
 
-    def _serving(self) -> bool:
+    def serving(self) -> bool:
         """Whether it answers: without a worker it wants no traffic."""
         with grpc.insecure_channel(self.address) as channel:
             try:

@@ -30,6 +30,7 @@ from sparsity_router.fleet.fleet import Admission, Fleet
 from sparsity_router.fleet.workers import Worker
 from sparsity_router.models.models import Model, Models
 from sparsity_router.prompts.classify import Classifier
+from sparsity_router.prompts.domains import Score
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_router.services.inference import InferenceService
 from sparsity_rpc.errors import InvalidRequestError, SparsityError
@@ -39,13 +40,16 @@ from support.snapshots import stored
 from support.tiny import tiny_model
 
 DOMAINS = ("chat", "clinic")
+RISKS = dict(zip(DOMAINS, ("low", "elevated"), strict=True))
+# Seeds from one request to the next: a worker is told the request's and its answer's number by them.
+_STRIDE = 16
 SECRET = "for internal eyes"
 NOW, TTL = 100.0, 300.0
 _KEYS = LeaseKeys(LeaseKey("", b"k" * 32))
 
 
 class Asked(NamedTuple):
-    """A request; ``direct`` asks for a lease in the place of an answer, and ``late`` comes after others."""
+    """A request for ``n`` answers; ``direct`` asks for a lease in their place, and ``late`` comes after others."""
 
     length: int
     domain: str = "chat"
@@ -58,6 +62,7 @@ class Asked(NamedTuple):
     max_tier: Tier | None = None
     direct: bool = False
     late: bool = False
+    n: int = 1
 
     @property
     def text(self) -> str:
@@ -84,21 +89,30 @@ RULES = (
 
 
 class Draft(NamedTuple):
-    """What a test says of one domain's policy: tiers below and from 200 tokens, rules by number, and the rest."""
+    """What a test says of one domain's policy: tiers below and from 200 tokens, rules by number, and the rest.
+
+    One that is ``taught`` has exemplars, so that undeclared requests may be taken for it.
+    """
 
     low: Tier
     high: Tier
     rules: tuple[tuple[int, Tier], ...] = ()
     cap: Tier | None = None
     watches: bool = False
+    taught: bool = False
 
     def of(self, domain: str) -> Policy:
         """The policy."""
         bands = [{"from_tokens": 0, "tier": self.low.word}, {"from_tokens": 200, "tier": self.high.word}]
         rules = [{"name": f"r{n}", "when": RULES[n].source, "tier": tier.word} for n, tier in self.rules]
-        document = {"domain": domain, "risk": "low", "bands": bands, "rules": rules}
+        document = {"domain": domain, "risk": RISKS[domain], "bands": bands, "rules": rules}
+        # The linear model reads nothing: what the sentence model says is told by the test.
+        detection: dict[str, Any] = {"mode": "off"}
         if self.watches:
-            document["detection"] = {"literals": [SECRET], "flag": "leak"}
+            detection |= {"literals": [SECRET], "flag": "leak"}
+        if self.taught:
+            detection |= {"exemplars": [f"what is said in {domain}"]}
+        document["detection"] = detection
         return replace(parse_policy(document), guards=Guards(max_tier=self.cap))
 
 
@@ -193,7 +207,7 @@ class World:
     overrides: dict[str, Override] = field(default_factory=dict)
     sessions: dict[tuple[str, str], Tier] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
-    spoken: set[int] = field(default_factory=set)
+    spoken: set[tuple[int, int]] = field(default_factory=set)
     layout: Layout = field(default_factory=lambda: POOLS)
     fleet: Fleet | None = None
     liars: set[str] = field(default_factory=set)
@@ -235,12 +249,17 @@ class World:
         """Overrides that have not run out."""
         return [o for o in self.overrides.values() if o.expire_time is None or o.expire_time > NOW]
 
+    def domain(self, asked: Asked) -> str:
+        """What a request is of by now: an undeclared one is like all that is taught, of which the riskiest counts."""
+        taught = [name for name in DOMAINS if name in self.drafts and self.drafts[name].taught]
+        return asked.domain or (taught[-1] if taught else "")
+
     def lasting(self, asked: Asked, *, grown: bool = True) -> Tier:
         """How sparse policy lets a request be, but for what passes: switches, staleness, rollouts, its caller.
 
         Of its length what longer ones may get lasts; the request itself has not ``grown``.
         """
-        domain = asked.domain
+        domain = self.domain(asked)
         watching = [name for name, draft in self.drafts.items() if draft.watches]
         if asked.secret and watching:
             return Tier.DENSE
@@ -266,24 +285,27 @@ class World:
             return Tier.DENSE
         if held := self.held_back(asked):
             limits.append(held)
-        targets = {Scope.GLOBAL: "", Scope.DOMAIN: asked.domain, Scope.TENANT: asked.tenant}
+        targets = {Scope.GLOBAL: "", Scope.DOMAIN: self.domain(asked), Scope.TENANT: asked.tenant}
         limits += [o.max_tier for o in self.acting() if o.scope in targets and o.target == targets[o.scope]]
         return min(limits)
 
     def held_back(self, asked: Asked) -> Tier | None:
         """The tier that a rollout holds a request back at."""
-        policy = self.policies.get(asked.domain)
+        policy = self.policies.get(self.domain(asked))
         rollout = policy.rollout if policy else None
         if rollout is None or rollout.percent >= 100:
             return None
-        inside = asked.session and bucket(asked.domain, asked.session) < rollout.percent
+        inside = asked.session and bucket(self.domain(asked), asked.session) < rollout.percent
         return None if inside else rollout.held_back
 
     def begins(self, asked: Asked) -> None:
-        """Takes note of what a request's session gets, but for what passes and may be denser."""
+        """Takes note of what a request's session gets, but for what passes and may be denser.
+
+        An undeclared one may be in doubt, which says nothing of its session.
+        """
         rules = self.drafts[asked.domain].rules if asked.domain in self.drafts else ()
         doubtful = any(RULES[number].holds(asked) is None for number, _ in rules)
-        if asked.session and self.age <= TTL and not doubtful:
+        if asked.session and asked.domain and self.age <= TTL and not doubtful:
             key = (asked.tenant, asked.session)
             self.sessions[key] = min(self.sessions.get(key, Tier.AGGRESSIVE), self.lasting(asked))
 
@@ -301,8 +323,8 @@ class World:
                 worker.capabilities = self.layout[name].capabilities(name)
                 self.liars.discard(name)
 
-    def sees(self, number: int, worker: Worker, tier: int) -> None:
-        """Judges one attempt, at the moment at which its worker is asked at ``tier``."""
+    def sees(self, number: int, worker: Worker, tier: int, answer: int = 0) -> None:
+        """Judges one attempt for an answer, at the moment at which its worker is asked at ``tier``."""
         asked, word = self.asked[number], Tier(tier).word
         self.sent += 1
         limit = self.limit(asked)
@@ -311,7 +333,7 @@ class World:
             self.wrong.append(f"{asked} was sent to {word}, and may have {limit.word}")
         if word in killed and tier != Tier.DENSE:
             self.wrong.append(f"{asked} was sent to {word}, which is killed")
-        if number in self.spoken:
+        if (number, answer) in self.spoken:
             self.wrong.append(f"{asked} was sent again after its first message")
         if worker.target in self.liars:
             self.wrong.append(f"{asked} was sent to {worker.target}, which gave another less than it was asked for")
@@ -332,7 +354,8 @@ class Stub:
 
     def Generate(self, request: Any, timeout: float | None, metadata: Any) -> Stub.Call:
         """Begins at once, so that an attempt is judged by what holds when it is made."""
-        self._world.sees(request.sampling.seed, self._worker, request.tier)
+        number, answer = divmod(request.sampling.seed, _STRIDE)
+        self._world.sees(number, self._worker, request.tier, answer)
         step = self._world.steps.pop(0) if self._world.steps else Step()
         return Stub.Call(self._answer(request, step))
 
@@ -422,10 +445,19 @@ class Waiting(Callers):
         self._world.change(self._world.waits.pop(0) if self._world.waits else None)
 
 
+class ByExemplars:
+    """In the place of the sentence model: to it every text is like all that is taught."""
+
+    async def detect(self, text: str, at: Snapshot) -> dict[str, Score]:
+        """Alike of each domain."""
+        taught = (domain for domain, item in at.policies.items() if item.policy.detection.exemplars)
+        return dict.fromkeys(taught, Score(0.9, 0.9))
+
+
 @cache
 def _classifier() -> Classifier:
     with TemporaryDirectory() as folder:
-        return Classifier(ModelTokenizer(tiny_model(Path(folder)), "tiny"), 10_000)
+        return Classifier(ModelTokenizer(tiny_model(Path(folder)), "tiny"), 10_000, cast(Any, ByExemplars()))
 
 
 def fleet_of(layout: Layout, admission: Admission) -> Fleet:
@@ -461,7 +493,7 @@ async def _ask(world: World, service: InferenceService, fleet: Fleet, number: in
         asked.text, domain=asked.domain, flags=["abuse"] if asked.flagged else [], task=asked.task, labels=labels,
         tenant=asked.tenant, session=asked.session, max_tier=asked.max_tier.value if asked.max_tier else None,  # type: ignore[arg-type]
     )  # fmt: skip
-    request.sampling.seed = number
+    request.sampling.seed, request.n = number * _STRIDE, asked.n
     context = cast(Any, Context())
     if asked.late:
         await asyncio.sleep(0.005)
@@ -473,7 +505,7 @@ async def _ask(world: World, service: InferenceService, fleet: Fleet, number: in
             world.sees(number, found[routed.endpoint], routed.decision.tier)
             return
         async for response in service.Generate(request, context):
-            world.spoken.add(number)
+            world.spoken.add((number, response.choice))
             if response.completion.sparsity.tier > response.completion.decision.tier:
                 world.liars.add(response.completion.worker_id)
     except SparsityError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -25,6 +26,8 @@ def read_config(arguments: Sequence[str] | None = None, environment: Mapping[str
 
 def main() -> int:
     """Runs the worker; 0 after a clean stop, 2 when it cannot serve."""
+    # There is nothing to read anew before it serves; a model may take minutes to load.
+    signal.signal(signal.SIGHUP, lambda *_: None)
     # A handler of our own: SGLang sets the root logger up anew.
     logger = logging.getLogger("sparsity")
     logger.propagate = False

@@ -82,6 +82,7 @@ def explain(
             certainty = f" with confidence {signals.confidence:.2f}" if signals.HasField("confidence") else ""
             instead = f" in the place of {signals.declared_domain}" if signals.declared_domain else ""
             domain += f" (detected{certainty}{instead})"
+        domain += "".join(f", also {other}" for other in signals.also_found)
         out.print(
             f"model {escaped(signals.model) or 'unknown'}, {signals.max_tokens} prompt tokens,"
             f" {signals.scanned_bytes} bytes scanned, domain {domain}, task {signals.task or 'none'}, flags {flags}",

@@ -1321,6 +1321,7 @@ class Signals(_message.Message):
     SESSION_TIER_FIELD_NUMBER: _builtins.int
     DENSE_REASONING_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    ALSO_FOUND_FIELD_NUMBER: _builtins.int
     min_tokens: _builtins.int
     """Prompt tokens, at least."""
     max_tokens: _builtins.int
@@ -1365,6 +1366,12 @@ class Signals(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The declared labels."""
 
+    @_builtins.property
+    def also_found(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Other domains of the same risk that were found in the prompt, each of whose policies may only make it denser; 16 at
+        most: more are a doubt.
+        """
+
     def __init__(
         self,
         *,
@@ -1387,10 +1394,11 @@ class Signals(_message.Message):
         session_tier: Global___Tier.ValueType = ...,
         dense_reasoning: _builtins.bool = ...,
         model: _builtins.str = ...,
+        also_found: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "confidence", b"confidence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "classifier_error", b"classifier_error", "confidence", b"confidence", "declared_domain", b"declared_domain", "dense_reasoning", b"dense_reasoning", "domain", b"domain", "domain_source", b"domain_source", "flags", b"flags", "labels", b"labels", "max_tier", b"max_tier", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "model", b"model", "prompt_bytes", b"prompt_bytes", "request_key", b"request_key", "scanned_bytes", b"scanned_bytes", "session", b"session", "session_tier", b"session_tier", "task", b"task", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "also_found", b"also_found", "classifier_error", b"classifier_error", "confidence", b"confidence", "declared_domain", b"declared_domain", "dense_reasoning", b"dense_reasoning", "domain", b"domain", "domain_source", b"domain_source", "flags", b"flags", "labels", b"labels", "max_tier", b"max_tier", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "model", b"model", "prompt_bytes", b"prompt_bytes", "request_key", b"request_key", "scanned_bytes", b"scanned_bytes", "session", b"session", "session_tier", b"session_tier", "task", b"task", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__confidence: _TypeAlias = _typing.Literal["confidence"]  # noqa: Y015
     _WhichOneofArgType__confidence: _TypeAlias = _typing.Literal["_confidence", b"_confidence"]  # noqa: Y015

@@ -78,7 +78,9 @@ def decide(signals: Signals, snapshot: Snapshot) -> Decision:
     else:
         assert compiled is not None
         _by_policy(trail, signals, compiled)
-        _by_declared(trail, signals, snapshot)
+        _by_beside(trail, "declared", signals.declared, signals, snapshot)
+        for name in signals.also:
+            _by_beside(trail, "also", name, replace(signals, detected=True), snapshot)
         _by_session(trail, signals)
     if signals.max_tier is not None:
         what = f"the caller asks for {signals.max_tier.word} or denser"
@@ -109,8 +111,8 @@ def decide(signals: Signals, snapshot: Snapshot) -> Decision:
 
 
 def _holds_reasoning_dense(signals: Signals, snapshot: Snapshot) -> Iterator[bool]:
-    """Whether each policy that has a say holds reasoning spans dense: that of the domain, and of the declared one."""
-    for domain in (signals.domain, signals.declared):
+    """Whether each policy that has a say holds reasoning spans dense: that of the domain, and those beside it."""
+    for domain in (signals.domain, signals.declared, *signals.also):
         if (compiled := snapshot.policies.get(domain)) is not None:
             yield bool(compiled.policy.guards.reasoning_spans_dense)
 
@@ -155,8 +157,8 @@ def hangs_on_length(signals: Signals, snapshot: Snapshot) -> bool:
     compiled = snapshot.compiled(signals.domain, signals.model)
     if _exact(signals) or compiled is None or _doubt(signals, snapshot, compiled) is not None:
         return False
-    declared = snapshot.compiled(signals.declared, signals.model)
-    for item in (compiled, declared) if declared else (compiled,):
+    beside = (snapshot.compiled(name, signals.model) for name in (signals.declared, *signals.also))
+    for item in (compiled, *(item for item in beside if item)):
         if any(condition.reads_tokens for condition in item.conditions):
             return True
         if len({band.tier for _, band in _touched(item.policy, signals)}) > 1:
@@ -178,14 +180,14 @@ def _by_policy(trail: _Trail, signals: Signals, compiled: Compiled) -> None:
     _by_rollout(trail, signals, compiled.policy)
 
 
-def _by_declared(trail: _Trail, signals: Signals, snapshot: Snapshot) -> None:
-    """A riskier domain in the declared one's place takes attention away from nobody."""
-    declared = snapshot.compiled(signals.declared, signals.model)
-    if declared is not None:
+def _by_beside(trail: _Trail, what: str, domain: str, signals: Signals, snapshot: Snapshot) -> None:
+    """A domain in the place of another, declared or found alike, takes attention away from nobody."""
+    beside = snapshot.compiled(domain, signals.model)
+    if beside is not None:
         own = _Trail()
-        _by_policy(own, replace(signals, domain=signals.declared, declared=""), declared)
+        _by_policy(own, replace(signals, domain=domain, declared="", also=()), beside)
         found = own.verdict
-        trail.cap(f"declared[{signals.declared}]", found.tier, found.reason, f"declared: {found.explanation}")
+        trail.cap(f"{what}[{domain}]", found.tier, found.reason, f"{what}: {found.explanation}")
         trail.note(own.lasting)
 
 
@@ -285,6 +287,6 @@ def _applies(override: Override, signals: Signals, tier: Tier) -> bool:
     if override.expire_time is not None and override.expire_time <= signals.received_at:
         return False
     if override.scope is Scope.DOMAIN:
-        return override.target in (signals.domain, signals.declared)
+        return override.target in (signals.domain, signals.declared, *signals.also)
     targets = {Scope.GLOBAL: "", Scope.TENANT: signals.tenant, Scope.TIER: tier.word}
     return override.target == targets[override.scope]

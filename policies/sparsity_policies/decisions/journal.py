@@ -73,6 +73,7 @@ class Entry:
                     "labels": tuple(sorted(known["labels"].items())),
                     "max_tier": Tier(known["max_tier"]) if known["max_tier"] else None,
                     "session_tier": Tier(known["session_tier"]) if known.get("session_tier") else None,
+                    "also": tuple(known.get("also", ())),
                 }
             )
             served = plain["served_tier"]

@@ -27,13 +27,15 @@ class Compiled:
     Attributes:
         stored: the policy.
         conditions: of its rules.
-        digest: of what it says.
+        digest: hash of what it says.
+        exemplars: hash of its exemplars; empty where it has none.
         model: whose length bands it has in the place of its own; empty for none.
     """
 
     stored: StoredPolicy
     conditions: tuple[Condition, ...]
     digest: str
+    exemplars: str
     model: str = ""
 
     @classmethod
@@ -44,7 +46,8 @@ class Compiled:
             ValueError: when a condition does not compile.
         """
         conditions = tuple(Condition(rule.when) for rule in stored.policy.rules)
-        return cls(stored, conditions, _hash(to_document(stored.policy)))
+        exemplars = stored.policy.detection.exemplars
+        return cls(stored, conditions, _hash(to_document(stored.policy)), _hash(exemplars) if exemplars else "")
 
     @property
     def policy(self) -> Policy:
@@ -70,6 +73,7 @@ class Snapshot:
         scanner: over the detection of all policies.
         risk: what has learnt their exemplars.
         policies_hash: hash of the policies alone.
+        exemplars_hash: hash of their exemplars by domain; empty where there are none.
         rejected: domains whose documents could not be read or taken up, held at their last good version or absent.
         ttl: age past which everything goes dense, seconds.
         drifted: domains that a store beside the policy folder tells otherwise.
@@ -83,6 +87,7 @@ class Snapshot:
     scanner: Scanner
     risk: PolicyModel
     policies_hash: str
+    exemplars_hash: str
     rejected: tuple[str, ...] = ()
     ttl: float = DEFAULT_TTL_SECONDS
     drifted: tuple[str, ...] = ()
@@ -115,6 +120,8 @@ class Snapshot:
             known = before.get(stored.policy.domain)
             found[stored.policy.domain] = known if known and known.stored is stored else Compiled.of(stored)
         digest = _hash([[domain, found[domain].digest] for domain in sorted(found)])
+        taught = [[domain, found[domain].exemplars] for domain in sorted(found) if found[domain].exemplars]
+        exemplars = _hash(taught) if taught else ""
         before_it = previous.scanner if previous else None
         scanner = Scanner((item.policy for item in found.values()), before_it, compiled)
         risk = model_of((item.policy for item in found.values()), previous.risk if previous else None, learnt)
@@ -123,7 +130,7 @@ class Snapshot:
             for model in model_bands.own
         }
         left_out = tuple(sorted(rejected))
-        empty = cls(revision, found, (), scanner, risk, digest, left_out, ttl, (), model_bands, by_model)
+        empty = cls(revision, found, (), scanner, risk, digest, exemplars, left_out, ttl, (), model_bands, by_model)
         return empty.with_overrides(overrides)
 
     def policy(self, domain: str) -> Policy | None:

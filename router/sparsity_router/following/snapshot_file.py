@@ -24,6 +24,8 @@ from sparsity_policies.model import Override, StoredPolicy
 from sparsity_policies.storage.contents import Contents, Cursor
 from sparsity_rpc.errors import StoreError
 
+from sparsity_router.following.overrides import KILL_SWITCH_ID
+
 _TOUCH_SECONDS = 5.0
 # The document begins with its revision, so that the whole need not be read to know it.
 _REVISION, _HEAD = re.compile(r'\{"revision": (\d+),'), 64
@@ -34,7 +36,7 @@ class Saved(NamedTuple):
 
     Attributes:
         contents: policies, and the overrides that acted.
-        waiting: ids of the overrides that the store did not have yet.
+        waiting: ids of the overrides that the store did not have: those that it is to get, and the switch by signal.
         age: seconds since it was last known to be current.
     """
 
@@ -126,9 +128,10 @@ class SnapshotFile:
             document = json.loads(self._path.read_text(encoding="utf-8"))
             policies = [open_policy(envelope, domain, self._check) for domain, envelope in document["policies"].items()]
             overrides, rejected = open_overrides(document["overrides"])
-            waiting = frozenset(document.get("waiting", ()))
+            by_signal = {o.id for o in overrides if o.id == KILL_SWITCH_ID and not o.revision}
+            waiting = by_signal.union(document.get("waiting", ()))
             # No store has this head: the first look at one reads everything.
             cursor = Cursor(int(document["revision"]), "on disk", "0-0")
         except (OSError, *UNREADABLE, AttributeError) as error:
             raise StoreError(f"--snapshot-file: {self._path}: {type(error).__name__}: {error}") from error
-        return Saved(Contents(cursor, policies, overrides, rejected, 0.0), waiting, age)
+        return Saved(Contents(cursor, policies, overrides, rejected, 0.0), frozenset(waiting), age)

@@ -14,17 +14,22 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving.addresses import Address, joined, read_address
 
+from sparsity_router.processes.early_signals import EARLY, KEPT, SWITCHES
+
 log = logging.getLogger("sparsity.router.processes")
 _POLL_SECONDS = 0.1
 _RESTART_SECONDS = 1.0
+# A child that is killed takes so long at most to be gone, and hears nothing meanwhile.
+_ENDING_SECONDS = 1.0
 # A configuration that cannot be used ends a router with this.
 _UNUSABLE = 2
-_PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 def run(arguments: Sequence[str], shared: Mapping[str, str | None], count: int, own: Mapping[str, str | None]) -> int:
@@ -41,15 +46,19 @@ def run(arguments: Sequence[str], shared: Mapping[str, str | None], count: int, 
     """
     stopping = threading.Event()
     children: list[subprocess.Popen[bytes]] = []
+    # The last switch, with when it came: a child that was ending may have missed it.
+    switched = [(float("-inf"), signal.SIGUSR2)]
 
-    def pass_on(number: int, _: object) -> None:
+    def pass_on(number: int, _: object = None) -> None:
+        if number in SWITCHES:
+            switched[:] = [(time.monotonic(), signal.Signals(number))]
         for child in children:
             with contextlib.suppress(ProcessLookupError):
                 child.send_signal(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    for number in _PASSED_ON:
+    for number in KEPT:
         signal.signal(number, pass_on)
     with contextlib.ExitStack() as held:
         folder = held.enter_context(tempfile.TemporaryDirectory(prefix="sparsity-router-"))
@@ -62,12 +71,16 @@ def run(arguments: Sequence[str], shared: Mapping[str, str | None], count: int, 
                 command += [option, address]
                 log.info("%d router processes share %s %s", count, option, address)
         commands = [[*command, *_own(own, place)] for place in range(count)]
-        children += [subprocess.Popen(each) for each in commands]
+        with _blocked():
+            children += [subprocess.Popen(each) for each in commands]
+        EARLY.hand_over({number: partial(pass_on, number) for number in KEPT})
         unproven = set(children)
+        alive = [time.monotonic()] * count
         code = 0
         while not stopping.wait(_POLL_SECONDS):
             for place, child in enumerate(children):
                 if child.poll() is None:
+                    alive[place] = time.monotonic()
                     continue
                 if child.returncode == _UNUSABLE and child in unproven:
                     code = _UNUSABLE
@@ -75,7 +88,11 @@ def run(arguments: Sequence[str], shared: Mapping[str, str | None], count: int, 
                     break
                 log.error("router process %d ended with %d; it is started again", child.pid, child.returncode)
                 if not stopping.wait(_RESTART_SECONDS):
-                    children[place] = subprocess.Popen(commands[place])
+                    with _blocked():
+                        children[place] = subprocess.Popen(commands[place])
+                    ((at, switch),) = switched
+                    if at > alive[place] - _ENDING_SECONDS:
+                        children[place].send_signal(switch)
         for child in children:
             child.terminate()
         for child in children:
@@ -83,6 +100,16 @@ def run(arguments: Sequence[str], shared: Mapping[str, str | None], count: int, 
     # One that was ended before it served did not fail.
     ended = {0, -signal.SIGTERM}
     return code or int(any(child.returncode not in ended for child in children))
+
+
+@contextlib.contextmanager
+def _blocked() -> Iterator[None]:
+    """Lets no signal that is passed on come now, nor to a child that is started now, until it keeps them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, KEPT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, KEPT)
 
 
 def _own(addresses: Mapping[str, str | None], place: int) -> list[str]:

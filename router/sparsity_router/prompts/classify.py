@@ -11,11 +11,11 @@ from typing import NamedTuple, ParamSpec, TypeVar
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.matching.locating import Match
-from sparsity_policies.model import Risk, Signals
+from sparsity_policies.model import Signals
 from sparsity_policies.risk.model import Scores
 from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, histogram, meter_of
 
-from sparsity_router.prompts.domains import UNASKED, Detection, read_risk
+from sparsity_router.prompts.domains import UNASKED, Asking, Detection, read_risk
 from sparsity_router.prompts.lengths import Interval
 from sparsity_router.prompts.measure import EncodedPrompt, Measure
 from sparsity_router.prompts.opened import Scanned, located, open_prompt, scan
@@ -116,7 +116,8 @@ class Classifier:
         self.served = tokenizer.served
         self._tokenizer = tokenizer
         self._detector = detector
-        self._doubts_declared = doubts_declared
+        asking = Asking.DECLARED if doubts_declared else Asking.UNDECLARED
+        self._asking = asking if detector else Asking.NONE
         self._measure = Measure(tokenizer)
         self._bounds = Bounds(tokenizer.vocabulary_size, tokenizer.context_length, max_prompt_bytes, tokenizer.control)
 
@@ -149,7 +150,7 @@ class Classifier:
             words, declared = opened.words, request.context.domain
             risk = await off_loop(OnLoop.TOKENIZER, max(prompt.size, len(words)), _read, words, declared, snapshot)
             detection = detection._replace(risk=risk)
-        resolved = Resolved.of(scanned, detection, request.context, arrival, snapshot)
+        resolved = Resolved.of(scanned, detection, request.context, arrival, snapshot, self._asking)
         measured = self._measure.by_size(resolved, exact=exact)
         if measured is None:
             measured = await off_loop(OnLoop.TOKENIZER, opened.size, self._measure.by_text, resolved, exact=exact)
@@ -166,24 +167,17 @@ class Classifier:
 
     async def _detect(self, scanned: Scanned, context: inference_pb2.RequestContext, snapshot: Snapshot) -> Detection:
         """What the semantic classifier makes of a prompt whose domain it could change."""
-        if self._detector is None or not self._is_in_question(scanned, context, snapshot):
+        is_asked = self._asking.is_about(context.domain, scanned.result.domains, snapshot)
+        if self._detector is None or context.flags or not is_asked:
             return UNASKED
         started = time.monotonic()
         try:
-            detection = Detection(await self._detector.detect(scanned.opened.words, snapshot))
+            scores = await self._detector.detect(scanned.opened.words, snapshot)
+            detection = Detection(scores, exemplars=snapshot.exemplars_hash)
         except DetectionError as error:
             detection = Detection({}, str(error))
         _detecting.record(time.monotonic() - started)
         return detection
-
-    def _is_in_question(self, scanned: Scanned, context: inference_pb2.RequestContext, snapshot: Snapshot) -> bool:
-        if context.flags:
-            return False
-        if not context.domain:
-            # One that the scan is certain of needs no classifier.
-            return not scanned.result.domains
-        declared = snapshot.policies.get(context.domain)
-        return self._doubts_declared and declared is not None and declared.policy.risk is not Risk.HIGH
 
 
 def _is_plain(request: inference_pb2.GenerateRequest) -> bool:

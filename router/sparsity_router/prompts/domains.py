@@ -7,6 +7,7 @@ meaning.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from enum import IntEnum
 from typing import NamedTuple
 
 from sparsity_policies.decisions.decide import MIN_CONFIDENCE
@@ -38,14 +39,33 @@ class Detection(NamedTuple):
         scores: of the semantic one, by domain; empty where it was not asked, or knows none.
         problem: what kept it from an answer; empty when nothing did.
         risk: of the linear one; nothing where no domain that it knows could make a difference.
+        exemplars: which ones the semantic one answered by, as the hash of their snapshot; None where it was not asked.
     """
 
     scores: Mapping[str, Score]
     problem: str = ""
     risk: Scores = NOTHING
+    exemplars: str | None = None
 
 
 UNASKED = Detection({})
+
+
+class Asking(IntEnum):
+    """Of which requests the semantic classifier is asked, the fewest first."""
+
+    NONE = 0
+    UNDECLARED = 1
+    DECLARED = 2
+
+    def is_about(self, declared: str, matched: Collection[str], snapshot: Snapshot) -> bool:
+        """Whether it could change the domain of a request that declares ``declared``, or none, and in which the scan
+        found the domains ``matched``."""
+        if not declared:
+            # One that the scan is certain of needs no classifier.
+            return self >= Asking.UNDECLARED and not matched
+        own = snapshot.policy(declared)
+        return self >= Asking.DECLARED and own is not None and own.risk is not Risk.HIGH
 
 
 class Found(NamedTuple):
@@ -56,12 +76,14 @@ class Found(NamedTuple):
         declared: the declared domain, where another took its place.
         detected: whether it was detected.
         confidence: in what was detected, in [0, 1].
+        also: other domains that were detected, of the same risk.
     """
 
     domain: str
     declared: str = ""
     detected: bool = False
     confidence: float = 1.0
+    also: tuple[str, ...] = ()
 
 
 def read_risk(text: str, declared: str, snapshot: Snapshot) -> Scores:
@@ -107,28 +129,37 @@ def resolve(
             return Found(declared)
         sure = {domain: odds for domain, odds in risk.raised.items() if domain in risks} | dict.fromkeys(certain, 1.0)
         sure |= {domain: score.peak for domain, score in scores.items() if score.peak >= MIN_CONFIDENCE} | sure
-        return _riskier(declared, risks, sure) or Found(declared)
+        return _beside(_riskier(declared, risks, sure) or Found(declared), sure, risks)
     found = [Found(domain, detected=True) for domain in sorted(certain)]
     found += [Found(d, detected=True, confidence=odds) for d, odds in sorted(risk.raised.items()) if d in risks]
     if not found and risk.doubt in risks:
         found = [Found(risk.doubt, detected=True, confidence=1.0 - risk.safety)]
     if not found or not certain:
-        found += [by_meaning] if (by_meaning := _by_meaning(scores, risks)) else []
+        found += _by_meaning(scores, risks)
     if not found and risk.likely in risks:
         found = [Found(risk.likely, detected=True, confidence=risk.safety)]
-    return max(found, key=lambda one: (risks[one.domain], one.confidence), default=Found(""))
+    if not found:
+        return Found("")
+    return _beside(max(found, key=lambda one: (risks[one.domain], one.confidence)), {f.domain for f in found}, risks)
 
 
-def _by_meaning(scores: Mapping[str, Score], risks: Mapping[str, Risk]) -> Found | None:
-    """What the semantic classifier takes an undeclared prompt for."""
+def _beside(found: Found, detected: Collection[str], risks: Mapping[str, Risk]) -> Found:
+    """With what else was detected of its risk: which of them it is of, nobody knows."""
+    alike = {domain for domain in detected if risks[domain] is risks[found.domain]} - {found.domain}
+    return found._replace(also=tuple(sorted(alike)))
+
+
+def _by_meaning(scores: Mapping[str, Score], risks: Mapping[str, Risk]) -> list[Found]:
+    """What the semantic classifier takes an undeclared prompt for; several where it may be of each, as risky."""
     if not scores:
-        return None
+        return []
     domain, score = max(sorted(scores.items()), key=lambda pair: pair[1].mean)
     doubtful = [name for name, other in scores.items() if other.peak >= DOUBT and risks[name] > risks[domain]]
     if doubtful:
-        domain = max(sorted(doubtful), key=lambda name: (risks[name], scores[name].peak))
-        return Found(domain, detected=True, confidence=max(scores[domain].peak, 0.0))
-    return Found(domain, detected=True, confidence=max(score.mean, 0.0))
+        most = max(risks[name] for name in doubtful)
+        riskiest = [name for name in sorted(doubtful) if risks[name] is most]
+        return [Found(name, detected=True, confidence=max(scores[name].peak, 0.0)) for name in riskiest]
+    return [Found(domain, detected=True, confidence=max(score.mean, 0.0))]
 
 
 def _riskier(declared: str, risks: Mapping[str, Risk], sure: Mapping[str, float]) -> Found | None:

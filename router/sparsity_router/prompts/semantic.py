@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import importlib.util
-import json
 import logging
 import multiprocessing
 import time
@@ -55,7 +53,6 @@ class Detector:
         self._pool: ProcessPoolExecutor | None = None
         self._waiting = 0
         self._ready = ""
-        self._wanted: tuple[str, str] = ("", "")
 
     async def detect(self, text: str, snapshot: Snapshot) -> Mapping[str, Score]:
         """Every domain's score over the whole text; empty where no policy has exemplars.
@@ -63,7 +60,7 @@ class Detector:
         Raises:
             DetectionError: saying why there is none.
         """
-        key = self._key(snapshot)
+        key = snapshot.exemplars_hash
         if not key:
             return {}
         if self._pool is None or key != self._ready:
@@ -112,7 +109,7 @@ class Detector:
             self.close()
 
     async def _teach(self, snapshot: Snapshot) -> None:
-        key = self._key(snapshot)
+        key = snapshot.exemplars_hash
         if not key or key == self._ready:
             return
         if self._pool is None:
@@ -128,15 +125,6 @@ class Detector:
     async def _ask(self, method: str, *arguments: Any) -> Any:
         assert self._pool is not None
         return await asyncio.get_running_loop().run_in_executor(self._pool, embedding_process.call, method, *arguments)
-
-    def _key(self, snapshot: Snapshot) -> str:
-        """Names the exemplars of a snapshot; empty when it has none."""
-        at = snapshot.policies_hash
-        if self._wanted[0] != at:
-            exemplars = _exemplars(snapshot)
-            key = hashlib.sha256(json.dumps(exemplars).encode()).hexdigest() if exemplars else ""
-            self._wanted = (at, key)
-        return self._wanted[1]
 
     def close(self) -> None:
         """Ends the process."""

@@ -8,8 +8,9 @@ from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.model import Signals, Tier
 from sparsity_policies.risk.weighing import Weighed
+from sparsity_serving.bounds import MAX_ALSO
 
-from sparsity_router.prompts.domains import Detection, Found, read_risk, resolve, weighed
+from sparsity_router.prompts.domains import Asking, Detection, Found, read_risk, resolve, weighed
 from sparsity_router.prompts.lengths import Interval
 from sparsity_router.prompts.opened import Scanned, scan
 
@@ -45,6 +46,7 @@ class Resolved(NamedTuple):
         context: what its caller said of it.
         arrival: what is known beside that.
         snapshot: whose policies they are.
+        asking: of which requests the semantic classifier is asked.
     """
 
     scanned: Scanned
@@ -54,6 +56,7 @@ class Resolved(NamedTuple):
     context: inference_pb2.RequestContext
     arrival: Arrival
     snapshot: Snapshot
+    asking: Asking
 
     @classmethod
     def of(
@@ -63,11 +66,12 @@ class Resolved(NamedTuple):
         context: inference_pb2.RequestContext,
         arrival: Arrival,
         snapshot: Snapshot,
+        asking: Asking,
     ) -> Resolved:
         """Finds the domain."""
         risk = weighed(context.domain, detection.risk, snapshot)
         found = resolve(context.domain, scanned.result.domains, detection.scores, snapshot, risk)
-        return cls(scanned, detection, risk, found, context, arrival, snapshot)
+        return cls(scanned, detection, risk, found, context, arrival, snapshot, asking)
 
     def to_read(self, snapshot: Snapshot) -> tuple[int, int]:
         """Bytes to scan, and characters to tell the likeness of, for the policies of ``snapshot``."""
@@ -76,14 +80,29 @@ class Resolved(NamedTuple):
         return scanned, 0 if snapshot.policies_hash == self.snapshot.policies_hash else len(opened.words)
 
     def under(self, snapshot: Snapshot) -> Resolved:
-        """The same by the policies of ``snapshot``, for whose detection the prompt is scanned where that differs."""
+        """The same by the policies of ``snapshot``, for whose detection the prompt is scanned where that differs.
+
+        The semantic classifier is asked once: what it would say by other exemplars is not known, which is a doubt.
+        """
         same = snapshot.scanner is self.snapshot.scanner
         scanned = self.scanned if same else scan(self.scanned.opened, snapshot)
-        detection = self.detection
+        detection = self._asked(scanned, snapshot)
         if snapshot.policies_hash != self.snapshot.policies_hash:
             risk = read_risk(scanned.opened.words, self.context.domain, snapshot)
             detection = detection._replace(risk=risk)
-        return Resolved.of(scanned, detection, self.context, self.arrival, snapshot)
+        return Resolved.of(scanned, detection, self.context, self.arrival, snapshot, self.asking)
+
+    def _asked(self, scanned: Scanned, snapshot: Snapshot) -> Detection:
+        """What the semantic classifier said, as far as it would say so by the exemplars of ``snapshot``."""
+        detection, context = self.detection, self.context
+        is_asked = self.asking.is_about(context.domain, scanned.result.domains, snapshot)
+        if context.flags or not is_asked or detection.exemplars == snapshot.exemplars_hash:
+            return detection
+        if not snapshot.exemplars_hash:
+            # Without any it finds nothing.
+            return detection._replace(scores={}, exemplars="")
+        problem = "the semantic classifier was not asked by the exemplars of these policies"
+        return detection._replace(problem=detection.problem or problem)
 
     def signals(self, length: Interval) -> Signals:
         """What policy decides from."""
@@ -106,9 +125,15 @@ class Resolved(NamedTuple):
             scanned_bytes=result.scanned_bytes,
             prompt_bytes=self.scanned.opened.length,
             # Of who was asked and gave no answer, nobody knows what it would have been.
-            classifier_error=self.scanned.problem or self.detection.problem or arrival.problem,
+            classifier_error=self.scanned.problem or self.detection.problem or arrival.problem or _many(found.also),
             received_at=arrival.received_at,
             policy_age=arrival.policy_age,
             request_key=arrival.request_key,
             model=arrival.model,
+            also=found.also[:MAX_ALSO],
         )
+
+
+def _many(also: tuple[str, ...]) -> str:
+    """What keeps a prompt of so many domains beside its own from a decision; empty for nothing."""
+    return f"{len(also)} other domains of the same risk were found, {MAX_ALSO} at most" if len(also) > MAX_ALSO else ""

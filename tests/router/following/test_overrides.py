@@ -18,7 +18,8 @@ from sparsity_router.config import RouterConfig
 from sparsity_router.following import guards
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.following.guards import GuardMonitor, override_id
-from sparsity_router.following.overrides import Overrides
+from sparsity_router.following.overrides import KILL_SWITCH_ID, Change, Overrides
+from sparsity_router.following.snapshot_file import SnapshotFile
 from sparsity_router.following.windows import MIN_SAMPLES
 from sparsity_rpc.errors import StoreError
 from support.fault_proxy import FaultProxy
@@ -145,6 +146,60 @@ async def test_a_read_that_was_under_way_leaves_a_kill_switch_alone() -> None:
     assert [override.id for override in follower.snapshot.overrides] == ["k"]
     await follower.refresh()
     assert [override.id for override in follower.snapshot.overrides] == ["k"]
+
+
+class Returning(Slow):
+    """A source that is away at first."""
+
+    away = True
+
+    async def read(self) -> Contents:
+        if self.away:
+            raise StoreError("away")
+        return await super().read()
+
+    async def delta(self, cursor: Cursor) -> Delta:
+        if self.away:
+            raise StoreError("away")
+        return await super().delta(cursor)
+
+
+async def restarted(folder: Path, *overrides: Override) -> tuple[PolicyFollower, Returning]:
+    """A router that was ended while the store was away and overrides acted, and started again."""
+    source, file = Returning(), SnapshotFile(folder / "policies.json")
+    before = Overrides(lambda: None)
+    before.stored(overrides, 1)
+    before.kill()
+    file.save(1, [], before.active(), before.waiting())
+    follower = PolicyFollower(source, ttl=300.0, disk=file)
+    await follower.start()
+    assert KILL_SWITCH_ID in [override.id for override in follower.snapshot.overrides]
+    return follower, source
+
+
+async def test_a_switch_by_signal_outlasts_a_restart_and_the_stores_return(tmp_path: Path) -> None:
+    follower, source = await restarted(tmp_path)
+    source.away = False
+    await follower.refresh()
+    assert [override.id for override in follower.snapshot.overrides] == [KILL_SWITCH_ID]
+    # It is this process's own: the store is not told.
+    assert follower.overrides.waiting() == []
+
+
+async def test_a_switch_by_signal_is_ended_after_a_restart_as_before(tmp_path: Path) -> None:
+    by_signal, _ = await restarted(tmp_path)
+    by_signal.overrides.unkill()
+    by_sibling, _ = await restarted(tmp_path)
+    by_sibling.overrides.apply(Change(KILL_SWITCH_ID, None))
+    assert by_signal.snapshot.overrides == by_sibling.snapshot.overrides == ()
+
+
+async def test_what_the_store_held_unreadably_is_not_written_back_to_it(tmp_path: Path) -> None:
+    follower, source = await restarted(tmp_path, at(0))
+    assert follower.overrides.waiting() == []
+    source.away = False
+    await follower.refresh()
+    assert [override.id for override in follower.snapshot.overrides] == [KILL_SWITCH_ID]
 
 
 class Store:

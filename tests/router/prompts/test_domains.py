@@ -15,10 +15,11 @@ import pytest
 import pytest_asyncio
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import make_request
-from sparsity_policies.decisions.decide import decide
+from sparsity_policies.decisions.decide import decide, hangs_on_length
 from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.documents.shipped import shipped_policies
-from sparsity_policies.model import Decision, Override, Reason, Risk, Scope, Signals, Tier
+from sparsity_policies.model import Decision, Override, Policy, Reason, Risk, Scope, Signals, Tier
+from sparsity_policies.wire import signals_from_wire, signals_to_wire
 from sparsity_router.config import RouterConfig
 from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.corpus import excerpt
@@ -28,6 +29,7 @@ from sparsity_router.prompts.embedding_model import model_files
 from sparsity_router.prompts.semantic import DetectionError, Detector
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving.bounds import MAX_ALSO
 from support.prompts import LABELLED
 from support.router import running, until
 from support.snapshots import snapshot
@@ -47,6 +49,8 @@ def test_a_declared_domain_gives_way_to_a_riskier_one_only() -> None:
     assert resolve("rag", (), {}, SHIPPED) == Found("rag")
     assert resolve("rag", ("medical",), {}, SHIPPED) == Found("medical", "rag", detected=True)
     assert resolve("medical", ("rag", "code"), {}, SHIPPED) == Found("medical")
+    assert resolve("medical", ("legal", "medical"), {}, SHIPPED) == Found("medical", also=("legal",))
+    assert resolve("rag", ("medical", "legal"), {}, SHIPPED) == Found("legal", "rag", True, also=("medical",))
     assert resolve("nobody", ("medical",), {}, SHIPPED) == Found("nobody")
     assert resolve("rag", (), scores(legal=0.45, code=0.9), SHIPPED) == Found("legal", "rag", True, 0.45)
     assert resolve("rag", (), scores(legal=0.39), SHIPPED) == Found("rag")
@@ -58,6 +62,9 @@ def test_an_undeclared_prompt_must_be_like_a_domain_throughout() -> None:
     assert resolve("", (), scores(support_chat=(0.9, 0.5), legal=0.2), SHIPPED) == Found("support-chat", "", True, 0.5)
     one_window_is_legal = scores(support_chat=(0.9, 0.5), legal=(0.3, 0.01))
     assert resolve("", (), one_window_is_legal, SHIPPED) == Found("legal", "", True, 0.3)
+    assert resolve("", ("legal", "medical"), {}, SHIPPED) == Found("legal", detected=True, also=("medical",))
+    two_are = scores(support_chat=0.9, legal=0.3, medical=0.5)
+    assert resolve("", (), two_are, SHIPPED) == Found("medical", "", True, 0.5, also=("legal",))
 
 
 def decided(**signals: Any) -> Decision:
@@ -82,6 +89,43 @@ def test_a_domain_in_the_place_of_the_declared_one_is_never_sparser() -> None:
     open_ = parse_policy({"domain": "strict", "risk": "low", "bands": [{"from_tokens": 0, "tier": "aggressive"}]})
     killed = decide(signals, snapshot([open_, lax]).with_overrides([kill]))
     assert (killed.tier, killed.reason) == (Tier.MODERATE, Reason.KILL_SWITCH)
+
+
+@pytest.mark.parametrize("domain", [None, "low", "a"])
+async def test_of_domains_of_one_risk_each_may_make_it_denser(tmp_path: Path, domain: str | None) -> None:
+    def policy(name: str, risk: str, tier: str, **more: Any) -> Policy:
+        bands = [{"from_tokens": 0, "tier": tier}]
+        return parse_policy({"domain": name, "risk": risk, "bands": bands, **more})
+
+    found = {"a": "moderate", "b": "dense"}
+    low = policy("low", "low", "aggressive")
+    both = [policy(name, "elevated", tier, detection={"literals": [f"word {name}"]}) for name, tier in found.items()]
+    classifier, at = Classifier(ModelTokenizer(tiny_model(tmp_path)), 10_000), snapshot([low, *both])
+    signals = (await classifier.classify(make_request("word a, word b", domain=domain), at)).signals
+    assert (signals.domain, signals.also) == ("a", ("b",))
+    assert (decide(signals, at).tier, decide(signals, at).matched_rule) == (Tier.DENSE, "also[b]")
+    assert decide(signals, at).lasting is Tier.DENSE
+    lax = snapshot([low, both[0], policy("b", "elevated", "aggressive", detection={"literals": ["word b"]})])
+    assert decide(signals, lax).tier is Tier.MODERATE
+    killed = decide(signals, lax.with_overrides([Override("k", Scope.DOMAIN, "b")]))
+    assert (killed.tier, killed.reason) == (Tier.DENSE, Reason.KILL_SWITCH)
+    grows = [{"from_tokens": 0, "tier": "aggressive"}, {"from_tokens": 1000, "tier": "dense"}]
+    longer = parse_policy({"domain": "b", "risk": "elevated", "bands": grows})
+    assert hangs_on_length(replace(signals, min_tokens=1, max_tokens=2000), snapshot([low, both[0], longer]))
+    # Replay and simulation decide from what was recorded.
+    assert signals_from_wire(signals_to_wire(signals), "signals", 0.0).also == ("b",)
+
+
+async def test_more_domains_of_one_risk_than_are_looked_at_are_a_doubt(tmp_path: Path) -> None:
+    bands, names = [{"from_tokens": 0, "tier": "aggressive"}], [f"d{number}" for number in range(MAX_ALSO + 2)]
+    policies = [
+        parse_policy({"domain": name, "risk": "low", "bands": bands, "detection": {"literals": [f"word {name} ends"]}})
+        for name in names
+    ]
+    classifier, at = Classifier(ModelTokenizer(tiny_model(tmp_path)), 10_000), snapshot(policies)
+    for count, tier in ((MAX_ALSO + 1, Tier.AGGRESSIVE), (MAX_ALSO + 2, Tier.DENSE)):
+        text = ", ".join(f"word {name} ends" for name in names[:count])
+        assert decide((await classifier.classify(make_request(text), at)).signals, at).tier is tier
 
 
 async def test_the_scan_reveals_a_domain_without_a_flag(tmp_path: Path) -> None:
