@@ -25,9 +25,10 @@ def open_models(config: RouterConfig, lease_keys: LeaseKeys | None, detector: De
     fronted = config.fronted()
 
     def opened(one: Fronted) -> Model:
-        others = frozenset[str]().union(*(other.known_as for other in fronted if other is not one))
+        # Where there is one model, nothing can be taken for another.
+        names = one.known_as if len(fronted) > 1 else frozenset[str]()
         try:
-            return _open(one, others - one.known_as, config, lease_keys, detector)
+            return _open(one, names, config, lease_keys, detector)
         except ConfigurationError as error:
             raise (ConfigurationError(f"--models: {one.name}: {error}") if config.models else error) from error
 
@@ -35,9 +36,9 @@ def open_models(config: RouterConfig, lease_keys: LeaseKeys | None, detector: De
 
 
 def _open(
-    one: Fronted, others: frozenset[str], config: RouterConfig, lease_keys: LeaseKeys | None, detector: Detector | None
+    one: Fronted, names: frozenset[str], config: RouterConfig, lease_keys: LeaseKeys | None, detector: Detector | None
 ) -> Model:
-    """One model; workers that tell a name of ``others`` are not its own."""
+    """One model; where there are ``names``, workers that tell another are not its own."""
     tokenizer = ModelTokenizer(one.folder, one.name)
     template = tokenizer.template.source if tokenizer.template else ""
     fleet = Fleet(
@@ -51,7 +52,7 @@ def _open(
         config.worker_tls,
         config.engine,
         StockModel.of(tokenizer.tokenizer, tokenizer.served, tokenizer.digest, tokenizer.config, template),
-        others,
+        names,
     )
     doubts = config.detect == "declared"
     classifier = Classifier(tokenizer, config.max_prompt_bytes, detector, doubts_declared=doubts)

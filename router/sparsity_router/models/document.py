@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Final
 
 from sparsity_policies.decisions.model_bands import Bands
@@ -42,8 +42,9 @@ class Fronted:
 
     @property
     def known_as(self) -> frozenset[str]:
-        """Names that its workers may tell of it: they know it by their folder."""
-        return frozenset({self.name, *self.aliases, self.folder.name})
+        """Names that its workers may tell of it: one of these, or the last part of one, or their folder's."""
+        names = (self.name, *self.aliases)
+        return frozenset({*names, *(PurePath(name).name for name in names), self.folder.name})
 
 
 def read_models(path: Path) -> tuple[Fronted, ...]:
@@ -59,6 +60,10 @@ def read_models(path: Path) -> tuple[Fronted, ...]:
     found = tuple(_entry(entry, path, f"{_OPTION}: {path}: models[{place}]") for place, entry in enumerate(entries))
     _once((name for one in found for name in (one.name, *one.aliases)), f"{_OPTION}: {path}: the name")
     _once((place for one in found for place in one.workers), f"{_OPTION}: {path}: the worker")
+    for name, times in Counter(name for one in found for name in one.known_as).items():
+        if times > 1:
+            problem = f"is how workers of {times} models may call theirs; name these, or their folders, apart"
+            raise ConfigurationError(f"{_OPTION}: {path}: {name!r} {problem}")
     return found
 
 

@@ -20,19 +20,20 @@ GOOD = {"name": "a", "folder": "m", "workers": ["127.0.0.1:1"]}
 
 
 def write(folder: Path, document: Any) -> Path:
-    tiny_model(folder / "m")
+    for name in ("m", "n"):
+        tiny_model(folder / name)
     path = folder / "models.yaml"
     path.write_text(document if isinstance(document, str) else json.dumps(document))
     return path
 
 
 def test_it_says_where_each_model_and_its_workers_are(tmp_path: Path) -> None:
-    other = {"name": "b", "folder": str(tmp_path / "m"), "workers": ["dns:///w:1", "127.0.0.1:2"], "aliases": ["c"]}
+    other = {"name": "b", "folder": str(tmp_path / "n"), "workers": ["dns:///w:1", "127.0.0.1:2"], "aliases": ["o/c"]}
     first, second = read_models(write(tmp_path, {"models": [GOOD, other]}))
     assert first == Fronted("a", tmp_path / "m", ("127.0.0.1:1",))
-    assert second == Fronted("b", tmp_path / "m", ("dns:///w:1", "127.0.0.1:2"), ("c",))
+    assert second == Fronted("b", tmp_path / "n", ("dns:///w:1", "127.0.0.1:2"), ("o/c",))
     assert not first.bands
-    assert second.known_as == {"b", "c", "m"}
+    assert second.known_as == {"b", "c", "o/c", "n"}
 
 
 @pytest.mark.parametrize(
@@ -64,6 +65,18 @@ def test_it_says_where_each_model_and_its_workers_are(tmp_path: Path) -> None:
         ({"models": [GOOD | {"aliases": ["a"]}]}, "the name 'a' stands 2 times; it must be of one model"),
         ({"models": [GOOD, GOOD | {"name": "b"}]}, "the worker '127.0.0.1:1' stands 2 times; it must be of one model"),
         ({"models": [GOOD, {"name": "b", "folder": "m", "workers": ["w:1"], "aliases": ["a"]}]}, "the name 'a' stands"),
+        (
+            {"models": [GOOD, {"name": "b", "folder": "m", "workers": ["w:1"]}]},
+            "'m' is how workers of 2 models may call theirs; name these, or their folders, apart",
+        ),
+        (
+            {"models": [GOOD, {"name": "m", "folder": "n", "workers": ["w:1"]}]},
+            "'m' is how workers of 2 models may call theirs",
+        ),
+        (
+            {"models": [GOOD, {"name": "o/a", "folder": "n", "workers": ["w:1"]}]},
+            "'a' is how workers of 2 models may call theirs",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, document: Any, problem: str) -> None:

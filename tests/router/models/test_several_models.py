@@ -222,8 +222,8 @@ async def test_a_tenants_limits_count_all_models(tmp_path: Path) -> None:
         assert (await refusal(both.tier("wordy", tenant="a"))).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-@pytest.mark.parametrize("told", ["tiny", "first", "elsewhere"])
-async def test_a_worker_of_another_model_is_not_used_though_its_tokenizer_is_the_same(
+@pytest.mark.parametrize("told", ["tiny", "first", "elsewhere", "second", "large", "twin"])
+async def test_a_worker_is_used_by_a_name_of_its_model_alone_since_others_may_have_the_same_tokenizer(
     tmp_path: Path, told: str
 ) -> None:
     own = FakeWorker("own", DENSE, tiny_model(tmp_path / "tiny"))
@@ -233,7 +233,7 @@ async def test_a_worker_of_another_model_is_not_used_though_its_tokenizer_is_the
     file = written(
         tmp_path,
         first={"folder": "tiny", "workers": [own.address]},
-        second={"folder": "twin", "workers": [astray.address]},
+        second={"folder": "twin", "workers": [astray.address], "aliases": ["meta/large"]},
     )
     (tmp_path / "policies").mkdir()
     config = RouterConfig(models=file, policy_dir=tmp_path / "policies", listen="127.0.0.1:0", drain_seconds=0.1)
@@ -244,10 +244,11 @@ async def test_a_worker_of_another_model_is_not_used_though_its_tokenizer_is_the
             return [worker for worker in known if worker.served_model == "second"]
 
         (second,) = await until(is_known)
-        if told == "elsewhere":
+        if told in ("second", "large", "twin"):
             assert second.state == fleet_pb2.WORKER_STATE_READY
         else:
             assert second.state == fleet_pb2.WORKER_STATE_INCOMPATIBLE
-            assert second.problem == f"it serves {told}, which is another model of this router"
+            names = "large or meta/large or second or twin"
+            assert second.problem == f"it says that it serves {told}, and is to serve {names} (--served-model-name)"
     for worker in (own, astray):
         await worker.stop()
