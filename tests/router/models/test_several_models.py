@@ -10,10 +10,19 @@ from typing import Any
 
 import grpc
 import pytest
-from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2, worker_pb2, worker_pb2_grpc
-from sparsity_policies.documents.document import to_document
+from sparsity.v1 import (
+    fleet_pb2,
+    fleet_pb2_grpc,
+    inference_pb2,
+    policy_pb2,
+    policy_pb2_grpc,
+    worker_pb2,
+    worker_pb2_grpc,
+)
+from sparsity_policies.documents.document import parse_policy, to_document
 from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import Tier
+from sparsity_policies.wire import policy_to_wire
 from sparsity_router.config import RouterConfig
 from sparsity_rpc import tracing
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
@@ -149,6 +158,30 @@ async def test_a_model_has_length_bands_of_its_own_where_policies_took_the_band_
         explained = await both.explained("words")
         assert explained.decision.explanation == "60 prompt tokens lie in the band from 50 of model wordy"
         assert f"with {BANDS[2]['from_tokens']} prompt tokens: aggressive" in explained.alternatives
+
+
+@pytest.mark.parametrize(
+    ("banded", "names", "others"), [("wordy", ("wordy", "words"), ("", "tiny")), ("tiny", ("", "tiny"), ("words",))]
+)
+async def test_drafts_are_simulated_by_the_bands_that_requests_of_a_model_get(
+    tmp_path: Path, banded: str, names: tuple[str, ...], others: tuple[str, ...]
+) -> None:
+    low = {"domain": "low", "risk": "low", "bands": to_document(shipped_policies("small-context")[-1])["bands"]}
+    common: dict[str, Any] = {"policies": [low], "bands": {"low": BANDS}, "band_set": "small-context"}
+    async with two_models(tmp_path, **common, banded=banded) as both:
+        draft = policy_to_wire(parse_policy(low))
+
+        async def simulated(*models: str) -> list[int]:
+            signals = [inference_pb2.Signals(min_tokens=60, max_tokens=60, domain="low", model=name) for name in models]
+            asked = policy_pb2.SimulatePolicyRequest(policy=draft, signals=signals)
+            answer = await policy_pb2_grpc.PolicyServiceStub(both.router.channel).SimulatePolicy(asked)
+            return [decision.before.tier for decision in answer.decisions]
+
+        assert await simulated(*names) == [MODERATE] * len(names)
+        assert await simulated(*others) == [DENSE] * len(others)
+        error = await refusal(simulated("tiny", "gpt"))
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert error.details() == "signals[1].model: 'gpt' is not served here; tiny, wordy are"
 
 
 async def test_a_lease_of_one_model_is_refused_by_the_others_worker(tmp_path: Path) -> None:
