@@ -64,6 +64,9 @@ async def test_both_doors_know_every_model_and_refuse_others_by_name(tmp_path: P
         assert (answer["model"], answer["sparsity"]["tier"]) == ("wordy", "moderate")
         assert (await both.complete("tiny")).json()["sparsity"]["tier"] == "aggressive"
         assert (await both.session.get(f"{both.url}/v1/models/gpt")).status_code == 404
+        nameless = await both.complete("")
+        assert nameless.status_code == 404
+        assert "'' is not served here; tiny, wordy are" in nameless.json()["error"]["message"]
         refused = await both.complete("gpt")
         assert refused.status_code == 404
         assert refused.json()["error"]["code"] == "model_not_found"
