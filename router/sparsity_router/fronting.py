@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sparsity_policies.decisions.costs import ModelShape
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving.access.lease_keys import LeaseKeys
@@ -14,6 +16,9 @@ from sparsity_router.models.models import Model, Models
 from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.semantic import Detector
 from sparsity_router.prompts.tokens import ModelTokenizer
+
+# Of an entry of the file, by the option that says the same of a single model.
+_FIELDS: Final = {"--model": "folder", "--worker": "workers"}
 
 
 def open_models(config: RouterConfig, lease_keys: LeaseKeys | None, detector: Detector | None) -> Models:
@@ -30,7 +35,11 @@ def open_models(config: RouterConfig, lease_keys: LeaseKeys | None, detector: De
         try:
             return _open(one, names, config, lease_keys, detector)
         except ConfigurationError as error:
-            raise (ConfigurationError(f"--models: {one.name}: {error}") if config.models else error) from error
+            if config.models is None:
+                raise
+            option, _, rest = str(error).partition(": ")
+            problem = f"{_FIELDS[option]}: {rest}" if option in _FIELDS else str(error)
+            raise ConfigurationError(f"--models: {one.name}: {problem}") from error
 
     return Models(*map(opened, fronted))
 

@@ -124,4 +124,4 @@ def _text(value: Any, where: str) -> str:
 def _once(given: Iterable[str], what: str) -> None:
     for value, times in Counter(given).items():
         if times > 1:
-            raise ConfigurationError(f"{what} {value!r} stands {times} times; it must be of one model")
+            raise ConfigurationError(f"{what} {value!r} stands {times} times; it must stand once")

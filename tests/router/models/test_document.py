@@ -11,6 +11,7 @@ from sparsity_policies.documents.document import parse_bands
 from sparsity_policies.documents.shipped import bands_of
 from sparsity_policies.model import Risk
 from sparsity_router.__main__ import read_config
+from sparsity_router.fronting import open_models
 from sparsity_router.models.document import Fronted, read_models
 from sparsity_rpc.errors import ConfigurationError
 from support.rig import BANDS
@@ -62,8 +63,8 @@ def test_it_says_where_each_model_and_its_workers_are(tmp_path: Path) -> None:
             r"models\[0\]: bands: low: bands\[0\].from_tokens: prompts",
         ),
         ({"models": [GOOD | {"bands": {"low": [1]}}]}, r"models\[0\]: bands: low: bands\[0\]: must be a mapping"),
-        ({"models": [GOOD | {"aliases": ["a"]}]}, "the name 'a' stands 2 times; it must be of one model"),
-        ({"models": [GOOD, GOOD | {"name": "b"}]}, "the worker '127.0.0.1:1' stands 2 times; it must be of one model"),
+        ({"models": [GOOD | {"aliases": ["a"]}]}, "the name 'a' stands 2 times; it must stand once"),
+        ({"models": [GOOD, GOOD | {"name": "b"}]}, "the worker '127.0.0.1:1' stands 2 times; it must stand once"),
         ({"models": [GOOD, {"name": "b", "folder": "m", "workers": ["w:1"], "aliases": ["a"]}]}, "the name 'a' stands"),
         (
             {"models": [GOOD, {"name": "b", "folder": "m", "workers": ["w:1"]}]},
@@ -82,6 +83,28 @@ def test_it_says_where_each_model_and_its_workers_are(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named(tmp_path: Path, document: Any, problem: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"^--models: .*models.yaml: .*{problem}"):
         read_models(write(tmp_path, document))
+
+
+@pytest.mark.parametrize(
+    ("file", "workers", "problem"),
+    [
+        ("tokenizer.json", "w:1", "folder: .*m: ValueError: Cannot instantiate Tokenizer"),
+        ("config.json", "w:1", "folder: .*m: JSONDecodeError"),
+        ("generation_config.json", "w:1", "folder: .*generation_config.json: JSONDecodeError"),
+        ("chat_template.jinja", "w:1", "folder: its chat template cannot be read"),
+        ("", "w", "workers: must be host:port"),
+        ("", "ftp://w:1", "workers: ftp://w:1: must be host:port"),
+    ],
+)
+def test_what_a_model_is_not_opened_for_is_named_by_its_field(
+    tmp_path: Path, file: str, workers: str, problem: str
+) -> None:
+    path = write(tmp_path, {"models": [GOOD | {"workers": [workers]}]})
+    if file:
+        (tmp_path / "m" / file).write_text("{% if")
+    config = read_config(["--models", str(path), "--policy-dir", str(tmp_path)], {})
+    with pytest.raises(ConfigurationError, match=rf"^--models: a: {problem}"):
+        open_models(config, None, None)
 
 
 def test_one_way_of_saying_it_at_a_time(tmp_path: Path) -> None:
