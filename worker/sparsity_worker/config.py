@@ -29,7 +29,7 @@ _OPTIONAL = ("index_topk", "kv_lora_rank", "num_attention_heads")
 class WorkerConfig:
     """What a worker is started with: every option of `python -m sparsity_worker`, stated here only."""
 
-    worker_id: str = option("unique in the fleet")
+    worker_id: str = option("unique among all workers that check leases by the same keys, whatever their models")
     tiers: tuple[str, ...] = option(
         f"how much attention its requests may get: {', '.join(TIERS)}, or several of these with commas between"
     )
