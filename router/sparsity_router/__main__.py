@@ -13,6 +13,7 @@ from sparsity_serving.logs import configure_logs
 from sparsity_serving.options.settings import parser_of, read_settings
 
 from sparsity_router.config import PREFIX, RouterConfig
+from sparsity_router.models.document import digest_of
 from sparsity_router.processes import shared_port
 
 
@@ -40,7 +41,9 @@ def main() -> int:
         if config.processes > 1:
             own = {"--metrics-listen": config.metrics_listen, "--health-listen": config.health_listen}
             shared = {"--listen": config.listen, "--http-listen": config.http_listen}
-            return shared_port.run(sys.argv[1:], shared, config.processes, own)
+            # One port must not serve other models by connection: who is started again reads what the first ones read.
+            read = ["--models-digest", digest_of(config.models)] if config.models else []
+            return shared_port.run([*sys.argv[1:], *read], shared, config.processes, own)
         from sparsity_router.server import run
 
         run(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -47,12 +48,26 @@ class Fronted:
         return frozenset({*names, *(PurePath(name).name for name in names), self.folder.name})
 
 
-def read_models(path: Path) -> tuple[Fronted, ...]:
-    """Reads a file.
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal.
+
+    Raises:
+        ConfigurationError: naming the file, when it cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigurationError(f"{_OPTION}: {path}: cannot be read: {error}") from error
+
+
+def read_models(path: Path, digest: str | None = None) -> tuple[Fronted, ...]:
+    """Reads a file, which must have the ``digest`` where one is given.
 
     Raises:
         ConfigurationError: naming the file and the entry.
     """
+    if digest is not None and digest_of(path) != digest:
+        raise ConfigurationError(f"{_OPTION}: {path}: was changed since this router was started; start it anew")
     document = read_options_file(_OPTION, path)
     entries = document.get("models") if isinstance(document, dict) and document.keys() == {"models"} else None
     if not isinstance(entries, list) or not entries:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from sparsity_policies.documents.document import parse_bands
 from sparsity_policies.documents.shipped import bands_of
@@ -14,6 +19,7 @@ from sparsity_router.__main__ import read_config
 from sparsity_router.fronting import open_models
 from sparsity_router.models.document import Fronted, read_models
 from sparsity_rpc.errors import ConfigurationError
+from support.ports import free_port
 from support.rig import BANDS
 from support.tiny import tiny_model
 
@@ -121,6 +127,34 @@ def test_one_way_of_saying_it_at_a_time(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigurationError, match=problem):
             read_config([*given, *common], {})
+
+
+def test_a_process_that_is_started_again_refuses_a_file_that_was_changed_since(tmp_path: Path) -> None:
+    file, address = write(tmp_path, {"models": [GOOD]}), f"127.0.0.1:{free_port()}"
+    (tmp_path / "policies").mkdir()
+    given = ["--models", str(file), "--policy-dir", str(tmp_path / "policies"), "--listen", address, "--detect", "off"]
+    command, log = [sys.executable, "-m", "sparsity_router", *given, "--processes", "2"], tmp_path / "log"
+
+    def holds(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert router.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+
+    def live() -> list[psutil.Process]:
+        return [each for each in psutil.Process(router.pid).children() if each.status() != psutil.STATUS_ZOMBIE]
+
+    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as router:
+        try:
+            holds(lambda: log.read_text().count(f"router on {address}") == 2)
+            file.write_text(file.read_text().replace('"a"', '"b"'))
+            first, second = live()
+            first.kill()
+            holds(lambda: f"--models: {file}: was changed since this router was started" in log.read_text())
+            assert second in live()
+        finally:
+            router.terminate()
 
 
 def test_bands_stand_in_the_place_of_a_band_set(tmp_path: Path) -> None:
