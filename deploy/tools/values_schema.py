@@ -104,6 +104,7 @@ def component(own: Schema, image: Schema, settings: type | None) -> Schema:
 def model() -> Schema:
     """Where the model comes from."""
     return of(
+        name=TEXT,
         existingClaim=NAME,
         subPath=TEXT,
         builtin=YES_OR_NO,

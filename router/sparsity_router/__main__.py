@@ -48,11 +48,14 @@ def main() -> int:
         configure_logs(logging.getLogger())
         config = read_config()
         if config.processes > 1:
+            from sparsity_router.models.document import digest_of
             from sparsity_router.processes import shared_port
 
             own = {"--metrics-listen": config.metrics_listen, "--health-listen": config.health_listen}
             shared = {"--listen": config.listen, "--http-listen": config.http_listen}
-            return shared_port.run(sys.argv[1:], shared, config.processes, own)
+            # One port must not serve other models by connection: who is started again reads what the first ones read.
+            read = ["--models-digest", digest_of(config.models)] if config.models else []
+            return shared_port.run([*sys.argv[1:], *read], shared, config.processes, own)
         from sparsity_router.server import run
 
         run(config)

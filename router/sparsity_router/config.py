@@ -170,6 +170,7 @@ class RouterConfig:
     models: Path | None = option(
         "YAML file of several models, each with its folder and its workers, in the place of --model and --worker", None
     )
+    models_digest: str | None = option("SHA-256 of that file as all processes of one port read it", None, inner=True)
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -193,7 +194,7 @@ class RouterConfig:
         if self.models is not None:
             if self.model_path is not None or self.workers:
                 raise ConfigurationError("--models: names folders and workers; leave --model and --worker out")
-            return read_models(self.models)
+            return read_models(self.models, self.models_digest)
         if self.model_path is None:
             raise ConfigurationError("--model: give the folder of the served model, or several models by --models")
         if not self.workers:

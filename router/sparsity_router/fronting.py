@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sparsity_policies.decisions.costs import ModelShape
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving.access.lease_keys import LeaseKeys
@@ -15,6 +17,9 @@ from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.semantic import Detector
 from sparsity_router.prompts.tokens import ModelTokenizer
 
+# Of an entry of the file, by the option that says the same of a single model.
+_FIELDS: Final = {"--model": "folder", "--worker": "workers"}
+
 
 def open_models(config: RouterConfig, lease_keys: LeaseKeys | None, detector: Detector | None) -> Models:
     """The models that options name, with workers that nobody watches yet.
@@ -25,19 +30,24 @@ def open_models(config: RouterConfig, lease_keys: LeaseKeys | None, detector: De
     fronted = config.fronted()
 
     def opened(one: Fronted) -> Model:
-        others = frozenset[str]().union(*(other.known_as for other in fronted if other is not one))
+        # Where there is one model, nothing can be taken for another.
+        names = one.known_as if len(fronted) > 1 else frozenset[str]()
         try:
-            return _open(one, others - one.known_as, config, lease_keys, detector)
+            return _open(one, names, config, lease_keys, detector)
         except ConfigurationError as error:
-            raise (ConfigurationError(f"--models: {one.name}: {error}") if config.models else error) from error
+            if config.models is None:
+                raise
+            option, _, rest = str(error).partition(": ")
+            problem = f"{_FIELDS[option]}: {rest}" if option in _FIELDS else str(error)
+            raise ConfigurationError(f"--models: {one.name}: {problem}") from error
 
     return Models(*map(opened, fronted))
 
 
 def _open(
-    one: Fronted, others: frozenset[str], config: RouterConfig, lease_keys: LeaseKeys | None, detector: Detector | None
+    one: Fronted, names: frozenset[str], config: RouterConfig, lease_keys: LeaseKeys | None, detector: Detector | None
 ) -> Model:
-    """One model; workers that tell a name of ``others`` are not its own."""
+    """One model; where there are ``names``, workers that tell another are not its own."""
     tokenizer = ModelTokenizer(one.folder, one.name)
     template = tokenizer.template.source if tokenizer.template else ""
     fleet = Fleet(
@@ -51,7 +61,7 @@ def _open(
         config.worker_tls,
         config.engine,
         StockModel.of(tokenizer.tokenizer, tokenizer.served, tokenizer.digest, tokenizer.config, template),
-        others,
+        names,
     )
     doubts = config.detect == "declared"
     classifier = Classifier(tokenizer, config.max_prompt_bytes, detector, doubts_declared=doubts)

@@ -110,7 +110,7 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     metrics = RequestMetrics(shapes, gpu=config.gpu)
     observer = Observer(policies, recorder, guards, metrics, logged=config.request_log)
     observe_fleets(fleets)
-    state = PolicyState(policies, store, decisions, recorder, access, config.policy_dir, shapes)
+    state = PolicyState(policies, store, decisions, recorder, access, models, config.policy_dir)
     limits = TenantLimits.load(config.tenant_limits, config.redis_url)
     callers = Callers(access, limits, config.max_prompt_bytes)
     for fleet in fleets.values():

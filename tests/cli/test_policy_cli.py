@@ -300,6 +300,8 @@ def test_simulate_and_replay(service: Service, tmp_path: Path) -> None:
         ["8000", "rag", "aggressive", "dense"],
     ]
     assert "high-risk or flagged requests whose tier changes: 0" in result.stdout
+    wrong = service.run("policy", "simulate", str(draft), "--tokens", "100", "--model", "gpt", code=2)
+    assert "signals[0].model: 'gpt' is not served here" in " ".join(wrong.stderr.split())
     lines = tmp_path / "signals.jsonl"
     lines.write_text('{"min_tokens": 8000, "max_tokens": 8000, "domain": "rag", "flags": ["abuse"]}\n')
     found = service.json("policy", "simulate", str(draft), "--signals", str(lines))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ def start(container: dict[str, Any], folder: Path, **environment: str) -> subpro
     }
     command = [placed(word) for word in (*container["command"], *container["args"])]
     return subprocess.run(command, env=own, capture_output=True, text=True, check=False, cwd=folder)
+
+
+def test_workers_tell_the_models_name_that_is_given() -> None:
+    for given, name in (('model.name="qwen-7b"', ["qwen-7b"]), ("router.replicas=2", [])):
+        arguments = pods(rendered(given, example="model"))["worker-shared"]["containers"][0]["args"]
+        assert [value for flag, value in pairwise(arguments) if flag == "--served-model-name"] == name
 
 
 def test_a_model_is_downloaded_once_into_its_claim_and_pods_wait_for_it() -> None:

@@ -36,7 +36,7 @@ async def echo(
     config = WorkerConfig("echo-1", (tiers,), model, engine=ECHO, **options)
     tokenizer = ModelTokenizer(model)
     engine = EchoEngine(Tokenizer.from_file(str(model / "tokenizer.json")))
-    identity = Identity(config, ModelFacts.read(model), echoed(config), tokenizer.digest)
+    identity = Identity(config, ModelFacts.read(model, config.served_model_name), echoed(config), tokenizer.digest)
     leases = LeaseChecker(KEYS, config.worker_id, [each.tier for each in identity.tiers])
     own, access = Tokenizer.from_file(str(model / "tokenizer.json")), Access.load(config.access)
     service = WorkerService(engine, own, identity, Load(4), leases, metrics, access)

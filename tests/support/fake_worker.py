@@ -162,7 +162,7 @@ class FakeWorker:
         digest = self.digest or hashlib.sha256((self.model / "tokenizer.json").read_bytes()).hexdigest()
         return worker_pb2.GetCapabilitiesResponse(
             worker_id=self.name,
-            model=self.named,
+            model=self.named or self.model.name,
             tier=self.tier,
             max_requests=self.places,
             context_length=100_000,

@@ -67,9 +67,9 @@ def written(folder: Path, **models: dict[str, Any]) -> Path:
 @asynccontextmanager
 async def two_models(
     folder: Path, *, policies: Sequence[dict[str, Any]] = POLICIES, worker: dict[str, Any] | None = None,
-    bands: dict[str, Any] | None = None, ready: bool = True, chats: bool = False, **options: Any,
+    bands: dict[str, Any] | None = None, banded: str = "wordy", ready: bool = True, chats: bool = False, **options: Any,
 ) -> AsyncIterator[TwoModels]:  # fmt: skip
-    """Serves until the end of the block; `worker` is of both workers, `bands` and `chats` are of `wordy`."""
+    """Serves until the end of the block; `worker` is of both workers, `bands` are of `banded`, `chats` of `wordy`."""
     (folder / "policies").mkdir(parents=True)
     for policy in policies:
         (folder / "policies" / f"{policy['domain']}.yaml").write_text(json.dumps(policy))
@@ -83,11 +83,11 @@ async def two_models(
         for one in (tiny, wordy):
             await one.start()
             held.push_async_callback(one.stop)
-        own = {"bands": bands} if bands else {}
+        own = {banded: {"bands": bands}} if bands else {}
         file = written(
             folder,
-            tiny={"folder": "tiny", "workers": [tiny.address]},
-            wordy={"folder": "wordy", "workers": [wordy.address], "aliases": ["words"], **own},
+            tiny={"folder": "tiny", "workers": [tiny.address], **own.get("tiny", {})},
+            wordy={"folder": "wordy", "workers": [wordy.address], "aliases": ["words"], **own.get("wordy", {})},
         )
         config = RouterConfig(
             models=file,

@@ -42,6 +42,13 @@ async def test_it_says_what_it_is_and_claims_no_proof(model: Path) -> None:
         assert not own.HasField("proof")
         assert own.tokenizer_digest == ModelTokenizer(model).digest
         assert own.kv_capacity_tokens == 0
+        assert own.model == model.name
+
+
+async def test_it_goes_by_the_name_that_it_is_given(model: Path) -> None:
+    async with echo(model, served_model_name="qwen-7b") as stub:
+        assert (await stub.GetCapabilities(worker_pb2.GetCapabilitiesRequest())).model == "qwen-7b"
+        assert (await answer(stub, request("hi")))[1].model == "qwen-7b"
 
 
 async def test_the_last_message_of_a_chat_comes_back(model: Path) -> None:

@@ -29,7 +29,7 @@ _OPTIONAL = ("index_topk", "kv_lora_rank", "num_attention_heads")
 class WorkerConfig:
     """What a worker is started with: every option of `python -m sparsity_worker`, stated here only."""
 
-    worker_id: str = option("unique in the fleet")
+    worker_id: str = option("unique among all workers that check leases by the same keys, whatever their models")
     tiers: tuple[str, ...] = option(
         f"how much attention its requests may get: {', '.join(TIERS)}, or several of these with commas between"
     )
@@ -39,6 +39,9 @@ class WorkerConfig:
         "name or .yaml path of a sparsity profile; each sparse tier needs one, and it says whose it is",
         (),
         name="profile",
+    )
+    served_model_name: str | None = option(
+        "what it says that it serves, for routers of several models to tell; the folder's name without it", None
     )
     max_total_tokens: int | None = option(
         "KV cache, tokens; 20480 on a CPU without it, and on a GPU what the memory holds", None, least=1
@@ -185,7 +188,7 @@ class ModelFacts:
     """What requests are checked against.
 
     Attributes:
-        name: the model folder's name.
+        name: what it is served by.
         context_length: prompt plus completion, tokens.
         vocabulary_size: token ids lie below it.
         index_topk: tokens that the model's own indexer picks for each query (DeepSeek sparse attention); 0 without one.
@@ -205,8 +208,12 @@ class ModelFacts:
     ends: frozenset[int] = frozenset()
 
     @classmethod
-    def read(cls, model_path: Path) -> ModelFacts:
+    def read(cls, model_path: Path, name: str | None = None) -> ModelFacts:
         """Reads the model's config.json.
+
+        Args:
+            model_path: its folder.
+            name: what it is served by; the folder's name without it.
 
         Raises:
             ConfigurationError: when it is not readable or lacks a field.
@@ -218,7 +225,7 @@ class ModelFacts:
             picks, latent, heads = (int(config.get(key) or 0) for key in _OPTIONAL)
             defaults = Defaults.read(model_path)
             return cls(
-                model_path.name,
+                name or model_path.name,
                 context,
                 vocabulary,
                 picks,

@@ -48,7 +48,7 @@ def run(config: WorkerConfig) -> None:
     Raises:
         SparsityError: when it cannot serve what it was asked to.
     """
-    facts = ModelFacts.read(config.model_path)
+    facts = ModelFacts.read(config.model_path, config.served_model_name)
     facts.check_ranks(config.tensor_parallel)
     config, tiers = _tiers(config, facts)
     for option, address in (("--metrics-listen", config.metrics_listen), ("--health-listen", config.health_listen)):

@@ -40,6 +40,7 @@ def simulate(
     task: Annotated[str, typer.Option(help="The task, with --tokens.")] = "",
     tenant: Annotated[str, typer.Option(help="The tenant, with --tokens.")] = "",
     session: Annotated[str, typer.Option(help="The session, with --tokens.")] = "",
+    model: Annotated[str, typer.Option(help="The model, with --tokens; the router's first one without it.")] = "",
     router: Router = DEFAULT_ROUTER,
     as_json: AsJson = False,
 ) -> None:
@@ -48,7 +49,7 @@ def simulate(
         draft = _draft(file)
         if bool(tokens) == (signals is not None):
             raise InvalidRequestError.of("--tokens", "give prompt lengths, or --signals with a file of JSON lines")
-        context = {"domain": draft.domain, "task": task, "tenant": tenant, "session": session}
+        context = {"domain": draft.domain, "task": task, "tenant": tenant, "session": session, "model": model}
         found = _read_signals(signals) if signals else _made_signals(tokens, context)
         answer = api.call("SimulatePolicy", policy_pb2.SimulatePolicyRequest(policy=draft, signals=found))
         if as_json:

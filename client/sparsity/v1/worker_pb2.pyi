@@ -257,7 +257,7 @@ class GetCapabilitiesResponse(_message.Message):
     DENSE_REASONING_FIELD_NUMBER: _builtins.int
     TIERS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
-    """The worker's id, unique in the fleet."""
+    """The worker's id, unique among all workers that check leases by the same keys."""
     model: _builtins.str
     """The model's name."""
     tier: _inference_pb2.Tier.ValueType

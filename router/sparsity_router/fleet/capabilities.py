@@ -25,7 +25,7 @@ def mismatch(
     found: worker_pb2.GetCapabilitiesResponse,
     tokenizer_digest: str,
     engine: str,
-    others: Collection[str] = (),
+    names: Collection[str] = (),
 ) -> str:
     """Why a router cannot use a worker at all; empty where it can.
 
@@ -33,7 +33,7 @@ def mismatch(
         found: what it says of itself.
         tokenizer_digest: of the model that it is to serve.
         engine: that the router takes.
-        others: names of the router's other models, which may have the same tokenizer.
+        names: that its model may have; any where none is given. Models of a family share a tokenizer.
     """
     if not by_tier(found):
         return "it names no tier"
@@ -42,10 +42,11 @@ def mismatch(
         return f"it names the tier {Tier(twice[0]).word if twice[0] in _KNOWN else twice[0]} twice"
     if found.tokenizer_digest != tokenizer_digest:
         return "its tokenizer differs from the router's"
-    if found.model in others:
-        return f"it serves {found.model}, which is another model of this router"
-    if (own := engine_of(found)) != engine:
-        return f"its engine is {own}, and this router takes {engine} (--engine)"
+    if names and found.model not in names:
+        told, own = found.model or "no model", " or ".join(sorted(names))
+        return f"it says that it serves {told}, and is to serve {own} (--served-model-name)"
+    if (runs := engine_of(found)) != engine:
+        return f"its engine is {runs}, and this router takes {engine} (--engine)"
     return ""
 
 

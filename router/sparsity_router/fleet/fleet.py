@@ -62,7 +62,7 @@ class Fleet:
         tls: what is trusted of workers, and shown to them.
         engine: a worker of another engine is not used.
         model: that servers of stock SGLang are to serve; without it there may be none.
-        others: names of the router's other models: a worker that tells one of them is not used.
+        names: that workers may tell of their model; those of another are not used. Any where none is given.
 
     Attributes:
         direct: answers of streams that clients took to workers themselves.
@@ -78,7 +78,7 @@ class Fleet:
         tls: ClientTls | None = None,
         engine: str = SGLANG,
         model: StockModel | None = None,
-        others: Collection[str] = (),
+        names: Collection[str] = (),
     ) -> None:
         self.lease_keys = lease_keys
         self.admission = admission or Admission()
@@ -87,7 +87,7 @@ class Fleet:
         self._turns = TierTurns()
         self.workers: list[Worker] = []
         self.direct = DirectAnswers()
-        self._about = (tokenizer_digest, timeout, self._room, tls, engine, self.admission.patience, model, others)
+        self._about = (tokenizer_digest, timeout, self._room, tls, engine, self.admission.patience, model, names)
         self._sources: list[Discovery] = discover(places)
         self._found: dict[Discovery, Collection[str]] = {source: source.known for source in self._sources}
         self._watching: dict[Worker, asyncio.Task[None]] = {}

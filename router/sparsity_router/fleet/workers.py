@@ -59,11 +59,11 @@ class Worker:
         engine: str = SGLANG,
         patience: Patience | None = None,
         model: StockModel | None = None,
-        others: Collection[str] = (),
+        names: Collection[str] = (),
     ) -> None:
         self.patience = patience or Patience()
         self.target, self._room = target, room
-        self._digest, self._engine, self._others, self._timeout = tokenizer_digest, engine, others, timeout
+        self._digest, self._engine, self._names, self._timeout = tokenizer_digest, engine, names, timeout
         self.stub: Stub
         self._channel, self.stub = open_worker(target, tls, model)
         self._stock = self.stub if isinstance(self.stub, StockServer) else None
@@ -99,7 +99,7 @@ class Worker:
     def capabilities(self, found: worker_pb2.GetCapabilitiesResponse) -> None:
         self._capabilities, self._served = found, by_tier(found)
         theirs = self._stock.objection if self._stock else ""
-        self._mismatch = mismatch(found, self._digest, self._engine, self._others) or theirs
+        self._mismatch = mismatch(found, self._digest, self._engine, self._names) or theirs
         attends = self._engine != ECHO
         faults = {tier: start_fault(own.proof, tier, attends=attends) for tier, own in self._served.items()}
         self._doubts = {tier: fault for tier, fault in faults.items() if fault}

@@ -169,8 +169,8 @@ class Gateway:
         return self._callers.check(cast(GenerateContext, call), None)
 
     def _served(self, name: str) -> str:
-        """The name of the model that is asked for."""
-        if (model := self._models.named(name)) is None:
+        """The name of the model that is asked for; OpenAI's endpoints have no default one."""
+        if not name or (model := self._models.named(name)) is None:
             raise NotFoundError(f"the model {self._models.refusal(name)}").about({FIELD: "model"})
         return model.name
 

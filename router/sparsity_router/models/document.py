@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Final
 
 from sparsity_policies.decisions.model_bands import Bands
@@ -42,16 +43,31 @@ class Fronted:
 
     @property
     def known_as(self) -> frozenset[str]:
-        """Names that its workers may tell of it: they know it by their folder."""
-        return frozenset({self.name, *self.aliases, self.folder.name})
+        """Names that its workers may tell of it: one of these, or the last part of one, or their folder's."""
+        names = (self.name, *self.aliases)
+        return frozenset({*names, *(PurePath(name).name for name in names), self.folder.name})
 
 
-def read_models(path: Path) -> tuple[Fronted, ...]:
-    """Reads a file.
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal.
+
+    Raises:
+        ConfigurationError: naming the file, when it cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigurationError(f"{_OPTION}: {path}: cannot be read: {error}") from error
+
+
+def read_models(path: Path, digest: str | None = None) -> tuple[Fronted, ...]:
+    """Reads a file, which must have the ``digest`` where one is given.
 
     Raises:
         ConfigurationError: naming the file and the entry.
     """
+    if digest is not None and digest_of(path) != digest:
+        raise ConfigurationError(f"{_OPTION}: {path}: was changed since this router was started; start it anew")
     document = read_options_file(_OPTION, path)
     entries = document.get("models") if isinstance(document, dict) and document.keys() == {"models"} else None
     if not isinstance(entries, list) or not entries:
@@ -59,6 +75,10 @@ def read_models(path: Path) -> tuple[Fronted, ...]:
     found = tuple(_entry(entry, path, f"{_OPTION}: {path}: models[{place}]") for place, entry in enumerate(entries))
     _once((name for one in found for name in (one.name, *one.aliases)), f"{_OPTION}: {path}: the name")
     _once((place for one in found for place in one.workers), f"{_OPTION}: {path}: the worker")
+    for name, times in Counter(name for one in found for name in one.known_as).items():
+        if times > 1:
+            problem = f"is how workers of {times} models may call theirs; name these, or their folders, apart"
+            raise ConfigurationError(f"{_OPTION}: {path}: {name!r} {problem}")
     return found
 
 
@@ -119,4 +139,4 @@ def _text(value: Any, where: str) -> str:
 def _once(given: Iterable[str], what: str) -> None:
     for value, times in Counter(given).items():
         if times > 1:
-            raise ConfigurationError(f"{what} {value!r} stands {times} times; it must be of one model")
+            raise ConfigurationError(f"{what} {value!r} stands {times} times; it must stand once")

@@ -10,10 +10,19 @@ from typing import Any
 
 import grpc
 import pytest
-from sparsity.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2, worker_pb2, worker_pb2_grpc
-from sparsity_policies.documents.document import to_document
+from sparsity.v1 import (
+    fleet_pb2,
+    fleet_pb2_grpc,
+    inference_pb2,
+    policy_pb2,
+    policy_pb2_grpc,
+    worker_pb2,
+    worker_pb2_grpc,
+)
+from sparsity_policies.documents.document import parse_policy, to_document
 from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import Tier
+from sparsity_policies.wire import policy_to_wire
 from sparsity_router.config import RouterConfig
 from sparsity_rpc import tracing
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
@@ -55,6 +64,9 @@ async def test_both_doors_know_every_model_and_refuse_others_by_name(tmp_path: P
         assert (answer["model"], answer["sparsity"]["tier"]) == ("wordy", "moderate")
         assert (await both.complete("tiny")).json()["sparsity"]["tier"] == "aggressive"
         assert (await both.session.get(f"{both.url}/v1/models/gpt")).status_code == 404
+        nameless = await both.complete("")
+        assert nameless.status_code == 404
+        assert "'' is not served here; tiny, wordy are" in nameless.json()["error"]["message"]
         refused = await both.complete("gpt")
         assert refused.status_code == 404
         assert refused.json()["error"]["code"] == "model_not_found"
@@ -151,6 +163,30 @@ async def test_a_model_has_length_bands_of_its_own_where_policies_took_the_band_
         assert f"with {BANDS[2]['from_tokens']} prompt tokens: aggressive" in explained.alternatives
 
 
+@pytest.mark.parametrize(
+    ("banded", "names", "others"), [("wordy", ("wordy", "words"), ("", "tiny")), ("tiny", ("", "tiny"), ("words",))]
+)
+async def test_drafts_are_simulated_by_the_bands_that_requests_of_a_model_get(
+    tmp_path: Path, banded: str, names: tuple[str, ...], others: tuple[str, ...]
+) -> None:
+    low = {"domain": "low", "risk": "low", "bands": to_document(shipped_policies("small-context")[-1])["bands"]}
+    common: dict[str, Any] = {"policies": [low], "bands": {"low": BANDS}, "band_set": "small-context"}
+    async with two_models(tmp_path, **common, banded=banded) as both:
+        draft = policy_to_wire(parse_policy(low))
+
+        async def simulated(*models: str) -> list[int]:
+            signals = [inference_pb2.Signals(min_tokens=60, max_tokens=60, domain="low", model=name) for name in models]
+            asked = policy_pb2.SimulatePolicyRequest(policy=draft, signals=signals)
+            answer = await policy_pb2_grpc.PolicyServiceStub(both.router.channel).SimulatePolicy(asked)
+            return [decision.before.tier for decision in answer.decisions]
+
+        assert await simulated(*names) == [MODERATE] * len(names)
+        assert await simulated(*others) == [DENSE] * len(others)
+        error = await refusal(simulated("tiny", "gpt"))
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert error.details() == "signals[1].model: 'gpt' is not served here; tiny, wordy are"
+
+
 async def test_a_lease_of_one_model_is_refused_by_the_others_worker(tmp_path: Path) -> None:
     key = b"a key of sixteen or more bytes"
     (tmp_path / "key").write_bytes(key)
@@ -222,8 +258,8 @@ async def test_a_tenants_limits_count_all_models(tmp_path: Path) -> None:
         assert (await refusal(both.tier("wordy", tenant="a"))).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-@pytest.mark.parametrize("told", ["tiny", "first", "elsewhere"])
-async def test_a_worker_of_another_model_is_not_used_though_its_tokenizer_is_the_same(
+@pytest.mark.parametrize("told", ["tiny", "first", "elsewhere", "second", "large", "twin"])
+async def test_a_worker_is_used_by_a_name_of_its_model_alone_since_others_may_have_the_same_tokenizer(
     tmp_path: Path, told: str
 ) -> None:
     own = FakeWorker("own", DENSE, tiny_model(tmp_path / "tiny"))
@@ -233,7 +269,7 @@ async def test_a_worker_of_another_model_is_not_used_though_its_tokenizer_is_the
     file = written(
         tmp_path,
         first={"folder": "tiny", "workers": [own.address]},
-        second={"folder": "twin", "workers": [astray.address]},
+        second={"folder": "twin", "workers": [astray.address], "aliases": ["meta/large"]},
     )
     (tmp_path / "policies").mkdir()
     config = RouterConfig(models=file, policy_dir=tmp_path / "policies", listen="127.0.0.1:0", drain_seconds=0.1)
@@ -244,10 +280,11 @@ async def test_a_worker_of_another_model_is_not_used_though_its_tokenizer_is_the
             return [worker for worker in known if worker.served_model == "second"]
 
         (second,) = await until(is_known)
-        if told == "elsewhere":
+        if told in ("second", "large", "twin"):
             assert second.state == fleet_pb2.WORKER_STATE_READY
         else:
             assert second.state == fleet_pb2.WORKER_STATE_INCOMPATIBLE
-            assert second.problem == f"it serves {told}, which is another model of this router"
+            names = "large or meta/large or second or twin"
+            assert second.problem == f"it says that it serves {told}, and is to serve {names} (--served-model-name)"
     for worker in (own, astray):
         await worker.stop()

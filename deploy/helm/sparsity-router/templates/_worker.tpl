@@ -3,7 +3,7 @@ of a group it is "0" of the leader, and what LeaderWorkerSet's variable says of 
 {{- define "sparsity.workerPod" -}}
 {{- $root := index . 0 -}}{{- $worker := index . 2 -}}{{- $rank := index . 3 -}}
 {{- $path := printf "workers.%s" (index . 1) -}}{{- $component := printf "worker-%s" (index . 1) -}}
-{{- $reserved := list "worker-id" "tiers" "model" "listen" "profile" "lease-key-file" "require-lease" "access" "metrics-listen" "health-listen" "drain-seconds" "tls-cert" "tls-key" "tls-client-ca" "nodes" "node-rank" "nodes-address" -}}
+{{- $reserved := list "worker-id" "tiers" "model" "served-model-name" "listen" "profile" "lease-key-file" "require-lease" "access" "metrics-listen" "health-listen" "drain-seconds" "tls-cert" "tls-key" "tls-client-ca" "nodes" "node-rank" "nodes-address" -}}
 {{- /* The router's image has what an echo needs. */ -}}
 {{- $image := include "sparsity.image" (list $root $worker $path (ternary "sparsity-router" "sparsity-worker" (not (empty (include "sparsity.echo" $root))))) -}}
 {{- $labels := include "sparsity.labels" (list $root $component) -}}
@@ -48,6 +48,10 @@ spec:
     - {{ join "," $worker.tiers }}
     - --model
     - {{ include "sparsity.modelPath" $root }}
+    {{- with $root.Values.model.name }}
+    - --served-model-name
+    - {{ . | quote }}
+    {{- end }}
     {{- range $worker.profiles }}
     - --profile
     - {{ . }}

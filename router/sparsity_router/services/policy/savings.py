@@ -16,7 +16,7 @@ async def get_savings(
     state: PolicyState, request: policy_pb2.GetSavingsRequest, actor: str
 ) -> policy_pb2.GetSavingsResponse:
     """Requests, tokens, attention and guards of each domain."""
-    savings, seen = Savings(state.shapes), Seen()
+    savings, seen = Savings(state.models.shapes), Seen()
     async for batch in logged(state.decisions, request.since, "since"):
         await REPLAYS.run(_add, savings, seen.readable(batch))
     response = policy_pb2.GetSavingsResponse()
@@ -36,7 +36,7 @@ def _row(state: PolicyState, domain: str, account: DomainSavings) -> policy_pb2.
     )
     for tier, count in sorted(account.tiers.items()):
         row.tiers.add(tier=tier.value, requests=count)
-    if state.shapes:
+    if state.models.shapes:
         row.attention.flops, row.attention.kv_bytes = account.took
         row.dense.flops, row.dense.kv_bytes = account.dense
     if account.coverage is not None:

@@ -16,6 +16,7 @@ from sparsity_policies.threads import DRAFTS, REPLAYS
 from sparsity_policies.wire import policy_from_wire, signals_from_wire, summary_to_wire
 from sparsity_rpc.errors import InvalidRequestError
 
+from sparsity_router.models.models import Models
 from sparsity_router.services.policy.logged import Seen, logged
 from sparsity_router.services.policy.state import PolicyState
 
@@ -34,8 +35,8 @@ async def simulate_policy(
         raise InvalidRequestError.of("signals", "give signals, or a time to replay, and not both")
     if len(request.signals) > MAX_SIGNALS:
         raise InvalidRequestError.of("signals", f"are {len(request.signals)}; one call takes {MAX_SIGNALS}")
-    signals = await DRAFTS.run(_signals, request, now)
-    simulation = Simulation(*await DRAFTS.run(state.check, draft), state.shapes)
+    signals = await DRAFTS.run(_signals, request, now, state.models)
+    simulation = Simulation(*await DRAFTS.run(state.check, draft), state.models.shapes)
     if not replays:
         found, left = [], iter(signals)
         while some := await REPLAYS.run(_decide, simulation, left):
@@ -51,8 +52,16 @@ async def simulate_policy(
     return response
 
 
-def _signals(request: policy_pb2.SimulatePolicyRequest, now: float) -> list[Signals]:
-    return [signals_from_wire(item, f"signals[{n}]", now) for n, item in enumerate(request.signals)]
+def _signals(request: policy_pb2.SimulatePolicyRequest, now: float, models: Models) -> list[Signals]:
+    """What was given, of the models that requests of such names get."""
+    found = []
+    for number, item in enumerate(request.signals):
+        path = f"signals[{number}]"
+        signals = signals_from_wire(item, path, now)
+        if (model := models.named(signals.model)) is None:
+            raise InvalidRequestError.of(f"{path}.model", models.refusal(signals.model))
+        found.append(dataclasses.replace(signals, model=model.name))
+    return found
 
 
 def _decide(simulation: Simulation, signals: Iterator[Signals]) -> list[SimulatedRequest]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from sparsity_policies.decisions.costs import NO_SHAPES, Shapes
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.documents.confined import EDITS, NoProcessError
 from sparsity_policies.documents.validate import check_exemplars
@@ -17,6 +16,7 @@ from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, NotFoun
 from sparsity_serving.access.access import Access
 
 from sparsity_router.following.follower import PolicyFollower
+from sparsity_router.models.models import Models
 from sparsity_router.observing.recorder import Recorder
 
 READ_YOUR_WRITE_SECONDS = 1.0
@@ -39,8 +39,8 @@ class PolicyState:
         decisions: the decision log; None without a store.
         recorder: takes audit events.
         access: who may do what.
+        models: that are served; what drafts are simulated for, and what attention costs.
         folder: the policy folder that is the source of truth; None when the store is.
-        shapes: of the served models, for costs.
     """
 
     follower: PolicyFollower
@@ -48,8 +48,8 @@ class PolicyState:
     decisions: DecisionLog | None
     recorder: Recorder
     access: Access
+    models: Models
     folder: Path | None = None
-    shapes: Shapes = NO_SHAPES
 
     def need_store(self) -> PolicyStore:
         """The store.
