@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from support.configured import configured
 from support.rendered import documents, of_kind, rendered, templates
 
 GROUP, LEADER = "leaderworkerset.sigs.k8s.io/worker-index", "LWS_LEADER_ADDRESS"
+ROOT = Path(__file__).resolve().parents[2]
 INDEX = "$(LWS_WORKER_INDEX)"
 
 
@@ -50,6 +52,13 @@ def test_each_node_is_told_its_place(found: list[dict[str, Any]], tmp_path: Path
         assert (options.tensor_parallel, options.nodes.ranks(options.tensor_parallel)) == (16, 8)
         assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
         assert {"name": "NCCL_SOCKET_IFNAME", "value": "eth0"} in container["env"]
+
+
+@pytest.mark.parametrize("page", ["docs/kubernetes.md", "deploy/helm/sparsity-router/values.yaml"])
+def test_the_controller_that_tells_nodes_their_rank_is_named(page: str) -> None:
+    # First released in 0.6.0 (https://github.com/kubernetes-sigs/lws/pull/416); else the argument stays as written.
+    told = " ".join((ROOT / page).read_text(encoding="utf-8").replace("#", " ").split())
+    assert re.search(r"LeaderWorkerSet.{0,200}controller.{0,80}0\.6\.0", told)
 
 
 def test_pods_of_a_group_differ_in_what_serves(found: list[dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ SLOW = {
     "tests/e2e/test_pools.py": "starts an engine for each tier, and one anew",
     "tests/e2e/test_system.py": "starts an engine, once for all tests",
     "tests/worker/test_real_engine.py": "starts two engines, one of two ranks in Triton's interpreter",
-    "tests/worker/nodes/test_two_nodes.py": "starts an engine of two ranks twice: on one node, and on two",
+    "tests/worker/nodes/test_two_nodes.py": "starts an engine of two ranks three times: on one node, and twice on two",
     "tests/deploy/test_pods.py": "starts the chart's pods on this machine, engines among them",
     "tests/worker/answers/test_real_answers.py": "starts an engine",
     "tests/worker/test_stock_server.py": "starts a server of stock SGLang, and kills it",

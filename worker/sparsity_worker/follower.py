@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any, Final
 
 from sparsity_rpc.errors import EngineError
@@ -13,7 +14,7 @@ from sparsity_serving import telemetry
 from sparsity_serving.health import Health
 
 from sparsity_worker.config import ModelFacts, WorkerConfig
-from sparsity_worker.engine.launching import Launched, endings, launch
+from sparsity_worker.engine.launching import endings, launch
 
 if TYPE_CHECKING:
     from sparsity_worker.profiles.tier_profile import TierProfile
@@ -28,38 +29,49 @@ def follow(config: WorkerConfig, facts: ModelFacts, profiles: Mapping[str, TierP
     """Runs the ranks of a node that follows, in this process, which must be on its main thread.
 
     Raises:
-        EngineError: when a rank ends of itself, as all do where node 0 is gone without a word.
+        EngineError: when a rank fails, as all do where node 0 is gone without a word.
         SparsityError: when it cannot be started.
     """
     launched = launch(config, facts, profiles)
     try:
-        asyncio.run(_until_the_end(config, launched))
+        asyncio.run(until_the_end(config, launched.ranks))
     finally:
         launched.engine.shutdown()
     telemetry.shutdown()
 
 
-async def _until_the_end(config: WorkerConfig, launched: Launched) -> None:
+async def until_the_end(config: WorkerConfig, ranks: Sequence[BaseProcess]) -> None:
+    """Answers probes until ranks end, or one says that it fails; told to end, as long as node 0 needs them.
+
+    In the main thread, whose signals it takes.
+
+    Raises:
+        EngineError: when a rank fails; it may still run, and has to be ended.
+    """
     health, loop = Health(()), asyncio.get_running_loop()
     stop, failed = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    # By which a rank tells that it fails; SGLang's own handler would end this process without a word.
+    # By which a rank tells that it fails, or hangs; SGLang's own handler would end this process without a word.
     loop.add_signal_handler(signal.SIGQUIT, failed.set)
+    # Node 0 reads its files anew by it, and may be told so together with the others.
+    loop.add_signal_handler(signal.SIGHUP, log.info, "worker %s has no files to read anew", config.worker_id)
     await health.serve(config.health_listen)
     await health.tell(True)
     nodes = config.nodes
     log.info(
         "worker %s is node %d of %d, and computes for %s", config.worker_id, nodes.rank, nodes.count, nodes.address
     )
-    ends, told = endings(launched.ranks), asyncio.create_task(stop.wait())
-    either: set[asyncio.Future[Any]] = {*ends, told}
-    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    ends = endings(ranks)
+    told, failing = (asyncio.create_task(event.wait()) for event in (stop, failed))
+    over: set[asyncio.Future[Any]] = {*ends, failing}
+    await asyncio.wait({*over, told}, return_when=asyncio.FIRST_COMPLETED)
     told.cancel()
     await health.drain()
     # Node 0 is told to end at the same time, and lets its streams finish first, which need these ranks.
-    await asyncio.wait(ends, timeout=config.drain_seconds + _AFTER_DRAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(over, timeout=config.drain_seconds + _AFTER_DRAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
     await asyncio.wait(ends, timeout=_TOGETHER_SECONDS)
+    failing.cancel()
     await health.stop()
     if failed.is_set():
         raise EngineError(f"node {nodes.rank}: a rank failed, or node 0 at {nodes.address} is gone; its log says which")

@@ -1,4 +1,4 @@
-"""Options of the nodes that hold one engine, what SGLang is told of them, and what all must have alike."""
+"""Options of the nodes that hold one engine, what SGLang is told of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.devices import prepare_environment
 from sparsity_worker.engine.launching import engine_arguments
 from sparsity_worker.nodes import Nodes
-from sparsity_worker.plugin.ranks import refuse_unlike
 from support.tiny import tiny_model
 
 MEETING = ("--nodes-address", "leader.example:7003")
@@ -89,22 +88,6 @@ def test_ranks_of_a_node_have_its_cores(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(os, "environ", {})
         prepare_environment("cpu", None, 4, nodes=nodes)
         assert os.environ["SGLANG_CPU_OMP_THREADS_BIND"] == bound
-
-
-def test_nodes_that_would_not_run_alike_are_refused() -> None:
-    one = {
-        "json_model_override_args": "{}", "attention_backend": "sparsity", "dtype": "bfloat16", "page_size": 64,
-        "chunked_prefill_size": 8192, "max_running_requests": 32, "disable_overlap_schedule": False,
-    }  # fmt: skip
-    refuse_unlike([one, dict(one)])
-    for change, said in (
-        ({"dtype": "float32"}, "differ in --dtype;"),
-        ({"json_model_override_args": '{"sparsity_tiers": {}}'}, "differ in --profile, or what `sparsity worker tune`"),
-        ({"page_size": 32, "chunked_prefill_size": 1}, "the profiles' pages; --chunked-prefill-tokens; start all with"),
-    ):
-        with pytest.raises(ConfigurationError, match="--nodes: must run alike") as refused:
-            refuse_unlike([one, one, one | change])
-        assert said in str(refused.value)
 
 
 def test_a_follower_keeps_its_number_through_a_change(tmp_path: Path) -> None:

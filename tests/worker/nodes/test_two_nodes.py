@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -105,6 +106,8 @@ def test_two_nodes_answer_and_account_as_one_does_and_end_together(two: Group, m
     with pytest.raises(grpc.RpcError) as refused:
         follower.stub.GetCapabilities(worker_pb2.GetCapabilitiesRequest(), timeout=5)
     assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+    # Told to read files anew, as node 0 may be, it has none.
+    follower.process.send_signal(signal.SIGHUP)
     # Told to end before node 0 is, it computes on for what node 0 still has.
     follower.process.terminate()
     while status(two.probes[1], "readiness") == "SERVING":

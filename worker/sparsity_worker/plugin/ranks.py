@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from sparsity_rpc.errors import ConfigurationError
 
-# What each node reads of its own options, profiles and state folder, by SGLang's names.
-_ALIKE: Final = {
+from sparsity_worker.model_files import digest
+
+# What each node reads of its own options, profiles and folders, by SGLang's names, and how a refusal names it.
+_ARGUMENTS: Final = {
     "json_model_override_args": "--profile, or what `sparsity worker tune` found",
     "attention_backend": "--dense-backend, or what `sparsity worker tune` found",
     "dtype": "--dtype",
@@ -20,6 +23,13 @@ _ALIKE: Final = {
     "chunked_prefill_size": "--chunked-prefill-tokens",
     "max_running_requests": "--max-requests",
     "disable_overlap_schedule": "--overlap",
+    "load_format": "--load-format",
+    "context_length": "the model's context",
+}
+_ALIKE: Final = {
+    **_ARGUMENTS,
+    "tokens": "the room for tokens (--max-total-tokens, --mem-fraction, the devices' memory)",
+    "model": "the files of --model",
 }
 
 
@@ -69,16 +79,30 @@ def check_nodes(_: Any, scheduler: Any) -> None:
 
     Raises:
         ConfigurationError: naming what differs.
+        OSError: when the model's files cannot be read.
     """
     from sglang.srt.distributed.parallel_state import get_tp_group
 
     if scheduler.server_args.nnodes == 1:
         return
-    own = {name: getattr(scheduler.server_args, name) for name in _ALIKE}
     group = get_tp_group()
     every: list[Any] = [None] * group.world_size
-    torch.distributed.all_gather_object(every, own, group=group.cpu_group)
+    torch.distributed.all_gather_object(every, facts_of(scheduler), group=group.cpu_group)
     refuse_unlike(every)
+
+
+def facts_of(scheduler: Any) -> dict[str, Any]:
+    """What this rank has, of that which all ranks must have alike.
+
+    Args:
+        scheduler: SGLang's, whose pool of tokens there is: each rank plans by its own what all compute together.
+
+    Raises:
+        OSError: when the model's files cannot be read.
+    """
+    arguments = scheduler.server_args
+    own = {name: getattr(arguments, name) for name in _ARGUMENTS}
+    return own | {"tokens": scheduler.max_total_num_tokens, "model": digest(Path(arguments.model_path))}
 
 
 def refuse_unlike(every: Sequence[Mapping[str, Any]]) -> None:
