@@ -206,6 +206,7 @@ class Signals:
         also_found: other domains of the same risk, whose policies may only have made it denser.
         confidence: in a detected domain, in [0, 1]; None is certain.
         flags: of caller and scan.
+        model: that serves the request, by the name that the router has for it; empty is none in particular.
         task: as declared.
         labels: as declared.
         tenant: as declared.
@@ -226,6 +227,7 @@ class Signals:
     also_found: tuple[str, ...]
     confidence: float | None
     flags: tuple[str, ...]
+    model: str
     task: str
     labels: Mapping[str, str]
     tenant: str

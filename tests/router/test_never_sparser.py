@@ -109,7 +109,7 @@ class Stand(Worker):
     state = State.READY  # type: ignore[assignment]
 
     def __init__(self, name: str, served: Served) -> None:
-        self.target, self._digest, self._engine, self._others = name, "digest", SGLANG, ()
+        self.target, self._digest, self._engine, self._names = name, "digest", SGLANG, ()
         self.load, self._dispatched, self._met_at = worker_pb2.WatchLoadResponse(), {}, float("-inf")
         self._stock, self.spare, self.breakers = None, True, {tier: Breaker() for tier in Tier}
         self.restart(served)

@@ -56,7 +56,14 @@ def revisions(channel: grpc.Channel) -> list[int]:
 
 
 def children(router: RouterProcess) -> list[int]:
-    return sorted(child.pid for child in psutil.Process(router._process.pid).children() if child.status() != "zombie")
+    return sorted(child.pid for child in psutil.Process(router._process.pid).children() if _lives(child))
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_processes_share_a_port_and_a_kill_switch_without_the_store(tmp_path: Path) -> None:

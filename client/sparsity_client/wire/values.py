@@ -190,6 +190,7 @@ def _signals(message: inference_pb2.Signals) -> Signals:
         domain_source=_word(inference_pb2.DomainSource.DESCRIPTOR, message.domain_source, "DOMAIN_SOURCE_"),
         declared_domain=message.declared_domain,
         also_found=tuple(message.also_found),
+        model=message.model,
         confidence=message.confidence if message.HasField("confidence") else None,
         flags=tuple(message.flags),
         task=message.task,

@@ -101,7 +101,9 @@ async def test_what_two_workers_died_of_is_not_tried_on_a_third(
     model: Path, hedge_seconds: float, behaviour: Behaviour, tier: Any
 ) -> None:
     fleet = [FakeWorker(f"a{n}", tier, model, behaviour=behaviour) for n in range(2)]
-    rest = [FakeWorker(name, at, model, outstanding=10**6) for name, at in (("a2", tier), ("d", DENSE))]
+    # Of three workers of a tier two are looked at, one of which has less to do than the last.
+    rest = [FakeWorker(name, at, model, outstanding=10**6) for name, at in {"a2": tier, "d": DENSE}.items()]
+    rest = rest if tier != DENSE else rest[:1]
     admission = Admission(hedge_seconds=hedge_seconds, patience=Patience(first=(0.3, 0.3, 0.3)))
     async with rig(model, *fleet, *rest, admission=admission) as r:
         error = await refusal(r.generate(LONG, domain="low" if tier == AGGRESSIVE else "medical"))
@@ -109,7 +111,7 @@ async def test_what_two_workers_died_of_is_not_tried_on_a_third(
         assert (
             "2 workers died or fell silent with this request in flight; it is not tried on another" in error.details()
         )
-        assert [len(worker.received) for worker in r.workers] == [1, 1, 0, 0]
+        assert [len(worker.received) for worker in r.workers] == [1, 1, *[0] * len(rest)]
 
 
 async def test_who_died_of_it_counts_although_its_tokens_were_counted_meanwhile(
