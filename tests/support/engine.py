@@ -72,6 +72,8 @@ class Worker:
         with open(self._log, "w") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         limits = [("grpc.max_send_message_length", MAX_MESSAGE_BYTES), ("grpc.max_receive_message_length", -1)]
+        # Else a worker that took minutes to start is noticed up to two minutes later.
+        limits.append(("grpc.max_reconnect_backoff_ms", 1_000))
         self.channel = grpc.insecure_channel(self.address, options=limits)
         self.stub = worker_pb2_grpc.WorkerServiceStub(self.channel)
 

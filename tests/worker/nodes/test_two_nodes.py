@@ -85,10 +85,9 @@ def prompts() -> list[list[int]]:
 def test_two_nodes_answer_and_account_as_one_does_and_end_together(two: Group, model: Path, tmp_path: Path) -> None:
     leader, follower = two.nodes
     documents = [profile_document()]
-    one = Worker(
-        model, tmp_path, "one", *OPTIONS, tiers="dense,aggressive", documents=documents, asked=AGGRESSIVE
-    ).wait()  # fmt: skip
+    one = Worker(model, tmp_path, "one", *OPTIONS, tiers="dense,aggressive", documents=documents, asked=AGGRESSIVE)
     try:
+        one.wait()
         for number, prompt in enumerate(prompts()):
             for tier in (AGGRESSIVE, inference_pb2.TIER_DENSE):
                 ours, theirs = (worker.ask(prompt, 8, salt=f"{number}", tier=tier) for worker in (leader, one))
