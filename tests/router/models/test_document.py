@@ -136,7 +136,7 @@ def test_a_process_that_is_started_again_refuses_a_file_that_was_changed_since(t
     command, log = [sys.executable, "-m", "sparsity_router", *given, "--processes", "2"], tmp_path / "log"
 
     def holds(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not condition():
             assert router.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
