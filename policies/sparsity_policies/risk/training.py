@@ -16,10 +16,10 @@ from sparsity_policies.risk.features import ROWS, codes_of, rows_of, width
 from sparsity_policies.risk.model import length_norm
 
 _RATE: Final = 0.15
-_DECAY: Final = 2e-4
+_DECAY: Final = 5e-5
 _SMOOTH: Final = 1e-4
 # Of a text of one risky domain the others' heads learn little: a lawsuit over a treatment is of both.
-_OTHER_RISK: Final = 0.1
+_OTHER_RISK: Final = 0.03
 # How much a number of what a text means counts beside an n-gram, were both as common.
 _MEANING: Final = 1.0
 _SEED: Final = 23
@@ -105,7 +105,7 @@ def learn(
             values = values * common[rows]
             own, meaning = weights[rows], meant.texts[number]
             margins = values @ own + meaning @ directions + biases
-            errors = (1.0 / (1.0 + np.exp(-margins)) - targets[number]) * masses[number]
+            errors = (1.0 / (1.0 + np.exp(-np.clip(margins, -50.0, 50.0))) - targets[number]) * masses[number]
             slopes = values[:, None] * errors[None, :].astype(np.float32)
             squares = seen[rows] + slopes * slopes
             seen[rows] = squares

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from itertools import combinations
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.matching.scan import Scanner
@@ -22,6 +23,7 @@ RISKY_KINDS = {"question", "record", "contract", "transcript", "form", "news", "
 HARMLESS_KINDS = RISKY_KINDS | {"code", "fiction", "idiom"}
 SHARED_LIMIT = 0.15  # of the runs of five words (zh, ja: characters) that two texts have together
 LIKENESS_LIMIT = 0.45  # of their words (zh, ja: pairs of characters)
+ROWS = 512  # texts that are compared with all others at once
 EDGE = 4  # words by which a text begins or ends
 SAME_EDGE = 3  # texts that may begin or end alike
 
@@ -66,12 +68,25 @@ def shared(first: Iterable[str], second: Iterable[str], language: str) -> list[t
     return pairs
 
 
+def alike(held: Sequence[frozenset[tuple[str, ...]]]) -> Iterator[tuple[int, int]]:
+    """Pairs of texts that share more than ``LIKENESS_LIMIT`` of their words, by products of matrices."""
+    known = {word: number for number, word in enumerate(sorted(set().union(*held)))}
+    has = np.zeros((len(held), len(known)), np.float32)
+    for row, words in enumerate(held):
+        has[row, [known[word] for word in words]] = 1.0
+    sizes = has.sum(axis=1)
+    for first in range(0, len(held), ROWS):
+        part = slice(first, first + ROWS)
+        both = has[part] @ has.T
+        like = both > LIKENESS_LIMIT * (sizes[part, None] + sizes[None] - both)
+        yield from ((first + one, other) for one, other in np.argwhere(like).tolist() if first + one < other)
+
+
 def filled(texts: list[str], language: str) -> Iterator[str]:
     """What looks like one template with other words put in: texts that are alike, series that begin or end alike."""
     held = [runs(text, language, 2 if language in ("zh", "ja") else 1) for text in texts]
-    for (one, first), (other, second) in combinations(zip(texts, held, strict=True), 2):
-        if len(first & second) > LIKENESS_LIMIT * len(first | second):
-            yield f"{one!r} is like {other!r}"
+    for one, other in alike(held):
+        yield f"{texts[one]!r} is like {texts[other]!r}"
     width = 2 * EDGE if language in ("zh", "ja") else EDGE
     split = [found for text in texts if len(found := units(text, language)) > width]
     for name, edges in (("begin", [found[:width] for found in split]), ("end", [found[-width:] for found in split])):
