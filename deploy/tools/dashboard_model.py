@@ -12,8 +12,11 @@ _COLUMNS, _WIDTH, _HEIGHT = 3, 8, 7
 # What every question is narrowed by: Prometheus' label of the namespace, and the PodMonitor's of the release. Without
 # Kubernetes there are none, and All finds what has none.
 SCOPE = {"namespace": "namespace", "release": "app_kubernetes_io_instance"}
-# What is told by model; the other metrics are of a whole router or worker, which has one.
-OF_MODELS = re.compile(r"gen_ai_server_|sparsity_tokens|sparsity_attention_(density|coverage)")
+# What is told by model; the other metrics are of a whole router or worker.
+OF_MODELS = re.compile(
+    r"gen_ai_server_|sparsity_tokens|sparsity_attention_(density|coverage)"
+    r"|sparsity_router_(workers|waiting|in_flight|kv_use|breaker_open|retries)(_total)?$"
+)
 MODEL = "gen_ai_request_model"
 RATE = "[$__rate_interval]"
 
