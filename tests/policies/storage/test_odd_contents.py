@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from sparsity_policies.decisions.journal import Entry
 from sparsity_policies.documents.envelope import UNREADABLE, open_overrides, open_policy, seal_override, seal_policy
 from sparsity_policies.documents.shipped import shipped_policies
@@ -18,7 +16,6 @@ from sparsity_policies.storage.store import PolicyStore
 from sparsity_policies.wire import override_to_wire, stored_to_wire
 from sparsity_rpc.errors import NotFoundError
 from support.snapshots import stored
-from support.valkey import Valkey
 
 POLICY = shipped_policies("small-context")[0]
 DEEP, HUGE = "[" * 100_000, "9" * 400
@@ -66,19 +63,6 @@ def test_every_time_that_is_read_can_be_told(time: float) -> None:
     assert stored_to_wire(read).update_time.ToNanoseconds() == int(time * 1e9)
     (override,), _ = open_overrides({"o": with_field(OVERRIDE, "expire_time", repr(time))})
     assert override_to_wire(override).expire_time.ToNanoseconds() == int(time * 1e9)
-
-
-@pytest.fixture
-def server() -> Iterator[Valkey]:
-    with Valkey() as server:
-        yield server
-
-
-@pytest_asyncio.fixture
-async def store(server: Valkey) -> AsyncIterator[PolicyStore]:
-    store = PolicyStore(server.url)
-    yield store
-    await store.close()
 
 
 async def test_odd_contents_keep_nothing_else_from_being_read(store: PolicyStore) -> None:

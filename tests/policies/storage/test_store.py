@@ -3,10 +3,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
 
 import pytest
-import pytest_asyncio
 from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import Override, Scope, Tier
 from sparsity_policies.storage.store import PolicyStore
@@ -14,19 +12,6 @@ from sparsity_rpc.errors import ConfigurationError, ConflictError, NotFoundError
 from support.valkey import Valkey
 
 POLICIES = shipped_policies("small-context")
-
-
-@pytest.fixture
-def server() -> Iterator[Valkey]:
-    with Valkey() as server:
-        yield server
-
-
-@pytest_asyncio.fixture
-async def store(server: Valkey) -> AsyncIterator[PolicyStore]:
-    store = PolicyStore(server.url)
-    yield store
-    await store.close()
 
 
 async def test_seeding_happens_once_and_never_over_an_edit(store: PolicyStore) -> None:
