@@ -9,12 +9,12 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_bench.serving import __main__ as serving
-from sparsity_bench.serving import baseline, smoke, verdict
+from sparsity_bench.serving import baseline, smoke, together, verdict
 from sparsity_bench.serving.loads import repeats, soak
 from sparsity_bench.serving.measure import measure
 from sparsity_bench.serving.measured import Measured, read_all
@@ -276,6 +276,52 @@ def test_tiers_of_one_worker_are_measured_alone_and_then_under_a_load_of_all(tmp
     assert verdict.faults(found) == ["shared-moderate: the backend sparsity proved nothing at start"]
 
 
+class Standing(Fake):
+    """A worker that is there at once."""
+
+    there: ClassVar[list[Standing]] = []
+
+    def __init__(self, tier: str, _model: Path, _log: Path, options: list[str], *_: Any) -> None:
+        super().__init__(tier)
+        self.options = options
+        self.there.append(self)
+
+    async def __aenter__(self) -> Standing:
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        self.there.remove(self)
+
+
+def test_workers_that_stand_together_are_measured_in_turn_and_what_is_close_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(together, "Worker", Standing)
+    keep = serving.keeping(tmp_path, {"device": "a device"})
+    asyncio.run(together.measured_together(together.beside(PLAN), ["dense", "shared"], tmp_path, keep))
+    found = read_all(tmp_path)
+    assert set(found) == {"dense", "shared", "shared-dense", "shared-moderate", "shared-aggressive"}
+    assert not verdict.faults(found)
+    once = run(Fake("dense"))["dense"].first
+    for name, own in found.items():
+        assert own.start == 0.0
+        if name != "shared":
+            assert {length: len(own.first[length]) for length in once} == {
+                length: 2 * len(times) for length, times in once.items()
+            }
+    rows = {row.name for row in verdict.rows(found, PLAN)}
+    assert "shared: throughput of a load of three tiers" in rows
+    assert not {name for name in rows if "start to serving" in name}
+    asyncio.run(
+        together.measured_together(together.beside(PLAN), ["aggressive", "aggressive-unaccounted"], tmp_path, keep)
+    )
+    found = read_all(tmp_path)
+    for name in ("aggressive", "aggressive-unaccounted"):
+        assert {batch: len(times) for batch, times in found[name].per_token.items()} == {"2 x 512": 2 * PLAN.repeats}
+    rows = {row.name for row in verdict.rows(found, PLAN)}
+    assert "aggressive: accounts, of the time of a decode step" in rows
+
+
 def test_three_workers_share_the_device_under_the_load_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: dict[str, Fake] = {}
 
@@ -294,7 +340,7 @@ def test_three_workers_share_the_device_under_the_load_of_all(tmp_path: Path, mo
     monkeypatch.setattr(serving, "Worker", Third)
     plan = replace(PLAN, options=("--max-total-tokens", "9000", "--max-requests", "30", "--dtype", "float32"))
     kept(tmp_path, Fake("dense"))
-    asyncio.run(serving.measured(plan, "thirds", tmp_path, tmp_path, {"device": "a device"}))
+    asyncio.run(serving.measured(plan, "thirds", tmp_path, serving.keeping(tmp_path, {"device": "a device"})))
     for tier, worker in started.items():
         assert list(worker.options[:6]) == ["--max-total-tokens", "3000", "--max-requests", "10", "--dtype", "float32"]
         assert worker.ended  # type: ignore[attr-defined]

@@ -27,6 +27,7 @@ from sparsity_bench.serving.measure import load_of_tiers, measure
 from sparsity_bench.serving.measured import Measured, described, read_all
 from sparsity_bench.serving.plan import DRY, QUICK, REAL, Plan
 from sparsity_bench.serving.shapes import write_model
+from sparsity_bench.serving.together import Keep, beside, measured_together
 from sparsity_bench.serving.worker import Worker
 
 OF_SHARED = tuple(f"{SHARED}-{tier}" for tier in TIERS)
@@ -49,12 +50,8 @@ def tune(plan: Plan, tier: str, model: Path, folder: Path) -> None:
         raise ConfigurationError(f"{tier}: could not be tuned")
 
 
-async def measured(plan: Plan, name: str, folder: Path, out: Path, head: dict[str, object]) -> None:
-    """A tier's or a variant's figures, written to ``out`` as they come.
-
-    Raises:
-        ConfigurationError: when no worker starts.
-    """
+def keeping(out: Path, head: dict[str, object]) -> Keep:
+    """What writes the figures of a name to ``out``, beneath a header."""
 
     def keep(of: str) -> Callable[[Measured], None]:
         def kept(found: Measured) -> None:
@@ -63,6 +60,15 @@ async def measured(plan: Plan, name: str, folder: Path, out: Path, head: dict[st
 
         return kept
 
+    return keep
+
+
+async def measured(plan: Plan, name: str, folder: Path, keep: Keep) -> None:
+    """A tier's or a variant's figures, kept as they come.
+
+    Raises:
+        ConfigurationError: when no worker starts.
+    """
     model, problem = write_model(folder / plan.name, plan.config), f"{name}: there is nothing to start it with"
     if name == THIRDS:
         await thirds(plan, model, folder, keep(name))
@@ -100,7 +106,7 @@ async def thirds(plan: Plan, model: Path, folder: Path, keep: Callable[[Measured
         keep(found)
 
 
-async def shared(worker: Worker, plan: Plan, keep: Callable[[str], Callable[[Measured], None]]) -> None:
+async def shared(worker: Worker, plan: Plan, keep: Keep) -> None:
     """The tiers of one worker, one after the other, and all at once; ``keep`` says who gets the figures of a name."""
     for tier, name in zip(TIERS, OF_SHARED, strict=True):
         worker.at = tier
@@ -142,6 +148,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry", action="store_true", help="a tiny model on the CPU; no result file is written")
     parser.add_argument("--quick", action="store_true", help="fewer lengths and batches: three tiers in ten minutes")
     parser.add_argument("--only", action="append", choices=NAMES, help="a tier; repeat for more, all without it")
+    parser.add_argument(
+        "--together",
+        nargs="+",
+        choices=NAMES,
+        help="these start at once and are measured in turn, in a smaller cache",
+    )
     parser.add_argument("--tune", action="store_true", help="find first from where each sparse tier is faster here")
     parser.add_argument("--seconds", type=float, help="that a tier may take from when it serves")
     parser.add_argument("--merge", action="store_true", help="measure nothing: judge what --out holds")
@@ -156,21 +168,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = "the CPU" if options.dry else torch.cuda.get_device_name()
     head = header("make bench-serving", {"model": f"{plan.name}, made-up weights"}) | {"device": device}
     plan = replace(plan, seconds=options.seconds or plan.seconds)
-    tiers = options.only or NAMES
+    tiers, keep = options.only or NAMES, keeping(options.out, head)
     if not options.dry:
         # A first start reads gigabytes from the disk, which none of the tiers shall pay for.
         subprocess.run([sys.executable, "-c", "import sglang.srt.managers.scheduler"], check=False)
     with tempfile.TemporaryDirectory() as folder:
-        for tier in tiers:
-            try:
+        try:
+            if options.together:
+                plan, tiers = beside(plan), options.together
+            if len(options.together or ()) > 1:
+                asyncio.run(measured_together(plan, tiers, Path(folder), keep))
+                tiers = ()
+            for tier in tiers:
                 if options.tune and tier in plan.sparsity:
                     tune(plan, tier, write_model(Path(folder) / plan.name, plan.config), Path(folder))
-                asyncio.run(measured(plan, tier, Path(folder), options.out, head))
-            except SparsityError as error:
-                print(f"error: {error}", file=sys.stderr)
-                return 2
+                asyncio.run(measured(plan, tier, Path(folder), keep))
+        except SparsityError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     if "dense" not in read_all(options.out):
-        print(f"{', '.join(tiers)}: written to {options.out}; to be judged beside the dense tier with --merge")
+        names = ", ".join(options.together or tiers)
+        print(f"{names}: written to {options.out}; to be judged beside the dense tier with --merge")
         return 0
     return judge(options.out, plan, dry=options.dry)
 

@@ -64,6 +64,18 @@ async def measure(worker: Worker, plan: Plan, keep: Callable[[Measured], None], 
     return found
 
 
+async def again(worker: Worker, plan: Plan, found: Measured) -> None:
+    """Takes the plan's prompts and batches once more, and adds these times to those that are there."""
+    first, per_token = dict(found.first), dict(found.per_token)
+    for length in plan.prompts:
+        await _first(worker, plan, found, length)
+        found.first[length] = first.get(length, []) + found.first[length]
+    for decode in plan.decodes:
+        await _per_token(worker, plan, found, decode)
+        found.per_token[str(decode)] = per_token.get(str(decode), []) + found.per_token[str(decode)]
+    found.compiled = worker.compiled()
+
+
 async def _first(worker: Worker, plan: Plan, found: Measured, length: int) -> None:
     vocabulary = int(found.own["vocabulary"])
     # Compilers and caches are warm after one.

@@ -92,12 +92,13 @@ def rows(found: Mapping[str, Measured], plan: Plan) -> Iterator[Row]:
             yield row if own is dense or name not in dense.joules else against(row, baseline, dense.joules[name])
         if tier.startswith(f"{SHARED}-"):
             continue
-        row = Row(f"{tier}: start to serving", f"{plan.name}, made-up weights, kernels compiled", own.start, "s")
-        if own is not dense and dense.start:
-            row = judged(
-                against(row, baseline, dense.start), f"<= {_START:g} times", met=own.start <= _START * dense.start
-            )
-        yield row
+        if own.start:
+            row = Row(f"{tier}: start to serving", f"{plan.name}, made-up weights, kernels compiled", own.start, "s")
+            if own is not dense and dense.start:
+                row = judged(
+                    against(row, baseline, dense.start), f"<= {_START:g} times", met=own.start <= _START * dense.start
+                )
+            yield row
         if own.repeats is not None:
             yield from _repeats(tier, own.repeats, plan)
         if own.own["backend"] in (BACKEND, DENSE_BACKEND):
