@@ -52,7 +52,7 @@ def header(command: str, extra: Mapping[str, object]) -> dict[str, object]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "device": _processor(),
+        "device": processor(),
         "versions": versions | {"python": platform.python_version()},
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "command": command,
@@ -60,7 +60,8 @@ def header(command: str, extra: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """This machine's processor: model, cores, and what of its instructions matters to kernels."""
     names: set[str] = set()
     flags: set[str] = set()
     for line in Path("/proc/cpuinfo").read_text().splitlines():

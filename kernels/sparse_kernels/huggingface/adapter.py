@@ -98,7 +98,18 @@ def use_sparsity(model: nn.Module, profile: SparseAttention, cache: PagedCache |
     Raises:
         ValueError: when the model was loaded otherwise, or has no attention with grouped queries.
     """
-    return use_attention(model, ByProfile(profile), profile.block_size, profile.sub_block, cache)
+    attention = attention_by(profile, next(model.parameters()).device)
+    return use_attention(model, attention, profile.block_size, profile.sub_block, cache)
+
+
+def attention_by(profile: SparseAttention, device: torch.device) -> LayerAttention:
+    """How layers on a device attend by a profile: in torch on the CPU, by the kernels elsewhere."""
+    if device.type == "cpu":
+        return ByProfile(profile)
+    # It loads Triton, which torch for CPUs comes without.
+    from sparse_kernels.huggingface.by_kernels import ByKernels
+
+    return ByKernels(profile)
 
 
 def use_attention(
@@ -133,7 +144,7 @@ def use_attention(
 
 @dataclass(frozen=True, slots=True)
 class ByProfile:
-    """A :class:`LayerAttention` that does what a profile says."""
+    """A :class:`LayerAttention` that does on the CPU what a profile says."""
 
     profile: SparseAttention
 
@@ -220,8 +231,8 @@ def _pages(settings: _Settings, keys: torch.Tensor, values: torch.Tensor) -> tup
     pages = -(-length // page)
     pad = (0, 0, 0, 0, 0, pages * page - length)
     stored = [nn.functional.pad(part, pad).view(pages, page, *part.shape[1:]) for part in (keys, values)]
-    summaries = PageSummaries(pages, page, keys.shape[1], keys.shape[2], settings.sub_page)
-    return PagedSequence(stored[0], stored[1], torch.arange(pages), length), summaries
+    summaries = PageSummaries.beside(stored[0], settings.sub_page)
+    return PagedSequence(stored[0], stored[1], torch.arange(pages, device=keys.device), length), summaries
 
 
 AttentionInterface.register(NAME, attend)

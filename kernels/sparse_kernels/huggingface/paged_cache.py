@@ -29,7 +29,7 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]
         self.dtype, self.device = key_states.dtype, key_states.device
         shape = (self._pages, self._page, kv_heads, dim)
         self._stored = tuple(torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2))
-        self.summaries = PageSummaries(self._pages, self._page, kv_heads, dim, self._sub_page, self.device)
+        self.summaries = PageSummaries.beside(self._stored[0], self._sub_page)
         self._table = torch.arange(self._pages, device=self.device)
         self._show(0)
         self.is_initialized = True

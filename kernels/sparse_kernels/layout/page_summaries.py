@@ -45,6 +45,13 @@ class PageSummaries:
         self.spread = torch.zeros(pages, kv_heads, device=device)
         self.stale = torch.ones(pages, dtype=torch.bool, device=device)
 
+    @classmethod
+    def beside(cls, keys: torch.Tensor, sub_page: int) -> PageSummaries:
+        """Of a cache ``[pages, page, Hkv, D]``: float32 on the CPU, as wide as the keys where kernels multiply them."""
+        pages, page, kv_heads, dim = keys.shape
+        dtype = torch.float32 if keys.device.type == "cpu" else keys.dtype
+        return cls(pages, page, kv_heads, dim, sub_page, keys.device, dtype)
+
     @property
     def nbytes(self) -> int:
         """Bytes held by the summaries."""

@@ -14,6 +14,7 @@ from sparse_kernels.huggingface.adapter import NAME, Attended, use_sparsity
 from sparse_kernels.huggingface.paged_cache import PagedCache
 from sparse_kernels.schedule import SparseAttention
 from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving.benchmark import processor
 from sparsity_worker.profiles.profile import Profile
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
@@ -41,7 +42,12 @@ class Read:
 
 
 class LocalModel:
-    """One model and its paged cache.
+    """One model and its paged cache; on a GPU it attends by the kernels that serve there.
+
+    Attributes:
+        device: of torch.
+        device_name: of the processor or the GPU.
+        dtype: of the weights: float32 on the CPU, bfloat16 on a GPU.
 
     Raises:
         ConfigurationError: when the folder holds no model that attention can be exchanged in.
@@ -63,7 +69,8 @@ class LocalModel:
             self.model.eval().to(device)
         except (RuntimeError, AssertionError) as error:
             raise ConfigurationError(f"--device: {device}: {error}") from error
-        self.path, self.device = path, torch.device(device)
+        self.path, self.device, self.dtype = path, torch.device(device), dtype
+        self.device_name = processor() if device == "cpu" else torch.cuda.get_device_name(self.device)
         config = self.model.config
         self.layers: int = config.num_hidden_layers
         limit = int(config.max_position_embeddings)
@@ -86,6 +93,11 @@ class LocalModel:
         config = self.model.config
         try:
             profile.check(self.layers, getattr(config, "num_key_value_heads", config.num_attention_heads))
+            if self.device.type != "cpu":
+                # It loads Triton, which torch for CPUs comes without.
+                from sparsity_worker.profiles.kernels import check_kernels
+
+                check_kernels(profile)
         except ValueError as error:
             raise ConfigurationError(f"--profile: {profile.label}: {error}") from error
 
@@ -121,7 +133,7 @@ class LocalModel:
     def step(self, ids: Sequence[int], cache: PagedCache) -> int:
         """Appends tokens to the cache; the most likely next one."""
         hidden = self.model.base_model(torch.tensor([list(ids)], device=self.device), past_key_values=cache)
-        return int(self.model.get_output_embeddings()(hidden.last_hidden_state[:, -1]).argmax())
+        return int(_float_logits(self.model.get_output_embeddings(), hidden.last_hidden_state[:, -1]).argmax())
 
     def ends(self, token: int) -> bool:
         """Whether the model stops at this token."""
@@ -180,7 +192,13 @@ class _Parts(Sequence[torch.Tensor]):
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self._head(self._hidden[index * _LOGITS_AT_ONCE : (index + 1) * _LOGITS_AT_ONCE]).float()
+        return _float_logits(self._head, self._hidden[index * _LOGITS_AT_ONCE : (index + 1) * _LOGITS_AT_ONCE])
+
+
+def _float_logits(head: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits multiplied in float32 whatever the model's dtype: in 16 bits many are equal, and divergence has a floor."""
+    bias = None if head.bias is None else head.bias.float()
+    return torch.nn.functional.linear(hidden.float(), head.weight.float(), bias)
 
 
 def _read(attended: Attended, seconds: float) -> Read:
