@@ -1,4 +1,4 @@
-"""`python -m sparsity_quality`: the commands behind `sparsity bench quality` and `sparsity calibrate`."""
+"""`python -m sparsity_quality`: what is behind `sparsity bench quality` and `sparsity calibrate`, and `devices`."""
 
 from __future__ import annotations
 
@@ -98,6 +98,16 @@ def calibrate(
         typer.echo(f"wrote {out}: {profile.label}, {len(profile.dense_layers)} dense layers")
 
 
+def devices(
+    folder: Annotated[Path, typer.Option(help="Results of the suite on the CPU.")],
+    beside: Annotated[Path, typer.Option(help="Results of the same cases on a GPU.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write quality-devices.json to.")] = None,
+) -> None:
+    """Whether a GPU attends, answers and predicts as the CPU does."""
+    with _reported():
+        typer.echo(commands.compare_devices(folder, beside, out))
+
+
 def _lengths(text: str) -> tuple[int, ...]:
     try:
         return tuple(sorted({int(part) for part in text.split(",")}))
@@ -139,6 +149,7 @@ def _progress() -> Iterator[commands.Done]:
 _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "bench": (bench, "sparsity bench quality"),
     "calibrate": (calibrate, "sparsity calibrate"),
+    "devices": (devices, "python -m sparsity_quality devices"),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from sparsity_rpc.errors import ConfigurationError
@@ -17,8 +17,9 @@ from sparsity_quality.calibration import profiles
 from sparsity_quality.calibration.calibrate import Calibration
 from sparsity_quality.calibration.target import Target
 from sparsity_quality.calibration.texts import built_in, from_folder
-from sparsity_quality.reports import charts, goals, report, warning
+from sparsity_quality.reports import charts, devices, goals, report, warning
 from sparsity_quality.reports.table import Table
+from sparsity_quality.runs.origins import Origin, Origins
 from sparsity_quality.runs.results import Results
 from sparsity_quality.runs.suite import Cases, DenseReading, Lineup, Local, Subject, run
 from sparsity_quality.runs.workers import Worker
@@ -83,6 +84,8 @@ def measure(suite: Suite, done: Done, said: Callable[[str], None]) -> tuple[Tabl
         return _workers(suite, results, done)
     if not suite.profiles:
         raise ConfigurationError("--profile: give at least one; sparsity_worker.profiles has some, or run calibrate")
+    if suite.beside:
+        _on_the_cpu(suite.device, "selectors and the oracle")
     loaded = profiles.load(list(suite.profiles))
     for name in suite.beside:
         if name not in loaded:
@@ -98,16 +101,25 @@ def measure(suite: Suite, done: Done, said: Callable[[str], None]) -> tuple[Tabl
     lineup = Contenders(model, loaded, kinds, suite.folder, said)
     dense = DenseReading(model)
     lines: dict[int, list[Subject]] = {}
+    origins = Origins(suite.folder)
 
     def subjects(length: int) -> list[Subject]:
         if length not in lines:
             chosen = lineup.at(length) + (_sweep(next(iter(loaded.values()))) if length == suite.sweep else [])
-            lines[length] = [Local(each, model, dense, suite.short if each.kind in _SHORT else None) for each in chosen]
+            line = [Local(each, model, dense, suite.short if each.kind in _SHORT else None) for each in chosen]
+            if not suite.report_only:
+                origins.note({one.digest: Origin.of(each, model) for one, each in zip(line, chosen, strict=True)})
+            lines[length] = [*line]
         return lines[length]
 
     if not suite.report_only:
         run(cases, subjects, results, done)
     return _table(results, cases, subjects), {name: profile.tier for name, profile in loaded.items()}
+
+
+def _on_the_cpu(device: str, what: str) -> None:
+    if device != "cpu":
+        raise ConfigurationError(f"--device: {what} have no kernels of their own; measure them with --device cpu")
 
 
 def _sweep(profile: Profile) -> list[Contender]:
@@ -165,9 +177,7 @@ def publish(table: Table, tiers: Mapping[str, str], suite: Suite, out: Path | No
     longest = max(one.length for one in table.standings)
     verdict = goals.rows(table, tiers, longest)
     text, warned = warning.section(table)
-    # Where files lie on this machine is nobody's business.
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[2:]]
-    command = " ".join(["sparsity bench quality", *words])
+    command = _command("sparsity bench quality")
     extra = {"model": suite.model.name, "text": corpus.fingerprint(), "seed": suite.wanted.seed}
     head = benchmark.header(command, extra)
     if out is None:
@@ -179,6 +189,33 @@ def publish(table: Table, tiers: Mapping[str, str], suite: Suite, out: Path | No
     whole = report.markdown(head, table, verdict, text, drawn)
     (folder / "README.md").write_text(whole, encoding="utf-8")
     return whole
+
+
+def _command(name: str) -> str:
+    """The command line; where files lie on this machine is nobody's business."""
+    return " ".join([name, *(Path(word).name if Path(word).is_absolute() else word for word in sys.argv[2:])])
+
+
+def compare_devices(folder: Path, beside: Path, out: Path | None) -> str:
+    """The cells of two folders side by side; with ``out``, also quality-devices.json and quality-devices.md.
+
+    Raises:
+        ConfigurationError: when they are not of the same cases, model, text and profiles.
+    """
+    base, other = devices.read(folder), devices.read(beside)
+    rows = devices.compare(base, other)
+    head = benchmark.header(
+        _command("python -m sparsity_quality devices"),
+        {"device": f"{other.label}, beside {base.label}", "versions": dict(other.origin.versions)}
+        | {
+            "versions of the CPU's run": dict(base.origin.versions),
+            "model": base.origin.model,
+            "text": base.origin.text,
+        },
+    )
+    if out is not None:
+        benchmark.write(out, "quality-devices", head, rows)
+    return benchmark.markdown("quality-devices", {"header": head, "rows": [asdict(row) for row in rows]})
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +251,7 @@ def calibrate(lesson: Lesson, said: Callable[[str], None]) -> tuple[Profile, Seq
     Returns:
         The profile as a worker would load it, and what was measured on held-out text.
     """
+    _on_the_cpu(lesson.device, "the curves that calibrate learns from")
     base = next(iter(profiles.load([lesson.base]).values()))
     model = LocalModel(lesson.model, lesson.length, lesson.device)
     if lesson.texts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -86,10 +87,8 @@ def _standing(subject: Subject, length: int, own: list[Cell], true: dict[str, Ce
         for task, values in cell.scores.items():
             scores.setdefault(task, []).extend(zip(values, dense.scores[task], strict=True))
     tasks = {task: 100 * fmean(value for value, _ in values) for task, values in scores.items()}
-    dropped = {task: [100 * (dense - value) for value, dense in values] for task, values in scores.items()}
-    loss = fmean(fmean(values) for values in dropped.values()) if dropped else 0.0
-    errors = [stdev(values) ** 2 / len(values) for values in dropped.values() if len(values) > 1]
-    doubt = math.sqrt(sum(errors)) / len(dropped) if dropped else 0.0
+    points = {task: [(100 * dense, 100 * value) for value, dense in values] for task, values in scores.items()}
+    loss, doubt = paired(points)
     read = [cell.reading for cell in own if cell.family == DOCUMENTS]
     return Standing(
         subject, length,
@@ -101,3 +100,12 @@ def _standing(subject: Subject, length: int, own: list[Cell], true: dict[str, Ce
         fmean(one["agreement"] for one in read) if read else None,
         fmean(one["run"] for one in read) if read else None,
     )  # fmt: skip
+
+
+def paired(scores: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[float, float]:
+    """How far the second of each task's pairs lie below the first, mean over tasks, and its standard error."""
+    dropped = [[one - other for one, other in pairs] for pairs in scores.values()]
+    if not dropped:
+        return 0.0, 0.0
+    errors = [stdev(values) ** 2 / len(values) for values in dropped if len(values) > 1]
+    return fmean(fmean(values) for values in dropped), math.sqrt(sum(errors)) / len(dropped)
