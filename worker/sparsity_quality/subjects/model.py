@@ -196,7 +196,7 @@ class _Parts(Sequence[torch.Tensor]):
 
 
 def _float_logits(head: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits multiplied in float32 whatever the model's dtype: in 16 bits many are equal, and divergence has a floor."""
+    """Logits multiplied in float32 whatever the dtype: in 16 bits many are equal, and divergence has a floor."""
     bias = None if head.bias is None else head.bias.float()
     return torch.nn.functional.linear(hidden.float(), head.weight.float(), bias)
 
