@@ -453,6 +453,13 @@ def test_a_smoke_run_says_what_is_wrong_and_shows_the_log_of_a_worker_that_died(
         def __init__(self, tier: str, model: Path, log: Path, options: list[str]) -> None:
             assert (tier, options.count("--profile")) == ("dense,moderate,aggressive", 2)
             super().__init__(tier, model, log, options)
+            self.places = asyncio.Semaphore(4)
+
+        async def ask(self, *asked: Any, **more: Any) -> Taken:
+            assert not self.places.locked(), "it was asked for more than it takes"
+            async with self.places:
+                await asyncio.sleep(0)
+                return await super().ask(*asked, **more)
 
         def told(self, lines: int) -> list[str]:
             assert self.wanted[:4] == ["dense", "dense", "moderate", "moderate"]

@@ -25,7 +25,7 @@ from sparsity_bench.serving.baseline import starts
 from sparsity_bench.serving.loads import repeats, soak
 from sparsity_bench.serving.plan import DRY, REAL, Plan
 from sparsity_bench.serving.shapes import write_model
-from sparsity_bench.serving.worker import Worker, prompt_of
+from sparsity_bench.serving.worker import Taken, Worker, prompt_of
 
 SHARED: Final = "shared"
 _LOG_LINES = 80
@@ -99,9 +99,14 @@ async def smoke(plan: Plan, tier: str, folder: Path, options: Sequence[str], ask
                     wrong.append(f"{len(prompt)} tokens: no kernel call was sparse")
                 if at == "dense" and (report.sparse_kernel_calls or report.prefill_density < 1):
                     wrong.append(f"{len(prompt)} tokens: a dense request was pruned")
-        together = await asyncio.gather(
-            *(worker.ask(prompt, plan.new, tier=at) for prompt in prompts * 2 for at in tiers)
-        )
+        # As many as it takes; who comes when it is full is refused, which a router knows and waits.
+        places = asyncio.Semaphore(own.max_requests)
+
+        async def placed(prompt: Sequence[int], at: str) -> Taken:
+            async with places:
+                return await worker.ask(prompt, plan.new, tier=at)
+
+        together = await asyncio.gather(*(placed(prompt, at) for prompt in prompts * 2 for at in tiers))
         wrong += [f"at once: {each.tokens} of {plan.new} tokens came" for each in together if each.tokens != plan.new]
         print(f"  all of them twice at once: {max(each.total for each in together):.3f} s", flush=True)
         for worker.at in tiers:
@@ -109,7 +114,8 @@ async def smoke(plan: Plan, tier: str, folder: Path, options: Sequence[str], ask
             found = await repeats.repeated(worker, plan, own.vocabulary_size)
             print(f"  {worker.at}: {found}", flush=True)
             wrong += [f"{worker.at}: {fault}" for fault in found.faults(plan.device)]
-        wrong += await soak.faults(worker, plan, own.vocabulary_size, asked.requests, seconds=asked.seconds)
+        at_once = own.max_requests * 3 // 4
+        wrong += await soak.faults(worker, plan, own.vocabulary_size, asked.requests, at_once, asked.seconds)
         wrong += worker.compiled()
         for line in worker.told(100_000):
             if "kernel" in line and "sparsity.worker" in line:

@@ -36,7 +36,7 @@ def plain() -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64, intermediate_size=64, max_position_embeddings=1024, num_hidden_layers=LAYERS, hidden_size=384,
-        num_attention_heads=6, num_key_value_heads=2, head_dim=64, initializer_range=0.2, pad_token_id=0,
+        num_attention_heads=6, num_key_value_heads=2, head_dim=64, initializer_range=0.05, pad_token_id=0,
     )  # fmt: skip
     config._attn_implementation = NAME
     return LlamaForCausalLM(config).eval()
