@@ -49,7 +49,7 @@ _KEYS = LeaseKeys(LeaseKey("", b"k" * 32))
 
 
 class Asked(NamedTuple):
-    """A request for ``n`` answers; ``direct`` asks for a lease in their place, and ``late`` comes after others."""
+    """A request for ``n`` answers; ``direct`` asks for a lease of one in their place; ``late`` comes after others."""
 
     length: int
     domain: str = "chat"
@@ -493,7 +493,8 @@ async def _ask(world: World, service: InferenceService, fleet: Fleet, number: in
         asked.text, domain=asked.domain, flags=["abuse"] if asked.flagged else [], task=asked.task, labels=labels,
         tenant=asked.tenant, session=asked.session, max_tier=asked.max_tier.value if asked.max_tier else None,  # type: ignore[arg-type]
     )  # fmt: skip
-    request.sampling.seed, request.n = number * _STRIDE, asked.n
+    # A lease is good for one answer; for more it is refused, which says nothing of the session.
+    request.sampling.seed, request.n = number * _STRIDE, 1 if asked.direct else asked.n
     context = cast(Any, Context())
     if asked.late:
         await asyncio.sleep(0.005)
