@@ -29,6 +29,7 @@ from schema_kinds import (
     TEXT,
     TEXTS,
     URL,
+    WORKER,
     YES_OR_NO,
     Schema,
     number,
@@ -161,6 +162,7 @@ def values() -> Schema:
     router: Schema = {
         "service": of(type=one_of("ClusterIP", "NodePort", "LoadBalancer"), annotations=TEXTS),
         "http": of(enabled=YES_OR_NO),
+        "workers": {**several({"type": "string", "pattern": WORKER}), "uniqueItems": True},
         "discovery": one_of("dns", "kubernetes"),
         "connectionSeconds": taken(RouterConfig, "connection-seconds"),
         "tokenizer": of(image=TEXT, path=SOME_TEXT, existingClaim=NAME, subPath=TEXT),

@@ -254,7 +254,13 @@
 {{- if and $model.source (or $model.builtin $model.existingClaim $model.subPath) -}}
 {{- fail "model.source: goes without model.existingClaim, model.subPath and model.builtin" -}}
 {{- end -}}
-{{- if not (or $model.builtin $model.existingClaim $model.source) -}}
+{{- $pools := include "sparsity.pools" . | fromJson -}}
+{{- $tokenizer := .Values.router.tokenizer -}}
+{{- if and (not $pools) (include "sparsity.stock" .) (or $model.builtin $model.cache.size $model.cache.existingClaim) -}}
+{{- fail "model: builtin and cache are of pools, of which none is enabled; name the router's tokenizer, or a model.source to take it from" -}}
+{{- end -}}
+{{- $alone := and (not $pools) (or $tokenizer.image $tokenizer.existingClaim) -}}
+{{- if not (or $model.builtin $model.existingClaim $model.source $alone) -}}
 {{- fail "model.existingClaim: name a claim with a Hugging Face folder, say where the model comes from in model.source, or set model.builtin=true for the small model of a trial" -}}
 {{- end -}}
 {{- if $model.source -}}
@@ -291,7 +297,6 @@
 {{- if or $download.include $download.endpoint $download.region -}}
 {{- fail "model.download: include, endpoint and region are of hf:// and s3://; an artifact comes whole from its registry" -}}
 {{- end -}}
-{{- $tokenizer := .Values.router.tokenizer -}}
 {{- if not (or $found.claim $tokenizer.image $tokenizer.existingClaim) -}}
 {{- fail "router.tokenizer: give image or existingClaim, or model.cache; without them each router would pull the whole artifact" -}}
 {{- end -}}

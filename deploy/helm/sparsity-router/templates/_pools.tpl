@@ -44,10 +44,12 @@
 {{- fail (printf "%s.profiles: are %d for %d sparse tiers of %s.tiers; each needs one" $path (len $pool.profiles) (len $sparse) $path) -}}
 {{- end -}}
 {{- end -}}
-{{- if not $dense -}}
-{{- fail "workers: no pool that is enabled serves dense; what is in doubt goes dense" -}}
+{{- /* Servers of stock SGLang hold the place that pools of ours otherwise must. */ -}}
+{{- $stock := include "sparsity.stock" . -}}
+{{- if not (or $dense $stock) -}}
+{{- fail "workers: no pool that is enabled serves dense, and router.workers names no stock SGLang; what is in doubt goes dense" -}}
 {{- end -}}
-{{- range $name, $pool := $dense -}}
+{{- range $name, $pool := ternary dict $dense (not (empty $stock)) -}}
 {{- $path := printf "workers.%s" $name -}}
 {{- $fewest := int (include "sparsity.fewest" $pool) -}}
 {{- $others := 0 -}}{{- $staying := 0 -}}
