@@ -22,6 +22,7 @@ from support.rendered import containers, documents, egress_ports, of_kind, pods,
 
 PROGRAMS = {"router": "sparsity_router", "worker": "sparsity_worker"}
 STORE = ("redis.embedded.enabled=false",)
+CHECKED = ("policies-check", "policies")
 SECRETS = {"access": "sparsity-access", "leases": "sparsity-leases"}
 
 
@@ -527,6 +528,19 @@ def test_policies_are_read_before_anything_is_changed(tmp_path: Path) -> None:
         assert ("tokns" in ended.stderr) is bool(code)
         for file in files["data"]:
             (tmp_path / file).unlink()
+
+
+def test_the_check_before_an_install_needs_nothing_that_the_release_makes() -> None:
+    """Certificates and Secrets of its `extraObjects` come after it: a pod that mounts them would never start."""
+    key = 'operatorKey.secretName="sparsity-operator"'
+    found = rendered('policies.documents={"a":{"domain":"a"}}', key, example="cert-manager")
+    jobs = of_kind(found, "Job")
+    check, writes = (jobs[f"r-sparsity-router-{name}"]["spec"]["template"]["spec"] for name in CHECKED)
+    (lint,), (written,) = check["containers"], writes["containers"]
+    assert [volume["name"] for volume in check["volumes"]] == ["policies", "tmp"]
+    assert lint["env"] == [{"name": "HOME", "value": "/tmp"}]
+    assert "router-tls" in {volume.get("secret", {}).get("secretName") for volume in writes["volumes"]}
+    assert {"SPARSITY_KEY", "SPARSITY_TLS_CA"} <= {each["name"] for each in written["env"]}
 
 
 def test_the_job_ends_at_once_where_the_router_refuses() -> None:
