@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from release import PLACES, ROOT, main, notes, version, versions, write
+from support.rendered import documents
 
 WORKFLOW = ROOT / ".github" / "workflows" / "release.yaml"
 
@@ -67,6 +68,16 @@ def test_the_workflow_asks_for_files_that_there_are() -> None:
         assert (ROOT / file).exists(), file
     for name in ("router", "worker"):
         assert (ROOT / "deploy" / "docker" / f"{name}.Dockerfile").exists()
+
+
+def test_the_log_of_a_test_is_there_when_it_is_asked_for() -> None:
+    """Helm 3 deletes what succeeded before `--logs` reads it, and ends with 1 (helm/helm#9098)."""
+    asked = [step["run"] for step in steps() if "helm test" in step.get("run", "")]
+    assert asked
+    assert all(re.search(r"helm test \S+ --logs", run) for run in asked)
+    annotations = [each["metadata"].get("annotations", {}) for each in documents("echo")]
+    tests = [each for each in annotations if each.get("helm.sh/hook") == "test"]
+    assert tests == [{"helm.sh/hook": "test", "helm.sh/hook-delete-policy": "before-hook-creation"}]
 
 
 def test_what_is_pushed_is_signed_and_has_an_sbom() -> None:
