@@ -233,9 +233,15 @@
 
 {{- /* What pods that download need of the network, where any do: root. */ -}}
 {{- define "sparsity.downloadEgress" -}}
+{{- $ports := list }}
+{{- range .Values.networkPolicy.modelPorts }}{{ $ports = append $ports (printf "%d" (int .)) }}{{ end }}
+{{- $model := include "sparsity.model" . | fromJson }}
+{{- $endpoint := .Values.model.download.endpoint }}
+{{- $host := ternary (first (splitList "/" $model.rest)) (include "sparsity.urlHosts" $endpoint) (eq $model.scheme "oci") }}
+{{- $ports = append $ports (include "sparsity.port" (list $host (ternary "80" "443" (hasPrefix "http://" $endpoint)))) -}}
 - ports:
-  {{- range .Values.networkPolicy.modelPorts }}
-  - {port: {{ int . }}, protocol: TCP}
+  {{- range uniq $ports }}
+  - {port: {{ . }}, protocol: TCP}
   {{- end }}
 {{- end }}
 
@@ -300,6 +306,9 @@
 {{- if not (or $found.claim $tokenizer.image $tokenizer.existingClaim) -}}
 {{- fail "router.tokenizer: give image or existingClaim, or model.cache; without them each router would pull the whole artifact" -}}
 {{- end -}}
+{{- end -}}
+{{- if and $download.endpoint (not (include "sparsity.isHost" (include "sparsity.urlHosts" $download.endpoint))) -}}
+{{- fail "model.download.endpoint: has no host:port; credentials go into model.download.secretName, an IPv6 address into brackets" -}}
 {{- end -}}
 {{- if and (eq $found.scheme "hf") $download.region -}}
 {{- fail "model.download.region: is of s3://" -}}
