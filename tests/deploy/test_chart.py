@@ -11,7 +11,7 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
-from charts import CHART, ROOT, examples, refusal, refusals, refuse_all, render, value_files
+from charts import CHART, ROOT, examples, refusal, refusals, refuse_all, render, run, value_files
 from helm import PACKAGES, helm
 from prometheus_client.utils import floatToGoString
 from promql import documented, selectors
@@ -419,6 +419,25 @@ def test_an_upgrade_waits_for_the_model() -> None:
     assert of_kind(made, "Job")["r-sparsity-router-policies"]["spec"]["activeDeadlineSeconds"] == 3900
     probe = found["r-sparsity-router-worker-shared"]["spec"]["template"]["spec"]["containers"][0]["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] == 3600
+
+
+def test_notes_say_how_long_helm_must_wait() -> None:
+    """Longer than the 300 s that Helm gives a hook of itself: the one that writes policies waits for a worker."""
+    for name in ("production", "slow", "model"):
+        (file,) = (file for file in value_files() if file.stem == name)
+        said = run("install", "r", str(CHART), "--dry-run=client", "-f", str(file))
+        deployment = of_kind(documents(name), "Deployment")["r-sparsity-router-router"]
+        seconds = deployment["spec"]["progressDeadlineSeconds"]
+        assert seconds > 300
+        assert f"--timeout {seconds}s" in said.partition("NOTES:")[2]
+
+
+def test_installs_with_policies_are_shown_with_a_timeout() -> None:
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith("helm install") and "trial.yaml" not in line]
+    head = (CHART / "examples" / "production.yaml").read_text().partition("model:")[0]
+    assert lines
+    assert all(" --timeout " in text for text in (*lines, head))
 
 
 def test_traces_go_by_the_protocol_that_is_asked_for() -> None:
