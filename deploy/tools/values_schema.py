@@ -170,7 +170,7 @@ def values() -> Schema:
         "policyTtl": taken(RouterConfig, "policy-ttl"),
     }
     door = of(host=HOST, annotations=TEXTS)
-    rollout: Schema = {"rollout": one_of("surge", "replace")}
+    rollout: Schema = {"rollout": one_of("surge", "replace", "recreate")}
     pool: Schema = {
         "enabled": YES_OR_NO,
         "tiers": {**several(one_of(*TIERS)), "minItems": 1, "uniqueItems": True},

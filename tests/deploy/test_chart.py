@@ -522,6 +522,9 @@ def test_an_upgrade_leaves_a_dense_worker() -> None:
     assert unavailable(documents("trial"), "shared") == (0, 1)
     found = documents("rollout")
     assert [unavailable(found, pool) for pool in ("shared", "dense", "batch")] == [(1, 0), (1, 0), (0, 1)]
+    # Where there is no GPU but the one in use, on the operator's word.
+    alone = of_kind(documents("one-gpu"), "Deployment")["r-sparsity-router-worker-shared"]["spec"]
+    assert alone["strategy"] == {"type": "Recreate"}
 
 
 def test_policies_are_read_before_anything_is_changed(tmp_path: Path) -> None:
