@@ -11,6 +11,12 @@ SOME_TEXT: Schema = {"type": "string", "minLength": 1}
 YES_OR_NO: Schema = {"type": "boolean"}
 ANYTHING: Schema = {"type": "object"}
 TEXTS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
+# What the chart sets itself; by most of it objects are found.
+_OWN_LABELS = (
+    *(f"app.kubernetes.io/{word}" for word in ("name", "instance", "component", "version", "managed-by")),
+    "helm.sh/chart",
+)
+LABELS: Schema = {**TEXTS, "properties": {label: {"not": {}} for label in _OWN_LABELS}}
 NAME: Schema = {"type": "string", "pattern": "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", "maxLength": 253}
 QUANTITIES: Schema = {"type": "object", "additionalProperties": {"type": ["string", "number"]}}
 SIZE: Schema = {"type": "string", "pattern": "^([0-9.]+[EPTGMK]i?)?$"}
