@@ -281,7 +281,7 @@ def values() -> Schema:
                 prometheusRule=of(
                     enabled=YES_OR_NO,
                     labels=TEXTS,
-                    runbookUrl={"type": "string", "pattern": "^https?://"},
+                    runbookUrl=URL,
                     alerts=of(**{str(rule["alert"]): alert(str(rule["expr"])) for rule in alerts()}),
                 ),
                 dashboards=of(enabled=YES_OR_NO, labels=TEXTS),

@@ -183,6 +183,23 @@ def test_alerts_and_dashboards_go_along() -> None:
     assert len(shown) == len(list((CHART / "files" / "dashboards").glob("*.json")))
 
 
+def test_alerts_lead_to_no_runbook_where_nobody_says_where_they_lie() -> None:
+    (made,) = of_kind(rendered("monitoring.prometheusRule.enabled=true"), "PrometheusRule").values()
+    rules = [rule for group in made["spec"]["groups"] for rule in group["rules"]]
+    assert rules
+    assert not [rule for rule in rules if "runbook_url" in rule["annotations"]]
+
+
+def test_an_ingress_waits_for_answers_and_takes_long_prompts() -> None:
+    """nginx gives up after 60 s of silence, and takes no body of more than 1 MB, unless it is told."""
+    found = of_kind(documents("entry"), "Ingress")
+    assert len(found) == 2
+    for ingress in found.values():
+        told = ingress["metadata"]["annotations"]
+        wanted = {f"nginx.ingress.kubernetes.io/proxy-{what}-timeout": "3600" for what in ("read", "send")}
+        assert (wanted | {"nginx.ingress.kubernetes.io/proxy-body-size": "64m"}).items() <= told.items()
+
+
 def test_thresholds_of_alerts_are_values() -> None:
     def rules(name: str) -> dict[str, dict[str, Any]]:
         (made,) = of_kind(documents(name), "PrometheusRule").values()
