@@ -257,6 +257,7 @@ def values() -> Schema:
                 monitoring=several(),
                 directClients=YES_OR_NO,
                 redisPorts=several(PORT),
+                apiPorts={**several(PORT), "minItems": 1},
                 modelPorts=several(PORT),
                 dns=of(ports=several(PORT), peers=several()),
                 extraEgress=several(),

@@ -403,6 +403,9 @@ def test_discovery_by_endpointslices_may_read_them_and_no_more() -> None:
     assert pod["automountServiceAccountToken"] is True
     assert "k8s:///ns/r-sparsity-router-worker-shared:7001" in pod["containers"][0]["args"]
     assert not of_kind(documents("trial"), "Role")
+    own = rendered("networkPolicy.apiPorts=[16443]", example="keda")
+    assert [{443, 6443} <= set(egress_ports(each)) for each in (found, own)] == [True, False]
+    assert 16443 in egress_ports(own)
 
 
 def test_a_folder_of_examples_is_not_packed(tmp_path: Path) -> None:
