@@ -74,6 +74,7 @@ style:
 	@$(DEPLOY_TOOL)/release.py
 	@$(DEPLOY_TOOL)/workflows.py
 	@$(DEPLOY_TOOL)/charts.py
+	@$(if $(KUBECTL),$(DEPLOY_TOOL)/server_side.py $(KUBECTL),echo "chart: no API server asked; KUBECTL='kubectl --context NAME' names one")
 
 format: environment
 	@$(BIN)/ruff check --fix .

@@ -11,6 +11,12 @@ SOME_TEXT: Schema = {"type": "string", "minLength": 1}
 YES_OR_NO: Schema = {"type": "boolean"}
 ANYTHING: Schema = {"type": "object"}
 TEXTS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
+# What the chart sets itself; by most of it objects are found.
+_OWN_LABELS = (
+    *(f"app.kubernetes.io/{word}" for word in ("name", "instance", "component", "version", "managed-by")),
+    "helm.sh/chart",
+)
+LABELS: Schema = {**TEXTS, "properties": {label: {"not": {}} for label in _OWN_LABELS}}
 NAME: Schema = {"type": "string", "pattern": "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", "maxLength": 253}
 QUANTITIES: Schema = {"type": "object", "additionalProperties": {"type": ["string", "number"]}}
 SIZE: Schema = {"type": "string", "pattern": "^([0-9.]+[EPTGMK]i?)?$"}
@@ -45,6 +51,11 @@ def one_of(*words: str) -> Schema:
 PORT = whole(1, 65535)
 HOST: Schema = {"type": "string", "pattern": "^((\\*\\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", "maxLength": 253}
 SOME_HOST: Schema = {**HOST, "minLength": 1}
+# An address as --worker takes it, its port a number: the network policy opens that.
+_AT = r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])"
+_PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+_NAMED = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+WORKER = f"^((sglang\\+grpc://)?{_AT}|(sglang\\+)?dns:///{_AT}|(sglang\\+)?k8s:///{_NAMED}/{_NAMED}):{_PORT}$"
 # Part of the names of Services, which are labels of DNS, and of labels.
 POOL = "^[a-z]([-a-z0-9]{0,13}[a-z0-9])?$"
 SECRET = of(secretName=NAME, secretKey=SOME_TEXT)

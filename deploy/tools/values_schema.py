@@ -16,6 +16,7 @@ from schema_kinds import (
     ANYTHING,
     CLAIM,
     HOST,
+    LABELS,
     LOGIN,
     NAME,
     POD_CLAIM,
@@ -29,6 +30,7 @@ from schema_kinds import (
     TEXT,
     TEXTS,
     URL,
+    WORKER,
     YES_OR_NO,
     Schema,
     number,
@@ -78,7 +80,7 @@ def component(own: Schema, image: Schema, settings: type | None) -> Schema:
         "podSecurityContext": {"type": ["object", "null"]},
         "securityContext": {"type": ["object", "null"]},
         "podAnnotations": TEXTS,
-        "podLabels": TEXTS,
+        "podLabels": LABELS,
         "extraEnv": several({"type": "object", "required": ["name"]}),
         "envFrom": several(),
         "initContainers": several({"type": "object", "required": ["name", "image"]}),
@@ -161,6 +163,7 @@ def values() -> Schema:
     router: Schema = {
         "service": of(type=one_of("ClusterIP", "NodePort", "LoadBalancer"), annotations=TEXTS),
         "http": of(enabled=YES_OR_NO),
+        "workers": {**several({"type": "string", "pattern": WORKER}), "uniqueItems": True},
         "discovery": one_of("dns", "kubernetes"),
         "connectionSeconds": taken(RouterConfig, "connection-seconds"),
         "tokenizer": of(image=TEXT, path=SOME_TEXT, existingClaim=NAME, subPath=TEXT),
@@ -168,7 +171,7 @@ def values() -> Schema:
         "policyTtl": taken(RouterConfig, "policy-ttl"),
     }
     door = of(host=HOST, annotations=TEXTS)
-    rollout: Schema = {"rollout": one_of("surge", "replace")}
+    rollout: Schema = {"rollout": one_of("surge", "replace", "recreate")}
     pool: Schema = {
         "enabled": YES_OR_NO,
         "tiers": {**several(one_of(*TIERS)), "minItems": 1, "uniqueItems": True},
@@ -186,7 +189,7 @@ def values() -> Schema:
             **{"global": {"type": "object", "properties": {"imageRegistry": TEXT}}},
             nameOverride=TEXT,
             fullnameOverride=TEXT,
-            commonLabels=TEXTS,
+            commonLabels=LABELS,
             imagePullSecrets=several({**of(name=NAME), "required": ["name"]}),
             clusterDomain=SOME_TEXT,
             listenHost=one_of("0.0.0.0", "::"),
@@ -254,6 +257,7 @@ def values() -> Schema:
                 monitoring=several(),
                 directClients=YES_OR_NO,
                 redisPorts=several(PORT),
+                apiPorts={**several(PORT), "minItems": 1},
                 modelPorts=several(PORT),
                 dns=of(ports=several(PORT), peers=several()),
                 extraEgress=several(),
@@ -278,7 +282,7 @@ def values() -> Schema:
                 prometheusRule=of(
                     enabled=YES_OR_NO,
                     labels=TEXTS,
-                    runbookUrl={"type": "string", "pattern": "^https?://"},
+                    runbookUrl=URL,
                     alerts=of(**{str(rule["alert"]): alert(str(rule["expr"])) for rule in alerts()}),
                 ),
                 dashboards=of(enabled=YES_OR_NO, labels=TEXTS),

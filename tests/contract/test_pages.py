@@ -25,7 +25,7 @@ TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, tex
 SOURCE = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in TRACKED if name.endswith(".py"))
 # Of docker, pip, Prometheus and SGLang.
 FOREIGN = {
-    "--attention-backend", "--build", "--enable-feature", "--json-model-override-args", "--require-hashes",
+    "--context", "--attention-backend", "--build", "--enable-feature", "--json-model-override-args", "--require-hashes",
     "--smg-grpc-mode",
 }  # fmt: skip
 

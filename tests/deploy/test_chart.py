@@ -11,7 +11,7 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
-from charts import CHART, ROOT, examples, refusal, refusals, refuse_all, render, value_files
+from charts import CHART, ROOT, examples, refusal, refusals, refuse_all, render, run, value_files
 from helm import PACKAGES, helm
 from prometheus_client.utils import floatToGoString
 from promql import documented, selectors
@@ -22,6 +22,7 @@ from support.rendered import containers, documents, egress_ports, of_kind, pods,
 
 PROGRAMS = {"router": "sparsity_router", "worker": "sparsity_worker"}
 STORE = ("redis.embedded.enabled=false",)
+CHECKED = ("policies-check", "policies")
 SECRETS = {"access": "sparsity-access", "leases": "sparsity-leases"}
 
 
@@ -180,6 +181,23 @@ def test_alerts_and_dashboards_go_along() -> None:
     assert all(url.startswith("https://docs.example.com/sparsity/runbooks/") for url in urls)
     shown = [name for name in of_kind(found, "ConfigMap") if "-dashboard-" in name]
     assert len(shown) == len(list((CHART / "files" / "dashboards").glob("*.json")))
+
+
+def test_alerts_lead_to_no_runbook_where_nobody_says_where_they_lie() -> None:
+    (made,) = of_kind(rendered("monitoring.prometheusRule.enabled=true"), "PrometheusRule").values()
+    rules = [rule for group in made["spec"]["groups"] for rule in group["rules"]]
+    assert rules
+    assert not [rule for rule in rules if "runbook_url" in rule["annotations"]]
+
+
+def test_an_ingress_waits_for_answers_and_takes_long_prompts() -> None:
+    """nginx gives up after 60 s of silence, and takes no body of more than 1 MB, unless it is told."""
+    found = of_kind(documents("entry"), "Ingress")
+    assert len(found) == 2
+    for ingress in found.values():
+        told = ingress["metadata"]["annotations"]
+        wanted = {f"nginx.ingress.kubernetes.io/proxy-{what}-timeout": "3600" for what in ("read", "send")}
+        assert (wanted | {"nginx.ingress.kubernetes.io/proxy-body-size": "64m"}).items() <= told.items()
 
 
 def test_thresholds_of_alerts_are_values() -> None:
@@ -385,6 +403,9 @@ def test_discovery_by_endpointslices_may_read_them_and_no_more() -> None:
     assert pod["automountServiceAccountToken"] is True
     assert "k8s:///ns/r-sparsity-router-worker-shared:7001" in pod["containers"][0]["args"]
     assert not of_kind(documents("trial"), "Role")
+    own = rendered("networkPolicy.apiPorts=[16443]", example="keda")
+    assert [{443, 6443} <= set(egress_ports(each)) for each in (found, own)] == [True, False]
+    assert 16443 in egress_ports(own)
 
 
 def test_a_folder_of_examples_is_not_packed(tmp_path: Path) -> None:
@@ -418,6 +439,25 @@ def test_an_upgrade_waits_for_the_model() -> None:
     assert of_kind(made, "Job")["r-sparsity-router-policies"]["spec"]["activeDeadlineSeconds"] == 3900
     probe = found["r-sparsity-router-worker-shared"]["spec"]["template"]["spec"]["containers"][0]["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] == 3600
+
+
+def test_notes_say_how_long_helm_must_wait() -> None:
+    """Longer than the 300 s that Helm gives a hook of itself: the one that writes policies waits for a worker."""
+    for name in ("production", "slow", "model"):
+        (file,) = (file for file in value_files() if file.stem == name)
+        said = run("install", "r", str(CHART), "--dry-run=client", "-f", str(file))
+        deployment = of_kind(documents(name), "Deployment")["r-sparsity-router-router"]
+        seconds = deployment["spec"]["progressDeadlineSeconds"]
+        assert seconds > 300
+        assert f"--timeout {seconds}s" in said.partition("NOTES:")[2]
+
+
+def test_installs_with_policies_are_shown_with_a_timeout() -> None:
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith("helm install") and "trial.yaml" not in line]
+    head = (CHART / "examples" / "production.yaml").read_text().partition("model:")[0]
+    assert lines
+    assert all(" --timeout " in text for text in (*lines, head))
 
 
 def test_traces_go_by_the_protocol_that_is_asked_for() -> None:
@@ -502,6 +542,9 @@ def test_an_upgrade_leaves_a_dense_worker() -> None:
     assert unavailable(documents("trial"), "shared") == (0, 1)
     found = documents("rollout")
     assert [unavailable(found, pool) for pool in ("shared", "dense", "batch")] == [(1, 0), (1, 0), (0, 1)]
+    # Where there is no GPU but the one in use, on the operator's word.
+    alone = of_kind(documents("one-gpu"), "Deployment")["r-sparsity-router-worker-shared"]["spec"]
+    assert alone["strategy"] == {"type": "Recreate"}
 
 
 def test_policies_are_read_before_anything_is_changed(tmp_path: Path) -> None:
@@ -527,6 +570,19 @@ def test_policies_are_read_before_anything_is_changed(tmp_path: Path) -> None:
         assert ("tokns" in ended.stderr) is bool(code)
         for file in files["data"]:
             (tmp_path / file).unlink()
+
+
+def test_the_check_before_an_install_needs_nothing_that_the_release_makes() -> None:
+    """Certificates and Secrets of its `extraObjects` come after it: a pod that mounts them would never start."""
+    key = 'operatorKey.secretName="sparsity-operator"'
+    found = rendered('policies.documents={"a":{"domain":"a"}}', key, example="cert-manager")
+    jobs = of_kind(found, "Job")
+    check, writes = (jobs[f"r-sparsity-router-{name}"]["spec"]["template"]["spec"] for name in CHECKED)
+    (lint,), (written,) = check["containers"], writes["containers"]
+    assert [volume["name"] for volume in check["volumes"]] == ["policies", "tmp"]
+    assert lint["env"] == [{"name": "HOME", "value": "/tmp"}]
+    assert "router-tls" in {volume.get("secret", {}).get("secretName") for volume in writes["volumes"]}
+    assert {"SPARSITY_KEY", "SPARSITY_TLS_CA"} <= {each["name"] for each in written["env"]}
 
 
 def test_the_job_ends_at_once_where_the_router_refuses() -> None:

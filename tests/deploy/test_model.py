@@ -91,6 +91,28 @@ def test_upgrades_and_the_network_wait_for_the_download_too() -> None:
     assert 9000 in egress_ports(own, "router")
     assert egress_ports(own, "worker-shared") == [9000]
     assert not of_kind(own, "Job")
+    assert egress_ports(documents("artifact"), "model") == [5000]
+
+
+@pytest.mark.parametrize(
+    ("source", "endpoint", "more", "ports"),
+    [
+        ("hf://org/name@c0ffee", "http://mirror:8081", [], [8081]),
+        ("hf://org/name@c0ffee", "https://mirror.example.com/hub/", [], [443]),
+        ("hf://org/name@c0ffee", "", [8443], [8443, 443]),
+        ("s3://bucket/folder", "", [], [443]),
+        ("s3://bucket/folder", "http://minio.store:9000", [], [9000]),
+        ("s3://bucket/folder", "http://minio", [], [80]),
+        ("s3://bucket/folder", "http://[fd00::9]:9001", [], [9001]),
+        ("oci://registry:5000/models/a:1", "", [443], [443, 5000]),
+        ("oci://registry-2/models/a:1", "", [], [443]),
+    ],
+)
+def test_the_network_lets_a_download_through_to_where_it_comes_from(
+    source: str, endpoint: str, more: list[int], ports: list[int]
+) -> None:
+    settings = (f'model.source="{source}"', f'model.download.endpoint="{endpoint}"', f"networkPolicy.modelPorts={more}")
+    assert egress_ports(rendered(*settings, example="model"), "model") == ports
 
 
 @pytest.mark.parametrize(

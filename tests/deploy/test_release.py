@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from release import PLACES, ROOT, main, notes, version, versions, write
+from support.rendered import documents
 
 WORKFLOW = ROOT / ".github" / "workflows" / "release.yaml"
 
@@ -67,6 +69,25 @@ def test_the_workflow_asks_for_files_that_there_are() -> None:
         assert (ROOT / file).exists(), file
     for name in ("router", "worker"):
         assert (ROOT / "deploy" / "docker" / f"{name}.Dockerfile").exists()
+
+
+def test_the_log_of_a_test_is_there_when_it_is_asked_for() -> None:
+    """Helm 3 deletes what succeeded before `--logs` reads it, and ends with 1 (helm/helm#9098)."""
+    asked = [step["run"] for step in steps() if "helm test" in step.get("run", "")]
+    assert asked
+    assert all(re.search(r"helm test \S+ --logs", run) for run in asked)
+    annotations = [each["metadata"].get("annotations", {}) for each in documents("echo")]
+    tests = [each for each in annotations if each.get("helm.sh/hook") == "test"]
+    assert tests == [{"helm.sh/hook": "test", "helm.sh/hook-delete-policy": "before-hook-creation"}]
+
+
+def test_what_needs_more_than_lint_has_is_run_where_it_is_to_be_had() -> None:
+    """Alerts and what scaling asks wherever a release is made; a server's own checks of objects where one is named."""
+    assert any("make alerts" in step.get("run", "") for step in steps())
+    for given, asked in ((), False), (("KUBECTL=kubectl --context trial",), True):
+        make = ["make", "-n", "style", *given]
+        said = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True, env={"PATH": "/usr/bin:/bin"})
+        assert ("server_side.py kubectl --context trial" in said.stdout) is asked
 
 
 def test_what_is_pushed_is_signed_and_has_an_sbom() -> None:

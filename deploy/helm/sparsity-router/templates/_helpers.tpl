@@ -201,7 +201,8 @@ lifecycle:
 {{- end }}
 {{- end }}
 
-{{- /* The pod of a job over policy documents: root, router, name, configMap, command and args. */ -}}
+{{- /* The pod of a job over policy documents: root, router, name, configMap, command and args; `calls` where it calls the router. What
+  does not, runs before anything of the release is there, such as a Secret that its certificates fill. */ -}}
 {{- define "sparsity.policyPod" -}}
 template:
   metadata:
@@ -231,7 +232,11 @@ template:
       {{- toYaml . | nindent 6 }}
       {{- end }}
       env:
+      {{- if .calls }}
       {{- include "sparsity.callerEnvironment" (list .root) | nindent 6 }}
+      {{- else }}
+      - {name: HOME, value: /tmp}
+      {{- end }}
       resources:
         requests: {cpu: 100m, memory: 256Mi}
         limits: {memory: 512Mi}
@@ -240,13 +245,13 @@ template:
       volumeMounts:
       - {name: policies, mountPath: /etc/sparsity/policies, readOnly: true}
       - {name: tmp, mountPath: /tmp}
-      {{- if .root.Values.tls.router.secretName }}
+      {{- if and .calls .root.Values.tls.router.secretName }}
       - {name: tls, mountPath: /etc/sparsity/tls, readOnly: true}
       {{- end }}
     volumes:
     - {name: policies, configMap: {name: {{ default .configMap .root.Values.policies.configMap }}}}
     - {name: tmp, emptyDir: {}}
-    {{- if .root.Values.tls.router.secretName }}
+    {{- if and .calls .root.Values.tls.router.secretName }}
     - {name: tls, secret: {secretName: {{ .root.Values.tls.router.secretName }}}}
     {{- end }}
 {{- end }}

@@ -233,9 +233,15 @@
 
 {{- /* What pods that download need of the network, where any do: root. */ -}}
 {{- define "sparsity.downloadEgress" -}}
+{{- $ports := list }}
+{{- range .Values.networkPolicy.modelPorts }}{{ $ports = append $ports (printf "%d" (int .)) }}{{ end }}
+{{- $model := include "sparsity.model" . | fromJson }}
+{{- $endpoint := .Values.model.download.endpoint }}
+{{- $host := ternary (first (splitList "/" $model.rest)) (include "sparsity.urlHosts" $endpoint) (eq $model.scheme "oci") }}
+{{- $ports = append $ports (include "sparsity.port" (list $host (ternary "80" "443" (hasPrefix "http://" $endpoint)))) -}}
 - ports:
-  {{- range .Values.networkPolicy.modelPorts }}
-  - {port: {{ int . }}, protocol: TCP}
+  {{- range uniq $ports }}
+  - {port: {{ . }}, protocol: TCP}
   {{- end }}
 {{- end }}
 
@@ -254,7 +260,13 @@
 {{- if and $model.source (or $model.builtin $model.existingClaim $model.subPath) -}}
 {{- fail "model.source: goes without model.existingClaim, model.subPath and model.builtin" -}}
 {{- end -}}
-{{- if not (or $model.builtin $model.existingClaim $model.source) -}}
+{{- $pools := include "sparsity.pools" . | fromJson -}}
+{{- $tokenizer := .Values.router.tokenizer -}}
+{{- if and (not $pools) (include "sparsity.stock" .) (or $model.builtin $model.cache.size $model.cache.existingClaim) -}}
+{{- fail "model: builtin and cache are of pools, of which none is enabled; name the router's tokenizer, or a model.source to take it from" -}}
+{{- end -}}
+{{- $alone := and (not $pools) (or $tokenizer.image $tokenizer.existingClaim) -}}
+{{- if not (or $model.builtin $model.existingClaim $model.source $alone) -}}
 {{- fail "model.existingClaim: name a claim with a Hugging Face folder, say where the model comes from in model.source, or set model.builtin=true for the small model of a trial" -}}
 {{- end -}}
 {{- if $model.source -}}
@@ -291,10 +303,12 @@
 {{- if or $download.include $download.endpoint $download.region -}}
 {{- fail "model.download: include, endpoint and region are of hf:// and s3://; an artifact comes whole from its registry" -}}
 {{- end -}}
-{{- $tokenizer := .Values.router.tokenizer -}}
 {{- if not (or $found.claim $tokenizer.image $tokenizer.existingClaim) -}}
 {{- fail "router.tokenizer: give image or existingClaim, or model.cache; without them each router would pull the whole artifact" -}}
 {{- end -}}
+{{- end -}}
+{{- if and $download.endpoint (not (include "sparsity.isHost" (include "sparsity.urlHosts" $download.endpoint))) -}}
+{{- fail "model.download.endpoint: has no host:port; credentials go into model.download.secretName, an IPv6 address into brackets" -}}
 {{- end -}}
 {{- if and (eq $found.scheme "hf") $download.region -}}
 {{- fail "model.download.region: is of s3://" -}}

@@ -44,24 +44,27 @@
 {{- fail (printf "%s.profiles: are %d for %d sparse tiers of %s.tiers; each needs one" $path (len $pool.profiles) (len $sparse) $path) -}}
 {{- end -}}
 {{- end -}}
-{{- if not $dense -}}
-{{- fail "workers: no pool that is enabled serves dense; what is in doubt goes dense" -}}
+{{- /* Servers of stock SGLang hold the place that pools of ours otherwise must. */ -}}
+{{- $stock := include "sparsity.stock" . -}}
+{{- if not (or $dense $stock) -}}
+{{- fail "workers: no pool that is enabled serves dense, and router.workers names no stock SGLang; what is in doubt goes dense" -}}
 {{- end -}}
-{{- range $name, $pool := $dense -}}
+{{- range $name, $pool := ternary dict $dense (not (empty $stock)) -}}
 {{- $path := printf "workers.%s" $name -}}
 {{- $fewest := int (include "sparsity.fewest" $pool) -}}
 {{- $others := 0 -}}{{- $staying := 0 -}}
 {{- range $other, $values := omit $dense $name -}}
 {{- $there := int (include "sparsity.fewest" $values) -}}
 {{- $others = add $others $there -}}
-{{- $staying = add $staying (max 0 (sub $there (ternary 1 0 (eq $values.rollout "replace")))) -}}
+{{- $going := get (dict "surge" 0 "replace" 1 "recreate" $there) $values.rollout -}}
+{{- $staying = add $staying (max 0 (sub $there $going)) -}}
 {{- end -}}
 {{- if and (lt $fewest 1) (lt (int $others) 1) -}}
 {{- $field := ternary "replicas" "autoscaling.minReplicas" (eq $pool.autoscaling.kind "none") -}}
 {{- fail (printf "%s.%s: must be at least 1; no other pool with a worker serves dense, where what is in doubt goes" $path $field) -}}
 {{- end -}}
 {{- if and (eq $pool.rollout "replace") (lt $fewest 2) (lt (int $staying) 1) -}}
-{{- fail (printf "%s.rollout: replace leaves no dense worker while the model loads; give 2 replicas, or surge" $path) -}}
+{{- fail (printf "%s.rollout: replace leaves no dense worker while the model loads; give 2 replicas, or surge, or recreate, which accepts that" $path) -}}
 {{- end -}}
 {{- end -}}
 {{- end }}

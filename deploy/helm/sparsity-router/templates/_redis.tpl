@@ -8,6 +8,11 @@
 {{- default (index . 1) (regexFind ":[0-9]+$" (index . 0) | trimPrefix ":") -}}
 {{- end }}
 
+{{- /* Whether a host:port entry is one: a word, or nothing. */ -}}
+{{- define "sparsity.isHost" -}}
+{{- if regexMatch "^([A-Za-z0-9_.-]+|\\[[0-9A-Fa-f:.]+\\])(:[0-9]{1,5})?$" . }}yes{{ end -}}
+{{- end }}
+
 {{- /* Ports that routers may reach the store on, as a JSON list under `ports`. */ -}}
 {{- define "sparsity.redisPorts" -}}
 {{- $url := .Values.redis.url -}}
@@ -91,7 +96,7 @@
 {{- fail "redis.url: several hosts are Sentinels' (redis+sentinel://) or a Cluster's (redis+cluster://)" -}}
 {{- end -}}
 {{- range splitList "," $hosts -}}
-{{- if and $redis.url (not (regexMatch "^([A-Za-z0-9_.-]+|\\[[0-9A-Fa-f:.]+\\])(:[0-9]{1,5})?$" .)) -}}
+{{- if and $redis.url (not (include "sparsity.isHost" .)) -}}
 {{- fail (printf "redis.url: %q is no host:port; an IPv6 address stands in brackets" .) -}}
 {{- end -}}
 {{- if gt (int (include "sparsity.port" (list . 1))) 65535 -}}
