@@ -156,8 +156,10 @@ def test_folders_hold_what_a_reader_can_take_in() -> None:
     assert not {folder for folder, count in counts.items() if count > MOST_MODULES}
 
 
-def test_folders_of_tests_are_as_small() -> None:
-    counts = Counter(path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py"))
+def test_folders_of_tests_and_tools_are_as_small() -> None:
+    beside = [ROOT / name for name in ("tests", "tools", "deploy")]
+    counts = Counter(path.parent.relative_to(ROOT).as_posix() for folder in beside for path in modules(folder))
+    assert {"tests/support", "tools", "deploy/tools"} <= counts.keys()
     assert not {folder for folder, count in counts.items() if count > MOST_MODULES}
 
 

@@ -18,8 +18,8 @@ from sparsity_worker.tune import __main__ as command
 from sparsity_worker.tune import crossover, dense
 from sparsity_worker.tune.crossover import NEVER, Crossover, Heads, Timing, check_model, shortest, tuned
 from sparsity_worker.tune.dense import dense_tier, ours_is_fastest
-from support.engine import profile_document
 from support.tiny import tiny_model
+from support.workers.engine import profile_document
 
 HEADS = Heads(4, 2, 16)
 

@@ -18,12 +18,12 @@ from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Decision, Override, Reason, Rollout, Scope, Signals, Tier
 from sparsity_router.decisions import sessions as sessions_
 from sparsity_router.decisions.sessions import Sessions, _key
-from support.fake_worker import FakeWorker, fail
-from support.rig import AGGRESSIVE, BANDS, DENSE, LONG, MODERATE, rig
-from support.router import until
-from support.snapshots import snapshot
+from support.routers.rig import AGGRESSIVE, BANDS, DENSE, LONG, MODERATE, rig
+from support.routers.router import until
+from support.stores.snapshots import snapshot
+from support.stores.valkey import Valkey
 from support.tiny import tiny_model
-from support.valkey import Valkey
+from support.workers.fake_worker import FakeWorker, fail
 
 RULES = [
     {"name": task, "when": f"task == '{task}'", "tier": tier}

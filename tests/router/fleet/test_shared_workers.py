@@ -15,9 +15,9 @@ from sparsity_router.fleet.breaker import FAILURES_TO_OPEN
 from sparsity_router.fleet.capabilities import by_tier, mismatch
 from sparsity_router.fleet.fleet import Admission
 from sparsity_router.fleet.workers import State
-from support.fake_worker import FakeWorker, answer, fail
-from support.rig import AGGRESSIVE, DENSE, LONG, MODERATE, Rig, refusal, rig, until
+from support.routers.rig import AGGRESSIVE, DENSE, LONG, MODERATE, Rig, refusal, rig, until
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker, answer, fail
 
 ALL = (DENSE, MODERATE, AGGRESSIVE)
 # By length, the tiers that the rig's policy gives.
