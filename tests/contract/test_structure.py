@@ -10,24 +10,10 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from support.page import PAGE, ROOT, rows, words
 from support.slow import SLOW
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 MOST_MODULES, MOST_LINES, MOST_TERMS = 14, 300, 40
-
-
-def rows(title: str) -> list[list[str]]:
-    """The cells of the table under a heading of the page, without its head."""
-    _, _, after = PAGE.partition(f"\n{title}\n")
-    lines = re.split(r"\n#+ ", after)[0].splitlines()
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
-
-
-def words(cell: str) -> set[str]:
-    """What stands in backticks."""
-    return set(re.findall(r"`([^`]+)`", cell))
-
 
 PACKAGES = {package: ROOT / folder / package for folder, package in
             ((row[0].strip("`"), row[1].strip("`")) for row in rows("## Packages"))}  # fmt: skip
