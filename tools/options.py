@@ -11,13 +11,15 @@ from sparsity_serving.options.declaration import Leaf, leaves
 from sparsity_serving.options.settings import variable
 from sparsity_worker.config import PREFIX as WORKER
 from sparsity_worker.config import WorkerConfig
+from sparsity_worker.tune.options import TuneConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "options.md"
 INTRODUCTION = """\
 # What options are there?
 
-Made from the code by `tools/options.py`; an option is stated in `RouterConfig` or `WorkerConfig` and nowhere else.
+Made from the code by `tools/options.py`; an option is stated in `RouterConfig` or `WorkerConfig` and nowhere else
+(`sparsity worker tune` takes a worker's own, and states its one profile).
 
 Each may be given on the command line (`--queue-seconds 20`), in the environment
 (`SPARSITY_ROUTER_QUEUE_SECONDS=20`), or in a YAML file that `--config` names (`queue-seconds: 20`). The command line
@@ -25,7 +27,11 @@ counts first, then the environment, then the file. An option that is on or off i
 In the chart, `router.options` and `workers.POOL.options` take them by name. A value that cannot be used ends the
 process with status 2 and a line that names the option, what it takes, and what was given.
 """
-PROCESSES = ((RouterConfig, ROUTER, "python -m sparsity_router"), (WorkerConfig, WORKER, "python -m sparsity_worker"))
+PROCESSES = (
+    (RouterConfig, ROUTER, "python -m sparsity_router"),
+    (WorkerConfig, WORKER, "python -m sparsity_worker"),
+    (TuneConfig, WORKER, "sparsity worker tune"),
+)
 
 
 def page() -> str:
