@@ -37,6 +37,7 @@ class Reason(IntEnum):
     CALLER_REQUESTED = 13
     GUARD = 14
     SESSION = 15
+    TIER_FULL = 16
 
 
 class StickyBy(StrEnum):
