@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparsity_rpc.errors import ConfigurationError
+from sparsity_rpc.tiers import DENSE as DENSE
+from sparsity_rpc.tiers import TIERS as TIERS
 from sparsity_rpc.tls import ServerTls
 from sparsity_serving.engines import ECHO, ENGINES, SGLANG
 from sparsity_serving.fields.defaults import Defaults, ends_of
@@ -18,9 +20,6 @@ from sparsity_worker.folders import state_folder
 from sparsity_worker.nodes import Nodes
 
 PREFIX = "SPARSITY_WORKER"
-DENSE = "dense"
-TIERS = (DENSE, "moderate", "aggressive")
-"""The densest first."""
 TOKENS_CPU = 20_480
 # Of a model's config.json.
 _OPTIONAL = ("index_topk", "kv_lora_rank", "num_attention_heads")
