@@ -30,7 +30,6 @@ _STORES = (
     "redis://host:port/db, redis+sentinel://host:port,host:port/master, redis+cluster://host:port,host:port; TLS by"
     " rediss://, rediss+sentinel:// and rediss+cluster://"
 )
-_BY_TIER = "also by tier: dense=600,moderate=300,aggressive=300"
 
 
 def _band_set(source: str, text: str) -> str | None:
@@ -116,13 +115,15 @@ class RouterConfig:
     patience: Patience = group(
         Patience,
         first=Option(
-            f"seconds of a worker's silence before its first message until another is asked; {_BY_TIER}",
+            "seconds of a worker's silence before its first message until another is asked; also by tier, such as"
+            " dense=600,moderate=300,aggressive=300",
             "first-message-seconds",
             read=read_seconds,
             shown=f"{FIRST_SECONDS:g}",
         ),
         between=Option(
-            f"seconds of a worker's silence within a stream until the call ends; {_BY_TIER}",
+            "seconds of a worker's silence within a stream until the call ends; also by tier, such as"
+            " dense=60,moderate=90,aggressive=90",
             "next-message-seconds",
             read=read_seconds,
             shown=f"{NEXT_SECONDS:g}",
