@@ -10,14 +10,17 @@ DEPLOY_TOOL := PYTHONPATH=tools $(BIN)/python deploy/tools
 environment:
 	@$(PYTHON) tools/environment.py
 
+# More options of `sparsity up`, as in `make run UP=--pools`.
+UP ?=
+
 # The same without torch, SGLang or a model: workers answer by an echo of the prompt. A minute the first time, 0.4 GB.
 try:
 	@$(PYTHON) tools/environment.py --light
-	@$(BIN)/sparsity up --engine echo --tour
+	@$(BIN)/sparsity up --engine echo --tour $(UP)
 
 # Starts Valkey, a worker of every tier and the router, and serves until interrupted.
 run: environment
-	@$(BIN)/sparsity up
+	@$(BIN)/sparsity up $(UP)
 
 # Two files at a time, each on a core of its own: what takes long first, and one real engine after the other
 # (tests/support/slow.py). Torch's threads would wait for a core that another process computes on.

@@ -2,7 +2,7 @@
 
 coverage.py is fetched into the cache folder, and only then seen by the clone's Python: every process of a test, its
 routers and workers among them, is measured from its start (coverage.readthedocs.io/subprocess.html). Whatever else is
-set stands in pyproject.toml.
+set stands in pyproject.toml, `fail_under` among it: a smaller share of the lines is a failure.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from environment import ROOT, alone, cache_root, run_pip, site_packages
 
@@ -53,18 +55,35 @@ def coverage(*arguments: str) -> int:
     return subprocess.run([sys.executable, "-m", "coverage", *arguments], cwd=ROOT, check=False).returncode
 
 
-def told() -> Iterator[str]:
-    """The report in lines: each package's share, and the modules with the most lines that were not run."""
+def least() -> float:
+    """The share of the lines that is held, percent."""
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return float(document["tool"]["coverage"]["report"]["fail_under"])
+
+
+def told(report: dict[str, Any], held: float) -> Iterator[str]:
+    """The report in lines: each package's share, the modules with the most lines that were not run, and all in all."""
     lines: Counter[str] = Counter()
     missing: Counter[str] = Counter()
     modules: Counter[str] = Counter()
-    for name, file in json.loads(REPORT.read_text(encoding="utf-8"))["files"].items():
+    for name, file in report["files"].items():
         package = Path(name).parts[1]
         lines[package] += file["summary"]["num_statements"]
         missing[package] += file["summary"]["missing_lines"]
         modules[name] = file["summary"]["missing_lines"]
     yield from (f"{100 * (1 - missing[package] / lines[package]):6.1f} % {package}" for package in sorted(lines))
     yield from (f"{count:6d} lines left out: {name}" for name, count in modules.most_common(NAMED) if count)
+    yield f"{share(report):6.1f} % of all lines; {held:g} % are held"
+
+
+def share(report: dict[str, Any]) -> float:
+    """Lines that were run, percent of all."""
+    return float(report["totals"]["percent_covered"])
+
+
+def status(failed: int, report: dict[str, Any], held: float) -> int:
+    """What the command exits with: the status of the tests, else 1 for less than what is held."""
+    return failed or int(share(report) < held)
 
 
 def main() -> None:
@@ -74,9 +93,9 @@ def main() -> None:
         failed = coverage("run", "-m", "pytest", *sys.argv[1:])
         coverage("combine", "--quiet")
         coverage("json", "--quiet", "-o", str(REPORT), "--fail-under=0")
-        print(*told(), sep="\n")
-        short = coverage("report", "--format=total")
-    sys.exit(failed or short)
+    report, held = json.loads(REPORT.read_text(encoding="utf-8")), least()
+    print(*told(report, held), sep="\n")
+    sys.exit(status(failed, report, held))
 
 
 if __name__ == "__main__":

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import typer
+from sparsity_cli.main import app
 from sparsity_router.config import PREFIX as ROUTER
 from sparsity_router.config import RouterConfig
 from sparsity_serving.options.declaration import Leaf, leaves
 from sparsity_serving.options.settings import variable
 from sparsity_worker.config import PREFIX as WORKER
 from sparsity_worker.config import WorkerConfig
+from sparsity_worker.tune.options import TuneConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "options.md"
 INTRODUCTION = """\
 # What options are there?
 
-Made from the code by `tools/options.py`; an option is stated in `RouterConfig` or `WorkerConfig` and nowhere else.
+Made from the code by `tools/options.py`; an option is stated in `RouterConfig` or `WorkerConfig` and nowhere else
+(`sparsity worker tune` takes a worker's own, and states its one profile).
 
 Each may be given on the command line (`--queue-seconds 20`), in the environment
 (`SPARSITY_ROUTER_QUEUE_SECONDS=20`), or in a YAML file that `--config` names (`queue-seconds: 20`). The command line
@@ -25,7 +31,12 @@ counts first, then the environment, then the file. An option that is on or off i
 In the chart, `router.options` and `workers.POOL.options` take them by name. A value that cannot be used ends the
 process with status 2 and a line that names the option, what it takes, and what was given.
 """
-PROCESSES = ((RouterConfig, ROUTER, "python -m sparsity_router"), (WorkerConfig, WORKER, "python -m sparsity_worker"))
+UP = "The whole service on one machine has defaults of its own, and is told by its command line alone."
+PROCESSES = (
+    (RouterConfig, ROUTER, "python -m sparsity_router"),
+    (WorkerConfig, WORKER, "python -m sparsity_worker"),
+    (TuneConfig, WORKER, "sparsity worker tune"),
+)
 
 
 def page() -> str:
@@ -35,7 +46,17 @@ def page() -> str:
         lines += [f"## `{program}`", "", "| option | default | takes | what it is |", "|---|---|---|---|"]
         lines += [_row(leaf, prefix) for leaf in leaves(settings) if not leaf.said.inner]
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_up(), ""])
+
+
+def _up() -> Iterator[str]:
+    """The options of `sparsity up`, which starts the others' processes."""
+    commands: dict[str, Any] = getattr(typer.main.get_command(app), "commands", {})
+    yield from ("## `sparsity up`", "", UP, "", "| option | default | what it is |", "|---|---|---|")
+    for each in commands["up"].params:
+        flags = "`, `".join([*each.opts, *each.secondary_opts])
+        variable = f"<br>`{each.envvar}`" if each.envvar else ""
+        yield f"| `{flags}`{variable} | {_shown(each.default)} | {each.help} |"
 
 
 def _row(leaf: Leaf, prefix: str) -> str:
@@ -49,11 +70,15 @@ def default(leaf: Leaf) -> str:
         return "must be given"
     if leaf.said.shown:
         return leaf.said.shown
-    if leaf.default is None or leaf.default == ():
+    return _shown(leaf.default)
+
+
+def _shown(value: Any) -> str:
+    if value is None or value == ():
         return ""
-    if isinstance(leaf.default, bool):
-        return "on" if leaf.default else "off"
-    return f"`{leaf.default:g}`" if isinstance(leaf.default, float) else f"`{leaf.default}`"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
 def _takes(leaf: Leaf) -> str:

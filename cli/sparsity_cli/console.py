@@ -32,6 +32,7 @@ from sparsity_rpc.errors import (
     UnavailableError,
 )
 from sparsity_rpc.status import to_error
+from sparsity_serving.addresses import ROUTER
 
 # Piped output is not cut to the width of a terminal that is not there.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
@@ -48,7 +49,7 @@ EXIT_CODES: dict[type[SparsityError], int] = {
 }
 # What protobuf says of a number, before it.
 _OUT_OF_RANGE = "Value out of range: "
-DEFAULT_ROUTER = "127.0.0.1:7000"
+DEFAULT_ROUTER = ROUTER
 
 Router = Annotated[str, typer.Option("--router", envvar="SPARSITY_ROUTER", help="The router's address, host:port.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

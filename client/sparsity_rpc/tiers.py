@@ -16,3 +16,8 @@ class Tier(IntEnum):
     def word(self) -> str:
         """The tier as documents spell it."""
         return self.name.lower()
+
+
+TIERS = tuple(tier.word for tier in Tier)
+"""As documents spell them, the densest first."""
+DENSE, SPARSE = TIERS[0], TIERS[1:]

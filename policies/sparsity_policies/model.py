@@ -7,6 +7,9 @@ from enum import IntEnum, StrEnum
 
 from sparsity_rpc.tiers import Tier as Tier
 
+# How old policies may be until everything goes dense, unless a router is told.
+TTL_SECONDS = 300.0
+
 
 class Risk(IntEnum):
     """How much harm a wrong answer can do. Values equal `sparsity.v1.Risk`."""
@@ -34,6 +37,7 @@ class Reason(IntEnum):
     CALLER_REQUESTED = 13
     GUARD = 14
     SESSION = 15
+    TIER_FULL = 16
 
 
 class StickyBy(StrEnum):

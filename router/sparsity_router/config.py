@@ -8,9 +8,11 @@ from pathlib import Path
 from sparsity_policies.decisions.costs import H100, GpuSpeed
 from sparsity_policies.decisions.model_bands import NO_BANDS, ModelBands
 from sparsity_policies.documents.shipped import band_sets, bands_of
+from sparsity_policies.model import TTL_SECONDS
 from sparsity_policies.storage.redis_url import ENVIRONMENT, read_url
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_rpc.tls import ClientTls, ServerTls
+from sparsity_serving.addresses import ROUTER
 from sparsity_serving.engines import ENGINES, SGLANG
 from sparsity_serving.options.declaration import Option, check_bounds, group, option
 
@@ -28,7 +30,6 @@ _STORES = (
     "redis://host:port/db, redis+sentinel://host:port,host:port/master, redis+cluster://host:port,host:port; TLS by"
     " rediss://, rediss+sentinel:// and rediss+cluster://"
 )
-_BY_TIER = "also by tier: dense=600,moderate=300,aggressive=300"
 
 
 def _band_set(source: str, text: str) -> str | None:
@@ -57,7 +58,7 @@ class RouterConfig:
         environment="SPARSITY_REDIS_URL",
         secret=True,
     )
-    listen: str = option("gRPC address, host:port; port 0 takes a free one", "127.0.0.1:7000")
+    listen: str = option("gRPC address, host:port; port 0 takes a free one", ROUTER)
     http_listen: str | None = option("host:port that OpenAI's HTTP endpoints are served on; none without it", None)
     band_set: str | None = option(
         "shipped policies that an empty store is seeded with",
@@ -65,7 +66,9 @@ class RouterConfig:
         choices=(*band_sets(), _NO_BAND_SET),
         read=_band_set,
     )
-    policy_ttl: float = option("age at which policies are stale and everything goes dense, seconds", 300.0, above=0)
+    policy_ttl: float = option(
+        "age at which policies are stale and everything goes dense, seconds", TTL_SECONDS, above=0
+    )
     policy_dir: Path | None = option("folder of policy files, the source of truth in a store's place", None)
     max_policy_lag: float = option(
         "time that a known policy change may wait before the router says it is not ready, seconds", 10.0, above=0
@@ -112,13 +115,15 @@ class RouterConfig:
     patience: Patience = group(
         Patience,
         first=Option(
-            f"seconds of a worker's silence before its first message until another is asked; {_BY_TIER}",
+            "seconds of a worker's silence before its first message until another is asked; also by tier, such as"
+            " dense=600,moderate=300,aggressive=300",
             "first-message-seconds",
             read=read_seconds,
             shown=f"{FIRST_SECONDS:g}",
         ),
         between=Option(
-            f"seconds of a worker's silence within a stream until the call ends; {_BY_TIER}",
+            "seconds of a worker's silence within a stream until the call ends; also by tier, such as"
+            " dense=60,moderate=90,aggressive=90",
             "next-message-seconds",
             read=read_seconds,
             shown=f"{NEXT_SECONDS:g}",

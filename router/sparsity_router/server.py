@@ -105,7 +105,8 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
         log.warning("--engine echo: no model answers; workers repeat prompts and attend nothing")
     detector = Detector(config.detect_model, config.detect_seconds) if config.detect != "off" else None
     models = open_models(config, lease_keys, detector)
-    sessions = Sessions(store.redis if store else None) if config.sessions == "keep" else None
+    kept = config.sessions == "keep"
+    sessions = Sessions(store.redis if store else None, config.policy_ttl) if kept else None
     fleets, shapes = models.fleets, models.shapes
     metrics = RequestMetrics(shapes, gpu=config.gpu)
     observer = Observer(policies, recorder, guards, metrics, logged=config.request_log)

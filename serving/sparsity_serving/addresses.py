@@ -8,6 +8,8 @@ from typing import Final, NamedTuple
 
 from sparsity_rpc.errors import ConfigurationError
 
+# Where a router listens, and where callers look for it, unless they are told.
+ROUTER: Final = "127.0.0.1:7000"
 FORM: Final = "host:port, an IPv6 address in brackets as in [::1]:7000"
 _ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+(?:%[^\]]+)?)\]|(?P<host>[^\[\]:/\s]+)):(?P<port>\d{1,5})")
 

@@ -10,8 +10,8 @@ import pytest
 from sparsity_bench import processes, timing
 from sparsity_bench.router import paths, peers, pressure, run
 from sparsity_rpc.errors import EngineError
+from support.stores.valkey import Valkey
 from support.tiny import tiny_model
-from support.valkey import Valkey
 
 SMALL = run.Plan(requests=40, soak=1000, overload_seconds=1.0, cancels=3, changes=2, peers=())
 

@@ -19,14 +19,14 @@ from sparsity_policies.storage.store import PolicyStore
 from sparsity_router.decisions.sessions import _key
 from sparsity_router.following.windows import MIN_SAMPLES
 from sparsity_router.prompts.corpus import excerpt
-from support.chaos_fleet import fleet
-from support.fake_worker import Behaviour, FakeWorker, answer, fail
 from support.fault_proxy import FaultProxy
-from support.rig import AGGRESSIVE, DENSE, MODERATE
-from support.router import Router, failure, until
+from support.routers.chaos_fleet import fleet
+from support.routers.rig import AGGRESSIVE, DENSE, MODERATE
+from support.routers.router import Router, failure, until
+from support.stores.valkey import Valkey
 from support.telling import tell
 from support.tiny import tiny_model
-from support.valkey import Valkey
+from support.workers.fake_worker import Behaviour, FakeWorker, answer, fail
 
 pytestmark = pytest.mark.chaos
 

@@ -17,14 +17,14 @@ from sparsity_client.wire import AsyncWireClient, make_request
 from sparsity_rpc.errors import SparsityError
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
 from sparsity_serving.access.leases import LeaseChecker
-from support.chaos_fleet import fleet
-from support.fake_worker import FakeWorker, answer
+from support.asked.serialized import empty_turns
 from support.ports import free_port
-from support.rig import DENSE
-from support.router import failure
-from support.serialized import empty_turns
+from support.routers.chaos_fleet import fleet
+from support.routers.rig import DENSE
+from support.routers.router import failure
 from support.telling import tell
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker, answer
 
 pytestmark = pytest.mark.chaos
 KEY = b"k" * 32

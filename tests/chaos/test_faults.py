@@ -17,15 +17,15 @@ from sparsity.v1 import inference_pb2, inference_pb2_grpc
 from sparsity_bench.router import pressure
 from sparsity_client.wire import AsyncWireClient, make_request
 from sparsity_rpc.errors import ConflictError, DeadlineError, StreamBrokenError
-from support.chaos_router import router_over, text_of
-from support.chaos_worker import worker_process
-from support.fake_worker import FakeWorker, answer, hang
 from support.fault_proxy import FaultProxy
-from support.rig import DENSE
-from support.router import Router, until
-from support.router_process import RouterProcess
+from support.routers.chaos_router import router_over, text_of
+from support.routers.rig import DENSE
+from support.routers.router import Router, until
+from support.routers.router_process import RouterProcess
+from support.stores.valkey import Valkey
 from support.tiny import tiny_model
-from support.valkey import Valkey
+from support.workers.chaos_worker import worker_process
+from support.workers.fake_worker import FakeWorker, answer, hang
 
 # In real time, on a machine that may be busy with other tests.
 pytestmark = pytest.mark.chaos

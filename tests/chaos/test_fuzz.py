@@ -22,8 +22,8 @@ import psutil
 import pytest
 from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2, policy_pb2_grpc, worker_pb2
 from sparsity_client.wire import AsyncWireClient, make_request
-from support.embedded import Embedded, embedded
-from support.fuzzing import WAYS, Target, call, good, message_for, methods_of
+from support.asked.fuzzing import WAYS, Target, call, good, message_for, methods_of
+from support.routers.embedded import Embedded, embedded
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 CALLS, AT_ONCE, EIGHTHS = 20_000, 16, 8

@@ -15,13 +15,13 @@ import pytest
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import AsyncWireClient, make_request
 from sparsity_router.fleet.patience import Patience
-from support.chaos_fleet import fleet
-from support.chaos_worker import worker_process
-from support.fake_worker import FakeWorker, answer, hang
-from support.rig import AGGRESSIVE, DENSE
-from support.router import Router, failure, until
+from support.routers.chaos_fleet import fleet
+from support.routers.rig import AGGRESSIVE, DENSE
+from support.routers.router import Router, failure, until
 from support.telling import tell
 from support.tiny import SPECIAL, tiny_model, tiny_tokenizer
+from support.workers.chaos_worker import worker_process
+from support.workers.fake_worker import FakeWorker, answer, hang
 
 pytestmark = pytest.mark.chaos
 

@@ -6,7 +6,7 @@ import pytest
 from sparsity_policies.decisions.decide import decide
 from sparsity_policies.model import Reason, Signals, Tier
 from sparsity_router.prompts.corpus import excerpt
-from support.snapshots import snapshot
+from support.stores.snapshots import snapshot
 
 PHRASE = "attorney-client\nprivilege"
 # Every offset of the short ones; of the next by less than the phrase is long, which lies across every boundary then; of

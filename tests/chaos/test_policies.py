@@ -19,14 +19,14 @@ from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_client.wire import make_request
 from sparsity_policies.documents import confined
 from sparsity_policies.storage.scripts import POLICIES
-from support.chaos_fleet import SPARSE, fleet
-from support.embedded import SPARSITY
 from support.ports import free_port
-from support.rig import DENSE
-from support.router import Router, failure, until
-from support.router_process import RouterProcess
+from support.routers.chaos_fleet import SPARSE, fleet
+from support.routers.embedded import SPARSITY
+from support.routers.rig import DENSE
+from support.routers.router import Router, failure, until
+from support.routers.router_process import RouterProcess
+from support.stores.valkey import Valkey
 from support.telling import tell
-from support.valkey import Valkey
 
 from tests.policies.test_confined import BOMB, SLOW
 from tests.router.services.test_hostile_policies import FOUR
@@ -168,7 +168,7 @@ async def test_a_loop_that_stands_still_is_told_and_ended(tmp_path: Path) -> Non
 
     with Valkey() as server:
         process = RouterProcess(
-            tmp_path, "--redis-url", server.url, *arguments, module=("support.stuck_router", str(stuck))
+            tmp_path, "--redis-url", server.url, *arguments, module=("support.routers.stuck_router", str(stuck))
         )
         await asyncio.to_thread(process.__enter__)
         router = Router(int(process.address.rpartition(":")[2]))

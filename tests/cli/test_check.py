@@ -13,12 +13,12 @@ from sparsity.v1 import inference_pb2
 from sparsity_cli.main import app
 from sparsity_router.config import RouterConfig
 from sparsity_router.following.snapshot_file import SnapshotFile
-from support.fake_worker import FakeWorker, answer
-from support.rig import DENSE
-from support.router import running, until
+from support.routers.rig import DENSE
+from support.routers.router import running, until
+from support.routers.two_models import two_models
+from support.stores.valkey import Valkey
 from support.tiny import tiny_model
-from support.two_models import two_models
-from support.valkey import Valkey
+from support.workers.fake_worker import FakeWorker, answer
 from typer.testing import CliRunner
 
 

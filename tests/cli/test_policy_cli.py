@@ -24,8 +24,8 @@ from sparsity_policies.model import Reason, Signals, Tier
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_serving.access.access import key_digest
-from support.router_process import RouterProcess
-from support.valkey import Valkey
+from support.routers.router_process import RouterProcess
+from support.stores.valkey import Valkey
 from typer.testing import CliRunner
 
 RUNNER = CliRunner()

@@ -15,11 +15,11 @@ from sparsity.v1 import inference_pb2
 from sparsity_cli import console
 from sparsity_cli.main import app
 from sparsity_router.config import RouterConfig
-from support.fake_worker import FakeWorker, answer
-from support.rig import DENSE
-from support.router import running
+from support.routers.rig import DENSE
+from support.routers.router import running
+from support.stores.valkey import Valkey
 from support.tiny import tiny_model
-from support.valkey import Valkey
+from support.workers.fake_worker import FakeWorker, answer
 from typer.testing import CliRunner
 
 

@@ -23,9 +23,9 @@ from sparsity_cli.fleet.examination import described, described_at
 from sparsity_cli.main import app
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
 from sparsity_serving.access.leases import LeaseChecker
-from support.fake_worker import FakeWorker
-from support.rig import AGGRESSIVE, DENSE, MODERATE
+from support.routers.rig import AGGRESSIVE, DENSE, MODERATE
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker
 from typer.testing import CliRunner
 
 RUNNER = CliRunner()

@@ -11,10 +11,10 @@ import yaml
 from google.protobuf.descriptor_pb2 import FileOptions
 from google.rpc import error_details_pb2
 from sparsity.v1 import fleet_pb2, inference_pb2, policy_pb2, worker_pb2
-from support.fake_worker import FakeWorker
 from support.node import built, packages, run
-from support.rig import DENSE, rig
+from support.routers.rig import DENSE, rig
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "clients.md"

@@ -18,7 +18,7 @@ from sparsity_router.config import RouterConfig
 from sparsity_router.fleet.patience import Patience
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_rpc.tls import ClientTls
-from sparsity_serving.options.declaration import Option, check_bounds, group, leaves, option
+from sparsity_serving.options.declaration import Option, check_bounds, group, leaves, option, same
 from sparsity_serving.options.settings import parser_of, read_settings
 from sparsity_worker.__main__ import read_config as read_worker
 from sparsity_worker.coalescing import Coalescing
@@ -165,6 +165,24 @@ def test_what_a_program_refuses_names_the_option(
     }
     with pytest.raises(ConfigurationError, match=f"^{told}"):
         read_config(("--model", str(tiny_model(tmp_path)), *needed[read_config], *words), {})
+
+
+@dataclass(frozen=True)
+class Flat:
+    number: int = option("of the door")
+    space: int = same(House, "rooms")
+    sun: tuple[int, ...] = same(House, "hours")
+    kept: Path = same(WorkerConfig, "state_folder")
+
+
+def test_an_option_of_another_class_is_as_it_is_stated_there() -> None:
+    of = {leaf.path[0]: leaf for settings in (House, WorkerConfig) for leaf in leaves(settings)}
+    own = {leaf.path[0]: leaf for leaf in leaves(Flat)}
+    for name, there in (("space", "rooms"), ("sun", "hours"), ("kept", "state_folder")):
+        assert own[name].default == of[there].default
+        assert own[name].said.help == of[there].said.help
+        assert own[name].said.bounds() == of[there].said.bounds()
+        assert own[name].said.read == of[there].said.read
 
 
 @pytest.mark.parametrize("settings", [RouterConfig, WorkerConfig])

@@ -15,7 +15,7 @@ from options import default
 from sparsity_cli.main import app
 from sparsity_router.config import RouterConfig
 from sparsity_serving.options.declaration import leaves
-from sparsity_worker.config import WorkerConfig
+from sparsity_worker.config import TOKENS_CPU, WorkerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -121,6 +121,22 @@ def test_up_hands_the_router_its_options_in_its_words_and_takes_neither_certific
     for name in ("access", "band-set", "policy-ttl", "redis-ca", "redis-cert", "redis-key"):
         assert str(taken[name].help).lower() == f"{router[name].said.help}.".lower()
     assert taken["policy-ttl"].default == router["policy-ttl"].default
+
+
+def test_the_page_of_options_has_those_of_up_with_the_defaults_that_only_it_has() -> None:
+    _, _, table = (ROOT / "docs" / "options.md").read_text(encoding="utf-8").partition("\n## `sparsity up`\n")
+    said = dict(re.findall(r"(?m)^\| `(--[a-z-]+)`[^|]* \| ?`?(.*?)`? ?\|", table))
+    options = COMMANDS["sparsity up"].params
+    assert list(said) == [each.opts[0] for each in options]
+    own = {each.opts[0]: str(each.default) for each in options}
+    assert {flag: said[flag] for flag in ("--band-set", "--http", "--metrics-port")} == {
+        flag: own[flag] for flag in ("--band-set", "--http", "--metrics-port")
+    }
+
+
+def test_the_cache_of_a_worker_on_a_cpu_is_as_the_page_says() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert re.findall(r"`--max-total-tokens` \(([\d,]+) on the CPU\)", page) == [f"{TOKENS_CPU:,}"]
 
 
 @by_name(PAGES)

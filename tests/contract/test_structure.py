@@ -10,24 +10,10 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from support.page import PAGE, ROOT, rows, words
 from support.slow import SLOW
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 MOST_MODULES, MOST_LINES, MOST_TERMS = 14, 300, 40
-
-
-def rows(title: str) -> list[list[str]]:
-    """The cells of the table under a heading of the page, without its head."""
-    _, _, after = PAGE.partition(f"\n{title}\n")
-    lines = re.split(r"\n#+ ", after)[0].splitlines()
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
-
-
-def words(cell: str) -> set[str]:
-    """What stands in backticks."""
-    return set(re.findall(r"`([^`]+)`", cell))
-
 
 PACKAGES = {package: ROOT / folder / package for folder, package in
             ((row[0].strip("`"), row[1].strip("`")) for row in rows("## Packages"))}  # fmt: skip
@@ -73,7 +59,7 @@ def room(package: str, name: str) -> str:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_packages_import_what_the_page_says(package: str) -> None:
-    assert arrows(package, lambda name: name.split(".")[0])[package] & PACKAGES.keys() <= ARROWS[package]
+    assert arrows(package, lambda name: name.split(".")[0])[package] & PACKAGES.keys() == ARROWS[package]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -90,7 +76,10 @@ def test_rooms_import_what_the_page_says(package: str) -> None:
 
 
 def test_no_room_of_the_router_imports_what_stands_above_the_rooms() -> None:
-    above = {f"{ROUTER}.{path.stem}" for path in PACKAGES[ROUTER].glob("*.py")}
+    stems = {path.stem for path in PACKAGES[ROUTER].glob("*.py")} - {"__init__"}
+    (told,) = re.findall(r"(?m)^(.+) stand above the rooms", PAGE)
+    assert words(told) == stems
+    above = {f"{ROUTER}.{stem}" for stem in stems}
     for path in modules(PACKAGES[ROUTER]):
         if path.parent != PACKAGES[ROUTER]:
             assert not above & {".".join(name.split(".")[:2]) for name in imported(path)}, path
@@ -153,8 +142,10 @@ def test_folders_hold_what_a_reader_can_take_in() -> None:
     assert not {folder for folder, count in counts.items() if count > MOST_MODULES}
 
 
-def test_folders_of_tests_are_as_small() -> None:
-    counts = Counter(path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py"))
+def test_folders_of_tests_and_tools_are_as_small() -> None:
+    beside = [ROOT / name for name in ("tests", "tools", "deploy")]
+    counts = Counter(path.parent.relative_to(ROOT).as_posix() for folder in beside for path in modules(folder))
+    assert {"tests/support", "tools", "deploy/tools"} <= counts.keys()
     assert not {folder for folder, count in counts.items() if count > MOST_MODULES}
 
 

@@ -17,8 +17,8 @@ from prometheus_client.utils import floatToGoString
 from promql import documented, selectors
 from sparsity_policies.storage.redis_url import Login, RedisTls, read_url
 from sparsity_rpc.semconv import FIRST_TOKEN_SECONDS
-from support.configured import configured
-from support.rendered import containers, documents, egress_ports, of_kind, pods, rendered
+from support.deploy.configured import configured
+from support.deploy.rendered import containers, documents, egress_ports, of_kind, pods, rendered
 
 PROGRAMS = {"router": "sparsity_router", "worker": "sparsity_worker"}
 STORE = ("redis.embedded.enabled=false",)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from charts import KUBERNETES, validate
-from support.configured import configured
-from support.rendered import documents, of_kind, rendered, templates
+from support.deploy.configured import configured
+from support.deploy.rendered import documents, of_kind, rendered, templates
 
 GROUP, LEADER = "leaderworkerset.sigs.k8s.io/worker-index", "LWS_LEADER_ADDRESS"
 ROOT = Path(__file__).resolve().parents[2]

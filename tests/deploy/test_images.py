@@ -15,7 +15,7 @@ import locks
 import pytest
 import yaml
 from promql import ROOT
-from support.configured import configured
+from support.deploy.configured import configured
 
 DOCKER = ROOT / "deploy" / "docker"
 IMAGE_FOLDER = "/opt/sparsity"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.hub import COMMIT, hub
-from support.rendered import containers, documents, egress_ports, of_kind, pods, rendered
+from support.deploy.hub import COMMIT, hub
+from support.deploy.rendered import containers, documents, egress_ports, of_kind, pods, rendered
 
 NAME = "Llama-3.1-8B-Instruct-"
 TOKENIZER = {"config.json": b'{"vocab_size": 8}', "tokenizer.json": b"{}", "tokenizer_config.json": b'{"a": 1}'}

@@ -66,7 +66,7 @@ def ran(folder: Path, base: Path, own: dict[str, Any]) -> Any:
     manifests = folder / "manifests.yaml"
     manifests.write_text(run("template", "r", str(CHART), "--namespace", "ns", "-f", str(base), "-f", str(values)))
     inside, users = spaces()
-    command = [*inside, sys.executable, "-m", "support.pods", str(manifests), str(images(folder, users))]
+    command = [*inside, sys.executable, "-m", "support.deploy.pods", str(manifests), str(images(folder, users))]
     result = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, check=False, timeout=600)
     assert result.returncode == 0, result.stderr[-6000:]
     return json.loads(result.stdout)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 from charts import CHART, KUBERNETES, ROOT, render, validate
-from support.rendered import containers, documents, egress_ports, of_kind, pods, rendered
-from support.router_process import RouterProcess
+from support.deploy.rendered import containers, documents, egress_ports, of_kind, pods, rendered
+from support.routers.router_process import RouterProcess
 
 GITOPS = ROOT / "deploy" / "gitops"
 SPARSITY = Path(sys.executable).parent / "sparsity"

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from support.embedded import SPARSITY, Embedded, embedded
-from support.otlp import Receiver
+from support.routers.embedded import SPARSITY, Embedded, embedded
+from support.telemetry.otlp import Receiver
 
 START_SECONDS = 900.0
 __all__ = ["SPARSITY", "System", "system"]

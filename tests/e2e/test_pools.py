@@ -12,9 +12,9 @@ import pytest
 import yaml
 from e2e.conftest import START_SECONDS
 from sparsity_router.prompts.corpus import excerpt
-from support.embedded import embedded
-from support.profiles import moderate_document, profile_document
+from support.routers.embedded import embedded
 from support.tiny import tiny_weights
+from support.workers.profiles import moderate_document, profile_document
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 

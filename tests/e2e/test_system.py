@@ -27,7 +27,7 @@ from sparsity_router.prompts.corpus import excerpt
 from sparsity_rpc import semconv
 from sparsity_rpc.errors import DeadlineError, InvalidRequestError
 from sparsity_serving import telemetry
-from support.otlp import attributes
+from support.telemetry.otlp import attributes
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).parent.parent.parent

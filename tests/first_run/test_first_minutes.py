@@ -20,7 +20,7 @@ import yaml
 from openai.types.chat import ChatCompletionMessageParam
 from sparsity_policies.storage.scripts import OVERRIDES
 from sparsity_router.embedded.state import read_running
-from support.embedded import Embedded, embedded
+from support.routers.embedded import Embedded, embedded
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60.0

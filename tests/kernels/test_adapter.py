@@ -8,7 +8,7 @@ import pytest
 import torch
 from sparse_kernels import DecodeConfig, PrefillConfig
 from sparse_kernels.huggingface.adapter import NAME, SparseAttention, attend, use_sparsity
-from support.paging import rms_ratio
+from support.kernels.paging import rms_ratio
 from transformers import LlamaConfig, LlamaForCausalLM
 
 SHAPE = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}

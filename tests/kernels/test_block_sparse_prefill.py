@@ -20,7 +20,7 @@ from sparse_kernels.config import RULE_NAMES, SCORE_NAMES
 from sparse_kernels.cpu.block_selection import RULES
 from sparse_kernels.reference.attention import block_energy_reference, block_sparse_prefill_reference
 from sparse_kernels.scores import block_energy_cpu
-from support.paging import PAGE, SUB, paged, queries, rms_ratio
+from support.kernels.paging import PAGE, SUB, paged, queries, rms_ratio
 
 SCALE = 8**-0.5
 TILE = 32

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sparse_kernels.layout.batch import PagedBatch
 from sparse_kernels.mean_correction import WIDTH, Corrections
-from support.paging import PAGE, joined
+from support.kernels.paging import PAGE, joined
 
 TILE = 32
 

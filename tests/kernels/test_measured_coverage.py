@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sparse_kernels import DecodeConfig, PrefillConfig, block_sparse_prefill_cpu, sparse_paged_decode_cpu
 from sparse_kernels.measured_coverage import measured_coverage, spread_rows
-from support.paging import PAGE, paged, queries
+from support.kernels.paging import PAGE, paged, queries
 
 CONFIG = PrefillConfig(
     score="sampled_rows", rule="top_p", threshold=0.6, query_tile=32, query_stride=1, sink=0, window=0,

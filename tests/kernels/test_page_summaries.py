@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sparse_kernels import PageSummaries, TileGrid
-from support.paging import PAGE, SUB, paged
+from support.kernels.paging import PAGE, SUB, paged
 
 
 @pytest.mark.parametrize("length", [1, 3, 16, 17, 50])

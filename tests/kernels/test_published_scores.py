@@ -10,7 +10,7 @@ from sparse_kernels import Keys, LayerSchedule, PrefillConfig, SparseAttention, 
 from sparse_kernels.cpu.block_selection import select_blocks_cpu
 from sparse_kernels.reference.scores import antidiagonal_reference, flex_reference, vertical_slash_reference
 from sparse_kernels.scores import block_energy_cpu, lines
-from support.paging import PAGE, paged, queries
+from support.kernels.paging import PAGE, paged, queries
 
 SCALE = 8**-0.5
 TILE = 32

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sparsity_policies.decisions.decide import decide
 from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Override, Reason, Scope, Signals, Tier
-from support.snapshots import snapshot
+from support.stores.snapshots import snapshot
 
 SNAPSHOT = snapshot()
 RAG = Signals(6000, 6000, domain="rag", received_at=1000.0)

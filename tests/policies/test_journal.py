@@ -13,7 +13,7 @@ from sparsity_policies.model import Reason, Signals, Tier
 from sparsity_policies.storage.decisionlog import AuditEvent, DecisionLog
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_rpc.errors import InvalidRequestError, NotFoundError, StoreError
-from support.valkey import Valkey
+from support.stores.valkey import Valkey
 
 TEXT = st.text(max_size=8)
 SIGNALS = st.builds(

@@ -11,7 +11,7 @@ from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.documents.document import parse_bands, parse_policy
 from sparsity_policies.documents.shipped import bands_of, shipped_policies
 from sparsity_policies.model import Override, Policy, Risk, Scope, Signals, Tier
-from support.snapshots import compiled, stored
+from support.stores.snapshots import compiled, stored
 
 STANDARD = bands_of("standard")
 OWN = parse_bands(Risk.LOW, [{"from_tokens": 0, "tier": "dense"}, {"from_tokens": 500, "tier": "aggressive"}])

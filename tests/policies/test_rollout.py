@@ -11,7 +11,7 @@ from sparsity_policies.decisions.rollout import Action, arm, bucket, halt, lets_
 from sparsity_policies.documents.document import HALT_BYTES, MAX_BYTES, encode, parse_policy
 from sparsity_policies.model import Policy, Reason, Rollout, Signals, StickyBy, Tier
 from sparsity_rpc.errors import InvalidRequestError
-from support.snapshots import snapshot
+from support.stores.snapshots import snapshot
 
 
 def policy(**rollout: object) -> Policy:

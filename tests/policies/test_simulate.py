@@ -19,7 +19,7 @@ from sparsity_policies.decisions.journal import Entry
 from sparsity_policies.decisions.simulate import Simulation
 from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Override, Reason, Scope, Signals, Tier
-from support.snapshots import snapshot, stored
+from support.stores.snapshots import snapshot, stored
 
 SHAPE = ModelShape(layers=2, query_heads=4, kv_heads=2, head_dim=8)
 SHAPES = Shapes({"tiny": SHAPE})

@@ -17,7 +17,7 @@ from sparsity_quality.subjects.model import DENSE, LocalModel
 from sparsity_quality.subjects.reading import follow
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_worker.profiles.profile import Profile
-from support.paging import rms_ratio
+from support.kernels.paging import rms_ratio
 from support.tiny import tiny_weights
 from transformers import AutoModelForCausalLM
 

@@ -17,7 +17,7 @@ from sparsity_quality import commands
 from sparsity_quality.__main__ import app_of
 from sparsity_quality.tasks.cases import Wanted
 from sparsity_rpc.errors import ConfigurationError, UnavailableError
-from support.fake_worker import FakeWorker, answer, break_off
+from support.workers.fake_worker import FakeWorker, answer, break_off
 from typer.testing import CliRunner
 
 OWN = {"context": "the sky is blue", "prompt": "\nThe sky is", "answers": ["blue"]}

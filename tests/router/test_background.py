@@ -22,13 +22,13 @@ from sparsity_serving.access.jwt import JwtConfig, JwtVerifier
 from sparsity_serving.background import jobs as background
 from sparsity_serving.background.jobs import JOBS, Jobs
 from sparsity_serving.background.reloading import ReloadedFile
-from support.fake_worker import FakeWorker
-from support.metrics import Meter
-from support.rig import DENSE, rig
-from support.rig import until as becomes
-from support.router import running, until
+from support.routers.rig import DENSE, rig
+from support.routers.rig import until as becomes
+from support.routers.router import running, until
+from support.stores.valkey import Valkey
+from support.telemetry.metrics import Meter
 from support.tiny import tiny_model
-from support.valkey import Valkey
+from support.workers.fake_worker import FakeWorker
 
 # What PyYAML itself raises of each is another thing every time.
 ODD_YAML = ["a: 2020-02-31", "a: !!int 9a", 'a: !!int ""', "a: !!bool maybe", "a: !!timestamp x", "[" * 5000]

@@ -11,12 +11,12 @@ from sparsity_router.config import RouterConfig
 from sparsity_router.following.building import Builder
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving.health import LIVENESS, READINESS, Health
-from support.fake_worker import FakeWorker
 from support.ports import free_port
-from support.rig import DENSE
-from support.router import running, until
+from support.routers.rig import DENSE
+from support.routers.router import running, until
+from support.stores.valkey import Valkey
 from support.tiny import tiny_model
-from support.valkey import Valkey
+from support.workers.fake_worker import FakeWorker
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

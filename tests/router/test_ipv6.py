@@ -23,13 +23,13 @@ from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
 from sparsity_serving.access.leases import LeaseChecker
 from sparsity_serving.addresses import Address, read_address, require_free
 from sparsity_serving.server import listen
-from support.fake_worker import SERVICE, FakeWorker
 from support.ports import free_port, free_ports
-from support.rig import DENSE
-from support.router import running, until
-from support.router_process import RouterProcess
+from support.routers.rig import DENSE
+from support.routers.router import running, until
+from support.routers.router_process import RouterProcess
+from support.stores.valkey import Valkey
 from support.tiny import tiny_model
-from support.valkey import Valkey
+from support.workers.fake_worker import SERVICE, FakeWorker
 
 try:
     socket.create_server(("::1", 0), family=socket.AF_INET6).close()

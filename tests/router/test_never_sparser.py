@@ -40,9 +40,7 @@ from sparsity_router.relaying.worker_request import WorkerRequest
 from sparsity_router.services import inference
 from sparsity_rpc.errors import InvalidRequestError, OverloadedError, UnavailableError
 from sparsity_serving.engines import SGLANG
-from support.snapshots import stored
-from support.telling import tell
-from support.whole_path import (
+from support.routers.whole_path import (
     DOMAINS,
     MIXED,
     POOLS,
@@ -64,6 +62,8 @@ from support.whole_path import (
     roll_out,
     unkill,
 )
+from support.stores.snapshots import stored
+from support.telling import tell
 
 TIERS = st.sampled_from(Tier)
 LAYOUTS = st.sampled_from((POOLS, SHARED, MIXED))

@@ -24,8 +24,8 @@ from sparsity_router.processes import shared_port as processes
 from sparsity_router.processes.early_signals import KEPT, EarlySignals
 from sparsity_rpc.errors import ConfigurationError
 from support.ports import free_port
-from support.router_process import RouterProcess
-from support.valkey import Valkey
+from support.routers.router_process import RouterProcess
+from support.stores.valkey import Valkey
 
 _FRESH = [("grpc.use_local_subchannel_pool", 1)]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.fake_worker import FakeWorker
 from support.ports import free_port
-from support.rig import DENSE, rig
+from support.routers.rig import DENSE, rig
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker
 
 
 @pytest.mark.parametrize("name", ["http_proxy", "grpc_proxy", "https_proxy"])

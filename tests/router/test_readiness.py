@@ -15,11 +15,11 @@ import pytest
 from sparsity.v1 import policy_pb2
 from sparsity_router.config import RouterConfig
 from sparsity_router.fleet.breaker import FAILURES_TO_OPEN
-from support.fake_worker import FakeWorker, fail
-from support.rig import AGGRESSIVE, DENSE, MODERATE
-from support.router import Router, failure, running, until
+from support.routers.rig import AGGRESSIVE, DENSE, MODERATE
+from support.routers.router import Router, failure, running, until
+from support.stores.valkey import Valkey
 from support.tiny import tiny_model
-from support.valkey import Valkey
+from support.workers.fake_worker import FakeWorker, fail
 
 _PATIENCE = 1.0
 

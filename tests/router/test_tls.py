@@ -17,11 +17,11 @@ from sparsity_router.config import RouterConfig
 from sparsity_rpc.errors import ConfigurationError, UnavailableError
 from sparsity_rpc.tls import ClientTls, ServerTls, open_aio_channel
 from sparsity_serving.server import listen
-from support.fake_worker import SERVICE, FakeWorker
-from support.rig import DENSE
-from support.router import running, until
+from support.routers.rig import DENSE
+from support.routers.router import running, until
+from support.stores.valkey import Valkey
 from support.tiny import tiny_model
-from support.valkey import Valkey
+from support.workers.fake_worker import SERVICE, FakeWorker
 
 
 class Authority:

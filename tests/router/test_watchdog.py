@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sparsity_serving.health import Health
 from sparsity_serving.watchdog import Watchdog, signals
 from support.ports import free_port
-from support.rig import until
+from support.routers.rig import until
 
 
 def hold(seconds: float) -> None:

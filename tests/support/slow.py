@@ -15,6 +15,7 @@ SLOW = {
     "tests/worker/test_stock_server.py": "starts a server of stock SGLang, and kills it",
     "tests/bench/test_policies.py": "a benchmark of three router processes over one Valkey, whole but small",
     "tests/bench/test_router.py": "a benchmark of routers under load, whole but small",
+    "tests/first_run/test_fresh_clone.py": "installs what `make try` needs, and takes the first look around",
     "tests/first_run/test_first_minutes.py": "starts the service with echo workers: fresh, and for the tour",
     "tests/deploy/test_images.py": "installs what the images install",
     "tests/router/test_processes.py": "starts routers of several processes",

@@ -18,8 +18,8 @@ from sparsity_serving.access.leases import sign
 from sparsity_serving.engines import ECHO
 from sparsity_worker.config import WorkerConfig
 from sparsity_worker.echo.model import write_echo_model
-from support.echo_worker import KEYS, answer, echo, request
-from support.rig import refusal
+from support.routers.rig import refusal
+from support.workers.echo_worker import KEYS, answer, echo, request
 
 
 @pytest.fixture

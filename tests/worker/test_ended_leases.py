@@ -13,8 +13,8 @@ from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_serving.access.leases import sign
 from sparsity_worker.calls.ended_leases import EndedLeases
 from sparsity_worker.echo.model import write_echo_model
-from support.echo_worker import KEYS, answer, echo, request
-from support.rig import refusal
+from support.routers.rig import refusal
+from support.workers.echo_worker import KEYS, answer, echo, request
 
 
 def brought(decision: str, text: str = "hi", **fields: Any) -> worker_pb2.WorkerServiceGenerateRequest:

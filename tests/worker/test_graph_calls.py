@@ -1,4 +1,4 @@
-"""The backend through SGLang's calls around CUDA graphs, without a GPU: see `support.graph_calls`."""
+"""The backend through SGLang's calls around CUDA graphs, without a GPU: see `support.kernels.graph_calls`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def found() -> dict[str, Any]:
     """In a process of its own, which must start with Triton's interpreter."""
     path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     ran = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "support.graph_calls"], capture_output=True, text=True, timeout=560,
+        [sys.executable, "-W", "ignore", "-m", "support.kernels.graph_calls"],
+        capture_output=True, text=True, timeout=560,
         env=os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1", "SGLANG_USE_CPU_ENGINE": "1"},
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-4000:]

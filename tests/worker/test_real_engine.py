@@ -19,9 +19,9 @@ from sparse_kernels.huggingface.adapter import use_sparsity
 from sparse_kernels.schedule import SparseAttention
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_worker.profiles.profile import parse_profile
-from support.engine import Answer, Worker, storm, worker_request
-from support.profiles import moderate_document, profile_document
 from support.tiny import tiny_tokenizer, tiny_weights
+from support.workers.engine import Answer, Worker, storm, worker_request
+from support.workers.profiles import moderate_document, profile_document
 from transformers import AutoModelForCausalLM
 
 POSITIONS, VOCABULARY = 2048, 256

@@ -19,10 +19,10 @@ import torch
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import make_request
 from sparsity_router.fleet.workers import State
-from support.fake_worker import FakeWorker
 from support.ports import free_port
-from support.rig import DENSE, Rig, refusal, rig, until
+from support.routers.rig import DENSE, Rig, refusal, rig, until
 from support.tiny import tiny_weights
+from support.workers.fake_worker import FakeWorker
 from transformers import AutoModelForCausalLM
 
 _START_SECONDS = 800.0

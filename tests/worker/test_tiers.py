@@ -20,10 +20,10 @@ from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.echo.model import write_echo_model
 from sparsity_worker.engine.salt import cache_salt
 from sparsity_worker.profiles.tier_profile import load_tier_profiles
-from support.echo_worker import KEYS, answer, echo, request
-from support.profiles import moderate_document, profile_document
-from support.rig import refusal
+from support.routers.rig import refusal
 from support.tiny import tiny_model
+from support.workers.echo_worker import KEYS, answer, echo, request
+from support.workers.profiles import moderate_document, profile_document
 
 FACTS = ModelFacts("tiny", 512, 257)
 DENSE, MODERATE, AGGRESSIVE = inference_pb2.TIER_DENSE, inference_pb2.TIER_MODERATE, inference_pb2.TIER_AGGRESSIVE

@@ -18,8 +18,8 @@ from sparsity_worker.tune import __main__ as command
 from sparsity_worker.tune import crossover, dense
 from sparsity_worker.tune.crossover import NEVER, Crossover, Heads, Timing, check_model, shortest, tuned
 from sparsity_worker.tune.dense import dense_tier, ours_is_fastest
-from support.engine import profile_document
 from support.tiny import tiny_model
+from support.workers.engine import profile_document
 
 HEADS = Heads(4, 2, 16)
 
@@ -147,6 +147,10 @@ def test_what_there_is_nothing_to_tune_of_is_refused(tmp_path: Path, capsys: pyt
     model = tiny_model(tmp_path)
     assert command.main(["--model", str(model), "--profile", "generic-aggressive"]) == 2
     assert "torch finds no GPU" in capsys.readouterr().err
+    assert command.main(["--model", str(model), "--profile", "generic-aggressive", "--tensor-parallel", "0"]) == 2
+    assert "--tensor-parallel: must be at least 1, not 0" in capsys.readouterr().err
+    assert command.main(["--model", str(model)]) == 2
+    assert "--profile: must be given" in capsys.readouterr().err
     facts = ModelFacts.read(model)
     check_model(facts, HEADS)
     with pytest.raises(ConfigurationError, match="SGLang's own kernels"):

@@ -1,4 +1,4 @@
-"""A worker has compiled what batches ask for before it serves; see `support.kernel_variants`."""
+"""A worker has compiled what batches ask for before it serves; see `support.kernels.kernel_variants`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ran(arguments: list[str]) -> str:
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(ran(["-m", "support.kernel_variants"]).splitlines()[-1])
+    document: dict[str, Any] = json.loads(ran(["-m", "support.kernels.kernel_variants"]).splitlines()[-1])
     return document
 
 

@@ -9,10 +9,10 @@ from sparsity_worker.calls.load import Load
 from sparsity_worker.calls.worker_metrics import WorkerMetrics, _thirds
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.echo.model import write_echo_model
-from support import echo_worker
-from support.metrics import Meter
-from support.rig import until
+from support.routers.rig import until
+from support.telemetry.metrics import Meter
 from support.tiny import tiny_model
+from support.workers import echo_worker
 
 
 def completion(layers: int) -> inference_pb2.Completion:

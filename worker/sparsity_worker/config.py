@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparsity_rpc.errors import ConfigurationError
+from sparsity_rpc.tiers import DENSE as DENSE
+from sparsity_rpc.tiers import TIERS as TIERS
 from sparsity_rpc.tls import ServerTls
 from sparsity_serving.engines import ECHO, ENGINES, SGLANG
 from sparsity_serving.fields.defaults import Defaults, ends_of
@@ -18,9 +20,7 @@ from sparsity_worker.folders import state_folder
 from sparsity_worker.nodes import Nodes
 
 PREFIX = "SPARSITY_WORKER"
-DENSE = "dense"
-TIERS = (DENSE, "moderate", "aggressive")
-"""The densest first."""
+TOKENS_CPU = 20_480
 # Of a model's config.json.
 _OPTIONAL = ("index_topk", "kv_lora_rank", "num_attention_heads")
 
@@ -44,7 +44,7 @@ class WorkerConfig:
         "what it says that it serves, for routers of several models to tell; the folder's name without it", None
     )
     max_total_tokens: int | None = option(
-        "KV cache, tokens; 20480 on a CPU without it, and on a GPU what the memory holds", None, least=1
+        f"KV cache, tokens; {TOKENS_CPU} on a CPU without it, and on a GPU what the memory holds", None, least=1
     )
     max_requests: int = option("requests accepted at once", 32, least=1)
     chunked_prefill_tokens: int = option("prompt tokens prefilled at once", 8192, least=1)

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sparsity_worker.config import WorkerConfig
+from sparsity_worker.config import TOKENS_CPU, WorkerConfig
 from sparsity_worker.keys import BACKEND
 
 log = logging.getLogger("sparsity.worker")
 DENSE_BACKEND_CPU = "torch_native"
-_TOKENS_CPU = 20_480
 _MEMORY_CPU, _MEMORY_SPARSE_CUDA = 0.3, 0.8
 
 
@@ -80,7 +79,7 @@ def pick_dtype(wanted: str, device: str = "cpu") -> str:
 def _cpu(config: WorkerConfig, backend: str | None) -> dict[str, Any]:
     return {
         "attention_backend": backend or config.dense_backend or DENSE_BACKEND_CPU,
-        "max_total_tokens": config.max_total_tokens or _TOKENS_CPU,
+        "max_total_tokens": config.max_total_tokens or TOKENS_CPU,
         "mem_fraction_static": config.mem_fraction or _MEMORY_CPU,
         "disable_overlap_schedule": True,
         "sampling_backend": "pytorch",

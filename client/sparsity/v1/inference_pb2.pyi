@@ -76,7 +76,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_SCAN_TRUNCATED: _Reason.ValueType  # 10
     """Part of the prompt could not be scanned."""
     REASON_TIER_UNAVAILABLE: _Reason.ValueType  # 11
-    """The decided tier had no usable worker; a denser one answered."""
+    """No worker of the decided tier could answer; a denser one did."""
     REASON_MISSING_TELEMETRY: _Reason.ValueType  # 12
     """The decided tier's workers did not report what they attend; a denser one answered."""
     REASON_CALLER_REQUESTED: _Reason.ValueType  # 13
@@ -85,6 +85,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The policy's guard caps the tier."""
     REASON_SESSION: _Reason.ValueType  # 15
     """The conversation was served denser before, and stays there."""
+    REASON_TIER_FULL: _Reason.ValueType  # 16
+    """The decided tier's workers were full; a denser one answered."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a request got its tier. Stable: values are added, never renumbered."""
@@ -111,7 +113,7 @@ REASON_LOW_CONFIDENCE: Reason.ValueType  # 9
 REASON_SCAN_TRUNCATED: Reason.ValueType  # 10
 """Part of the prompt could not be scanned."""
 REASON_TIER_UNAVAILABLE: Reason.ValueType  # 11
-"""The decided tier had no usable worker; a denser one answered."""
+"""No worker of the decided tier could answer; a denser one did."""
 REASON_MISSING_TELEMETRY: Reason.ValueType  # 12
 """The decided tier's workers did not report what they attend; a denser one answered."""
 REASON_CALLER_REQUESTED: Reason.ValueType  # 13
@@ -120,6 +122,8 @@ REASON_GUARD: Reason.ValueType  # 14
 """The policy's guard caps the tier."""
 REASON_SESSION: Reason.ValueType  # 15
 """The conversation was served denser before, and stays there."""
+REASON_TIER_FULL: Reason.ValueType  # 16
+"""The decided tier's workers were full; a denser one answered."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 class _ToolChoiceMode:

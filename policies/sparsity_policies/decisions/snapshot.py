@@ -13,11 +13,9 @@ from sparsity_policies.documents.document import to_document
 from sparsity_policies.matching.conditions import Condition
 from sparsity_policies.matching.expressions import Compile, compile_expressions
 from sparsity_policies.matching.scan import Scanner
-from sparsity_policies.model import Band, Override, Policy, Scope, StoredPolicy, Tier
+from sparsity_policies.model import TTL_SECONDS, Band, Override, Policy, Scope, StoredPolicy, Tier
 from sparsity_policies.risk.learning import Learn, PolicyModel, heads_of, model_of
 from sparsity_policies.risk.model import Head
-
-DEFAULT_TTL_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +87,7 @@ class Snapshot:
     policies_hash: str
     exemplars_hash: str
     rejected: tuple[str, ...] = ()
-    ttl: float = DEFAULT_TTL_SECONDS
+    ttl: float = TTL_SECONDS
     drifted: tuple[str, ...] = ()
     model_bands: ModelBands = NO_BANDS
     by_model: Mapping[str, Mapping[str, Compiled]] = dataclasses.field(default_factory=dict)
@@ -101,7 +99,7 @@ class Snapshot:
         policies: Iterable[StoredPolicy],
         overrides: Iterable[Override] = (),
         rejected: Iterable[str] = (),
-        ttl: float = DEFAULT_TTL_SECONDS,
+        ttl: float = TTL_SECONDS,
         previous: Snapshot | None = None,
         compiled: Compile = compile_expressions,
         learnt: Learn = heads_of,

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cachetools import LRUCache
-from sparsity_policies.decisions.snapshot import DEFAULT_TTL_SECONDS
-from sparsity_policies.model import Decision, Tier
+from sparsity_policies.model import TTL_SECONDS, Decision, Tier
 from sparsity_policies.storage.asking import Asking
 from sparsity_policies.storage.redis_faults import CLIENT_ERRORS, told
 
@@ -24,8 +23,6 @@ SESSION_SECONDS = 3600
 _HELD = 100_000
 # What other routers noted meanwhile is looked up this often.
 _FRESH_SECONDS = 5.0
-# While the store is away, what it told so lately is believed, as long as policies are by default.
-_TRUSTED_SECONDS = DEFAULT_TTL_SECONDS
 _READ_SECONDS = 0.05
 _FLUSH_SECONDS = 0.1
 _AT_ONCE = 32
@@ -66,10 +63,11 @@ class Sessions:
 
     Args:
         redis: an asyncio client; None keeps them in this process only.
+        ttl: how long what the store told is believed while it is away, seconds: as policies are.
     """
 
-    def __init__(self, redis: Any = None) -> None:
-        self._redis = redis
+    def __init__(self, redis: Any = None, ttl: float = TTL_SECONDS) -> None:
+        self._redis, self._ttl = redis, ttl
         self._known: LRUCache[str, _Known] = LRUCache(_HELD)
         self._unsaved: dict[str, Tier] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)
@@ -90,7 +88,7 @@ class Sessions:
             known.reading = asyncio.create_task(self._read(key, known))
         # Whoever leaves must not take the answer from the others.
         problem = await asyncio.shield(known.reading)
-        if time.monotonic() - known.read_at <= _TRUSTED_SECONDS:
+        if time.monotonic() - known.read_at <= self._ttl:
             return SessionTier(known.tier)
         return SessionTier(known.tier, f"what the session's earlier requests got cannot be known: {problem}")
 

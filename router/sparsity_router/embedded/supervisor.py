@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sparsity_policies.storage.redis_url import ENVIRONMENT, without_credentials
 from sparsity_rpc.errors import ConfigurationError
-from sparsity_rpc.tiers import Tier
+from sparsity_rpc.tiers import DENSE, TIERS
 from sparsity_serving.addresses import free_port, require_free
 from sparsity_serving.engines import ECHO, ENGINES, SGLANG
 from sparsity_serving.otlp import GRPC
@@ -30,8 +30,6 @@ from sparsity_router.embedded.store import EmbeddedStore
 from sparsity_router.embedded.tour import tour
 from sparsity_router.embedded.traces import FILE_NAME, TraceReceiver
 
-TIERS = tuple(tier.word for tier in Tier)
-DENSE = Tier.DENSE.word
 _READY_TIMEOUT = 600.0
 _DRAIN_SECONDS = 10.0
 Say = Callable[[str], None]

@@ -54,7 +54,7 @@ def place(
     tried = Tried(set(), needs=needs)
     for tier in (decision.tier, *decision.fallback):
         if worker := pick(fleet, tier, decision, tried, want):
-            return worker, served(decision, tier, fleet)
+            return worker, served(decision, tier, fleet, tried)
     raise nobody(fleet, decision, tried)
 
 
@@ -71,30 +71,36 @@ def pick(fleet: Fleet, tier: Tier, decision: Decision, tried: Tried, want: Calla
     )
 
 
-def served(decision: Decision, tier: Tier, fleet: Fleet) -> Decision:
+def served(decision: Decision, tier: Tier, fleet: Fleet, tried: Tried) -> Decision:
     """The decision as served at ``tier``."""
     if tier is decision.tier:
         return decision
     own = fleet.of(decision.tier)
-    unproven = any(worker.state_at(decision.tier) is State.UNPROVEN for worker in own)
-    reason = Reason.MISSING_TELEMETRY if unproven else Reason.TIER_UNAVAILABLE
-    what = "prove what they attend" if unproven else "answer"
+    reason, what = Reason.TIER_UNAVAILABLE, "could not answer"
+    if any(worker.state_at(decision.tier) is State.UNPROVEN for worker in own):
+        reason, what = Reason.MISSING_TELEMETRY, "could not prove what they attend"
+    elif _have_no_room(fleet, decision.tier, decision, tried):
+        reason, what = Reason.TIER_FULL, "are full"
     if decision.dense_reasoning and own and not fleet.of(decision.tier, dense_reasoning=True):
-        what = "decode reasoning densely"
-    detail = f"policy gives {decision.tier.word}, whose workers could not {what}; {decision.explanation}"
+        what = "could not decode reasoning densely"
+    detail = f"policy gives {decision.tier.word}, whose workers {what}; {decision.explanation}"
     return replace(decision, tier=tier, reason=reason, explanation=detail)
 
 
 def is_full(fleet: Fleet, decision: Decision, tried: Tried) -> bool:
     """Whether waiting may help: some worker that may serve the request has no room now."""
-    able = [
-        (worker, worker.state_at(tier))
-        for tier in (decision.tier, *decision.fallback)
-        for worker in fleet.of(tier, decision.dense_reasoning, tried.needs)
-    ]
+    tiers = (decision.tier, *decision.fallback)
+    return tried.overloaded or any(_have_no_room(fleet, tier, decision, tried) for tier in tiers)
+
+
+def _have_no_room(fleet: Fleet, tier: Tier, decision: Decision, tried: Tried) -> bool:
+    """Whether some worker would serve the request at ``tier`` if it had room."""
+    able = fleet.of(tier, decision.dense_reasoning, tried.needs)
     # Ready and not asked: its room is kept for what policy holds dense.
-    reserved = any(state is State.READY and worker.target not in tried.targets for worker, state in able)
-    return tried.overloaded or reserved or any(state is State.FULL for _, state in able)
+    return any(
+        state is State.FULL or (state is State.READY and worker.target not in tried.targets)
+        for worker, state in ((worker, worker.state_at(tier)) for worker in able)
+    )
 
 
 def nobody(fleet: Fleet, decision: Decision, tried: Tried) -> SparsityError:

@@ -178,7 +178,7 @@ class _Relay:
         lease, left = (self._fleet.lease_keys, self._request.decided.decision_id), self._context.time_remaining()
         stream = dispatch(worker, self._request.message, tier, self.tried.count, left, lease, self._allows)
         # Asked again, so that what is told of the request does not hang on what picked its worker.
-        return Attempt(worker, stream, served(self.decision, tier, self._fleet), self._review())
+        return Attempt(worker, stream, served(self.decision, tier, self._fleet, self.tried), self._review())
 
     def _fell(self, attempt: Attempt, error: Exception, *, first: bool) -> None:
         """Takes note of a stream that failed; raises where nobody else may be tried.

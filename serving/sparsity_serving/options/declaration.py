@@ -89,6 +89,12 @@ def group(default: Any = dataclasses.MISSING, **members: Option) -> Any:
     return _field(members, default)
 
 
+def same(settings: type, name: str) -> Any:
+    """A dataclass field that is an option of another class of settings, by the name of its field there."""
+    (stated,) = [field for field in dataclasses.fields(settings) if field.name == name]
+    return _field(stated.metadata[_KEY], _stated(stated))
+
+
 def _field(said: Option | dict[str, Option], default: Any) -> Any:
     shown = not (isinstance(said, Option) and said.secret)
     if callable(default):
@@ -153,6 +159,11 @@ def _kind(hint: Any) -> tuple[type, bool]:
     if typing.get_origin(hint) is tuple and typing.get_args(hint)[1:] == (...,):
         return typing.get_args(hint)[0], True
     return hint, False
+
+
+def _stated(field: dataclasses.Field[Any]) -> Any:
+    """Its default, or what makes it."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The kernels' tests run in Triton's interpreter, or on a real GPU; `support.devices` says how."""
+"""The kernels' tests run in Triton's interpreter, or on a real GPU; `support.kernels.devices` says how."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.devices import DTYPES, INTERPRETED, TOLERANCES
+from support.kernels.devices import DTYPES, INTERPRETED, TOLERANCES
 
 if INTERPRETED:
-    from support.interpreter import remember_builtins
+    from support.kernels.interpreter import remember_builtins
 
     remember_builtins()
 # A machine that is lent for its GPU may have no gRPC, without which the worker's classes do not load.

@@ -15,9 +15,9 @@ from sparsity_worker.plugin.torch_attention import TorchAttention
 from sparsity_worker.plugin.triton_attention import TritonAttention
 from sparsity_worker.profiles.profile import parse_profile
 from sparsity_worker.profiles.served_tiers import attends_everything
-from support.devices import DEVICE, EXACT, on
-from support.paging import PAGE, SUB, joined, queries, rms_ratio
-from support.profiles import profile_document
+from support.kernels.devices import DEVICE, EXACT, on
+from support.kernels.paging import PAGE, SUB, joined, queries, rms_ratio
+from support.workers.profiles import profile_document
 
 HEADS, KV_HEADS, DIM = 4, 2, 16
 # Prefix, new tokens and the whole prompt of each request; the second is short, the third has chunks to come.

@@ -15,7 +15,7 @@ from sparsity_bench.kernels.inputs import PAGE, Shape, inputs
 from sparsity_bench.kernels.summary import summary
 from sparsity_bench.kernels.timing import Clock
 from sparsity_serving.benchmark import Row, judged
-from support.devices import DEVICE, INTERPRETED
+from support.kernels.devices import DEVICE, INTERPRETED
 
 
 @pytest.fixture

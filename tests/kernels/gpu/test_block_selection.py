@@ -11,10 +11,10 @@ from sparse_kernels import PrefillConfig
 from sparse_kernels.gpu.block_energy import block_energy
 from sparse_kernels.gpu.block_selection import select_blocks
 from sparse_kernels.reference.attention import block_energy_reference
-from support.devices import launch
-from support.paging import PAGE, SUB
-from support.selecting import SCALE
-from support.selecting import SelectionCase as Case
+from support.kernels.devices import launch
+from support.kernels.paging import PAGE, SUB
+from support.kernels.selecting import SCALE
+from support.kernels.selecting import SelectionCase as Case
 
 CONFIG = PrefillConfig(
     score="sub_means", rule="top_p", threshold=0.7, query_tile=32, query_stride=8, peak=4.0, sink=16, window=16,

@@ -12,9 +12,9 @@ from sparse_kernels.layout.batch import PagedBatch
 from sparse_kernels.layout.block_index import BlockIndex
 from sparse_kernels.mean_correction import Corrections
 from sparse_kernels.reference.attention import block_sparse_prefill_reference
-from support.devices import DEVICE, EXACT, launch, on
-from support.exact_prefill import exact_prefill
-from support.paging import PAGE, joined, queries, rms_ratio
+from support.kernels.devices import DEVICE, EXACT, launch, on
+from support.kernels.exact_prefill import exact_prefill
+from support.kernels.paging import PAGE, joined, queries, rms_ratio
 
 TILE, HEADS, DIM = 32, 4, 16
 SCALE = DIM**-0.5

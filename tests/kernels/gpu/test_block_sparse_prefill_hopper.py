@@ -13,8 +13,8 @@ from sparse_kernels.gpu.hopper import block_sparse_prefill as kernels
 from sparse_kernels.layout.batch import PagedBatch
 from sparse_kernels.layout.block_index import BlockIndex
 from sparse_kernels.mean_correction import Corrections
-from support.exact_prefill import exact_prefill
-from support.paging import rms_ratio
+from support.kernels.exact_prefill import exact_prefill
+from support.kernels.paging import rms_ratio
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
 pytestmark = pytest.mark.skipif(not HOPPER, reason="no Hopper GPU")

@@ -16,10 +16,10 @@ from sparse_kernels.gpu.selection.plan import SelectionPlan, Workspace
 from sparse_kernels.gpu.selection.rules import ranked
 from sparse_kernels.layout.batch import PagedBatch
 from sparse_kernels.mean_correction import Corrections
-from support.devices import DEVICE, INTERPRETED, launch
-from support.paging import PAGE
-from support.selecting import DIM, SCALE
-from support.selecting import SelectionCase as Case
+from support.kernels.devices import DEVICE, INTERPRETED, launch
+from support.kernels.paging import PAGE
+from support.kernels.selecting import DIM, SCALE
+from support.kernels.selecting import SelectionCase as Case
 
 CONFIG = PrefillConfig(
     score="sub_means", rule="top_p", threshold=0.7, query_tile=32, query_stride=8, peak=8.0, sink=16, window=16,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sparse_kernels import PageSummaries
 from sparse_kernels.gpu.page_summaries import summarize_pages
-from support.devices import DEVICE, on
+from support.kernels.devices import DEVICE, on
 
 PAGE, SUB, HEADS, DIM, PAGES = 16, 4, 2, 16, 7
 FIELDS = ("sub_mean", "sub_count", "mean", "value_mean", "spread")

@@ -16,9 +16,9 @@ from sparsity_worker.plugin.attention import Prompt, Spans
 from sparsity_worker.plugin.triton_attention import TritonAttention
 from sparsity_worker.profiles.profile import Profile, parse_profile
 from sparsity_worker.profiles.served_tiers import attends_everything
-from support.devices import DEVICE, EXACT, captured, on
-from support.paging import PAGE, SUB, rms_ratio
-from support.profiles import profile_document
+from support.kernels.devices import DEVICE, EXACT, captured, on
+from support.kernels.paging import PAGE, SUB, rms_ratio
+from support.workers.profiles import profile_document
 
 HEADS, KV_HEADS, DIM, CONTEXT, STEPS = 4, 2, 16, 256, 14
 REASONING = range(4, 8)

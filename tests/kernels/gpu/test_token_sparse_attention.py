@@ -13,8 +13,8 @@ from sparse_kernels.reference.token_sparse_attention import (
     token_sparse_attention_reference,
     token_sparse_latent_attention_reference,
 )
-from support.devices import EXACT, INTERPRETED, captured, launch
-from support.paging import rms_ratio
+from support.kernels.devices import EXACT, INTERPRETED, captured, launch
+from support.kernels.paging import rms_ratio
 
 SCALE = 16**-0.5
 

@@ -12,8 +12,8 @@ from sparse_kernels.huggingface.adapter import NAME, Attended, ByProfile, use_at
 from sparse_kernels.huggingface.by_kernels import ByKernels
 from sparse_kernels.huggingface.paged_cache import PagedCache
 from sparse_kernels.schedule import LayerSchedule, SparseAttention
-from support.devices import DEVICE, INTERPRETED
-from support.paging import rms_ratio
+from support.kernels.devices import DEVICE, INTERPRETED
+from support.kernels.paging import rms_ratio
 from transformers import LlamaConfig, LlamaForCausalLM
 
 LENGTH, LAYERS = 400, 2

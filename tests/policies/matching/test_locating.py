@@ -11,8 +11,8 @@ from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.matching.locating import MOST_MATCHES, locate
 from sparsity_policies.matching.rewriting import Substitution
 from sparsity_policies.matching.scan import Scanner
-from support.snapshots import snapshot
-from support.written import DISGUISES, DOCUMENTS
+from support.asked.written import DISGUISES, DOCUMENTS
+from support.stores.snapshots import snapshot
 
 SHIPPED = snapshot().scanner
 # As a reader of PDF files gives it: a no-break space, a ligature, a word parted at a line's end, a page's end.

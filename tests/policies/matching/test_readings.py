@@ -16,8 +16,8 @@ from sparsity_policies.matching.readings import forms, readings
 from sparsity_policies.matching.rewriting import rewritten
 from sparsity_policies.matching.scan import Scanner
 from sparsity_policies.matching.signs import Signs, signs_of
-from support.snapshots import snapshot
-from support.written import DISGUISES, DOCUMENTS, Way
+from support.asked.written import DISGUISES, DOCUMENTS, Way
+from support.stores.snapshots import snapshot
 
 SHIPPED = snapshot()
 LITERALS = [

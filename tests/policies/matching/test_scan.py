@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.matching.folding import folded
 from sparsity_policies.matching.scan import Scanner
-from support.snapshots import snapshot
+from support.stores.snapshots import snapshot
 
 SCANNER = snapshot().scanner
 

@@ -20,7 +20,7 @@ from sparsity_policies.risk.scripts import SCRIPTS, scripts_of
 from sparsity_policies.risk.training import features_of, learn
 from sparsity_policies.risk.weighing import acting, placed, weigh
 from sparsity_policies.risk.windows import windows_of
-from support.snapshots import snapshot
+from support.stores.snapshots import snapshot
 
 SHIPPED = snapshot(acting(shipped_policies("small-context")))
 POLICIES = {domain: item.policy for domain, item in SHIPPED.policies.items()}

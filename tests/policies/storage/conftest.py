@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 from sparsity_policies.storage.store import PolicyStore
-from support.valkey import Valkey
+from support.stores.valkey import Valkey
 
 
 @pytest.fixture

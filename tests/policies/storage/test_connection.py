@@ -22,7 +22,7 @@ from sparsity_policies.storage.redis_url import (
     without_credentials,
 )
 from sparsity_rpc.errors import ConfigurationError
-from support.redis_security import Security
+from support.stores.redis_security import Security
 
 ODD = "p/w@:#%2x"
 

@@ -15,7 +15,7 @@ from sparsity_policies.storage.decisionlog import DecisionLog, Replayed
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_policies.wire import override_to_wire, stored_to_wire
 from sparsity_rpc.errors import NotFoundError
-from support.snapshots import stored
+from support.stores.snapshots import stored
 
 POLICY = shipped_policies("small-context")[0]
 DEEP, HUGE = "[" * 100_000, "9" * 400

@@ -17,7 +17,7 @@ from sparsity_policies.model import Override, Policy, Scope, StoredPolicy
 from sparsity_policies.storage.decisionlog import DecisionLog
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_rpc.errors import ConflictError, NotFoundError, StoreError
-from support.redis_server import Proxy, RedisServer, cluster, sentinel
+from support.stores.redis_server import Proxy, RedisServer, cluster, sentinel
 
 POLICIES = {policy.domain: policy for policy in shipped_policies("small-context")}
 RAG = POLICIES["rag"]

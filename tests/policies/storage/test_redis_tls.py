@@ -20,8 +20,8 @@ from sparsity_policies.storage.store import PolicyStore
 from sparsity_router.callers.limits import TenantLimits
 from sparsity_router.decisions.sessions import Sessions
 from sparsity_rpc.errors import ConflictError, RateLimitError, StoreError
-from support.redis_security import PASSWORD, SENTINEL_PASSWORD, Security
-from support.redis_server import RedisServer, cluster, sentinel
+from support.stores.redis_security import PASSWORD, SENTINEL_PASSWORD, Security
+from support.stores.redis_server import RedisServer, cluster, sentinel
 
 POLICIES = shipped_policies("small-context")
 KINDS = ("rediss", "rediss+sentinel", "rediss+cluster")

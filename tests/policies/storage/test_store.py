@@ -9,7 +9,7 @@ from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import Override, Scope, Tier
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_rpc.errors import ConfigurationError, ConflictError, NotFoundError, StoreError
-from support.valkey import Valkey
+from support.stores.valkey import Valkey
 
 POLICIES = shipped_policies("small-context")
 

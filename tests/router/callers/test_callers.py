@@ -23,11 +23,11 @@ from sparsity_rpc.errors import ConfigurationError, PermissionDeniedError, RateL
 from sparsity_serving.access.access import Access, Rules, key_digest
 from sparsity_serving.access.jwt import JwtConfig, JwtVerifier
 from sparsity_serving.access.principals import Role
-from support.fake_worker import FakeWorker
-from support.rig import DENSE
-from support.router import Router, failure, running, until
+from support.routers.rig import DENSE
+from support.routers.router import Router, failure, running, until
+from support.stores.valkey import Valkey
 from support.tiny import tiny_model
-from support.valkey import Valkey
+from support.workers.fake_worker import FakeWorker
 
 ISSUER, AUDIENCE = "https://id.example", "sparsity"
 ACCESS = f"""

@@ -21,11 +21,11 @@ from sparsity_router.config import RouterConfig
 from sparsity_rpc.errors import OverloadedError, RateLimitError
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
 from sparsity_serving.access.leases import LeaseChecker, decision_digest
-from support.fake_worker import FakeWorker, answer, fail
-from support.rig import DENSE
-from support.router import Router, failure, running, until
+from support.routers.rig import DENSE
+from support.routers.router import Router, failure, running, until
+from support.stores.valkey import Valkey
 from support.tiny import tiny_model
-from support.valkey import Valkey
+from support.workers.fake_worker import FakeWorker, answer, fail
 
 KEY = b"k" * 32
 # Whom the fixture asks for until it is answered is not limited.

@@ -20,12 +20,12 @@ from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys, read_keys
 from sparsity_serving.access.leases import LeaseChecker
 from sparsity_serving.background import reloading
 from sparsity_serving.background.reloading import ReloadedFile, Reloading
-from support.fake_worker import FakeWorker
-from support.metrics import Meter
-from support.rig import DENSE
-from support.router import Router, failure, running, until
+from support.routers.rig import DENSE
+from support.routers.router import Router, failure, running, until
+from support.stores.valkey import Valkey
+from support.telemetry.metrics import Meter
 from support.tiny import tiny_model
-from support.valkey import Valkey
+from support.workers.fake_worker import FakeWorker
 
 _PRINCIPAL = "{{name: {name}, key_sha256: {digest}, roles: [{roles}]}}"
 

@@ -19,10 +19,10 @@ from sparsity_router.fleet.fleet import Admission
 from sparsity_router.prompts import classify, signals
 from sparsity_router.prompts.classify import Classifier
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
-from support.fake_worker import FakeWorker, answer, fail, hang
-from support.rig import AGGRESSIVE, BANDS, DENSE, LONG, MODERATE, Rig, rig, until
-from support.snapshots import snapshot
+from support.routers.rig import AGGRESSIVE, BANDS, DENSE, LONG, MODERATE, Rig, rig, until
+from support.stores.snapshots import snapshot
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker, answer, fail, hang
 
 Readings = list[tuple[str, bool]]
 

@@ -23,11 +23,11 @@ from sparsity_router.observing.recorder import Recorder
 from sparsity_router.observing.request_metrics import RequestMetrics
 from sparsity_router.relaying import relay
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
-from support.fake_worker import Behaviour, FakeWorker, answer, fail, hang
-from support.metrics import Meter
-from support.rig import AGGRESSIVE, BANDS, DENSE, LONG, MODERATE, Policies, Rig, refusal, rig, until
-from support.snapshots import snapshot
+from support.routers.rig import AGGRESSIVE, BANDS, DENSE, LONG, MODERATE, Policies, Rig, refusal, rig, until
+from support.stores.snapshots import snapshot
+from support.telemetry.metrics import Meter
 from support.tiny import tiny_model
+from support.workers.fake_worker import Behaviour, FakeWorker, answer, fail, hang
 
 Change = Callable[[Policies], None]
 

@@ -15,15 +15,15 @@ from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.decide import decide
 from sparsity_policies.decisions.rollout import Action, move
 from sparsity_policies.documents.document import parse_policy
-from sparsity_policies.model import Decision, Override, Reason, Rollout, Scope, Signals, Tier
+from sparsity_policies.model import TTL_SECONDS, Decision, Override, Reason, Rollout, Scope, Signals, Tier
 from sparsity_router.decisions import sessions as sessions_
 from sparsity_router.decisions.sessions import Sessions, _key
-from support.fake_worker import FakeWorker, fail
-from support.rig import AGGRESSIVE, BANDS, DENSE, LONG, MODERATE, rig
-from support.router import until
-from support.snapshots import snapshot
+from support.routers.rig import AGGRESSIVE, BANDS, DENSE, LONG, MODERATE, rig
+from support.routers.router import until
+from support.stores.snapshots import snapshot
+from support.stores.valkey import Valkey
 from support.tiny import tiny_model
-from support.valkey import Valkey
+from support.workers.fake_worker import FakeWorker, fail
 
 RULES = [
     {"name": task, "when": f"task == '{task}'", "tier": tier}
@@ -187,14 +187,15 @@ async def test_requests_that_come_at_once_share_one_answer() -> None:
     assert (found[1:], server.asked) == ([Tier.DENSE] * 2, 1)
 
 
-async def test_what_the_store_cannot_tell_is_in_doubt() -> None:
+@pytest.mark.parametrize("ttl", [TTL_SECONDS, 40.0, 3000.0])
+async def test_what_the_store_cannot_tell_is_in_doubt(ttl: float) -> None:
     with Valkey() as server:
         client = redis.Redis.from_url(server.url, decode_responses=True, socket_timeout=0.2)
-        sessions = Sessions(client)
+        sessions = Sessions(client, ttl)
         assert await sessions.tier("t", "read before") == (None, "")
-    sessions._known[_key("t", "read before")].read_at -= 10
+    sessions._known[_key("t", "read before")].read_at -= ttl - 20
     assert await sessions.tier("t", "read before") == (None, "")
-    sessions._known[_key("t", "read before")].read_at -= 1000
+    sessions._known[_key("t", "read before")].read_at -= 40
     for session in ("s", "read before"):
         found = await sessions.tier("t", session)
         assert found.problem.startswith("what the session's earlier requests got cannot be known: ")

@@ -17,11 +17,11 @@ from sparsity_policies.storage.store import PolicyStore
 from sparsity_router.config import RouterConfig
 from sparsity_router.embedded.child import Child
 from sparsity_router.embedded.supervisor import Supervisor, UpConfig
-from support.redis_security import PASSWORD, Security
-from support.redis_server import RedisServer, sentinel
-from support.redis_server import until as told
-from support.router import running, until
-from support.router_process import RouterProcess
+from support.routers.router import running, until
+from support.routers.router_process import RouterProcess
+from support.stores.redis_security import PASSWORD, Security
+from support.stores.redis_server import RedisServer, sentinel
+from support.stores.redis_server import until as told
 from support.tiny import tiny_model
 from typer.testing import CliRunner
 

@@ -8,9 +8,9 @@ import pytest
 from sparsity_router.fleet import breaker as module
 from sparsity_router.fleet.breaker import Breaker, RetryBudget
 from sparsity_router.fleet.workers import State
-from support.fake_worker import FakeWorker, answer, fail
-from support.rig import DENSE, refusal, rig, until
+from support.routers.rig import DENSE, refusal, rig, until
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker, answer, fail
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from sparsity_router.fleet import discovery
 from sparsity_router.fleet.discovery import Dns, EndpointSlices, discover
 from sparsity_router.fleet.workers import State
 from sparsity_rpc.errors import ConfigurationError
-from support.fake_worker import FakeWorker, answer
-from support.rig import DENSE, rig, until
+from support.routers.rig import DENSE, rig, until
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker, answer
 
 
 @pytest.mark.parametrize("place", ["dns:///nameless", "k8s:///service:7001", "k8s:///ns/service", "http:///x:1"])

@@ -12,9 +12,9 @@ from sparsity_router.config import RouterConfig
 from sparsity_router.fleet.workers import State
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving.engines import ECHO, SGLANG
-from support.fake_worker import FakeWorker
-from support.rig import AGGRESSIVE, DENSE, LONG, MODERATE, refusal, rig
+from support.routers.rig import AGGRESSIVE, DENSE, LONG, MODERATE, refusal, rig
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker
 
 
 @pytest.fixture

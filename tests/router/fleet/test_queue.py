@@ -20,12 +20,12 @@ from sparsity_router.fleet.fleet import Admission, Fleet
 from sparsity_router.fleet.queue import TierQueue
 from sparsity_router.relaying.turns import follow_policies
 from sparsity_rpc.errors import ConfigurationError, OverloadedError
-from support.fake_worker import FakeWorker, answer, fail
-from support.rig import rig as fake_rig
-from support.rig import until as until_true
-from support.router import Router, running, until
+from support.routers.rig import rig as fake_rig
+from support.routers.rig import until as until_true
+from support.routers.router import Router, running, until
+from support.stores.valkey import Valkey
 from support.tiny import tiny_model
-from support.valkey import Valkey
+from support.workers.fake_worker import FakeWorker, answer, fail
 
 DENSE, MODERATE = inference_pb2.TIER_DENSE, inference_pb2.TIER_MODERATE
 

@@ -15,9 +15,9 @@ from sparsity_router.fleet.breaker import FAILURES_TO_OPEN
 from sparsity_router.fleet.capabilities import by_tier, mismatch
 from sparsity_router.fleet.fleet import Admission
 from sparsity_router.fleet.workers import State
-from support.fake_worker import FakeWorker, answer, fail
-from support.rig import AGGRESSIVE, DENSE, LONG, MODERATE, Rig, refusal, rig, until
+from support.routers.rig import AGGRESSIVE, DENSE, LONG, MODERATE, Rig, refusal, rig, until
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker, answer, fail, hang
 
 ALL = (DENSE, MODERATE, AGGRESSIVE)
 # By length, the tiers that the rig's policy gives.
@@ -122,6 +122,31 @@ async def test_a_failure_is_no_reason_to_ask_the_same_worker_at_a_denser_tier(mo
         r.workers[1].behaviour = broken.behaviour
         await until(lambda: r.fleet.workers[0].state is State.READY)
         assert await served(r, AGGRESSIVE) == ("m", MODERATE, "REASON_TIER_UNAVAILABLE")
+
+
+async def test_a_tier_whose_workers_are_merely_full_is_not_called_unavailable(model: Path) -> None:
+    pool = FakeWorker("a", AGGRESSIVE, model, behaviour=hang, places=1)
+    async with rig(model, pool, FakeWorker("d", DENSE, model)) as r:
+        waiting = asyncio.create_task(r.generate(LONG))
+        await until(lambda: pool.received)
+        _, completion = await r.generate(LONG)
+        assert (completion.worker_id, completion.decision.reason) == ("d", inference_pb2.REASON_TIER_FULL)
+        assert completion.decision.explanation.startswith("policy gives aggressive, whose workers are full; ")
+        waiting.cancel()
+        await until(lambda: r.fleet.workers[0].state is State.READY)
+        await pool.stop()
+        await until(lambda: r.fleet.workers[0].state is State.UNREACHABLE)
+        assert await served(r, AGGRESSIVE) == ("d", DENSE, "REASON_TIER_UNAVAILABLE")
+
+
+async def test_a_tier_whose_room_is_kept_for_what_is_dense_is_full(model: Path) -> None:
+    both, pool = shared(model, tiers=(DENSE, AGGRESSIVE), behaviour=hang, places=2), FakeWorker("m", MODERATE, model)
+    async with rig(model, both, pool, admission=Admission(queue_seconds=0.0, dense_reserve=0.5)) as r:
+        waiting = asyncio.create_task(r.generate(LONG))
+        await until(lambda: both.received)
+        assert r.fleet.workers[0].state_at(Tier.AGGRESSIVE) is State.READY
+        assert await served(r, AGGRESSIVE) == ("m", MODERATE, "REASON_TIER_FULL")
+        waiting.cancel()
 
 
 async def test_failures_at_one_tier_break_the_worker_at_that_tier_only(model: Path) -> None:

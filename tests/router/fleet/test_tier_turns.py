@@ -17,7 +17,7 @@ from sparsity_router.fleet.tier_turns import TierTurns
 from sparsity_router.fleet.workers import State, Worker
 from sparsity_router.relaying.turns import place_in_turn
 from sparsity_router.relaying.worker_request import WorkerRequest
-from support.whole_path import MIXED, POOLS, SHARED, Context, HeldReview, Layout, Served, fleet_of
+from support.routers.whole_path import MIXED, POOLS, SHARED, Context, HeldReview, Layout, Served, fleet_of
 
 DENSE, MODERATE, AGGRESSIVE = Tier
 ONE: Layout = {"shared": Served(frozenset(Tier))}

@@ -15,9 +15,9 @@ from sparsity_router.fleet.workers import State
 from sparsity_router.server import INFERENCE
 from sparsity_rpc.errors import EngineError
 from sparsity_serving.server import listen
-from support.fake_worker import FakeWorker
-from support.rig import DENSE, refusal, rig, until
+from support.routers.rig import DENSE, refusal, rig, until
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker
 
 
 class Garbled:

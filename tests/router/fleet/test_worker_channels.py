@@ -15,9 +15,9 @@ from sparsity_client.wire import AsyncWireClient, WireClient, make_request
 from sparsity_client.wire.worker_channels import MOST_IDLE, WorkerChannels
 from sparsity_router.server import INFERENCE
 from sparsity_serving.server import listen
-from support.fake_worker import SERVICE, FakeWorker
-from support.rig import DENSE
+from support.routers.rig import DENSE
 from support.tiny import tiny_model
+from support.workers.fake_worker import SERVICE, FakeWorker
 
 _LEASES = 1000
 

@@ -25,10 +25,10 @@ from sparsity_router.following.rollouts import keep_moving
 from sparsity_router.following.snapshot_file import SnapshotFile
 from sparsity_router.following.windows import MIN_SAMPLES
 from sparsity_rpc.errors import InvalidRequestError
-from support import router
-from support.rig import Policies, until
-from support.snapshots import stored
-from support.valkey import Valkey
+from support.routers import router
+from support.routers.rig import Policies, until
+from support.stores.snapshots import stored
+from support.stores.valkey import Valkey
 
 
 def begun(domain: str) -> Policy:

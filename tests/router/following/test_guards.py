@@ -19,8 +19,8 @@ from sparsity_router.following.guards import ACTOR, GuardMonitor, override_id
 from sparsity_router.following.overrides import Overrides
 from sparsity_router.following.windows import MIN_SAMPLES
 from sparsity_rpc.errors import InvalidRequestError
-from support.rig import Policies
-from support.snapshots import snapshot, stored
+from support.routers.rig import Policies
+from support.stores.snapshots import snapshot, stored
 
 DOCUMENT: dict[str, Any] = {
     "domain": "low",

@@ -14,7 +14,7 @@ from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.documents.yamlfile import dump_yaml
 from sparsity_policies.storage.folder import PolicyFolder
 from sparsity_router.config import RouterConfig
-from support.router import Router, running
+from support.routers.router import Router, running
 from support.tiny import tiny_model
 
 POLICIES = {policy.domain: policy for policy in shipped_policies("small-context")}

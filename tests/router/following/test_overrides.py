@@ -23,10 +23,10 @@ from sparsity_router.following.snapshot_file import SnapshotFile
 from sparsity_router.following.windows import MIN_SAMPLES
 from sparsity_rpc.errors import StoreError
 from support.fault_proxy import FaultProxy
-from support.router import running, until
-from support.snapshots import stored
+from support.routers.router import running, until
+from support.stores.snapshots import stored
+from support.stores.valkey import Valkey
 from support.tiny import tiny_model
-from support.valkey import Valkey
 
 KILL = Override("k", Scope.GLOBAL, reason="incident")
 

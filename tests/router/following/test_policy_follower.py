@@ -32,15 +32,15 @@ from sparsity_router.following.snapshot_file import SnapshotFile
 from sparsity_router.observing.policy_metrics import observe_policies
 from sparsity_router.observing.recorder import Recorder
 from sparsity_rpc.errors import ConfigurationError, StoreError
-from support.fake_worker import FakeWorker
-from support.metrics import Meter
-from support.redis_server import RedisServer
-from support.rig import DENSE
-from support.router import failure, running, until
-from support.router_process import RouterProcess
-from support.snapshots import stored
+from support.routers.rig import DENSE
+from support.routers.router import failure, running, until
+from support.routers.router_process import RouterProcess
+from support.stores.redis_server import RedisServer
+from support.stores.snapshots import stored
+from support.stores.valkey import Valkey
+from support.telemetry.metrics import Meter
 from support.tiny import tiny_model
-from support.valkey import Valkey
+from support.workers.fake_worker import FakeWorker
 
 POLICIES = {policy.domain: policy for policy in shipped_policies("small-context")}
 WORKERS = ("127.0.0.1:1",)

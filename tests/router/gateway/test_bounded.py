@@ -17,10 +17,10 @@ from sparsity_router.gateway.declared import read_headers
 from sparsity_router.gateway.fields import CHAT, COMPLETION
 from sparsity_router.gateway.likelihoods import of_text
 from sparsity_rpc.errors import InvalidRequestError
-from support.fake_worker import FakeWorker, answer
-from support.http_door import http_door
-from support.rig import DENSE
+from support.routers.http_door import http_door
+from support.routers.rig import DENSE
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker, answer
 
 # More than gRPC's servers take without a doubt (8 KiB), and next to what they take at all.
 STATE = ",".join(f"{'k' * 120}{number}={'v' * 130}" for number in range(31))

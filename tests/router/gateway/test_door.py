@@ -21,10 +21,10 @@ from sparsity_router.gateway.door import Door
 from sparsity_router.gateway.exchange import Exchange
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_rpc.tls import ServerTls
-from support.fake_worker import FakeWorker, answer, hang
-from support.http_door import events, http_door
-from support.rig import AGGRESSIVE, DENSE, LONG, until
+from support.routers.http_door import events, http_door
+from support.routers.rig import AGGRESSIVE, DENSE, LONG, until
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker, answer, hang
 
 
 async def drip(worker: FakeWorker, request: Any, context: Any) -> Any:

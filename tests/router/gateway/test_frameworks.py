@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from sparsity.v1 import inference_pb2
-from support.fake_worker import FakeWorker
 from support.frameworks import interpreter, said_by
-from support.http_door import http_door
-from support.rig import DENSE, LONG
+from support.routers.http_door import http_door
+from support.routers.rig import DENSE, LONG
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker
 
 # The first time, they are installed.
 pytestmark = pytest.mark.timeout(900)

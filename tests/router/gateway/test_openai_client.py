@@ -8,8 +8,8 @@ from typing import Any
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
-from support.http_door import http_door
-from support.rig import LONG
+from support.routers.http_door import http_door
+from support.routers.rig import LONG
 
 HI: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
 

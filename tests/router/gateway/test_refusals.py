@@ -17,10 +17,10 @@ from sparsity_router.gateway.refusals import http_status, refusal
 from sparsity_router.prompts.chats.chat import read_chat
 from sparsity_rpc import errors
 from sparsity_serving.access.access import key_digest
-from support.fake_worker import FakeWorker, fail, hang
-from support.http_door import HttpDoor, events, http_door
-from support.rig import DENSE, LONG
+from support.routers.http_door import HttpDoor, events, http_door
+from support.routers.rig import DENSE, LONG
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker, fail, hang
 
 ACCESS = f"""
 inference: required

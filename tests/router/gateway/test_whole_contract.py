@@ -11,10 +11,10 @@ from typing import Any
 import pydantic
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolUnionParam
 from sparsity.v1 import inference_pb2
-from support.fake_worker import FakeWorker
-from support.http_door import http_door
-from support.rig import DENSE, until
+from support.routers.http_door import http_door
+from support.routers.rig import DENSE, until
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker
 
 WEATHER: ChatCompletionToolUnionParam = {
     "type": "function",

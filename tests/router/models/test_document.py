@@ -20,7 +20,7 @@ from sparsity_router.fronting import open_models
 from sparsity_router.models.document import Fronted, read_models
 from sparsity_rpc.errors import ConfigurationError
 from support.ports import free_port
-from support.rig import BANDS
+from support.routers.rig import BANDS
 from support.tiny import tiny_model
 
 GOOD = {"name": "a", "folder": "m", "workers": ["127.0.0.1:1"]}

@@ -27,12 +27,12 @@ from sparsity_router.config import RouterConfig
 from sparsity_rpc import tracing
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
 from sparsity_serving.access.leases import LeaseChecker
-from support.fake_worker import FakeWorker, fail
-from support.rig import AGGRESSIVE, BANDS, DENSE, MODERATE, refusal
-from support.router import running, until
+from support.routers.rig import AGGRESSIVE, BANDS, DENSE, MODERATE, refusal
+from support.routers.router import running, until
+from support.routers.two_models import two_models, written
+from support.telemetry.tracing import Spans
 from support.tiny import tiny_model, wordy_model
-from support.tracing import Spans
-from support.two_models import two_models, written
+from support.workers.fake_worker import FakeWorker, fail
 
 
 async def fleet_of(router: Any) -> Any:

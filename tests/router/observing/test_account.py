@@ -12,7 +12,7 @@ from sparsity_policies.decisions.decide import decide
 from sparsity_policies.model import Decision, Signals, Tier
 from sparsity_router.observing.account import Account
 from sparsity_router.observing.observer import EndedRequest
-from support.snapshots import snapshot
+from support.stores.snapshots import snapshot
 
 GIVEN = decide(Signals(5000, 5000, domain="rag"), snapshot())
 DENSE, MODERATE, AGGRESSIVE = (replace(GIVEN, tier=tier) for tier in Tier)

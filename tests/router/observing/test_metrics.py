@@ -18,11 +18,11 @@ from sparsity_router.observing.request_metrics import RequestMetrics
 from sparsity_router.processes.shared_port import _own
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving.metrics.metering import Times, configure_metrics
-from support.fake_worker import Behaviour, FakeWorker, answer, fail, hang
-from support.metrics import Meter
-from support.rig import AGGRESSIVE, DENSE, MODERATE, rig, until
-from support.snapshots import snapshot
+from support.routers.rig import AGGRESSIVE, DENSE, MODERATE, rig, until
+from support.stores.snapshots import snapshot
+from support.telemetry.metrics import Meter
 from support.tiny import tiny_model
+from support.workers.fake_worker import Behaviour, FakeWorker, answer, fail, hang
 
 SHAPE = ModelShape(layers=2, query_heads=4, kv_heads=2, head_dim=8)
 

@@ -15,9 +15,9 @@ from sparsity_client.wire import make_request
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving import otlp, telemetry
 from sparsity_worker.echo.model import CONTEXT, write_echo_model
-from support.otlp import HttpReceiver
 from support.ports import free_port
-from support.router_process import RouterProcess
+from support.routers.router_process import RouterProcess
+from support.telemetry.otlp import HttpReceiver
 
 _PREFIX = "OTEL_EXPORTER_OTLP"
 

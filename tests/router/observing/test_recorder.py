@@ -15,9 +15,9 @@ from sparsity_router.observing.observer import EndedRequest, Observer
 from sparsity_router.observing.recorder import Recorder
 from sparsity_router.observing.request_metrics import RequestMetrics
 from sparsity_rpc.errors import StoreError
-from support.metrics import Meter
-from support.rig import Policies
-from support.snapshots import snapshot
+from support.routers.rig import Policies
+from support.stores.snapshots import snapshot
+from support.telemetry.metrics import Meter
 
 
 class Log:

@@ -12,9 +12,9 @@ from sparsity.v1 import inference_pb2
 from sparsity_client.wire import make_request
 from sparsity_router.fleet import workers
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
-from support.fake_worker import FakeWorker, answer
-from support.rig import DENSE, Rig, rig, until
+from support.routers.rig import DENSE, Rig, rig, until
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker, answer
 
 KEYS = LeaseKeys(LeaseKey("", b"k" * 32))
 

@@ -14,13 +14,13 @@ from sparsity_rpc import semconv, tracing
 from sparsity_rpc.errors import SparsityError
 from sparsity_rpc.generation import completed, requested
 from sparsity_worker.echo.model import write_echo_model
-from support import echo_worker
-from support.fake_stock import FakeStock
-from support.fake_worker import FakeWorker, fail
-from support.http_door import http_door
-from support.rig import DENSE, rig, until
+from support.routers.http_door import http_door
+from support.routers.rig import DENSE, rig, until
+from support.telemetry.tracing import Spans
 from support.tiny import tiny_model
-from support.tracing import Spans
+from support.workers import echo_worker
+from support.workers.fake_stock import FakeStock
+from support.workers.fake_worker import FakeWorker, fail
 
 REQUIRED = {semconv.GEN_AI_OPERATION_NAME, semconv.GEN_AI_PROVIDER_NAME, semconv.GEN_AI_REQUEST_MODEL}
 

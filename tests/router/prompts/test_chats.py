@@ -16,7 +16,7 @@ from sparsity_router.prompts.chats.template import ChatTemplate
 from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_rpc.errors import InvalidRequestError
-from support.snapshots import snapshot
+from support.stores.snapshots import snapshot
 from support.tiny import tiny_model
 
 WEATHER = Tool("weather", "Tells the weather.", {"type": "object", "properties": {"city": {"type": "string"}}})

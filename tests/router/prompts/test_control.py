@@ -18,7 +18,7 @@ from sparsity_router.prompts import control
 from sparsity_router.prompts.classify import Classifier
 from sparsity_router.prompts.control import ControlTokens
 from sparsity_router.prompts.tokens import ModelTokenizer
-from support.snapshots import snapshot
+from support.stores.snapshots import snapshot
 from support.tiny import SPECIAL, tiny_model
 
 (END,) = SPECIAL

@@ -16,7 +16,7 @@ from sparsity_router.decisions.review import Review, read_by_now
 from sparsity_router.prompts.classify import Classified, Classifier
 from sparsity_router.prompts.domains import Score
 from sparsity_router.prompts.tokens import ModelTokenizer
-from support.snapshots import snapshot
+from support.stores.snapshots import snapshot
 from support.tiny import tiny_model
 
 

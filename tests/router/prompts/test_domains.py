@@ -30,11 +30,11 @@ from sparsity_router.prompts.semantic import DetectionError, Detector
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving.bounds import MAX_ALSO
-from support.prompts import LABELLED
-from support.router import running, until
-from support.snapshots import snapshot
+from support.asked.prompts import LABELLED
+from support.routers.router import running, until
+from support.stores.snapshots import snapshot
+from support.stores.valkey import Valkey
 from support.tiny import tiny_model
-from support.valkey import Valkey
 
 SHIPPED = snapshot(list(shipped_policies("small-context")))
 RISKS = {domain: item.policy.risk for domain, item in SHIPPED.policies.items()}

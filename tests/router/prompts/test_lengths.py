@@ -18,10 +18,10 @@ from sparsity_router.prompts.corpus import excerpt
 from sparsity_router.prompts.lengths import SAMPLED_CHARACTERS, Interval, LengthModel
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_rpc.errors import InvalidRequestError
-from support.fake_worker import FakeWorker, answer
-from support.rig import AGGRESSIVE, BANDS, DENSE, MODERATE, rig
-from support.snapshots import snapshot
+from support.routers.rig import AGGRESSIVE, BANDS, DENSE, MODERATE, rig
+from support.stores.snapshots import snapshot
 from support.tiny import CONTEXT, tiny_model, tiny_tokenizer
+from support.workers.fake_worker import FakeWorker, answer
 from tokenizers import models, pre_tokenizers
 
 POLICY = parse_policy({"domain": "low", "risk": "low", "bands": BANDS})

@@ -22,10 +22,10 @@ from sparsity_router.relaying import choices
 from sparsity_router.relaying.answers import Answers
 from sparsity_rpc.errors import DrainingError, InvalidRequestError, UnavailableError
 from sparsity_rpc.status import to_error
-from support.fake_worker import FakeWorker, answer, fail, hang
-from support.http_door import events, http_door
-from support.rig import AGGRESSIVE, DENSE, LONG, Rig, refusal, rig, until
+from support.routers.http_door import events, http_door
+from support.routers.rig import AGGRESSIVE, DENSE, LONG, Rig, refusal, rig, until
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker, answer, fail, hang
 
 
 @pytest.fixture

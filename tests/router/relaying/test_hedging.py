@@ -14,9 +14,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sparsity_policies.model import Tier
 from sparsity_router.fleet.fleet import Admission
-from support.fake_worker import Behaviour, FakeWorker, answer, fail, hang, say_nothing
-from support.rig import DENSE, Rig, refusal, rig, until
+from support.routers.rig import DENSE, Rig, refusal, rig, until
 from support.tiny import tiny_model
+from support.workers.fake_worker import Behaviour, FakeWorker, answer, fail, hang, say_nothing
 
 HEDGED = Admission(queue_seconds=0.0, hedge_seconds=0.15)
 

@@ -27,12 +27,12 @@ from sparsity_rpc.errors import (
 from sparsity_serving.access import leases
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys, read_keys
 from sparsity_serving.access.leases import LeaseChecker, sign
-from support.fake_worker import Behaviour, FakeWorker, answer, fail, hang
-from support.rig import until
-from support.router import Router, failure, running
-from support.router import until as eventually
+from support.routers.rig import until
+from support.routers.router import Router, failure, running
+from support.routers.router import until as eventually
+from support.stores.valkey import Valkey
 from support.tiny import tiny_model
-from support.valkey import Valkey
+from support.workers.fake_worker import Behaviour, FakeWorker, answer, fail, hang
 
 KEY = b"a key of sixteen bytes or more"
 KEYS = LeaseKeys(LeaseKey("", KEY))

@@ -16,9 +16,9 @@ from sparsity_router.fleet.needs import Need, needs_of
 from sparsity_router.prompts.classify import OnLoop
 from sparsity_router.relaying import worker_request
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
-from support.fake_worker import FakeWorker, answer
-from support.rig import DENSE, rig
+from support.routers.rig import DENSE, rig
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker, answer
 
 SHORT = json.dumps({"type": "object"})
 LONG = json.dumps({"type": "object", "description": "x" * OnLoop.TOKENIZER})

@@ -19,9 +19,9 @@ from sparsity_router.fleet.workers import State
 from sparsity_router.relaying.dispatch import OvertakenError, dispatch
 from sparsity_rpc.errors import InvalidRequestError
 from sparsity_rpc.status import to_error
-from support.fake_worker import FakeWorker, answer, break_off, fail, hang, say_nothing
-from support.rig import AGGRESSIVE, DENSE, LONG, MODERATE, refusal, rig, until
+from support.routers.rig import AGGRESSIVE, DENSE, LONG, MODERATE, refusal, rig, until
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker, answer, break_off, fail, hang, say_nothing
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from sparsity_client.wire import make_request
 from sparsity_router.fleet.fleet import Admission
 from sparsity_router.relaying.shadow import METRIC, Shadow, agreement
 from sparsity_rpc.errors import NotFoundError
-from support.fake_worker import FakeWorker, fail
-from support.metrics import Meter
-from support.rig import AGGRESSIVE, DENSE, LONG, Rig, rig, until
+from support.routers.rig import AGGRESSIVE, DENSE, LONG, Rig, rig, until
+from support.telemetry.metrics import Meter
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker, fail
 
 ALL = {"percent": 100, "tokens_per_minute": 0}
 

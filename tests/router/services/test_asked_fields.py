@@ -28,9 +28,9 @@ from sparsity_rpc.errors import InvalidRequestError, LeaseError
 from sparsity_rpc.status import to_error
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
 from sparsity_serving.access.leases import LeaseChecker, sign
-from support.fake_worker import FakeWorker, hang
-from support.rig import DENSE, Rig, refusal, rig
+from support.routers.rig import DENSE, Rig, refusal, rig
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker, hang
 
 TOOL = Tool("f", "does it", {"type": "object"}, strict=True)
 DEEP = "[" * 40 + "]" * 40
@@ -40,7 +40,7 @@ DEEP = "[" * 40 + "]" * 40
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # Tools written out are more than the tiny model's context.
     roomy = partial(tiny_model, context=4096)
-    monkeypatch.setattr("support.rig.tiny_model", roomy)
+    monkeypatch.setattr("support.routers.rig.tiny_model", roomy)
     return roomy(tmp_path)
 
 

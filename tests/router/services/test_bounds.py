@@ -21,9 +21,9 @@ from sparsity_router.prompts.lengths import Interval, LengthModel
 from sparsity_router.services.inference import InferenceService
 from sparsity_rpc.errors import ConfigurationError, DrainingError, InvalidRequestError
 from sparsity_rpc.status import to_error
-from support.fake_worker import Behaviour, FakeWorker, answer, hang
-from support.rig import AGGRESSIVE, DENSE, LONG, MODERATE, refusal, rig, until
+from support.routers.rig import AGGRESSIVE, DENSE, LONG, MODERATE, refusal, rig, until
 from support.tiny import CONTEXT, tiny_model
+from support.workers.fake_worker import Behaviour, FakeWorker, answer, hang
 
 
 @pytest.fixture

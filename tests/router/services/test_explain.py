@@ -22,8 +22,8 @@ from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_router.server import INFERENCE
 from sparsity_router.services.inference import InferenceService
 from sparsity_serving.server import listen
-from support.rig import Policies
-from support.snapshots import snapshot
+from support.routers.rig import Policies
+from support.stores.snapshots import snapshot
 from support.tiny import SPECIAL, tiny_model
 from typer.testing import CliRunner
 

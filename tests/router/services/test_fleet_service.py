@@ -19,12 +19,12 @@ from sparsity_router.config import RouterConfig
 from sparsity_router.fleet.replicas import Replicas
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_serving.access.access import key_digest
-from support.fake_worker import FakeWorker
-from support.rig import AGGRESSIVE, DENSE, MODERATE
-from support.router import Router, failure, running, until
-from support.router_process import RouterProcess
+from support.routers.rig import AGGRESSIVE, DENSE, MODERATE
+from support.routers.router import Router, failure, running, until
+from support.routers.router_process import RouterProcess
+from support.stores.valkey import Valkey
 from support.tiny import tiny_model
-from support.valkey import Valkey
+from support.workers.fake_worker import FakeWorker
 from typer.testing import CliRunner
 
 

@@ -23,13 +23,13 @@ from sparsity_policies.storage.scripts import POLICIES
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_policies.wire import policy_from_wire
 from sparsity_router.config import RouterConfig
-from support.fake_worker import FakeWorker
 from support.loop_time import loop_is_free
-from support.rig import DENSE
-from support.router import Router, failure, running, until
-from support.router_process import RouterProcess
+from support.routers.rig import DENSE
+from support.routers.router import Router, failure, running, until
+from support.routers.router_process import RouterProcess
+from support.stores.valkey import Valkey
 from support.tiny import tiny_model
-from support.valkey import Valkey
+from support.workers.fake_worker import FakeWorker
 
 from tests.policies.test_confined import BOMB, SLOW
 

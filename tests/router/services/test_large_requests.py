@@ -16,10 +16,10 @@ from sparsity_rpc.errors import InvalidRequestError
 from sparsity_rpc.status import to_error
 from sparsity_serving.bounds import MAX_MESSAGES
 from sparsity_serving.fields.documents import MAX_DOCUMENT, MAX_TOGETHER
-from support.fake_worker import FakeWorker
 from support.loop_time import loop_is_free
-from support.rig import DENSE, refusal, rig
+from support.routers.rig import DENSE, refusal, rig
 from support.tiny import SPECIAL, tiny_model
+from support.workers.fake_worker import FakeWorker
 
 # As long to read as JSON of this length can be.
 CROWD = '{"a":[' + "[]," * 20_000 + "0]}"

@@ -11,9 +11,9 @@ from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_client.wire import make_request
 from sparsity_policies.risk.corpus import RISKY
 from sparsity_router.config import RouterConfig
-from support.router import Router, running, until
+from support.routers.router import Router, running, until
+from support.stores.valkey import Valkey
 from support.tiny import tiny_model
-from support.valkey import Valkey
 
 EXEMPLARS = [
     "Torque sequence for the turbine casing bolts after the outage",

@@ -26,10 +26,10 @@ from sparsity_rpc.errors import ConfigurationError, InvalidRequestError
 from sparsity_rpc.status import to_error
 from sparsity_serving.access.access import Access, key_digest
 from sparsity_serving.bounds import MAX_OVERRIDES
-from support.fake_worker import FakeWorker
-from support.router import Router, failure, running, until
+from support.routers.router import Router, failure, running, until
+from support.stores.valkey import Valkey
 from support.tiny import tiny_model
-from support.valkey import Valkey
+from support.workers.fake_worker import FakeWorker
 
 DENSE, MODERATE, AGGRESSIVE = 1, 2, 3
 BANDS = [(0, DENSE), (50, MODERATE), (100, AGGRESSIVE)]

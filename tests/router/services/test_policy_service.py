@@ -13,9 +13,9 @@ from sparsity_router.config import RouterConfig
 from sparsity_router.server import serve
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_rpc.status import to_error
-from support.router import Router, failure, running
+from support.routers.router import Router, failure, running
+from support.stores.valkey import Valkey
 from support.tiny import tiny_model
-from support.valkey import Valkey
 
 GLOBAL = policy_pb2.OVERRIDE_SCOPE_GLOBAL
 

@@ -15,13 +15,13 @@ from sparsity_rpc.errors import InvalidRequestError
 from sparsity_rpc.status import to_error
 from sparsity_serving.bounds import MAX_MESSAGES
 from sparsity_serving.fields.unparsed import MAX_FIELDS, MAX_PARTS, too_much
-from support.fake_worker import FakeWorker
+from support.asked.serialized import empty_turns, varint, within
 from support.loop_time import loop_is_free
-from support.rig import DENSE, refusal, rig
-from support.router import failure, running
-from support.serialized import empty_turns, varint, within
+from support.routers.rig import DENSE, refusal, rig
+from support.routers.router import failure, running
+from support.stores.valkey import Valkey
 from support.tiny import tiny_model
-from support.valkey import Valkey
+from support.workers.fake_worker import FakeWorker
 
 REQUEST = inference_pb2.GenerateRequest.DESCRIPTOR
 MIB = 2**20

@@ -13,8 +13,8 @@ import grpc
 import pytest
 import torch
 from sparsity.v1 import inference_pb2, worker_pb2
-from support.engine import Worker, worker_request
 from support.tiny import tiny_tokenizer, tiny_weights
+from support.workers.engine import Worker, worker_request
 from transformers import AutoModelForCausalLM
 
 SCHEMA = {

@@ -13,10 +13,10 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sparsity.v1 import inference_pb2, worker_pb2
-from support.engine import Worker
 from support.ports import free_port
-from support.profiles import profile_document
 from support.tiny import tiny_weights
+from support.workers.engine import Worker
+from support.workers.profiles import profile_document
 
 AGGRESSIVE = inference_pb2.TIER_AGGRESSIVE
 

@@ -16,11 +16,10 @@ if TYPE_CHECKING:
     from sparsity_worker.engine.proof import Proof
     from sparsity_worker.profiles.tier_profile import TierProfile
 
-TIERS = {
-    "dense": inference_pb2.TIER_DENSE,
-    "moderate": inference_pb2.TIER_MODERATE,
-    "aggressive": inference_pb2.TIER_AGGRESSIVE,
-}
+
+def on_the_wire(tier: str) -> inference_pb2.Tier.ValueType:
+    """A tier as messages have it, by its name."""
+    return inference_pb2.Tier.Value(f"TIER_{tier.upper()}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class ServedTier:
     @property
     def tier(self) -> inference_pb2.Tier.ValueType:
         """The tier on the wire."""
-        return TIERS[self.name]
+        return on_the_wire(self.name)
 
     @property
     def densifies(self) -> bool:

@@ -13,7 +13,7 @@ from sparsity_rpc.tracing import error_type
 from sparsity_serving import telemetry
 from sparsity_serving.metrics.metering import SHARES, Generations, Times, Total, histogram, is_on, meter_of, observe
 
-from sparsity_worker.calls.identity import TIERS
+from sparsity_worker.calls.identity import on_the_wire
 from sparsity_worker.calls.load import Load
 from sparsity_worker.config import ModelFacts, WorkerConfig
 
@@ -39,7 +39,7 @@ class WorkerMetrics:
         meter = meter or meter_of("sparsity.worker")
         self._generations = Generations(meter)
         self._model = {semconv.GEN_AI_REQUEST_MODEL: facts.name}
-        self._at = {TIERS[name]: {telemetry.TIER: name} for name in config.tiers}
+        self._at = {on_the_wire(name): {telemetry.TIER: name} for name in config.tiers}
         shares = partial(histogram, meter, unit="1", bounds=SHARES)
         density = "Attended over causal pairs of the prompt, by third of the layers."
         coverage = "Estimated share of softmax mass kept, by third of the layers."

@@ -10,8 +10,7 @@ from typing import Any
 
 import yaml
 from sparsity_rpc.errors import ConfigurationError
-
-TIERS = ("moderate", "aggressive")
+from sparsity_rpc.tiers import SPARSE
 
 
 class Named:
@@ -85,8 +84,8 @@ def checked(
     for key in sorted((values.keys() | optional) ^ fields):
         problem = "is missing" if key in fields else f"is not a field; fields are {', '.join(sorted(fields))}"
         raise ConfigurationError(f"{source}: {key}: {problem}")
-    if values["tier"] not in TIERS:
-        raise ConfigurationError(f"{source}: tier: must be one of {', '.join(TIERS)}, not {values['tier']!r}")
+    if values["tier"] not in SPARSE:
+        raise ConfigurationError(f"{source}: tier: must be one of {', '.join(SPARSE)}, not {values['tier']!r}")
     for key in numbers:
         if not isinstance(values[key], int) or isinstance(values[key], bool) or values[key] < 1:
             raise ConfigurationError(f"{source}: {key}: must be a whole number of at least 1, not {values[key]!r}")

@@ -5,23 +5,22 @@ Takes about a minute, of which most is compiling; workers of that profile, start
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from datetime import UTC, datetime
-from pathlib import Path
 
 from sparsity_rpc.errors import ConfigurationError, SparsityError
+from sparsity_serving.options.settings import parser_of, read_settings
 
-from sparsity_worker.config import ModelFacts
+from sparsity_worker.config import PREFIX, ModelFacts
 from sparsity_worker.devices import prepare_environment
-from sparsity_worker.folders import state_folder
 from sparsity_worker.profiles.profile import load_profile
 from sparsity_worker.tune.crossover import Crossover, Heads, Timing, check_model, from_tokens
 from sparsity_worker.tune.dense import ours_is_fastest
+from sparsity_worker.tune.options import TuneConfig
 
 
-def tune(options: argparse.Namespace) -> Crossover:
+def tune(options: TuneConfig) -> Crossover:
     """Measures, prints and keeps it.
 
     Raises:
@@ -34,12 +33,12 @@ def tune(options: argparse.Namespace) -> Crossover:
     from sparsity_worker.tune.layer import Layer
     from sparsity_worker.tune.measure import Plan, measure
 
-    facts, profile = ModelFacts.read(options.model), load_profile(options.profile)
-    heads = Heads.read(options.model, options.tensor_parallel)
+    facts, profile = ModelFacts.read(options.model_path), load_profile(options.profile)
+    heads = Heads.read(options.model_path, options.tensor_parallel)
     check_model(facts, heads)
     plan = Plan(chunk=options.chunked_prefill_tokens)
     plan = plan._replace(lengths=[length for length in plan.lengths if length <= facts.context_length])
-    layers = int(json.loads((options.model / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"])
+    layers = int(json.loads((options.model_path / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"])
     shown = ("phase", "batch", "length", "sparse", "dense", "sdpa", "sglang", "density")
     print(" ".join(f"{name:>8}" for name in shown), "(ms a layer)", flush=True)
     timings = []
@@ -66,17 +65,10 @@ def _line(timing: Timing) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs it; 2 when it cannot."""
-    parser = argparse.ArgumentParser(prog="sparsity worker tune", description=__doc__)
-    parser.add_argument(
-        "--model", required=True, type=Path, help="folder of a Hugging Face model; its weights are not read"
-    )
-    parser.add_argument("--profile", required=True, help="name or .yaml path of the sparsity profile")
-    parser.add_argument("--tensor-parallel", type=int, default=1, help="devices that share each layer's heads")
-    parser.add_argument("--chunked-prefill-tokens", type=int, default=8192, help="prompt tokens prefilled at once")
-    parser.add_argument("--state-folder", type=Path, default=state_folder(), help="where workers look for it")
-    options = parser.parse_args(arguments)
-    prepare_environment("cuda", None, kept=options.state_folder)
+    parser = parser_of(TuneConfig, PREFIX, "sparsity worker tune", __doc__)
     try:
+        options = read_settings(TuneConfig, PREFIX, parser, arguments)
+        prepare_environment("cuda", None, kept=options.state_folder)
         found = tune(options)
     except SparsityError as error:
         print(f"sparsity worker tune: {error}", file=sys.stderr)

@@ -29,15 +29,15 @@ class Plan(NamedTuple):
     """What is timed.
 
     Attributes:
-        lengths: of prompts and contexts, ascending.
         chunk: tokens of a prompt that are read at once.
+        lengths: of prompts and contexts, ascending.
         batches: sequences that decode at once, ascending.
         tokens: that the cache holds: of batches that need more, nothing is timed.
         runs: of each.
     """
 
+    chunk: int
     lengths: Sequence[int] = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
-    chunk: int = 8192
     batches: Sequence[int] = (1, 8, 32)
     tokens: int = 262_144
     runs: int = 7

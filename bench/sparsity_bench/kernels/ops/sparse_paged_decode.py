@@ -19,7 +19,8 @@ from sparsity_bench.kernels.kernels import Step, chosen_pages, decode_call, deco
 from sparsity_bench.kernels.ops.block_sparse_prefill import BASE
 from sparsity_bench.kernels.timing import Clock
 
-TIERS = {2048: "aggressive", 4096: "moderate", 512: "512 tokens"}
+# What decode attends at most, tokens, and which shipped tier it is of.
+BUDGETS = {2048: "aggressive", 4096: "moderate", 512: "512 tokens"}
 # Blocks of a serving engine's table, whatever the sequences' lengths; past their ends stand zeros.
 _TABLE = 2048
 _MOST_LAYERS = 16
@@ -116,7 +117,7 @@ class Decodes:
         self, load: Load, budget: int, steps: Sequence[Step], baseline: tuple[str, float], what: str, passing: Gate
     ) -> Iterator[Row]:
         config = configured(budget, load.length)
-        name = f"decode, {TIERS.get(budget, budget)}"
+        name = f"decode, {BUDGETS.get(budget, budget)}"
         room = decode_workspace(steps[0], config)
         calls = [decode_call(step, config, room) for step in steps]
         if not passing.holds(*_right(f"{name}, {what}", steps[0], config, calls[0]())):

@@ -9,9 +9,9 @@ import grpc
 import pytest
 from sparsity.v1 import worker_pb2
 from sparsity_router.fleet.stock.call import StockCall
-from support.fake_stock import FakeStock, hangs
-from support.rig import refusal, rig, until
+from support.routers.rig import refusal, rig, until
 from support.tiny import tiny_model
+from support.workers.fake_stock import FakeStock, hangs
 
 
 async def test_a_deadline_ends_the_engines_request(tmp_path: Path) -> None:

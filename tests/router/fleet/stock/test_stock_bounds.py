@@ -15,9 +15,9 @@ from sparsity_router.fleet.workers import State
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_rpc.errors import InvalidRequestError, OverloadedError, TokenCountError
 from sparsity_serving.fields.logprobs import MAX_PROMPT_TOKENS
-from support.fake_stock import FakeStock
-from support.rig import Rig, refusal, rig, until
+from support.routers.rig import Rig, refusal, rig, until
 from support.tiny import tiny_model
+from support.workers.fake_stock import FakeStock
 
 
 async def test_log_probabilities_of_long_prompts_are_refused_by_name(tmp_path: Path) -> None:

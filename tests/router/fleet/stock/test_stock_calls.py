@@ -13,9 +13,9 @@ from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_router.fleet.stock.calls import ToolCalls, held_to, reads_calls
 from sparsity_rpc.errors import InvalidRequestError
 from sparsity_serving.fields.tools import check_tools
-from support.fake_stock import FakeStock, says
-from support.rig import refusal, rig
+from support.routers.rig import refusal, rig
 from support.tiny import tiny_model
+from support.workers.fake_stock import FakeStock, says
 
 ARGUMENTS = {"city": "Zürich", "days": [1, 2]}
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}

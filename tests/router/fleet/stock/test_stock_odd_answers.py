@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from sparsity_router.fleet.stock.facts import tokenizer_digest
 from sparsity_router.fleet.workers import State
-from support.fake_stock import FakeStock
-from support.rig import rig, until
+from support.routers.rig import rig, until
 from support.tiny import tiny_model
+from support.workers.fake_stock import FakeStock
 
 
 def packed(data: bytes, method: int = zipfile.ZIP_DEFLATED) -> bytes:

@@ -27,11 +27,11 @@ from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_router.relaying.placing import Tried, nobody
 from sparsity_rpc.errors import ConfigurationError, InvalidRequestError, UnavailableError
 from sparsity_rpc.status import to_error
-from support.fake_stock import LIKELY, FakeStock, chunk, complete, fails, hangs, says, tokens_of
-from support.fake_worker import FakeWorker, fail
-from support.rig import AGGRESSIVE, DENSE, LONG, Rig, refusal, rig, until
-from support.snapshots import snapshot
+from support.routers.rig import AGGRESSIVE, DENSE, LONG, Rig, refusal, rig, until
+from support.stores.snapshots import snapshot
 from support.tiny import tiny_model, tiny_tokenizer
+from support.workers.fake_stock import LIKELY, FakeStock, chunk, complete, fails, hangs, says, tokens_of
+from support.workers.fake_worker import FakeWorker, fail
 
 TOOL = inference_pb2.Tool(name="weather")
 SCHEMA = json.dumps({"type": "object", "properties": {"city": {"type": "string"}}})

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from sparsity_router.fleet.stock.model import sparse_by
 from sparsity_router.fleet.workers import State
-from support.fake_stock import FakeStock
-from support.rig import rig
+from support.routers.rig import rig
 from support.tiny import tiny_model
+from support.workers.fake_stock import FakeStock
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from sparse_kernels import BlockSelection, Keys, PrefillConfig, TileGrid, select_blocks_cpu
 from sparse_kernels.layout.batch import PagedBatch
-from support.paging import joined, queries
+from support.kernels.paging import joined, queries
 
 DIM, TILE = 16, 32
 SCALE = DIM**-0.5

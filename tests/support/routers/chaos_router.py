@@ -11,9 +11,9 @@ from typing import Any
 from sparsity_client.wire import AsyncWireClient, make_request
 from sparsity_router.config import RouterConfig
 from sparsity_rpc.errors import UnavailableError
-from support.router import Router, running, until
+from support.routers.router import Router, running, until
+from support.stores.valkey import Valkey
 from support.tiny import CONTEXT, tiny_model
-from support.valkey import Valkey
 
 
 @asynccontextmanager

@@ -18,10 +18,10 @@ import yaml
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_rpc.channels import MAX_MESSAGE_BYTES
 from support.ports import free_port
-from support.profiles import profile_document
+from support.workers.profiles import profile_document
 
 _START_SECONDS = 800.0
-_TESTS = Path(__file__).parents[1]
+_TESTS = Path(__file__).parents[2]
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Worker:
         self._log = folder / f"{name}.log"
         program, environment = "sparsity_worker", dict(os.environ)
         if interpreted:
-            program = "support.interpreted_worker"
+            program = "support.workers.interpreted_worker"
             path = os.pathsep.join(filter(None, [str(_TESTS), environment.get("PYTHONPATH")]))
             environment |= {"PYTHONPATH": path, "TRITON_INTERPRET": "1"}
         command = [

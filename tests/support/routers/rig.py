@@ -27,9 +27,9 @@ from sparsity_router.server import INFERENCE
 from sparsity_router.services.inference import InferenceService
 from sparsity_serving.engines import SGLANG
 from sparsity_serving.server import listen
-from support.fake_worker import FakeWorker
-from support.snapshots import snapshot
+from support.stores.snapshots import snapshot
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker
 
 DENSE, MODERATE, AGGRESSIVE = (
     inference_pb2.TIER_DENSE,

@@ -1,4 +1,4 @@
-"""Runs the pods of rendered manifests on this machine, as a node would: `python -m support.pods MANIFESTS IMAGES`.
+"""Runs the pods of rendered manifests here, as a node would: `python -m support.deploy.pods MANIFESTS IMAGES`.
 
 It is given namespaces of its own (`unshare --mount --net --pid`), where every pod has its network, with an address on
 one bridge, and its file system: the machine's programs read-only, and what the pod mounts. Containers run as the user

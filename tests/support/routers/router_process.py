@@ -32,7 +32,7 @@ class RouterProcess:
         self.address = f"{host}:{free_port(host.strip('[]'))}"
         command = [sys.executable, "-m", *module, "--model", str(tiny_model(folder / "model"))]
         self._command = [*command, "--worker", "127.0.0.1:1", "--listen", self.address, "--detect", "off", *arguments]
-        self._environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+        self._environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
         self.log = folder / f"router-{self.address.rpartition(':')[2]}.log"
 
     def __enter__(self) -> RouterProcess:

@@ -1,4 +1,4 @@
-"""`python -m support.chaos_worker`: a fake worker in a process of its own, which tests may kill."""
+"""`python -m support.workers.chaos_worker`: a fake worker in a process of its own, which tests may kill."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsity.v1 import inference_pb2
-from support.fake_worker import FakeWorker, answer
+from support.workers.fake_worker import FakeWorker, answer
 
 
 async def slow(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
@@ -38,8 +38,8 @@ async def _serve(options: argparse.Namespace) -> None:
 @contextmanager
 def worker_process(model: Path, name: str) -> Any:
     """The process, with its ``address``."""
-    command = [sys.executable, "-m", "support.chaos_worker", "--name", name, "--model", str(model)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-m", "support.workers.chaos_worker", "--name", name, "--model", str(model)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.address = process.stdout.readline().strip()  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
 """SGLang's calls of a backend around CUDA graphs, by its own classes and without a GPU.
 
 The batches are made by the methods of SGLang's graph runners, and what a graph would replay is run once more.
-`python -m support.graph_calls` prints one JSON object of what each case found.
+`python -m support.kernels.graph_calls` prints one JSON object of what each case found.
 Needs TRITON_INTERPRET=1 and SGLANG_USE_CPU_ENGINE=1.
 """
 
@@ -36,8 +36,8 @@ from sparsity_worker.plugin.dense_backend import DenseAttnBackend
 from sparsity_worker.plugin.ranks import Ranks
 from sparsity_worker.plugin.register import _attach_accounts, end_chunks_on_tiles
 from sparsity_worker.plugin.warm_up import Served, warm_up
-from support.interpreter import remember_builtins
-from support.profiles import moderate_document, profile_document
+from support.kernels.interpreter import remember_builtins
+from support.workers.profiles import moderate_document, profile_document
 
 _LAYERS, _HEADS, _KV_HEADS, _DIM, _CONTEXT, _SLOTS = 2, 4, 2, 16, 1024, 4096
 _GRAPH_SIZE = 4

@@ -1,6 +1,6 @@
 """Which variants of kernels launches ask for, found without a GPU and without compiling: nothing runs.
 
-`python -m support.kernel_variants` prints one JSON object of what each case found. Needs TRITON_INTERPRET=0.
+`python -m support.kernels.kernel_variants` prints one JSON object of what each case found. Needs TRITON_INTERPRET=0.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m support.interpreted_worker ...` is `python -m sparsity_worker ...`, its kernels in Triton's interpreter.
+"""`python -m support.workers.interpreted_worker ...` is `python -m sparsity_worker ...` in Triton's interpreter.
 
 The processes that SGLang starts import the main module of the one that starts them, and so what stands here.
 Needs TRITON_INTERPRET=1.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from sparsity_worker.__main__ import main
-from support.interpreter import remember_builtins
+from support.kernels.interpreter import remember_builtins
 
 remember_builtins()
 

@@ -13,11 +13,11 @@ import httpx
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import make_request
 from sparsity_router.config import RouterConfig
-from support.fake_worker import FakeWorker
 from support.ports import free_port
-from support.rig import AGGRESSIVE, BANDS, DENSE, MODERATE
-from support.router import Router, running
+from support.routers.rig import AGGRESSIVE, BANDS, DENSE, MODERATE
+from support.routers.router import Router, running
 from support.tiny import tiny_model, wordy_model
+from support.workers.fake_worker import FakeWorker
 
 TIERS = (DENSE, MODERATE, AGGRESSIVE)
 POLICIES: Sequence[dict[str, Any]] = (

@@ -11,11 +11,11 @@ from typing import Any
 
 from sparsity.v1 import inference_pb2
 from sparsity_client.wire import make_request
-from support.chaos_router import router_over
-from support.fake_worker import FakeWorker, answer
-from support.rig import AGGRESSIVE, DENSE, MODERATE
-from support.router import Router
+from support.routers.chaos_router import router_over
+from support.routers.rig import AGGRESSIVE, DENSE, MODERATE
+from support.routers.router import Router
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker, answer
 
 SPARSE = [(0, 3)]
 TIERS = {"d": DENSE, "m": MODERATE, "a": AGGRESSIVE}

@@ -16,7 +16,7 @@ from typing import Any
 
 import redis
 from support.ports import free_port
-from support.redis_security import Security
+from support.stores.redis_security import Security
 from tls_redis import Server, server
 
 # A Cluster's nodes talk on the port that is so much higher.

@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 import openai
 from sparsity_router.config import RouterConfig
-from support.fake_worker import FakeWorker
 from support.ports import free_port
-from support.rig import AGGRESSIVE, BANDS, DENSE, MODERATE
-from support.router import Router, running, until
+from support.routers.rig import AGGRESSIVE, BANDS, DENSE, MODERATE
+from support.routers.router import Router, running, until
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker
 
 MODEL = "tiny"
 

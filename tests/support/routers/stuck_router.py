@@ -1,4 +1,4 @@
-"""`python -m support.stuck_router FILE ...`: a router whose event loop is held for as long as FILE exists."""
+"""`python -m support.routers.stuck_router FILE ...`: a router whose event loop is held for as long as FILE exists."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ from sparsity_router.services.inference import InferenceService
 from sparsity_rpc.errors import InvalidRequestError, SparsityError
 from sparsity_rpc.status import to_status
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
-from support.snapshots import stored
+from support.stores.snapshots import stored
 from support.tiny import tiny_model
 
 DOMAINS = ("chat", "clinic")
