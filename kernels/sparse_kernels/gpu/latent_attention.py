@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from sparse_kernels.gpu.checks import check_dim, processors
+from sparse_kernels.gpu.launches import Launcher
 
 _TOKENS_AT_ONCE = 32
 _HEADS = 16
@@ -51,8 +52,8 @@ def attend_again(
     parts = q_latent, q_rope, latent, rope
     items = lost.numel()
     programs = min(items, 2 * processors(out.device)) if out.is_cuda else 1
-    attend_lost[(programs,)](
-        *parts, tokens, out, lost, scale, tokens.shape[1], heads, items, *_strides(*parts),
+    _launch_lost(
+        (programs,), *parts, tokens, out, lost, float(scale), tokens.shape[1], heads, items, *_strides(*parts),
         RANK=rank, ROPE=q_rope.shape[2], ROWS=_HEADS, TOKENS=_TOKENS_AT_ONCE, HEADS=heads_of_item, FLAGS=_FLAGS,
     )  # fmt: skip
 
@@ -147,3 +148,6 @@ def _attend_heads(  # type: ignore[no-untyped-def]
     tl.store(
         out + (i_t * heads + o_h)[:, None] * RANK + o_d[None, :], b_out.to(out.dtype.element_ty), mask=m_h[:, None]
     )
+
+
+_launch_lost = Launcher(attend_lost)
