@@ -113,7 +113,7 @@ def attend_lost(  # type: ignore[no-untyped-def]
                         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _attend_heads(  # type: ignore[no-untyped-def]
     q, q_rope, k, k_rope, chosen, out, scale, count, heads, s_qt, s_qh, s_rt, s_rh, s_k, s_kr, i_t, row,
     RANK: tl.constexpr, ROPE: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,

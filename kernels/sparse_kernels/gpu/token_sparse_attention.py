@@ -142,10 +142,13 @@ def token_sparse_latent_attention(
     )
     if kernels is None or not queries * tokens.shape[1] or not scale > 0:
         return portable_latent_attention(q_latent, q_rope, latent, rope, tokens, scale)
-    parts = tuple(each if kernels.taken(each) else each.contiguous() for each in (q_latent, q_rope, latent, rope))
+    q, turned_q, k, turned_k = (
+        each if kernels.taken(each) else each.contiguous() for each in (q_latent, q_rope, latent, rope)
+    )
     tokens = tokens.contiguous()
     out = torch.empty_like(q_latent, memory_format=torch.contiguous_format)
-    attend_again(*parts, tokens, out, scale, kernels.attend(*parts, tokens, out, scale), kernels.HEADS.value)
+    lost = kernels.attend(q, turned_q, k, turned_k, tokens, out, scale)
+    attend_again(q, turned_q, k, turned_k, tokens, out, scale, lost, kernels.HEADS.value)
     return out
 
 

@@ -18,7 +18,7 @@ HALF = gl.constexpr(256)
 ROPE = gl.constexpr(64)
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _lane_sums(b_p):  # type: ignore[no-untyped-def]
     """Sums of each lane's own columns, [64, 4]: no shuffle a step."""
     return gl.sum(gl.sum(gl.reshape(b_p, [64, 8, 4, 2]), 3), 1)

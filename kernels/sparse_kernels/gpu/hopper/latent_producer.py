@@ -10,7 +10,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from sparse_kernels.gpu.hopper.latent_consumer import BLOCK, HALF, HEADS, ROPE
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _ids(tokens, at, count):  # type: ignore[no-untyped-def]
     """Tokens of a block; -1 past the last."""
     LB: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
@@ -18,13 +18,13 @@ def _ids(tokens, at, count):  # type: ignore[no-untyped-def]
     return gl.load(tokens + o_t, mask=o_t < count, other=-1)
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _copy(to, rows, columns, valid):  # type: ignore[no-untyped-def]
     """Starts the copy of rows, of zeros where they are not valid."""
     async_copy.async_copy_global_to_shared(to, rows[:, None] + columns[None, :], mask=valid[:, None])
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def produce(rings, given):  # type: ignore[no-untyped-def]
     """Brings an item's queries, and the halves of its blocks in the order in which they become free."""
     q_s, k_s, r_s, _, _, q_full, q_empty, k_full, k_empty, _, _ = rings
