@@ -6,14 +6,18 @@ import itertools
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import triton
+from sparse_kernels.gpu.hopper import latent_attention
 from sparse_kernels.gpu.hopper.block_sparse_prefill import LAYOUT, OPTIONS, STAGES, kernel, passes
 from sparse_kernels.gpu.hopper.items import AGAIN, CAREFUL, HOPEFUL
 from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
+
+Aligned = dict[tuple[int, ...], list[list[Any]]]
 
 HOPPER = GPUTarget("cuda", 90, 32)
 INDICES = ("counter", "redone", "work", "tables", "block_starts", "block_counts", "blocks", "offsets")
@@ -30,7 +34,7 @@ EXPONENTIALS = {HOPEFUL.value: 64, CAREFUL.value: 66, AGAIN.value: 66}
 
 
 def built(dim: int, dtype: str, group: int, unit: int, which: int, folder: Path) -> tuple[str, list[str]]:
-    """What ptxas tells of a variant, and its instructions, each with its address in hexadecimal first."""
+    """A variant of prefill, assembled."""
     names, stages = kernel.arg_names, STAGES[dim]
     constants = {"GROUP": group, "DIM": dim, "UNIT": unit, "KS": stages[0], "VS": stages[1], "PASS": which}
     kinds = dict.fromkeys(constants, "constexpr") | dict.fromkeys(INDICES, "*i32") | {"scale": "fp32"}
@@ -42,8 +46,20 @@ def built(dim: int, dtype: str, group: int, unit: int, which: int, folder: Path)
         for place, each in enumerate(names)
         if kinds[each].startswith("*") or each in ("s_ot", "heads")
     }
-    given = {(names.index(each),): value for each, value in constants.items()}
-    made = triton.compile(GluonASTSource(kernel, kinds, given, aligned), target=HOPPER, options=dict(OPTIONS))
+    return assembled(kernel, kinds, constants, aligned, OPTIONS, folder)
+
+
+def assembled(
+    kernel: Any,
+    kinds: dict[str, str],
+    constants: dict[str, Any],
+    aligned: Aligned,
+    options: dict[str, int],
+    folder: Path,
+) -> tuple[str, list[str]]:
+    """What ptxas tells of a kernel, and its instructions, each with its address in hexadecimal first."""
+    given = {(kernel.arg_names.index(each),): value for each, value in constants.items()}
+    made = triton.compile(GluonASTSource(kernel, kinds, given, aligned), target=HOPPER, options=dict(options))
     ptx, cubin = folder / "kernel.ptx", folder / "kernel.cubin"
     assert "f64" not in made.asm["ptx"]
     ptx.write_text(made.asm["ptx"])
@@ -89,3 +105,38 @@ def test_block_sparse_prefill(dim: int, dtype: str, group: int, unit: int, which
         assert len(waits) == 1
         assert last < waits[0]
         assert not any(re.search(r"\b(LDL|STL)\b", each) for each in body)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_latent_attention(dtype: str, tmp_path: Path) -> None:
+    kernel, constants = latent_attention.kernel, latent_attention.RANGES[DTYPES[dtype]]
+    kinds = dict.fromkeys(constants, "constexpr") | dict.fromkeys(("q", "q_rope", "k", "k_rope", "out"), f"*{dtype}")
+    kinds |= {"tokens": "*i32", "lost": "*i32", "scale": "fp32"}
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, each in enumerate(kernel.arg_names)
+        if kinds.get(each, "").startswith("*") or each.startswith("s_") or each in ("count", "heads")
+    }
+    kinds = {each: kinds.get(each, "i32") for each in kernel.arg_names}
+    told, instructions = assembled(kernel, kinds, constants, aligned, latent_attention.OPTIONS, tmp_path)
+    assert set(re.findall(r"(\d+) bytes spill", told)) == {"0"}
+    assert not re.search(r"C75\d\d", told)
+
+    # Of a step: scores of 64 tokens over 576 dimensions, two products with 256 columns of 64 values.
+    # Outer loops store what was attended.
+    steps = [
+        body
+        for body in loops(instructions)
+        if sum("HGMMA" in each for each in body) == 36 + 2 * 4 and not any("STG" in each for each in body)
+    ]
+    assert len(steps) == 2
+    for body in steps:
+        assert sum("MUFU.EX2" in each for each in body) == 32
+        assert not any(re.search(r"\b(LDL|STL)\b", each) for each in body)
+    # One group's exponentials stand amid the product with the other's weights.
+    last = [max(place for place, each in enumerate(body) if "MUFU.EX2" in each) for body in steps]
+    before = sorted(sum("HGMMA" in each for each in body[:place]) for body, place in zip(steps, last, strict=True))
+    assert before[0] == 36
+    assert before[1] > 36
+    # Rows are copied 16 bytes a lane: two blocks, and the queries' latent part.
+    assert sum("LDGSTS.E.BYPASS.128" in each for each in instructions) == 2 * 36 + 32

@@ -88,7 +88,9 @@ class Plan:
             load = self.other_load
             yield Part("shapes", f"decode, {shape}", partial(_decode, shape, load.sequences, (load,)))
         for context, queries in self.token_loads:
-            yield Part("tokens", f"tokens, {context}", partial(_tokens, self.token_shape, context, queries))
+            yield Part(
+                "tokens", f"tokens, {context}, {queries} queries", partial(_tokens, self.token_shape, context, queries)
+            )
 
 
 def planned(*, quick: bool) -> Plan:
@@ -104,7 +106,7 @@ def planned(*, quick: bool) -> Plan:
         device="cuda", dtype=torch.bfloat16, base=BASE, others=_OTHER_SHAPES, checked=1000,
         prompts=(8192, 16384, 32768, 65536, 131072), prefills=Prefills(), loads=loads,
         other_prompt=32768, other_load=Load(16, 32768, (2048,)), token_shape=V32,
-        token_loads=((32768, 128), (131072, 128)),
+        token_loads=((32768, 128), (32768, 4096), (131072, 128)),
     )  # fmt: skip
     if not quick:
         return plan

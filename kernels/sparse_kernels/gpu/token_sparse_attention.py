@@ -6,17 +6,21 @@ which all heads share one key and value of low rank. Shapes depend on no data, s
 
 from __future__ import annotations
 
+from functools import cache
+from types import ModuleType
+
 import torch
 import triton
 import triton.language as tl
 
-from sparse_kernels.gpu.checks import check_dim, padded_rows
+from sparse_kernels.gpu.checks import check_dim, generation, padded_rows
+from sparse_kernels.gpu.latent_attention import attend_again, check_latent, portable_latent_attention
 
 _SCORED_ROWS = 64
 _SCORED_TOKENS = 64
 _TOKENS_AT_ONCE = 64
-_LATENT_TOKENS_AT_ONCE = 32
-_LATENT_HEADS = 16
+# From so many heads on the Gluon kernel attends, whose items are of 64.
+_LEAST_HOPPER_HEADS = 32
 
 
 def lightning_scores(q: torch.Tensor, k: torch.Tensor, weights: torch.Tensor, prefix: int) -> torch.Tensor:
@@ -130,21 +134,40 @@ def token_sparse_latent_attention(
     Raises:
         ValueError: naming the argument that does not fit.
     """
+    check_latent(q_latent, q_rope, latent, rope, tokens)
     queries, heads, rank = q_latent.shape
     turned = q_rope.shape[2]
-    check_dim("q_latent", rank)
-    check_dim("q_rope", turned)
-    if q_rope.shape[:2] != (queries, heads) or latent.shape[1] != rank or rope.shape != (latent.shape[0], turned):
-        raise ValueError(f"latent, rope: {tuple(latent.shape)} and {tuple(rope.shape)} do not fit the queries")
-    if tokens.dim() != 2 or tokens.shape[0] != queries or tokens.dtype != torch.int32:
-        raise ValueError(f"tokens: {tuple(tokens.shape)} of {tokens.dtype}, not int32 [{queries}, count]")
+    kernels = (
+        _hopper() if latent_implementation(q_latent.device, q_latent.dtype, heads, rank, turned) == "gluon" else None
+    )
+    if kernels is None or not queries * tokens.shape[1] or not scale > 0:
+        return portable_latent_attention(q_latent, q_rope, latent, rope, tokens, scale)
+    q, turned_q, k, turned_k = (
+        each if kernels.taken(each) else each.contiguous() for each in (q_latent, q_rope, latent, rope)
+    )
+    tokens = tokens.contiguous()
     out = torch.empty_like(q_latent, memory_format=torch.contiguous_format)
-    attend_latent[(queries, triton.cdiv(heads, _LATENT_HEADS))](
-        q_latent.contiguous(), q_rope.contiguous(), latent.contiguous(), rope.contiguous(), tokens.contiguous(), out,
-        scale, tokens.shape[1], heads,
-        RANK=rank, ROPE=turned, ROWS=_LATENT_HEADS, TOKENS=_LATENT_TOKENS_AT_ONCE,
-    )  # fmt: skip
+    lost = kernels.attend(q, turned_q, k, turned_k, tokens, out, scale)
+    attend_again(q, turned_q, k, turned_k, tokens, out, scale, lost, kernels.HEADS.value)
     return out
+
+
+def latent_implementation(device: torch.device, dtype: torch.dtype, heads: int, rank: int, rope: int) -> str:
+    """Which kernel attends a latent cache: ``gluon``, on NVIDIA Hopper, or ``triton``."""
+    known = (rank, rope) == (512, 64) and heads >= _LEAST_HOPPER_HEADS and dtype in (torch.bfloat16, torch.float16)
+    return "gluon" if known and generation(device) == 9 and _hopper() is not None else "triton"
+
+
+@cache
+def _hopper() -> ModuleType | None:
+    """The kernel in Gluon; None where this Triton has no Gluon, and in its interpreter, which does not know it."""
+    if triton.knobs.runtime.interpret:
+        return None
+    try:
+        from sparse_kernels.gpu.hopper import latent_attention as found
+    except ImportError:
+        return None
+    return found
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -205,40 +228,3 @@ def attend_tokens(  # type: ignore[no-untyped-def]
         b_m = b_new
     b_out = b_acc / tl.where(b_l == 0, 1.0, b_l)[:, None]
     tl.store(out + i_t * s_ot + o_h[:, None] * s_oh + o_d[None, :], b_out.to(out.dtype.element_ty), mask=m_r[:, None])
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def attend_latent(  # type: ignore[no-untyped-def]
-    q, q_rope, k, k_rope, chosen, out, scale, count, heads,
-    RANK: tl.constexpr, ROPE: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
-):  # fmt: skip
-    """Some heads of one token over its chosen tokens of a latent cache."""
-    i_t = tl.program_id(0).to(tl.int64)
-    o_h = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    o_d = tl.arange(0, RANK)
-    o_p = tl.arange(0, ROPE)
-    o_n = tl.arange(0, TOKENS)
-    m_h = o_h < heads
-    o_row = i_t * heads + o_h
-    b_q = tl.load(q + o_row[:, None] * RANK + o_d[None, :], mask=m_h[:, None], other=0.0)
-    b_r = tl.load(q_rope + o_row[:, None] * ROPE + o_p[None, :], mask=m_h[:, None], other=0.0)
-    b_m = tl.full([ROWS], float("-inf"), tl.float32)
-    b_l = tl.zeros([ROWS], tl.float32)
-    b_acc = tl.zeros([ROWS, RANK], tl.float32)
-    for first in range(0, count, TOKENS):
-        at = tl.load(chosen + i_t * count + first + o_n, mask=first + o_n < count, other=-1).to(tl.int64)
-        m_n = at >= 0
-        # The latent part is key and value at once.
-        b_k = tl.load(k + at[:, None] * RANK + o_d[None, :], mask=m_n[:, None], other=0.0)
-        b_kr = tl.load(k_rope + at[:, None] * ROPE + o_p[None, :], mask=m_n[:, None], other=0.0)
-        b_s = (tl.dot(b_q, tl.trans(b_k)) + tl.dot(b_r, tl.trans(b_kr))) * (scale * 1.4426950408889634)
-        b_s = tl.where(m_n[None, :], b_s, float("-inf"))
-        b_new = tl.maximum(b_m, tl.max(b_s, 1))
-        b_base = tl.where(b_new == float("-inf"), 0.0, b_new)
-        b_p = tl.exp2(b_s - b_base[:, None])
-        b_old = tl.exp2(b_m - b_base)
-        b_acc = b_acc * b_old[:, None] + tl.dot(b_p.to(b_k.dtype), b_k)
-        b_l = b_l * b_old + tl.sum(b_p, 1)
-        b_m = b_new
-    b_out = b_acc / tl.where(b_l == 0, 1.0, b_l)[:, None]
-    tl.store(out + o_row[:, None] * RANK + o_d[None, :], b_out.to(out.dtype.element_ty), mask=m_h[:, None])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sparse_kernels.gpu.latent_attention import attend_again
 from sparse_kernels.gpu.token_sparse_attention import (
     lightning_scores,
     select_tokens,
@@ -82,6 +83,34 @@ def test_latent_attention_matches_its_definition(
     tokens = choice(queries, 1, prefix, count)[:, 0]
     found = launch(token_sparse_latent_attention, *given, tokens, SCALE)
     assert rms_ratio(found, token_sparse_latent_attention_reference(*given, tokens, SCALE)) < tolerance
+
+
+def test_only_flagged_items_are_attended_again(dtype: torch.dtype, tolerance: float) -> None:
+    # Items of 32 heads, of which the last of a query has 8.
+    given, out = latents(5, 100, 72, 64, 16, dtype), torch.full((5, 72, 64), 7.0, dtype=dtype)
+    tokens, flags = choice(5, 1, 100, 33)[:, 0], torch.tensor([[0, 0, 0], [0, 1, 0], [1, 0, 1], [0, 0, 0], [0, 0, 1]])
+
+    def again(*each: torch.Tensor) -> torch.Tensor:
+        attend_again(*each, SCALE, flags.flatten().int().to(each[0].device), 32)
+        return each[-1]
+
+    found = launch(again, *given, tokens, out)
+    flagged = flags.bool().repeat_interleave(32, 1)[:, :72]
+    wanted = token_sparse_latent_attention_reference(*given, tokens, SCALE)
+    assert (found[~flagged] == 7.0).all()
+    assert rms_ratio(found[flagged], wanted[flagged]) < tolerance
+
+
+def test_a_cache_of_both_parts_side_by_side_is_read_as_it_lies(dtype: torch.dtype) -> None:
+    q, q_rope, latent, rope = latents(3, 90, 20, 64, 16, dtype)
+    tokens = choice(3, 1, 90, 40)[:, 0]
+
+    def beside(queries: torch.Tensor, cache: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        parts = *queries.split((64, 16), -1), *cache.split((64, 16), -1)
+        return token_sparse_latent_attention(*parts, chosen, SCALE)
+
+    found = launch(beside, torch.cat([q, q_rope], -1), torch.cat([latent, rope], -1), tokens)
+    assert torch.equal(found, launch(token_sparse_latent_attention, q, q_rope, latent, rope, tokens, SCALE))
 
 
 def test_the_shape_of_deepseek_v32(dtype: torch.dtype, tolerance: float) -> None:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from sparse_kernels.gpu.token_sparse_attention import lightning_scores, select_tokens, token_sparse_latent_attention
+from sparse_kernels.gpu.latent_attention import portable_latent_attention
+from sparse_kernels.gpu.token_sparse_attention import (
+    latent_implementation,
+    lightning_scores,
+    select_tokens,
+    token_sparse_latent_attention,
+)
 from sparsity_serving.benchmark import Row
 
 from sparsity_bench.kernels.gate import BOUNDS, Check, Gate
@@ -76,15 +83,18 @@ def rows(
         yield from _timed("lightning_scores", what, taken, 2.0 * pairs * shape.index_heads * shape.index_dim)
         taken = clock.times(lambda: select_tokens(scores, shape.top), sustained=False).cool
         yield Row("select_tokens, cool", what, taken, "ms")
-    out = token_sparse_latent_attention(q, q_rope, latent, rope, tokens, scale)
     right = _attended(q, q_rope, latent, rope, tokens, scale)
-    error = float((out[:_ROWS].double() - right).square().mean().sqrt() / right.square().mean().sqrt())
-    if passing.holds(Check(f"token_sparse_latent_attention, {what}", error, BOUNDS[dtype])):
-        taken = clock.times(
-            lambda: token_sparse_latent_attention(q, q_rope, latent, rope, tokens, scale), sustained=False
-        ).cool
-        flops = 2.0 * queries * shape.heads * min(shape.top, context) * (2 * shape.rank + shape.rope)
-        yield from _timed("token_sparse_latent_attention", what, taken, flops)
+    flops = 2.0 * queries * shape.heads * min(shape.top, context) * (2 * shape.rank + shape.rope)
+    kernels = {"token_sparse_latent_attention": token_sparse_latent_attention}
+    # Beside the chosen kernel, in the same run, the one that runs everywhere.
+    if latent_implementation(q.device, dtype, shape.heads, shape.rank, shape.rope) != "triton":
+        kernels["token_sparse_latent_attention, portable"] = portable_latent_attention
+    for name, attend in kernels.items():
+        out = attend(q, q_rope, latent, rope, tokens, scale)
+        error = float((out[:_ROWS].double() - right).square().mean().sqrt() / right.square().mean().sqrt())
+        if passing.holds(Check(f"{name}, {what}", error, BOUNDS[dtype])):
+            call = partial(attend, q, q_rope, latent, rope, tokens, scale)
+            yield from _timed(name, what, clock.times(call, sustained=False).cool, flops)
 
 
 def _timed(name: str, what: str, taken: float, flops: float) -> Iterator[Row]:
