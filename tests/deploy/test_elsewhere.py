@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.configured import configured
-from support.rendered import documents, egress_ports, of_kind, pods, rendered
+from support.deploy.configured import configured
+from support.deploy.rendered import documents, egress_ports, of_kind, pods, rendered
 
 OFF = "workers.shared.enabled=false"
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from release import PLACES, ROOT, main, notes, version, versions, write
-from support.rendered import documents
+from support.deploy.rendered import documents
 
 WORKFLOW = ROOT / ".github" / "workflows" / "release.yaml"
 

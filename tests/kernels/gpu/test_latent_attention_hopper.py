@@ -7,7 +7,7 @@ import torch
 from sparse_kernels.gpu.hopper import latent_attention as kernels
 from sparse_kernels.gpu.latent_attention import portable_latent_attention
 from sparse_kernels.gpu.token_sparse_attention import latent_implementation, token_sparse_latent_attention
-from support.paging import rms_ratio
+from support.kernels.paging import rms_ratio
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
 pytestmark = pytest.mark.skipif(not HOPPER, reason="no Hopper GPU")
