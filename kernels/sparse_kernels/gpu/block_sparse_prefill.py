@@ -7,8 +7,6 @@ On NVIDIA Hopper :mod:`sparse_kernels.gpu.hopper.block_sparse_prefill` does the 
 
 from __future__ import annotations
 
-from functools import cache
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -16,6 +14,7 @@ import triton
 import triton.language as tl
 
 from sparse_kernels.gpu.checks import check_cache, generation
+from sparse_kernels.gpu.hopper import gluon_module
 from sparse_kernels.layout.batch import PagedBatch
 from sparse_kernels.layout.block_index import BlockIndex
 from sparse_kernels.mean_correction import UNITS, WIDTH, Corrections
@@ -83,7 +82,11 @@ def block_sparse_prefill(
     if not tiles:
         return into
     if not (window or softcap or skip_below):
-        kernels = _hopper() if implementation(q.device, q.dtype, dim, page, tile) == "gluon" else None
+        kernels = (
+            gluon_module("block_sparse_prefill")
+            if implementation(q.device, q.dtype, dim, page, tile) == "gluon"
+            else None
+        )
         if kernels is not None and kernels.fits(q, batch, out, scale):
             kernels.attend(q, batch, index, scale, corrections, out, lse)
             return into
@@ -110,19 +113,9 @@ def implementation(device: torch.device, dtype: torch.dtype, dim: int, page: int
     side.
     """
     known = dim in (64, 128) and page == 64 and tile == 128 and dtype in (torch.bfloat16, torch.float16)
-    return "gluon" if known and generation(device) == 9 and _hopper() is not None else "triton"
-
-
-@cache
-def _hopper() -> ModuleType | None:
-    """The kernels in Gluon; None where this Triton has no Gluon, and in its interpreter, which does not know it."""
-    if triton.knobs.runtime.interpret:
-        return None
-    try:
-        from sparse_kernels.gpu.hopper import block_sparse_prefill as found
-    except ImportError:
-        return None
-    return found
+    return (
+        "gluon" if known and generation(device) == 9 and gluon_module("block_sparse_prefill") is not None else "triton"
+    )
 
 
 def _check(q: torch.Tensor, batch: PagedBatch, index: BlockIndex, corrections: Corrections | None) -> None:

@@ -23,8 +23,10 @@ def portable_latent_attention(
     tokens: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """By the kernel of every device what ``token_sparse_attention.token_sparse_latent_attention`` gives."""
-    check_latent(q_latent, q_rope, latent, rope, tokens)
+    """By the kernel of every device what ``token_sparse_attention.token_sparse_latent_attention`` gives.
+
+    Args: as there, and as :func:`check_latent` takes them.
+    """
     queries, heads, rank = q_latent.shape
     parts = tuple(each if each.stride(-1) == 1 else each.contiguous() for each in (q_latent, q_rope, latent, rope))
     tokens = tokens.contiguous()

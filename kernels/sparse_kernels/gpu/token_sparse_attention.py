@@ -6,14 +6,12 @@ which all heads share one key and value of low rank. Shapes depend on no data, s
 
 from __future__ import annotations
 
-from functools import cache
-from types import ModuleType
-
 import torch
 import triton
 import triton.language as tl
 
 from sparse_kernels.gpu.checks import check_dim, generation, padded_rows
+from sparse_kernels.gpu.hopper import gluon_module
 from sparse_kernels.gpu.latent_attention import attend_again, check_latent, portable_latent_attention
 
 _SCORED_ROWS = 64
@@ -137,9 +135,8 @@ def token_sparse_latent_attention(
     check_latent(q_latent, q_rope, latent, rope, tokens)
     queries, heads, rank = q_latent.shape
     turned = q_rope.shape[2]
-    kernels = (
-        _hopper() if latent_implementation(q_latent.device, q_latent.dtype, heads, rank, turned) == "gluon" else None
-    )
+    implementation = latent_implementation(q_latent.device, q_latent.dtype, heads, rank, turned)
+    kernels = gluon_module("latent_attention") if implementation == "gluon" else None
     if kernels is None or not queries * tokens.shape[1] or not scale > 0:
         return portable_latent_attention(q_latent, q_rope, latent, rope, tokens, scale)
     q, turned_q, k, turned_k = (
@@ -155,19 +152,7 @@ def token_sparse_latent_attention(
 def latent_implementation(device: torch.device, dtype: torch.dtype, heads: int, rank: int, rope: int) -> str:
     """Which kernel attends a latent cache: ``gluon``, on NVIDIA Hopper, or ``triton``."""
     known = (rank, rope) == (512, 64) and heads >= _LEAST_HOPPER_HEADS and dtype in (torch.bfloat16, torch.float16)
-    return "gluon" if known and generation(device) == 9 and _hopper() is not None else "triton"
-
-
-@cache
-def _hopper() -> ModuleType | None:
-    """The kernel in Gluon; None where this Triton has no Gluon, and in its interpreter, which does not know it."""
-    if triton.knobs.runtime.interpret:
-        return None
-    try:
-        from sparse_kernels.gpu.hopper import latent_attention as found
-    except ImportError:
-        return None
-    return found
+    return "gluon" if known and generation(device) == 9 and gluon_module("latent_attention") is not None else "triton"
 
 
 @triton.jit  # type: ignore[untyped-decorator]
