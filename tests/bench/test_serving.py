@@ -486,6 +486,12 @@ def test_a_smoke_run_says_what_is_wrong_and_shows_the_log_of_a_worker_that_died(
     assert "did not start" in caught.err
 
 
+def test_workers_in_thirds_stand_together_with_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        serving.main(["--dry", "--together", "dense", "thirds"])
+    assert "--together: thirds are three workers already; name them alone" in capsys.readouterr().err
+
+
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert serving.main([]) == 2
     assert "torch finds no GPU" in capsys.readouterr().err

@@ -21,16 +21,15 @@ from sparsity_serving.benchmark import header, markdown, write
 from sparsity_worker.config import TIERS
 
 from sparsity_bench.serving import verdict
-from sparsity_bench.serving.baseline import SHARED, THIRDS, VARIANTS, narrowed, starts, third, variant_of
+from sparsity_bench.serving.baseline import OF_SHARED, SHARED, THIRDS, VARIANTS, narrowed, starts, third, variant_of
 from sparsity_bench.serving.loads.group import Group
-from sparsity_bench.serving.measure import load_of_tiers, measure
+from sparsity_bench.serving.measure import load_of_tiers, measure, whole
 from sparsity_bench.serving.measured import Measured, described, read_all
 from sparsity_bench.serving.plan import DRY, QUICK, REAL, Plan
 from sparsity_bench.serving.shapes import write_model
 from sparsity_bench.serving.together import Keep, beside, measured_together
 from sparsity_bench.serving.worker import Worker
 
-OF_SHARED = tuple(f"{SHARED}-{tier}" for tier in TIERS)
 NAMES = (*TIERS, *VARIANTS)
 _LOG_LINES = 40
 
@@ -108,13 +107,10 @@ async def thirds(plan: Plan, model: Path, folder: Path, keep: Callable[[Measured
 
 async def shared(worker: Worker, plan: Plan, keep: Keep) -> None:
     """The tiers of one worker, one after the other, and all at once; ``keep`` says who gets the figures of a name."""
-    for tier, name in zip(TIERS, OF_SHARED, strict=True):
+    for name, tier in OF_SHARED.items():
         worker.at = tier
         await measure(worker, narrowed(plan, name), keep(name), tier)
-    whole = Measured(SHARED, described(await worker.capabilities()), worker.started)
-    await load_of_tiers(worker, plan, whole)
-    whole.compiled = worker.compiled()
-    keep(SHARED)(whole)
+    keep(SHARED)(await whole(worker, plan))
 
 
 def judge(out: Path, plan: Plan, *, dry: bool) -> int:
@@ -159,6 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--merge", action="store_true", help="measure nothing: judge what --out holds")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="folder of all files")
     options = parser.parse_args(arguments)
+    if options.together and len(options.together) > 1 and THIRDS in options.together:
+        parser.error(f"--together: {THIRDS} are three workers already; name them alone")
     plan = DRY if options.dry else QUICK if options.quick else REAL
     if options.merge:
         return judge(options.out, plan, dry=options.dry)

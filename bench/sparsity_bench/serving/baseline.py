@@ -34,6 +34,8 @@ OURS: Final = "dense-ours"
 SHARED: Final = "shared"
 THIRDS: Final = "thirds"
 UNACCOUNTED: Final = "aggressive-unaccounted"
+# What is measured of each tier of a shared worker, by its name in the result file.
+OF_SHARED: Final[Mapping[str, str]] = {f"{SHARED}-{tier}": tier for tier in TIERS}
 VARIANTS: Mapping[str, Variant] = {
     OURS: Variant("dense", ("--dense-backend", DENSE_BACKEND)),
     UNACCOUNTED: Variant("aggressive", environment={UNACCOUNTED_VARIABLE: "1"}),

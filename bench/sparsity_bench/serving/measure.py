@@ -10,6 +10,7 @@ from collections.abc import Callable
 from sparsity_worker.config import TIERS
 from sparsity_worker.nvml import energy_joules
 
+from sparsity_bench.serving.baseline import SHARED
 from sparsity_bench.serving.loads import repeats
 from sparsity_bench.serving.loads.arrivals import Request, arrive
 from sparsity_bench.serving.loads.group import Answering
@@ -143,6 +144,14 @@ async def load_of_tiers(worker: Answering, plan: Plan, found: Measured) -> None:
     load = await arrive(worker, requests, plan.tiers_rate, plan.new)
     found.tiers_throughput, found.tiers_first = load.tokens / load.seconds, {tier: load.first(tier) for tier in TIERS}
     _note_energy(found, "load of three tiers", before, load.tokens)
+
+
+async def whole(worker: Worker, plan: Plan) -> Measured:
+    """A worker of all tiers under the load of all, when each of them has been measured."""
+    found = Measured(SHARED, described(await worker.capabilities()), worker.started)
+    await load_of_tiers(worker, plan, found)
+    found.compiled = worker.compiled()
+    return found
 
 
 def _note_energy(found: Measured, name: str, before: float | None, tokens: int) -> None:

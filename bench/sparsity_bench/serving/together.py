@@ -6,18 +6,16 @@ Their starts overlap, and what is compared lies minutes apart on one machine. Th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from sparsity_worker.config import TIERS
-
-from sparsity_bench.serving.baseline import SHARED, UNACCOUNTED, VARIANTS, narrowed, starts, variant_of
-from sparsity_bench.serving.measure import again, load_of_tiers, measure
-from sparsity_bench.serving.measured import Measured, described
-from sparsity_bench.serving.plan import Decode, Plan
+from sparsity_bench.serving.baseline import OF_SHARED, SHARED, UNACCOUNTED, VARIANTS, narrowed, starts, variant_of
+from sparsity_bench.serving.measure import again, measure, whole
+from sparsity_bench.serving.measured import Measured
+from sparsity_bench.serving.plan import Plan
 from sparsity_bench.serving.shapes import write_model
 from sparsity_bench.serving.worker import Worker
 
@@ -33,13 +31,7 @@ def beside(plan: Plan) -> Plan:
     options = list(plan.options)
     if plan.device != "cpu":
         options[options.index("--max-total-tokens") + 1] = _KV_TOKENS
-    return replace(
-        plan,
-        options=tuple(options),
-        prompts=plan.prompts[:4],
-        decodes=(*plan.decodes[:1], Decode(8, 32768)) if plan.device != "cpu" else plan.decodes,
-        load=0,
-    )
+    return replace(plan, options=tuple(options), prompts=plan.prompts[:4], decodes=plan.decodes[:2], load=0)
 
 
 async def measured_together(plan: Plan, names: Sequence[str], folder: Path, keep: Keep) -> None:
@@ -64,10 +56,7 @@ async def measured_together(plan: Plan, names: Sequence[str], folder: Path, keep
             worker.at, worker.started = at, 0.0
             found[name] = await measure(worker, _narrowed(plan, name, names), keep(name), at), worker, at
         if SHARED in workers:
-            whole = Measured(SHARED, described(await workers[SHARED].capabilities()))
-            await load_of_tiers(workers[SHARED], plan, whole)
-            whole.compiled = workers[SHARED].compiled()
-            keep(SHARED)(whole)
+            keep(SHARED)(await whole(workers[SHARED], plan))
         for name, (own, worker, at) in reversed(found.items()):
             worker.at = at
             await again(worker, _close(_narrowed(plan, name, names), names), own)
@@ -82,9 +71,9 @@ def _worker(plan: Plan, name: str, model: Path, folder: Path) -> Worker:
     )  # fmt: skip
 
 
-def _lines(name: str) -> Sequence[tuple[str, str | None]]:
+def _lines(name: str) -> Iterable[tuple[str, str | None]]:
     """What is measured of a worker: itself, or each tier of a shared one."""
-    return [(f"{SHARED}-{tier}", tier) for tier in TIERS] if name == SHARED else [(name, None)]
+    return OF_SHARED.items() if name == SHARED else [(name, None)]
 
 
 def _narrowed(plan: Plan, name: str, names: Sequence[str]) -> Plan:
