@@ -6,7 +6,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -45,19 +45,24 @@ class Row:
 
 def header(command: str, extra: Mapping[str, object]) -> dict[str, object]:
     """Device, versions, date and command of a run."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "device": processor(),
-        "versions": versions | {"python": platform.python_version()},
+        "versions": versions_of(_PACKAGES) | {"python": platform.python_version()},
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "command": command,
         **extra,
     }
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Of those packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def processor() -> str:

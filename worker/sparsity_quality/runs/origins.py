@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving.benchmark import versions_of
 from sparsity_worker.model_files import digest
 
 from sparsity_quality.subjects.contenders import Contender
@@ -45,15 +45,9 @@ class Origin:
     @classmethod
     def of(cls, contender: Contender, model: LocalModel) -> Origin:
         """Of a contender on a model in this process."""
-        versions = {}
-        for package in _PACKAGES:
-            try:
-                versions[package] = metadata.version(package)
-            except metadata.PackageNotFoundError:
-                continue
         return cls(
             contender.name, contender.digest, model.device_name, str(model.dtype).removeprefix("torch."),
-            model.path.name, digest(model.path), corpus.fingerprint(), versions,
+            model.path.name, digest(model.path), corpus.fingerprint(), versions_of(_PACKAGES),
         )  # fmt: skip
 
 
