@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Chart and dashboards find the folder of caches as the environment does.
 DEPLOY_TOOL := PYTHONPATH=tools $(BIN)/python deploy/tools
 
-.PHONY: environment try run check test coverage test-gpu lint types style format protos risk-model locks charts bench-tiers bench-policies bench-router bench-risk bench-quality bench-kernels bench-serving chaos alerts options clean
+.PHONY: environment try run check test coverage test-gpu lint types style format protos risk-model locks charts bench-tiers bench-policies bench-router bench-risk bench-quality bench-kernels bench-serving bench-serving-tp2 bench-serving-70b chaos alerts options clean
 
 environment:
 	@$(PYTHON) tools/environment.py
@@ -51,7 +51,7 @@ GPU_JOBS ?= 8
 GPU_PATH := client:serving:router:worker:kernels:policies:cli:bench$(if $(PYTHONPATH),:$(PYTHONPATH))
 GPU_NEEDS := $(if $(filter $(BIN)/%,$(GPU_PYTHON)),environment)
 test-gpu: $(GPU_NEEDS)
-	@PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m pytest tests/kernels/gpu -n $(GPU_JOBS) \
+	@PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m pytest tests/kernels/gpu tests/worker/ranks -n $(GPU_JOBS) \
 	  -o addopts="--import-mode=importlib -ra --strict-markers" -W default -W ignore::pytest.PytestConfigWarning
 
 # Types beside the rest: each takes a core for half a minute.
@@ -131,6 +131,10 @@ bench-kernels: $(GPU_NEEDS)
 # On a machine with a Hopper GPU: time to first token, time a token and throughput of every tier, after proof and parity.
 bench-serving: environment
 	@$(BIN)/python -m sparsity_bench.serving --out docs/benchmarks
+
+# The same on two GPUs of one host that share each layer's heads, and Llama-3.3-70B's shape on four.
+bench-serving-tp2 bench-serving-70b: environment
+	@$(BIN)/python -m sparsity_bench.serving $(if $(findstring 70b,$@),--large,--ranks 2) --out docs/benchmarks
 
 # A line for every fault of callers, editors and workers, a fuzz of 20,000 calls, and a soak of 100,000 requests.
 chaos: environment

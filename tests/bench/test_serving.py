@@ -18,7 +18,7 @@ from sparsity_bench.serving import baseline, smoke, together, verdict
 from sparsity_bench.serving.loads import repeats, soak
 from sparsity_bench.serving.measure import measure
 from sparsity_bench.serving.measured import Measured, read_all
-from sparsity_bench.serving.plan import DRY, REAL, Plan
+from sparsity_bench.serving.plan import DRY, LARGE, REAL, Plan
 from sparsity_bench.serving.shapes import LLAMA_8B, TINY, write_model
 from sparsity_bench.serving.worker import Taken
 from sparsity_rpc.errors import ConfigurationError
@@ -97,9 +97,9 @@ def run(*fakes: Fake, plan: Plan = PLAN) -> dict[str, Measured]:
     return {fake.tier: asyncio.run(measure(cast(Any, fake), plan, lambda found: None)) for fake in fakes}
 
 
-def kept(folder: Path, *fakes: Fake) -> Path:
+def kept(folder: Path, *fakes: Fake, **head: Any) -> Path:
     for found in run(*fakes).values():
-        found.head = {"device": "a device"}
+        found.head = {"device": "a device", **head}
         found.write(folder)
     return folder
 
@@ -149,7 +149,8 @@ def test_what_there_is_no_time_for_is_named(tmp_path: Path) -> None:
 def test_what_proves_nothing_is_not_shown(
     broken: Fake, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert serving.judge(kept(tmp_path, Fake("dense"), broken), PLAN, dry=False) == 1
+    kept(tmp_path / "serving", Fake("dense"), broken)
+    assert serving.judge(tmp_path, PLAN, dry=False) == 1
     caught = capsys.readouterr()
     assert words in caught.err
     assert "times dense" not in caught.out
@@ -276,6 +277,30 @@ def test_tiers_of_one_worker_are_measured_alone_and_then_under_a_load_of_all(tmp
     assert verdict.faults(found) == ["shared-moderate: the backend sparsity proved nothing at start"]
 
 
+def test_several_ranks_stand_beside_one_in_a_file_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = PLAN.by_ranks(2)
+    assert plan.options == (*PLAN.options, "--tensor-parallel", "2")
+    assert LARGE.by_ranks(2).options.count("--tensor-parallel") == 1
+    assert [serving.result_of(each) for each in (REAL, REAL.by_ranks(2), LARGE, LARGE.by_ranks(2))] == [
+        "serving", "serving-tp2", "serving-70b", "serving-70b-tp2",
+    ]  # fmt: skip
+    one, several = tmp_path / "one", tmp_path / serving.result_of(plan)
+    for fake in (Fake("dense"), Fake("aggressive")):
+        kept(one, fake)
+        kept(several, fake, ranks=2)
+    with_rows = {row.name: row for row in verdict.beside_one_rank(read_all(several), read_all(one), plan)}
+    assert with_rows["aggressive: time per output token, beside one rank"].baseline == "one rank"
+    assert serving.judge(tmp_path, plan, dry=False, beside=one) == 0
+    rows = {row["name"] for row in json.loads((tmp_path / "serving-tp2.json").read_text())["rows"]}
+    assert {"dense: time to first token, beside one rank", "aggressive: time to first token"} <= rows
+    kept(several, Fake("aggressive"), ranks=1)
+    capsys.readouterr()
+    assert serving.judge(tmp_path, plan, dry=False) == 1
+    assert "by other ranks" in capsys.readouterr().err
+
+
 class Standing(Fake):
     """A worker that is there at once."""
 
@@ -339,7 +364,7 @@ def test_three_workers_share_the_device_under_the_load_of_all(tmp_path: Path, mo
 
     monkeypatch.setattr(serving, "Worker", Third)
     plan = replace(PLAN, options=("--max-total-tokens", "9000", "--max-requests", "30", "--dtype", "float32"))
-    kept(tmp_path, Fake("dense"))
+    kept(tmp_path / "serving", Fake("dense"))
     asyncio.run(serving.measured(plan, "thirds", tmp_path, serving.keeping(tmp_path, {"device": "a device"})))
     for tier, worker in started.items():
         assert list(worker.options[:6]) == ["--max-total-tokens", "3000", "--max-requests", "10", "--dtype", "float32"]
@@ -379,9 +404,9 @@ def test_the_backend_must_have_proved_itself_beside_a_dense_tier_of_the_same_dev
 def test_tiers_of_several_runs_make_one_file_and_a_dry_run_makes_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kept(tmp_path / "first", Fake("dense"))
+    kept(tmp_path / "serving" / "first", Fake("dense"))
     assert serving.main(["--merge", "--dry", "--out", str(tmp_path)]) == 0
-    kept(tmp_path / "second", Fake("moderate"), Fake("aggressive"))
+    kept(tmp_path / "serving" / "second", Fake("moderate"), Fake("aggressive"))
     assert serving.main(["--merge", "--dry", "--out", str(tmp_path)]) == 0
     assert "mean nothing" in capsys.readouterr().out
     assert not (tmp_path / "serving.json").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +14,12 @@ import triton
 from sparse_kernels.gpu.launches import Launcher
 
 GRID = (2, 3)
+ALONE = """
+import torch
+from sparse_kernels.gpu.launches import Rows
+
+print(Rows(torch.zeros(64, 32), 64, 32, 32, (16, 32)).descriptor().block_shape)
+"""
 
 
 class Kernel:
@@ -113,3 +121,9 @@ def test_other_devices_keep_to_triton(kernel: Kernel, monkeypatch: pytest.Monkey
 def test_an_argument_too_few_is_refused(kernel: Kernel) -> None:
     with pytest.raises(ValueError, match="zip"):
         Launcher(kernel)(GRID, X, Y, 5, BLOCK=64)
+
+
+def test_a_process_that_imports_no_more_describes_rows() -> None:
+    """As one that compiles ahead of the worker, which has none of what SGLang imports."""
+    command = [sys.executable, "-c", ALONE]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[16, 32]\n"

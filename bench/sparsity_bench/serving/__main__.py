@@ -25,7 +25,7 @@ from sparsity_bench.serving.baseline import OF_SHARED, SHARED, THIRDS, VARIANTS,
 from sparsity_bench.serving.loads.group import Group
 from sparsity_bench.serving.measure import load_of_tiers, measure, whole
 from sparsity_bench.serving.measured import Measured, described, read_all
-from sparsity_bench.serving.plan import DRY, QUICK, REAL, Plan
+from sparsity_bench.serving.plan import DRY, LARGE, QUICK, REAL, Plan
 from sparsity_bench.serving.shapes import write_model
 from sparsity_bench.serving.together import Keep, beside, measured_together
 from sparsity_bench.serving.worker import Worker
@@ -113,9 +113,17 @@ async def shared(worker: Worker, plan: Plan, keep: Keep) -> None:
     keep(SHARED)(await whole(worker, plan))
 
 
-def judge(out: Path, plan: Plan, *, dry: bool) -> int:
-    """Prints the table of what is there, and writes it unless the run was dry; 1 when it may not be shown."""
-    there = read_all(out)
+def judge(out: Path, plan: Plan, *, dry: bool, beside: Path | None = None) -> int:
+    """Prints the table of what is there, and writes it unless the run was dry; 1 when it may not be shown.
+
+    Args:
+        out: folder of the result file; the figures lie in one of its name.
+        plan: of the run.
+        dry: whether times mean nothing.
+        beside: folder of the figures of one rank.
+    """
+    name = result_of(plan)
+    there = read_all(out / name)
     found = {tier: there[tier] for tier in (*NAMES, *OF_SHARED) if tier in there}
     if wrong := verdict.faults(found):
         for fault in wrong:
@@ -123,17 +131,25 @@ def judge(out: Path, plan: Plan, *, dry: bool) -> int:
         print("error: no figure is shown of a run that proves nothing", file=sys.stderr)
         return 1
     rows = list(verdict.rows(found, plan))
+    if beside is not None:
+        rows += verdict.beside_one_rank(found, read_all(beside), plan)
     head = found["dense"].head | {
         f"left out, {tier}": ", ".join(own.left_out) for tier, own in found.items() if own.left_out
     }
     if dry:
         print("a dry run: these times mean nothing, and are not written")
     else:
-        write(out, "serving", head, rows)
-    print(markdown("serving", {"header": head, "rows": [asdict(row) for row in rows]}))
+        write(out, name, head, rows)
+    print(markdown(name, {"header": head, "rows": [asdict(row) for row in rows]}))
     missed = [row for row in rows if row.met is False]
     print(f"{len(missed)} of {sum(row.met is not None for row in rows)} goals missed", file=sys.stderr)
     return 0
+
+
+def result_of(plan: Plan) -> str:
+    """The result file's name, which its target of the Makefile has, too; ranks are told unless they are the model's."""
+    model, ranks = ("serving-70b", LARGE.ranks) if plan.name == LARGE.name else ("serving", REAL.ranks)
+    return model if plan.ranks == ranks else f"{model}-tp{plan.ranks}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -143,6 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sparsity_bench.serving", description=__doc__)
     parser.add_argument("--dry", action="store_true", help="a tiny model on the CPU; no result file is written")
     parser.add_argument("--quick", action="store_true", help="fewer lengths and batches: three tiers in ten minutes")
+    parser.add_argument("--large", action="store_true", help="the shape of Llama-3.3-70B, which takes several devices")
+    parser.add_argument("--ranks", type=int, help="devices that share each layer's heads, where not the plan's")
+    parser.add_argument("--beside", type=Path, help="with --merge: folder of the same tiers' figures by one rank")
     parser.add_argument("--only", action="append", choices=NAMES, help="a tier; repeat for more, all without it")
     parser.add_argument(
         "--together",
@@ -157,16 +176,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.together and len(options.together) > 1 and THIRDS in options.together:
         parser.error(f"--together: {THIRDS} are three workers already; name them alone")
-    plan = DRY if options.dry else QUICK if options.quick else REAL
+    plan = DRY if options.dry else LARGE if options.large else QUICK if options.quick else REAL
+    if options.ranks:
+        plan = plan.by_ranks(options.ranks)
     if options.merge:
-        return judge(options.out, plan, dry=options.dry)
+        return judge(options.out, plan, dry=options.dry, beside=options.beside)
     if not options.dry and not torch.cuda.is_available():
         print("error: torch finds no GPU; --dry tries the code without one", file=sys.stderr)
         return 2
     device = "the CPU" if options.dry else torch.cuda.get_device_name()
-    head = header("make bench-serving", {"model": f"{plan.name}, made-up weights"}) | {"device": device}
+    head = header(f"make bench-{result_of(plan)}", {"model": f"{plan.name}, made-up weights"})
+    head |= {"device": device, "ranks": plan.ranks}
     plan = replace(plan, seconds=options.seconds or plan.seconds)
-    tiers, keep = options.only or NAMES, keeping(options.out, head)
+    tiers, keep = options.only or NAMES, keeping(options.out / result_of(plan), head)
     if not options.dry:
         # A first start reads gigabytes from the disk, which none of the tiers shall pay for.
         subprocess.run([sys.executable, "-c", "import sglang.srt.managers.scheduler"], check=False)
@@ -184,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except SparsityError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-    if "dense" not in read_all(options.out):
+    if "dense" not in read_all(options.out / result_of(plan)):
         names = ", ".join(options.together or tiers)
         print(f"{names}: written to {options.out}; to be judged beside the dense tier with --merge")
         return 0

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import yaml
 
-from sparsity_bench.serving.shapes import LLAMA_8B, TINY
+from sparsity_bench.serving.shapes import LLAMA_8B, LLAMA_70B, TINY
 
 
 class Sparsity(NamedTuple):
@@ -28,6 +29,20 @@ class Decode(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.batch} x {self.context}"
+
+
+class Goals(NamedTuple):
+    """Times dense that sparse tiers are to reach; elsewhere they are never to be slower.
+
+    Attributes:
+        first: to the first token, by tier and length of the prompt.
+        per_token: a token, by tier and batch.
+        throughput: of the mixed load, by tier.
+    """
+
+    first: Mapping[str, Mapping[int, float]] = MappingProxyType({})
+    per_token: Mapping[str, Mapping[str, float]] = MappingProxyType({})
+    throughput: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +71,8 @@ class Plan:
         interrupted: a prompt of several chunks, whose reading is broken off and begun again.
         seconds: that one tier may take from when it serves; what is left then is left out.
         sparsity: of the sparse tiers.
+        goals: that its sparse tiers are to reach.
+        ranks: devices, or processes on a CPU, that share each layer's heads.
     """
 
     name: str
@@ -79,6 +96,13 @@ class Plan:
     interrupted: int
     seconds: float
     sparsity: Mapping[str, Sparsity]
+    goals: Goals
+    ranks: int = 1
+
+    def by_ranks(self, ranks: int) -> Plan:
+        """The same, where several ranks share each layer's heads."""
+        options = self.options[:-2] if self.ranks > 1 else self.options
+        return replace(self, ranks=ranks, options=(*options, "--tensor-parallel", str(ranks)))
 
     def profile(self, tier: str, folder: Path) -> Path:
         """Writes a sparse tier's profile: with made-up weights only a share of the blocks gives a known density."""
@@ -111,11 +135,24 @@ REAL = Plan(
     tiers_lengths=(1024, 4096, 16384, 65536), tiers_rate=4.0, short=1024, answers=50,
     repeated=(4097, 4160, 4161, 16385, 16448, 16449), interrupted=49_217, seconds=400.0,
     sparsity={"moderate": Sparsity(0.08, 4096, 8192), "aggressive": Sparsity(0.04, 2048, 8192)},
+    goals=Goals(
+        {"aggressive": {32768: 1.4, 65536: 1.95, 102400: 2.45}, "moderate": {32768: 1.3, 65536: 1.8, 102400: 2.2}},
+        {"aggressive": {"8 x 32768": 1.7, "12 x 32768": 1.9, "4 x 102400": 2.0}}, {"aggressive": 1.4},
+    ),
 )  # fmt: skip
 QUICK = replace(
     REAL, prompts=(1024, 8192, 32768, 102400), decodes=(Decode(1, 32768), Decode(8, 32768)), load=30, tiers_load=24,
     answers=20, repeated=(4097, 4161, 16449), seconds=110.0,
 )  # fmt: skip
+# In a KV cache that two devices have room for, too, beside the weights.
+LARGE = replace(
+    REAL, name="Llama-3.3-70B", config=LLAMA_70B,
+    options=("--device", "cuda", "--load-format", "dummy", "--max-total-tokens", "270000", "--max-requests", "32",
+             "--chunked-prefill-tokens", "16384", "--mem-fraction", "0.88"),
+    prompts=(8192, 32768, 65536, 130_944), repeats=2, decodes=(Decode(1, 32768), Decode(8, 32768)), new=64, load=0,
+    tiers_load=24, tiers_rate=2.0, answers=20, repeated=(4097, 16449), interrupted=33_000,
+    goals=Goals({"aggressive": {130_944: 2.2}}, {"aggressive": {"32 x 32768": 1.8}}),
+).by_ranks(4)  # fmt: skip
 DRY = replace(
     REAL, name="tiny", config=TINY, device="cpu", dense_backends=(), prompts=(128, 700), repeats=2,
     options=("--load-format", "dummy", "--dtype", "float32", "--threads", "1", "--max-total-tokens", "8192",

@@ -16,6 +16,9 @@ LLAMA_8B: Mapping[str, Any] = {
     "vocab_size": 128256, "bos_token_id": 128000, "eos_token_id": 128001, "torch_dtype": "bfloat16",
     "tie_word_embeddings": False,
 }  # fmt: skip
+LLAMA_70B: Mapping[str, Any] = {
+    **LLAMA_8B, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
+}  # fmt: skip
 TINY: Mapping[str, Any] = {
     **LLAMA_8B, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 2048, "vocab_size": 260, "bos_token_id": 258,

@@ -15,13 +15,6 @@ from sparsity_bench.serving.loads.repeats import Repeats
 from sparsity_bench.serving.measured import Measured
 from sparsity_bench.serving.plan import Plan
 
-# Times dense: to the first token by prompt length, a token by batch, and throughput; elsewhere never slower.
-_FIRST: Mapping[str, Mapping[int, float]] = {
-    "aggressive": {32768: 1.4, 65536: 1.95, 102400: 2.45},
-    "moderate": {32768: 1.3, 65536: 1.8, 102400: 2.2},
-}
-_PER_TOKEN: Mapping[str, Mapping[str, float]] = {"aggressive": {"8 x 32768": 1.7, "12 x 32768": 1.9, "4 x 102400": 2.0}}
-_THROUGHPUT: Mapping[str, float] = {"aggressive": 1.4}
 _NEVER_SLOWER: Final = 0.98
 # Of one worker of all tiers, under a load of all: throughput and time to the first token; the latter of dense requests.
 _SHARED: Final = 1.3
@@ -43,8 +36,10 @@ def faults(found: Mapping[str, Measured]) -> list[str]:
         if tier == "dense":
             continue
         own, sparse = measured.own, tier not in (OURS, f"{SHARED}-dense")
-        if any(measured.head.get(key) != found["dense"].head.get(key) for key in ("device", "versions")):
-            wrong.append(f"{tier}: was measured on another device, or with other versions, than the dense tier")
+        if any(measured.head.get(key) != found["dense"].head.get(key) for key in ("device", "versions", "ranks")):
+            wrong.append(
+                f"{tier}: was measured on another device, by other ranks, or with other versions, than the dense tier"
+            )
         if tier in (SHARED, THIRDS):
             continue
         if own["backend"] != (DENSE_BACKEND if tier == OURS else BACKEND) or (sparse and not own["sparse_calls"]):
@@ -74,12 +69,12 @@ def rows(found: Mapping[str, Measured], plan: Plan) -> Iterator[Row]:
         for length, times in own.first.items():
             shape = f"{plan.name}, {length} tokens, density {own.density[length]:.3f}"
             row = Row(f"{tier}: time to first token", shape, statistics.median(times), "s")
-            goal = _FIRST.get(goals, {}).get(length, _NEVER_SLOWER)
+            goal = plan.goals.first.get(goals, {}).get(length, _NEVER_SLOWER)
             yield row if own is dense else _beside(row, baseline, dense.first.get(length), goal)
         for batch, times in own.per_token.items():
             shape = f"{plan.name}, {batch} tokens, density {own.decode_density[batch]:.3f}"
             row = Row(f"{tier}: time per output token", shape, statistics.median(times), "s")
-            goal = _PER_TOKEN.get(goals, {}).get(batch, _NEVER_SLOWER)
+            goal = plan.goals.per_token.get(goals, {}).get(batch, _NEVER_SLOWER)
             yield row if own is dense else _beside(row, baseline, dense.per_token.get(batch), goal)
         yield from _load(tier, own, dense, plan, baseline)
         yield from _load_of_tiers(tier, own, dense, plan, baseline)
@@ -105,6 +100,31 @@ def rows(found: Mapping[str, Measured], plan: Plan) -> Iterator[Row]:
             row = Row(f"{tier}: kernels compiled while serving", plan.name, len(own.compiled), "kernels")
             yield judged(row, "none", met=not own.compiled)
         yield Row(f"{tier}: page summaries", plan.name, own.own["summary_bytes"] / 2**20, "MiB")
+
+
+def beside_one_rank(found: Mapping[str, Measured], one: Mapping[str, Measured], plan: Plan) -> Iterator[Row]:
+    """What several ranks take, beside one with the same tier.
+
+    Args:
+        found: the figures of several ranks.
+        one: those of one.
+        plan: of both.
+    """
+    for tier, own in found.items():
+        if tier not in one:
+            continue
+        shapes = [
+            (f"{tier}: time to first token", f"{length} tokens", times, one[tier].first.get(length))
+            for length, times in own.first.items()
+        ]
+        shapes += [
+            (f"{tier}: time per output token", f"{batch} tokens", times, one[tier].per_token.get(batch))
+            for batch, times in own.per_token.items()
+        ]
+        for name, shape, times, alone in shapes:
+            if alone:
+                row = Row(f"{name}, beside one rank", f"{plan.name}, {shape}", statistics.median(times), "s")
+                yield against(row, "one rank", statistics.median(alone))
 
 
 def _repeats(tier: str, own: Repeats, plan: Plan) -> Iterator[Row]:
@@ -141,7 +161,9 @@ def _load(tier: str, own: Measured, dense: Measured, plan: Plan, baseline: str) 
     short, long = plan.load_lengths
     load = f"{plan.load} requests, a fifth of {long} tokens, the rest of {short}, {plan.rate:g} a second"
     row = Row(f"{tier}: throughput of a mixed load", load, own.throughput, "tokens/s")
-    yield row if own is dense else _more(row, baseline, dense.throughput, _THROUGHPUT.get(tier, _NEVER_SLOWER))
+    yield (
+        row if own is dense else _more(row, baseline, dense.throughput, plan.goals.throughput.get(tier, _NEVER_SLOWER))
+    )
     for name, share in (("median", 0.5), ("99th percentile", 0.99)):
         row = Row(
             f"{tier}: time to first token of its short requests, {name}", load, percentile(own.load_first, share), "s"

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 # Of variants of a kernel, and of encoded descriptors; more of them begin anew.
 _MOST_READY, _MOST_ENCODED = 512, 8192
@@ -47,10 +48,10 @@ class Rows(NamedTuple):
         """The same as Triton takes it."""
         sizes = self.tensor, [self.rows, self.columns], [self.stride, 1], list(self.block)
         if self.layout is None:
-            return triton.tools.tensor_descriptor.TensorDescriptor(*sizes)
-        from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+            return TensorDescriptor(*sizes)
+        from triton.experimental.gluon.nvidia import hopper
 
-        return TensorDescriptor(*sizes, self.layout)
+        return hopper.TensorDescriptor(*sizes, self.layout)
 
 
 class _Ready(NamedTuple):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from sparsity_worker.profiles.served_tiers import block_profiles, tiers_of, to_c
 from sparsity_worker.profiles.tier_profile import TierProfile
 from sparsity_worker.tune.crossover import Heads, versions
 
+log = logging.getLogger("sparsity.worker")
 _PROCESSES: Final = 4
 
 
@@ -52,7 +54,9 @@ def compiled_ahead(config: WorkerConfig, facts: ModelFacts, profiles: Mapping[st
         for process in running:
             process.kill()
             process.wait()
-    if not any(code != 0 for code in codes):
+    if any(codes):
+        log.warning("kernels could not be compiled ahead, which makes the start longer; see the traceback above")
+    elif None not in codes:
         done.touch()
 
 
