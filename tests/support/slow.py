@@ -12,6 +12,7 @@ SLOW = {
     "tests/worker/nodes/test_two_nodes.py": "starts an engine of two ranks three times: on one node, and twice on two",
     "tests/deploy/test_pods.py": "starts the chart's pods on this machine, engines among them",
     "tests/worker/answers/test_real_answers.py": "starts an engine",
+    "tests/worker/starting/test_forking.py": "starts an engine, and kills its scheduler",
     "tests/worker/test_stock_server.py": "starts a server of stock SGLang, and kills it",
     "tests/bench/test_policies.py": "a benchmark of three router processes over one Valkey, whole but small",
     "tests/bench/test_router.py": "a benchmark of routers under load, whole but small",
@@ -46,7 +47,7 @@ SLOW = {
 
 
 # The first so many have several processes of some gigabytes each: one file after the other, whatever runs beside them.
-ENGINES = 6
+ENGINES = 7
 
 
 def rank(test: str) -> int:

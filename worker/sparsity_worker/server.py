@@ -32,6 +32,7 @@ from sparsity_worker.calls.service import WorkerService
 from sparsity_worker.calls.worker_metrics import WorkerMetrics
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.echo.engine import EchoEngine
+from sparsity_worker.engine.launching import WORKER
 from sparsity_worker.engine.sglang_engine import Engine
 from sparsity_worker.follower import follow
 
@@ -54,9 +55,7 @@ def run(config: WorkerConfig) -> None:
     for option, address in (("--metrics-listen", config.metrics_listen), ("--health-listen", config.health_listen)):
         if address:
             require_free(address, option, any_port=False)
-    # Before the engine: it would install a tracer provider of its own in this process.
     if config.nodes.follows:
-        telemetry.configure("sparsity-worker", config.metrics_listen)
         follow(config, facts, _profiles(tiers))
         return
     tokenizer_file = config.model_path / "tokenizer.json"
@@ -66,8 +65,7 @@ def run(config: WorkerConfig) -> None:
     Access.load(config.access)
     if config.require_lease and LeaseKeys.load(config.lease_key_file) is None:
         raise ConfigurationError("--require-lease: give the key with --lease-key-file or SPARSITY_LEASE_KEY")
-    telemetry.configure("sparsity-worker", config.metrics_listen)
-    engine = EchoEngine(tokenizer) if config.engine == ECHO else Engine(config, facts, _profiles(tiers))
+    engine = _engine(config, facts, tokenizer, tiers)
     try:
         asyncio.run(_serve(config, facts, engine, tokenizer, digest, tiers))
     finally:
@@ -89,6 +87,15 @@ def _tiers(config: WorkerConfig, facts: ModelFacts) -> tuple[WorkerConfig, tuple
         profile, crossover = tuned(profiles[name], config) if name in profiles else (None, told)
         tiers.append(ServedTier(name, profile.label if profile else name, profile, crossover=crossover))
     return config, tuple(tiers)
+
+
+def _engine(
+    config: WorkerConfig, facts: ModelFacts, tokenizer: Tokenizer, tiers: tuple[ServedTier, ...]
+) -> Engine | EchoEngine:
+    if config.engine == ECHO:
+        telemetry.configure(WORKER, config.metrics_listen)
+        return EchoEngine(tokenizer)
+    return Engine(config, facts, _profiles(tiers))
 
 
 async def _proved(

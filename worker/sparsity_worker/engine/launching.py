@@ -7,16 +7,23 @@ import json
 import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sparsity_serving import telemetry
 
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.devices import DEVICES, pick_dtype, prepare_environment
+from sparsity_worker.engine.forking import can_fork, forking_engine, remember_title
+from sparsity_worker.engine.model_modules import disable_other_models
 
 if TYPE_CHECKING:
     from sparsity_worker.profiles.tier_profile import TierProfile
+
+WORKER: Final = "sparsity-worker"
+"""By which traces and metrics name a worker."""
 
 
 class Launched(NamedTuple):
@@ -40,23 +47,35 @@ class Launched(NamedTuple):
 def launch(config: WorkerConfig, facts: ModelFacts, profiles: Mapping[str, TierProfile]) -> Launched:
     """Starts the ranks of this node, and waits until they and those of the other nodes are ready.
 
-    In the main thread: SGLang installs signal handlers and starts its scheduler processes.
+    In the main thread: SGLang installs signal handlers and starts its scheduler processes. Traces and metrics begin
+    here, before SGLang would install a tracer provider of its own in this process, and after the last fork of it.
 
     Args:
         config: the worker's options.
         facts: its model.
         profiles: of the sparse tiers.
+
+    Raises:
+        ConfigurationError: when traces or metrics cannot be sent as they are to.
     """
-    nodes = config.nodes.count
+    nodes, forks = config.nodes.count, can_fork(config.device)
+    if forks:
+        remember_title()
     prepare_environment(config.device, config.threads, config.tensor_parallel, config.state_folder, nodes)
     from sparsity_worker.tune.ahead import compiled_ahead
 
     arguments, traced = engine_arguments(config, facts, profiles), _tracing()
+    observe = partial(telemetry.configure, WORKER, config.metrics_listen)
+    if not forks:
+        observe()
     with compiled_ahead(config, facts, profiles):
+        forking = forking_engine(observe) if forks else None
         # It takes seconds to import.
         import sglang
 
-        engine = sglang.Engine(**arguments, **traced)
+        if config.device == "cpu":
+            disable_other_models(config.model_path, Path(sglang.__path__[0], "srt", "models"))
+        engine = (forking or sglang.Engine)(**arguments, **traced)
     # The detokenizer, where there is one, comes after them.
     own = engine.get_all_child_pids()[: config.nodes.ranks(config.tensor_parallel)]
     ranks = [process for process in multiprocessing.active_children() if process.pid in own]
