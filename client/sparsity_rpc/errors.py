@@ -2,7 +2,6 @@
 
 SparsityError
 ├── ConfigurationError      an option, profile, model or address that cannot be used; names it and the remedy
-│   └── BackendInactiveError  the probe at start did not see the sparse kernels run
 ├── InvalidRequestError     a request or document that can never succeed; one violation a field
 ├── UnauthenticatedError    the call carries no key, or one that is not known
 ├── PermissionDeniedError   the caller lacks the role; names it
@@ -68,10 +67,6 @@ class ConfigurationError(SparsityError):
     """An option, profile, model or address that cannot be used."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
-
-
-class BackendInactiveError(ConfigurationError):
-    """The probe at start did not see the sparse kernels run."""
 
 
 class InvalidRequestError(SparsityError):

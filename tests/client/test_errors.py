@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,7 +15,6 @@ from sparsity_rpc.channels import DECISION_ID, TIER
 from sparsity_rpc.status import to_error
 from sparsity_serving.server import listen
 
-ROOT = Path(__file__).resolve().parents[2]
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 
 
@@ -89,23 +86,6 @@ async def test_what_programs_read_of_it(refusing: Any) -> None:
     assert info.metadata["retryDelay"] == "1.500s"
     assert len(info.metadata["limit"]) < 1000, "metadata of a call has room for little"
     assert retry.retry_delay.ToMilliseconds() == 1500
-
-
-def raised() -> set[str]:
-    """The names of errors that our packages make."""
-    found = set()
-    for path in ROOT.glob("*/spars*/**/*.py"):
-        if path.name == "errors.py" or "_pb2" in path.name:
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call):
-                called = node.func.value if isinstance(node.func, ast.Attribute) else node.func
-                found.add(called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", ""))
-    return found
-
-
-def test_every_kind_is_made_somewhere() -> None:
-    assert not {kind.__name__ for kind in KINDS} - raised()
 
 
 def test_reasons_are_told_apart() -> None:

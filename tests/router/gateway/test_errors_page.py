@@ -21,7 +21,7 @@ def kinds(base: type[errors.SparsityError] = errors.SparsityError) -> Iterator[t
 
 
 def test_every_reason_is_on_the_page_with_its_statuses() -> None:
-    found = re.findall(r"(?m)^\| `([A-Z_]+)` \| ([A-Z_]+) \| (\d+) \| [^|]+ \| [^|]+ \|$", PAGE)
+    found = re.findall(r"(?m)^\| `([A-Z_]+)` \| ([A-Z_]+) \| (\d+) \| [^|]+ \| [^|]+ \| [^|]+ \|$", PAGE)
     assert found == [(kind.reason, kind.code.name, str(http_status(kind))) for kind in kinds()]
 
 

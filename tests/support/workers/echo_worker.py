@@ -30,16 +30,21 @@ KEYS = LeaseKeys(LeaseKey("", b"k" * 32))
 
 @asynccontextmanager
 async def echo(
-    model: Path, tiers: str = "moderate", metrics: WorkerMetrics | None = None, **options: Any
+    model: Path,
+    tiers: str = "moderate",
+    metrics: WorkerMetrics | None = None,
+    load: Load | None = None,
+    kind: type[EchoEngine] = EchoEngine,
+    **options: Any,
 ) -> AsyncIterator[Any]:
-    """A stub of a worker in this process."""
+    """A stub of a worker in this process, with an engine of ``kind``."""
     config = WorkerConfig("echo-1", (tiers,), model, engine=ECHO, **options)
     tokenizer = ModelTokenizer(model)
-    engine = EchoEngine(Tokenizer.from_file(str(model / "tokenizer.json")))
+    engine = kind(Tokenizer.from_file(str(model / "tokenizer.json")))
     identity = Identity(config, ModelFacts.read(model, config.served_model_name), echoed(config), tokenizer.digest)
     leases = LeaseChecker(KEYS, config.worker_id, [each.tier for each in identity.tiers])
     own, access = Tokenizer.from_file(str(model / "tokenizer.json")), Access.load(config.access)
-    service = WorkerService(engine, own, identity, Load(4), leases, metrics, access)
+    service = WorkerService(engine, own, identity, load or Load(4), leases, metrics, access)
     endpoint = listen("127.0.0.1:0", {SERVICE: service}, 2**26)
     await endpoint.server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{endpoint.port}") as channel:

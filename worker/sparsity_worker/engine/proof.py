@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-from sparsity_rpc.errors import BackendInactiveError
+from sparsity_rpc.errors import ConfigurationError
 
 from sparsity_worker.config import ModelFacts
 from sparsity_worker.engine.sglang_engine import Engine, EngineRequest
@@ -53,7 +53,7 @@ async def probe(engine: Engine, facts: ModelFacts, tier: str, profiles: Mapping[
         profiles: of all sparse tiers of the engine.
 
     Raises:
-        BackendInactiveError: when the counters do not show it.
+        ConfigurationError: when the counters do not show it.
     """
     profile = profiles.get(tier)
     # The dense tier's is as long as would be pruned if it were taken for another tier's.
@@ -69,10 +69,10 @@ async def probe(engine: Engine, facts: ModelFacts, tier: str, profiles: Mapping[
         packed, setup = step.account or packed, step.facts or setup
     if not profiles:
         if packed:
-            raise BackendInactiveError("the dense tier ran the sparsity backend; start it without --profile")
+            raise ConfigurationError("the dense tier ran the sparsity backend; start it without --profile")
         return Proof(length, 0, 0, 1.0, time.time())
     if not packed:
-        raise BackendInactiveError(
+        raise ConfigurationError(
             f"tier {tier}: the probe of {length} tokens brought no account:"
             f" the {engine.backend} backend is not active;"
             " check that the package is installed with its SGLang plugin entry points"
@@ -82,12 +82,12 @@ async def probe(engine: Engine, facts: ModelFacts, tier: str, profiles: Mapping[
     how = json.loads(setup) if setup else {}
     if profile is None:
         if account.sparse_calls or density != 1.0 or not account.calls:
-            raise BackendInactiveError(
+            raise ConfigurationError(
                 f"tier {tier}: the probe of {length} tokens did not attend everything (density {density:.3f},"
                 f" {account.sparse_calls} of {account.calls} calls sparse)"
             )
     elif not account.sparse_calls or density >= 1.0:
-        raise BackendInactiveError(
+        raise ConfigurationError(
             f"tier {tier}: the probe of {length} tokens pruned nothing (density {density:.3f},"
             f" {account.sparse_calls} of {account.calls} calls sparse); check the profile {profile.label}"
         )
