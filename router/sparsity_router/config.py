@@ -18,7 +18,7 @@ from sparsity_serving.options.declaration import Option, check_bounds, group, op
 
 from sparsity_router.fleet.fleet import Admission
 from sparsity_router.fleet.patience import FIRST_SECONDS, NEXT_SECONDS, Patience, read_seconds
-from sparsity_router.models.document import Fronted, check_folder, read_models
+from sparsity_router.models.document import Fronted, check_folder, read_models, single
 from sparsity_router.observing.recorder import PER_SECOND, RATE
 
 DETECT = ("undeclared", "declared", "off")
@@ -172,6 +172,12 @@ class RouterConfig:
         choices=ENGINES,
     )
     processes: int = option("router processes that share the port", 1, least=1)
+    served_model_names: tuple[str, ...] = option(
+        "what callers ask for the model by, and what its workers may say that they serve, beside the folder's name;"
+        " the first is the model's name, which the folder's is without it; repeat",
+        (),
+        name="served-model-name",
+    )
     models: Path | None = option(
         "YAML file of several models, each with its folder and its workers, in the place of --model and --worker", None
     )
@@ -197,15 +203,16 @@ class RouterConfig:
             ConfigurationError: naming the option.
         """
         if self.models is not None:
-            if self.model_path is not None or self.workers:
-                raise ConfigurationError("--models: names folders and workers; leave --model and --worker out")
+            if self.model_path is not None or self.workers or self.served_model_names:
+                problem = "names models, folders and workers; leave --model, --worker and --served-model-name out"
+                raise ConfigurationError(f"--models: {problem}")
             return read_models(self.models, self.models_digest)
         if self.model_path is None:
             raise ConfigurationError("--model: give the folder of the served model, or several models by --models")
         if not self.workers:
             raise ConfigurationError("--worker: give the address of at least one worker")
         check_folder(self.model_path, "--model")
-        return (Fronted(self.model_path.name, self.model_path, self.workers),)
+        return (single(self.model_path, self.workers, self.served_model_names),)
 
     def model_bands(self) -> ModelBands:
         """Length bands of models that have their own.

@@ -27,13 +27,10 @@ def open_models(config: RouterConfig, lease_keys: LeaseKeys | None, detector: De
     Raises:
         ConfigurationError: naming the option, and of several models the model, that cannot be used.
     """
-    fronted = config.fronted()
 
     def opened(one: Fronted) -> Model:
-        # Where there is one model, nothing can be taken for another.
-        names = one.known_as if len(fronted) > 1 else frozenset[str]()
         try:
-            return _open(one, names, config, lease_keys, detector)
+            return _open(one, config, lease_keys, detector)
         except ConfigurationError as error:
             if config.models is None:
                 raise
@@ -41,13 +38,11 @@ def open_models(config: RouterConfig, lease_keys: LeaseKeys | None, detector: De
             problem = f"{_FIELDS[option]}: {rest}" if option in _FIELDS else str(error)
             raise ConfigurationError(f"--models: {one.name}: {problem}") from error
 
-    return Models(*map(opened, fronted))
+    return Models(*map(opened, config.fronted()))
 
 
-def _open(
-    one: Fronted, names: frozenset[str], config: RouterConfig, lease_keys: LeaseKeys | None, detector: Detector | None
-) -> Model:
-    """One model; where there are ``names``, workers that tell another are not its own."""
+def _open(one: Fronted, config: RouterConfig, lease_keys: LeaseKeys | None, detector: Detector | None) -> Model:
+    """One model; workers that tell another's name are not its own."""
     tokenizer = ModelTokenizer(one.folder, one.name)
     template = tokenizer.template.source if tokenizer.template else ""
     fleet = Fleet(
@@ -61,7 +56,7 @@ def _open(
         config.worker_tls,
         config.engine,
         StockModel.of(tokenizer.tokenizer, tokenizer.served, tokenizer.digest, tokenizer.config, template),
-        names,
+        one.known_as,
     )
     doubts = config.detect == "declared"
     classifier = Classifier(tokenizer, config.max_prompt_bytes, detector, doubts_declared=doubts)

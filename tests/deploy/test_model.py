@@ -52,6 +52,21 @@ def test_workers_tell_the_models_name_that_is_given() -> None:
         assert [value for flag, value in pairwise(arguments) if flag == "--served-model-name"] == name
 
 
+@pytest.mark.parametrize(
+    ("example", "settings", "name"),
+    [
+        ("model", (), []),
+        ("model", ('model.name="qwen-7b"',), ["qwen-7b"]),
+        ("trial", ('router.tokenizer.existingClaim="tokenizer"',), ["SmolLM2-135M-Instruct"]),
+    ],
+)
+def test_routers_call_the_model_as_their_workers_do(example: str, settings: tuple[str, ...], name: list[str]) -> None:
+    """By the folder's name of either, where it is the same."""
+    found = pods(rendered(*settings, example=example))
+    routers = found["router"]["containers"][0]["args"]
+    assert [value for flag, value in pairwise(routers) if flag == "--served-model-name"] == name
+
+
 def test_a_model_is_downloaded_once_into_its_claim_and_pods_wait_for_it() -> None:
     found = documents("model")
     (claim,) = of_kind(found, "PersistentVolumeClaim").values()

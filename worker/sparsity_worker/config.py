@@ -41,7 +41,7 @@ class WorkerConfig:
         name="profile",
     )
     served_model_name: str | None = option(
-        "what it says that it serves, for routers of several models to tell; the folder's name without it", None
+        "what it says that it serves, by which routers tell their models; the folder's name without it", None
     )
     max_total_tokens: int | None = option(
         f"KV cache, tokens; {TOKENS_CPU} on a CPU without it, and on a GPU what the memory holds", None, least=1

@@ -82,6 +82,18 @@ def read_models(path: Path, digest: str | None = None) -> tuple[Fronted, ...]:
     return found
 
 
+def single(folder: Path, workers: tuple[str, ...], names: tuple[str, ...]) -> Fronted:
+    """The one model that options name: by its folder's name, or by ``names``, of which the first is its own.
+
+    Raises:
+        ConfigurationError: for a name that is none, or that is there twice.
+    """
+    option = "--served-model-name"
+    first, *aliases = [_text(name, option) for name in names] or [folder.absolute().name]
+    _once(names, option)
+    return Fronted(first, folder, workers, tuple(aliases))
+
+
 def check_folder(folder: Path, where: str) -> None:
     """Refuses a folder without the files of a model.
 

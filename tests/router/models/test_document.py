@@ -121,8 +121,8 @@ def test_one_way_of_saying_it_at_a_time(tmp_path: Path) -> None:
     for given, problem in (
         ([], "--model: give the folder of the served model, or several models by --models"),
         (model, "--worker: give the address of at least one worker"),
-        (["--models", str(file), *model], "--models: names folders and workers; leave --model and --worker out"),
-        (["--models", str(file), "--worker", "a:1"], "--models: names folders and workers"),
+        (["--models", str(file), *model], "--models: names models, folders and workers; leave --model"),
+        (["--models", str(file), "--worker", "a:1"], "--models: names models, folders and workers"),
         (["--models", str(tmp_path / "none")], "--models: .*none: cannot be read"),
     ):
         with pytest.raises(ConfigurationError, match=problem):
@@ -167,3 +167,23 @@ def test_bands_stand_in_the_place_of_a_band_set(tmp_path: Path) -> None:
         ConfigurationError, match="--models: bands stand in the place of the band set's, and --band-set"
     ):
         read_config([*given, "none"], {})
+
+
+def test_one_model_may_have_names_of_its_own(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "m")
+    common = ["--policy-dir", str(tmp_path), "--model", str(model), "--worker", "127.0.0.1:1"]
+    (plain,) = read_config(common).fronted()
+    assert (plain.name, plain.known_as) == ("m", {"m"})
+    names = ["--served-model-name", "org/a", "--served-model-name", "b"]
+    (named,) = read_config([*common, *names]).fronted()
+    assert (named.name, named.aliases, named.known_as) == ("org/a", ("b",), {"org/a", "a", "b", "m"})
+    path = write(tmp_path, {"models": [GOOD]})
+    several = ["--policy-dir", str(tmp_path), "--models", str(path), *names]
+    for arguments, words in (
+        (several, "leave --model, --worker and --served-model-name out"),
+        ([*common, "--served-model-name", ""], "must be text of 1 to"),
+        ([*common, "--served-model-name", "a", "--served-model-name", "a"], "'a' stands 2 times"),
+    ):
+        with pytest.raises(ConfigurationError, match="--served-model-name") as caught:
+            read_config(arguments)
+        assert words in str(caught.value)

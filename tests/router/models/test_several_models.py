@@ -32,6 +32,7 @@ from support.routers.router import running, until
 from support.routers.two_models import two_models, written
 from support.telemetry.tracing import Spans
 from support.tiny import tiny_model, wordy_model
+from support.workers.fake_stock import FakeStock
 from support.workers.fake_worker import FakeWorker, fail
 
 
@@ -288,3 +289,34 @@ async def test_a_worker_is_used_by_a_name_of_its_model_alone_since_others_may_ha
             assert second.problem == f"it says that it serves {told}, and is to serve {names} (--served-model-name)"
     for worker in (own, astray):
         await worker.stop()
+
+
+@pytest.mark.parametrize(("told", "is_used"), [("tiny", True), ("large", True), ("meta/large", True), ("twin", False)])
+async def test_one_model_too_is_served_by_its_own_workers_alone(tmp_path: Path, told: str, *, is_used: bool) -> None:
+    """A larger one of its family has the same tokenizer; a server of stock SGLang may have its weights, too."""
+    model = tiny_model(tmp_path / "tiny")
+    ours, stock = FakeWorker("own", DENSE, model, named=told), FakeStock(model, named=told)
+    await ours.start()
+    await stock.start()
+    (tmp_path / "policies").mkdir()
+    config = RouterConfig(
+        model,
+        (ours.address, stock.address),
+        served_model_names=("meta/large",),
+        policy_dir=tmp_path / "policies",
+        listen="127.0.0.1:0",
+        drain_seconds=0.1,
+    )
+    async with running(config) as router:
+
+        async def are_known() -> Any:
+            found = (await fleet_of(router)).workers
+            return [] if any(w.state == fleet_pb2.WORKER_STATE_UNREACHABLE for w in found) else found
+
+        workers = await until(are_known)
+        wanted = fleet_pb2.WORKER_STATE_READY if is_used else fleet_pb2.WORKER_STATE_INCOMPATIBLE
+        assert [worker.state for worker in workers] == [wanted] * 2
+        assert {worker.served_model for worker in workers} == {"meta/large"}
+        assert all(("it says that it serves twin" in worker.problem) is not is_used for worker in workers)
+    await stock.stop()
+    await ours.stop()

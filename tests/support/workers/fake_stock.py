@@ -86,6 +86,7 @@ class FakeStock(stubs.SglangSchedulerServicer):
     model: Path
     behaviour: Behaviour = field(default_factory=lambda: says("abc"))
     kind: str = ""
+    named: str = ""
     architectures: tuple[str, ...] = ()
     backend: str | None = DENSE_BACKEND
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -155,6 +156,7 @@ class FakeStock(stubs.SglangSchedulerServicer):
         # A vocabulary that is not the model's, as SGLang 0.5.23 tells.
         return contract.GetModelInfoResponse(
             model_path=str(self.model),
+            served_model_name=self.named,
             is_generation=self.generates,
             vocab_size=128_256,
             model_type=self.kind,
