@@ -54,7 +54,8 @@ CHAT: Final = _by_name((
     refused("parallel_tool_calls", "a model may call several tools at once", True),
     refused("functions", _TOOLS, []),
     refused("function_call", _TOOLS, "none", "auto"),
-    taken("response_format", f"`text`, `json_object`, or `json_schema`, which is always strict (`pattern` {_ALLOWED})",
+    taken("response_format", f"`text`, `json_object`, or `json_schema`, which is always strict (`pattern` {_ALLOWED});"
+          " beside `tools` with `tool_choice: none` alone, for it leaves no room for calls",
           formats.response_format, "sampling.response_format"),
     taken("reasoning_effort", "a word that the model's template knows", formats.reasoning_effort, "reasoning_effort"),
     taken("chat_template_kwargs", f"variables of the model's template; {_OURS}", formats.template_kwargs,

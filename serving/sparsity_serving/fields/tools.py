@@ -50,6 +50,10 @@ def check_tools(
                 raise InvalidRequestError.of(f"{path}.parameters", "have a character 0; leave it out")
     if choice is not None:
         _check_choice(f"{prefix}tool_choice", choice, names, formatted=formatted)
+    if formatted and names and (choice is None or choice.mode != inference_pb2.TOOL_CHOICE_MODE_NONE):
+        # Held to the format from its first token on, the model could never call one, and nobody would hear why.
+        problem = "leaves no room for calls of `tools`: send tool_choice `none`, or one of the two"
+        raise InvalidRequestError.of("sampling.response_format", problem)
 
 
 def _check_choice(field: str, choice: inference_pb2.ToolChoice, names: set[str], *, formatted: bool) -> None:

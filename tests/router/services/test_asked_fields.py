@@ -12,7 +12,6 @@ import pytest
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_client import (
     CalledTool,
-    JsonSchema,
     Logprobs,
     Message,
     RawText,
@@ -117,6 +116,8 @@ REFUSED: list[tuple[inference_pb2.GenerateRequest, str]] = [
     (tools(TOOL, tool_choice=CalledTool("g")), "tool_choice.name"),
     (tools(tool_choice="required"), "tool_choice"),
     (tools(TOOL, tool_choice="required", sampling=Sampling(response_format=Regex("a"))), "tool_choice"),
+    (tools(TOOL, sampling=Sampling(response_format=Regex("a"))), "sampling.response_format"),
+    (tools(TOOL, tool_choice="auto", sampling=Sampling(response_format=Regex("a"))), "sampling.response_format"),
     (choosing(), "tool_choice"),
     (choosing(mode=0), "tool_choice.mode"),
     (choosing(mode=9), "tool_choice.mode"),
@@ -150,7 +151,7 @@ WISHES = Request(
     tool_choice="auto",
     logprobs=Logprobs(2, True),
     model="tiny",
-    sampling=Sampling(seed=3, response_format=JsonSchema('{"type": "object"}'), logit_bias={5: -1.0}, min_p=0.5),
+    sampling=Sampling(seed=3, logit_bias={5: -1.0}, min_p=0.5),
 )  # fmt: skip
 
 
@@ -166,6 +167,8 @@ async def test_a_worker_gets_what_was_asked_for(model: Path) -> None:
         assert "<tool_response>" in got.text.text or got.prompt.ids
         await asked(r, to_message(Request("hi", tools=(TOOL,), tool_choice="none")))
         await asked(r, to_message(Request(RawText("hi"))))
+        await asked(r, held := held_to(json_schema='{"type": "object"}'))
+        assert r.workers[0].received.pop().sampling == held.sampling
         none, plain = (each.chat for each in r.workers[0].received[1:])
         assert (list(none.tools), none.HasField("tool_choice")) == ([], False)
         assert [each.HasField("chat") for each in r.workers[0].received] == [True, True, False]
