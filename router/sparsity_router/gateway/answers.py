@@ -162,6 +162,14 @@ class Answer:
         return encoded({**self._head, "object": self._form.whole, "choices": choices, **told})
 
 
+def keep_one_call(message: inference_pb2.GenerateResponse) -> None:
+    """Takes the parts of all calls but the first out of a message."""
+    if any(part.index for part in message.tool_calls):
+        first = [part for part in message.tool_calls if not part.index]
+        del message.tool_calls[:]
+        message.tool_calls.extend(first)
+
+
 def joined(messages: Sequence[inference_pb2.GenerateResponse]) -> inference_pb2.GenerateResponse:
     """The messages of a stream as one: a call's parts are its whole."""
     whole = inference_pb2.GenerateResponse(text="".join(message.text for message in messages))

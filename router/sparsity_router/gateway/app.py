@@ -179,6 +179,8 @@ class Gateway:
         async with aclosing(self._messages(call, asked)) as messages:
             async for message in messages:
                 events = b""
+                if asked.one_call:
+                    answers.keep_one_call(message)
                 if answer is None:
                     # The decision, and so every header, is known with the first message.
                     answer = self._started_answer(call, asked, form)
@@ -193,6 +195,8 @@ class Gateway:
     async def _whole(self, call: HttpCall, asked: Asked, form: answers.Form) -> bytes:
         async with aclosing(self._messages(call, asked)) as messages:
             found = [message async for message in messages]
+        for message in found if asked.one_call else ():
+            answers.keep_one_call(message)
         size, answer = sum(message.ByteSize() for message in found), self._started_answer(call, asked, form)
         # Log-probabilities are told in tens of bytes each, and there may be millions.
         return await off_loop(OnLoop.TOKENIZER, size, answer.whole, found)

@@ -23,6 +23,7 @@ class Asked:
         model: that is asked for.
         stream: whether the answer comes by server-sent events.
         usage: whether a stream ends with its token counts.
+        one_call: whether the answer calls one tool at most.
         names: what the caller calls a field, by its path in the contract.
         metadata: pairs that are read beside the headers.
         most_ids: token ids that a prompt may have.
@@ -32,6 +33,7 @@ class Asked:
     model: str = ""
     stream: bool = False
     usage: bool = False
+    one_call: bool = False
     names: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     most_ids: int = 2**20

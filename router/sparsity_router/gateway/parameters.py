@@ -7,7 +7,7 @@ from typing import Any
 
 from sparsity_rpc.errors import InvalidRequestError
 from sparsity_serving.bounds import MAX_LABELS
-from sparsity_serving.sampling import MAX_ANSWERS, MAX_STOPS
+from sparsity_serving.sampling import MAX_ANSWERS, MAX_STOPS, MAX_TOP_K
 
 from sparsity_router.gateway.asking import Asked, Put
 
@@ -110,6 +110,11 @@ def counted(field: str, most: int = _MOST_32) -> Put:
     return put
 
 
+def top_k(asked: Asked, value: Any, name: str) -> None:
+    """Reads how many candidates are kept; -1 keeps all, whatever the model's default is."""
+    asked.message.sampling.top_k = MAX_TOP_K if value == -1 else whole(value, name)
+
+
 def seed(asked: Asked, value: Any, name: str) -> None:
     """Reads the sampler's seed."""
     asked.message.sampling.seed = whole(value, name, _MOST)
@@ -117,6 +122,8 @@ def seed(asked: Asked, value: Any, name: str) -> None:
 
 def new_tokens(asked: Asked, value: Any, name: str) -> None:
     """Reads the most tokens to generate, which OpenAI has two names for."""
+    # Some languages write no number without a point.
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
     number, sampling = whole(value, name), asked.message.sampling
     if sampling.HasField("max_new_tokens") and sampling.max_new_tokens != number:
         raise InvalidRequestError.of(name, f"says {number}, and its other name {sampling.max_new_tokens}: send one")

@@ -10,7 +10,7 @@ from sparsity_serving.bounds import MAX_MESSAGES
 
 from sparsity_router.gateway.asking import Asked, Field, Put, ignored, read, refused, taken
 from sparsity_router.gateway.parameters import at_most, kind, only, text, whole
-from sparsity_router.gateway.tools import tool_calls
+from sparsity_router.gateway.tools import CACHE_CONTROL, tool_calls
 
 _MOST_ID = 2**32 - 1
 
@@ -28,7 +28,7 @@ def _content(asked: Asked, value: Any, name: str) -> None:
             raise InvalidRequestError.of(own, f"must be an object, not {kind(part)}")
         if part.get("type") != "text":
             raise InvalidRequestError.of(f"{own}.type", "must be text: the models here read nothing else")
-        only(part, {"type", "text"}, own)
+        only(part, {"type", "text", CACHE_CONTROL}, own)
         parts.append(text(part.get("text"), f"{own}.text"))
     message.content = "\n".join(parts)
 
@@ -45,6 +45,14 @@ def _part(field: str) -> Put:
     return put
 
 
+def _reasoning(asked: Asked, value: Any, name: str) -> None:
+    """Reads what the assistant thought, which servers have two names for."""
+    thought = asked.message.chat.messages[-1].reasoning
+    if thought and thought != value:
+        raise InvalidRequestError.of(name, "differs from its other name: send one")
+    _part("reasoning")(asked, value, name)
+
+
 MESSAGE: dict[str, Field] = {
     field.name: field
     for field in (
@@ -54,7 +62,9 @@ MESSAGE: dict[str, Field] = {
         ignored("annotations", "of an answer that is sent back"),
         taken("tool_calls", "what the assistant called", tool_calls),
         taken("tool_call_id", "of a tool's turn, the call that it answers", _part("tool_call_id")),
-        taken("reasoning_content", "what the assistant thought; not OpenAI's, as SGLang has it", _part("reasoning")),
+        taken("reasoning_content", "what the assistant thought; not OpenAI's, as SGLang has it", _reasoning),
+        taken("reasoning", "the same, as vLLM has it", _reasoning),
+        ignored(CACHE_CONTROL, "every prefix is kept that there is room for; so in a part, and in a tool"),
         refused("function_call", "send `tool_calls`"),
         refused("audio", "no model here hears or speaks"),
         refused("refusal", "put what was said into `content`"),
@@ -77,8 +87,8 @@ def messages(asked: Asked, value: Any, name: str) -> None:
             raise InvalidRequestError.of(own, f"must be an object, not {kind(one)}")
         asked.message.chat.messages.add()
         read(MESSAGE, one, asked, f"{own}.")
-        # Who calls tools need not say anything.
-        for needed in ("role",) if one.get("tool_calls") else ("role", "content"):
+        # Who calls tools need not say anything, and some models answer nothing.
+        for needed in ("role",) if one.get("role") == "assistant" else ("role", "content"):
             if one.get(needed) is None:
                 raise InvalidRequestError.of(f"{own}.{needed}", "is missing")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Final
 
 from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import InvalidRequestError
@@ -14,6 +14,8 @@ from sparsity_serving.fields.tools import MAX_CALLS, MAX_TOOLS
 from sparsity_router.gateway.asking import Asked
 from sparsity_router.gateway.parameters import at_most, flag, kind, only, text
 
+CACHE_CONTROL: Final = "cache_control"
+"""As frameworks mark a prefix for Anthropic's cache; ours keeps every prefix that it has room for."""
 _MODES = {
     "auto": inference_pb2.TOOL_CHOICE_MODE_AUTO,
     "none": inference_pb2.TOOL_CHOICE_MODE_NONE,
@@ -28,7 +30,7 @@ def tools(asked: Asked, value: Any, name: str) -> None:
     at_most(value, MAX_TOOLS, name)
     for number, one in enumerate(value):
         own = f"{name}[{number}]"
-        function = _function(one, own, ("name", "description", "parameters", "strict"))
+        function = _function(one, own, ("name", "description", "parameters", "strict"), beside=(CACHE_CONTROL,))
         tool = asked.message.tools.add(name=text(function.get("name") or "", f"{own}.function.name"))
         if (description := function.get("description")) is not None:
             tool.description = text(description, f"{own}.function.description")
@@ -48,6 +50,11 @@ def tool_choice(asked: Asked, value: Any, name: str) -> None:
         return
     choice.name = text(_function(value, name, ("name",)).get("name"), f"{name}.function.name")
     asked.names["tool_choice.name"] = f"{name}.function.name"
+
+
+def parallel_tool_calls(asked: Asked, value: Any, name: str) -> None:
+    """Reads whether several tools may be called; models cannot be told, so the door keeps to the first call."""
+    asked.one_call = not flag(value, name)
 
 
 def tool_calls(asked: Asked, value: Any, name: str) -> None:

@@ -42,7 +42,7 @@ OPENAI = {
 # What other servers take and OpenAI does not, or what answers have and requests do not.
 SAMPLING = {"top_k", "min_p", "repetition_penalty", "regex", "ebnf", "ignore_eos", "priority"}
 OURS = {"chat": SAMPLING | {"chat_template_kwargs"}, "completion": SAMPLING | {"metadata"}}
-OURS["message"] = {"annotations", "reasoning_content"}
+OURS["message"] = {"annotations", "reasoning_content", "reasoning", "cache_control"}
 
 
 @pytest.mark.parametrize("table", TABLES)

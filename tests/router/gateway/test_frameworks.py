@@ -37,7 +37,8 @@ def weather(city: str) -> str:
     'Of a city.'
 url, model, prompt = sys.argv[1:]
 chat = ChatOpenAI(base_url=url, api_key="any", model=model)
-called = chat.bind_tools([weather]).invoke(prompt).tool_calls
+# As its structured output by calls binds them.
+called = chat.bind_tools([weather], parallel_tool_calls=False).invoke(prompt).tool_calls
 parts = None
 for part in chat.bind_tools([weather]).stream(prompt):
     parts = part if parts is None else parts + part

@@ -17,6 +17,7 @@ from sparsity_router.gateway.refusals import http_status, refusal
 from sparsity_router.prompts.chats.chat import read_chat
 from sparsity_rpc import errors
 from sparsity_serving.access.access import key_digest
+from sparsity_serving.sampling import MAX_TOP_K
 from support.routers.http_door import HttpDoor, events, http_door
 from support.routers.rig import DENSE, LONG
 from support.tiny import tiny_model
@@ -72,8 +73,17 @@ async def test_mistakes_are_told_by_the_name_that_their_caller_gave(door: HttpDo
         ({"tool_choice": "required"}, "tool_choice", "there are no `tools`"),
         ({"tools": [tool("a")], "tool_choice": "must"}, "tool_choice", "must be one of auto, none, required"),
         ({"tools": [tool("a")], "tool_choice": tool("b")}, "tool_choice.function.name", "is none of `tools`"),
-        ({"tools": [tool("a")], "parallel_tool_calls": False}, "parallel_tool_calls", "several tools at once"),
+        ({"parallel_tool_calls": "no"}, "parallel_tool_calls", "must be true or false"),
+        ({"verbosity": "high"}, "verbosity", "say it in the prompt"),
+        ({"top_k": -2}, "top_k", "must be in [0"),
+        ({"max_tokens": 20.5}, "max_tokens", "must be a whole number"),
         ({"tools": [tool("a")], "tool_choice": "required", "regex": "a"}, "tool_choice", "demands a call"),
+        (
+            {"tools": [tool("a")], "response_format": {"type": "json_object"}},
+            "response_format",
+            "no room for calls of `tools`",
+        ),
+        ({"tools": [tool("a")], "tool_choice": "auto", "regex": "a"}, "regex", "send tool_choice `none`"),
         ({"functions": [{}]}, "functions", "send `tools`"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.schema", "null"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "must be an object"),
@@ -221,12 +231,26 @@ async def test_a_call_that_was_cut_off_is_sent_back(door: HttpDoor) -> None:
 
 async def test_what_asks_for_nothing_is_taken(door: HttpDoor) -> None:
     nothing: dict[str, Any] = {"n": 1, "tools": [], "parallel_tool_calls": True, "response_format": {"type": "text"}}
-    nothing |= {"logprobs": False, "logit_bias": {}}
+    nothing |= {"logprobs": False, "logit_bias": {}, "verbosity": "medium", "top_k": -1, "max_tokens": 20.0}
     ignored = {"user": "u", "service_tier": "auto", "prediction": {"type": "content", "content": "x"}, "audio": None}
-    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    messages = [{"role": "user", "name": "ann", "content": parts, "tool_calls": None}]
+    cached = {"cache_control": {"type": "ephemeral"}}
+    parts = [{"type": "text", "text": "a", **cached}, {"type": "text", "text": "b"}]
+    messages: list[Any] = [{"role": "user", "name": "ann", "content": parts, "tool_calls": None}]
     assert (await door.chat(messages=messages, **nothing, **ignored)).status_code == 200
-    assert door.workers[0].received[-1].text.text == "[user]a\nb[assistant]"
+    got = door.workers[0].received[-1]
+    assert got.text.text == "[user]a\nb[assistant]"
+    assert (got.sampling.max_new_tokens, got.sampling.top_k == MAX_TOP_K) == (20, True)
+    # As frameworks send an answer of nothing back, and as vLLM names what was thought.
+    for said in (
+        {"content": None, "tool_calls": []},
+        {"content": None},
+        {"content": "x", "reasoning": "hm", **cached},
+        {"content": "x", "reasoning": "hm", "reasoning_content": "hm"},
+    ):
+        sent = [*HI, {"role": "assistant", **said}, *HI]
+        assert (await door.chat(messages=sent)).status_code == 200, said
+    differ = [*HI, {"role": "assistant", "content": "x", "reasoning": "hm", "reasoning_content": "oh"}, *HI]
+    assert (await door.chat(messages=differ)).json()["error"]["param"] == "messages[1].reasoning_content"
 
 
 async def test_bodies_that_are_none(door: HttpDoor) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
+import pytest
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolUnionParam
 from sparsity.v1 import inference_pb2
 from support.routers.http_door import http_door
@@ -91,6 +92,22 @@ async def test_tools_are_called_and_answered(tmp_path: Path) -> None:
         )]  # fmt: skip
         again = await client.chat.completions.create(messages=back, **asked)
         assert again.choices[0].finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_caller_that_wants_one_call_gets_one(tmp_path: Path, *, stream: bool) -> None:
+    """As LangChain's structured output asks, whatever the model does."""
+    worker = FakeWorker("d", DENSE, tiny_model(tmp_path / "model"), behaviour=calls)
+    async with http_door(tmp_path, worker) as door, door.client() as client:
+        asked: dict[str, Any] = {"model": door.model, "messages": ASKED, "tools": [WEATHER]}
+        for wanted, ids in ((False, ["c-1"]), (True, ["c-1", "c-2"])):
+            if stream:
+                async with client.chat.completions.stream(**asked, parallel_tool_calls=wanted) as events:
+                    choice: Any = (await events.get_final_completion()).choices[0]
+            else:
+                choice = (await client.chat.completions.create(**asked, parallel_tool_calls=wanted)).choices[0]
+            assert [call.id for call in choice.message.tool_calls] == ids
+            assert choice.finish_reason == "tool_calls"
 
 
 async def test_tools_are_called_in_a_stream(tmp_path: Path) -> None:
