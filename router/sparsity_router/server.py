@@ -131,8 +131,15 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     )
     door: Door | None = None
     if config.http_listen:
-        app = Gateway(inference, callers, models, config.max_prompt_bytes)
-        door = Door(app, config.http_listen, config.tls, shared=shared, drain_seconds=config.drain_seconds)
+        app = Gateway(inference, callers, models, config.max_prompt_bytes, endpoint.health)
+        door = Door(
+            app,
+            config.http_listen,
+            config.tls,
+            shared=shared,
+            drain_seconds=config.drain_seconds,
+            connection_seconds=config.connection_seconds,
+        )
         held.callback(door.close)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -33,6 +33,12 @@ class Health:
         self._probed = health.HealthServicer()
         self._server: grpc.Server | None = None
         self._draining = False
+        self._wanted = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether traffic is wanted, as it was last told."""
+        return self._wanted and not self._draining
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Answers for the services of ``server`` on it."""
@@ -66,6 +72,7 @@ class Health:
         """Whether traffic is wanted."""
         if self._draining:
             return
+        self._wanted = ready
         status = _SERVING if ready else _NOT_SERVING
         for name in self._names:
             await self._own.set(name, status)

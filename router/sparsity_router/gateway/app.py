@@ -20,6 +20,7 @@ from sparsity_rpc.errors import (
     UnavailableError,
 )
 from sparsity_rpc.methods import GENERATE
+from sparsity_serving.health import Health
 from sparsity_serving.sampling import wanted_answers
 from sparsity_serving.server import count_error
 
@@ -36,6 +37,7 @@ from sparsity_router.services.inference import GenerateContext, InferenceService
 
 log = logging.getLogger("sparsity.router.http")
 _MODELS: Final = "/v1/models"
+_HEALTH: Final = "/health"
 # What JSON's escapes may make of a prompt, and room for what comes with it.
 _ESCAPED, _BESIDE = 4, 2**20
 
@@ -69,12 +71,16 @@ class Gateway:
         callers: lets calls in.
         models: that may be asked for.
         max_prompt_bytes: of the router.
+        health: that load balancers ask for.
 
     Attributes:
         most: bytes of a request's body.
     """
 
-    def __init__(self, inference: InferenceService, callers: Callers, models: Models, max_prompt_bytes: int) -> None:
+    def __init__(
+        self, inference: InferenceService, callers: Callers, models: Models, max_prompt_bytes: int, health: Health
+    ) -> None:
+        self._health = health
         self._inference = inference
         self._callers = callers
         self._models = models
@@ -114,8 +120,13 @@ class Gateway:
         elif path == _MODELS or path.startswith(f"{_MODELS}/"):
             exchange.must_be("GET")
             await self._tell_models(exchange, path.removeprefix(_MODELS).removeprefix("/"))
+        elif path == _HEALTH:
+            # Without a key: load balancers have none, and it says no more than a refused connection would.
+            exchange.must_be("GET")
+            ready = self._health.ready
+            await exchange.answer(answers.encoded({"status": "ready" if ready else "not ready"}), 200 if ready else 503)
         else:
-            known = ", ".join((*ENDPOINTS, _MODELS))
+            known = ", ".join((*ENDPOINTS, _MODELS, _HEALTH))
             raise HttpError(404, "unknown_url", f"nothing is served at {path[:256]}; there are {known}")
 
     async def _tell_models(self, exchange: Exchange, name: str) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from ssl import SSLContext
 from typing import Any
@@ -16,19 +17,28 @@ from sparsity_rpc.tls import ServerTls
 from sparsity_serving.addresses import joined, read_address
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from sparsity_router.gateway.exchange import Receive, Scope, Send
+
 _OPTION = "--http-listen"
 _KEEP_ALIVE_SECONDS = 75
 _HEAD_SECONDS = 30.0
+# Clients that came together are not sent away together, as gRPC has it.
+_SPREAD = 0.1
+_CLOSE = (b"connection", b"close")
 
 
 class _Connection(H11Protocol):
     """A connection, closed when the head of a request does not come whole in time: each holds a file of the process."""
 
     _waiting: asyncio.TimerHandle | None = None
+    most_seconds = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Waits for the first head."""
         super().connection_made(transport)
+        if self.most_seconds:
+            until = self.loop.time() + self.most_seconds * random.uniform(1 - _SPREAD, 1 + _SPREAD)
+            self.app = _renewed(self.app, lambda: self.loop.time() > until)
         self._wait()
 
     def data_received(self, data: bytes) -> None:
@@ -54,6 +64,20 @@ class _Connection(H11Protocol):
             self._waiting = None
 
 
+def _renewed(app: Any, is_old: Callable[[], bool]) -> Any:
+    """The application on a connection: answers that begin once it is old are the last on it."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def sent(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start" and is_old() and _CLOSE not in message["headers"]:
+                message["headers"] = [*message["headers"], _CLOSE]
+            await send(message)
+
+        await app(scope, receive, sent)
+
+    return answer
+
+
 class _Server(uvicorn.Server):
     """uvicorn's server, which leaves signals to the router."""
 
@@ -72,12 +96,22 @@ class Door:
         tls: what the door proves itself with; None is plain text.
         shared: whether other processes listen on the address too.
         drain_seconds: that requests in flight get at the end.
+        connection_seconds: after which clients connect anew, to find routers that came since; 0 keeps connections.
 
     Raises:
         ConfigurationError: when the address cannot be listened on, or a TLS file cannot be read.
     """
 
-    def __init__(self, app: Any, address: str, tls: ServerTls | None, *, shared: bool, drain_seconds: float) -> None:
+    def __init__(
+        self,
+        app: Any,
+        address: str,
+        tls: ServerTls | None,
+        *,
+        shared: bool,
+        drain_seconds: float,
+        connection_seconds: float = 0.0,
+    ) -> None:
         secure = tls.context() if tls else None
 
         def context(*_: object) -> SSLContext:
@@ -86,7 +120,7 @@ class Door:
 
         config = uvicorn.Config(
             app,
-            http=_Connection,
+            http=type("_Renewed", (_Connection,), {"most_seconds": connection_seconds}),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -21,6 +21,7 @@ from sparsity_router.gateway.door import Door
 from sparsity_router.gateway.exchange import Exchange
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_rpc.tls import ServerTls
+from sparsity_serving.access.access import key_digest
 from support.routers.http_door import events, http_door
 from support.routers.rig import AGGRESSIVE, DENSE, LONG, until
 from support.tiny import tiny_model
@@ -219,3 +220,53 @@ def test_addresses_and_files_that_cannot_be_used_are_told(tmp_path: Path) -> Non
         ):
             with pytest.raises(ConfigurationError, match=words):
                 Door(None, place, tls, shared=False, drain_seconds=1.0)
+
+
+async def test_load_balancers_are_told_by_http_what_grpc_tells(tmp_path: Path) -> None:
+    """Without a key, and so that they look elsewhere while it drains."""
+    principals = [{"name": "a", "key_sha256": key_digest("a-key"), "roles": ["caller"]}]
+    (tmp_path / "access.yaml").write_text(json.dumps({"inference": "required", "principals": principals}))
+    async with http_door(tmp_path, access=tmp_path / "access.yaml", worker_timeout=1.0) as door:
+        assert (await door.post("/health", json={})).headers["allow"] == "GET"
+
+        async def health() -> tuple[int, str]:
+            found = await door.session.get(f"{door.url}/health")
+            return found.status_code, found.json()["status"]
+
+        assert await health() == (200, "ready")
+        for worker in door.workers:
+            await worker.stop()
+        await told(health, (503, "not ready"))
+        assert await door.router.health() == "NOT_SERVING"
+
+
+async def told(health: Any, wanted: tuple[int, str]) -> None:
+    found: list[Any] = []
+
+    async def look() -> None:
+        while not found or found[-1] != wanted:
+            found.append(await health())
+            await asyncio.sleep(0.05)
+
+    await asyncio.wait_for(look(), 10.0)
+
+
+@pytest.mark.parametrize(("seconds", "renewed"), [(0.4, True), (0.0, False)])
+async def test_connections_are_renewed_between_answers(tmp_path: Path, seconds: float, *, renewed: bool) -> None:
+    """So that clients that keep theirs find routers that came since; a stream that is under way ends whole."""
+
+    async def slow(worker: FakeWorker, request: Any, context: Any) -> Any:
+        yield inference_pb2.GenerateResponse(text="x", token_ids=[120])
+        await asyncio.sleep(0.6)
+        async for message in answer(worker, request, context):
+            yield message
+
+    worker = FakeWorker("d", DENSE, tiny_model(tmp_path / "model"), behaviour=slow)
+    async with http_door(tmp_path, worker, connection_seconds=seconds) as door:
+        streamed = await door.chat(stream=True)
+        assert events(streamed.text)[-1] == "[DONE]"
+        assert "connection" not in streamed.headers
+        later = await door.session.get(f"{door.url}/v1/models")
+        assert (later.status_code, later.headers.get("connection")) == (200, "close" if renewed else None)
+        anew = await door.session.get(f"{door.url}/v1/models")
+        assert "connection" not in anew.headers
