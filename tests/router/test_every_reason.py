@@ -134,6 +134,7 @@ async def of_policies(folder: Path, _: object) -> dict[str, str]:
             several = make_request("hi", domain="rag")
             several.n = 2
             leased = await failure(router.inference.Route(inference_pb2.RouteRequest(request=several)))
+            assert to_error(leased).metadata.keys() == {"decisionId"}
             stored = (await router.get()).policy
             store.stop()
             away = await failure(router.edit(policy=stored, etag=""))

@@ -133,9 +133,7 @@ class InferenceService:
         span: trace.Span,
     ) -> tuple[Model, Decided, Charge]:
         """A call's model and decision, and what its tenant was charged; a refused call tells what it has by then."""
-        decision_id = uuid.uuid4().hex
-        span.set_attribute(telemetry.DECISION_ID, decision_id)
-        _tell_caller(context, decision_id)
+        decision_id = _begin(context, span)
         model = await self._admit(request, context, wanted_answers(request))
         decided = await self._decide(model, request, decision_id)
         _tell_caller(context, decision_id, decided.review.decision)
@@ -190,9 +188,11 @@ class InferenceService:
         with tracing.server_span(_tracer, "router.route", ROUTE, context) as span:
             asked = request.request
             if self._lease_keys is None:
+                _begin(context, span)
                 self._callers.check(context, asked)
                 raise ConfigurationError("this router signs no leases: it was started without --lease-key-file")
             if wanted_answers(asked) > 1:
+                _begin(context, span)
                 self._callers.check(context, asked)
                 raise UnimplementedError("a lease is good for one answer; the relay gives several")
             model, decided, charge = await self._let_in(asked, context, span)
@@ -272,6 +272,14 @@ class InferenceService:
         if self._observer is not None:
             self._observer.classified(decided)
         return decided
+
+
+def _begin(context: GenerateContext | RouteContext, span: trace.Span) -> str:
+    """An id for a decision, which the caller and the request's span are told before anything can be refused."""
+    decision_id = uuid.uuid4().hex
+    span.set_attribute(telemetry.DECISION_ID, decision_id)
+    _tell_caller(context, decision_id)
+    return decision_id
 
 
 def _tell_caller(context: GenerateContext | RouteContext, decision_id: str, decision: Decision | None = None) -> None:
