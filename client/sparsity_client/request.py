@@ -131,7 +131,7 @@ class Sampling:
     """How tokens are sampled; what is None, the model's generation_config.json decides, or the service.
 
     Attributes:
-        max_new_tokens: tokens to generate at most, 128 by default.
+        max_new_tokens: tokens to generate at most; as the router has it where unset (`--default-new-tokens`).
         temperature: 0 is greedy; 2 at most.
         top_p: nucleus mass in (0, 1].
         top_k: candidates kept, 1 or more.

@@ -172,6 +172,12 @@ class RouterConfig:
         choices=ENGINES,
     )
     processes: int = option("router processes that share the port", 1, least=1)
+    default_new_tokens: int = option(
+        "tokens of an answer at most, where neither its caller says nor the model's generation_config.json"
+        " (max_new_tokens); 0 is what there is room for. Context, KV cache and an eighth of the tenant's rate bound it",
+        4096,
+        least=0,
+    )
     served_model_names: tuple[str, ...] = option(
         "what callers ask for the model by, and what its workers may say that they serve, beside the folder's name;"
         " the first is the model's name, which the folder's is without it; repeat",

@@ -113,7 +113,7 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     observe_fleets(fleets)
     state = PolicyState(policies, store, decisions, recorder, access, models, config.policy_dir)
     limits = TenantLimits.load(config.tenant_limits, config.redis_url)
-    callers = Callers(access, limits, config.max_prompt_bytes)
+    callers = Callers(access, limits, config.max_prompt_bytes, config.default_new_tokens)
     for fleet in fleets.values():
         fleet.direct.settle = callers.ended
     shadow = Shadow(policies, decisions)

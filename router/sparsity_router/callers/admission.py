@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import grpc
 from cachetools import TTLCache
@@ -15,7 +15,7 @@ from sparsity_serving.access.access import Access
 from sparsity_serving.access.leases import decision_digest
 from sparsity_serving.access.principals import Role
 from sparsity_serving.fields.served import Served
-from sparsity_serving.sampling import new_tokens, wanted_answers
+from sparsity_serving.sampling import DEFAULT_MAX_NEW_TOKENS, new_tokens, wanted_answers
 
 from sparsity_router.callers.fields import check_fields, check_size
 from sparsity_router.callers.limits import TenantLimits
@@ -25,6 +25,8 @@ from sparsity_router.prompts.classify import OnLoop, off_loop
 _FALL_BACK_SECONDS = 30.0
 # Direct streams that end later, or of which there are more, stay charged the most they could come to.
 _DIRECT_SECONDS, _MOST_DIRECT = 3600.0, 100_000
+# Of a tenant's rate, that an answer may take where its caller does not say how long it may get.
+_SHARE: Final = 8
 
 
 class Charge(NamedTuple):
@@ -60,6 +62,8 @@ class Callers:
         access: who may call; it may leave InferenceService open.
         limits: rates by tenant; None limits nobody.
         max_prompt_bytes: that a prompt may have.
+        new_tokens: of an answer whose caller does not say, nor its model; 0 is what there is room for, and None
+            leaves it to the worker.
     """
 
     def __init__(
@@ -67,7 +71,9 @@ class Callers:
         access: Access | None = None,
         limits: TenantLimits | None = None,
         max_prompt_bytes: int = MAX_MESSAGE_BYTES,
+        new_tokens: int | None = None,
     ) -> None:
+        self._new_tokens = new_tokens
         self._access = access
         self._limits = limits
         self._max_prompt_bytes = max_prompt_bytes
@@ -130,6 +136,28 @@ class Callers:
             if request is not None:
                 request.priority = min(request.priority, self._limits.priority(tenant))
             await self._limits.request(tenant, answers)
+
+    def bound(self, request: inference_pb2.GenerateRequest, signals: Signals, served: Served, room: int) -> None:
+        """Says how long its answers may get, where its caller does not.
+
+        Args:
+            request: of a caller that was let in.
+            signals: of its prompt.
+            served: the model.
+            room: tokens of the workers' largest KV cache; 0 where nothing bounds it.
+        """
+        wanted = served.defaults.max_new_tokens or self._new_tokens
+        if wanted is None or request.sampling.HasField("max_new_tokens"):
+            return
+        prompt = signals.max_tokens
+        left = min(served.context_length, room or served.context_length) - prompt
+        most = self._limits.most_tokens(signals.tenant) if self._limits is not None else None
+        if most is not None:
+            # All of its rate would leave nothing for the next request until this one has ended.
+            share = max(most // _SHARE, DEFAULT_MAX_NEW_TOKENS)
+            left = min(left, share, (most - prompt) // wanted_answers(request))
+        # A prompt that leaves nothing is refused by its own length.
+        request.sampling.max_new_tokens = max(min(wanted or left, left), 1)
 
     async def charge(self, request: inference_pb2.GenerateRequest, signals: Signals) -> Charge:
         """Counts a request's tokens, as many as it may come to.

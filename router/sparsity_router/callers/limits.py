@@ -116,6 +116,11 @@ class TenantLimits:
         """The most urgent priority that a tenant's requests may have."""
         return self._of(tenant).priority
 
+    def most_tokens(self, tenant: str) -> int | None:
+        """Tokens that any request of a tenant may come to; None where nothing bounds them."""
+        rate = self._of(tenant).tokens
+        return None if rate is None else rate.amount
+
     def _of(self, tenant: str) -> Rates:
         return self._rates.tenants.get(tenant, self._rates.default)
 

@@ -137,6 +137,7 @@ class InferenceService:
         model = await self._admit(request, context, wanted_answers(request))
         decided = await self._decide(model, request, decision_id)
         _tell_caller(context, decision_id, decided.review.decision)
+        self._callers.bound(request, decided.signals, model.served, model.fleet.room)
         return model, decided, await self._callers.charge(request, decided.signals)
 
     async def _admit(

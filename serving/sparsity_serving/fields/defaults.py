@@ -25,6 +25,7 @@ class Defaults:
         top_k: candidates kept.
         min_p: least share of the likeliest token's probability.
         repetition_penalty: 1 has no effect.
+        max_new_tokens: of an answer; a router holds it to what there is room for.
         ends: token ids that end a turn.
     """
 
@@ -33,6 +34,7 @@ class Defaults:
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    max_new_tokens: int | None = None
     ends: frozenset[int] = frozenset()
 
     @classmethod
@@ -47,8 +49,9 @@ class Defaults:
             document = json.loads(path.read_text(encoding="utf-8"))
             penalty = _within(document, "repetition_penalty", 2.0) or None
             ends = ends_of(document)
+            most = _count(document, "max_new_tokens")
             if not document.get("do_sample"):
-                return cls(repetition_penalty=penalty, ends=ends)
+                return cls(repetition_penalty=penalty, max_new_tokens=most, ends=ends)
             top_k = int(document.get("top_k") or 0)
             return cls(
                 # That of transformers, which the file leaves out where it is meant.
@@ -57,6 +60,7 @@ class Defaults:
                 top_k=top_k if top_k > 0 else None,
                 min_p=_within(document, "min_p", 1.0),
                 repetition_penalty=penalty,
+                max_new_tokens=most,
                 ends=ends,
             )
         except FileNotFoundError:
@@ -77,6 +81,13 @@ def ends_of(document: dict[str, Any]) -> frozenset[int]:
     """The token ids that end a turn, of a model's config or of its generation_config."""
     ends = document.get("eos_token_id")
     return frozenset(ends if isinstance(ends, list) else () if ends is None else (int(ends),))
+
+
+def _count(document: dict[str, Any], name: str) -> int | None:
+    value = document.get(name)
+    if value is not None and int(value) < 1:
+        raise ValueError(f"{name} must be 1 or more, not {value}")
+    return None if value is None else int(value)
 
 
 def _within(document: dict[str, Any], name: str, most: float, otherwise: float | None = None) -> float | None:

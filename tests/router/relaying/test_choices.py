@@ -332,7 +332,7 @@ async def test_a_client_gets_all_and_a_lease_is_for_one(model: Path) -> None:
 
 
 async def test_openais_client_gets_all(tmp_path: Path) -> None:
-    model = tiny_model(tmp_path / "own", 4096)
+    model = tiny_model(tmp_path / "model", 4096)
     worker = FakeWorker("d", DENSE, model, counts, places=8)
     hi: Any = [{"role": "user", "content": "hi"}]
     async with http_door(tmp_path, worker) as door, door.client() as client:
