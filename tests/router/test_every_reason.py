@@ -22,13 +22,13 @@ from sparsity_serving.access.access import key_digest
 from sparsity_worker.calls.load import Load
 from sparsity_worker.echo.engine import EchoEngine
 from sparsity_worker.engine.sglang_engine import EngineRequest, Step
-from support import echo_worker
-from support.fake_worker import Behaviour, FakeWorker, answer, fail, hang
-from support.http_door import HttpDoor, http_door
-from support.rig import DENSE
-from support.router import failure, running, until
+from support.routers.http_door import HttpDoor, http_door
+from support.routers.rig import DENSE
+from support.routers.router import failure, running, until
+from support.stores.valkey import Valkey
 from support.tiny import tiny_model
-from support.valkey import Valkey
+from support.workers import echo_worker
+from support.workers.fake_worker import Behaviour, FakeWorker, answer, fail, hang
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")
 ACCESS = f"""

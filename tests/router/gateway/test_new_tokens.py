@@ -10,10 +10,10 @@ import pytest
 from sparsity_client.wire import make_request
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving.fields.defaults import Defaults
-from support.fake_worker import FakeWorker
-from support.http_door import http_door
-from support.rig import DENSE
+from support.routers.http_door import http_door
+from support.routers.rig import DENSE
 from support.tiny import tiny_model
+from support.workers.fake_worker import FakeWorker
 
 # Of the door's model, and of `[user]hi[assistant]`.
 CONTEXT, PROMPT = 4096, 19
