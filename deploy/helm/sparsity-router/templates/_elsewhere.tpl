@@ -25,5 +25,8 @@
 {{- if and (contains "k8s:///" $place) (ne $.Values.router.discovery "kubernetes") -}}
 {{- fail (printf "router.workers: %s needs router.discovery kubernetes, which may read EndpointSlices" $place) -}}
 {{- end -}}
+{{- if and (hasPrefix "sglang+" $place) (not $.Values.model.name) (not $.Values.model.builtin) -}}
+{{- fail "model.name: say what the servers of router.workers call the model (--served-model-name); routers use none of another" -}}
+{{- end -}}
 {{- end -}}
 {{- end }}
