@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from sparsity_router.embedded.child import Child
+from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_rpc.errors import EngineError
 from sparsity_serving.addresses import free_port
 
@@ -24,10 +25,11 @@ def free_address() -> str:
     return f"127.0.0.1:{free_port()}"
 
 
-def mock_worker(folder: Path, digest: str, *, places: int = 10_000, seconds: float = 0.0) -> Child:
+def mock_worker(folder: Path, tokenizer: ModelTokenizer, *, places: int = 10_000, seconds: float = 0.0) -> Child:
     """A worker without an engine, which takes ``places`` requests at once, ``seconds`` each."""
     address = free_address()
-    arguments = ["-m", "sparsity_bench.router.mock_worker", "--listen", address, "--digest", digest]
+    arguments = ["-m", "sparsity_bench.router.mock_worker", "--listen", address]
+    arguments += ["--model", tokenizer.served.name, "--digest", tokenizer.digest]
     arguments += ["--places", str(places), "--seconds", str(seconds)]
     return Child(f"mock-worker-{address.rpartition(':')[2]}", arguments, address, folder / "worker.log")
 

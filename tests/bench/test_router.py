@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sparsity_bench import processes, timing
 from sparsity_bench.router import paths, peers, pressure, run
+from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_rpc.errors import EngineError
 from support.stores.valkey import Valkey
 from support.tiny import tiny_model
@@ -65,7 +66,7 @@ async def test_a_router_that_can_use_no_worker_is_not_waited_for(
 ) -> None:
     monkeypatch.setattr(processes, "START_SECONDS", 4.0)
     model = tiny_model(tmp_path)
-    worker = processes.mock_worker(tmp_path, "another tokenizer")
+    worker = processes.mock_worker(tmp_path, ModelTokenizer(tiny_model(tmp_path / "another")))
     with Valkey() as server:
         router = processes.router(tmp_path, model, server.port, worker.address, "--detect", "off")
         with pytest.raises(EngineError, match="router did not serve in 4 s"):

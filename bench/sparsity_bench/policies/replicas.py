@@ -117,7 +117,7 @@ async def group(model: Path, folder: Path) -> AsyncIterator[Group]:
     with contextlib.ExitStack() as stack:
         stack.callback(_stop, server)
         # Without a worker they would want no traffic.
-        worker = processes.mock_worker(folder, ModelTokenizer(model).digest)
+        worker = processes.mock_worker(folder, ModelTokenizer(model))
         children = []
         for number in range(REPLICAS):
             address = processes.free_address()

@@ -31,13 +31,14 @@ class MockWorker:
     """One worker of the dense tier; `sampling.max_new_tokens` says how many messages it sends.
 
     Args:
+        model: the router's name for it.
         digest: of the router's tokenizer.
         places: requests at once; more are refused.
         seconds: that each takes on average, by half more or less: places that free up in step would be no load at all.
     """
 
-    def __init__(self, digest: str, places: int, seconds: float) -> None:
-        self._digest = digest
+    def __init__(self, model: str, digest: str, places: int, seconds: float) -> None:
+        self._model, self._digest = model, digest
         self._places = places
         self._seconds = seconds
         self._chance = random.Random(3)
@@ -77,7 +78,11 @@ class MockWorker:
     async def GetCapabilities(self, request: Any, context: Any) -> worker_pb2.GetCapabilitiesResponse:
         """A dense worker of the router's own tokenizer."""
         return worker_pb2.GetCapabilitiesResponse(
-            worker_id="mock", tier=inference_pb2.TIER_DENSE, max_requests=self._places, tokenizer_digest=self._digest
+            worker_id="mock",
+            model=self._model,
+            tier=inference_pb2.TIER_DENSE,
+            max_requests=self._places,
+            tokenizer_digest=self._digest,
         )
 
     async def WatchLoad(self, request: Any, context: Any) -> AsyncIterator[worker_pb2.WatchLoadResponse]:
@@ -105,8 +110,9 @@ async def serve(address: str, worker: MockWorker) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--listen", required=True)
+    parser.add_argument("--model", required=True)
     parser.add_argument("--digest", required=True)
     parser.add_argument("--places", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=0.0)
     options = parser.parse_args()
-    uvloop.run(serve(options.listen, MockWorker(options.digest, options.places, options.seconds)))
+    uvloop.run(serve(options.listen, MockWorker(options.model, options.digest, options.places, options.seconds)))

@@ -208,7 +208,7 @@ async def _target(model: Path, folder: Path) -> AsyncIterator[Target]:
     """A mock worker and a router over it, each in a process of its own."""
     tokenizer = ModelTokenizer(model)
     with ValkeyServer(port=free_port()) as server:
-        worker = processes.mock_worker(folder, tokenizer.digest)
+        worker = processes.mock_worker(folder, tokenizer)
         door = processes.free_address()
         router = processes.router(folder, model, server.port, worker.address, "--http-listen", door)
         address = processes.free_address()

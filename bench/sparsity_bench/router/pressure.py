@@ -58,7 +58,7 @@ class Offered:
 async def _router(model: Path, folder: Path, places: int, seconds: float) -> AsyncIterator[tuple[Any, Child, Child]]:
     """The stub of a router over one mock worker, and both processes."""
     with ValkeyServer(port=free_port()) as server:
-        worker = processes.mock_worker(folder, ModelTokenizer(model).digest, places=places, seconds=seconds)
+        worker = processes.mock_worker(folder, ModelTokenizer(model), places=places, seconds=seconds)
         router = processes.router(folder, model, server.port, worker.address, "--detect", "off")
         async with processes.running(worker, router), open_aio_channel(router.address, None) as channel:
             await asyncio.sleep(1.0)
