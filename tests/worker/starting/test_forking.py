@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -60,6 +61,7 @@ def test_they_begin_as_new_processes_would(worker: Worker) -> None:
         # Neither metrics nor requests reach anybody but the worker, and no signal is left to a handler of its.
         assert not {each.laddr.port for each in child.net_connections()} & listening
         assert not handled(child) & {signal.SIGHUP, signal.SIGQUIT}
+    assert Path(f"/proc/{worker.process.pid}/comm").read_text().strip() == Path(sys.executable).name
     assert worker.ask([1, 2, 3]).tokens
 
 

@@ -33,7 +33,10 @@ def remember_title() -> None:
     """Finds where this process's arguments lie, to which forks write their names; before its environment is changed."""
     import setproctitle
 
+    # To look for them names the thread anew, by the first letters of the command.
+    name = setproctitle.getthreadtitle()
     setproctitle.getproctitle()
+    setproctitle.setthreadtitle(name)
 
 
 def forking_engine(observe: Callable[[], None]) -> Any:
