@@ -71,6 +71,17 @@ OF_REQUESTS = (
                 "By the tier that policy gave, and the one that answered: apart where a tier has no room or no worker.",
             ),
             Panel(
+                "Denser for want of a worker",
+                {
+                    "{{sparsity_reason}}": rate(
+                        DECIDED, "sparsity_reason", 'sparsity_reason=~"TIER_FULL|TIER_UNAVAILABLE|MISSING_TELEMETRY"'
+                    )
+                },
+                "reqps",
+                "The tier that policy gave was full, could not be reached, or did not prove what it attends.",
+                stack=True,
+            ),
+            Panel(
                 "Places taken",
                 {
                     TIER: "sum by (sparsity_tier) (sparsity_worker_requests)"

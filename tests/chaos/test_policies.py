@@ -119,7 +119,13 @@ async def test_a_rollout_of_what_takes_long_by_now_is_refused(tmp_path: Path, mo
     async with fleet(tmp_path) as at:
         policy = (await at.router.get()).policy
         policy.detection.patterns.append(pattern)
-        await at.router.edit(policy=policy)
+        written = (await at.router.edit(policy=policy)).policy.etag
+
+        async def taken_up() -> bool:
+            return bool((await at.router.get()).etag == written)
+
+        # On a busy machine that takes longer than the call waits for it; a rollout over the old etag would be aborted.
+        await until(taken_up, 60.0)
         # As on a router with less time: what was taken once is checked again before it is written again.
         monkeypatch.setattr(confined, "CHECK_SECONDS", 0.05)
         rollout = policy_pb2.Rollout(steps=[50, 100])

@@ -13,6 +13,7 @@ from sparsity.v1 import inference_pb2
 from sparsity_cli.main import app
 from sparsity_router.config import RouterConfig
 from sparsity_router.following.snapshot_file import SnapshotFile
+from sparsity_router.services.fleet import FleetService
 from support.routers.rig import DENSE
 from support.routers.router import running, until
 from support.routers.two_models import two_models
@@ -29,7 +30,15 @@ async def counts(worker: FakeWorker, request: Any, context: Any) -> AsyncIterato
         yield response
 
 
-async def test_stale_policies_fail_it(tmp_path: Path) -> None:
+async def test_stale_policies_fail_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    get_fleet = FleetService.GetFleet
+
+    async def counted(service: FleetService, request: Any, context: Any) -> Any:
+        asked.append(request)
+        return await get_fleet(service, request, context)
+
+    monkeypatch.setattr(FleetService, "GetFleet", counted)
     model = tiny_model(tmp_path)
     worker = await FakeWorker("d", DENSE, model, behaviour=counts).start()
     with Valkey() as server:
@@ -39,6 +48,7 @@ async def test_stale_policies_fail_it(tmp_path: Path) -> None:
             command = ["check", "--router", router.address, "--domain", "rag"]
             result = await asyncio.to_thread(CliRunner().invoke, app, command)
             assert result.exit_code == 0, result.stdout
+            assert len(asked) == 1
             server.stop()
             async with asyncio.timeout(60.0):
                 while result.exit_code == 0:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from promql import DASHBOARDS, ROOT, alerts, documented, panels, selectors
+from sparsity_policies.model import Reason
 
 _RUNBOOKS = ROOT / "docs" / "runbooks"
 
@@ -91,6 +92,21 @@ def test_dashboards_look_at_a_namespace_a_release_and_a_model() -> None:
         assert {"namespace", "release"} <= variables.keys()
         # Without Kubernetes there are no such labels.
         assert variables["release"]["allValue"] == ".*"
+
+
+def test_each_reason_to_be_denser_than_policy_says_has_its_panel() -> None:
+    shown = {
+        title: set(found[1].split("|"))
+        for _, title, expression in panels()
+        if (found := re.search(r'sparsity_reason=~"([A-Z_|]+)"', expression))
+    }
+    known = {reason.name for reason in Reason}
+    assert all(reasons <= known for reasons in shown.values())
+    doubts = {"FLAGGED", "UNKNOWN_DOMAIN", "STALE_POLICY", "CLASSIFIER_FAILED", "LOW_CONFIDENCE", "SCAN_TRUNCATED"}
+    assert shown["In doubt, so dense"] >= doubts
+    # Who is full is no doubt.
+    assert "TIER_FULL" not in shown["In doubt, so dense"]
+    assert shown["Denser for want of a worker"] == {"TIER_FULL", "TIER_UNAVAILABLE", "MISSING_TELEMETRY"}
 
 
 def test_capacity_has_a_row_by_tier() -> None:

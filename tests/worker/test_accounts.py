@@ -12,8 +12,9 @@ import pytest
 import torch
 from sparsity_worker.keys import PROBE_KEY, REASONING_KEY, STEPWISE_KEY
 from sparsity_worker.plugin.accounts.decode_steps import DenseRows, StepPrices
-from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Account, Ledger
+from sparsity_worker.plugin.accounts.ledger import Account, Ledger
 from sparsity_worker.plugin.accounts.packing import Followed, Packed
+from sparsity_worker.plugin.accounts.shares import DECODE, PREFILL, shares_of
 from sparsity_worker.plugin.attention import Prompt, Spans
 
 PAGE, CPU = 64, torch.device("cpu")
@@ -104,12 +105,36 @@ def test_spans_are_counted_by_tokens_that_were_not_known_when_their_steps_began(
     assert Followed.of(always, {}).prompt() == Prompt(500, reasoning=True)
 
 
+def test_of_a_pass_those_tokens_count_that_no_earlier_one_attended() -> None:
+    nothing, everything = [0.0] * 4, [1.0] * 4
+    assert shares_of(300, 300, 0, 300).tolist() == [everything, nothing]
+    # A chunk after a cached prefix, a step, and one of a request that nobody knows.
+    assert shares_of(300, 100, 0, 600).tolist() == [everything, nothing]
+    assert shares_of(301, 1, 300, 300).tolist() == shares_of(301, 1, 0, 0).tolist() == [nothing, everything]
+    # Taken back after 4 steps, and read anew: wholly known, one token more, and more of the prompt than was known.
+    assert shares_of(304, 48, 304, 300).tolist() == [nothing, nothing]
+    pairs = 304 / sum(range(257, 305))
+    assert shares_of(304, 48, 303, 300).tolist() == [nothing, [pairs, pairs, 1 / 48, 1 / 48]]
+    parts = shares_of(304, 48, 280, 300)
+    assert parts[0, 3] + parts[1, 3] == pytest.approx(24 / 48)
+    assert parts[:, 0] == pytest.approx([sum(range(281, 301)) * pairs / 304, sum(range(301, 305)) * pairs / 304])
+    assert shares_of(0, 0, 0, 0).tolist() == [nothing, nothing]
+
+
+def test_a_step_that_is_taken_again_counts_once() -> None:
+    ledger = priced()
+    for length in (401, 402, 402, 403):
+        ledger.step("a", length, dense=False)
+    assert ledger.steps("a") == 3
+    assert Account.unpack(ledger.pack("a")).table[0, DECODE, 1] == (401 + 402 + 403) * 6
+
+
 def test_what_is_not_read_yet_is_booked_when_it_is_asked_for() -> None:
     ledger, arrived, table = Ledger(layers=1, capacity=8), [False], np.array([[10.0, 20.0, 4.0, 4.0]])
 
     def enter(rid: str) -> None:
         assert rid != "late" or arrived[0], "the host waited for the device"
-        ledger.add_layers(rid, PREFILL, [0], table)
+        ledger.add_layers(rid, shares_of(8, 8, 0, 8), [0], table)
 
     ledger.defer(["a"], lambda: enter("a"), lambda: False)
     ledger.defer(["late"], lambda: enter("late"), lambda: arrived[0])

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.keys import CONFIG_KEY
-from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Account
+from sparsity_worker.plugin.accounts.ledger import Account
+from sparsity_worker.plugin.accounts.shares import DECODE, PREFILL
+from sparsity_worker.plugin.attention import Prompt
 from sparsity_worker.plugin.indexer import IndexerMeter, picked
 from sparsity_worker.profiles.indexer_profile import IndexerProfile, parse_indexer_profile
 from sparsity_worker.profiles.tier_profile import load_tier_profiles, model_overrides
@@ -173,6 +175,26 @@ def test_an_account_tells_what_the_backend_was_handed() -> None:
     # Known to be kept: the queries that attend all they have; of the others nothing is known.
     assert account.coverage() == pytest.approx([128 / 303, 256 / 303])
     assert (account.sparse_calls, account.calls) == (3 + 6, 4 + 6)
+
+
+def test_tokens_of_a_request_that_was_taken_back_count_once() -> None:
+    def told(*passes: tuple[bool, list[int], list[int]]) -> Account:
+        own = runner(DeepseekSparseAttnBackend())
+        meter = IndexerMeter.of(own)
+        assert meter is not None
+        meter.prompts = {"r": Prompt(300)}
+        for decode, prefix, new in passes:
+            if not decode:
+                for number in range(2):
+                    own.attn_backend.forward_extend(0, 0, 0, SimpleNamespace(layer_id=number), 0, topk_indices="list")
+            meter.book(batch(decode, ["r"], prefix, new))
+        return Account.unpack(meter.ledger.pack("r"))
+
+    read, step = (False, [0], [300]), (True, [], [])
+    alone = told(read, *[step] * 4)
+    # The third step ran ahead, and is taken again after what is read anew.
+    again = told(read, *[step] * 3, (False, [256], [46]), *[step] * 2)
+    assert again.table.tolist() == alone.table.tolist()
 
 
 @pytest.mark.parametrize(

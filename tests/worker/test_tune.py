@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving.benchmark import header
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.profiles.profile import Profile, load_profile, parse_profile
 from sparsity_worker.tune import __main__ as command
 from sparsity_worker.tune import crossover, dense
-from sparsity_worker.tune.crossover import NEVER, Crossover, Heads, Timing, check_model, shortest, tuned
+from sparsity_worker.tune.crossover import NEVER, Crossover, Heads, Timing, check_model, find, shortest, tuned
 from sparsity_worker.tune.dense import dense_tier, ours_is_fastest
 from support.tiny import tiny_model
 from support.workers.engine import profile_document
@@ -99,6 +100,25 @@ def test_workers_take_what_was_measured_on_their_device(tmp_path: Path, monkeypa
         path.write_text(broken)
         with pytest.raises(ConfigurationError, match="is no crossover"):
             tuned(profile, config)
+
+
+def test_what_another_version_of_the_worker_measured_is_stale_where_no_router_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = load_profile("generic-aggressive")
+    own = measured(profile)
+    own.write(tmp_path)
+    kept = (tmp_path, profile.label, own.device, HEADS, own.dtype)
+    assert find(*kept)[0] == own
+    other = tmp_path / "site" / "sparsity_worker-9.9.9.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: sparsity-worker\nVersion: 9.9.9\n")
+    monkeypatch.syspath_prepend(str(other.parent))
+    assert find(*kept) == (None, "measured on 2026-11-29 with other versions; run `sparsity worker tune` again")
+    # Result files tell it, too.
+    versions = header("sparsity quality", {})["versions"]
+    assert isinstance(versions, dict)
+    assert versions["sparsity-worker"] == "9.9.9"
 
 
 def beside(length: int, ours: float, theirs: float | None, phase: str = "prefill") -> Timing:

@@ -33,8 +33,9 @@ from sparsity_worker.devices import prepare_environment
 from sparsity_worker.engine.report import sparsity_report
 from sparsity_worker.keys import CONFIG_KEY, REASONING_KEY
 from sparsity_worker.plugin import memory
-from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Account, Ledger
+from sparsity_worker.plugin.accounts.ledger import Account, Ledger
 from sparsity_worker.plugin.accounts.reasoning import Reasoning
+from sparsity_worker.plugin.accounts.shares import DECODE, PREFILL, shares_of
 from sparsity_worker.plugin.memory import charge, summaries_of
 from sparsity_worker.plugin.ranks import Ranks
 from sparsity_worker.profiles.profile import load_profile
@@ -43,6 +44,8 @@ from sparsity_worker.profiles.tier_profile import SCHEMAS
 from support.tiny import tiny_model, tiny_tokenizer
 
 FACTS = ModelFacts("tiny", 512, 257)
+# What counts of a pass over a prompt, and of a step: all of it.
+READ, STEP = shares_of(1, 1, 0, 1), shares_of(1, 1, 0, 0)
 
 
 @pytest.mark.parametrize("name", shipped_profiles())
@@ -232,17 +235,17 @@ def test_good_requests_keep_what_was_set() -> None:
 
 def test_the_ledger_adds_up_per_request_and_layer() -> None:
     ledger = Ledger(layers=2, capacity=2)
-    ledger.add("a", 0, PREFILL, AttentionStats(50, 100, 0.8, 10))
-    ledger.add("a", 0, PREFILL, AttentionStats(50, 100, 0.6, 10))
-    ledger.add("a", 1, PREFILL, AttentionStats(200, 200, 1.0, 20))
-    ledger.add("a", 1, DECODE, AttentionStats(1, 4, 0.5, 20))
+    ledger.add("a", 0, READ, AttentionStats(50, 100, 0.8, 10))
+    ledger.add("a", 0, READ, AttentionStats(50, 100, 0.6, 10))
+    ledger.add("a", 1, READ, AttentionStats(200, 200, 1.0, 20))
+    ledger.add("a", 1, STEP, AttentionStats(1, 4, 0.5, 20))
     account = Account.unpack(ledger.pack("a"))
     np.testing.assert_allclose(account.density(PREFILL), [0.5, 1.0])
     np.testing.assert_allclose(account.density(DECODE), [1.0, 0.25])
     np.testing.assert_allclose(account.coverage(), [0.7, 0.75])
     assert (account.sparse_calls, account.calls) == (3, 4)
-    ledger.add("b", 0, PREFILL, AttentionStats(1, 1, 1.0, 1))
-    ledger.add("c", 0, PREFILL, AttentionStats(1, 1, 1.0, 1))
+    ledger.add("b", 0, READ, AttentionStats(1, 1, 1.0, 1))
+    ledger.add("c", 0, READ, AttentionStats(1, 1, 1.0, 1))
     assert len(ledger) == 2
     assert ledger.pack("a") == b""
     report = sparsity_report(inference_pb2.TIER_MODERATE, "p@1", "sparsity", ledger.pack("b"))
@@ -255,8 +258,8 @@ def test_the_ledger_adds_up_per_request_and_layer() -> None:
 def test_ranks_add_up_what_each_attended() -> None:
     ledgers = [Ledger(layers=2, capacity=4) for _ in range(2)]
     for rank, ledger in enumerate(ledgers):
-        ledger.add("a", 1, PREFILL, AttentionStats(50 * rank, 50, 0.5 * rank, 10, 0.25, 4))
-        ledger.add_layers("b", DECODE, [0, 1], np.array([[1.0, 4.0, 0.0, 4.0], [4.0, 4.0, 4.0, 4.0]]))
+        ledger.add("a", 1, READ, AttentionStats(50 * rank, 50, 0.5 * rank, 10, 0.25, 4))
+        ledger.add_layers("b", STEP, [0, 1], np.array([[1.0, 4.0, 0.0, 4.0], [4.0, 4.0, 4.0, 4.0]]))
     handed = []
 
     def hand_over(mine: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -272,7 +275,7 @@ def test_ranks_add_up_what_each_attended() -> None:
     assert (account.sparse_calls, account.calls, account.measured, account.measured_rows) == (1, 2, 0.25, 8)
     assert Account.unpack(ledgers[0].pack("b")).density(DECODE).tolist() == [0.25, 1.0]
     # What comes later is the rank's own until they add up again.
-    ledgers[0].add("a", 1, PREFILL, AttentionStats(50, 50, 1.0, 10))
+    ledgers[0].add("a", 1, READ, AttentionStats(50, 50, 1.0, 10))
     assert Account.unpack(ledgers[0].pack("a")).density(PREFILL)[1] == pytest.approx(100 / 150)
 
 

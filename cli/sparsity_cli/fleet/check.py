@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, Any
 
 import grpc
@@ -59,7 +59,7 @@ class _Steps:
     def __init__(self, channel: grpc.Channel, domain: str | None, timeout: float) -> None:
         self._request = make_request(user_turn(_PROMPT), domain=domain, max_new_tokens=_TOKENS, temperature=0.0)
         self._health: Any = health_pb2_grpc.HealthStub(channel)
-        self._fleet: Any = fleet_pb2_grpc.FleetServiceStub(channel)
+        self._fleets: Any = fleet_pb2_grpc.FleetServiceStub(channel)
         self._inference: Any = inference_pb2_grpc.InferenceServiceStub(channel)
         self._options = {"timeout": timeout, "metadata": call_metadata()}
 
@@ -81,8 +81,14 @@ class _Steps:
             raise UnavailableError(status)
         return status
 
+    @cached_property
+    def _fleet(self) -> fleet_pb2.GetFleetResponse:
+        """What several steps look at: asked by the first, and by the next ones only where it failed."""
+        found: fleet_pb2.GetFleetResponse = self._fleets.GetFleet(fleet_pb2.GetFleetRequest(), **self._options)
+        return found
+
     def _workers(self) -> str:
-        fleet = self._fleet.GetFleet(fleet_pb2.GetFleetRequest(), **self._options)
+        fleet = self._fleet
         models = {name: [tier for tier in fleet.tiers if tier.model == name] for name in served_models(fleet)}
         told = "; ".join(_named(name, _ready(tiers), models) for name, tiers in models.items())
         # Of a model that no worker serves at all nothing can be asked.
@@ -92,14 +98,14 @@ class _Steps:
         return told
 
     def _files(self) -> str:
-        fleet = self._fleet.GetFleet(fleet_pb2.GetFleetRequest(), **self._options)
+        fleet = self._fleet
         if found := [problem for router, problem in problems(fleet) if router == fleet.router_id]:
             raise UnavailableError("; ".join(found))
         return "as they should be"
 
     def _of_each(self, step: Callable[[inference_pb2.GenerateRequest], str]) -> str:
         """What a step finds of a request to each model."""
-        models = served_models(self._fleet.GetFleet(fleet_pb2.GetFleetRequest(), **self._options))
+        models = served_models(self._fleet)
         found = []
         for name in models:
             request = inference_pb2.GenerateRequest()

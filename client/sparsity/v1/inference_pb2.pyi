@@ -1127,7 +1127,9 @@ Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
 class SparsityReport(_message.Message):
-    """What the attention kernels did for one request."""
+    """What the attention kernels did for one request. A token counts once in densities and coverage, though the engine may
+    take a request back and read it anew; calls are all that were made.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -20,7 +20,7 @@ from sparsity_rpc.errors import StoreError
 from sparsity_serving.background.jobs import JOBS
 
 from sparsity_router.following.building import Builder, tell_left_out
-from sparsity_router.following.overrides import Change, Overrides
+from sparsity_router.following.overrides import Overrides
 from sparsity_router.following.snapshot_file import SnapshotFile
 
 log = logging.getLogger("sparsity.router.policies")
@@ -103,23 +103,24 @@ class PolicyFollower:
     async def start(self) -> None:
         """Loads the first snapshot; from disk, where there is one, while the source is away.
 
+        What was set on this router and the source never had acts on, whether or not it is away.
+
         Raises:
             StoreError: when neither can be read.
             NoProcessError: when nothing can be compiled now.
         """
+        if self._disk is not None:
+            self.overrides.restore(await BUILDS.run(self._disk.local))
         try:
             await self.refresh()
         except StoreError as error:
             if self._disk is None:
                 raise
-            contents, waiting, age = await BUILDS.run(self._disk.load)
+            contents, local, age = await BUILDS.run(self._disk.load)
             policies = {stored.policy.domain: stored for stored in contents.policies}
             self._wanted = _Wanted(contents.cursor, policies, contents.rejected, ())
-            handed_over = (override for override in contents.overrides if override.id not in waiting)
+            handed_over = (override for override in contents.overrides if override.id not in local)
             self.overrides.stored(handed_over, contents.cursor.revision)
-            for override in contents.overrides:
-                if override.id in waiting:
-                    self.overrides.apply(Change(override.id, override))
             await self._build()
             self._confirmed = time.monotonic() - age
             log.warning("%s; serving revision %d from disk, %.0f s old", error, self.snapshot.revision, age)
@@ -162,7 +163,7 @@ class PolicyFollower:
         async for _ in self.snapshots():
             while self._saved != self._version:
                 version, stored = self._version, [item.stored for item in self.snapshot.policies.values()]
-                overrides = (self.overrides.active(), self.overrides.waiting())
+                overrides = (self.overrides.active(), self.overrides.local())
                 try:
                     await BUILDS.run(self._disk.save, self.snapshot.revision, stored, *overrides, self.age)
                     self._saved, self.unsaved = version, ""

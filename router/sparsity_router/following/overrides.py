@@ -79,6 +79,12 @@ class Overrides:
         """Makes an override act at once; it stays until it is ended here or handed over."""
         self._tell(Change(override.id, override))
 
+    def restore(self, overrides: Iterable[Override]) -> None:
+        """Has those act on that were set here before a restart, and that no store had."""
+        for override in overrides:
+            log.warning("override %s was set here before a restart, and acts on", override.id)
+            self.apply(Change(override.id, override))
+
     def hand_over(self, override: Override, revision: int) -> None:
         """Leaves an override to the store, which has it since ``revision``."""
         self._tell(Change(override.id, override, revision))
@@ -137,8 +143,12 @@ class Overrides:
         """Has what acts now acted upon anew."""
         self._publish()
 
+    def local(self) -> list[Override]:
+        """Overrides set here that the store does not have."""
+        return list(self._local.values())
+
     def waiting(self) -> list[Override]:
-        """Overrides set here that the store does not have; the one by signal is this process's own."""
+        """Of these, the ones that it is to get; the one by signal is this process's own."""
         return [override for override in self._local.values() if override.id != KILL_SWITCH_ID]
 
     async def write(self, store: PolicyStore, override: Override) -> bool:

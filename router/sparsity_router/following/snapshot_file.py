@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import re
 import socket
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sparsity_policies.documents.document import Check
 from sparsity_policies.documents.envelope import UNREADABLE, open_overrides, open_policy, seal_override, seal_policy
@@ -24,8 +25,7 @@ from sparsity_policies.model import Override, StoredPolicy
 from sparsity_policies.storage.contents import Contents, Cursor
 from sparsity_rpc.errors import StoreError
 
-from sparsity_router.following.overrides import KILL_SWITCH_ID
-
+log = logging.getLogger("sparsity.router.policies")
 _TOUCH_SECONDS = 5.0
 # The document begins with its revision, so that the whole need not be read to know it.
 _REVISION, _HEAD = re.compile(r'\{"revision": (\d+),'), 64
@@ -36,12 +36,12 @@ class Saved(NamedTuple):
 
     Attributes:
         contents: policies, and the overrides that acted.
-        waiting: ids of the overrides that the store did not have: those that it is to get, and the switch by signal.
+        local: ids of the overrides that the store did not have: those that it is to get, and the switch by signal.
         age: seconds since it was last known to be current.
     """
 
     contents: Contents
-    waiting: frozenset[str]
+    local: frozenset[str]
     age: float
 
 
@@ -58,7 +58,7 @@ class SnapshotFile:
         revision: int,
         policies: Iterable[StoredPolicy],
         overrides: Iterable[Override],
-        waiting: Iterable[Override] = (),
+        local: Iterable[Override] = (),
         age: float = 0.0,
     ) -> None:
         """Writes what is decided from now, unless another process wrote a newer revision, known current more lately.
@@ -67,7 +67,7 @@ class SnapshotFile:
             revision: of the policies.
             policies: all of them.
             overrides: those that act.
-            waiting: of these, the ones that the store does not have yet.
+            local: of these, the ones that were set here and that the store does not have.
             age: seconds since this was last known to be current.
 
         Raises:
@@ -77,7 +77,7 @@ class SnapshotFile:
             "revision": revision,
             "policies": {stored.policy.domain: seal_policy(stored) for stored in policies},
             "overrides": {override.id: seal_override(override) for override in overrides},
-            "waiting": [override.id for override in waiting],
+            "local": [override.id for override in local],
         }
         # Of containers that share a folder, each may be process 1.
         scratch = self._path.with_name(f"{self._path.name}.{socket.gethostname()}.{os.getpid()}")
@@ -125,13 +125,29 @@ class SnapshotFile:
         """
         try:
             age = max(time.time() - self._path.stat().st_mtime, 0.0)
-            document = json.loads(self._path.read_text(encoding="utf-8"))
+            document = self._document()
             policies = [open_policy(envelope, domain, self._check) for domain, envelope in document["policies"].items()]
             overrides, rejected = open_overrides(document["overrides"])
-            by_signal = {o.id for o in overrides if o.id == KILL_SWITCH_ID and not o.revision}
-            waiting = by_signal.union(document.get("waiting", ()))
             # No store has this head: the first look at one reads everything.
             cursor = Cursor(int(document["revision"]), "on disk", "0-0")
-        except (OSError, *UNREADABLE, AttributeError) as error:
-            raise StoreError(f"--snapshot-file: {self._path}: {type(error).__name__}: {error}") from error
-        return Saved(Contents(cursor, policies, overrides, rejected, 0.0), frozenset(waiting), age)
+            local = frozenset(document.get("local", ()))
+        except (OSError, *UNREADABLE) as error:
+            raise self._unreadable(error) from error
+        return Saved(Contents(cursor, policies, overrides, rejected, 0.0), local, age)
+
+    def local(self) -> list[Override]:
+        """Of the overrides that were saved, those that the store did not have; none of a file that cannot be read."""
+        try:
+            document = self._document()
+            return open_overrides({name: document["overrides"][name] for name in document.get("local", ())})[0]
+        except FileNotFoundError:
+            return []
+        except (OSError, *UNREADABLE) as error:
+            log.error("%s; what was set here without the store is lost", self._unreadable(error))
+            return []
+
+    def _document(self) -> Any:
+        return json.loads(self._path.read_text(encoding="utf-8"))
+
+    def _unreadable(self, error: Exception) -> StoreError:
+        return StoreError(f"--snapshot-file: {self._path}: {type(error).__name__}: {error}")

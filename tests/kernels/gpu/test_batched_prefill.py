@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from sparse_kernels import PageSummaries
-from sparsity_worker.plugin.accounts.ledger import PREFILL, Account, Ledger
+from sparsity_worker.plugin.accounts.ledger import Account, Ledger
+from sparsity_worker.plugin.accounts.shares import PREFILL
 from sparsity_worker.plugin.attention import Prompt, Spans
 from sparsity_worker.plugin.torch_attention import TorchAttention
 from sparsity_worker.plugin.triton_attention import TritonAttention

@@ -170,7 +170,7 @@ async def restarted(folder: Path, *overrides: Override) -> tuple[PolicyFollower,
     before = Overrides(lambda: None)
     before.stored(overrides, 1)
     before.kill()
-    file.save(1, [], before.active(), before.waiting())
+    file.save(1, [], before.active(), before.local())
     follower = PolicyFollower(source, ttl=300.0, disk=file)
     await follower.start()
     assert KILL_SWITCH_ID in [override.id for override in follower.snapshot.overrides]

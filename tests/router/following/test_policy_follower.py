@@ -548,7 +548,7 @@ async def test_an_override_set_in_an_outage_survives_a_restart_and_reaches_the_s
             await router.policy.PutOverride(policy_pb2.PutOverrideRequest(override=override))
 
             async def saved() -> bool:
-                return SnapshotFile(file).load().waiting == {"k"}
+                return SnapshotFile(file).load().local == {"k"}
 
             await until(saved)
         # It was not current when it was written: the time to live of policies goes on.

@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 import pytest_asyncio
 from sparsity.v1 import policy_pb2
 from sparsity_router.config import RouterConfig
+from sparsity_router.following.overrides import KILL_SWITCH_ID
+from sparsity_router.following.snapshot_file import SnapshotFile
 from sparsity_router.server import serve
-from sparsity_rpc.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError, StoreError
 from sparsity_rpc.status import to_error
-from support.routers.router import Router, failure, running
+from support.routers.router import Router, failure, running, until
 from support.stores.valkey import Valkey
 from support.tiny import tiny_model
 
@@ -26,11 +31,15 @@ def server() -> Iterator[Valkey]:
         yield server
 
 
-@pytest_asyncio.fixture
-async def router(tmp_path: Path, server: Valkey) -> AsyncIterator[Router]:
-    config = RouterConfig(
+@pytest.fixture
+def config(tmp_path: Path, server: Valkey) -> RouterConfig:
+    return RouterConfig(
         tiny_model(tmp_path), ("127.0.0.1:1",), server.url, "127.0.0.1:0", band_set="small-context", drain_seconds=0.2
     )
+
+
+@pytest_asyncio.fixture
+async def router(config: RouterConfig) -> AsyncIterator[Router]:
     async with running(config) as router:
         # The tiny model's context is 512, so the bands move down.
         await router.edit(bands=[(0, 1), (50, 2), (100, 3)])
@@ -133,6 +142,44 @@ async def test_the_kill_switch_by_signal(router: Router) -> None:
     await router.becomes("TIER_DENSE")
     os.kill(os.getpid(), signal.SIGUSR2)
     await router.becomes("TIER_AGGRESSIVE")
+
+
+async def test_the_kill_switch_by_signal_outlasts_a_restart_beside_the_store(
+    config: RouterConfig, server: Valkey, tmp_path: Path
+) -> None:
+    file = tmp_path / "policies.json"
+    config = replace(config, snapshot_file=file)
+
+    async def told(router: Router) -> list[str]:
+        listed = await router.policy.ListOverrides(policy_pb2.ListOverridesRequest())
+        return [override.actor for override in listed.overrides]
+
+    async with running(config) as router:
+        await router.edit(bands=[(0, 1), (50, 2), (100, 3)])
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await until(saved(file, {KILL_SWITCH_ID}))
+    async with running(config) as router:
+        # From the first answer on, and after what the store says.
+        assert await router.tier() == ("TIER_DENSE", "REASON_KILL_SWITCH")
+        await router.edit()
+        assert (await router.tier(), await told(router)) == (("TIER_DENSE", "REASON_KILL_SWITCH"), ["signal"])
+    async with running(config) as router:
+        # An operator ends it too, whether or not the store is there.
+        server.stop()
+        await router.policy.DeleteOverride(policy_pb2.DeleteOverrideRequest(id=KILL_SWITCH_ID))
+        assert ((await router.tier())[0], await told(router)) == ("TIER_AGGRESSIVE", [])
+        await until(saved(file, set()))
+    async with running(config) as router:
+        assert (await router.tier())[0] == "TIER_AGGRESSIVE"
+
+
+def saved(file: Path, ids: set[str]) -> Any:
+    async def holds() -> bool:
+        with contextlib.suppress(StoreError):
+            return SnapshotFile(file).load().local == ids
+        return False
+
+    return holds
 
 
 async def test_an_absent_store_names_the_option(tmp_path: Path) -> None:

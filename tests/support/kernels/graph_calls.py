@@ -29,7 +29,8 @@ from sglang.srt.model_executor.runner_utils.buffers import DecodeInputBuffers
 from sglang.srt.runtime_context import get_parallel
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_worker.keys import CONFIG_KEY, REPORT_KEY
-from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Account
+from sparsity_worker.plugin.accounts.ledger import Account
+from sparsity_worker.plugin.accounts.shares import DECODE, PREFILL
 from sparsity_worker.plugin.attention import Prompt
 from sparsity_worker.plugin.backend import SparsityAttnBackend
 from sparsity_worker.plugin.dense_backend import DenseAttnBackend
@@ -221,6 +222,8 @@ def padded_decode() -> Any:
     rows = runner.rows(3)
     replayed = graph.replay(batch, rows)
     counted = runner.account(batch)
+    # By other names: a request's token counts once.
+    batch = batch_of(runner, [length + 1 for length in lengths], prefix="e")
     runner.attn_backend.init_forward_metadata(batch)
     eager = runner.forward(batch, rows)
     again = runner.account(batch)
@@ -229,7 +232,7 @@ def padded_decode() -> Any:
         "magnitude": eager[0].abs().mean().item(),
         "entries": len(runner.attn_backend.ledger),
         "replayed": densities(counted, DECODE), "eager": densities(again, DECODE),
-        "calls": [account.calls for account in again],
+        "calls": [account.calls for account in counted + again],
     }  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from sparsity_rpc.errors import ConfigurationError
 from sparsity_worker.config import ModelFacts
 from sparsity_worker.engine.sglang_engine import Engine, EngineRequest
 from sparsity_worker.keys import PROBE_KEY
-from sparsity_worker.plugin.accounts.ledger import PREFILL, Account
+from sparsity_worker.plugin.accounts.ledger import Account
+from sparsity_worker.plugin.accounts.shares import PREFILL
 from sparsity_worker.profiles.tier_profile import TierProfile
 
 # Of an engine without a profile.

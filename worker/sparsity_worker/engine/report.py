@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sparsity.v1 import inference_pb2
 
-from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Account
+from sparsity_worker.plugin.accounts.ledger import Account
+from sparsity_worker.plugin.accounts.shares import DECODE, PREFILL
 
 
 def sparsity_report(

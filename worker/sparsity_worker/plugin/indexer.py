@@ -11,7 +11,7 @@ import numpy as np
 from sparse_kernels.stats import causal_pairs
 
 from sparsity_worker.keys import CONFIG_KEY
-from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Ledger
+from sparsity_worker.plugin.accounts.ledger import Ledger
 from sparsity_worker.plugin.accounts.packing import Followed
 from sparsity_worker.plugin.attention import Prompt, on_the_host
 from sparsity_worker.profiles.indexer_profile import INDEXER_SCHEMA, parse_indexer_profile
@@ -126,7 +126,10 @@ class IndexerMeter:
             pairs = picked(length, new, self._index_topk)
             table[:] = (pairs.causal, pairs.causal, new, new)
             table[sparse] = pairs
-            self.ledger.add_layers(rid, DECODE if decode else PREFILL, range(self._layers), table)
+            known = self.prompts.get(rid)
+            shares = self.ledger.shares(rid, length, new, 0 if decode else known.length if known else length)
+            self.ledger.add_layers(rid, shares, range(self._layers), table)
+            self.ledger.attended(rid, length)
 
     def _spans(self, forward_batch: ForwardBatch, decode: bool) -> Iterator[tuple[str, int, int]]:
         """Of each request: its id, the tokens it has, and how many of them are new."""

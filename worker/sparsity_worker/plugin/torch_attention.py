@@ -15,7 +15,8 @@ from sparse_kernels import (
 )
 from sparse_kernels.stats import AttentionStats
 
-from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Ledger
+from sparsity_worker.plugin.accounts.ledger import Ledger
+from sparsity_worker.plugin.accounts.shares import Shares
 from sparsity_worker.plugin.attention import MEASURED_ROWS, Prompt, Spans, watched
 from sparsity_worker.profiles.profile import Profile
 
@@ -28,7 +29,7 @@ _MEASURED_EVERY = 16
 
 
 class _Row(NamedTuple):
-    """One request of a batch: its tokens are rows ``start .. end`` and its context has ``length`` keys."""
+    """One request of a batch: its tokens are rows ``start .. end``, of ``length`` keys; ``shares`` of them count."""
 
     rid: str
     start: int
@@ -36,6 +37,7 @@ class _Row(NamedTuple):
     length: int
     prompt: Prompt
     table: torch.Tensor
+    shares: Shares
 
 
 class TorchAttention:
@@ -69,8 +71,9 @@ class TorchAttention:
         self._rows, pages = [], [torch.empty(0, dtype=torch.int64)]
         for rid, slot, length, new, prompt in zip(*spans, strict=True):
             table = (self._req_to_token[slot, :length:page] // page).to(torch.int64)
-            self._rows.append(_Row(rid, start, start + new, length, prompt, table))
-            if decode and prompt.reasoning:
+            shares = self._ledger.shares(rid, length, new, 0 if decode else prompt.length)
+            self._rows.append(_Row(rid, start, start + new, length, prompt, table, shares))
+            if decode and prompt.reasoning and shares.any():
                 self._ledger.reasoned(rid)
             # Nobody reads the summaries of a dense request's pages: no other tier shares them.
             if not self._profiles[prompt.tier].dense:
@@ -89,7 +92,7 @@ class TorchAttention:
             sequence = PagedSequence(keys, values, row.table, row.length)
             rows = q[row.start : row.end]
             out[row.start : row.end], stats = self._one(rows, sequence, summaries, layer, row.prompt, decode)
-            self._ledger.add(row.rid, layer.layer_id, DECODE if decode else PREFILL, stats)
+            self._ledger.add(row.rid, layer.layer_id, row.shares, stats)
         return out
 
     def _one(
@@ -119,4 +122,6 @@ class TorchAttention:
         return dense_attention(q, sequence, layer.scaling)
 
     def book(self) -> None:
-        """Nothing is left to enter: each call was."""
+        """Ends the counting of the batch's tokens; each call was entered."""
+        for row in self._rows:
+            self._ledger.attended(row.rid, row.length)

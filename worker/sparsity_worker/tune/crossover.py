@@ -6,11 +6,11 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving.benchmark import versions_of
 
 from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.devices import pick_dtype
@@ -22,7 +22,8 @@ SCHEMA: Final = "sparsity.crossover/v1"
 NEVER: Final = 2**31 - 1
 """Where sparse attention was not faster at any length: longer than any context."""
 _FASTER: Final = 0.97
-_PACKAGES: Final = ("sparsity-router", "torch", "triton", "sglang")
+# The first is the distribution of this module and of the kernels.
+_PACKAGES: Final = ("sparsity-worker", "torch", "triton", "sglang")
 
 
 class Heads(NamedTuple):
@@ -149,13 +150,7 @@ class Crossover:
 
 def versions() -> dict[str, str]:
     """Of what the kernels come from and are compiled by."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = ""
-    return found
+    return versions_of(_PACKAGES)
 
 
 def shortest(timings: Iterable[Timing]) -> int:

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import torch
 
-from sparsity_worker.plugin.accounts.ledger import DECODE, PREFILL, Account, Ledger
+from sparsity_worker.plugin.accounts.ledger import Account, Ledger
+from sparsity_worker.plugin.accounts.shares import DECODE, PREFILL
 from sparsity_worker.plugin.attention import Prompt, Spans
 from sparsity_worker.plugin.memory import summaries_of
 from sparsity_worker.plugin.triton_attention import TritonAttention

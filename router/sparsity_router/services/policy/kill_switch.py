@@ -83,8 +83,8 @@ async def delete_override(
         if not overrides.end(request.id):
             raise
     except StoreError:
-        # One that was set here while the store was away never reached it.
-        if not any(override.id == request.id for override in overrides.waiting()):
+        # One that was set here while the store was away, or by signal, never reached it.
+        if not any(override.id == request.id for override in overrides.local()):
             raise
         overrides.end(request.id, 0)
     else:

@@ -13,12 +13,9 @@ from numpy.typing import NDArray
 from sparse_kernels.stats import AttentionStats
 
 from sparsity_worker.keys import NOBODY
+from sparsity_worker.plugin.accounts.shares import DECODE, FIELDS, Shares, shares_of
 
-PREFILL: Final = 0
-DECODE: Final = 1
 _HEADER = struct.Struct("<IQQQdQ")
-# Per layer and phase: attended pairs, causal pairs, coverage summed over rows, rows.
-_FIELDS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +48,10 @@ class Account:
         if len(packed) < _HEADER.size:
             raise ValueError(f"account: {len(packed)} bytes are too few")
         layers, sparse_calls, calls, reasoning, mass, rows = _HEADER.unpack_from(packed)
-        if len(packed) != _HEADER.size + layers * 2 * _FIELDS * 8:
+        if len(packed) != _HEADER.size + layers * 2 * FIELDS * 8:
             raise ValueError(f"account: {len(packed)} bytes do not make {layers} layers")
         body = np.frombuffer(packed, dtype=np.float64, offset=_HEADER.size)
-        return cls(sparse_calls, calls, reasoning, mass / rows if rows else 1.0, rows, body.reshape(layers, 2, _FIELDS))
+        return cls(sparse_calls, calls, reasoning, mass / rows if rows else 1.0, rows, body.reshape(layers, 2, FIELDS))
 
     def density(self, phase: int) -> NDArray[np.float64]:
         """Attended over causal pairs of each layer; 1 where nothing was attended."""
@@ -85,12 +82,14 @@ Inside = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
 class _Entry:
     """What was attended: over all ranks, by this rank since they last added up, and steps whose price is not yet in."""
 
-    __slots__ = ("entered", "fresh", "reasoning", "settled", "steps", "tier")
+    __slots__ = ("attended", "entered", "fresh", "reasoning", "settled", "steps", "tier")
 
     def __init__(self, layers: int) -> None:
-        self.settled = np.zeros(_COUNTS + layers * 2 * _FIELDS)
+        self.settled = np.zeros(_COUNTS + layers * 2 * FIELDS)
         self.fresh = np.zeros_like(self.settled)
         self.reasoning = 0
+        # Tokens of the request that were attended, and count no more.
+        self.attended = 0
         # Tokens in the cache at each; negative where all of them were attended.
         self.steps: list[int] = []
         self.entered = 0
@@ -127,31 +126,41 @@ class Ledger:
         """
         self._priced = layers, prices, heads, ranks
 
-    def add(self, rid: str, layer: int, phase: int, stats: AttentionStats) -> None:
-        """Books one kernel call."""
+    def shares(self, rid: str, length: int, new: int, prompt: int) -> Shares:
+        """What counts of a request's newest tokens, as :func:`shares_of` says; :meth:`attended` ends their counting."""
+        entry = self._entries.get(rid)
+        return shares_of(length, new, entry.attended if entry else 0, prompt)
+
+    def attended(self, rid: str, length: int) -> None:
+        """Notes that a pass has attended so many tokens of a request."""
+        entry = self._entry(rid)
+        entry.attended = max(entry.attended, length)
+
+    def add(self, rid: str, layer: int, shares: Shares, stats: AttentionStats) -> None:
+        """Books one kernel call, of which ``shares`` count."""
         entry = self._entry(rid)
         entry.fresh[:2] += (stats.attended < stats.causal, 1)
         if stats.measured_rows:
             self.measured(rid, stats.measured, stats.measured_rows)
-        self._table(entry.fresh)[layer, phase] += (
+        self._table(entry.fresh)[layer] += shares * (
             stats.attended, stats.causal, stats.coverage * stats.rows, stats.rows,
         )  # fmt: skip
 
-    def add_layers(self, rid: str, phase: int, layers: Sequence[int], table: NDArray[np.float64]) -> None:
+    def add_layers(self, rid: str, shares: Shares, layers: Sequence[int], table: NDArray[np.float64]) -> None:
         """Books one call of each layer at once.
 
         Args:
             rid: the request.
-            phase: `PREFILL` or `DECODE`.
+            shares: that count of it.
             layers: their numbers.
             table: float64 ``[layers, 4]``: attended pairs, causal pairs, coverage summed over rows, rows.
         """
         entry = self._entry(rid)
         entry.fresh[:2] += ((table[:, 0] < table[:, 1]).sum(), len(layers))
-        self._table(entry.fresh)[layers, phase] += table
+        self._table(entry.fresh)[layers] += shares * table[:, None]
 
     def step(self, rid: str, length: int, *, dense: bool, tier: int = 0) -> None:
-        """Books one decode step of all layers, whose price is asked when the account is packed.
+        """Books one decode step of all layers, whose price is asked when the account is packed; each length once.
 
         Args:
             rid: the request.
@@ -160,6 +169,10 @@ class Ledger:
             tier: the request's, by which its steps are priced.
         """
         entry = self._entry(rid)
+        # SGLang drops a step that ran ahead of a request it took back, and takes it again.
+        if length <= entry.attended:
+            return
+        entry.attended = length
         entry.tier = tier
         entry.steps.append(-length if dense else length)
 
@@ -247,7 +260,7 @@ class Ledger:
         table[layers, DECODE, 1] += lengths.sum() * (heads * ranks)
 
     def _table(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
-        return counts[_COUNTS:].reshape(self._layers, 2, _FIELDS)
+        return counts[_COUNTS:].reshape(self._layers, 2, FIELDS)
 
     def _entry(self, rid: str) -> _Entry:
         entry = self._entries.get(rid)

@@ -12,7 +12,8 @@ from sparse_kernels.gpu.block_selection import BatchSelection
 from sparse_kernels.layout.batch import PagedBatch
 from sparse_kernels.measured_coverage import measured_coverage, spread_rows
 
-from sparsity_worker.plugin.accounts.ledger import PREFILL, Ledger
+from sparsity_worker.plugin.accounts.ledger import Ledger
+from sparsity_worker.plugin.accounts.shares import Shares
 from sparsity_worker.plugin.attention import MEASURED_ROWS, Spans, accounted
 from sparsity_worker.plugin.host_device import Download
 
@@ -112,10 +113,21 @@ class PrefillAccounts:
         attended, chosen = self._attended, np.array(list(self._chosen.values()))
         self._attended, self._chosen = {}, {}
         found = Download(torch.stack(list(attended.values()))) if attended else None
+        shares = []
+        for rid, length, new, prompt in zip(spans.rids, spans.lengths, spans.new, spans.prompts, strict=True):
+            shares.append(self._ledger.shares(rid, length, new, prompt.length))
+            self._ledger.attended(rid, length)
         rows, ready = [self._layers.index(layer) for layer in attended], found.ready if found else lambda: True
-        self._ledger.defer(spans.rids, lambda: self._enter(spans, np.array(rows), chosen, found), ready)
+        self._ledger.defer(spans.rids, lambda: self._enter(spans, shares, np.array(rows), chosen, found), ready)
 
-    def _enter(self, spans: Spans, rows: NDArray[np.int64], chosen: NDArray[np.int64], found: Download | None) -> None:
+    def _enter(
+        self,
+        spans: Spans,
+        shares: Sequence[Shares],
+        rows: NDArray[np.int64],
+        chosen: NDArray[np.int64],
+        found: Download | None,
+    ) -> None:
         """Books prefill: every layer as dense, but ``rows`` by what was ``found`` where blocks were ``chosen``."""
         selected = None if found is None else found.read()
         for number, (rid, length, new) in enumerate(zip(spans.rids, spans.lengths, spans.new, strict=True)):
@@ -127,7 +139,7 @@ class PrefillAccounts:
                 # Of a request all tiles are of one size, its tier's.
                 table[rows[pruned], 0] = pairs + _pairs_inside(length - new, length, int(chosen[:, number].max()))
                 table[rows[pruned], 2] = selected[pruned, 1, number]
-            self._ledger.add_layers(rid, PREFILL, self._layers, table * self._heads)
+            self._ledger.add_layers(rid, shares[number], self._layers, table * self._heads)
 
 
 def _pairs_inside(first: int, last: int, tile: int) -> int:
