@@ -205,7 +205,7 @@ class InferenceService:
             self._callers.routed(decided.decision_id, charge)
             describe(span, asked, decided, decision, model.name)
             message = inner.message
-            message.tier = served.tier.value  # type: ignore[assignment]
+            message.tier = served.tier.wire
             worker.expect(message.request_id, served.tier, outstanding_tokens(message))
             if self._observer is not None:
                 signals, label = decided.review.signals, asked.request_id
