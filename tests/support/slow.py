@@ -41,6 +41,7 @@ SLOW = {
     "tests/router/test_ipv6.py": "starts routers of several processes at every kind of address",
     "tests/router/services/test_fleet_service.py": "starts several routers, and waits until they know of each other",
     "tests/cli/test_worker_doctor.py": "starts the command line over and over, once to time a model's layers",
+    "tests/cli/test_check.py": "waits until policies are stale",
     "tests/router/models/test_document.py": "starts routers with documents of models that they refuse",
     "tests/router/test_readiness.py": "waits for workers to come, to go and to be proven",
     "tests/worker/test_warm_up.py": "counts the kernels that batches of every kind ask for",
