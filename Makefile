@@ -36,6 +36,7 @@ test: lint
 	@TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/kernels/gpu
 
 # What is worth waiting for before each commit: style, types, stubs, and the tests that take no more than a moment.
+check: export CHARTS = --newest
 check: lint
 	@$(PAIR) -m "not chaos and not slow"
 
@@ -76,7 +77,7 @@ style:
 	@$(DEPLOY_TOOL)/promql.py
 	@$(DEPLOY_TOOL)/release.py
 	@$(DEPLOY_TOOL)/workflows.py
-	@$(DEPLOY_TOOL)/charts.py
+	@$(DEPLOY_TOOL)/charts.py $(CHARTS)
 	@$(if $(KUBECTL),$(DEPLOY_TOOL)/server_side.py $(KUBECTL),echo "chart: no API server asked; KUBECTL='kubectl --context NAME' names one")
 
 format: environment

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,12 @@ with suppress(ImportError):
     settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("untimed")
 SLOWEST = 10
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files of nothing but slow tests are not even read where `-m` leaves those out: each process reads all others."""
+    left_out = "not slow" in config.option.markexpr
+    return True if left_out and why(collection_path.relative_to(config.rootpath).as_posix()) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

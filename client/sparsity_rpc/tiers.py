@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from sparsity.v1 import inference_pb2
+
 
 class Tier(IntEnum):
     """How much attention; a larger number is sparser. Values equal `sparsity.v1.Tier`."""
@@ -16,6 +18,11 @@ class Tier(IntEnum):
     def word(self) -> str:
         """The tier as documents spell it."""
         return self.name.lower()
+
+    @property
+    def wire(self) -> inference_pb2.Tier.ValueType:
+        """The tier as messages have it."""
+        return inference_pb2.Tier.ValueType(self.value)
 
 
 TIERS = tuple(tier.word for tier in Tier)

@@ -42,7 +42,8 @@ from schema_kinds import (
 from sparsity_policies.model import Risk, Tier
 from sparsity_router.config import RouterConfig
 from sparsity_rpc.semconv import FIRST_TOKEN_SECONDS
-from sparsity_worker.config import TIERS, WorkerConfig
+from sparsity_rpc.tiers import TIERS
+from sparsity_worker.config import WorkerConfig
 
 FILE = Path(__file__).resolve().parents[1] / "helm" / "sparsity-router" / "values.schema.json"
 # What Helm can tell of a policy; the job before an install reads it whole.

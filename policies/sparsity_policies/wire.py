@@ -91,9 +91,9 @@ def override_to_wire(override: Override) -> policy_pb2.Override:
     """The message of an override."""
     message = policy_pb2.Override(
         id=override.id,
-        scope=override.scope.value,  # type: ignore[arg-type]
+        scope=policy_pb2.OverrideScope.ValueType(override.scope),
         target=override.target,
-        max_tier=override.max_tier.value,  # type: ignore[arg-type]
+        max_tier=override.max_tier.wire,
         reason=override.reason,
         actor=override.actor,
     )
@@ -135,12 +135,12 @@ def decision_to_wire(decision: Decision, decision_id: str) -> inference_pb2.Deci
     """The message of a decision."""
     return inference_pb2.Decision(
         decision_id=decision_id,
-        tier=decision.tier.value,  # type: ignore[arg-type]
-        reason=decision.reason.value,  # type: ignore[arg-type]
+        tier=decision.tier.wire,
+        reason=inference_pb2.Reason.ValueType(decision.reason),
         matched_rule=decision.matched_rule,
         policy=decision.policy,
         policy_revision=decision.policy_revision,
-        policy_tier=decision.policy_tier.value,  # type: ignore[arg-type]
+        policy_tier=decision.policy_tier.wire,
         explanation=decision.explanation,
         dense_reasoning=decision.dense_reasoning,
     )
@@ -163,12 +163,12 @@ def signals_to_wire(signals: Signals) -> inference_pb2.Signals:
         session=signals.session,
         scanned_bytes=signals.scanned_bytes,
         prompt_bytes=signals.prompt_bytes,
-        max_tier=signals.max_tier.value if signals.max_tier else None,  # type: ignore[arg-type]
+        max_tier=signals.max_tier.wire if signals.max_tier else inference_pb2.TIER_UNSPECIFIED,
         classifier_error=signals.classifier_error,
         request_key=signals.request_key,
         declared_domain=signals.declared,
         confidence=signals.confidence if signals.confidence < 1 else None,
-        session_tier=signals.session_tier.value if signals.session_tier else None,  # type: ignore[arg-type]
+        session_tier=signals.session_tier.wire if signals.session_tier else inference_pb2.TIER_UNSPECIFIED,
         dense_reasoning=signals.dense_reasoning,
         model=signals.model,
         also_found=signals.also,

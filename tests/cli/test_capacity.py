@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +42,56 @@ def test_shared_workers_need_fewer_gpus_than_dense_and_pools_more_up_to_eight() 
     rows = {row["load"]: row for row in reckoned("--gpus-per-worker", "4")["rows"]}
     loads = (4, 8, 16, 32)
     assert [rows[load]["workers"]["dense"] for load in loads] == [6, 10, 19, 35]
-    assert [rows[load]["workers"]["shared"] for load in loads] == [5, 9, 16, 29]
-    assert [rows[load]["gpus"]["shared"] for load in loads] == [20, 36, 64, 116]
+    assert [rows[load]["workers"]["shared"] for load in loads] == [5, 8, 15, 28]
+    assert [rows[load]["gpus"]["shared"] for load in loads] == [20, 32, 60, 112]
     more = {load: row["gpus"]["pools"] - row["gpus"]["dense"] for load, row in rows.items()}
     assert all(more[load] > 0 for load in (1, 2, 4, 8))
     assert more[16] == 0 > more[32]
 
 
-def test_all_ways_are_one_where_everything_is_dense() -> None:
-    for row in reckoned("--mix", "dense=100")["rows"]:
+def unshared(folder: Path) -> Path:
+    """The result file without a worker of every tier."""
+    document = json.loads(COMMITTED.read_text())
+    document["rows"] = [row for row in document["rows"] if not row["name"].startswith("shared")]
+    path = folder / "serving.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_all_ways_are_one_where_everything_is_dense(tmp_path: Path) -> None:
+    found = reckoned("--mix", "dense=100", "--results", str(unshared(tmp_path)))
+    assert any("1.000 at dense" in line and line.endswith("not measured") for line in found["assumptions"])
+    for row in found["rows"]:
         assert row["gpus"]["dense"] == row["gpus"]["pools"] == row["gpus"]["shared"]
+
+
+def test_shared_workers_are_reckoned_from_their_own_prompts(tmp_path: Path) -> None:
+    costs, separate = read_costs(COMMITTED), read_costs(unshared(tmp_path))
+    measured = {row["name"] + row["shape"]: row["value"] for row in json.loads(COMMITTED.read_text())["rows"]}
+    name = "{}dense: time to first tokenLlama-3.1-8B, 1024 tokens, density 1.000"
+    assert costs.shared[Tier.DENSE].prefill_seconds(1024) == measured[name.format("shared-")]
+    own = costs.seconds(Tier.DENSE, 1024, 8, 32, shared=True) - costs.seconds(Tier.DENSE, 1024, 8, 32)
+    assert own == pytest.approx(measured[name.format("shared-")] - measured[name.format("")])
+    assert separate.seconds(Tier.DENSE, 1024, 8, 32, shared=True) == costs.seconds(Tier.DENSE, 1024, 8, 32)
+    (short,) = reckoned("--prompt-tokens", "1024", "--load", "32")["rows"]
+    assert short["workers"]["shared"] > short["workers"]["dense"]
+
+
+def test_the_page_shows_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (COMMITTED.parents[1] / "capacity.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"(?ms)^```console\n\$ sparsity (.+?)\n(.+?)\n\.\.\.\n```$", page)
+    monkeypatch.setenv("COLUMNS", "200")
+    printed = RUNNER.invoke(app, block[0].split()).stdout
+    shown = block[1].splitlines()
+    assert [line.rstrip() for line in printed.splitlines()][: len(shown)] == shown
+    prose = " ".join(page.split())
+    for tokens, words in (
+        (8192, "({0} shared against {1} dense at a load of 8, {2} against {3} at 32)"),
+        (65536, "with 65,536 tokens more ({0} and {2})"),
+        (1024, "need more ({0} and {2})"),
+    ):
+        rows = reckoned("--prompt-tokens", str(tokens), "--load", "8,32")["rows"]
+        assert words.format(*(row["workers"][kind] for row in rows for kind in ("shared", "dense"))) in prose
 
 
 def test_rates_are_reckoned_by_what_a_request_costs() -> None:

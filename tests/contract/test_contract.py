@@ -18,8 +18,15 @@ from support.slow import SLOW
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_importing_the_router_loads_no_torch() -> None:
-    code = "import sys, sparsity_router.server, sparsity_cli.main; assert 'torch' not in sys.modules"
+@pytest.mark.parametrize(
+    ("imported", "left_out"),
+    [
+        ("sparsity_router.server, sparsity_cli.main", "torch"),
+        ("sparsity_router.server, sparsity_policies.documents.confined", "prompt_toolkit"),
+    ],
+)
+def test_importing_the_router_loads_nothing_large_that_it_has_no_use_for(imported: str, left_out: str) -> None:
+    code = f"import sys, {imported}; assert {left_out!r} not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

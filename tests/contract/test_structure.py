@@ -6,6 +6,7 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -30,9 +31,20 @@ def modules(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*.py") if "_pb2" not in path.name)
 
 
-def imported(path: Path) -> Iterator[str]:
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """The syntax of a module."""
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@cache
+def imported(path: Path) -> tuple[str, ...]:
     """Full names of what a module imports, wherever in it; of `from a import b` that is `a.b`."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    return tuple(_imported(path))
+
+
+def _imported(path: Path) -> Iterator[str]:
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -156,7 +168,7 @@ def test_no_two_functions_of_one_name_compute_on_the_cpu_and_on_the_gpu() -> Non
         {
             node.name
             for path in modules(PACKAGES["sparse_kernels"] / name)
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            for node in nodes(path)
             if isinstance(node, kinds) and not node.name.startswith("__")
         }
         for name in ("cpu", "gpu", "reference")
@@ -167,10 +179,10 @@ def test_no_two_functions_of_one_name_compute_on_the_cpu_and_on_the_gpu() -> Non
 
 
 def test_no_function_takes() -> None:
-    """Nine did, each something else: adopt, redeem, reserve, unpack, add."""
+    """What is taken is adopted, redeemed, reserved, unpacked or added."""
     found = (path for package in PACKAGES.values() for path in modules(package))
-    trees = (ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for path in found)
-    names = {node.name for tree in trees for node in tree if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    names = {node.name for path in found for node in nodes(path) if isinstance(node, kinds)}
     assert len(names) > 1000
     assert "take" not in names
 

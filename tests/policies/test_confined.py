@@ -59,6 +59,18 @@ def test_a_database_that_was_compiled_there_scans_here(limited: Confined) -> Non
         limited.compile(["("])
 
 
+def test_what_one_compiled_no_other_compiles_again(limited: Confined) -> None:
+    made = limited.compile(["kept once"])
+    idle = Confined()
+    assert idle.compile(["kept once"]) is made
+    assert idle._process is None
+    assert limited.compile(["kept twice"]) is not made
+    for _ in range(2):
+        with pytest.raises(ValueError, match="does not compile"):
+            idle.compile(["("])
+    idle.close()
+
+
 def test_a_pattern_past_the_limits_is_a_mistake_and_the_next_check_goes_on(
     limited: Confined, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Tests that take longer than a moment, each file with its reason: `make check` leaves them out.
+"""Tests that take longer than a moment, each file with its reason: `make check` leaves them out, unread.
 
 `make test` starts them first, in this order: none is left for the end, when one of two processes has nothing to do.
 """
@@ -20,13 +20,30 @@ SLOW = {
     "tests/first_run/test_first_minutes.py": "starts the service with echo workers: fresh, and for the tour",
     "tests/deploy/test_images.py": "installs what the images install",
     "tests/router/test_processes.py": "starts routers of several processes",
+    "tests/deploy/test_chart.py": "renders the chart by every Helm, hundreds of times",
     "tests/worker/test_graph_calls.py": "runs SGLang's calls around CUDA graphs in Triton's interpreter",
     "tests/router/embedded/test_secured_store.py": "starts routers over stores that they cannot log in to",
     "tests/router/test_never_sparser.py": "tries thousands of requests against policies that change",
+    "tests/kernels/test_block_sparse_prefill.py": "holds kernels to their references over hundreds of shapes",
+    "tests/quality/test_workers.py": "runs the quality suite against workers that answer",
+    "tests/cli/test_policy_cli.py": "starts the command line over and over, beside a router",
     "tests/router/services/test_hostile_policies.py": "waits for patterns and conditions that never end",
+    "tests/router/services/test_policy_api.py": "starts a router and its store for each test",
+    "tests/policies/risk/test_risk_data.py": "weighs every text that is shipped",
+    "tests/deploy/test_policy_folder.py": "starts a router over a folder that is mounted as Kubernetes does",
+    "tests/router/following/test_policy_follower.py": "takes stores away from routers, and waits until they are told",
+    "tests/policies/test_confined.py": "starts processes, and ends them at their limits",
     "tests/kernels/test_hopper_kernels_compile.py": "compiles every Gluon kernel for Hopper",
     "tests/router/gateway/test_frameworks.py": "installs LangChain and LiteLLM once, and imports them each time",
     "tests/client/test_other_languages.py": "installs a compiler of TypeScript once, and compiles each time",
+    "tests/deploy/test_model.py": "downloads models of a hub that answers in odd ways",
+    "tests/router/services/test_large_requests.py": "sends requests of many megabytes",
+    "tests/router/fleet/test_worker_channels.py": "opens a thousand channels",
+    "tests/router/test_ipv6.py": "starts routers of several processes at every kind of address",
+    "tests/router/services/test_fleet_service.py": "starts several routers, and waits until they know of each other",
+    "tests/cli/test_worker_doctor.py": "starts the command line over and over, once to time a model's layers",
+    "tests/cli/test_check.py": "waits until policies are stale",
+    "tests/router/models/test_document.py": "starts routers with documents of models that they refuse",
     "tests/router/test_readiness.py": "waits for workers to come, to go and to be proven",
     "tests/worker/test_warm_up.py": "counts the kernels that batches of every kind ask for",
     "tests/router/fleet/test_queue.py": "waits for room at workers, and in vain",

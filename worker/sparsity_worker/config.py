@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparsity_rpc.errors import ConfigurationError
-from sparsity_rpc.tiers import DENSE as DENSE
-from sparsity_rpc.tiers import TIERS as TIERS
+from sparsity_rpc.tiers import DENSE, TIERS
 from sparsity_rpc.tls import ServerTls
 from sparsity_serving.engines import ECHO, ENGINES, SGLANG
 from sparsity_serving.fields.defaults import Defaults, ends_of

@@ -17,8 +17,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from sparsity_rpc.errors import ConfigurationError, SparsityError
+from sparsity_rpc.tiers import TIERS
 from sparsity_serving.benchmark import header, markdown, write
-from sparsity_worker.config import TIERS
 
 from sparsity_bench.serving import verdict
 from sparsity_bench.serving.baseline import OF_SHARED, SHARED, THIRDS, VARIANTS, narrowed, starts, third, variant_of

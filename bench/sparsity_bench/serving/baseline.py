@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from sparsity_worker.config import TIERS
+from sparsity_rpc.tiers import TIERS
 from sparsity_worker.keys import DENSE_BACKEND, UNACCOUNTED_VARIABLE
 
 from sparsity_bench.serving.plan import Plan

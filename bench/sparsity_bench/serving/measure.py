@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-from sparsity_worker.config import TIERS
+from sparsity_rpc.tiers import TIERS
 from sparsity_worker.nvml import energy_joules
 
 from sparsity_bench.serving.baseline import SHARED

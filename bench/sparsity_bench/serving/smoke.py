@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import ConfigurationError
-from sparsity_worker.config import TIERS
+from sparsity_rpc.tiers import TIERS
 
 from sparsity_bench.serving.baseline import starts
 from sparsity_bench.serving.loads import repeats, soak

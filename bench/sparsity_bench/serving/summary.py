@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sparsity_worker.config import TIERS
+from sparsity_rpc.tiers import TIERS
 
 from sparsity_bench.serving.plot import BATCH, FIRST, LENGTH, THROUGHPUT, TOKEN, Figures, figures
 

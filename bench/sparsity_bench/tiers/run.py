@@ -87,7 +87,7 @@ def _one(stub: worker_pb2_grpc.WorkerServiceStub, tier: Tier, prompt: list[int],
         request_id=uuid.uuid4().hex,
         prompt=inference_pb2.TokenIds(ids=prompt),
         sampling=inference_pb2.SamplingParams(max_new_tokens=new_tokens, ignore_eos=True),
-        tier=tier.value,  # type: ignore[arg-type]
+        tier=tier.wire,
         cache_salt=uuid.uuid4().hex,
     )
     started = time.perf_counter()

@@ -65,8 +65,10 @@ def capacity(
         else:
             loads = _loads(load or _LOADS)
         work = {tier: seconds[tier] / seconds[Tier.DENSE] for tier in Tier}
-        plans = [plan(each, shares, work, Worker(places, may_wait, spare)) for each in loads]
-        said = _assumptions(costs, work, busy, gpus_per_worker, measured=dense_seconds is None)
+        of_shared = {tier: costs.seconds(tier, prompt_tokens, new_tokens, places, shared=True) for tier in Tier}
+        shared = {tier: of_shared[tier] / seconds[Tier.DENSE] for tier in Tier}
+        plans = [plan(each, shares, work, shared, Worker(places, may_wait, spare)) for each in loads]
+        said = _assumptions(costs, work, shared, busy, gpus_per_worker, measured=dense_seconds is None)
         if as_json:
             print_json({"assumptions": said, "rows": [_json(each, gpus_per_worker) for each in plans]})
             return
@@ -112,8 +114,11 @@ def _mix(text: str) -> dict[Tier, float]:
     return {tier: share / _HUNDRED for tier, share in found.items()}
 
 
-def _assumptions(costs: Costs, work: Mapping[Tier, float], busy: float, gpus: int, *, measured: bool) -> list[str]:
+def _assumptions(
+    costs: Costs, work: Mapping[Tier, float], shared: Mapping[Tier, float], busy: float, gpus: int, *, measured: bool
+) -> list[str]:
     sparse = " and ".join(f"{work[tier]:.3f} at {tier.word}" for tier in Tier if tier is not Tier.DENSE)
+    beside = ", ".join(f"{shared[tier]:.3f} at {tier.word}" for tier in Tier)
     source = "as you say"
     if measured:
         source = (
@@ -121,6 +126,8 @@ def _assumptions(costs: Costs, work: Mapping[Tier, float], busy: float, gpus: in
         )
     return [
         f"a dense request keeps a worker busy for {busy:.3f} s, {source}; of that work it is {sparse}",
+        f"a worker of every tier does of that work {beside}"
+        + ("" if costs.shared != costs.tiers else ", not measured"),
         f"measured: {costs.model}, {costs.device}; a prompt read alone, and its part of a full worker's decode steps",
         "a request that finds all places taken waits (Erlang C), and no pool takes what another has no room for",
         "not reckoned: prefixes that are cached, room in the KV cache, lengths and arrivals burstier than Poisson's",

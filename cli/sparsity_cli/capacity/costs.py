@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sparsity_rpc.errors import InvalidRequestError
@@ -59,21 +59,24 @@ class Costs:
     Attributes:
         device: what it was measured on.
         model: what was measured.
-        tiers: the figures by tier.
+        tiers: the figures by tier, of workers that serve one each.
+        shared: of a worker that serves every tier; the same where none was measured. Its steps are those of `tiers`:
+            its own were timed in a batch only, and were no slower there.
     """
 
     device: str
     model: str
     tiers: Mapping[Tier, Measured]
+    shared: Mapping[Tier, Measured]
 
     @property
     def lengths(self) -> tuple[int, int]:
         """The shortest and the longest prompt that every tier was measured at."""
-        found = [self.tiers[tier].prefill for tier in Tier]
+        found = [each[tier].prefill for each in (self.tiers, self.shared) for tier in Tier]
         return max(map(min, found)), min(map(max, found))
 
-    def seconds(self, tier: Tier, prompt_tokens: int, new_tokens: int, places: int) -> float:
-        """Of a GPU for one request in a worker whose ``places`` are taken.
+    def seconds(self, tier: Tier, prompt_tokens: int, new_tokens: int, places: int, *, shared: bool = False) -> float:
+        """Of a GPU for one request in a worker whose ``places`` are taken, one of the tier's own or a ``shared`` one.
 
         Raises:
             InvalidRequestError: for a prompt of a length that nothing was measured near.
@@ -81,7 +84,8 @@ class Costs:
         least, most = self.lengths
         if not least <= prompt_tokens <= most:
             raise InvalidRequestError.of("--prompt-tokens", f"was measured from {least} to {most}, not {prompt_tokens}")
-        own, dense = self.tiers[tier], self.tiers[Tier.DENSE]
+        of = self.shared if shared else self.tiers
+        own, dense = of[tier], of[Tier.DENSE]
         # Dense attention reads the whole context; a sparse tier its budget, or what there is of less.
         whole = dense.sequence_seconds * prompt_tokens / _CONTEXT
         reading = whole if tier is Tier.DENSE else min(own.sequence_seconds, whole)
@@ -102,14 +106,22 @@ def read_costs(path: Path) -> Costs:
         problem = f"{path}: no result file of `make bench-serving` ({type(error).__name__}); a clone has one in docs"
         raise InvalidRequestError.of("--results", problem) from error
     tiers = {tier: _measured(rows, tier, path) for tier in Tier}
-    return Costs(device, model, tiers)
+    shared = {tier: _prefill(rows, f"shared-{tier.word}") for tier in Tier}
+    measured = all(len(prefill) > 1 for prefill in shared.values())
+    beside = {tier: replace(tiers[tier], prefill=prefill) for tier, prefill in shared.items()}
+    return Costs(device, model, tiers, beside if measured else tiers)
+
+
+def _prefill(rows: Mapping[tuple[str, str], float], variant: str) -> dict[int, float]:
+    """Seconds to the first token by prompt tokens."""
+    of = ((_PREFILL.fullmatch(shape), value) for (name, shape), value in rows.items()
+          if name == f"{variant}: time to first token")  # fmt: skip
+    return {int(found["tokens"]): value for found, value in of if found}
 
 
 def _measured(rows: Mapping[tuple[str, str], float], tier: Tier, path: Path) -> Measured:
-    prefill, steps = {}, {}
+    prefill, steps = _prefill(rows, tier.word), {}
     for (name, shape), value in rows.items():
-        if name == f"{tier.word}: time to first token" and (found := _PREFILL.fullmatch(shape)):
-            prefill[int(found["tokens"])] = value
         if name == f"{tier.word}: time per output token" and (found := _STEP.fullmatch(shape)):
             steps[int(found["batch"]), int(found["tokens"])] = value
     wanted = (_ALONE, _CONTEXT), (_BATCH, _CONTEXT)

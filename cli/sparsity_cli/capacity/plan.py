@@ -47,15 +47,18 @@ class Plan:
     shared: int
 
 
-def plan(load: float, mix: Mapping[Tier, float], work: Mapping[Tier, float], worker: Worker) -> Plan:
+def plan(
+    load: float, mix: Mapping[Tier, float], work: Mapping[Tier, float], shared: Mapping[Tier, float], worker: Worker
+) -> Plan:
     """Workers for a load.
 
     Args:
         load: how many dense workers it would keep busy, if all of it were dense.
         mix: share of the requests by tier; they add up to 1.
-        work: of a request at a tier, over the same one's dense.
+        work: of a request at a tier, over the same one's in a dense worker.
+        shared: likewise, in a worker of every tier.
         worker: what is taken for granted of every worker.
     """
     by_tier = {tier: load * mix[tier] * work[tier] for tier in mix}
     pools = {tier: worker.pool(part) for tier, part in by_tier.items()}
-    return Plan(load, worker.pool(load), pools, worker.pool(sum(by_tier.values())))
+    return Plan(load, worker.pool(load), pools, worker.pool(load * sum(mix[tier] * shared[tier] for tier in mix)))

@@ -105,7 +105,7 @@ def _move(
         need_reason(reason)
         request = policy_pb2.UpdateRolloutRequest(
             domain=domain,
-            action=action.value,  # type: ignore[arg-type]
+            action=policy_pb2.RolloutAction.ValueType(action),
             reason=reason,
             rollout=fresh,
         )

@@ -218,7 +218,7 @@ def _request(client: WireClient, case: Case, new_tokens: int) -> inference_pb2.G
         domain=case.domain,
         task=case.task,
         flags=case.flags,
-        max_tier=case.max_tier.value if case.max_tier else None,  # type: ignore[arg-type]
+        max_tier=case.max_tier.wire if case.max_tier else None,
         max_new_tokens=new_tokens,
     )
 

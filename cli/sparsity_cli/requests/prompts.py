@@ -54,7 +54,7 @@ def read_tier(word: str | None, option: str = "--max-tier") -> inference_pb2.Tie
         return None
     for tier in Tier:
         if tier.word == word:
-            return tier.value  # type: ignore[return-value]
+            return tier.wire
     raise InvalidRequestError.of(option, f"must be one of {', '.join(t.word for t in Tier)}, not {word!r}")
 
 

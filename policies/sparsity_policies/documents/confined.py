@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import hyperscan
+from cachetools import LRUCache, cached
 from sparsity_rpc.errors import InvalidRequestError, Violation
 
 from sparsity_policies.documents.validate import check_policy
@@ -44,6 +45,8 @@ _PATIENCE = 10.0
 # A process that nobody asks for so long ends, and gives its memory back.
 _IDLE_SECONDS = 600.0
 _SIZE = struct.Struct("!Q")
+# Of databases that were compiled, whoever asked: what an editor tried is what routers then follow.
+_KEPT_BYTES = 16 * 2**20
 # Of the memory that it may address numpy's threads would take a part each, and they have nothing to do.
 _ENVIRONMENT: Final = {"OPENBLAS_NUM_THREADS": "1"}
 
@@ -97,8 +100,14 @@ class Confined:
             raise InvalidRequestError.of(source, f"{error} to read and check: shorten it") from error
         return policy
 
+    @cached(
+        LRUCache(_KEPT_BYTES, getsizeof=lambda database: database.size()),
+        key=lambda _, expressions: tuple(expressions),
+        lock=threading.Lock(),
+    )
     def compile(self, expressions: Sequence[str]) -> Any:
-        """As :func:`sparsity_policies.matching.expressions.compile_expressions`, within the limits.
+        """As :func:`sparsity_policies.matching.expressions.compile_expressions`, within the limits; what was compiled
+        lately, by this or another, is not compiled again.
 
         Raises:
             ValueError: when they do not compile within the limits.

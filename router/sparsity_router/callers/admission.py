@@ -14,12 +14,12 @@ from sparsity_rpc.channels import FELL_BACK, MAX_MESSAGE_BYTES
 from sparsity_serving.access.access import Access
 from sparsity_serving.access.leases import decision_digest
 from sparsity_serving.access.principals import Role
+from sparsity_serving.background.off_loop import OnLoop, off_loop
 from sparsity_serving.fields.served import Served
 from sparsity_serving.sampling import DEFAULT_MAX_NEW_TOKENS, new_tokens, wanted_answers
 
 from sparsity_router.callers.fields import check_fields, check_size
 from sparsity_router.callers.limits import TenantLimits
-from sparsity_router.prompts.classify import OnLoop, off_loop
 
 # A lease is good for a few seconds.
 _FALL_BACK_SECONDS = 30.0

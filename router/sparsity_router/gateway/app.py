@@ -20,6 +20,7 @@ from sparsity_rpc.errors import (
     UnavailableError,
 )
 from sparsity_rpc.methods import GENERATE
+from sparsity_serving.background.off_loop import OnLoop, off_loop
 from sparsity_serving.health import Health
 from sparsity_serving.sampling import wanted_answers
 from sparsity_serving.server import count_error
@@ -32,7 +33,6 @@ from sparsity_router.gateway.declared import Called, declare, read_headers
 from sparsity_router.gateway.exchange import Exchange, HttpCall, Receive, Scope, Send
 from sparsity_router.gateway.refusals import FIELD, HttpError, refusal
 from sparsity_router.models.models import Models
-from sparsity_router.prompts.classify import OnLoop, off_loop
 from sparsity_router.services.inference import GenerateContext, InferenceService
 
 log = logging.getLogger("sparsity.router.http")

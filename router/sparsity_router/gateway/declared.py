@@ -44,7 +44,7 @@ def _max_tier(context: inference_pb2.RequestContext, value: str, name: str) -> N
     except KeyError as error:
         words = ", ".join(tier.word for tier in Tier)
         raise InvalidRequestError.of(name, f"must be one of {words}, not {value[:32]!r}") from error
-    context.max_tier = tier.value  # type: ignore[assignment]
+    context.max_tier = tier.wire
 
 
 def _dense_reasoning(context: inference_pb2.RequestContext, value: str, name: str) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable
-from enum import IntEnum
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple
 
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.matching.locating import Match
 from sparsity_policies.model import Signals
 from sparsity_policies.risk.model import Scores
+from sparsity_serving.background.off_loop import OnLoop, off_loop
 from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, histogram, meter_of
 
 from sparsity_router.prompts.domains import UNASKED, Asking, Detection, read_risk
@@ -24,8 +22,6 @@ from sparsity_router.prompts.semantic import DetectionError, Detector
 from sparsity_router.prompts.signals import Arrival, Resolved
 from sparsity_router.prompts.tokens import ModelTokenizer
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 _NOW = Arrival()
 _meter = meter_of("sparsity.router")
 _detecting = histogram(
@@ -34,23 +30,6 @@ _detecting = histogram(
 _reading = histogram(
     _meter, "sparsity.router.risk.duration", "s", "Every window of one prompt, by the linear model.", CLASSIFY_SECONDS
 )
-
-
-class OnLoop(IntEnum):
-    """Bytes up to which a thread costs more than the work, by what that goes through.
-
-    Reading text that may be read in several ways takes about as long as tokenizing it; so does weighing its windows.
-    """
-
-    SCAN = 262_144
-    TOKENIZER = 16_384
-
-
-async def off_loop(most: OnLoop, size: int, work: Callable[_P, _T], *arguments: _P.args, **options: _P.kwargs) -> _T:
-    """Does ``work`` on ``size`` bytes, in a thread where it would hold up the event loop."""
-    if size <= most:
-        return work(*arguments, **options)
-    return await asyncio.to_thread(work, *arguments, **options)
 
 
 class Classified(NamedTuple):

@@ -66,7 +66,7 @@ async def dispatch(
     own = worker_pb2.WorkerServiceGenerateRequest()
     own.CopyFrom(request)
     own.request_id = f"{request.request_id}.{attempt}"
-    own.tier = tier.value  # type: ignore[assignment]
+    own.tier = tier.wire
     keys, decision_id = lease
     if keys is not None:
         own.lease.CopyFrom(sign(keys, own, worker.name, decision_id))

@@ -6,13 +6,13 @@ from array import array
 from dataclasses import dataclass
 
 from sparsity.v1 import inference_pb2, worker_pb2
+from sparsity_serving.background.off_loop import OnLoop, off_loop
 from sparsity_serving.fields.tools import shown
 from sparsity_serving.sampling import new_tokens
 
 from sparsity_router.decisions.decider import Decided
 from sparsity_router.fleet.needs import Need, needs_of
 from sparsity_router.fleet.picking import Want
-from sparsity_router.prompts.classify import OnLoop, off_loop
 
 
 @dataclass(frozen=True, slots=True)

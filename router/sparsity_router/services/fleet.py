@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import grpc
-from sparsity.v1 import fleet_pb2
+from sparsity.v1 import fleet_pb2, inference_pb2
 from sparsity_policies.model import Tier
 from sparsity_serving.access.access import Access
 from sparsity_serving.access.principals import Role
@@ -46,7 +46,7 @@ class FleetService:
 def _tier(fleet: Fleet, tier: Tier, model: str) -> fleet_pb2.TierStatus:
     own = fleet.of(tier)
     return fleet_pb2.TierStatus(
-        tier=tier.value,  # type: ignore[arg-type]
+        tier=tier.wire,
         workers=len(own),
         ready_workers=sum(worker.state_at(tier) is State.READY for worker in own),
         waiting_requests=len(fleet.queues[tier]),
@@ -58,7 +58,7 @@ def _worker(worker: Worker, model: str) -> fleet_pb2.WorkerStatus:
     told: Any = worker.capabilities
     status = fleet_pb2.WorkerStatus(
         endpoint=worker.target,
-        tier=min(worker.tiers).value if worker.tiers else None,  # type: ignore[arg-type]
+        tier=min(worker.tiers).wire if worker.tiers else inference_pb2.TIER_UNSPECIFIED,
         state=fleet_pb2.WorkerState.Value(f"WORKER_STATE_{worker.state.name}"),
         problem=worker.problem,
         breaker=fleet_pb2.BreakerState.Value(f"BREAKER_STATE_{worker.breaker_word.upper()}"),

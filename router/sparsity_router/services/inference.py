@@ -28,6 +28,7 @@ from sparsity_rpc.methods import EXPLAIN, GENERATE, ROUTE
 from sparsity_serving import telemetry
 from sparsity_serving.access.lease_keys import LeaseKeys
 from sparsity_serving.access.leases import sign
+from sparsity_serving.background.off_loop import OnLoop, off_loop
 from sparsity_serving.sampling import wanted_answers
 
 from sparsity_router.callers.admission import Callers, Charge
@@ -39,7 +40,6 @@ from sparsity_router.models.models import Model, Models
 from sparsity_router.observing.account import Account
 from sparsity_router.observing.observer import EndedRequest, Observer
 from sparsity_router.observing.spans import conclude, describe
-from sparsity_router.prompts.classify import OnLoop, off_loop
 from sparsity_router.relaying import choices
 from sparsity_router.relaying.answers import Answers
 from sparsity_router.relaying.placing import Tried
@@ -206,7 +206,7 @@ class InferenceService:
             self._callers.routed(decided.decision_id, charge)
             describe(span, asked, decided, decision, model.name)
             message = inner.message
-            message.tier = served.tier.value  # type: ignore[assignment]
+            message.tier = served.tier.wire
             worker.expect(message.request_id, served.tier, outstanding_tokens(message))
             if self._observer is not None:
                 signals, label = decided.review.signals, asked.request_id

@@ -70,7 +70,7 @@ class LeaseKeys:
         found = tuple(key.secret for key in self._keys if not key_id or key.id in (key_id, ""))
         if not found:
             held = ", ".join(key.id for key in self._keys)
-            raise LeaseError(f"the lease is signed with the key {key_id[:64]!r}; this worker has {held}")
+            raise LeaseError(f"lease: is signed with the key {key_id[:64]!r}; this worker has {held}")
         return found
 
 

@@ -24,7 +24,7 @@ from sparsity_serving.access.lease_keys import LeaseKeys
 # A kill switch does not recall a lease: it must not outlive the switch by much.
 LEASE_SECONDS = 5.0
 _MAC_BYTES = 32
-_STRANGE = "the lease was not signed by a router of this fleet, or was changed"
+_STRANGE = "lease: was not signed by a router of this fleet, or was changed"
 # Clocks of routers and workers may differ by this much.
 _SKEW_SECONDS = 5.0
 
@@ -88,29 +88,30 @@ class LeaseChecker:
         """Checks the lease of ``request`` and uses it up.
 
         Raises:
-            LeaseError: saying what is wrong with it.
+            LeaseError: naming the field, and saying what is wrong with it.
         """
         claims = self._open(request.lease.token)
         now = time.time()
         expires = claims.expire_time.ToNanoseconds() / 1e9
         if expires + _SKEW_SECONDS <= now:
-            raise LeaseError(f"the lease expired {now - expires:.0f} s ago; ask the router for another")
+            raise LeaseError(f"lease: expired {now - expires:.0f} s ago; ask the router for another")
         if claims.worker_id != self._worker_id:
-            raise LeaseError(f"the lease is for worker {claims.worker_id}, not {self._worker_id}")
+            raise LeaseError(f"lease: is for worker {claims.worker_id}, not {self._worker_id}")
         if claims.tier not in self._tiers:
-            raise LeaseError(f"the lease is for {_named(claims.tier)}; this worker serves another tier")
+            served = ", ".join(map(_named, sorted(self._tiers)))
+            raise LeaseError(f"lease: is for {_named(claims.tier)}, which this worker does not serve: it has {served}")
         if claims.tier != request.tier:
-            raise LeaseError(f"the lease is for {_named(claims.tier)}, the request for {_named(request.tier)}")
+            raise LeaseError(f"lease: is for {_named(claims.tier)}, the request for {_named(request.tier)}")
         if not hmac.compare_digest(claims.request_hash, request_hash(request)):
-            raise LeaseError("the request is not the one that the lease was signed for")
+            raise LeaseError("lease: was signed for another request than this one")
         if claims.nonce in self._taken:
-            raise LeaseError("the lease was used before; ask the router for another")
+            raise LeaseError("lease: was used before; ask the router for another")
         self._taken[claims.nonce] = expires
         return claims
 
     def _open(self, token: bytes) -> inference_pb2.LeaseClaims:
         if not token:
-            raise LeaseError("this worker demands a router's lease; call the router's Route or Generate")
+            raise LeaseError("lease: is none; this worker demands a router's: call its Route or Generate")
         body, mac = token[:-_MAC_BYTES], token[-_MAC_BYTES:]
         try:
             claims = inference_pb2.LeaseClaims.FromString(body)

@@ -30,6 +30,12 @@ from support.workers.fake_worker import FakeWorker
 _PRINCIPAL = "{{name: {name}, key_sha256: {digest}, roles: [{roles}]}}"
 
 
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are looked at twenty times a second."""
+    monkeypatch.setattr(reloading, "LOOK_SECONDS", 0.05)
+
+
 def write(path: Path, text: str) -> None:
     """As a mounted Secret changes: in one step."""
     scratch = path.with_name("scratch")

@@ -54,24 +54,24 @@ def checker(worker_id: str = "w", tier: Any = DENSE) -> LeaseChecker:
 def test_a_lease_is_good_once() -> None:
     worker, made = checker(), request()
     assert worker.redeem(made).decision_id == "d"
-    with pytest.raises(LeaseError, match="used before"):
+    with pytest.raises(LeaseError, match=r"^lease: was used before"):
         worker.redeem(made)
     worker.redeem(request())
 
 
 def test_a_lease_is_good_for_one_worker_tier_and_request() -> None:
-    with pytest.raises(LeaseError, match="is for worker w, not other"):
+    with pytest.raises(LeaseError, match=r"^lease: is for worker w, not other"):
         checker("other").redeem(request())
-    with pytest.raises(LeaseError, match="is for TIER_DENSE"):
+    with pytest.raises(LeaseError, match=r"^lease: is for TIER_DENSE, .* not serve: it has TIER_MODERATE$"):
         checker(tier=MODERATE).redeem(request())
     for change in ("request_id", "cache_salt"):
         made = request()
         setattr(made, change, "changed")
-        with pytest.raises(LeaseError, match="is not the one that the lease was signed for"):
+        with pytest.raises(LeaseError, match=r"^lease: was signed for another request"):
             checker().redeem(made)
     made = request()
     made.prompt.ids.append(4)
-    with pytest.raises(LeaseError, match="is not the one"):
+    with pytest.raises(LeaseError, match="signed for another request"):
         checker().redeem(made)
 
 
@@ -81,7 +81,7 @@ def test_forged_leases_are_refused() -> None:
         token = bytearray(made.lease.token)
         token[place] ^= 1
         made.lease.token = bytes(token)
-        with pytest.raises(LeaseError, match="was not signed by a router"):
+        with pytest.raises(LeaseError, match=r"^lease: was not signed by a router"):
             checker().redeem(made)
     for token in (b"x", b"x" * 100):
         made = request()
@@ -93,7 +93,7 @@ def test_forged_leases_are_refused() -> None:
     with pytest.raises(LeaseError, match="was not signed"):
         checker().redeem(made)
     made.ClearField("lease")
-    with pytest.raises(LeaseError, match="demands a router's lease"):
+    with pytest.raises(LeaseError, match=r"^lease: is none; this worker demands a router's"):
         checker().redeem(made)
 
 
@@ -102,7 +102,7 @@ def test_expired_leases_are_refused_and_forgotten(monkeypatch: pytest.MonkeyPatc
     worker.redeem(made)
     now = time.time()
     monkeypatch.setattr(leases.time, "time", lambda: now + 60)
-    with pytest.raises(LeaseError, match=r"expired 5\d s ago"):
+    with pytest.raises(LeaseError, match=r"^lease: expired 5\d s ago"):
         worker.redeem(made)
     worker.redeem(request())
     assert len(worker._taken) == 1
@@ -155,9 +155,9 @@ def test_two_keys_hold_at_once_and_the_first_signs() -> None:
     assert both.redeem(signed(LeaseKey("", new.secret))).key_id == ""
     assert LeaseChecker(LeaseKeys(LeaseKey("", old.secret)), "w", {DENSE}).redeem(signed(old))
     last = LeaseChecker(LeaseKeys(new), "w", {DENSE})
-    with pytest.raises(LeaseError, match="signed with the key 'old'; this worker has new"):
+    with pytest.raises(LeaseError, match=r"^lease: is signed with the key 'old'; this worker has new"):
         last.redeem(signed(old))
-    with pytest.raises(LeaseError, match="was not signed by a router"):
+    with pytest.raises(LeaseError, match=r"^lease: was not signed by a router"):
         last.redeem(signed(LeaseKey("new", old.secret)))
 
 

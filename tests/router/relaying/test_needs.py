@@ -13,9 +13,9 @@ import pytest
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_client.wire import make_request
 from sparsity_router.fleet.needs import Need, needs_of
-from sparsity_router.prompts.classify import OnLoop
 from sparsity_router.relaying import worker_request
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys
+from sparsity_serving.background.off_loop import OnLoop
 from support.routers.rig import DENSE, rig
 from support.tiny import tiny_model
 from support.workers.fake_worker import FakeWorker, answer

@@ -190,7 +190,7 @@ async def test_a_lease_is_good_for_what_was_asked_and_nothing_else(model: Path) 
         changed = worker_pb2.WorkerServiceGenerateRequest()
         changed.CopyFrom(got)
         changed.MergeFrom(other)
-        with pytest.raises(LeaseError, match="not the one that the lease was signed for"):
+        with pytest.raises(LeaseError, match="was signed for another request"):
             checker.redeem(changed)
         checker.redeem(got)
 

@@ -16,6 +16,7 @@ from sparsity.v1 import fleet_pb2, fleet_pb2_grpc
 from sparsity_cli.main import app
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_router.config import RouterConfig
+from sparsity_router.fleet import replicas
 from sparsity_router.fleet.replicas import Replicas
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_serving.access.access import key_digest
@@ -26,6 +27,12 @@ from support.stores.valkey import Valkey
 from support.tiny import tiny_model
 from support.workers.fake_worker import FakeWorker
 from typer.testing import CliRunner
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Routers tell of themselves ten times a second."""
+    monkeypatch.setattr(replicas, "_TELL_SECONDS", 0.1)
 
 
 async def fleet(router: Router, key: str = "") -> Any:

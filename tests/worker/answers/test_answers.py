@@ -20,7 +20,7 @@ from sparsity_worker.calls.wishes import check_wishes, granted, parser_of
 from sparsity_worker.config import ModelFacts
 from sparsity_worker.echo.engine import EchoEngine
 from sparsity_worker.engine.grammar import abort, check_grammar
-from sparsity_worker.engine.scores import Scored, Scores, scored
+from sparsity_worker.engine.logprobs import Scored, Scores, scored
 from sparsity_worker.engine.sglang_engine import EngineRequest, Step
 from sparsity_worker.plugin.choosing.seeds import give_seeds
 from support.tiny import tiny_model, tiny_tokenizer

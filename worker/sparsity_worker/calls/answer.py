@@ -10,7 +10,7 @@ from sparsity_serving.tokens.spelling import Spelling
 from tokenizers import Tokenizer
 
 from sparsity_worker.calls.parsing import ChatParser
-from sparsity_worker.engine.scores import Scored
+from sparsity_worker.engine.logprobs import Scored
 from sparsity_worker.engine.sglang_engine import Step
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import InvalidRequestError
+from sparsity_rpc.tiers import DENSE
 from sparsity_serving.engines import ECHO
 
-from sparsity_worker.config import DENSE, ModelFacts, WorkerConfig
+from sparsity_worker.config import ModelFacts, WorkerConfig
 
 if TYPE_CHECKING:
     from sparsity_worker.engine.proof import Proof

@@ -7,10 +7,11 @@ from typing import Any
 
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_rpc.errors import InvalidRequestError, TokenCountError
+from sparsity_rpc.tiers import DENSE
 from sparsity_serving.sampling import DEFAULT_MAX_NEW_TOKENS, check_sampling
 from tokenizers import Tokenizer
 
-from sparsity_worker.config import DENSE, ModelFacts
+from sparsity_worker.config import ModelFacts
 from sparsity_worker.engine.grammar import constraint
 from sparsity_worker.engine.sglang_engine import EngineRequest
 from sparsity_worker.keys import MEASURE_KEY, REASONING_KEY, STEPWISE_KEY

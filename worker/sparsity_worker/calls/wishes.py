@@ -17,7 +17,7 @@ from sparsity_worker.calls.parsers import Parsers
 from sparsity_worker.calls.parsing import ChatParser
 from sparsity_worker.echo.engine import EchoEngine
 from sparsity_worker.engine.grammar import check_grammar, check_schema
-from sparsity_worker.engine.scores import Scores
+from sparsity_worker.engine.logprobs import Scores
 from sparsity_worker.engine.sglang_engine import Engine, EngineRequest
 
 # Where a template opens a span of reasoning itself, it does so last.

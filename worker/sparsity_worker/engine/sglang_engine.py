@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 from sparsity.v1 import inference_pb2
 from sparsity_rpc import tracing
 from sparsity_rpc.errors import EngineError
+from sparsity_rpc.tiers import DENSE
 from sparsity_serving.engines import SGLANG
 
-from sparsity_worker.config import DENSE, ModelFacts, WorkerConfig
+from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.engine.grammar import abort
 from sparsity_worker.engine.launching import endings, launch
+from sparsity_worker.engine.logprobs import Scored, Scores, scored
 from sparsity_worker.engine.salt import cache_salt
-from sparsity_worker.engine.scores import Scored, Scores, scored
 from sparsity_worker.keys import FACTS_KEY, REPORT_KEY, TIER_KEY
 
 if TYPE_CHECKING:

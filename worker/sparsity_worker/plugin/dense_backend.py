@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sparse_kernels import PageSummaries
 from sparsity_rpc.errors import ConfigurationError
+from sparsity_rpc.tiers import DENSE
 
-from sparsity_worker.config import DENSE
 from sparsity_worker.keys import DENSE_BACKEND
 from sparsity_worker.plugin.backend import SparsityAttnBackend, kernels_of
 from sparsity_worker.profiles.profile import Profile

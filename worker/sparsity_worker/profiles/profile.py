@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from sparse_kernels.config import DecodeConfig, PrefillConfig
 from sparse_kernels.schedule import LayerSchedule, SparseAttention
 from sparsity_rpc.errors import ConfigurationError
+from sparsity_rpc.tiers import DENSE
 
-from sparsity_worker.config import DENSE
 from sparsity_worker.keys import BACKEND
 from sparsity_worker.profiles.profile_document import Named, checked, read_document
 

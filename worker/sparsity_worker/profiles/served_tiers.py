@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sparse_kernels.config import DecodeConfig, PrefillConfig
+from sparsity_rpc.tiers import DENSE
 
-from sparsity_worker.config import DENSE
 from sparsity_worker.keys import CONFIG_KEY
 from sparsity_worker.profiles.profile import SCHEMA, Profile, parse_profile
 from sparsity_worker.profiles.profile_document import schema_of

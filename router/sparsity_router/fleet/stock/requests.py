@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any, Final
 
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_rpc.errors import InvalidRequestError, OverloadedError, TokenCountError
+from sparsity_serving.background.off_loop import OnLoop, off_loop
 from sparsity_serving.sampling import new_tokens
 
 from sparsity_router.fleet.stock.calls import held_to
@@ -16,8 +16,6 @@ from sparsity_router.fleet.stock.model import StockModel
 
 # Keeps the first candidate alone, as anything below does; 0 is what an unset one reads as.
 _LEAST_TOP_P: Final = 1e-6
-# A longer text is tokenized in a thread.
-_INLINE_CHARACTERS: Final = 16_384
 _NAMES: Final = {"json_schema": "json_schema", "regex": "regex", "grammar": "ebnf_grammar"}
 
 
@@ -37,10 +35,7 @@ async def prompt_of(request: worker_pb2.WorkerServiceGenerateRequest, model: Sto
 
 
 async def _encoded(text: worker_pb2.TextPrompt, model: StockModel) -> list[int]:
-    if len(text.text) > _INLINE_CHARACTERS:
-        ids = await asyncio.to_thread(model.encode, text.text, special=text.add_special_tokens)
-    else:
-        ids = model.encode(text.text, special=text.add_special_tokens)
+    ids = await off_loop(OnLoop.TOKENIZER, len(text.text), model.encode, text.text, special=text.add_special_tokens)
     if not text.min_tokens <= len(ids) <= text.max_tokens:
         raise TokenCountError(f"the prompt's {len(ids)} tokens are not in [{text.min_tokens}, {text.max_tokens}]")
     return ids
