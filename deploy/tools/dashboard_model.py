@@ -15,7 +15,7 @@ SCOPE = {"namespace": "namespace", "release": "app_kubernetes_io_instance"}
 # What is told by model; the other metrics are of a whole router or worker.
 OF_MODELS = re.compile(
     r"gen_ai_server_|sparsity_tokens|sparsity_attention_(density|coverage)"
-    r"|sparsity_router_(workers|waiting|in_flight|kv_use|breaker_open|retries)(_total)?$"
+    r"|sparsity_router_(workers|wanted|waiting|in_flight|kv_use|breaker_open|retries)(_total)?$"
 )
 MODEL = "gen_ai_request_model"
 RATE = "[$__rate_interval]"

@@ -43,22 +43,32 @@ from sparsity_policies.model import Risk, Tier
 from sparsity_router.config import RouterConfig
 from sparsity_rpc.semconv import FIRST_TOKEN_SECONDS
 from sparsity_rpc.tiers import TIERS
+from sparsity_serving.bounds import MAX_NAME
 from sparsity_worker.config import WorkerConfig
 
 FILE = Path(__file__).resolve().parents[1] / "helm" / "sparsity-router" / "values.schema.json"
+BAND: dict[str, Schema] = {"from_tokens": whole(0), "tier": one_of(*(tier.name.lower() for tier in Tier))}
+# A model's name or alias.
+TITLE: Schema = {**SOME_TEXT, "maxLength": MAX_NAME}
+WORKERS: Schema = {**several({"type": "string", "pattern": WORKER}), "uniqueItems": True}
+TOKENIZER: Schema = of(image=TEXT, path=SOME_TEXT, existingClaim=NAME, subPath=TEXT)
 # What Helm can tell of a policy; the job before an install reads it whole.
 DOCUMENT: Schema = {
     "type": "object",
     "required": ["domain"],
     "properties": {
         "risk": one_of(*(risk.name.lower() for risk in Risk)),
-        "bands": several(
-            {
-                "type": "object",
-                "properties": {"from_tokens": whole(0), "tier": one_of(*(tier.name.lower() for tier in Tier))},
-            }
-        ),
+        "bands": several({"type": "object", "properties": BAND}),
     },
+}
+OWN_BANDS: Schema = {**several({**of(**BAND, task=TEXT), "required": ["from_tokens", "tier"]}), "minItems": 1}
+# Beside what one has too: of each of several models.
+ONE_OF_SEVERAL: dict[str, Schema] = {
+    "default": YES_OR_NO,
+    "aliases": {**several(TITLE), "uniqueItems": True},
+    "bands": of(low=OWN_BANDS, elevated=OWN_BANDS),
+    "workers": WORKERS,
+    "tokenizer": TOKENIZER,
 }
 
 
@@ -104,10 +114,10 @@ def component(own: Schema, image: Schema, settings: type | None) -> Schema:
     return of(**common, **own)
 
 
-def model() -> Schema:
-    """Where the model comes from."""
+def model(**more: Schema) -> Schema:
+    """Where a model comes from, and what else is to be said of it."""
     return of(
-        name=TEXT,
+        name={**TEXT, "maxLength": MAX_NAME},
         existingClaim=NAME,
         subPath=TEXT,
         builtin=YES_OR_NO,
@@ -137,6 +147,7 @@ def model() -> Schema:
         ),
         # Refused by a template that says why.
         adapters={},
+        **more,
     )
 
 
@@ -164,10 +175,10 @@ def values() -> Schema:
     router: Schema = {
         "service": of(type=one_of("ClusterIP", "NodePort", "LoadBalancer"), annotations=TEXTS),
         "http": of(enabled=YES_OR_NO),
-        "workers": {**several({"type": "string", "pattern": WORKER}), "uniqueItems": True},
+        "workers": WORKERS,
         "discovery": one_of("dns", "kubernetes"),
         "connectionSeconds": taken(RouterConfig, "connection-seconds"),
-        "tokenizer": of(image=TEXT, path=SOME_TEXT, existingClaim=NAME, subPath=TEXT),
+        "tokenizer": TOKENIZER,
         "snapshot": of(existingClaim=NAME),
         "policyTtl": taken(RouterConfig, "policy-ttl"),
     }
@@ -178,9 +189,9 @@ def values() -> Schema:
         "tiers": {**several(one_of(*TIERS)), "minItems": 1, "uniqueItems": True},
         "profiles": {**several(SOME_TEXT), "uniqueItems": True},
         "nodes": whole(1),
-        # Refused by a template that says what to write: of the time when an entry was a tier, and of several models.
+        "model": {"type": "string"},
+        # Refused by a template that says what to write: of the time when an entry was a tier.
         "profile": {},
-        "model": {},
         **rollout,
     }
     return {
@@ -196,8 +207,11 @@ def values() -> Schema:
             listenHost=one_of("0.0.0.0", "::"),
             serviceAccount=of(create=YES_OR_NO, name=NAME, annotations=TEXTS),
             model=model(),
-            # Refused by a template that says what to do.
-            models={},
+            models={
+                "type": "object",
+                "propertyNames": {"pattern": POOL},
+                "additionalProperties": model(**ONE_OF_SEVERAL),
+            },
             defaults=component(rollout, of(**any_image), None),
             router=component(router, image, RouterConfig),
             workers={

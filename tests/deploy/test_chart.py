@@ -18,7 +18,7 @@ from promql import documented, selectors
 from sparsity_policies.storage.redis_url import Login, RedisTls, read_url
 from sparsity_rpc.semconv import FIRST_TOKEN_SECONDS
 from support.deploy.configured import configured
-from support.deploy.rendered import containers, documents, egress_ports, of_kind, pods, rendered
+from support.deploy.rendered import containers, documents, egress_ports, models_file, of_kind, pods, rendered
 
 PROGRAMS = {"router": "sparsity_router", "worker": "sparsity_worker"}
 STORE = ("redis.embedded.enabled=false",)
@@ -53,14 +53,18 @@ def test_every_container_is_locked_down(name: str) -> None:
 
 @pytest.mark.parametrize("name", [path.stem for path in value_files()])
 def test_the_programs_take_the_arguments(name: str, tmp_path: Path) -> None:
-    asked = [container for container in containers(documents(name)) if container["name"] in PROGRAMS]
+    found = documents(name)
+    asked = [container for container in containers(found) if container["name"] in PROGRAMS]
     assert asked
-    for container in asked:
+    for number, container in enumerate(asked):
         # What a Secret holds is known to the cluster only.
         environment = {entry["name"]: entry.get("value", "redis://store") for entry in container["env"]}
         # What LeaderWorkerSet's controller puts into a pod beside its leader's.
         arguments = [each.replace("$(LWS_WORKER_INDEX)", "1") for each in container["args"]]
-        options = configured(PROGRAMS[container["name"]], arguments, environment, tmp_path)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        models = models_file(found) if container["name"] == "router" else ""
+        options = configured(PROGRAMS[container["name"]], arguments, environment, folder, models)
         assert options.drain_seconds + 5 < container["pod"]["terminationGracePeriodSeconds"]
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         listens = {"grpc": options.listen, "health": options.health_listen, "metrics": options.metrics_listen}

@@ -89,6 +89,19 @@ def test_routers_follow_files_without_a_store_or_a_model(tmp_path: Path) -> None
     assert f"tokens by {WORKER}" in hooks["r-sparsity-router-check"]["output"]
 
 
+def test_routers_front_two_models_by_the_workers_of_each(tmp_path: Path) -> None:
+    """Both echo, by the same tokenizer: only the names keep them apart."""
+    made = ran(tmp_path, TESTED / "echoes.yaml", {"router": {"replicas": 1}})
+    workers = [f"r-sparsity-router-worker-{pool}-0" for pool in ("second", "shared")]
+    valkey = "r-sparsity-router-valkey-0"
+    assert sorted(made["ready"]) == sorted((valkey, "r-sparsity-router-router-0", *workers))
+    check = made["hooks"]["r-sparsity-router-check"]
+    assert check["code"] == 0, check["output"]
+    for model, worker in zip(("second", "first"), workers, strict=True):
+        (line,) = (line for line in check["output"].splitlines() if f"tokens by {worker}" in line)
+        assert model in line
+
+
 def test_every_pod_starts_and_its_probes_pass(report: Any) -> None:
     assert set(report["ready"]) == {"r-sparsity-router-valkey-0", "r-sparsity-router-router-0", WORKER}
 

@@ -130,9 +130,13 @@ class Shapes:
 
     Args:
         by_model: by the models' names, the default one's first; None of one whose config.json does not tell it.
+
+    Attributes:
+        models: the names, of those that tell none too.
     """
 
     def __init__(self, by_model: Mapping[str, ModelShape | None]) -> None:
+        self.models = tuple(by_model)
         self._known = {name: shape for name, shape in by_model.items() if shape is not None}
         self._default = next(iter(by_model.values()), None)
 

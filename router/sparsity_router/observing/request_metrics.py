@@ -6,6 +6,7 @@ The policy stands for the domain, because callers may name domains at will and a
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 
 from opentelemetry import metrics
 from sparsity.v1 import inference_pb2
@@ -59,8 +60,8 @@ class RequestMetrics:
         )
         # Series that are there from the beginning: an increase from nothing would not be seen.
         self._violations.add(0, {})
-        for tier in Tier:
-            self._wanted.add(0, {telemetry.TIER: tier.word})
+        for model, tier in product(shapes.models, Tier):
+            self._wanted.add(0, {telemetry.TIER: tier.word, semconv.GEN_AI_REQUEST_MODEL: model})
 
     def classified(self, seconds: float) -> None:
         """Takes up the time that one classification took."""
@@ -102,7 +103,7 @@ class RequestMetrics:
         reason = (served or decision).reason.name
         risk = policy.risk.name.lower() if policy else "unknown"
         self._decisions.add(1, {**common, telemetry.REASON: reason, "sparsity.risk": risk})
-        self._wanted.add(1, {telemetry.TIER: decision.tier.word})
+        self._wanted.add(1, {telemetry.TIER: decision.tier.word, semconv.GEN_AI_REQUEST_MODEL: model})
         if _is_less(decision, served, completion):
             self._violations.add(1, {telemetry.DOMAIN: decision.policy})
         if times is None:

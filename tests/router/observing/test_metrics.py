@@ -139,14 +139,19 @@ def test_more_attention_than_policy_gave_is_none_and_nobody_is_told() -> None:
 
 def test_what_was_wanted_is_told_of_tiers_that_nobody_serves() -> None:
     found = Meter()
-    metrics = RequestMetrics(NO_SHAPES, found.meter)
-    before = {tier.word: 0 for tier in Tier}
-    assert {a["sparsity.tier"]: count for a, count in found.values()["sparsity.router.wanted"]} == before
+    metrics = RequestMetrics(Shapes({"tiny": SHAPE, "unknown": None}), found.meter)
+
+    def wanted() -> dict[tuple[str, str], float]:
+        values = found.values()["sparsity.router.wanted"]
+        return {(where["gen_ai.request.model"], where["sparsity.tier"]): count for where, count in values}
+
+    before = {(model, tier.word): 0 for model in ("tiny", "unknown") for tier in Tier}
+    assert wanted() == before
     given = replace(decision(), tier=Tier.AGGRESSIVE)
-    metrics.relayed(given, None, replace(given, tier=Tier.DENSE, reason=Reason.TIER_UNAVAILABLE), None, None)
-    metrics.relayed(given, None, None, None, None)
-    after = {a["sparsity.tier"]: count for a, count in found.values()["sparsity.router.wanted"]}
-    assert after == before | {"aggressive": 2}
+    denser = replace(given, tier=Tier.DENSE, reason=Reason.TIER_UNAVAILABLE)
+    metrics.relayed(given, None, denser, None, None, model="unknown")
+    metrics.relayed(given, None, None, None, None, model="unknown")
+    assert wanted() == before | {("unknown", "aggressive"): 2}
 
 
 def test_a_domain_of_the_callers_making_makes_no_series() -> None:

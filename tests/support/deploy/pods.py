@@ -281,7 +281,7 @@ def stop(pods: list[Pod]) -> dict[str, int]:
     codes = {}
     for pod in pods:
         for name, process in pod.processes.items():
-            if name != "model":
+            if not name.startswith("model"):
                 codes[f"{pod.name}/{name}"] = process.wait(_STOP)
     return codes
 

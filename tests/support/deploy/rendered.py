@@ -42,6 +42,15 @@ def pods(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return made
 
 
+def models_file(found: list[dict[str, Any]]) -> str:
+    """What routers read by `--models`, and nothing of a release of one model."""
+    mounted = {volume["name"]: volume for volume in pods(found)["router"]["volumes"]}
+    if "models" not in mounted:
+        return ""
+    text: str = of_kind(found, "ConfigMap")[mounted["models"]["configMap"]["name"]]["data"]["models.yaml"]
+    return text
+
+
 def rendered(*settings: str, example: str = "trial") -> list[dict[str, Any]]:
     """What an example renders with some values set anew."""
     sets = [word for setting in settings for word in ("--set-json", setting)]

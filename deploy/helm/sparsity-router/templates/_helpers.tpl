@@ -77,7 +77,9 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- define "sparsity.routerStart" -}}
 {{- $slowest := int (include "sparsity.component" (list . "router") | fromJson).startupSeconds -}}
 {{- range include "sparsity.pools" . | fromJson }}{{ $slowest = max $slowest (int .startupSeconds) }}{{ end -}}
-{{- add 300 $slowest (int (include "sparsity.modelSeconds" .)) -}}
+{{- $download := 0 -}}
+{{- range (include "sparsity.models" . | fromJson).models }}{{ $download = max $download (int (include "sparsity.modelSeconds" (set . "root" $))) }}{{ end -}}
+{{- add 300 $slowest $download -}}
 {{- end }}
 
 {{- /* The prefix of images: (list root image), image the values of one, or of all of them. */ -}}
@@ -89,6 +91,13 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- define "sparsity.publicImage" -}}
 {{- $root := index . 0 -}}
 {{- default (printf "%s/%s" (default (index . 2) (include "sparsity.registry" (list $root $root.Values.defaults.image))) (index . 3)) (index . 1) -}}
+{{- end }}
+
+{{- /* Fails where an image of somebody else's names no version: (list path image). */ -}}
+{{- define "sparsity.versioned" -}}
+{{- if regexMatch "(:latest$|(^|/)[^:@/]+$)" (index . 1) -}}
+{{- fail (printf "%s: names no version; give a tag other than latest, or a digest" (index . 0)) -}}
+{{- end -}}
 {{- end }}
 
 {{- /* (list root values path program): program is the image's name, sparsity-router or sparsity-worker. */ -}}
@@ -319,7 +328,8 @@ initContainers:
 {{- end }}
 {{- end }}
 
-{{- /* What scales a component, and what protects it: (list root values component query), query of the keda triggers. */ -}}
+{{- /* What scales a component, and what protects it: (list root values component query model), query of the keda triggers, and the
+  name of the model that it is of, where there are several. */ -}}
 {{- define "sparsity.scaling" -}}
 {{- $root := index . 0 -}}{{- $values := index . 1 -}}{{- $component := index . 2 -}}
 {{- $name := printf "%s-%s" (include "sparsity.fullname" $root) $component -}}
@@ -368,8 +378,11 @@ spec:
       metric:
         name: sparsity_router_waiting
         selector:
-          {{- with $root.Values.monitoring.releaseLabel }}
-          matchLabels: {{ "{" }}{{ . }}: {{ $root.Release.Name }}{{ "}" }}
+          {{- $labels := list }}
+          {{- with $root.Values.monitoring.releaseLabel }}{{ $labels = append $labels (printf "%s: %s" . $root.Release.Name) }}{{ end }}
+          {{- with index . 4 }}{{ $labels = append $labels (printf "gen_ai_request_model: %q" .) }}{{ end }}
+          {{- with $labels }}
+          matchLabels: {{ "{" }}{{ join ", " . }}{{ "}" }}
           {{- end }}
           matchExpressions:
           - {key: sparsity_tier, operator: In, values: [{{ join ", " $values.tiers }}]}

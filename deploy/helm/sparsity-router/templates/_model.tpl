@@ -1,7 +1,7 @@
-{{- /* Where the model comes from, as JSON: `kind` is builtin, claim, hostPath or download; `claim` is the claim that pods mount, the
+{{- /* Where a model of `sparsity.models`, which all below take, comes from, as JSON: `kind` is builtin, claim, hostPath or download; `claim` is the claim that pods mount, the
   cache of a download, or empty where each pod downloads for itself; `folder` is the model's place in it. */ -}}
 {{- define "sparsity.model" -}}
-{{- $model := .Values.model -}}
+{{- $model := .values -}}
 {{- $found := dict "kind" "claim" "scheme" "" "rest" "" "claim" $model.existingClaim "folder" $model.subPath -}}
 {{- if $model.builtin -}}
 {{- $_ := set $found "kind" "builtin" -}}
@@ -17,7 +17,7 @@
 {{- /* What is asked for names the folder, so that another revision lies beside the one that pods still read. */ -}}
 {{- $asked := dict "source" $model.source "include" $model.download.include "exclude" $model.download.exclude "sha256" $model.sha256 -}}
 {{- $folder := printf "%s-%s" (base (first (splitList "@" $rest)) | replace ":" "-" | trunc 60) (toJson $asked | sha256sum | trunc 10) -}}
-{{- $made := ternary (printf "%s-model" (include "sparsity.fullname" .)) "" (not (empty $model.cache.size)) -}}
+{{- $made := ternary (printf "%s-%s" (include "sparsity.fullname" .root) .id) "" (not (empty $model.cache.size)) -}}
 {{- $claim := default $made $model.cache.existingClaim -}}
 {{- $found = dict "kind" "download" "scheme" $scheme "rest" $rest "claim" $claim "folder" $folder -}}
 {{- end -}}
@@ -33,20 +33,20 @@
 {{- /* Seconds that a download may take, before anything can be loaded. */ -}}
 {{- define "sparsity.modelSeconds" -}}
 {{- $model := include "sparsity.model" . | fromJson -}}
-{{- ternary (int .Values.model.download.seconds) 0 (eq $model.kind "download") -}}
+{{- ternary (int .values.download.seconds) 0 (eq $model.kind "download") -}}
 {{- end }}
 
-{{- /* Where the model lies in the pod. */ -}}
+{{- /* Where the model lies in the pod: of several, in a folder that is called as it is in `models`. */ -}}
 {{- define "sparsity.modelPath" -}}
-{{- if not .Values.model.builtin }}/models
-{{- else if include "sparsity.echo" . }}/models/echo
+{{- if or .key (not .values.builtin) }}{{ .folder }}
+{{- else if include "sparsity.echo" .root }}/models/echo
 {{- else }}/models/SmolLM2-135M-Instruct
 {{- end }}
 {{- end }}
 
 {{- define "sparsity.modelVolume" -}}
 {{- $model := include "sparsity.model" . | fromJson -}}
-- name: model
+- name: {{ .volume }}
   {{- if eq $model.kind "hostPath" }}
   hostPath: {path: {{ $model.folder | quote }}, type: Directory}
   {{- else if $model.claim }}
@@ -60,49 +60,48 @@
 
 {{- define "sparsity.modelMount" -}}
 {{- $model := include "sparsity.model" . | fromJson -}}
-- name: model
-  mountPath: /models
+- name: {{ .volume }}
+  mountPath: {{ .folder }}
   readOnly: true
   {{- if and $model.claim $model.folder }}
   subPath: {{ $model.folder }}
   {{- end }}
 {{- end }}
 
-{{- /* What brings the model before a pod's program: (list root values image), image and values of the component. */ -}}
+{{- /* What brings the model before a pod's program: (list model values image), image and values of the component. */ -}}
 {{- define "sparsity.modelInit" -}}
-{{- $root := index . 0 -}}{{- $values := index . 1 -}}
-{{- $model := include "sparsity.model" $root | fromJson }}
+{{- $one := index . 0 -}}{{- $values := index . 1 -}}{{- $root := $one.root -}}
+{{- $model := include "sparsity.model" $one | fromJson }}
 {{- if and (eq $model.kind "builtin") (include "sparsity.echo" $root) }}
 {{- $router := include "sparsity.component" (list $root "router") | fromJson }}
-- name: model
+- name: {{ $one.id }}
   image: {{ include "sparsity.image" (list $root $router "router" "sparsity-router") }}
   imagePullPolicy: {{ $router.image.pullPolicy }}
   # A tokenizer of bytes.
-  command: [python, -m, sparsity_worker.echo.model, /models/echo]
+  command: [python, -m, sparsity_worker.echo.model, {{ include "sparsity.modelPath" $one }}]
   securityContext:
     {{- toYaml $values.securityContext | nindent 4 }}
   resources:
     requests: {cpu: 100m, memory: 64Mi}
     limits: {memory: 512Mi}
   volumeMounts:
-  - {name: model, mountPath: /models}
+  - {name: {{ $one.volume }}, mountPath: {{ $one.folder }}}
 {{- else if eq $model.kind "builtin" }}
-{{- $pools := include "sparsity.pools" $root | fromJson }}
-{{- $name := keys $pools | sortAlpha | first }}
-{{- $pool := index $pools $name }}
-- name: model
+{{- $name := first $one.pools }}
+{{- $pool := index (include "sparsity.pools" $root | fromJson) $name }}
+- name: {{ $one.id }}
   image: {{ include "sparsity.image" (list $root $pool (printf "workers.%s" $name) "sparsity-worker") }}
   imagePullPolicy: {{ $pool.image.pullPolicy }}
-  command: [cp, -r, /opt/sparsity/models/SmolLM2-135M-Instruct, /models/]
+  command: [cp, -r, /opt/sparsity/models/SmolLM2-135M-Instruct{{ if $one.key }}/.{{ end }}, {{ $one.folder }}/]
   securityContext:
     {{- toYaml $values.securityContext | nindent 4 }}
   resources:
     requests: {cpu: 100m, memory: 64Mi}
     limits: {memory: 512Mi}
   volumeMounts:
-  - {name: model, mountPath: /models}
+  - {name: {{ $one.volume }}, mountPath: {{ $one.folder }}}
 {{- else if and (eq $model.kind "download") $model.claim }}
-- name: model
+- name: {{ $one.id }}
   image: {{ index . 2 }}
   imagePullPolicy: {{ $values.image.pullPolicy }}
   command: [sh, -c]
@@ -118,35 +117,36 @@
     requests: {cpu: 10m, memory: 16Mi}
     limits: {memory: 64Mi}
   volumeMounts:
-  - {name: model, mountPath: /cache, readOnly: true}
+  - {name: {{ $one.volume }}, mountPath: /cache, readOnly: true}
 {{- else if eq $model.kind "download" }}
-{{- include "sparsity.download" (dict "root" $root "values" $values "image" (index . 2) "target" "/models") }}
+{{- include "sparsity.download" (dict "model" $one "values" $values "image" (index . 2) "target" $one.folder) }}
 {{- end }}
 {{- end }}
 
-{{- /* Downloads the model: root, values and image of the component, target (a folder on the volume `model`, which is mounted at
+{{- /* Downloads the model: model, values and image of the component, target (a folder on the model's volume, which is mounted at
   `mount`), and `files` where it is to be no more than these. */ -}}
 {{- define "sparsity.download" -}}
-{{- $model := include "sparsity.model" .root | fromJson }}
-{{- $download := .root.Values.model.download }}
+{{- $root := .model.root }}
+{{- $model := include "sparsity.model" .model | fromJson }}
+{{- $download := .model.values.download }}
 {{- $include := default $download.include .files }}
 {{- $exclude := ternary list $download.exclude (hasKey . "files") }}
 {{- $sums := list }}
-{{- range $file, $sum := .root.Values.model.sha256 }}
+{{- range $file, $sum := .model.values.sha256 }}
 {{- if or (not $.files) (has $file (default list $.files)) }}{{ $sums = append $sums (printf "%s  %s" $sum $file) }}{{ end }}
 {{- end }}
 {{- $repository := splitn "@" 2 $model.rest }}
 {{- $image := default .image $download.image }}
-{{- if eq $model.scheme "s3" }}{{ $image = include "sparsity.publicImage" (list .root $download.image "docker.io" "rclone/rclone:1.71.2") }}{{ end }}
-{{- if eq $model.scheme "oci" }}{{ $image = include "sparsity.publicImage" (list .root $download.image "ghcr.io" "oras-project/oras:v1.3.0") }}{{ end }}
-- name: model
+{{- if eq $model.scheme "s3" }}{{ $image = include "sparsity.publicImage" (list $root $download.image "docker.io" "rclone/rclone:1.71.2") }}{{ end }}
+{{- if eq $model.scheme "oci" }}{{ $image = include "sparsity.publicImage" (list $root $download.image "ghcr.io" "oras-project/oras:v1.3.0") }}{{ end }}
+- name: {{ .model.id }}
   image: {{ $image }}
   imagePullPolicy: {{ .values.image.pullPolicy }}
   command:
   - sh
   - -euc
   - |
-    {{- .root.Files.Get "files/model-download.sh" | trim | nindent 4 }}
+    {{- $root.Files.Get "files/model-download.sh" | trim | nindent 4 }}
   - model-download
   args:
   {{- if eq $model.scheme "hf" }}
@@ -176,7 +176,7 @@
   {{- end }}
   env:
   - {name: HOME, value: /tmp}
-  - {name: SOURCE, value: {{ .root.Values.model.source | quote }}}
+  - {name: SOURCE, value: {{ .model.values.source | quote }}}
   - {name: TARGET, value: {{ .target }}}
   {{- with $sums }}
   - name: SHA256
@@ -217,26 +217,26 @@
   resources:
     {{- toYaml $download.resources | nindent 4 }}
   volumeMounts:
-  - {name: model, mountPath: {{ default .target .mount }}}
+  - {name: {{ .model.volume }}, mountPath: {{ default .target .mount }}}
   - {name: tmp, mountPath: /tmp}
   {{- if and (eq $model.scheme "oci") $download.secretName }}
   - {name: model-registry, mountPath: /etc/sparsity/model, readOnly: true}
   {{- end }}
 {{- end }}
 
-{{- /* The login of a registry, for pods that download from one: (list root). */ -}}
+{{- /* The login of a registry, for pods that download from one. */ -}}
 {{- define "sparsity.downloadVolume" -}}
-{{- if and (hasPrefix "oci://" .Values.model.source) .Values.model.download.secretName }}
-- {name: model-registry, secret: {secretName: {{ .Values.model.download.secretName }}}}
+{{- if and (hasPrefix "oci://" .values.source) .values.download.secretName }}
+- {name: model-registry, secret: {secretName: {{ .values.download.secretName }}}}
 {{- end }}
 {{- end }}
 
-{{- /* What pods that download need of the network, where any do: root. */ -}}
+{{- /* What pods that download need of the network. */ -}}
 {{- define "sparsity.downloadEgress" -}}
 {{- $ports := list }}
-{{- range .Values.networkPolicy.modelPorts }}{{ $ports = append $ports (printf "%d" (int .)) }}{{ end }}
+{{- range .root.Values.networkPolicy.modelPorts }}{{ $ports = append $ports (printf "%d" (int .)) }}{{ end }}
 {{- $model := include "sparsity.model" . | fromJson }}
-{{- $endpoint := .Values.model.download.endpoint }}
+{{- $endpoint := .values.download.endpoint }}
 {{- $host := ternary (first (splitList "/" $model.rest)) (include "sparsity.urlHosts" $endpoint) (eq $model.scheme "oci") }}
 {{- $ports = append $ports (include "sparsity.port" (list $host (ternary "80" "443" (hasPrefix "http://" $endpoint)))) -}}
 - ports:
@@ -247,27 +247,23 @@
 
 {{- /* What cannot be: fails by path, renders nothing. */ -}}
 {{- define "sparsity.modelValidate" -}}
-{{- $model := .Values.model -}}
-{{- if hasKey .Values "models" -}}
-{{- fail "models: a release serves one model, `model`; install one release for each model" -}}
-{{- end -}}
+{{- $model := .values -}}{{- $path := .path -}}
 {{- if hasKey $model "adapters" -}}
-{{- fail "model.adapters: workers serve no LoRA adapters; merge them into a model of its own" -}}
+{{- fail (printf "%s.adapters: workers serve no LoRA adapters; merge them into a model of its own" $path) -}}
 {{- end -}}
 {{- if and $model.builtin $model.existingClaim -}}
-{{- fail "model.builtin: goes without model.existingClaim" -}}
+{{- fail (printf "%s.builtin: goes without %s.existingClaim" $path $path) -}}
 {{- end -}}
 {{- if and $model.source (or $model.builtin $model.existingClaim $model.subPath) -}}
-{{- fail "model.source: goes without model.existingClaim, model.subPath and model.builtin" -}}
+{{- fail (printf "%s.source: goes without %s.existingClaim, %s.subPath and %s.builtin" $path $path $path $path) -}}
 {{- end -}}
-{{- $pools := include "sparsity.pools" . | fromJson -}}
-{{- $tokenizer := .Values.router.tokenizer -}}
-{{- if and (not $pools) (include "sparsity.stock" .) (or $model.builtin $model.cache.size $model.cache.existingClaim) -}}
-{{- fail "model: builtin and cache are of pools, of which none is enabled; name the router's tokenizer, or a model.source to take it from" -}}
+{{- $tokenizer := .tokenizer -}}
+{{- if and (not .pools) (include "sparsity.stock" .) (or $model.builtin $model.cache.size $model.cache.existingClaim) -}}
+{{- fail (printf "%s: builtin and cache are of pools, of which none is enabled; name the router's tokenizer, or a %s.source to take it from" $path $path) -}}
 {{- end -}}
-{{- $alone := and (not $pools) (or $tokenizer.image $tokenizer.existingClaim) -}}
+{{- $alone := and (not .pools) (or $tokenizer.image $tokenizer.existingClaim) -}}
 {{- if not (or $model.builtin $model.existingClaim $model.source $alone) -}}
-{{- fail "model.existingClaim: name a claim with a Hugging Face folder, say where the model comes from in model.source, or set model.builtin=true for the small model of a trial" -}}
+{{- fail (printf "%s.existingClaim: name a claim with a Hugging Face folder, say where the model comes from in %s.source, or set %s.builtin=true for the small model of a trial" $path $path $path) -}}
 {{- end -}}
 {{- if $model.source -}}
 {{- $patterns := dict
@@ -278,78 +274,87 @@
   "hostPath" (list "^hostPath://(/[A-Za-z0-9._-]+)+/?$" "must be hostPath:///FOLDER") -}}
 {{- $pattern := get $patterns (first (splitList "://" $model.source)) -}}
 {{- if not (regexMatch (first $pattern) $model.source) -}}
-{{- fail (printf "model.source: %s" (last $pattern)) -}}
+{{- fail (printf "%s.source: %s" $path (last $pattern)) -}}
 {{- end -}}
 {{- if contains "/../" (printf "%s/" $model.source) -}}
-{{- fail "model.source: leaves its folder by .." -}}
+{{- fail (printf "%s.source: leaves its folder by .." $path) -}}
 {{- end -}}
 {{- if regexMatch "^(hf://.*@(main|master)|oci://.*:latest)$" $model.source -}}
-{{- fail (printf "model.source: %s names no version; give %s" (regexFind "[^@:]+$" $model.source) (ternary "a commit, or a tag" "another tag, or a digest" (hasPrefix "hf" $model.source))) -}}
+{{- fail (printf "%s.source: %s names no version; give %s" $path (regexFind "[^@:]+$" $model.source) (ternary "a commit, or a tag" "another tag, or a digest" (hasPrefix "hf" $model.source))) -}}
 {{- end -}}
 {{- end -}}
 {{- $found := include "sparsity.model" . | fromJson -}}
 {{- $download := $model.download -}}
 {{- if ne $found.kind "download" -}}
-{{- range $path, $given := dict "model.cache.size" $model.cache.size "model.cache.existingClaim" $model.cache.existingClaim "model.sha256" $model.sha256
-  "model.download.secretName" $download.secretName "model.download.image" $download.image "model.download.endpoint" $download.endpoint
-  "model.download.region" $download.region "model.download.include" $download.include -}}
-{{- if $given }}{{ fail (printf "%s: is of a model.source that is downloaded: hf://, s3:// or oci://" $path) }}{{ end -}}
+{{- range $field, $given := dict "cache.size" $model.cache.size "cache.existingClaim" $model.cache.existingClaim "sha256" $model.sha256
+  "download.secretName" $download.secretName "download.image" $download.image "download.endpoint" $download.endpoint
+  "download.region" $download.region "download.include" $download.include -}}
+{{- if $given }}{{ fail (printf "%s.%s: is of a %s.source that is downloaded: hf://, s3:// or oci://" $path $field $path) }}{{ end -}}
 {{- end -}}
 {{- end -}}
 {{- if and $model.cache.size $model.cache.existingClaim -}}
-{{- fail "model.cache: give existingClaim, or size of one to make" -}}
+{{- fail (printf "%s.cache: give existingClaim, or size of one to make" $path) -}}
 {{- end -}}
 {{- if eq $found.scheme "oci" -}}
 {{- if or $download.include $download.endpoint $download.region -}}
-{{- fail "model.download: include, endpoint and region are of hf:// and s3://; an artifact comes whole from its registry" -}}
+{{- fail (printf "%s.download: include, endpoint and region are of hf:// and s3://; an artifact comes whole from its registry" $path) -}}
 {{- end -}}
 {{- if not (or $found.claim $tokenizer.image $tokenizer.existingClaim) -}}
-{{- fail "router.tokenizer: give image or existingClaim, or model.cache; without them each router would pull the whole artifact" -}}
+{{- fail (printf "%s: give image or existingClaim, or %s.cache; without them each router would pull the whole artifact" .tokenizerPath $path) -}}
 {{- end -}}
 {{- end -}}
 {{- if and $download.endpoint (not (include "sparsity.isHost" (include "sparsity.urlHosts" $download.endpoint))) -}}
-{{- fail "model.download.endpoint: has no host:port; credentials go into model.download.secretName, an IPv6 address into brackets" -}}
+{{- fail (printf "%s.download.endpoint: has no host:port; credentials go into %s.download.secretName, an IPv6 address into brackets" $path $path) -}}
 {{- end -}}
 {{- if and (eq $found.scheme "hf") $download.region -}}
-{{- fail "model.download.region: is of s3://" -}}
+{{- fail (printf "%s.download.region: is of s3://" $path) -}}
 {{- end -}}
+{{- include "sparsity.versioned" (list (printf "%s.download.image" $path) $download.image) -}}
+{{- if and $tokenizer.image $tokenizer.existingClaim -}}
+{{- fail (printf "%s: give image or existingClaim, not both" .tokenizerPath) -}}
+{{- end -}}
+{{- if and $tokenizer.subPath (not $tokenizer.existingClaim) -}}
+{{- fail (printf "%s.subPath: is of %s.existingClaim; an image has %s.path" .tokenizerPath .tokenizerPath .tokenizerPath) -}}
+{{- end -}}
+{{- include "sparsity.versioned" (list (printf "%s.image" .tokenizerPath) $tokenizer.image) -}}
 {{- end }}
 
 {{- /* The job that downloads the model into its claim. */ -}}
 {{- define "sparsity.modelJob" -}}
 {{- $model := include "sparsity.model" . | fromJson }}
-{{- $router := include "sparsity.component" (list . "router") | fromJson }}
+{{- $root := .root }}
+{{- $router := include "sparsity.component" (list $root "router") | fromJson }}
 # Each goes on where the last one ended.
 backoffLimit: 20
-activeDeadlineSeconds: {{ int .Values.model.download.seconds }}
+activeDeadlineSeconds: {{ int .values.download.seconds }}
 podFailurePolicy:
   rules:
   # What was downloaded is not what it should be: again it would be the same.
   - action: FailJob
-    onExitCodes: {containerName: model, operator: In, values: [3]}
+    onExitCodes: {containerName: {{ .id }}, operator: In, values: [3]}
 template:
   metadata:
     labels:
-      {{- include "sparsity.labels" (list . "model") | nindent 6 }}
+      {{- include "sparsity.labels" (list $root .id) | nindent 6 }}
   spec:
     restartPolicy: Never
-    serviceAccountName: {{ include "sparsity.serviceAccount" . }}
+    serviceAccountName: {{ include "sparsity.serviceAccount" $root }}
     automountServiceAccountToken: false
     enableServiceLinks: false
     {{- with include "sparsity.placement" $router | trim }}
     {{- . | nindent 4 }}
     {{- end }}
-    {{- with .Values.imagePullSecrets }}
+    {{- with $root.Values.imagePullSecrets }}
     imagePullSecrets:
       {{- toYaml . | nindent 6 }}
     {{- end }}
     securityContext:
       {{- toYaml $router.podSecurityContext | nindent 6 }}
     containers:
-    {{- include "sparsity.download" (dict "root" . "values" $router "mount" "/cache" "target" (printf "/cache/%s" $model.folder)
-      "image" (include "sparsity.image" (list . $router "router" "sparsity-router"))) | trim | nindent 4 }}
+    {{- include "sparsity.download" (dict "model" . "values" $router "mount" "/cache" "target" (printf "/cache/%s" $model.folder)
+      "image" (include "sparsity.image" (list $root $router "router" "sparsity-router"))) | trim | nindent 4 }}
     volumes:
-    - {name: model, persistentVolumeClaim: {claimName: {{ $model.claim }}}}
+    - {name: {{ .volume }}, persistentVolumeClaim: {claimName: {{ $model.claim }}}}
     - {name: tmp, emptyDir: {}}
     {{- with include "sparsity.downloadVolume" . | trim }}
     {{- . | nindent 4 }}

@@ -6,20 +6,14 @@
 {{- if hasKey $own "profile" -}}
 {{- fail (printf "%s.profile: is a list now, %s.profiles, one for each sparse tier of %s.tiers; see UPGRADE.md" $path $path $path) -}}
 {{- end -}}
-{{- if hasKey $own "model" -}}
-{{- fail (printf "%s.model: a release serves one model, `model`; install one release for each model" $path) -}}
-{{- end -}}
 {{- if and (not $own.tiers) (ne false $own.enabled) -}}
 {{- $example := ternary $name "dense" (has $name (list "dense" "moderate" "aggressive")) -}}
 {{- fail (printf "%s.tiers: say which tiers the pool serves, such as [%s]; where no pool serves all, also workers.shared.enabled: false; see UPGRADE.md" $path $example) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- $pools := include "sparsity.pools" . | fromJson -}}
-{{- $dense := dict -}}
-{{- range $name, $pool := $pools -}}
+{{- range $name, $pool := include "sparsity.pools" . | fromJson -}}
 {{- $path := printf "workers.%s" $name -}}
-{{- if has "dense" $pool.tiers }}{{ $_ := set $dense $name $pool }}{{ end -}}
 {{- $sparse := without $pool.tiers "dense" -}}
 {{- $engine := dig "engine" "sglang" $pool.options -}}
 {{- $echo := eq "echo" $engine -}}
@@ -44,10 +38,17 @@
 {{- fail (printf "%s.profiles: are %d for %d sparse tiers of %s.tiers; each needs one" $path (len $pool.profiles) (len $sparse) $path) -}}
 {{- end -}}
 {{- end -}}
+{{- end }}
+
+{{- /* Whether what is in doubt is served, which goes dense, by a model's pools. Renders nothing. */ -}}
+{{- define "sparsity.denseValidate" -}}
+{{- $pools := include "sparsity.pools" .root | fromJson -}}
+{{- $dense := dict -}}
+{{- range .pools }}{{ $pool := index $pools . }}{{ if has "dense" $pool.tiers }}{{ $_ := set $dense . $pool }}{{ end }}{{ end -}}
 {{- /* Servers of stock SGLang hold the place that pools of ours otherwise must. */ -}}
 {{- $stock := include "sparsity.stock" . -}}
 {{- if not (or $dense $stock) -}}
-{{- fail "workers: no pool that is enabled serves dense, and router.workers names no stock SGLang; what is in doubt goes dense" -}}
+{{- fail (printf "%s: no pool that is enabled serves dense, and %s names no stock SGLang; what is in doubt goes dense" (ternary .path "workers" (ne .key "")) .workersPath) -}}
 {{- end -}}
 {{- range $name, $pool := ternary dict $dense (not (empty $stock)) -}}
 {{- $path := printf "workers.%s" $name -}}

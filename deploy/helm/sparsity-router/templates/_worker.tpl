@@ -1,7 +1,7 @@
-{{- /* The pod of a worker, as a template's metadata and spec: (list root pool values rank). The rank is empty of a pool on single nodes;
+{{- /* The pod of a worker, as a template's metadata and spec: (list model pool values rank). The rank is empty of a pool on single nodes;
 of a group it is "0" of the leader, and what LeaderWorkerSet's variable says of those that compute for it, which serve nobody. */ -}}
 {{- define "sparsity.workerPod" -}}
-{{- $root := index . 0 -}}{{- $worker := index . 2 -}}{{- $rank := index . 3 -}}
+{{- $model := index . 0 -}}{{- $root := $model.root -}}{{- $worker := index . 2 -}}{{- $rank := index . 3 -}}
 {{- $path := printf "workers.%s" (index . 1) -}}{{- $component := printf "worker-%s" (index . 1) -}}
 {{- $reserved := list "worker-id" "tiers" "model" "served-model-name" "listen" "profile" "lease-key-file" "require-lease" "access" "metrics-listen" "health-listen" "drain-seconds" "tls-cert" "tls-key" "tls-client-ca" "nodes" "node-rank" "nodes-address" -}}
 {{- /* The router's image has what an echo needs. */ -}}
@@ -33,7 +33,7 @@ spec:
   securityContext:
     {{- toYaml $worker.podSecurityContext | nindent 4 }}
   {{- include "sparsity.scheduling" (list $root $worker $component) | trim | nindent 2 }}
-  {{- with include "sparsity.initContainers" (list (include "sparsity.modelInit" (list $root $worker $image)) $worker) | trim }}
+  {{- with include "sparsity.initContainers" (list (include "sparsity.modelInit" (list $model $worker $image)) $worker) | trim }}
   {{- . | nindent 2 }}
   {{- end }}
   containers:
@@ -47,8 +47,8 @@ spec:
     - --tiers
     - {{ join "," $worker.tiers }}
     - --model
-    - {{ include "sparsity.modelPath" $root }}
-    {{- with $root.Values.model.name }}
+    - {{ include "sparsity.modelPath" $model }}
+    {{- with $model.name }}
     - --served-model-name
     - {{ . | quote }}
     {{- end }}
@@ -115,7 +115,7 @@ spec:
     securityContext:
       {{- toYaml $worker.securityContext | nindent 6 }}
     volumeMounts:
-    {{- include "sparsity.modelMount" $root | nindent 4 }}
+    {{- include "sparsity.modelMount" $model | nindent 4 }}
     - {name: tmp, mountPath: /tmp}
     {{- if $worker.shmSize }}
     - {name: shm, mountPath: /dev/shm}
@@ -136,7 +136,7 @@ spec:
   {{- toYaml . | nindent 2 }}
   {{- end }}
   volumes:
-  {{- include "sparsity.modelVolume" $root | nindent 2 }}
+  {{- include "sparsity.modelVolume" $model | nindent 2 }}
   - {name: tmp, emptyDir: {}}
   {{- if $worker.shmSize }}
   - {name: shm, emptyDir: {medium: Memory, sizeLimit: {{ $worker.shmSize }}}}
@@ -150,8 +150,8 @@ spec:
   {{- if $tls }}
   - {name: tls, secret: {secretName: {{ $tls }}}}
   {{- end }}
-  {{- if not (include "sparsity.model" $root | fromJson).claim }}
-  {{- with include "sparsity.downloadVolume" $root | trim }}
+  {{- if not (include "sparsity.model" $model | fromJson).claim }}
+  {{- with include "sparsity.downloadVolume" $model | trim }}
   {{- . | nindent 2 }}
   {{- end }}
   {{- end }}
