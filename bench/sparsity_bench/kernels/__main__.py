@@ -18,9 +18,9 @@ import torch
 import triton
 from sparsity_serving.benchmark import Row, header, write
 
+from sparsity_bench.joined import join
 from sparsity_bench.kernels import dense, plot
 from sparsity_bench.kernels.gate import Gate
-from sparsity_bench.kernels.joined import join
 from sparsity_bench.kernels.kernels import chosen_kernel
 from sparsity_bench.kernels.ops import token_sparse_attention
 from sparsity_bench.kernels.parts import DRY, PARTS, Part, Plan, planned
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.join:
         try:
-            print(summary(join(options.join, options.out)))
+            print(summary(join("kernels", options.join, options.out)))
         except ValueError as error:
             parser.error(f"--join: {error}")
         _draw(options.out)

@@ -20,6 +20,7 @@ from sparsity_rpc.errors import ConfigurationError, SparsityError
 from sparsity_rpc.tiers import TIERS
 from sparsity_serving.benchmark import header, markdown, write
 
+from sparsity_bench.joined import join
 from sparsity_bench.serving import verdict
 from sparsity_bench.serving.baseline import OF_SHARED, SHARED, THIRDS, VARIANTS, narrowed, starts, third, variant_of
 from sparsity_bench.serving.loads.group import Group
@@ -172,6 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tune", action="store_true", help="find first from where each sparse tier is faster here")
     parser.add_argument("--seconds", type=float, help="that a tier may take from when it serves")
     parser.add_argument("--merge", action="store_true", help="measure nothing: judge what --out holds")
+    parser.add_argument(
+        "--join", type=Path, nargs="+", help="measure nothing: make one file of these runs' result files"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="folder of all files")
     options = parser.parse_args(arguments)
     if options.together and len(options.together) > 1 and THIRDS in options.together:
@@ -179,6 +183,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = DRY if options.dry else LARGE if options.large else QUICK if options.quick else REAL
     if options.ranks:
         plan = plan.by_ranks(options.ranks)
+    if options.join:
+        try:
+            join(result_of(plan), options.join, options.out)
+        except ValueError as error:
+            parser.error(f"--join: {error}")
+        return 0
     if options.merge:
         return judge(options.out, plan, dry=options.dry, beside=options.beside)
     if not options.dry and not torch.cuda.is_available():

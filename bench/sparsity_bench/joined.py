@@ -9,14 +9,17 @@ from pathlib import Path
 from sparsity_serving.benchmark import Row, write
 
 # What of a header must be the same in all runs (`kernels` has torch and Triton), and what is told of each.
-_SAME = ("device", "kernels", "command")
+_SAME = ("device", "kernels", "command", "model", "ranks")
 _TOLD = ("date", "seconds", "checks", "not run", "note", "versions", "not on this machine")
 
 
-def join(files: Sequence[Path], out: Path) -> list[Row]:
-    """Writes ``kernels.json`` and ``kernels.md`` from the result files of runs; of a row in several the last counts.
+def join(name: str, files: Sequence[Path], out: Path) -> list[Row]:
+    """Writes ``NAME.json`` and ``NAME.md`` from the result files of runs; of a row in several the last counts.
+
+    A row stands beside the baseline of its own run.
 
     Args:
+        name: of the benchmark, as in `make bench-NAME`.
         files: result files, in the order of their runs.
         out: folder to write to.
 
@@ -24,25 +27,29 @@ def join(files: Sequence[Path], out: Path) -> list[Row]:
         The rows.
 
     Raises:
-        ValueError: when a file is no result file, or of another device, torch or Triton than the first.
+        ValueError: when a file is no result file, or of another device, model, torch or Triton than the first.
     """
     found: dict[tuple[str, str], Row] = {}
     runs: dict[str, str] = {}
     head: dict[str, object] = {}
-    for number, file in enumerate(files, 1):
+    for file in files:
         try:
             document = json.loads(file.read_text())
             own, rows = document["header"], [Row(**row) for row in document["rows"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file}: is no result file of make bench-kernels: {error}") from error
+            raise ValueError(f"{file}: is no result file of make bench-{name}: {error}") from error
         for key in _SAME:
-            if own.get(key) != (head or own).get(key):
-                raise ValueError(f"{file}: {key} is {own.get(key)}, not {head.get(key)} as in {files[0]}")
-        head = head or {key: value for key, value in own.items() if key not in _TOLD}
-        runs[f"run {number}"] = "; ".join(f"{key}: {_listed(own[key])}" for key in _TOLD if key in own)
+            if key in own and own[key] != head.get(key, own[key]):
+                raise ValueError(f"{file}: {key} is {own[key]}, not {head[key]} as in {files[0]}")
+        # What was joined before keeps the numbers of its runs.
+        earlier = {key: told for key, told in own.items() if key.startswith("run ")}
+        head = head or {key: value for key, value in own.items() if key not in (*_TOLD, *earlier)}
+        runs |= earlier or {
+            f"run {len(runs) + 1}": "; ".join(f"{key}: {_listed(own[key])}" for key in _TOLD if key in own)
+        }
         head["date"] = own["date"]
         found |= {(row.name, row.shape): row for row in rows}
-    write(out, "kernels", head | runs, list(found.values()))
+    write(out, name, head | runs, list(found.values()))
     return list(found.values())
 
 
