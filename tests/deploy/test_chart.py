@@ -11,7 +11,7 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
-from charts import CHART, ROOT, examples, refusal, refusals, refuse_all, render, run, value_files
+from charts import CHART, ROOT, examples, refusal, render, run, value_files
 from helm import PACKAGES, helm
 from prometheus_client.utils import floatToGoString
 from promql import documented, selectors
@@ -24,11 +24,6 @@ PROGRAMS = {"router": "sparsity_router", "worker": "sparsity_worker"}
 STORE = ("redis.embedded.enabled=false",)
 CHECKED = ("policies-check", "policies")
 SECRETS = {"access": "sparsity-access", "leases": "sparsity-leases"}
-
-
-@pytest.mark.parametrize("version", PACKAGES)
-def test_wrong_values_are_refused_by_path(version: str) -> None:
-    assert refuse_all(version) == len(refusals())
 
 
 def test_without_values_it_says_what_it_needs() -> None:
