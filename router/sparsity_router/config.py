@@ -174,7 +174,8 @@ class RouterConfig:
     processes: int = option("router processes that share the port", 1, least=1)
     default_new_tokens: int = option(
         "tokens of an answer at most, where neither its caller says nor the model's generation_config.json"
-        " (max_new_tokens); 0 is what there is room for. Context, KV cache and an eighth of the tenant's rate bound it",
+        " (max_new_tokens); 0 is what there is room for. The context bounds it, and an eighth of the tenant's rate"
+        " for all of a call; it is reckoned with 128 tokens until it has ended",
         4096,
         least=0,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsity.v1 import inference_pb2
+from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_rpc.errors import InvalidRequestError
 
 from sparsity_serving.fields.response_format import check_response_format
@@ -16,8 +16,20 @@ MAX_ANSWERS = 16
 
 
 def new_tokens(sampling: inference_pb2.SamplingParams) -> int:
-    """Tokens that a request may generate."""
+    """Tokens that a request may generate; where it does not say, those that its answer is reckoned with."""
     return sampling.max_new_tokens if sampling.HasField("max_new_tokens") else DEFAULT_MAX_NEW_TOKENS
+
+
+def most_new_tokens(request: worker_pb2.WorkerServiceGenerateRequest, room: int) -> int:
+    """Tokens that a request may generate.
+
+    Args:
+        request: as workers take it.
+        room: tokens that there is room for after its prompt; what it says itself is not held to that.
+    """
+    if request.sampling.HasField("max_new_tokens"):
+        return request.sampling.max_new_tokens
+    return max(min(request.default_max_new_tokens or DEFAULT_MAX_NEW_TOKENS, room), 1)
 
 
 def wanted_answers(request: inference_pb2.GenerateRequest) -> int:

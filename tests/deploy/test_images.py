@@ -116,6 +116,9 @@ def test_compose_starts_programs_by_arguments_that_they_take(tmp_path: Path) -> 
             assert service["user"] == "10001:10001"
     assert started.keys() == {"router", "worker"}
     assert started["router"].workers == ("dns:///worker:7001",)
+    # Else the router, whose folder has another name, would use no worker.
+    (model,) = [part for part in services["worker"]["command"] if part.startswith("--model=")]
+    assert model.rpartition("/")[2] in started["router"].served_model_names
     assert started["worker"].tiers == ("dense", "moderate", "aggressive")
     assert len(started["worker"].profiles) == 2
     overlay = yaml.safe_load((DOCKER / "compose.gpu.yaml").read_text())

@@ -99,7 +99,7 @@ def unkill(
     router: Routers = [DEFAULT_ROUTER],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
-    """End an override. One set by a signal to a router's process ends by SIGUSR2 to it."""
+    """End an override. One set by a signal to a router's process has the id `signal`; SIGUSR2 ends it, too."""
     ended: dict[str, None] = {}
     for address in router:
         with service(address) as api:

@@ -689,8 +689,8 @@ class SamplingParams(_message.Message):
     MIN_P_FIELD_NUMBER: _builtins.int
     max_new_tokens: _builtins.int
     """Tokens to generate, 1 or more; with the prompt's no more than the model's context. When unset, what the
-    model's generation_config.json says (max_new_tokens), else the router's --default-new-tokens, as far as context, KV
-    cache and the tenant's tokens have room; 128 by a lease's worker that is asked without a router.
+    model's generation_config.json says (max_new_tokens), else the router's --default-new-tokens, as far as the
+    context and the tenant's rate have room; 128 by a worker that is asked without a router.
     """
     temperature: _builtins.float
     """0 is greedy; 2 at most. When unset the model's own where its generation_config.json has `do_sample`, else 0."""

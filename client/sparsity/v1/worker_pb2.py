@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sparsity.v1 import inference_pb2 as sparsity_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sparsity/v1/worker.proto\x12\x0bsparsity.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bsparsity/v1/inference.proto\"\x8c\x04\n\x1cWorkerServiceGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12%\n\x06prompt\x18\x02 \x01(\x0b\x32\x15.sparsity.v1.TokenIds\x12-\n\x08sampling\x18\x03 \x01(\x0b\x32\x1b.sparsity.v1.SamplingParams\x12\x15\n\x08priority\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x1f\n\x04tier\x18\x05 \x01(\x0e\x32\x11.sparsity.v1.Tier\x12,\n\x05lease\x18\x06 \x01(\x0b\x32\x18.sparsity.v1.WorkerLeaseH\x01\x88\x01\x01\x12\x17\n\ncache_salt\x18\x07 \x01(\tH\x02\x88\x01\x01\x12*\n\x04text\x18\x08 \x01(\x0b\x32\x17.sparsity.v1.TextPromptH\x03\x88\x01\x01\x12\x17\n\x0f\x64\x65nse_reasoning\x18\t \x01(\x08\x12\x18\n\x10measure_coverage\x18\n \x01(\x08\x12\x32\n\x08logprobs\x18\x0b \x01(\x0b\x32\x1b.sparsity.v1.LogprobOptionsH\x04\x88\x01\x01\x12+\n\x04\x63hat\x18\x0c \x01(\x0b\x32\x18.sparsity.v1.ChatParsingH\x05\x88\x01\x01\x42\x0b\n\t_priorityB\x08\n\x06_leaseB\r\n\x0b_cache_saltB\x07\n\x05_textB\x0b\n\t_logprobsB\x07\n\x05_chat\"r\n\x0b\x43hatParsing\x12 \n\x05tools\x18\x01 \x03(\x0b\x32\x11.sparsity.v1.Tool\x12\x31\n\x0btool_choice\x18\x02 \x01(\x0b\x32\x17.sparsity.v1.ToolChoiceH\x00\x88\x01\x01\x42\x0e\n\x0c_tool_choice\"^\n\nTextPrompt\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x1a\n\x12\x61\x64\x64_special_tokens\x18\x02 \x01(\x08\x12\x12\n\nmin_tokens\x18\x03 \x01(\r\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\"P\n\x1dWorkerServiceGenerateResponse\x12/\n\x08response\x18\x01 \x01(\x0b\x32\x1d.sparsity.v1.GenerateResponse\"\x18\n\x16GetCapabilitiesRequest\"\xde\x03\n\x17GetCapabilitiesResponse\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1f\n\x04tier\x18\x03 \x01(\x0e\x32\x11.sparsity.v1.Tier\x12\x0f\n\x07profile\x18\x04 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x06 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x07 \x01(\r\x12\x14\n\x0cmax_requests\x18\x08 \x01(\r\x12\x1a\n\x12kv_capacity_tokens\x18\t \x01(\x04\x12\x16\n\x0e\x65ngine_version\x18\n \x01(\t\x12(\n\x05proof\x18\x0b \x01(\x0b\x32\x19.sparsity.v1.BackendProof\x12\x18\n\x10tokenizer_digest\x18\x0c \x01(\t\x12\x19\n\x11reasoning_markers\x18\r \x03(\t\x12(\n\x06\x65ngine\x18\x0e \x01(\x0b\x32\x18.sparsity.v1.EngineFacts\x12\x13\n\x0bsparse_from\x18\x0f \x01(\r\x12\x17\n\x0f\x64\x65nse_reasoning\x18\x10 \x01(\x08\x12,\n\x05tiers\x18\x11 \x03(\x0b\x32\x1d.sparsity.v1.TierCapabilities\"\xaf\x01\n\x10TierCapabilities\x12\x1f\n\x04tier\x18\x01 \x01(\x0e\x32\x11.sparsity.v1.Tier\x12\x0f\n\x07profile\x18\x02 \x01(\t\x12(\n\x05proof\x18\x03 \x01(\x0b\x32\x19.sparsity.v1.BackendProof\x12\x13\n\x0bsparse_from\x18\x04 \x01(\r\x12\x17\n\x0f\x64\x65nse_reasoning\x18\x05 \x01(\x08\x12\x11\n\tcrossover\x18\x06 \x01(\t\"\xc8\x01\n\x0b\x45ngineFacts\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0f\n\x07kernels\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\r\x12\x13\n\x0b\x63uda_graphs\x18\x05 \x01(\x08\x12\x15\n\rsummary_bytes\x18\x06 \x01(\x04\x12\x17\n\x0ftensor_parallel\x18\x07 \x01(\r\x12\x0c\n\x04name\x18\x08 \x01(\t\x12\x10\n\x08kv_bytes\x18\t \x01(\x04\x12\x11\n\tcrossover\x18\n \x01(\t\"\x93\x01\n\x0c\x42\x61\x63kendProof\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x1b\n\x13sparse_kernel_calls\x18\x02 \x01(\x04\x12\x14\n\x0ckernel_calls\x18\x03 \x01(\x04\x12\x0f\n\x07\x64\x65nsity\x18\x04 \x01(\x01\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"?\n\x10WatchLoadRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xf5\x01\n\x11WatchLoadResponse\x12\x10\n\x08requests\x18\x01 \x01(\r\x12\x1a\n\x12outstanding_tokens\x18\x02 \x01(\x04\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12\x19\n\x11\x66inished_requests\x18\x04 \x01(\x04\x12\x18\n\x10\x61\x62orted_requests\x18\x05 \x01(\x04\x12\x16\n\x0ekv_used_tokens\x18\x06 \x01(\x04\x12$\n\x05tiers\x18\x07 \x03(\x0b\x32\x15.sparsity.v1.TierLoad\x12-\n\x0c\x65nded_leases\x18\x08 \x03(\x0b\x32\x17.sparsity.v1.EndedLease\"\x97\x01\n\nEndedLease\x12\x17\n\x0f\x64\x65\x63ision_digest\x18\x01 \x01(\x0c\x12\x1f\n\x04tier\x18\x02 \x01(\x0e\x32\x11.sparsity.v1.Tier\x12\x0e\n\x06tokens\x18\x03 \x01(\x04\x12\x30\n\ncompletion\x18\x04 \x01(\x0b\x32\x17.sparsity.v1.CompletionH\x00\x88\x01\x01\x42\r\n\x0b_completion\"Y\n\x08TierLoad\x12\x1f\n\x04tier\x18\x01 \x01(\x0e\x32\x11.sparsity.v1.Tier\x12\x10\n\x08requests\x18\x02 \x01(\r\x12\x1a\n\x12outstanding_tokens\x18\x03 \x01(\x04\":\n\x0c\x44rainRequest\x12*\n\x07timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\")\n\rDrainResponse\x12\x18\n\x10\x61\x62orted_requests\x18\x01 \x01(\r2\xe0\x02\n\rWorkerService\x12\x63\n\x08Generate\x12).sparsity.v1.WorkerServiceGenerateRequest\x1a*.sparsity.v1.WorkerServiceGenerateResponse0\x01\x12\\\n\x0fGetCapabilities\x12#.sparsity.v1.GetCapabilitiesRequest\x1a$.sparsity.v1.GetCapabilitiesResponse\x12L\n\tWatchLoad\x12\x1d.sparsity.v1.WatchLoadRequest\x1a\x1e.sparsity.v1.WatchLoadResponse0\x01\x12>\n\x05\x44rain\x12\x19.sparsity.v1.DrainRequest\x1a\x1a.sparsity.v1.DrainResponseB+\n\x0f\x63om.sparsity.v1P\x01Z\x16sparsity/v1;sparsityv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sparsity/v1/worker.proto\x12\x0bsparsity.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bsparsity/v1/inference.proto\"\xac\x04\n\x1cWorkerServiceGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12%\n\x06prompt\x18\x02 \x01(\x0b\x32\x15.sparsity.v1.TokenIds\x12-\n\x08sampling\x18\x03 \x01(\x0b\x32\x1b.sparsity.v1.SamplingParams\x12\x15\n\x08priority\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x1f\n\x04tier\x18\x05 \x01(\x0e\x32\x11.sparsity.v1.Tier\x12,\n\x05lease\x18\x06 \x01(\x0b\x32\x18.sparsity.v1.WorkerLeaseH\x01\x88\x01\x01\x12\x17\n\ncache_salt\x18\x07 \x01(\tH\x02\x88\x01\x01\x12*\n\x04text\x18\x08 \x01(\x0b\x32\x17.sparsity.v1.TextPromptH\x03\x88\x01\x01\x12\x17\n\x0f\x64\x65nse_reasoning\x18\t \x01(\x08\x12\x18\n\x10measure_coverage\x18\n \x01(\x08\x12\x32\n\x08logprobs\x18\x0b \x01(\x0b\x32\x1b.sparsity.v1.LogprobOptionsH\x04\x88\x01\x01\x12+\n\x04\x63hat\x18\x0c \x01(\x0b\x32\x18.sparsity.v1.ChatParsingH\x05\x88\x01\x01\x12\x1e\n\x16\x64\x65\x66\x61ult_max_new_tokens\x18\r \x01(\rB\x0b\n\t_priorityB\x08\n\x06_leaseB\r\n\x0b_cache_saltB\x07\n\x05_textB\x0b\n\t_logprobsB\x07\n\x05_chat\"r\n\x0b\x43hatParsing\x12 \n\x05tools\x18\x01 \x03(\x0b\x32\x11.sparsity.v1.Tool\x12\x31\n\x0btool_choice\x18\x02 \x01(\x0b\x32\x17.sparsity.v1.ToolChoiceH\x00\x88\x01\x01\x42\x0e\n\x0c_tool_choice\"^\n\nTextPrompt\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x1a\n\x12\x61\x64\x64_special_tokens\x18\x02 \x01(\x08\x12\x12\n\nmin_tokens\x18\x03 \x01(\r\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\"P\n\x1dWorkerServiceGenerateResponse\x12/\n\x08response\x18\x01 \x01(\x0b\x32\x1d.sparsity.v1.GenerateResponse\"\x18\n\x16GetCapabilitiesRequest\"\xde\x03\n\x17GetCapabilitiesResponse\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1f\n\x04tier\x18\x03 \x01(\x0e\x32\x11.sparsity.v1.Tier\x12\x0f\n\x07profile\x18\x04 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x06 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x07 \x01(\r\x12\x14\n\x0cmax_requests\x18\x08 \x01(\r\x12\x1a\n\x12kv_capacity_tokens\x18\t \x01(\x04\x12\x16\n\x0e\x65ngine_version\x18\n \x01(\t\x12(\n\x05proof\x18\x0b \x01(\x0b\x32\x19.sparsity.v1.BackendProof\x12\x18\n\x10tokenizer_digest\x18\x0c \x01(\t\x12\x19\n\x11reasoning_markers\x18\r \x03(\t\x12(\n\x06\x65ngine\x18\x0e \x01(\x0b\x32\x18.sparsity.v1.EngineFacts\x12\x13\n\x0bsparse_from\x18\x0f \x01(\r\x12\x17\n\x0f\x64\x65nse_reasoning\x18\x10 \x01(\x08\x12,\n\x05tiers\x18\x11 \x03(\x0b\x32\x1d.sparsity.v1.TierCapabilities\"\xaf\x01\n\x10TierCapabilities\x12\x1f\n\x04tier\x18\x01 \x01(\x0e\x32\x11.sparsity.v1.Tier\x12\x0f\n\x07profile\x18\x02 \x01(\t\x12(\n\x05proof\x18\x03 \x01(\x0b\x32\x19.sparsity.v1.BackendProof\x12\x13\n\x0bsparse_from\x18\x04 \x01(\r\x12\x17\n\x0f\x64\x65nse_reasoning\x18\x05 \x01(\x08\x12\x11\n\tcrossover\x18\x06 \x01(\t\"\xc8\x01\n\x0b\x45ngineFacts\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0f\n\x07kernels\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\r\x12\x13\n\x0b\x63uda_graphs\x18\x05 \x01(\x08\x12\x15\n\rsummary_bytes\x18\x06 \x01(\x04\x12\x17\n\x0ftensor_parallel\x18\x07 \x01(\r\x12\x0c\n\x04name\x18\x08 \x01(\t\x12\x10\n\x08kv_bytes\x18\t \x01(\x04\x12\x11\n\tcrossover\x18\n \x01(\t\"\x93\x01\n\x0c\x42\x61\x63kendProof\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x1b\n\x13sparse_kernel_calls\x18\x02 \x01(\x04\x12\x14\n\x0ckernel_calls\x18\x03 \x01(\x04\x12\x0f\n\x07\x64\x65nsity\x18\x04 \x01(\x01\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"?\n\x10WatchLoadRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xf5\x01\n\x11WatchLoadResponse\x12\x10\n\x08requests\x18\x01 \x01(\r\x12\x1a\n\x12outstanding_tokens\x18\x02 \x01(\x04\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12\x19\n\x11\x66inished_requests\x18\x04 \x01(\x04\x12\x18\n\x10\x61\x62orted_requests\x18\x05 \x01(\x04\x12\x16\n\x0ekv_used_tokens\x18\x06 \x01(\x04\x12$\n\x05tiers\x18\x07 \x03(\x0b\x32\x15.sparsity.v1.TierLoad\x12-\n\x0c\x65nded_leases\x18\x08 \x03(\x0b\x32\x17.sparsity.v1.EndedLease\"\x97\x01\n\nEndedLease\x12\x17\n\x0f\x64\x65\x63ision_digest\x18\x01 \x01(\x0c\x12\x1f\n\x04tier\x18\x02 \x01(\x0e\x32\x11.sparsity.v1.Tier\x12\x0e\n\x06tokens\x18\x03 \x01(\x04\x12\x30\n\ncompletion\x18\x04 \x01(\x0b\x32\x17.sparsity.v1.CompletionH\x00\x88\x01\x01\x42\r\n\x0b_completion\"Y\n\x08TierLoad\x12\x1f\n\x04tier\x18\x01 \x01(\x0e\x32\x11.sparsity.v1.Tier\x12\x10\n\x08requests\x18\x02 \x01(\r\x12\x1a\n\x12outstanding_tokens\x18\x03 \x01(\x04\":\n\x0c\x44rainRequest\x12*\n\x07timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\")\n\rDrainResponse\x12\x18\n\x10\x61\x62orted_requests\x18\x01 \x01(\r2\xe0\x02\n\rWorkerService\x12\x63\n\x08Generate\x12).sparsity.v1.WorkerServiceGenerateRequest\x1a*.sparsity.v1.WorkerServiceGenerateResponse0\x01\x12\\\n\x0fGetCapabilities\x12#.sparsity.v1.GetCapabilitiesRequest\x1a$.sparsity.v1.GetCapabilitiesResponse\x12L\n\tWatchLoad\x12\x1d.sparsity.v1.WatchLoadRequest\x1a\x1e.sparsity.v1.WatchLoadResponse0\x01\x12>\n\x05\x44rain\x12\x19.sparsity.v1.DrainRequest\x1a\x1a.sparsity.v1.DrainResponseB+\n\x0f\x63om.sparsity.v1P\x01Z\x16sparsity/v1;sparsityv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,35 +36,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017com.sparsity.v1P\001Z\026sparsity/v1;sparsityv1'
   _globals['_WORKERSERVICEGENERATEREQUEST']._serialized_start=136
-  _globals['_WORKERSERVICEGENERATEREQUEST']._serialized_end=660
-  _globals['_CHATPARSING']._serialized_start=662
-  _globals['_CHATPARSING']._serialized_end=776
-  _globals['_TEXTPROMPT']._serialized_start=778
-  _globals['_TEXTPROMPT']._serialized_end=872
-  _globals['_WORKERSERVICEGENERATERESPONSE']._serialized_start=874
-  _globals['_WORKERSERVICEGENERATERESPONSE']._serialized_end=954
-  _globals['_GETCAPABILITIESREQUEST']._serialized_start=956
-  _globals['_GETCAPABILITIESREQUEST']._serialized_end=980
-  _globals['_GETCAPABILITIESRESPONSE']._serialized_start=983
-  _globals['_GETCAPABILITIESRESPONSE']._serialized_end=1461
-  _globals['_TIERCAPABILITIES']._serialized_start=1464
-  _globals['_TIERCAPABILITIES']._serialized_end=1639
-  _globals['_ENGINEFACTS']._serialized_start=1642
-  _globals['_ENGINEFACTS']._serialized_end=1842
-  _globals['_BACKENDPROOF']._serialized_start=1845
-  _globals['_BACKENDPROOF']._serialized_end=1992
-  _globals['_WATCHLOADREQUEST']._serialized_start=1994
-  _globals['_WATCHLOADREQUEST']._serialized_end=2057
-  _globals['_WATCHLOADRESPONSE']._serialized_start=2060
-  _globals['_WATCHLOADRESPONSE']._serialized_end=2305
-  _globals['_ENDEDLEASE']._serialized_start=2308
-  _globals['_ENDEDLEASE']._serialized_end=2459
-  _globals['_TIERLOAD']._serialized_start=2461
-  _globals['_TIERLOAD']._serialized_end=2550
-  _globals['_DRAINREQUEST']._serialized_start=2552
-  _globals['_DRAINREQUEST']._serialized_end=2610
-  _globals['_DRAINRESPONSE']._serialized_start=2612
-  _globals['_DRAINRESPONSE']._serialized_end=2653
-  _globals['_WORKERSERVICE']._serialized_start=2656
-  _globals['_WORKERSERVICE']._serialized_end=3008
+  _globals['_WORKERSERVICEGENERATEREQUEST']._serialized_end=692
+  _globals['_CHATPARSING']._serialized_start=694
+  _globals['_CHATPARSING']._serialized_end=808
+  _globals['_TEXTPROMPT']._serialized_start=810
+  _globals['_TEXTPROMPT']._serialized_end=904
+  _globals['_WORKERSERVICEGENERATERESPONSE']._serialized_start=906
+  _globals['_WORKERSERVICEGENERATERESPONSE']._serialized_end=986
+  _globals['_GETCAPABILITIESREQUEST']._serialized_start=988
+  _globals['_GETCAPABILITIESREQUEST']._serialized_end=1012
+  _globals['_GETCAPABILITIESRESPONSE']._serialized_start=1015
+  _globals['_GETCAPABILITIESRESPONSE']._serialized_end=1493
+  _globals['_TIERCAPABILITIES']._serialized_start=1496
+  _globals['_TIERCAPABILITIES']._serialized_end=1671
+  _globals['_ENGINEFACTS']._serialized_start=1674
+  _globals['_ENGINEFACTS']._serialized_end=1874
+  _globals['_BACKENDPROOF']._serialized_start=1877
+  _globals['_BACKENDPROOF']._serialized_end=2024
+  _globals['_WATCHLOADREQUEST']._serialized_start=2026
+  _globals['_WATCHLOADREQUEST']._serialized_end=2089
+  _globals['_WATCHLOADRESPONSE']._serialized_start=2092
+  _globals['_WATCHLOADRESPONSE']._serialized_end=2337
+  _globals['_ENDEDLEASE']._serialized_start=2340
+  _globals['_ENDEDLEASE']._serialized_end=2491
+  _globals['_TIERLOAD']._serialized_start=2493
+  _globals['_TIERLOAD']._serialized_end=2582
+  _globals['_DRAINREQUEST']._serialized_start=2584
+  _globals['_DRAINREQUEST']._serialized_end=2642
+  _globals['_DRAINRESPONSE']._serialized_start=2644
+  _globals['_DRAINRESPONSE']._serialized_end=2685
+  _globals['_WORKERSERVICE']._serialized_start=2688
+  _globals['_WORKERSERVICE']._serialized_end=3040
 # @@protoc_insertion_point(module_scope)

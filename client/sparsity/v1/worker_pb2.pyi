@@ -39,6 +39,7 @@ class WorkerServiceGenerateRequest(_message.Message):
     MEASURE_COVERAGE_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     CHAT_FIELD_NUMBER: _builtins.int
+    DEFAULT_MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique among live requests of the worker."""
     priority: _builtins.int
@@ -55,6 +56,10 @@ class WorkerServiceGenerateRequest(_message.Message):
     """
     measure_coverage: _builtins.bool
     """Measure coverage on some rows, whatever share of the requests the worker measures by itself."""
+    default_max_new_tokens: _builtins.int
+    """Tokens to generate at most where `sampling.max_new_tokens` is unset, as far as the model's context has room after the
+    prompt; 128 where it is 0.
+    """
     @_builtins.property
     def prompt(self) -> _inference_pb2.TokenIds:
         """The prompt in token ids; empty where `text` is set."""
@@ -94,10 +99,11 @@ class WorkerServiceGenerateRequest(_message.Message):
         measure_coverage: _builtins.bool = ...,
         logprobs: _inference_pb2.LogprobOptions | None = ...,
         chat: Global___ChatParsing | None = ...,
+        default_max_new_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_chat", b"_chat", "_lease", b"_lease", "_logprobs", b"_logprobs", "_priority", b"_priority", "_text", b"_text", "cache_salt", b"cache_salt", "chat", b"chat", "lease", b"lease", "logprobs", b"logprobs", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_chat", b"_chat", "_lease", b"_lease", "_logprobs", b"_logprobs", "_priority", b"_priority", "_text", b"_text", "cache_salt", b"cache_salt", "chat", b"chat", "dense_reasoning", b"dense_reasoning", "lease", b"lease", "logprobs", b"logprobs", "measure_coverage", b"measure_coverage", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_chat", b"_chat", "_lease", b"_lease", "_logprobs", b"_logprobs", "_priority", b"_priority", "_text", b"_text", "cache_salt", b"cache_salt", "chat", b"chat", "default_max_new_tokens", b"default_max_new_tokens", "dense_reasoning", b"dense_reasoning", "lease", b"lease", "logprobs", b"logprobs", "measure_coverage", b"measure_coverage", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cache_salt: _TypeAlias = _typing.Literal["cache_salt"]  # noqa: Y015
     _WhichOneofArgType__cache_salt: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt"]  # noqa: Y015

@@ -137,27 +137,25 @@ class Callers:
                 request.priority = min(request.priority, self._limits.priority(tenant))
             await self._limits.request(tenant, answers)
 
-    def bound(self, request: inference_pb2.GenerateRequest, signals: Signals, served: Served, room: int) -> None:
-        """Says how long its answers may get, where its caller does not.
+    def default_new_tokens(self, request: inference_pb2.GenerateRequest, tenant: str, served: Served) -> int:
+        """Tokens that each answer may have at most where its caller does not say; 0 leaves it to the worker.
+
+        Until it has ended such an answer is reckoned as a short one: most are, and nobody asked for more.
 
         Args:
             request: of a caller that was let in.
-            signals: of its prompt.
+            tenant: whose tokens are counted.
             served: the model.
-            room: tokens of the workers' largest KV cache; 0 where nothing bounds it.
         """
         wanted = served.defaults.max_new_tokens or self._new_tokens
         if wanted is None or request.sampling.HasField("max_new_tokens"):
-            return
-        prompt = signals.max_tokens
-        left = min(served.context_length, room or served.context_length) - prompt
-        most = self._limits.most_tokens(signals.tenant) if self._limits is not None else None
-        if most is not None:
-            # All of its rate would leave nothing for the next request until this one has ended.
-            share = max(most // _SHARE, DEFAULT_MAX_NEW_TOKENS)
-            left = min(left, share, (most - prompt) // wanted_answers(request))
-        # A prompt that leaves nothing is refused by its own length.
-        request.sampling.max_new_tokens = max(min(wanted or left, left), 1)
+            return 0
+        # Only a worker knows what its prompt leaves of the context.
+        wanted = min(wanted or served.context_length, served.context_length)
+        most = self._limits.most_tokens(tenant) if self._limits is not None else None
+        if most is None:
+            return wanted
+        return min(wanted, max(most // _SHARE // wanted_answers(request), DEFAULT_MAX_NEW_TOKENS))
 
     async def charge(self, request: inference_pb2.GenerateRequest, signals: Signals) -> Charge:
         """Counts a request's tokens, as many as it may come to.

@@ -94,12 +94,6 @@ class Fleet:
         self._picker = Picker()
         self._change()
 
-    @property
-    def room(self) -> int:
-        """Tokens of its workers' largest KV cache; 0 where one of them bounds none, or is not known."""
-        told = [worker.capabilities.kv_capacity_tokens for worker in self.workers if worker.capabilities]
-        return max(told) if told and all(told) else 0
-
     async def watch(self) -> None:
         """Follows discovery and watches every worker, for as long as it runs."""
         try:

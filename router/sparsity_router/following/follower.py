@@ -103,19 +103,21 @@ class PolicyFollower:
     async def start(self) -> None:
         """Loads the first snapshot; from disk, where there is one, while the source is away.
 
-        What was set on this router and the source never had acts on, whether or not it is away.
+        What was set on this router and the source never had acts on, whether or not it is away; of one that the source
+        has by now, its word is the newer.
 
         Raises:
             StoreError: when neither can be read.
             NoProcessError: when nothing can be compiled now.
         """
-        if self._disk is not None:
-            self.overrides.restore(await BUILDS.run(self._disk.local))
+        own = await BUILDS.run(self._disk.local) if self._disk is not None else []
         try:
             await self.refresh()
+            self.overrides.restore(own)
         except StoreError as error:
             if self._disk is None:
                 raise
+            self.overrides.restore(own)
             contents, local, age = await BUILDS.run(self._disk.load)
             policies = {stored.policy.domain: stored for stored in contents.policies}
             self._wanted = _Wanted(contents.cursor, policies, contents.rejected, ())

@@ -80,8 +80,8 @@ class Overrides:
         self._tell(Change(override.id, override))
 
     def restore(self, overrides: Iterable[Override]) -> None:
-        """Has those act on that were set here before a restart, and that no store had."""
-        for override in overrides:
+        """Has those act on that were set here before a restart, and that no store has had since."""
+        for override in (each for each in overrides if each.id not in self._stored):
             log.warning("override %s was set here before a restart, and acts on", override.id)
             self.apply(Change(override.id, override))
 

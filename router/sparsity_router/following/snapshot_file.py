@@ -14,7 +14,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,7 +130,7 @@ class SnapshotFile:
             overrides, rejected = open_overrides(document["overrides"])
             # No store has this head: the first look at one reads everything.
             cursor = Cursor(int(document["revision"]), "on disk", "0-0")
-            local = frozenset(document.get("local", ()))
+            local = frozenset(_local(document))
         except (OSError, *UNREADABLE) as error:
             raise self._unreadable(error) from error
         return Saved(Contents(cursor, policies, overrides, rejected, 0.0), local, age)
@@ -139,7 +139,8 @@ class SnapshotFile:
         """Of the overrides that were saved, those that the store did not have; none of a file that cannot be read."""
         try:
             document = self._document()
-            return open_overrides({name: document["overrides"][name] for name in document.get("local", ())})[0]
+            told = document["overrides"]
+            return open_overrides({name: told[name] for name in _local(document) if name in told})[0]
         except FileNotFoundError:
             return []
         except (OSError, *UNREADABLE) as error:
@@ -151,3 +152,9 @@ class SnapshotFile:
 
     def _unreadable(self, error: Exception) -> StoreError:
         return StoreError(f"--snapshot-file: {self._path}: {type(error).__name__}: {error}")
+
+
+def _local(document: Any) -> Sequence[str]:
+    """Ids of the overrides that the store did not have; `waiting` in files of routers from before."""
+    found: Sequence[str] = document.get("local", document.get("waiting", ()))
+    return found

@@ -30,12 +30,15 @@ class WorkerRequest:
     decided: Decided
 
     @classmethod
-    def of(cls, request: inference_pb2.GenerateRequest, decided: Decided, answer: int = 0) -> WorkerRequest:
+    def of(
+        cls, request: inference_pb2.GenerateRequest, decided: Decided, most: int = 0, answer: int = 0
+    ) -> WorkerRequest:
         """Puts a decided request into the terms of workers.
 
         Args:
             request: as its caller sent it.
             decided: what became of it.
+            most: tokens of an answer, where the request does not say; 0 leaves it to the worker.
             answer: which of the answers that it asks for is asked for, from 0 on.
         """
         message = worker_pb2.WorkerServiceGenerateRequest(
@@ -43,6 +46,7 @@ class WorkerRequest:
             sampling=request.sampling,
             priority=request.priority,
             dense_reasoning=decided.review.decision.dense_reasoning,
+            default_max_new_tokens=most,
         )
         if request.sampling.HasField("seed"):
             message.sampling.seed = (request.sampling.seed + answer) % 2**64
@@ -79,5 +83,5 @@ async def read_needs(request: worker_pb2.WorkerServiceGenerateRequest) -> frozen
 
 
 def outstanding_tokens(request: worker_pb2.WorkerServiceGenerateRequest) -> int:
-    """Tokens that a worker has to work on for a request, at most."""
+    """Tokens that a worker has to work on for a request, at most, if its answer has no more than it says."""
     return len(request.prompt.ids) + request.text.max_tokens + new_tokens(request.sampling)

@@ -137,7 +137,6 @@ class InferenceService:
         model = await self._admit(request, context, wanted_answers(request))
         decided = await self._decide(model, request, decision_id)
         _tell_caller(context, decision_id, decided.review.decision)
-        self._callers.bound(request, decided.signals, model.served, model.fleet.room)
         return model, decided, await self._callers.charge(request, decided.signals)
 
     async def _admit(
@@ -151,6 +150,9 @@ class InferenceService:
         model = self._models.asked(request)
         await self._callers.admit(request, context, tenant, model.served, answers)
         return model
+
+    def _unsaid(self, request: inference_pb2.GenerateRequest, decided: Decided, model: Model) -> int:
+        return self._callers.default_new_tokens(request, decided.signals.tenant, model.served)
 
     async def _relay(
         self,
@@ -168,7 +170,7 @@ class InferenceService:
             if not number:
                 _tell_caller(context, decided.decision_id, decided.review.decision)
                 describe(span, request, decided, decided.review.decision, model.name)
-            inner = WorkerRequest.of(request, decided, number)
+            inner = WorkerRequest.of(request, decided, self._unsaid(request, decided, model), number)
             messages = relay(model.fleet, inner, context, tried)
             if self._shadow is not None and not number:
                 messages = self._shadow.sampled(model.fleet, inner, messages)
@@ -198,7 +200,7 @@ class InferenceService:
                 raise UnimplementedError("a lease is good for one answer; the relay gives several")
             model, decided, charge = await self._let_in(asked, context, span)
             try:
-                inner = WorkerRequest.of(asked, decided)
+                inner = WorkerRequest.of(asked, decided, self._unsaid(asked, decided, model))
                 worker, served, decision = await place_in_turn(model.fleet, inner, context)
             except (SparsityError, asyncio.CancelledError):
                 self._callers.settle(charge, 0)

@@ -194,6 +194,29 @@ async def test_a_switch_by_signal_is_ended_after_a_restart_as_before(tmp_path: P
     assert by_signal.snapshot.overrides == by_sibling.snapshot.overrides == ()
 
 
+async def test_a_newer_word_of_the_store_outlasts_what_was_set_here_before_a_restart(tmp_path: Path) -> None:
+    """Of one id the store may hold a denser cap by now: the one from before must not take its place."""
+    file, before = SnapshotFile(tmp_path / "policies.json"), Overrides(lambda: None)
+    before.put(replace(KILL, max_tier=Tier.MODERATE))
+    file.save(1, [], before.active(), before.local())
+    source = Returning()
+    source.away, source.overrides, source.revision = False, [at(5)], 5
+    source.go.set()
+    follower = PolicyFollower(source, ttl=300.0, disk=file)
+    await follower.start()
+    assert [override.max_tier for override in follower.snapshot.overrides] == [Tier.DENSE]
+    assert follower.overrides.waiting() == []
+
+
+async def test_files_of_routers_from_before_have_what_no_store_had(tmp_path: Path) -> None:
+    file, before = SnapshotFile(tmp_path / "policies.json"), Overrides(lambda: None)
+    before.put(KILL)
+    file.save(1, [], before.active(), before.local())
+    path = tmp_path / "policies.json"
+    path.write_text(path.read_text().replace('"local"', '"waiting"'))
+    assert [override.id for override in file.local()] == ["k"]
+
+
 async def test_what_the_store_held_unreadably_is_not_written_back_to_it(tmp_path: Path) -> None:
     follower, source = await restarted(tmp_path, at(0))
     assert follower.overrides.waiting() == []

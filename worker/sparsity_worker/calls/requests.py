@@ -8,7 +8,7 @@ from typing import Any
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_rpc.errors import InvalidRequestError, TokenCountError
 from sparsity_rpc.tiers import DENSE
-from sparsity_serving.sampling import DEFAULT_MAX_NEW_TOKENS, check_sampling
+from sparsity_serving.sampling import check_sampling, most_new_tokens
 from tokenizers import Tokenizer
 
 from sparsity_worker.config import ModelFacts
@@ -85,6 +85,7 @@ def engine_request(
             "prompt.ids", f"{highest} is not below the vocabulary size {facts.vocabulary_size}"
         )
     sampling = sampling_params(request.sampling, facts)
+    sampling["max_new_tokens"] = most_new_tokens(request, facts.context_length - len(prompt))
     custom: dict[str, Any] = {REASONING_KEY: list(markers)} if request.dense_reasoning and tier != DENSE else {}
     if measured or request.measure_coverage:
         custom[MEASURE_KEY] = True
@@ -115,7 +116,9 @@ def marker_ids(tokenizer: Tokenizer, markers: Sequence[str]) -> tuple[int, ...]:
 
 
 def sampling_params(params: inference_pb2.SamplingParams, facts: ModelFacts) -> dict[str, Any]:
-    """SGLang's sampling parameters; unset fields are the model's, else SGLang's, except that decoding is greedy.
+    """SGLang's sampling parameters but for the answer's length.
+
+    Unset fields are the model's, else SGLang's, except that decoding is greedy.
 
     Raises:
         InvalidRequestError: naming the field and its range.
@@ -124,9 +127,9 @@ def sampling_params(params: inference_pb2.SamplingParams, facts: ModelFacts) -> 
     asked = inference_pb2.SamplingParams()
     asked.CopyFrom(params)
     facts.defaults.fill(asked)
-    out: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": DEFAULT_MAX_NEW_TOKENS}
+    out: dict[str, Any] = {"temperature": 0.0}
     for name in (
-        "max_new_tokens", "temperature", "frequency_penalty", "presence_penalty", "repetition_penalty", "min_p",
+        "temperature", "frequency_penalty", "presence_penalty", "repetition_penalty", "min_p",
         "ignore_eos",
     ):  # fmt: skip
         if asked.HasField(name):

@@ -12,10 +12,12 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
+_DEVICES: Final = Path("/dev")
 # What glibc reads from the environment when a program starts, by its numbers of `mallopt`.
 _MALLOPT: Final = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_TOP_PAD_": -2, "MALLOC_MMAP_THRESHOLD_": -3}
 
@@ -24,9 +26,9 @@ def can_fork(device: str) -> bool:
     """Whether processes may be forks of this one: none of its threads holds a lock that they would wait for for ever.
 
     Args:
-        device: that the engine computes on.
+        device: that the engine computes on. Beside a GPU SGLang starts processes in a way of its own.
     """
-    return device == "cpu" and threading.active_count() == 1
+    return device == "cpu" and threading.active_count() == 1 and not any(_DEVICES.glob("nvidia[0-9]*"))
 
 
 def remember_title() -> None:
@@ -109,12 +111,13 @@ def _set_allocator() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     for name, parameter in _MALLOPT.items():
         if mallopt is not None and name in os.environ:
-            mallopt(parameter, int(os.environ[name]))
+            with suppress(ValueError):
+                mallopt(parameter, int(os.environ[name]))
 
 
 def _set_threads() -> None:
     # Read when torch is first imported, which may have been before it was set.
     import torch
 
-    if "OMP_NUM_THREADS" in os.environ:
+    with suppress(KeyError, ValueError):
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))

@@ -220,14 +220,14 @@
   - {name: {{ .model.volume }}, mountPath: {{ default .target .mount }}}
   - {name: tmp, mountPath: /tmp}
   {{- if and (eq $model.scheme "oci") $download.secretName }}
-  - {name: model-registry, mountPath: /etc/sparsity/model, readOnly: true}
+  - {name: registry-login, mountPath: /etc/sparsity/model, readOnly: true}
   {{- end }}
 {{- end }}
 
 {{- /* The login of a registry, for pods that download from one. */ -}}
 {{- define "sparsity.downloadVolume" -}}
 {{- if and (hasPrefix "oci://" .values.source) .values.download.secretName }}
-- {name: model-registry, secret: {secretName: {{ .values.download.secretName }}}}
+- {name: registry-login, secret: {secretName: {{ .values.download.secretName }}}}
 {{- end }}
 {{- end }}
 

@@ -86,7 +86,7 @@ dns:///{{ $name }}.{{ $root.Release.Namespace }}.svc.{{ $root.Values.clusterDoma
 {{- if get $.Values.router.tokenizer $field }}{{ fail (printf "router.tokenizer.%s: goes without models, each of which has its own: models.NAME.tokenizer" $field) }}{{ end -}}
 {{- end -}}
 {{- if .Values.router.workers }}{{ fail "router.workers: goes without models, each of which has its own: models.NAME.workers" }}{{ end -}}
-{{- $default := list -}}{{- $known := dict -}}{{- $places := dict -}}
+{{- $default := list -}}{{- $known := dict -}}{{- $places := dict -}}{{- $folders := dict -}}
 {{- range (include "sparsity.models" . | fromJson).models -}}
 {{- $model := . -}}
 {{- if .values.default }}{{ $default = append $default .key }}{{ end -}}
@@ -98,6 +98,12 @@ dns:///{{ $name }}.{{ $root.Release.Namespace }}.svc.{{ $root.Values.clusterDoma
 {{- if and (eq (index $pools .).autoscaling.kind "adapter") (not (regexMatch "^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$" $model.name)) -}}
 {{- fail (printf "%s.name: %s cannot be asked for by workers.%s.autoscaling.kind adapter, as a label's value; make it an alias" $model.path $model.name .) -}}
 {{- end -}}
+{{- end -}}
+{{- $from := include "sparsity.model" (merge (dict "root" $) .) | fromJson -}}
+{{- $folder := printf "%s/%s" $from.claim $from.folder -}}
+{{- if and (eq $from.kind "download") $from.claim -}}
+{{- if hasKey $folders $folder }}{{ fail (printf "%s.source: is downloaded into the cache of models.%s already; make the one an alias of the other, or give each its cache" .path (get $folders $folder)) }}{{ end -}}
+{{- $_ := set $folders $folder .key -}}
 {{- end -}}
 {{- if has .name .values.aliases }}{{ fail (printf "%s.aliases: %s is the model's name already" .path .name) }}{{ end -}}
 {{- range $risk, $bands := .values.bands -}}

@@ -63,7 +63,7 @@
   - {name: {{ $one.volume }}, mountPath: {{ $one.folder }}}
 {{- else if eq $from "download" }}
 {{- include "sparsity.download" (dict "model" $one "values" (index . 1) "image" (index . 2) "target" $one.folder
-  "files" (list "tokenizer.json" "config.json" "tokenizer_config.json" "chat_template.jinja")) }}
+  "files" (list "tokenizer.json" "config.json" "tokenizer_config.json" "chat_template.jinja" "generation_config.json")) }}
 {{- else if eq $from "model" }}
 {{- include "sparsity.modelInit" . }}
 {{- end }}

@@ -8,7 +8,7 @@ from typing import Any, Final
 from sparsity.v1 import inference_pb2, worker_pb2
 from sparsity_rpc.errors import InvalidRequestError, OverloadedError, TokenCountError
 from sparsity_serving.background.off_loop import OnLoop, off_loop
-from sparsity_serving.sampling import new_tokens
+from sparsity_serving.sampling import most_new_tokens
 
 from sparsity_router.fleet.stock.calls import held_to
 from sparsity_router.fleet.stock.contract import contract
@@ -41,8 +41,8 @@ async def _encoded(text: worker_pb2.TextPrompt, model: StockModel) -> list[int]:
     return ids
 
 
-def check_room(request: worker_pb2.WorkerServiceGenerateRequest, prompt: int, held: int, model: StockModel) -> None:
-    """Refuses what fits not into the model's context, or not into a server's cache.
+def check_room(request: worker_pb2.WorkerServiceGenerateRequest, prompt: int, held: int, model: StockModel) -> int:
+    """Tokens that its answer may have; refuses what fits not into the model's context, or not into a server's cache.
 
     Args:
         request: as workers take it.
@@ -55,19 +55,21 @@ def check_room(request: worker_pb2.WorkerServiceGenerateRequest, prompt: int, he
         TokenCountError: where another may, once the tokens of its text are counted.
         OverloadedError: where another may, and this one did when it was picked.
     """
-    new, context = new_tokens(request.sampling), model.served.context_length
+    context = model.served.context_length
+    new = most_new_tokens(request, min(context, held or context) - prompt)
     problem = f"{prompt} prompt tokens and {new} new ones exceed the"
     if prompt + new > context:
         raise InvalidRequestError.of("sampling.max_new_tokens", f"{problem} {context} of the model's context")
     if held and prompt + new > held:
         fault = TokenCountError if request.HasField("text") else OverloadedError
         raise fault(f"{problem} {held} of this server's KV cache")
+    return new
 
 
 def to_contract(
-    request: worker_pb2.WorkerServiceGenerateRequest, rid: str, prompt: list[int], model: StockModel
+    request: worker_pb2.WorkerServiceGenerateRequest, rid: str, prompt: list[int], new: int, model: StockModel
 ) -> Any:
-    """The request, by the id ``rid``; what it leaves unset is the model's own, as of workers of ours."""
+    """The request, by the id ``rid``, for ``new`` tokens; what it leaves unset is the model's own, as of ours."""
     messages = contract().messages
     asked = inference_pb2.SamplingParams()
     asked.CopyFrom(request.sampling)
@@ -81,7 +83,7 @@ def to_contract(
         frequency_penalty=asked.frequency_penalty,
         presence_penalty=asked.presence_penalty,
         repetition_penalty=asked.repetition_penalty if asked.HasField("repetition_penalty") else 1.0,
-        max_new_tokens=new_tokens(asked),
+        max_new_tokens=new,
         stop=asked.stop,
         skip_special_tokens=True,
         spaces_between_special_tokens=True,

@@ -141,11 +141,11 @@ class StockServer:
     ) -> Opened:
         prompt = await prompt_of(request, self._model)
         check_prompt_logprobs(request.logprobs, len(prompt))
-        check_room(request, len(prompt), self.bounded_to, self._model)
+        new = check_room(request, len(prompt), self.bounded_to, self._model)
         # A long text takes a while: whoever listens there by now may attend less, or be of another model.
         if problem := self.doubt():
             raise UnavailableError(f"it was not asked: {problem}")
-        asked = to_contract(request, rid, prompt, self._model)
+        asked = to_contract(request, rid, prompt, new, self._model)
         call = self._stub.Generate(asked, timeout=timeout, metadata=metadata)
         return call, StockAnswer(request, prompt, self._model)
 

@@ -95,6 +95,10 @@ async def test_a_text_of_about_so_many_tokens_is_counted_where_its_room_hangs_on
     check_room(request, 51, 0, stock)
     with pytest.raises(InvalidRequestError, match="exceed the 512 of the model's context"):
         check_room(request, 470, 0, stock)
+    # Where its caller does not say, what is left bounds the answer.
+    request.sampling.ClearField("max_new_tokens")
+    request.default_max_new_tokens = 300
+    assert [check_room(request, *room, stock) for room in ((51, 0), (400, 0), (51, 100))] == [300, 112, 49]
 
 
 def test_needs_that_hang_on_room_wait_in_turns_of_their_own() -> None:
