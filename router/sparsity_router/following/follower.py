@@ -103,8 +103,7 @@ class PolicyFollower:
     async def start(self) -> None:
         """Loads the first snapshot; from disk, where there is one, while the source is away.
 
-        What was set on this router and the source never had acts on, whether or not it is away; of one that the source
-        has by now, its word is the newer.
+        What was set on this router and the source never had acts on; of one that it has by now, its word is the newer.
 
         Raises:
             StoreError: when neither can be read.
@@ -113,11 +112,9 @@ class PolicyFollower:
         own = await BUILDS.run(self._disk.local) if self._disk is not None else []
         try:
             await self.refresh()
-            self.overrides.restore(own)
         except StoreError as error:
             if self._disk is None:
                 raise
-            self.overrides.restore(own)
             contents, local, age = await BUILDS.run(self._disk.load)
             policies = {stored.policy.domain: stored for stored in contents.policies}
             self._wanted = _Wanted(contents.cursor, policies, contents.rejected, ())
@@ -126,6 +123,7 @@ class PolicyFollower:
             await self._build()
             self._confirmed = time.monotonic() - age
             log.warning("%s; serving revision %d from disk, %.0f s old", error, self.snapshot.revision, age)
+        self.overrides.restore(own)
 
     async def follow(self) -> None:
         """Takes up every change, for as long as it runs; a failing source is asked again and again.
