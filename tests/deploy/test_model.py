@@ -211,7 +211,7 @@ def test_each_source_has_its_program_and_its_login() -> None:
     pull = downloads(artifact, "job")
     assert pull["image"] == "mirror.example.com/oras:v1.3.0"
     assert pull["args"][:3] == ["oras", "pull", "registry.example.com:5000/models/smollm2:1.0"]
-    (login,) = (each["mountPath"] for each in pull["volumeMounts"] if each["name"] == "model-registry")
+    (login,) = (each["mountPath"] for each in pull["volumeMounts"] if each["name"] == "registry-login")
     assert f"--registry-config={login}/.dockerconfigjson" in pull["args"]
     assert not of_kind(artifact, "PersistentVolumeClaim")
     copy = downloads(bucket, "worker-shared")
@@ -224,8 +224,10 @@ def test_each_source_has_its_program_and_its_login() -> None:
     own = downloads(bucket, "router")
     assert [word for word in own["args"] if word.startswith("--filter=+")] == [
         f"--filter=+ /{name}"
-        for name in ("tokenizer.json", "config.json", "tokenizer_config.json", "chat_template.jinja")
-    ]
+        for name in (
+            "tokenizer.json", "config.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json",
+        )
+    ]  # fmt: skip
     sums = {each["name"]: each["value"] for each in own["env"]}["SHA256"]
     assert "tokenizer.json" in sums
     assert "model.safetensors" not in sums
