@@ -313,7 +313,8 @@ async def test_who_leaves_pays_for_the_prompt_once_a_worker_has_it(
         await until(lambda: (r.fleet.workers[0].state is State.FULL) is (behaviour is None))
         asking = asyncio.create_task(whole(r, several(n)))
         await until(lambda: worker.received if behaviour else queue)
-        await until(lambda: behaviour is hang or len(queue) == 1)
+        # It waits in the queue while its attempt begins, too.
+        await until(lambda: behaviour is hang or (len(queue) == 1 and r.fleet.workers[0].state is not State.READY))
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         await until(lambda: limits.back)
