@@ -41,12 +41,11 @@ def join(name: str, files: Sequence[Path], out: Path) -> list[Row]:
         for key in _SAME:
             if key in own and own[key] != head.get(key, own[key]):
                 raise ValueError(f"{file}: {key} is {own[key]}, not {head[key]} as in {files[0]}")
-        # What was joined before keeps the numbers of its runs.
         earlier = {key: told for key, told in own.items() if key.startswith("run ")}
         head = head or {key: value for key, value in own.items() if key not in (*_TOLD, *earlier)}
-        runs |= earlier or {
-            f"run {len(runs) + 1}": "; ".join(f"{key}: {_listed(own[key])}" for key in _TOLD if key in own)
-        }
+        # A file that was joined before has several.
+        for told in earlier.values() or ["; ".join(f"{key}: {_listed(own[key])}" for key in _TOLD if key in own)]:
+            runs[f"run {len(runs) + 1}"] = told
         head["date"] = own["date"]
         found |= {(row.name, row.shape): row for row in rows}
     write(out, name, head | runs, list(found.values()))

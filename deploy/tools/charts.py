@@ -203,7 +203,8 @@ def main() -> None:
         if values in examples() and rendered != golden.read_text():
             _stale(golden, f" by Helm {helm_version}")
     told = f"chart: {len(value_files())} value files, Helm {', '.join(helms)}, Kubernetes {', '.join(kubernetes)}"
-    print(f"{told}: {count} objects checked, {refused} wrong values refused; {package()} packed")
+    tried = "wrong values not tried" if newest else f"{refused} wrong values refused"
+    print(f"{told}: {count} objects checked, {tried}; {package()} packed")
 
 
 if __name__ == "__main__":

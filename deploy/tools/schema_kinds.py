@@ -1,8 +1,11 @@
-"""Kinds of values in the words of JSON Schema, draft 7: texts, numbers, lists, and what names a secret or a claim."""
+"""Kinds of values in the words of JSON Schema, draft 7: texts, numbers, secrets, claims, parts of policies, models."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from sparsity_policies.model import Risk, Tier
+from sparsity_serving.bounds import MAX_NAME
 
 Schema = dict[str, Any]
 
@@ -62,3 +65,26 @@ SECRET = of(secretName=NAME, secretKey=SOME_TEXT)
 LOGIN = of(secretName=NAME, usernameKey=TEXT, passwordKey=SOME_TEXT)
 CLAIM = {**of(name=SOME_TEXT, request=TEXT), "required": ["name"]}
 POD_CLAIM = {**of(name=SOME_TEXT, resourceClaimName=NAME, resourceClaimTemplateName=NAME), "required": ["name"]}
+BAND: dict[str, Schema] = {"from_tokens": whole(0), "tier": one_of(*(tier.name.lower() for tier in Tier))}
+# A model's name or alias.
+TITLE: Schema = {**SOME_TEXT, "maxLength": MAX_NAME}
+WORKERS: Schema = {**several({"type": "string", "pattern": WORKER}), "uniqueItems": True}
+TOKENIZER: Schema = of(image=TEXT, path=SOME_TEXT, existingClaim=NAME, subPath=TEXT)
+# What Helm can tell of a policy; the job before an install reads it whole.
+DOCUMENT: Schema = {
+    "type": "object",
+    "required": ["domain"],
+    "properties": {
+        "risk": one_of(*(risk.name.lower() for risk in Risk)),
+        "bands": several({"type": "object", "properties": BAND}),
+    },
+}
+OWN_BANDS: Schema = {**several({**of(**BAND, task=TEXT), "required": ["from_tokens", "tier"]}), "minItems": 1}
+# Beside what one has too: of each of several models.
+ONE_OF_SEVERAL: dict[str, Schema] = {
+    "default": YES_OR_NO,
+    "aliases": {**several(TITLE), "uniqueItems": True},
+    "bands": of(low=OWN_BANDS, elevated=OWN_BANDS),
+    "workers": WORKERS,
+    "tokenizer": TOKENIZER,
+}

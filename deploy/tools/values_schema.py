@@ -15,10 +15,12 @@ from promql import alerts
 from schema_kinds import (
     ANYTHING,
     CLAIM,
+    DOCUMENT,
     HOST,
     LABELS,
     LOGIN,
     NAME,
+    ONE_OF_SEVERAL,
     POD_CLAIM,
     POOL,
     PORT,
@@ -29,8 +31,9 @@ from schema_kinds import (
     SOME_TEXT,
     TEXT,
     TEXTS,
+    TOKENIZER,
     URL,
-    WORKER,
+    WORKERS,
     YES_OR_NO,
     Schema,
     number,
@@ -39,7 +42,6 @@ from schema_kinds import (
     several,
     whole,
 )
-from sparsity_policies.model import Risk, Tier
 from sparsity_router.config import RouterConfig
 from sparsity_rpc.semconv import FIRST_TOKEN_SECONDS
 from sparsity_rpc.tiers import TIERS
@@ -47,29 +49,6 @@ from sparsity_serving.bounds import MAX_NAME
 from sparsity_worker.config import WorkerConfig
 
 FILE = Path(__file__).resolve().parents[1] / "helm" / "sparsity-router" / "values.schema.json"
-BAND: dict[str, Schema] = {"from_tokens": whole(0), "tier": one_of(*(tier.name.lower() for tier in Tier))}
-# A model's name or alias.
-TITLE: Schema = {**SOME_TEXT, "maxLength": MAX_NAME}
-WORKERS: Schema = {**several({"type": "string", "pattern": WORKER}), "uniqueItems": True}
-TOKENIZER: Schema = of(image=TEXT, path=SOME_TEXT, existingClaim=NAME, subPath=TEXT)
-# What Helm can tell of a policy; the job before an install reads it whole.
-DOCUMENT: Schema = {
-    "type": "object",
-    "required": ["domain"],
-    "properties": {
-        "risk": one_of(*(risk.name.lower() for risk in Risk)),
-        "bands": several({"type": "object", "properties": BAND}),
-    },
-}
-OWN_BANDS: Schema = {**several({**of(**BAND, task=TEXT), "required": ["from_tokens", "tier"]}), "minItems": 1}
-# Beside what one has too: of each of several models.
-ONE_OF_SEVERAL: dict[str, Schema] = {
-    "default": YES_OR_NO,
-    "aliases": {**several(TITLE), "uniqueItems": True},
-    "bands": of(low=OWN_BANDS, elevated=OWN_BANDS),
-    "workers": WORKERS,
-    "tokenizer": TOKENIZER,
-}
 
 
 def component(own: Schema, image: Schema, settings: type | None) -> Schema:

@@ -37,6 +37,9 @@ def test_what_was_joined_takes_another_run(tmp_path: Path) -> None:
     assert [row["value"] for row in document["rows"]] == [3.0]
     assert [key for key in document["header"] if key.startswith("run ")] == ["run 1", "run 2", "run 3"]
     assert document["header"]["run 2"].startswith("date: 2;")
+    join("kernels", [files[2], tmp_path / "two/kernels.json"], tmp_path / "later")
+    header = json.loads((tmp_path / "later/kernels.json").read_text())["header"]
+    assert [header[f"run {number}"][:7] for number in (1, 2, 3)] == ["date: 3", "date: 1", "date: 2"]
 
 
 @pytest.mark.parametrize(("key", "other"), [("device", "another"), ("kernels", {"triton": "2"})])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from sparsity_serving.benchmark import Row, against, judged, percentile
 from sparsity_worker.keys import BACKEND, DENSE_BACKEND
@@ -111,20 +111,18 @@ def beside_one_rank(found: Mapping[str, Measured], one: Mapping[str, Measured], 
         plan: of both.
     """
     for tier, own in found.items():
-        if tier not in one:
-            continue
-        shapes = [
-            (f"{tier}: time to first token", f"{length} tokens", times, one[tier].first.get(length))
-            for length, times in own.first.items()
+        alone = one.get(tier, Measured(tier, {}))
+        figures: list[tuple[str, Mapping[Any, list[float]], Mapping[Any, list[float]]]] = [
+            ("time to first token", own.first, alone.first),
+            ("time per output token", own.per_token, alone.per_token),
         ]
-        shapes += [
-            (f"{tier}: time per output token", f"{batch} tokens", times, one[tier].per_token.get(batch))
-            for batch, times in own.per_token.items()
-        ]
-        for name, shape, times, alone in shapes:
-            if alone:
-                row = Row(f"{name}, beside one rank", f"{plan.name}, {shape}", statistics.median(times), "s")
-                yield against(row, "one rank", statistics.median(alone))
+        for name, several, single in figures:
+            for shape in [each for each in several if each in single]:
+                row = Row(
+                    f"{tier}: {name}, beside one rank", f"{plan.name}, {shape} tokens",
+                    statistics.median(several[shape]), "s",
+                )  # fmt: skip
+                yield against(row, "one rank", statistics.median(single[shape]))
 
 
 def _repeats(tier: str, own: Repeats, plan: Plan) -> Iterator[Row]:

@@ -128,10 +128,7 @@ def sampling_params(params: inference_pb2.SamplingParams, facts: ModelFacts) -> 
     asked.CopyFrom(params)
     facts.defaults.fill(asked)
     out: dict[str, Any] = {"temperature": 0.0}
-    for name in (
-        "temperature", "frequency_penalty", "presence_penalty", "repetition_penalty", "min_p",
-        "ignore_eos",
-    ):  # fmt: skip
+    for name in ("temperature", "frequency_penalty", "presence_penalty", "repetition_penalty", "min_p", "ignore_eos"):
         if asked.HasField(name):
             out[name] = getattr(asked, name)
     if asked.HasField("top_p"):
