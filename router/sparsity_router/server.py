@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from sparsity_serving import telemetry
 from sparsity_serving.access.access import Access
 from sparsity_serving.access.lease_keys import LeaseKeys, read_keys
 from sparsity_serving.addresses import joined, read_address
+from sparsity_serving.background.ending import end_tasks
 from sparsity_serving.background.jobs import JOBS
 from sparsity_serving.background.reloading import ReloadedFile, Reloading
 from sparsity_serving.engines import ECHO
@@ -64,7 +65,6 @@ log = logging.getLogger("sparsity.router")
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 FLEET = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"]
 POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"]
-_CANCEL_SECONDS = 0.5
 
 
 def run(config: RouterConfig) -> None:
@@ -212,7 +212,7 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     await endpoint.health.drain()
     await asyncio.gather(endpoint.server.stop(config.drain_seconds), *([door.stop()] if door else []))
     await endpoint.health.stop()
-    results = await _end((waiting, *background))
+    results = await end_tasks((waiting, *background))
     with contextlib.suppress(StoreError):
         await recorder.flush()
     if sessions is not None:
@@ -240,19 +240,6 @@ def _reloading(config: RouterConfig, access: Access, limits: TenantLimits | None
     reloading = Reloading(*files)
     reloading.observe(meter_of("sparsity.router"))
     return reloading
-
-
-async def _end(tasks: Sequence[asyncio.Task[Any]]) -> list[Any]:
-    """Cancels tasks until all have ended, and returns what each ended with.
-
-    Once is not enough: the Redis client can swallow a cancel that comes while it connects.
-    """
-    left = set(tasks)
-    while left:
-        for task in left:
-            task.cancel()
-        _, left = await asyncio.wait(left, timeout=_CANCEL_SECONDS)
-    return await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _load(config: RouterConfig, store: PolicyStore | None) -> tuple[PolicyFollower, bool]:

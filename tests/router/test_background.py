@@ -20,6 +20,7 @@ from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving.access.access import Access
 from sparsity_serving.access.jwt import JwtConfig, JwtVerifier
 from sparsity_serving.background import jobs as background
+from sparsity_serving.background.ending import end_tasks
 from sparsity_serving.background.jobs import JOBS, Jobs
 from sparsity_serving.background.reloading import ReloadedFile
 from support.routers.rig import DENSE, rig
@@ -187,3 +188,26 @@ async def test_a_router_goes_on_when_its_jobs_fail_and_wants_no_traffic_while_it
             await router.ready()
             assert (await router.tier())[1] != "REASON_STALE_POLICY"
     await worker.stop()
+
+
+async def test_a_task_that_swallows_a_cancel_is_ended_by_the_next_one() -> None:
+    swallowed = asyncio.Event()
+
+    async def deaf_once() -> str:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            swallowed.set()
+        await asyncio.Event().wait()
+        return "never"
+
+    async def fails() -> None:
+        raise ValueError("odd")
+
+    tasks = [asyncio.create_task(deaf_once()), asyncio.create_task(fails())]
+    await asyncio.sleep(0.01)
+    async with asyncio.timeout(5.0):
+        deaf, failed = await end_tasks(tasks)
+    assert swallowed.is_set()
+    assert isinstance(deaf, asyncio.CancelledError)
+    assert isinstance(failed, ValueError)

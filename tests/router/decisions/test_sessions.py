@@ -18,6 +18,7 @@ from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import TTL_SECONDS, Decision, Override, Reason, Rollout, Scope, Signals, Tier
 from sparsity_router.decisions import sessions as sessions_
 from sparsity_router.decisions.sessions import Sessions, _key
+from sparsity_serving.background.ending import end_tasks
 from support.routers.rig import AGGRESSIVE, BANDS, DENSE, LONG, MODERATE, rig
 from support.routers.router import until
 from support.stores.snapshots import snapshot
@@ -154,8 +155,7 @@ async def test_what_was_noted_last_is_written_at_the_end_and_what_others_crowd_o
             await first.tier("t", other)
         first.served("t", "s", decision(120, task="records"))
         assert first.held("t", "s") is Tier.MODERATE
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        await end_tasks([running])
         assert await first.flush()
         assert await client.get(_key("t", "s")) == str(int(Tier.MODERATE))
         await client.aclose()

@@ -32,6 +32,7 @@ from sparsity_router.following.snapshot_file import SnapshotFile
 from sparsity_router.observing.policy_metrics import observe_policies
 from sparsity_router.observing.recorder import Recorder
 from sparsity_rpc.errors import ConfigurationError, StoreError
+from sparsity_serving.background.ending import end_tasks
 from support.routers.rig import DENSE
 from support.routers.router import failure, running, until
 from support.routers.router_process import RouterProcess
@@ -692,6 +693,5 @@ async def test_a_full_disk_is_told_once_and_until_there_is_room(
         await until(saved_at_last)
         assert (tmp_path / "snapshot.json").exists()
     finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+        await end_tasks([following])
     assert caplog.text.count("No space left") == 1

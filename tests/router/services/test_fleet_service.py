@@ -20,6 +20,7 @@ from sparsity_router.fleet import replicas
 from sparsity_router.fleet.replicas import Replicas
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_serving.access.access import key_digest
+from sparsity_serving.background.ending import end_tasks
 from support.routers.rig import AGGRESSIVE, DENSE, MODERATE
 from support.routers.router import Router, failure, running, until
 from support.routers.router_process import RouterProcess
@@ -183,8 +184,6 @@ async def test_routers_with_wrong_clocks_hear_each_other(monkeypatch: pytest.Mon
                 return len(await replicas.all()) == count
 
             await until(heard)
-        for _, task in told:
-            task.cancel()
-        await asyncio.gather(*(task for _, task in told), return_exceptions=True)
+        await end_tasks(task for _, task in told)
         for store in stores:
             await store.close()
