@@ -52,6 +52,22 @@ def test_mistakes_come_back_as_they_would_here(limited: Confined) -> None:
     assert caught.value.violations == here.value.violations
 
 
+def test_the_next_call_finds_the_process_that_was_prepared(limited: Confined, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited.prepare()
+    process = limited._process
+    assert process is not None
+    assert limited.check(policy(patterns=["a+b"])) == []
+    assert limited._process is process
+    limited.close()
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    limited.prepare()
+    assert NO_PROCESS in limited.check(policy())[0].problem
+
+
+def refused(*_: Any, **__: Any) -> Any:
+    raise OSError(12, "Cannot allocate memory")
+
+
 def test_a_database_that_was_compiled_there_scans_here(limited: Confined) -> None:
     scanner = Scanner([policy(literals=["trade secret"], flag="legal")], None, limited.compile)
     assert scanner.scan("a Trade\nsecret").flags == {"legal"}

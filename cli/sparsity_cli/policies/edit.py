@@ -29,6 +29,8 @@ def edit(domain: DomainArgument, reason: Reason = "", router: Router = DEFAULT_R
     A refused edit is opened again with the mistakes as comments. When somebody else wrote meanwhile, a three-way
     difference is shown, your edit is kept in a file, and nothing is written.
     """
+    # What reads the edit loads while it is made.
+    EDITS.prepare()
     with service(router) as api:
         stored = api.get(domain)
         base = policy_from_wire(stored.policy)

@@ -74,6 +74,11 @@ class Confined:
         self._process: subprocess.Popen[bytes] | None = None
         self._is_shut = False
 
+    def prepare(self) -> None:
+        """Starts the process ahead of the next call, which then does not wait for it to load; a call tells problems."""
+        with contextlib.suppress(NoProcessError), self._turn:
+            self._started()
+
     def check(self, policy: Policy) -> Sequence[Violation]:
         """What :func:`sparsity_policies.documents.validate.check_policy` finds; past the limits is a mistake, too."""
         seconds = CHECK_SECONDS + _EXPRESSION_SECONDS * len(policy.detection.patterns)
