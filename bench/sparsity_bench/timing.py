@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import psutil
 
 Call = Callable[[], Awaitable[None]]
 Clock = Callable[[], float]
+# The operating system counts in hundredths of a second: a turn is to take several.
+_TURNS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +68,31 @@ def cpu_clock(pid: int) -> Clock:
 
 async def one_at_a_time(call: Call, count: int, clock: Clock) -> Timing:
     """Calls one after another, after a tenth as many that do not count."""
-    for _ in range(max(count // 10, 5)):
-        await call()
-    times, before = [], clock()
-    for _ in range(count):
-        started = time.perf_counter()
-        await call()
-        times.append((time.perf_counter() - started) * 1e6)
-    return Timing(statistics.median(times), (clock() - before) / count * 1e6)
+    return (await by_turns({"": (call, clock)}, count))[""]
+
+
+async def by_turns(ways: Mapping[str, tuple[Call, Clock]], count: int) -> dict[str, Timing]:
+    """Calls one after another, of each way by turns: a machine that slows down in between slows all of them.
+
+    Args:
+        ways: a call and the clock of its process, by name.
+        count: calls of each, after a tenth as many that do not count.
+    """
+    for call, _ in ways.values():
+        for _ in range(max(count // 10, 5)):
+            await call()
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    used = dict.fromkeys(ways, 0.0)
+    rounds = min(_TURNS, count) if len(ways) > 1 else 1
+    for turn in range(rounds):
+        for name, (call, clock) in ways.items():
+            before = clock()
+            for _ in range(turn * count // rounds, (turn + 1) * count // rounds):
+                started = time.perf_counter()
+                await call()
+                times[name].append((time.perf_counter() - started) * 1e6)
+            used[name] += clock() - before
+    return {name: Timing(statistics.median(times[name]), used[name] / count * 1e6) for name in ways}
 
 
 async def many_at_once(call: Call, count: int, at_once: int, clock: Clock) -> tuple[float, float]:

