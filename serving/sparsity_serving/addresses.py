@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import re
 import socket
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from sparsity_rpc.errors import ConfigurationError
@@ -11,6 +14,10 @@ from sparsity_rpc.errors import ConfigurationError
 # Where a router listens, and where callers look for it, unless they are told.
 ROUTER: Final = "127.0.0.1:7000"
 FORM: Final = "host:port, an IPv6 address in brackets as in [::1]:7000"
+_GIVEN: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+# Below are those of well-known services, and those that tests hold.
+_LEAST_PORT: Final = 20_000
+_TRIES: Final = 50
 _ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+(?:%[^\]]+)?)\]|(?P<host>[^\[\]:/\s]+)):(?P<port>\d{1,5})")
 
 
@@ -47,10 +54,25 @@ def read_address(text: str, option: str) -> Address:
 
 
 def free_port() -> int:
-    """A port of the loopback that nothing listens on now."""
+    """A port of the loopback that nothing listens on now, and that the system gives to nobody by itself.
+
+    What is to listen there may take minutes to come to it: a port of the system's range may be some connection's then.
+    """
+    own = range(_LEAST_PORT, _least_given())
+    for port in random.sample(own, min(_TRIES, len(own))):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
     with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+        given: int = probe.getsockname()[1]
+        return given
+
+
+def _least_given() -> int:
+    """The least port that the system gives by itself (ip(7), ip_local_port_range)."""
+    try:
+        return int(_GIVEN.read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):
+        return _LEAST_PORT
 
 
 def require_free(address: str, option: str = "--listen", *, any_port: bool = True) -> None:
