@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import sys
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from ssl import SSLContext
@@ -13,11 +14,15 @@ from typing import Any
 import h11
 import uvicorn
 from sparsity_rpc.errors import ConfigurationError
+from sparsity_rpc.methods import GENERATE
 from sparsity_rpc.tls import ServerTls
 from sparsity_serving.addresses import joined, read_address
+from sparsity_serving.server import count_error
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from sparsity_router.gateway.exchange import Receive, Scope, Send
+from sparsity_router.gateway.answers import encoded
+from sparsity_router.gateway.exchange import JSON, Receive, Scope, Send
+from sparsity_router.gateway.refusals import HttpError
 
 _OPTION = "--http-listen"
 _KEEP_ALIVE_SECONDS = 75
@@ -50,6 +55,20 @@ class _Connection(H11Protocol):
         """Waits no more."""
         self._wait_no_more()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no HTTP as every other mistake is answered, and closes the connection."""
+        # The server tells no more than that there was something; what it was stands in the parser's error.
+        problem = str(sys.exception() or msg).replace("bytearray(b", "(")
+        error = HttpError(400, "invalid_http", f"this is no HTTP: {problem}")
+        count_error(GENERATE, error.counted)
+        # An answer that has begun, as to a body that nobody wanted, cannot begin anew.
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = encoded({"error": error.refusal.error})
+            headers = [JSON, (b"content-length", str(len(body)).encode()), _CLOSE]
+            parts = (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage())
+            self.transport.write(b"".join(self.conn.send(part) or b"" for part in parts))
+        self.transport.close()
 
     def _wait(self) -> None:
         if self.conn.their_state is not h11.IDLE:

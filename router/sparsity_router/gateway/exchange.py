@@ -21,7 +21,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = tuple[tuple[bytes, bytes], ...]
 _TOLD: Final = {DECISION_ID: b"x-sparsity-decision-id", TIER: b"x-sparsity-tier", REASON: b"x-sparsity-reason"}
-_JSON: Final = (b"content-type", b"application/json")
+JSON: Final = (b"content-type", b"application/json")
 _EVENTS: Final = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -180,7 +180,7 @@ class Exchange:
     async def answer(self, body: bytes, status: int = 200, headers: Headers = (), *, lingering: bool = False) -> None:
         """Answers in one piece of JSON; where the caller may still be writing, what it writes runs out for a moment."""
         length = (b"content-length", str(len(body)).encode())
-        await self._begin(status, (_JSON, length, *headers))
+        await self._begin(status, (JSON, length, *headers))
         if lingering:
             await self.write(body)
             await self._let_go()

@@ -13,6 +13,7 @@ import openai
 import pytest
 from sparsity.v1 import inference_pb2
 from sparsity_router.gateway import app
+from sparsity_router.gateway import door as listening
 from sparsity_router.gateway.refusals import http_status, refusal
 from sparsity_router.prompts.chats.chat import read_chat
 from sparsity_rpc import errors
@@ -288,24 +289,51 @@ async def test_a_long_body_is_refused_before_it_is_read(door: HttpDoor) -> None:
     assert answer.startswith(b"HTTP/1.1 413 ")
 
 
-async def test_nonsense_on_the_wire_is_answered_and_harms_nobody(door: HttpDoor) -> None:
+async def test_nonsense_on_the_wire_is_answered_and_harms_nobody(
+    door: HttpDoor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    counted: list[str] = []
+    monkeypatch.setattr(listening, "count_error", lambda method, code: counted.append(code.name))
     waiting = asyncio.create_task(door.chat())
-    for data in (
-        b"\x00\x01\x02\r\n\r\n",
-        head + b"transfer-encoding: chunked\r\n\r\nnonsense\r\n",
-        head + b"transfer-encoding: chunked\r\n\r\n5\r\nabcdefg\r\n",
-        head + b"content-length: many\r\n\r\n",
-        head + b"content-length: -1\r\n\r\n",
-        head + b"content-length: 2\r\ncontent-length: 3\r\n\r\n{}",
-        head + b"x-sparsity-domain: a\rx-sparsity-max-tier: aggressive\r\n\r\n",
-        head + b"x-sparsity-domain: a\x00b\r\n\r\n",
-        head + b"x-sparsity-domain : a\r\n\r\n",
-        head + b"a: " + b"b" * 100_000 + b"\r\n\r\n",
-    ):
+    cases = (
+        (b"\x00\x01\x02\r\n\r\n", "illegal request line"),
+        (b"GET /health HTTP/1.1\r\n\r\n", "Host"),
+        (head + b"transfer-encoding: chunked\r\n\r\nnonsense\r\n", "illegal chunk header: ('nonsense"),
+        (head + b"transfer-encoding: chunked\r\n\r\n5\r\nabcdefg\r\n", "malformed chunk"),
+        (head + b"content-length: many\r\n\r\n", "bad Content-Length"),
+        (head + b"content-length: -1\r\n\r\n", "bad Content-Length"),
+        (head + b"content-length: 2\r\ncontent-length: 3\r\n\r\n{}", "conflicting Content-Length"),
+        (head + b"x-sparsity-domain: a\rx-sparsity-max-tier: aggressive\r\n\r\n", "('x-sparsity-domain: a"),
+        (head + b"x-sparsity-domain: a\x00b\r\n\r\n", "('x-sparsity-domain: a"),
+        (head + b"x-sparsity-domain : a\r\n\r\n", "illegal header line: ('x-sparsity-domain : a')"),
+        (head + b"a: " + b"b" * 100_000, "too long"),
+    )
+    for data, words in cases:
         answer = await door.raw(data)
-        assert answer.startswith(b"HTTP/1.1 400 "), data[:120]
+        start, _, body = answer.partition(b"\r\n\r\n")
+        assert start.startswith(b"HTTP/1.1 400 "), data[:120]
+        assert b"\r\nconnection: close" in start.lower()
+        error = json.loads(body)["error"]
+        assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_http")
+        assert words in error["message"], data[:120]
+    assert counted == ["INVALID_ARGUMENT"] * len(cases)
     assert (await waiting).status_code == 200
+
+
+async def test_nonsense_behind_a_refusal_is_not_answered_again(
+    door: HttpDoor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The body of a request that was refused by its head, which nobody reads."""
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    writer.write(head + b"\r\n5\r\nabcde\r\n")
+    answer = await reader.readuntil(b"}}")
+    assert answer.startswith(b"HTTP/1.1 415 ")
+    writer.write(b"nonsense\r\n")
+    assert await reader.read() == b""
+    writer.close()
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 async def test_headers_that_are_none(door: HttpDoor) -> None:
