@@ -21,6 +21,9 @@ _RETRY_DELAY: Final = "retryDelay"
 # What a call tells in its trailers, by its name in an error's metadata.
 _TOLD: Final = {DECISION_ID: "decisionId", TIER: "tier"}
 _DETAILS: Final = "grpc-status-details-bin"
+# Where a worker's request has what a caller's has at its top.
+_CHAT: Final = "chat."
+_IN_CHAT: Final = ("chat.tools", "chat.tool_choice")
 # How gRPC begins where it found nobody to send to.
 _NEVER_SENT: Final = ("failed to connect to all addresses", "DNS resolution failed")
 # Of a message and of its details each: gRPC refuses 16 KiB of metadata, and may refuse 8.
@@ -88,6 +91,19 @@ def to_error(error: grpc.RpcError) -> SparsityError:
     kind = kind if kind is not None and kind.code is code else _BY_CODE.get(code, EngineError)
     metadata = {name: value for name, value in info.metadata.items() if name != _RETRY_DELAY}
     return _made(kind, problem, bad, retry).about(metadata if info.domain == _DOMAIN else {})
+
+
+def from_worker(error: grpc.RpcError) -> SparsityError:
+    """As :func:`to_error`, of a worker's call: its request has fields of the caller's in another place."""
+    found = to_error(error)
+    if not isinstance(found, InvalidRequestError):
+        return found
+    named = [Violation(_of_caller(each.field), each.problem) for each in found.violations]
+    return type(found)(*named).about(found.metadata)
+
+
+def _of_caller(field: str) -> str:
+    return field.removeprefix(_CHAT) if field.startswith(_IN_CHAT) else field
 
 
 def _made(

@@ -15,7 +15,7 @@ from sparsity_rpc.errors import SparsityError
 from sparsity_rpc.methods import EXPLAIN, GENERATE
 from sparsity_rpc.reading import readable
 from sparsity_rpc.silence import spoken_aio
-from sparsity_rpc.status import to_error
+from sparsity_rpc.status import from_worker, to_error
 from sparsity_rpc.tls import ClientTls, open_aio_channel
 
 from sparsity_client.wire.direct import (
@@ -118,7 +118,7 @@ class AsyncWireClient:
                 finally:
                     call.cancel()
         except grpc.RpcError as error:
-            raise to_error(error) from error
+            raise from_worker(error) from error
 
     def _outgoing(self) -> tuple[tuple[str, str], ...]:
         return (*self._metadata, *tracing.outgoing())

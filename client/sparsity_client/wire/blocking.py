@@ -14,7 +14,7 @@ from sparsity_rpc import tracing
 from sparsity_rpc.errors import SparsityError
 from sparsity_rpc.methods import EXPLAIN, GENERATE
 from sparsity_rpc.silence import spoken
-from sparsity_rpc.status import to_error
+from sparsity_rpc.status import from_worker, to_error
 from sparsity_rpc.tls import ClientTls, open_channel
 
 from sparsity_client.wire.direct import (
@@ -121,7 +121,7 @@ class WireClient:
                 finally:
                     call.cancel()
         except grpc.RpcError as error:
-            raise to_error(error) from error
+            raise from_worker(error) from error
 
     def _outgoing(self) -> tuple[tuple[str, str], ...]:
         return (*self._metadata, *tracing.outgoing())

@@ -16,7 +16,7 @@ import grpc
 from sparsity.v1 import inference_pb2
 from sparsity_policies.model import Decision, Tier
 from sparsity_rpc.errors import InvalidRequestError, StreamBrokenError, UnavailableError
-from sparsity_rpc.status import died, to_error
+from sparsity_rpc.status import died, from_worker, to_error
 
 from sparsity_router.fleet.answers import judge
 from sparsity_router.fleet.fleet import Fleet
@@ -199,7 +199,7 @@ class _Relay:
             problem = f"{error.code().name}: {error.details()}"
             # A deadline or a bad request is no fault of the worker, whenever it shows; a count, only before it answers.
             if error.code() in _FINAL and (first or error.code() is not _COUNT) and not _came_back_with_others(error):
-                raise to_error(error) from error
+                raise from_worker(error) from error
             refused = first and error.code() is _OVERLOAD
             if refused:
                 tried.overloaded = True

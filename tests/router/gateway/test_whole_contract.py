@@ -12,6 +12,8 @@ import pydantic
 import pytest
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolUnionParam
 from sparsity.v1 import inference_pb2
+from sparsity_rpc.errors import InvalidRequestError
+from sparsity_rpc.status import answer as end
 from support.routers.http_door import http_door
 from support.routers.rig import DENSE, until
 from support.tiny import tiny_model
@@ -147,6 +149,20 @@ async def test_parts_of_one_call_in_one_message_are_one_part(tmp_path: Path) -> 
         assert [[part.index for part in delta.tool_calls] for delta in deltas if delta.tool_calls] == [[0, 1]]
         found = [(call.id, call.function.name, call.function.arguments) for call in final.message.tool_calls or ()]
         assert found == [("c-1", "weather", '{"city": "Bonn"}'), ("c-2", "weather", "{}")]
+
+
+async def refuses_a_tool(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+    """As workers do in whose terms tools are part of the chat."""
+    await end(context, InvalidRequestError.of("chat.tools[0].parameters", "cannot be used"))
+    yield
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_tool_that_only_a_worker_finds_wrong_is_named(tmp_path: Path, *, stream: bool) -> None:
+    worker = FakeWorker("d", DENSE, tiny_model(tmp_path / "model"), behaviour=refuses_a_tool)
+    async with http_door(tmp_path, worker) as door:
+        refused = await door.chat(tools=[WEATHER], tool_choice="required", stream=stream)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools[0].function.parameters")
 
 
 async def half_a_call(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:

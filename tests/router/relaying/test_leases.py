@@ -24,6 +24,7 @@ from sparsity_rpc.errors import (
     SparsityError,
     StreamBrokenError,
 )
+from sparsity_rpc.status import answer as end
 from sparsity_serving.access import leases
 from sparsity_serving.access.lease_keys import LeaseKey, LeaseKeys, read_keys
 from sparsity_serving.access.leases import LeaseChecker, sign
@@ -302,6 +303,27 @@ async def test_a_worker_that_says_nothing_is_left_by_the_client_too(tmp_path: Pa
         worker.behaviour = stalls
         with pytest.raises(StreamBrokenError, match=r"said nothing for 0\.3 s"):
             await asyncio.wait_for(ask("hello"), 20.0)
+        assert len(worker.received) == 3
+
+
+async def refuses_a_tool(worker: FakeWorker, request: Any, context: Any) -> AsyncIterator[Any]:
+    """As workers do in whose terms tools are part of the chat."""
+    await end(context, InvalidRequestError.of("chat.tools[0].parameters", "cannot be used"))
+    yield
+
+
+async def test_what_a_worker_refuses_is_named_as_its_caller_has_it(tmp_path: Path) -> None:
+    async with rig(tmp_path) as (router, worker), AsyncWireClient(router.address) as client:
+        worker.behaviour = refuses_a_tool
+
+        def blocking() -> None:
+            with WireClient(router.address) as other:
+                list(other.generate(make_request("hello", domain="rag"), 10.0, direct=True))
+
+        for asked in (collect(client), collect(client, direct=True), asyncio.to_thread(blocking)):
+            with pytest.raises(InvalidRequestError) as caught:
+                await asked
+            assert caught.value.field == "tools[0].parameters"
         assert len(worker.received) == 3
 
 
