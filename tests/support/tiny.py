@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from sparsity_worker.echo.model import byte_tokenizer
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 CONTEXT, SPECIAL = 512, ("<|end|>",)
 SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}
@@ -58,4 +59,29 @@ def tiny_weights(folder: Path, family: str = "llama", positions: int = 2048, hea
     config = kind(max_position_embeddings=positions, **plain, **shape)
     tiny_model(folder)
     of(config).save_pretrained(folder)
+    return folder
+
+
+def taught(folder: Path, words: Sequence[str]) -> Path:
+    """Gives a model of :func:`tiny_weights` a token for each of these words, and follows it with the next one."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    first = tokenizer.get_vocab_size()
+    added = tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
+    assert added == len(words), "one of them is a token already"
+    tokenizer.save(str(folder / "tokenizer.json"))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(first + len(words), mean_resizing=False)
+    read, said = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    with torch.no_grad():
+        for at in range(len(words)):
+            read[first + at] = torch.zeros(read.shape[1])
+            # So much that no layer adds to it what would be noticed; elsewhere such a token is as likely as others.
+            read[first + at, at] = 1000.0
+            if at:
+                said[first + at] = torch.zeros(said.shape[1])
+                said[first + at, at - 1] = 3.0
+    model.save_pretrained(folder)
     return folder

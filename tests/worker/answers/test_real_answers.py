@@ -1,19 +1,28 @@
-"""What SGLang's CPU engine is asked for beside text, by hooks into it: grammars, calls, log-probabilities, seeds."""
+"""What SGLang's CPU engine is asked for beside text, by hooks into it: grammars, calls, log-probabilities, seeds, thoughts.
+
+By a worker's own contract, and by both doors of a router before it.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
+import openai
 import pytest
 import torch
 from sparsity.v1 import inference_pb2, worker_pb2
-from support.tiny import tiny_tokenizer, tiny_weights
+from sparsity_client import AsyncClient, Logprobs, Message, RawText, Request, Sampling, Tool
+from sparsity_router.config import RouterConfig
+from sparsity_rpc.errors import InvalidRequestError
+from support.ports import free_port
+from support.routers.router import running
+from support.tiny import taught, tiny_tokenizer, tiny_weights
 from support.workers.engine import Worker, worker_request
 from transformers import AutoModelForCausalLM
 
@@ -24,17 +33,23 @@ SCHEMA = {
     "additionalProperties": False,
 }
 TOOLS = [inference_pb2.Tool(name=name, parameters=json.dumps(SCHEMA)) for name in ("weather", "time")]
-PROMPT: list[int] = tiny_tokenizer().encode("What is the weather like?").ids
+# Tokens of their own, none of them in another prompt: a chat's ends with the first, and the model goes on with the rest.
+THOUGHT = ("<think>", "Hmm", ", Bonn", "...", "</think>", "Mild", " there", " now")
+QUESTION = "What is the weather like?"
+PROMPT: list[int] = tiny_tokenizer().encode(QUESTION).ids
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_weights(tmp_path_factory.mktemp("model"), positions=2048, head_dim=16)
+    folder = taught(tiny_weights(tmp_path_factory.mktemp("model"), positions=2048, head_dim=16), THOUGHT)
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]<think>"
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def worker(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    options = ("--measured-share", "0", "--allow-expressions")
+    options = ("--measured-share", "0", "--allow-expressions", "--reasoning-parser", "deepseek-r1")
     started = Worker(model, tmp_path_factory.mktemp("worker"), "answers", *options)
     try:
         yield started.wait()
@@ -198,3 +213,107 @@ def test_an_answer_says_which_model_gave_it(model: Path, worker: Worker) -> None
     completion = answers(worker, asked(1))[-1].completion
     assert completion.model == model.name
     assert math.isclose(completion.sparsity.prefill_density, 1.0)
+
+
+class Doors(NamedTuple):
+    """A router before the worker, by either door."""
+
+    grpc: AsyncClient
+    http: openai.AsyncOpenAI
+
+
+@pytest.fixture
+async def doors(model: Path, worker: Worker, tmp_path: Path) -> AsyncIterator[Doors]:
+    policy = {"domain": "low", "risk": "low", "bands": [{"from_tokens": 0, "tier": "aggressive"}]}
+    (tmp_path / "low.yaml").write_text(json.dumps(policy))
+    address = f"127.0.0.1:{free_port()}"
+    config = RouterConfig(
+        model, (worker.address,), policy_dir=tmp_path, listen="127.0.0.1:0", http_listen=address, drain_seconds=2.0
+    )
+    async with running(config) as router:
+        await router.ready()
+        declared = {"x-sparsity-domain": "low"}
+        async with (
+            AsyncClient(router.address) as by_grpc,
+            openai.AsyncOpenAI(
+                base_url=f"http://{address}/v1", api_key="any", max_retries=0, default_headers=declared
+            ) as by_http,
+        ):
+            yield Doors(by_grpc, by_http)
+
+
+async def test_thoughts_are_told_apart_by_either_door(model: Path, doors: Doors) -> None:
+    thought, said = "".join(THOUGHT[1:4]), "".join(THOUGHT[5:])
+    sampling = Sampling(max_new_tokens=len(THOUGHT) - 1)
+    answer = await doors.grpc.generate(Request((Message("user", QUESTION),), domain="low", sampling=sampling))
+    assert (answer.reasoning, answer.text) == (thought, said)
+    assert answer.usage.completion_tokens == len(THOUGHT) - 1
+    # What opens a thought is the prompt's, what closes it is part of it.
+    assert answer.usage.reasoning_tokens == 4
+    chat: dict[str, Any] = {"model": model.name, "messages": [{"role": "user", "content": QUESTION}]}
+    chat["max_completion_tokens"] = len(THOUGHT) - 1
+    whole = await doors.http.chat.completions.create(**chat)
+    message: Any = whole.choices[0].message
+    assert (message.reasoning_content, message.content) == (thought, said)
+    usage: Any = whole.usage
+    assert usage.completion_tokens_details.reasoning_tokens == answer.usage.reasoning_tokens
+    stream = await doors.http.chat.completions.create(**chat, stream=True, stream_options={"include_usage": True})
+    chunks: list[Any] = [chunk async for chunk in stream]
+    deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
+    assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == thought
+    assert "".join(delta.content or "" for delta in deltas) == said
+    assert chunks[-1].usage.completion_tokens_details.reasoning_tokens == 4
+
+
+async def test_several_answers_are_drawn_each_by_its_seed_by_either_door(model: Path, doors: Doors) -> None:
+    def drawn(seed: int) -> Request:
+        sampling = Sampling(max_new_tokens=24, temperature=1.5, seed=seed, ignore_eos=True)
+        return Request(RawText(QUESTION), domain="low", sampling=sampling, n=3)
+
+    async with doors.grpc.stream(drawn(11)) as stream:
+        async for _ in stream:
+            pass
+        answers = await stream.answers()
+    assert len({answer.text for answer in answers}) == 3
+    assert len({answer.decision.decision_id for answer in answers}) == 1
+    # Each has the next one's seed.
+    async with doors.grpc.stream(drawn(12)) as stream:
+        async for _ in stream:
+            pass
+        assert [answer.text for answer in await stream.answers()][:2] == [answer.text for answer in answers][1:]
+    asked: dict[str, Any] = {"model": model.name, "prompt": QUESTION, "max_tokens": 24, "temperature": 1.5, "seed": 11}
+    found = await doors.http.completions.create(**asked, n=3, extra_body={"ignore_eos": True})
+    assert [choice.text for choice in found.choices] == [answer.text for answer in answers]
+    assert found.usage is not None
+    assert found.usage.completion_tokens == 3 * 24
+
+
+async def test_a_prompts_log_probabilities_come_through_the_router(worker: Worker, doors: Doors) -> None:
+    likely = Request(RawText(QUESTION), domain="low", sampling=Sampling(max_new_tokens=2), logprobs=Logprobs(2, True))
+    answer = await doors.grpc.generate(likely)
+    request = asked(2)
+    request.logprobs.top, request.logprobs.prompt = 2, True
+    own = [place for response in answers(worker, request) for place in response.prompt_logprobs]
+    assert [place.token_id for place in answer.prompt_logprobs] == [place.token_id for place in own] == PROMPT
+    assert answer.prompt_logprobs[0].logprob is None
+    told = [place.logprob for place in answer.prompt_logprobs[1:]]
+    assert told == pytest.approx([place.logprob for place in own[1:]], abs=1e-4)
+    assert all(len(place.top) == 2 for place in answer.prompt_logprobs[1:])
+
+
+async def test_a_tool_whose_schema_is_none_is_named_by_either_door(model: Path, doors: Doors) -> None:
+    wrong = '{"type": "nonsense"}'
+    asked = Request((Message("user", QUESTION),), "low", tools=(Tool("weather", "", wrong),), tool_choice="required")
+    with pytest.raises(InvalidRequestError) as caught:
+        await doors.grpc.generate(asked)
+    assert caught.value.field == "tools[0].parameters"
+    function = {"name": "weather", "parameters": json.loads(wrong)}
+    chat: dict[str, Any] = {"model": model.name, "messages": [{"role": "user", "content": QUESTION}]}
+    chat |= {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+    with pytest.raises(openai.BadRequestError) as refused:
+        await doors.http.chat.completions.create(**chat)
+    assert refused.value.param == "tools[0].function.parameters"
+    form = {"type": "json_schema", "json_schema": {"name": "city", "schema": json.loads(wrong)}}
+    with pytest.raises(openai.BadRequestError) as refused:
+        await doors.http.chat.completions.create(**chat | {"tools": [], "tool_choice": "none", "response_format": form})
+    assert refused.value.param == "response_format.json_schema.schema"
