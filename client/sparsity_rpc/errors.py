@@ -26,9 +26,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, Final, NamedTuple, Self
 
 import grpc
+
+CONTEXT_LENGTH: Final = "contextLength"
+"""Name in the metadata of a request that is too long: how many tokens the model takes, its answer included."""
 
 
 class Violation(NamedTuple):
@@ -87,6 +90,13 @@ class InvalidRequestError(SparsityError):
     def of(cls, field: str, problem: str) -> InvalidRequestError:
         """An error of one violation."""
         return cls(Violation(field, problem))
+
+    @classmethod
+    def too_long(cls, field: str, problem: str, context_length: int) -> InvalidRequestError:
+        """An error of more tokens than a model takes."""
+        # LiteLLM knows it by what comes after the colon, LangChain by what stands before it.
+        most = f"this model's maximum context length is {context_length} tokens, the answer's included"
+        return cls.of(field, f"{problem}, the prompt is too long: {most}").about({CONTEXT_LENGTH: str(context_length)})
 
     @classmethod
     def no_text(cls, field: str, error: UnicodeEncodeError) -> InvalidRequestError:

@@ -144,7 +144,7 @@ async def test_a_long_prompt_takes_little_of_the_classifiers_memory(tmp_path: Pa
             started = time.monotonic()
             # By its size it is read in full before it is found too long for the model.
             error = await refused(at.router, make_request(part))
-            assert "tokens; the model takes" in error.details()
+            assert "tokens, the prompt is too long: this model's maximum context length is" in error.details()
             took.append(time.monotonic() - started)
         watching.cancel()
         grown = (most - before) / 2**20
@@ -266,7 +266,7 @@ async def test_megabytes_of_control_tokens_hold_up_nobody(tmp_path: Path) -> Non
         asked = (failure(at.router.inference.Explain(request, timeout=120.0)) for _ in range(8))
         errors = await asyncio.gather(*asked)
         came = {error.details().partition(",")[0] for error in errors}
-        assert all("tokens; the model takes" in each for each in came)
+        assert all("tokens, the prompt is too long" in error.details() for error in errors)
     tell("B7", f"{len(text) / 2**20:.1f} MiB of `{end}` by {len(errors)} callers at once", came, at.others)
 
 

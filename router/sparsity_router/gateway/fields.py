@@ -33,7 +33,7 @@ _COMMON: Final = (
     taken("stop", "a text, or 16 at most", parameters.stop, "sampling.stop"),
     taken("seed", "0 or more; refused where the engine's sampler takes none", parameters.seed, "sampling.seed"),
     taken("logit_bias", "by token ids, -100 to 100", formats.logit_bias, "sampling.logit_bias"),
-    taken("top_k", f"-1 for all; {_OURS}", parameters.top_k, "sampling.top_k"),
+    taken("top_k", f"0 or -1 for all; {_OURS}", parameters.top_k, "sampling.top_k"),
     taken("min_p", _OURS, parameters.sampled("min_p"), "sampling.min_p"),
     taken("repetition_penalty", _OURS, parameters.sampled("repetition_penalty"), "sampling.repetition_penalty"),
     taken("regex", f"what the whole answer matches; {_ALLOWED}; {_OURS}", formats.regex, "sampling.response_format"),
@@ -80,5 +80,5 @@ COMPLETION: Final = _by_name((
     refused("best_of", "every answer is given; send `n`", 1),
     refused("echo", "the answer is what is new", False),
     taken("logprobs", "alternatives told of each token, 0 to 20", formats.top_logprobs, "logprobs.top"),
-    refused("suffix", "nothing is inserted"),
+    refused("suffix", "nothing is inserted", ""),
 ))  # fmt: skip

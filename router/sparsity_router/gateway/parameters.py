@@ -111,8 +111,9 @@ def counted(field: str, most: int = _MOST_32) -> Put:
 
 
 def top_k(asked: Asked, value: Any, name: str) -> None:
-    """Reads how many candidates are kept; -1 keeps all, whatever the model's default is."""
-    asked.message.sampling.top_k = MAX_TOP_K if value == -1 else whole(value, name)
+    """Reads how many candidates are kept; 0, as vLLM has it, and -1 keep all, whatever the model's default is."""
+    number = whole(value, name, MAX_TOP_K, -1)
+    asked.message.sampling.top_k = number if number > 0 else MAX_TOP_K
 
 
 def seed(asked: Asked, value: Any, name: str) -> None:

@@ -7,7 +7,14 @@ from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 import grpc
-from sparsity_rpc.errors import InvalidRequestError, OverloadedError, RateLimitError, SparsityError, StreamBrokenError
+from sparsity_rpc.errors import (
+    CONTEXT_LENGTH,
+    InvalidRequestError,
+    OverloadedError,
+    RateLimitError,
+    SparsityError,
+    StreamBrokenError,
+)
 from sparsity_rpc.status import MOST_VALUE, cut, told
 
 Pairs = Iterable[tuple[str, str]]
@@ -34,6 +41,7 @@ _TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rat
 # By which programs that were written for OpenAI tell these.
 _CODES: Final = {"RATE_LIMIT": "rate_limit_exceeded", "UNAUTHENTICATED": "invalid_api_key"}
 _MISSING_MODEL: Final = "model_not_found"
+_TOO_LONG: Final = "context_length_exceeded"
 
 
 class Refusal(NamedTuple):
@@ -85,6 +93,8 @@ def refusal(error: SparsityError, trailers: Pairs = ()) -> Refusal:
     code = _CODES.get(error.reason, error.reason.lower())
     if error.reason == "NOT_FOUND" and field == "model":
         code = _MISSING_MODEL
+    elif CONTEXT_LENGTH in metadata:
+        code = _TOO_LONG
     param = error.field if isinstance(error, InvalidRequestError) else field
     found = _error(str(error), status, code, param)
     found["sparsity"] = {"reason": error.reason, **{name: cut(value, MOST_VALUE) for name, value in metadata.items()}}

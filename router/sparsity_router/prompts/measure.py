@@ -88,6 +88,4 @@ class Measure:
         return Measured(EncodedPrompt(interval, ids), request.signals(interval))
 
     def _too_long(self, count: str) -> InvalidRequestError:
-        limit = self._tokenizer.context_length
-        problem = f"has {count} tokens; the model takes {limit}, its answer included: shorten the prompt"
-        return InvalidRequestError.of("prompt", problem)
+        return InvalidRequestError.too_long("prompt", f"has {count} tokens", self._tokenizer.context_length)

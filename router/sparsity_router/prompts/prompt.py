@@ -75,10 +75,12 @@ def read_prompt(request: inference_pb2.GenerateRequest, bounds: Bounds) -> Promp
         if not ids:
             raise InvalidRequestError.of("token_ids.ids", "is empty")
         # Before anybody goes through them.
-        most = min(bounds.max_bytes // 4, bounds.context_length - 1)
-        if len(ids) > most:
-            problem = f"are {len(ids)}; this router takes {most}, the model's answer counted: shorten the prompt"
-            raise InvalidRequestError.of("token_ids.ids", problem)
+        if len(ids) >= bounds.context_length:
+            raise InvalidRequestError.too_long("token_ids.ids", f"are {len(ids)}", bounds.context_length)
+        if len(ids) > (most := bounds.max_bytes // 4):
+            raise InvalidRequestError.of(
+                "token_ids.ids", f"are {len(ids)}; this router takes {most}: shorten the prompt"
+            )
         if (highest := max(ids)) >= bounds.vocabulary_size:
             problem = f"{highest} is not below the vocabulary size {bounds.vocabulary_size}"
             raise InvalidRequestError.of("token_ids.ids", problem)

@@ -18,13 +18,19 @@ from support.workers.fake_worker import FakeWorker
 pytestmark = pytest.mark.timeout(900)
 LANGCHAIN = """
 import json, sys
+from langchain_core.exceptions import ContextOverflowError
 from langchain_openai import ChatOpenAI
 url, model, prompt = sys.argv[1:]
 chat = ChatOpenAI(base_url=url, api_key="any", model=model, default_headers={"x-sparsity-domain": "low"})
 answer = chat.invoke(prompt)
 pieces = list(chat.stream([("system", "Be brief."), ("human", prompt)]))
 reason = answer.response_metadata["finish_reason"]
-print(json.dumps([answer.content, reason, "".join(piece.content for piece in pieces), len(pieces)]))
+try:
+    chat.invoke("y" * 5000)
+    refused = ""
+except ContextOverflowError as error:
+    refused = str(error)
+print(json.dumps([answer.content, reason, "".join(piece.content for piece in pieces), len(pieces), refused]))
 """
 LANGCHAIN_TOOLS = """
 import json, sys
@@ -74,7 +80,12 @@ try:
     refused = ""
 except litellm.BadRequestError as error:
     refused = str(error)
-print(json.dumps([answer.message.content, answer.finish_reason, "".join(pieces), refused]))
+try:
+    litellm.completion(**asked | {"messages": [{"role": "user", "content": "y" * 5000}]})
+    long = ""
+except litellm.ContextWindowExceededError as error:
+    long = str(error)
+print(json.dumps([answer.message.content, answer.finish_reason, "".join(pieces), refused, long]))
 """
 
 
@@ -107,16 +118,18 @@ async def test_tools_and_schemas(tmp_path: Path, packages: tuple[str, ...], scri
 async def test_langchain(tmp_path: Path) -> None:
     python = interpreter("langchain-openai==1.7.4")
     async with http_door(tmp_path) as door:
-        whole, reason, streamed, count = await said_by(python, LANGCHAIN, f"{door.url}/v1", door.model, LONG)
+        whole, reason, streamed, count, refused = await said_by(python, LANGCHAIN, f"{door.url}/v1", door.model, LONG)
         assert (whole, reason, streamed) == ("abc", "length", "abc")
         assert count >= 3, "it came in pieces"
+        assert "maximum context length is 4096" in refused
         assert len(door.workers[-1].received) == 2, "its header reached policy"
 
 
 async def test_litellm(tmp_path: Path) -> None:
     python = interpreter("litellm==1.106.0")
     async with http_door(tmp_path) as door:
-        whole, reason, streamed, refused = await said_by(python, LITELLM, f"{door.url}/v1", door.model, LONG)
+        whole, reason, streamed, refused, long = await said_by(python, LITELLM, f"{door.url}/v1", door.model, LONG)
         assert (whole, reason, streamed) == ("abc", "length", "abc")
         assert "x-sparsity-max-tier: must be one of dense, moderate, aggressive" in refused
+        assert "maximum context length is 4096" in long
         assert len(door.workers[-1].received) == 2

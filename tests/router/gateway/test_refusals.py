@@ -12,15 +12,18 @@ import grpc
 import openai
 import pytest
 from sparsity.v1 import inference_pb2
+from sparsity_client.wire import make_request
 from sparsity_router.gateway import app
 from sparsity_router.gateway import door as listening
 from sparsity_router.gateway.refusals import http_status, refusal
 from sparsity_router.prompts.chats.chat import read_chat
 from sparsity_rpc import errors
+from sparsity_rpc.status import to_error
 from sparsity_serving.access.access import key_digest
 from sparsity_serving.sampling import MAX_TOP_K
 from support.routers.http_door import HttpDoor, events, http_door
 from support.routers.rig import DENSE, LONG
+from support.routers.router import failure
 from support.tiny import tiny_model
 from support.workers.fake_worker import FakeWorker, fail, hang
 
@@ -76,7 +79,7 @@ async def test_mistakes_are_told_by_the_name_that_their_caller_gave(door: HttpDo
         ({"tools": [tool("a")], "tool_choice": tool("b")}, "tool_choice.function.name", "is none of `tools`"),
         ({"parallel_tool_calls": "no"}, "parallel_tool_calls", "must be true or false"),
         ({"verbosity": "high"}, "verbosity", "say it in the prompt"),
-        ({"top_k": -2}, "top_k", "must be in [0"),
+        ({"top_k": -2}, "top_k", "must be in [-1"),
         ({"max_tokens": 20.5}, "max_tokens", "must be a whole number"),
         ({"tools": [tool("a")], "tool_choice": "required", "regex": "a"}, "tool_choice", "demands a call"),
         (
@@ -112,7 +115,6 @@ async def test_mistakes_are_told_by_the_name_that_their_caller_gave(door: HttpDo
         ({"stream_options": {"usage": True}}, "stream_options.usage", "is not known here"),
         ({"priority": 12}, "priority", "must be in [0, 9]"),
         ({"messages": []}, "messages", "is empty"),
-        ({"messages": [{"role": "user", "content": "y" * 5000}]}, "messages", "tokens"),
         ({"messages": None}, "messages", "is missing"),
         ({"messages": "hi"}, "messages", "must be an array"),
         ({"messages": [*HI, "hi"]}, "messages[1]", "must be an object"),
@@ -147,6 +149,21 @@ async def test_mistakes_are_told_by_the_name_that_their_caller_gave(door: HttpDo
         assert words in error["message"], fields
         assert error["sparsity"]["reason"] == "INVALID_REQUEST"
     assert (await waiting).status_code == 200
+
+
+async def test_what_is_too_long_for_the_model_is_told_as_openai_does(door: HttpDoor) -> None:
+    """Frameworks go by the code, or by the words, and shorten the conversation."""
+    long = {"model": door.model, "prompt": [1] * 4096}
+    chat = {"model": door.model, "messages": [{"role": "user", "content": "y" * 5000}]}
+    for path, body, param in (("/v1/chat/completions", chat, "messages"), ("/v1/completions", long, "prompt")):
+        answer = await door.post(path, json=body)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", param)
+        assert "this model's maximum context length is 4096 tokens" in error["message"]
+        assert error["sparsity"]["reason"] == "INVALID_REQUEST"
+        assert error["sparsity"]["contextLength"] == "4096"
+    error = await failure(door.router.inference.Explain(inference_pb2.ExplainRequest(request=make_request("y" * 5000))))
+    assert to_error(error).metadata["contextLength"] == "4096"
 
 
 async def test_a_prompt_that_is_none(door: HttpDoor) -> None:
@@ -241,6 +258,10 @@ async def test_what_asks_for_nothing_is_taken(door: HttpDoor) -> None:
     got = door.workers[0].received[-1]
     assert got.text.text == "[user]a\nb[assistant]"
     assert (got.sampling.max_new_tokens, got.sampling.top_k == MAX_TOP_K) == (20, True)
+    assert (await door.chat(top_k=0)).status_code == 200
+    assert door.workers[0].received[-1].sampling.top_k == MAX_TOP_K
+    plain = {"model": door.model, "prompt": "hi", "suffix": "", "best_of": 1, "echo": False}
+    assert (await door.post("/v1/completions", json=plain)).status_code == 200
     # As frameworks send an answer of nothing back, and as vLLM names what was thought.
     for said in (
         {"content": None, "tool_calls": []},
@@ -325,7 +346,9 @@ async def test_nonsense_behind_a_refusal_is_not_answered_again(
     door: HttpDoor, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The body of a request that was refused by its head, which nobody reads."""
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n"
+    head = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n"
+    )
     reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
     writer.write(head + b"\r\n5\r\nabcde\r\n")
     answer = await reader.readuntil(b"}}")

@@ -169,6 +169,9 @@ async def test_a_prompt_far_too_long_is_refused_without_counting_it(
     classifier = Classifier(ModelTokenizer(model), 10**7)
     request, at = make_request("some words " * 300_000, domain="low"), snapshot([POLICY])
     for exact in (False, True):
-        with pytest.raises(InvalidRequestError, match=rf"has about \d+ tokens; the model takes {CONTEXT}"):
+        with pytest.raises(
+            InvalidRequestError,
+            match=rf"has about \d+ tokens, the prompt is too long: this model's maximum context length is {CONTEXT}",
+        ):
             await classifier.classify(request, at, exact=exact)
     assert max(counted) < 10_000

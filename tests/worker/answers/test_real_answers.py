@@ -1,4 +1,4 @@
-"""What SGLang's CPU engine is asked for beside text, by hooks into it: grammars, calls, log-probabilities, seeds, thoughts.
+"""What SGLang's CPU engine is asked for beside text, by hooks into it: grammars, calls, thoughts, seeds.
 
 By a worker's own contract, and by both doors of a router before it.
 """
@@ -33,7 +33,7 @@ SCHEMA = {
     "additionalProperties": False,
 }
 TOOLS = [inference_pb2.Tool(name=name, parameters=json.dumps(SCHEMA)) for name in ("weather", "time")]
-# Tokens of their own, none of them in another prompt: a chat's ends with the first, and the model goes on with the rest.
+# Tokens of no other prompt: a chat's ends with the first, and the model goes on with the rest.
 THOUGHT = ("<think>", "Hmm", ", Bonn", "...", "</think>", "Mild", " there", " now")
 QUESTION = "What is the weather like?"
 PROMPT: list[int] = tiny_tokenizer().encode(QUESTION).ids

@@ -48,8 +48,7 @@ def check_size(request: worker_pb2.WorkerServiceGenerateRequest, facts: ModelFac
         InvalidRequestError: naming the field.
     """
     if (count := len(request.prompt.ids)) >= facts.context_length:
-        problem = f"are {count}; the model takes {facts.context_length}, its answer included"
-        raise InvalidRequestError.of("prompt.ids", problem)
+        raise InvalidRequestError.too_long("prompt.ids", f"are {count}", facts.context_length)
     if (size := len(request.text.text)) > _LONGEST_TOKEN * facts.context_length:
         problem = f"has {size} characters, more than {facts.context_length} tokens ever have"
         raise InvalidRequestError.of("text.text", problem)
@@ -95,10 +94,10 @@ def engine_request(
         sampling["custom_params"] = custom
     total = len(prompt) + sampling["max_new_tokens"]
     if total > facts.context_length:
-        raise InvalidRequestError.of(
+        raise InvalidRequestError.too_long(
             "sampling.max_new_tokens",
-            f"{len(prompt)} prompt tokens and {sampling['max_new_tokens']} new ones exceed the context length"
-            f" {facts.context_length}; shorten the prompt or ask for fewer",
+            f"{len(prompt)} prompt tokens and {sampling['max_new_tokens']} new ones are too many",
+            facts.context_length,
         )
     return EngineRequest(
         rid=request.request_id,

@@ -57,12 +57,12 @@ def check_room(request: worker_pb2.WorkerServiceGenerateRequest, prompt: int, he
     """
     context = model.served.context_length
     new = most_new_tokens(request, min(context, held or context) - prompt)
-    problem = f"{prompt} prompt tokens and {new} new ones exceed the"
+    problem = f"{prompt} prompt tokens and {new} new ones are too many"
     if prompt + new > context:
-        raise InvalidRequestError.of("sampling.max_new_tokens", f"{problem} {context} of the model's context")
+        raise InvalidRequestError.too_long("sampling.max_new_tokens", problem, context)
     if held and prompt + new > held:
         fault = TokenCountError if request.HasField("text") else OverloadedError
-        raise fault(f"{problem} {held} of this server's KV cache")
+        raise fault(f"{problem} for this server's KV cache, which holds {held}")
     return new
 
 
