@@ -66,8 +66,7 @@ LOGIN = of(secretName=NAME, usernameKey=TEXT, passwordKey=SOME_TEXT)
 CLAIM = {**of(name=SOME_TEXT, request=TEXT), "required": ["name"]}
 POD_CLAIM = {**of(name=SOME_TEXT, resourceClaimName=NAME, resourceClaimTemplateName=NAME), "required": ["name"]}
 BAND: dict[str, Schema] = {"from_tokens": whole(0), "tier": one_of(*(tier.name.lower() for tier in Tier))}
-# A model's name or alias.
-TITLE: Schema = {**SOME_TEXT, "maxLength": MAX_NAME}
+ALIASES: Schema = {**several({**SOME_TEXT, "maxLength": MAX_NAME}), "uniqueItems": True}
 WORKERS: Schema = {**several({"type": "string", "pattern": WORKER}), "uniqueItems": True}
 TOKENIZER: Schema = of(image=TEXT, path=SOME_TEXT, existingClaim=NAME, subPath=TEXT)
 # What Helm can tell of a policy; the job before an install reads it whole.
@@ -83,7 +82,6 @@ OWN_BANDS: Schema = {**several({**of(**BAND, task=TEXT), "required": ["from_toke
 # Beside what one has too: of each of several models.
 ONE_OF_SEVERAL: dict[str, Schema] = {
     "default": YES_OR_NO,
-    "aliases": {**several(TITLE), "uniqueItems": True},
     "bands": of(low=OWN_BANDS, elevated=OWN_BANDS),
     "workers": WORKERS,
     "tokenizer": TOKENIZER,

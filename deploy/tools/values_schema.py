@@ -13,6 +13,7 @@ from pathlib import Path
 from option_kinds import options, taken
 from promql import alerts
 from schema_kinds import (
+    ALIASES,
     ANYTHING,
     CLAIM,
     DOCUMENT,
@@ -97,6 +98,7 @@ def model(**more: Schema) -> Schema:
     """Where a model comes from, and what else is to be said of it."""
     return of(
         name={**TEXT, "maxLength": MAX_NAME},
+        aliases=ALIASES,
         existingClaim=NAME,
         subPath=TEXT,
         builtin=YES_OR_NO,

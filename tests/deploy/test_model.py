@@ -57,6 +57,9 @@ def test_workers_tell_the_models_name_that_is_given() -> None:
     [
         ("model", (), []),
         ("model", ('model.name="qwen-7b"',), ["qwen-7b"]),
+        # So a model is renamed: by its old name, too, until the last worker of it has gone.
+        ("model", ('model.name="qwen-7b"', 'model.aliases=["models", "qwen"]'), ["qwen-7b", "models", "qwen"]),
+        ("model", ('model.aliases=["qwen"]',), ["models", "qwen"]),
         ("trial", ('router.tokenizer.existingClaim="tokenizer"',), ["SmolLM2-135M-Instruct"]),
     ],
 )

@@ -44,6 +44,11 @@
 {{- end }}
 {{- end }}
 
+{{- /* What callers and workers call it. */ -}}
+{{- define "sparsity.called" -}}
+{{- .name | default (base (include "sparsity.modelPath" .)) -}}
+{{- end }}
+
 {{- define "sparsity.modelVolume" -}}
 {{- $model := include "sparsity.model" . | fromJson -}}
 - name: {{ .volume }}

@@ -76,8 +76,11 @@ dns:///{{ $name }}.{{ $root.Release.Namespace }}.svc.{{ $root.Values.clusterDoma
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- if .Values.models -}}
-{{- range $field := list "name" "existingClaim" "subPath" "builtin" "source" "sha256" "cache.size" "cache.existingClaim" "download.secretName"
+{{- if not .Values.models -}}
+{{- $called := include "sparsity.called" (merge (dict "root" .) (first (include "sparsity.models" . | fromJson).models)) -}}
+{{- if has $called .Values.model.aliases }}{{ fail (printf "model.aliases: %s is the model's name already" $called) }}{{ end -}}
+{{- else -}}
+{{- range $field := list "name" "aliases" "existingClaim" "subPath" "builtin" "source" "sha256" "cache.size" "cache.existingClaim" "download.secretName"
   "download.endpoint" "download.region" "download.include" "download.image" -}}
 {{- $given := $.Values.model }}{{ range splitList "." $field }}{{ $given = get $given . }}{{ end -}}
 {{- if $given }}{{ fail (printf "model.%s: goes without models, each of which has its own: models.NAME.%s" $field $field) }}{{ end -}}
