@@ -103,8 +103,11 @@ class Exchange:
 
     @property
     def path(self) -> str:
-        """Of the URL."""
-        return str(self._scope["path"])
+        """Of the URL, which a proxy may send whole."""
+        path = str(self._scope["path"])
+        if path.startswith("/") or "://" not in path:
+            return path
+        return "/" + path.partition("://")[2].partition("/")[2]
 
     @property
     def headers(self) -> Headers:

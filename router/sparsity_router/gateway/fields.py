@@ -48,7 +48,7 @@ CHAT: Final = _by_name((
     taken("messages", "texts, calls of tools, and what tools answered", messages, "chat.messages"),
     *_COMMON,
     taken("max_completion_tokens", "the same as `max_tokens`", parameters.new_tokens, "sampling.max_new_tokens"),
-    taken("logprobs", "of the answer's tokens", formats.logprobs, "logprobs"),
+    taken("logprobs", "of the answer's tokens; the prompt's are had by gRPC alone", formats.logprobs, "logprobs"),
     taken("top_logprobs", "0 to 20; asks for `logprobs`, too", formats.top_logprobs, "logprobs.top"),
     taken("tools", "functions, 128 at most; each is scanned for risk as messages are", tools.tools, "tools"),
     taken("tool_choice", "`auto`, `none`, `required`, or a function", tools.tool_choice, "tool_choice"),

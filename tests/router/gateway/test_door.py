@@ -234,6 +234,10 @@ async def test_load_balancers_are_told_by_http_what_grpc_tells(tmp_path: Path) -
             return found.status_code, found.json()["status"]
 
         assert await health() == (200, "ready")
+        # As a proxy may ask for it (RFC 9112, 3.2.2).
+        for target, status in ((b"http://x/health", b"200"), (b"http://[x", b"404"), (b"*", b"404")):
+            asked = b"GET " + target + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+            assert (await door.raw(asked)).startswith(b"HTTP/1.1 " + status)
         for worker in door.workers:
             await worker.stop()
         await told(health, (503, "not ready"))
