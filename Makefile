@@ -141,10 +141,11 @@ bench-serving-tp2 bench-serving-70b: environment
 chaos: environment
 	@$(BIN)/python -m pytest -v -s -m "" --every-fault tests/chaos tests/router/test_never_sparser.py
 
-# Needs Prometheus' promtool (Debian's package `prometheus`): checks the alerts, and plays them and what scaling asks.
+# Checks the alerts by Prometheus' promtool, which is fetched where there is none, and plays them and what scaling asks.
+alerts: PROMTOOL = $(shell $(PYTHON) tools/prometheus_server.py promtool)
 alerts:
-	@promtool check rules deploy/helm/sparsity-router/files/alerts.yaml
-	@promtool test rules tests/deploy/alerts_test.yaml tests/deploy/scaling_test.yaml
+	@$(PROMTOOL) check rules deploy/helm/sparsity-router/files/alerts.yaml
+	@$(PROMTOOL) test rules tests/deploy/alerts_test.yaml tests/deploy/scaling_test.yaml
 
 clean:
 	rm -rf .venv build *.egg-info

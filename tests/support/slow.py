@@ -36,6 +36,7 @@ SLOW = {
     "tests/kernels/test_hopper_kernels_compile.py": "compiles every Gluon kernel for Hopper",
     "tests/router/gateway/test_frameworks.py": "installs LangChain and LiteLLM once, and imports them each time",
     "tests/client/test_other_languages.py": "installs a compiler of TypeScript once, and compiles each time",
+    "tests/deploy/test_scaling.py": "starts a router, and a Prometheus that reads its metrics",
     "tests/deploy/test_model.py": "downloads models of a hub that answers in odd ways",
     "tests/router/services/test_large_requests.py": "sends requests of many megabytes",
     "tests/router/fleet/test_worker_channels.py": "opens a thousand channels",
