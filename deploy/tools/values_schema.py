@@ -78,6 +78,7 @@ def component(own: Schema, image: Schema, settings: type | None) -> Schema:
         "sidecars": several({"type": "object", "required": ["name", "image"]}),
         "extraVolumes": several(),
         "extraVolumeMounts": several(),
+        "rolloutStep": whole(1),
         "podDisruptionBudget": of(enabled=YES_OR_NO, maxUnavailable={"type": ["integer", "string"]}),
         "autoscaling": of(
             kind=one_of("none", "hpa", "keda", "adapter"),
@@ -162,6 +163,7 @@ def values() -> Schema:
         "tokenizer": TOKENIZER,
         "snapshot": of(existingClaim=NAME),
         "policyTtl": taken(RouterConfig, "policy-ttl"),
+        "rollout": one_of("surge", "replace"),
     }
     door = of(host=HOST, annotations=TEXTS)
     rollout: Schema = {"rollout": one_of("surge", "replace", "recreate")}

@@ -541,10 +541,19 @@ def test_an_upgrade_leaves_a_dense_worker() -> None:
 
     assert unavailable(documents("trial"), "shared") == (0, 1)
     found = documents("rollout")
-    assert [unavailable(found, pool) for pool in ("shared", "dense", "batch")] == [(1, 0), (1, 0), (0, 1)]
+    assert [unavailable(found, pool) for pool in ("shared", "dense", "batch")] == [(1, 0), (1, 0), (0, 4)]
     # Where there is no GPU but the one in use, on the operator's word.
     alone = of_kind(documents("one-gpu"), "Deployment")["r-sparsity-router-worker-shared"]["spec"]
     assert alone["strategy"] == {"type": "Recreate"}
+
+
+def test_routers_are_replaced_as_the_values_say() -> None:
+    def update(name: str) -> dict[str, Any]:
+        strategy = of_kind(documents(name), "Deployment")["r-sparsity-router-router"]["spec"]["strategy"]
+        return dict(strategy["rollingUpdate"])
+
+    assert update("trial") == {"maxUnavailable": 0, "maxSurge": 1}
+    assert update("rollout") == {"maxUnavailable": 1, "maxSurge": 0}
 
 
 def test_policies_are_read_before_anything_is_changed(tmp_path: Path) -> None:

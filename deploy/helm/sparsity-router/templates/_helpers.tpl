@@ -429,6 +429,12 @@ spec:
 {{- end }}
 {{- end }}
 
+{{- /* How an upgrade replaces pods: (values). */ -}}
+{{- define "sparsity.rollingUpdate" -}}
+{{- $step := int .rolloutStep -}}
+{{- if eq .rollout "surge" }}{maxUnavailable: 0, maxSurge: {{ $step }}}{{ else }}{maxUnavailable: {{ $step }}, maxSurge: 0}{{ end }}
+{{- end }}
+
 {{- /* Egress that routers and workers share. */ -}}
 {{- define "sparsity.egress" -}}
 - ports:

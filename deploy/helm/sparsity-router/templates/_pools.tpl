@@ -57,15 +57,16 @@
 {{- range $other, $values := omit $dense $name -}}
 {{- $there := int (include "sparsity.fewest" $values) -}}
 {{- $others = add $others $there -}}
-{{- $going := get (dict "surge" 0 "replace" 1 "recreate" $there) $values.rollout -}}
+{{- $going := get (dict "surge" 0 "replace" (int $values.rolloutStep) "recreate" $there) $values.rollout -}}
 {{- $staying = add $staying (max 0 (sub $there $going)) -}}
 {{- end -}}
 {{- if and (lt $fewest 1) (lt (int $others) 1) -}}
 {{- $field := ternary "replicas" "autoscaling.minReplicas" (eq $pool.autoscaling.kind "none") -}}
 {{- fail (printf "%s.%s: must be at least 1; no other pool with a worker serves dense, where what is in doubt goes" $path $field) -}}
 {{- end -}}
-{{- if and (eq $pool.rollout "replace") (lt $fewest 2) (lt (int $staying) 1) -}}
-{{- fail (printf "%s.rollout: replace leaves no dense worker while the model loads; give 2 replicas, or surge, or recreate, which accepts that" $path) -}}
+{{- $step := int $pool.rolloutStep -}}
+{{- if and (eq $pool.rollout "replace") (le $fewest $step) (lt (int $staying) 1) -}}
+{{- fail (printf "%s.rollout: replace leaves no dense worker while the model loads; give %d replicas, or surge, or recreate, which accepts that" $path (add $step 1)) -}}
 {{- end -}}
 {{- end -}}
 {{- end }}
