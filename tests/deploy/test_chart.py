@@ -594,6 +594,19 @@ def test_the_check_before_an_install_needs_nothing_that_the_release_makes() -> N
     assert {"SPARSITY_KEY", "SPARSITY_TLS_CA"} <= {each["name"] for each in written["env"]}
 
 
+def test_every_pod_has_the_releases_account_once_there_is_one() -> None:
+    """Pull secrets and OpenShift's rights may hang on it; what is checked before an install has none of the release's."""
+    asked = 'policies.documents={"a":{"domain":"a"}}'
+    for settings, account, early in (
+        ((asked,), "r-sparsity-router", None),
+        ((asked, 'serviceAccount={"create":false,"name":"ours"}'), "ours", "ours"),
+    ):
+        found = rendered(*settings)
+        check, *_ = (of_kind(found, "Job")[f"r-sparsity-router-{name}"]["spec"]["template"]["spec"] for name in CHECKED)
+        assert check.get("serviceAccountName") == early
+        assert {pod["serviceAccountName"] for pod in pods(found).values() if pod != check} == {account}
+
+
 def test_the_job_ends_at_once_where_the_router_refuses() -> None:
     job = of_kind(documents("production"), "Job")["r-sparsity-router-policies"]["spec"]
     (rule,) = job["podFailurePolicy"]["rules"]

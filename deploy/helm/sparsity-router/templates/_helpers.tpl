@@ -219,6 +219,10 @@ template:
       {{- include "sparsity.labels" (list .root "policies") | nindent 6 }}
   spec:
     restartPolicy: Never
+    {{- /* Before an install there is none that the release makes. */}}
+    {{- if or .calls (not .root.Values.serviceAccount.create) }}
+    serviceAccountName: {{ include "sparsity.serviceAccount" .root }}
+    {{- end }}
     automountServiceAccountToken: false
     enableServiceLinks: false
     {{- with include "sparsity.placement" .router | trim }}
