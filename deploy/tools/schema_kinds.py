@@ -51,6 +51,30 @@ def one_of(*words: str) -> Schema:
     return {"enum": list(words)}
 
 
+# Fields that the API knows and the chart does not set, each by name, so that a misspelled one is refused.
+POD_FIELDS = of(
+    schedulerName=TEXT,
+    preemptionPolicy=one_of("Never", "PreemptLowerPriority"),
+    hostNetwork=YES_OR_NO,
+    hostIPC=YES_OR_NO,
+    hostAliases=several(),
+    dnsPolicy=one_of("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"),
+    dnsConfig=ANYTHING,
+    shareProcessNamespace=YES_OR_NO,
+)
+SERVICE_FIELDS = of(
+    loadBalancerClass=SOME_TEXT,
+    loadBalancerSourceRanges=several(SOME_TEXT),
+    allocateLoadBalancerNodePorts=YES_OR_NO,
+    externalTrafficPolicy=one_of("Cluster", "Local"),
+    internalTrafficPolicy=one_of("Cluster", "Local"),
+    trafficDistribution=SOME_TEXT,
+    ipFamilyPolicy=one_of("SingleStack", "PreferDualStack", "RequireDualStack"),
+    ipFamilies=several(one_of("IPv4", "IPv6")),
+    sessionAffinity=one_of("ClientIP", "None"),
+    sessionAffinityConfig=ANYTHING,
+)
+
 PORT = whole(1, 65535)
 HOST: Schema = {"type": "string", "pattern": "^((\\*\\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", "maxLength": 253}
 SOME_HOST: Schema = {**HOST, "minLength": 1}

@@ -23,10 +23,12 @@ from schema_kinds import (
     NAME,
     ONE_OF_SEVERAL,
     POD_CLAIM,
+    POD_FIELDS,
     POOL,
     PORT,
     QUANTITIES,
     SECRET,
+    SERVICE_FIELDS,
     SIZE,
     SOME_HOST,
     SOME_TEXT,
@@ -74,6 +76,7 @@ def component(own: Schema, image: Schema, settings: type | None) -> Schema:
         "podLabels": LABELS,
         "extraEnv": several({"type": "object", "required": ["name"]}),
         "envFrom": several(),
+        "podSpec": POD_FIELDS,
         "initContainers": several({"type": "object", "required": ["name", "image"]}),
         "sidecars": several({"type": "object", "required": ["name", "image"]}),
         "extraVolumes": several(),
@@ -155,7 +158,9 @@ def values() -> Schema:
     digest: Schema = {"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"}
     image = of(**any_image, repository=TEXT, digest=digest)
     router: Schema = {
-        "service": of(type=one_of("ClusterIP", "NodePort", "LoadBalancer"), annotations=TEXTS),
+        "service": of(
+            type=one_of("ClusterIP", "NodePort", "LoadBalancer"), annotations=TEXTS, labels=LABELS, spec=SERVICE_FIELDS
+        ),
         "http": of(enabled=YES_OR_NO),
         "workers": WORKERS,
         "discovery": one_of("dns", "kubernetes"),

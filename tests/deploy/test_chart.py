@@ -393,6 +393,22 @@ def test_containers_and_variables_stand_beside_the_programs() -> None:
     assert found["valkey"]["containers"][0]["image"] == "docker.io/valkey/valkey:8.1.4"
 
 
+def test_fields_without_values_of_their_own_are_the_apis() -> None:
+    found = documents("fields")
+    made = pods(found)
+    assert [made[name]["schedulerName"] for name in ("router", "worker-shared")] == ["volcano"] * 2
+    assert made["router"]["hostAliases"][0]["hostnames"] == ["store.example.com"]
+    assert (made["worker-shared"]["hostNetwork"], made["worker-shared"]["dnsPolicy"]) == (
+        True,
+        "ClusterFirstWithHostNet",
+    )
+    assert "hostNetwork" not in made["router"]
+    service = of_kind(found, "Service")["r-sparsity-router"]
+    assert service["metadata"]["labels"]["exposed"] == "public"
+    assert (service["spec"]["type"], service["spec"]["externalTrafficPolicy"]) == ("LoadBalancer", "Local")
+    assert service["spec"]["selector"]["app.kubernetes.io/component"] == "router"
+
+
 def test_discovery_by_endpointslices_may_read_them_and_no_more() -> None:
     found = documents("keda")
     (role,) = of_kind(found, "Role").values()
@@ -595,7 +611,7 @@ def test_the_check_before_an_install_needs_nothing_that_the_release_makes() -> N
 
 
 def test_every_pod_has_the_releases_account_once_there_is_one() -> None:
-    """Pull secrets and OpenShift's rights may hang on it; what is checked before an install has none of the release's."""
+    """Pull secrets and OpenShift's rights may hang on it; what runs before an install has none of the release's."""
     asked = 'policies.documents={"a":{"domain":"a"}}'
     for settings, account, early in (
         ((asked,), "r-sparsity-router", None),

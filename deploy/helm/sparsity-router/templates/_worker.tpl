@@ -32,6 +32,9 @@ spec:
   terminationGracePeriodSeconds: {{ add (int $worker.drainSeconds) 20 }}
   securityContext:
     {{- toYaml $worker.podSecurityContext | nindent 4 }}
+  {{- with $worker.podSpec }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
   {{- include "sparsity.scheduling" (list $root $worker $component) | trim | nindent 2 }}
   {{- with include "sparsity.initContainers" (list (include "sparsity.modelInit" (list $model $worker $image)) $worker) | trim }}
   {{- . | nindent 2 }}
