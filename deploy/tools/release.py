@@ -1,7 +1,8 @@
 """The version of a release, and every place that says it.
 
 `python deploy/tools/release.py` holds all places to one version, with `check vX.Y.Z` also to the tag that is released;
-`set X.Y.Z` writes them, and `notes` prints what CHANGELOG.md says of it.
+`set X.Y.Z` writes them, and `notes` prints what CHANGELOG.md says of it. `registry PREFIX` has the chart that is packed
+ask for the images that were pushed beside it.
 """
 
 from __future__ import annotations
@@ -90,6 +91,18 @@ def write(wanted: str, root: Path = ROOT) -> None:
             file.write_text(place.pattern().sub(wanted, file.read_text()))
 
 
+def write_registry(prefix: str, chart: Path = ROOT / _CHART) -> None:
+    """Writes where our own images are into a Chart.yaml, for values that name no registry.
+
+    Raises:
+        SystemExit: when the place is not found.
+    """
+    written, count = re.subn(r'(?m)^(  sparsity-router/registry: )""$', rf"\g<1>{prefix}", chart.read_text())
+    if count != 1:
+        sys.exit(f"{chart}: {count} places for a registry")
+    chart.write_text(written)
+
+
 def notes(wanted: str, root: Path = ROOT) -> str:
     """What the changelog says of a version."""
     text = (root / "CHANGELOG.md").read_text()
@@ -110,6 +123,8 @@ def main(arguments: list[str]) -> None:
             print(version())
         case ["set", wanted] if re.fullmatch(VERSION, wanted):
             write(wanted)
+        case ["registry", prefix] if re.fullmatch(r"[a-z0-9._:/-]+", prefix):
+            write_registry(prefix)
         case ["notes"]:
             print(notes(version()))
         case _:

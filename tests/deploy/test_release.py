@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from release import PLACES, ROOT, main, notes, version, versions, write
+from charts import CHART, run
+from release import PLACES, ROOT, main, notes, version, versions, write, write_registry
 from support.deploy.rendered import documents
 
 WORKFLOW = ROOT / ".github" / "workflows" / "release.yaml"
@@ -54,6 +55,26 @@ def test_a_tag_of_another_version_is_not_released() -> None:
     with pytest.raises(SystemExit, match=r"the tag is v9\.9\.9"):
         main(["check", "v9.9.9"])
     assert notes(version())
+
+
+def test_the_chart_of_a_release_asks_for_its_images(tmp_path: Path) -> None:
+    chart = tmp_path / "chart"
+    shutil.copytree(CHART, chart)
+    write_registry("ghcr.io/team", chart / "Chart.yaml")
+
+    def images(example: str, *settings: str) -> set[str]:
+        values = CHART / "examples" / f"{example}.yaml"
+        return set(re.findall(r"(?m)^ *image: (.*)$", run("template", "r", str(chart), "-f", str(values), *settings)))
+
+    assert images("trial") == {f"ghcr.io/team/sparsity-{name}:{version()}" for name in ("router", "worker")}
+    # Not those of others, nor where values name a mirror.
+    others = images("model", "--set", "model.source=s3://models/a", "--set", "model.download.secretName=s")
+    assert {each.partition("/")[0] for each in others} == {"ghcr.io", "docker.io"}
+    assert {each.partition("/")[0] for each in images("trial", "--set", "global.imageRegistry=mirror")} == {"mirror"}
+    with pytest.raises(SystemExit, match="0 places for a registry"):
+        write_registry("ghcr.io/team", chart / "Chart.yaml")
+    packed = next(step["run"] for step in steps() if "helm package" in step.get("run", ""))
+    assert packed.index("release.py registry") < packed.index("helm package")
 
 
 def steps() -> list[dict[str, Any]]:
