@@ -77,8 +77,8 @@ style:
 	@$(DEPLOY_TOOL)/promql.py
 	@$(DEPLOY_TOOL)/release.py
 	@$(DEPLOY_TOOL)/workflows.py
-	@$(DEPLOY_TOOL)/charts.py $(CHARTS)
 	@$(if $(KUBECTL),$(DEPLOY_TOOL)/server_side.py $(KUBECTL),echo "chart: no API server asked; KUBECTL='kubectl --context NAME' names one")
+	@$(DEPLOY_TOOL)/charts.py $(CHARTS)
 
 format: environment
 	@$(BIN)/ruff check --fix .

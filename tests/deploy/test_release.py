@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from charts import CHART, run
+from charts import CHART, examples, run
 from release import PLACES, ROOT, main, notes, version, versions, write, write_registry
 from support.deploy.rendered import documents
 
@@ -100,6 +100,14 @@ def test_the_log_of_a_test_is_there_when_it_is_asked_for() -> None:
     annotations = [each["metadata"].get("annotations", {}) for each in documents("echo")]
     tests = [each for each in annotations if each.get("helm.sh/hook") == "test"]
     assert tests == [{"helm.sh/hook": "test", "helm.sh/hook-delete-policy": "before-hook-creation"}]
+
+
+def test_the_workflows_server_is_asked_for_every_example_of_its_own_kinds() -> None:
+    (run,) = (step["run"] for step in steps() if "--dry-run=server" in step.get("run", ""))
+    (named,) = re.findall(r"examples/\{([\w,-]+)\}\.yaml", run)
+    kinds = {path.stem: {each["apiVersion"].rpartition("/")[0] for each in documents(path.stem)} for path in examples()}
+    core = {"", "apps", "autoscaling", "batch", "policy", "networking.k8s.io", "rbac.authorization.k8s.io"}
+    assert set(named.split(",")) == {name for name, groups in kinds.items() if groups <= core}
 
 
 def test_what_needs_more_than_lint_has_is_run_where_it_is_to_be_had() -> None:
