@@ -1,9 +1,10 @@
 """Has a real API server check every object that the value files render, by its own validation and admission.
 
-`python deploy/tools/server_side.py kubectl --context kind-kind -n trial` renders for the server's version and creates
-all of it as a dry run of the server, strictly: nothing is made. The server must know the kinds of the Gateway API,
-KEDA, LeaderWorkerSet and the Prometheus operator, and the priority class `inference`. What a namespace that holds pods
-to a standard warns of is told.
+`python deploy/tools/server_side.py kubectl --context kind-kind` renders for the server's version and creates all of it
+as a dry run of the server, strictly, in the context's namespace (kubectl's `--namespace` would forbid Roles in others):
+nothing is made. The server must know the kinds of the Gateway API and its inference extension, cert-manager, KEDA,
+LeaderWorkerSet and the Prometheus operator, the priority class `inference`, and the namespaces `llm` and `other`, where
+routers look for workers. What a namespace that holds pods to a standard warns of is told.
 """
 
 from __future__ import annotations

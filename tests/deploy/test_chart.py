@@ -476,6 +476,19 @@ def test_installs_with_policies_are_shown_with_a_timeout() -> None:
     assert all(" --timeout " in text for text in (*lines, head))
 
 
+def test_what_peers_users_look_for_is_in_files_that_there_are() -> None:
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    table = page.partition("## What users of others look for")[2].partition("\n## ")[0]
+    named = {file for row in table.splitlines() for file in re.findall(r"`([\w./-]+\.yaml)`", row.rpartition(" | ")[2])}
+    assert len(named) > 40
+    places = (CHART, ROOT / "tests" / "deploy" / "values", ROOT / "tests" / "deploy", ROOT)
+    assert not [file for file in named if not any((place / file).exists() for place in places)]
+    # What is left is of what tests try, not of what users look for.
+    assert {file.stem for file in value_files()} - {Path(file).stem for file in named} == {
+        *("domain", "echoes", "numbers", "policies")
+    }
+
+
 def test_traces_go_by_the_protocol_that_is_asked_for() -> None:
     programs = [each for each in containers(documents("collector")) if each["name"] in ("router", "worker")]
     assert programs
