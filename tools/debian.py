@@ -34,7 +34,7 @@ def unpack(package: str, folder: Path, is_there: Callable[[], bool], *, needs: b
         return
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
-            sys.exit(f"[debian] no {tool} here to fetch {package} with: install it")
+            sys.exit(f"[debian] no {tool} here to fetch {package} with: install that yourself")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with alone(folder), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         if is_there():

@@ -43,6 +43,18 @@ def test_alerts_and_what_scaling_asks_are_answered_as_they_must_be(name: str) ->
     assert "SUCCESS" in played("test", "rules", f"tests/deploy/{name}.yaml")
 
 
+def test_a_program_on_the_path_is_taken_and_where_no_apt_is_the_package_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(SystemExit, match="no apt-get here to fetch prometheus with: install that yourself"):
+        program()
+    (tmp_path / "prometheus").write_text("#!/bin/sh\n")
+    (tmp_path / "prometheus").chmod(0o755)
+    assert program() == str(tmp_path / "prometheus")
+
+
 @contextmanager
 def prometheus(folder: Path, target: str) -> Iterator[Callable[[str], list[float]]]:
     """A server that reads one target's metrics; gives what it is asked by."""
