@@ -68,6 +68,16 @@ class Delta(NamedTuple):
     overrides_at: int = 0
 
 
+class Word(NamedTuple):
+    """What a source was last told of an override.
+
+    Attributes:
+        override: as it is now; None where it was ended.
+    """
+
+    override: Override | None
+
+
 class PolicySource(Protocol):
     """Where a router's policies come from. Every method raises StoreError when the source cannot be read."""
 
@@ -79,3 +89,7 @@ class PolicySource(Protocol):
 
     async def wait(self, cursor: Cursor, seconds: float) -> None:
         """Returns at a change after ``cursor``, or after ``seconds``."""
+
+    async def word_since(self, override_id: str, since: float) -> Word | None:
+        """Its last word of an override that was set or ended there after a time, seconds since the epoch by its clock;
+        None of one that was not."""

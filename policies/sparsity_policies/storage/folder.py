@@ -21,7 +21,7 @@ from sparsity_policies.documents.document import MAX_BYTES, body_of
 from sparsity_policies.documents.envelope import seconds_since
 from sparsity_policies.documents.yamlfile import load_yaml
 from sparsity_policies.model import Override, Policy, StoredPolicy
-from sparsity_policies.storage.contents import Contents, Cursor, Delta
+from sparsity_policies.storage.contents import Contents, Cursor, Delta, Word
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_policies.threads import BUILDS
 
@@ -85,6 +85,10 @@ class PolicyFolder:
             if await self._changed(cursor):
                 return
             await asyncio.sleep(min(_POLL_SECONDS, left))
+
+    async def word_since(self, override_id: str, since: float) -> Word | None:
+        """As the store beside it has it."""
+        return await self._store.word_since(override_id, since) if self._store is not None else None
 
     async def _changed(self, cursor: Cursor) -> bool:
         if self._store is not None:

@@ -117,6 +117,22 @@ return {revision}
 """
 )
 
+# What became of an override after a time. KEYS: events, overrides. ARGV: id, milliseconds since the epoch.
+# Returns {1, body or ""} where it was set or ended since, {0} where it was not.
+SINCE: Final = """
+local newest = '+'
+while true do
+  local events = redis.call('XREVRANGE', KEYS[1], newest, ARGV[2], 'COUNT', 1000)
+  for _, event in ipairs(events) do
+    if event[2][1] == 'override' and event[2][2] == ARGV[1] then
+      return {1, redis.call('HGET', KEYS[2], ARGV[1]) or ''}
+    end
+    newest = '(' .. event[1]
+  end
+  if #events < 1000 then return {0} end
+end
+"""
+
 # KEYS: policies, revision, events, overrides, head. Returns {revision, head, last event, time, overrides, policies}.
 READ: Final = (
     _CLOCK

@@ -17,7 +17,7 @@ from sparsity_policies.documents.validate import check_policy
 from sparsity_policies.model import Override, Policy, StoredPolicy
 from sparsity_policies.storage import scripts
 from sparsity_policies.storage.connection import close, connect, store_errors
-from sparsity_policies.storage.contents import Contents, Cursor, Delta
+from sparsity_policies.storage.contents import Contents, Cursor, Delta, Word
 from sparsity_policies.storage.redis_url import read_url
 from sparsity_policies.storage.scripts import EVENTS, HEAD, OVERRIDES, POLICIES, REVISION, SEEDED
 from sparsity_policies.threads import BUILDS, DRAFTS
@@ -247,6 +247,15 @@ class PolicyStore:
         if not revision:
             raise NotFoundError(f"override {override_id!r} does not exist")
         return revision
+
+    async def word_since(self, override_id: str, since: float) -> Word | None:
+        """What the store holds of an override that was set or ended after a time; None of one that was not."""
+        with self._errors():
+            answer = await self._run(scripts.SINCE, (EVENTS, OVERRIDES), override_id, int(since * 1000))
+        if not int(answer[0]):
+            return None
+        found, _ = open_overrides({override_id: str(answer[1])} if answer[1] else {})
+        return Word(found[0] if found else None)
 
     async def _override(self, override_id: str, body: str) -> int:
         keys = (OVERRIDES, REVISION, EVENTS, HEAD)

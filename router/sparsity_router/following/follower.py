@@ -65,7 +65,7 @@ class PolicyFollower:
         self._builder = Builder(ttl, SOURCES.compile, SOURCES.learn, model_bands)
         self._building_since: float | None = None
         self._read_at = float("-inf")
-        self.overrides = Overrides(self._publish_overrides)
+        self.overrides = Overrides(self._publish_overrides, self.now)
         self._confirmed = self._looked = 0.0
         self._behind_since: float | None = None
         self.loaded_at = 0.0
@@ -103,13 +103,13 @@ class PolicyFollower:
     async def start(self) -> None:
         """Loads the first snapshot; from disk, where there is one, while the source is away.
 
-        What was set on this router and the source never had acts on; of one that it has by now, its word is the newer.
+        What was set on this router and the source never had acts on; of one that it was told of since, its word holds.
 
         Raises:
             StoreError: when neither can be read.
             NoProcessError: when nothing can be compiled now.
         """
-        own = await BUILDS.run(self._disk.local) if self._disk is not None else []
+        own = await BUILDS.run(self._disk.local) if self._disk is not None else {}
         try:
             await self.refresh()
         except StoreError as error:
@@ -123,7 +123,7 @@ class PolicyFollower:
             await self._build()
             self._confirmed = time.monotonic() - age
             log.warning("%s; serving revision %d from disk, %.0f s old", error, self.snapshot.revision, age)
-        self.overrides.restore(own)
+        await self.overrides.restore(own, self._source)
 
     async def follow(self) -> None:
         """Takes up every change, for as long as it runs; a failing source is asked again and again.

@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
 from sparsity_policies.model import Override, Scope
+from sparsity_policies.storage.contents import PolicySource
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_rpc.errors import NotFoundError, StoreError
 
@@ -22,6 +23,8 @@ log = logging.getLogger("sparsity.router.overrides")
 KILL_SWITCH_ID = "signal"
 _RETRY_SECONDS = 1.0
 _ENDS_KEPT_SECONDS = 3600.0
+# Clocks may differ by so much: what a store was told about when it was set here is no later word.
+_LATER_SECONDS = 5.0
 
 
 class Change(NamedTuple):
@@ -38,15 +41,28 @@ class Change(NamedTuple):
     revision: int = 0
 
 
-class Overrides:
-    """Overrides by id; ``publish`` is called at every change, before anything is waited for."""
+class _Own(NamedTuple):
+    """An override that was set here, and when: seconds since the epoch, by the source's clock."""
 
-    def __init__(self, publish: Callable[[], None]) -> None:
+    override: Override
+    since: float
+
+
+class Overrides:
+    """Overrides by id.
+
+    Args:
+        publish: called at every change, before anything is waited for.
+        now: seconds since the epoch, by the clock of the source of policies.
+    """
+
+    def __init__(self, publish: Callable[[], None], now: Callable[[], float] = time.time) -> None:
         self._publish = publish
+        self._now = now
         self._read_at = 0
         self._stored: dict[str, Override] = {}
         # Set here, and not in the store yet.
-        self._local: dict[str, Override] = {}
+        self._local: dict[str, _Own] = {}
         # Of which the store is known, and the last read of it is too old to tell.
         self._ahead: dict[str, Change] = {}
         self._ended_at: dict[str, float] = {}
@@ -61,7 +77,7 @@ class Overrides:
             if known is None or known.revision < change.revision:
                 there.pop(name, None)
                 there |= {name: change.override} if change.override else {}
-        return list((there | self._local).values())
+        return list((there | {name: own.override for name, own in self._local.items()}).values())
 
     def ended_at(self, override_id: str) -> float:
         """When one of this id was last ended, on the monotonic clock; long ago where none was of late."""
@@ -79,11 +95,35 @@ class Overrides:
         """Makes an override act at once; it stays until it is ended here or handed over."""
         self._tell(Change(override.id, override))
 
-    def restore(self, overrides: Iterable[Override]) -> None:
-        """Has those act on that were set here before a restart, and that no store has had since."""
-        for override in (each for each in overrides if each.id not in self._stored):
+    async def restore(self, overrides: Mapping[Override, float], source: PolicySource) -> None:
+        """Has those act on that were set here before a restart, but for what the source was told of them since.
+
+        Args:
+            overrides: and when each was set, seconds since the epoch.
+            source: which may be away: then it is asked before they are written to it.
+        """
+        for override, since in overrides.items():
             log.warning("override %s was set here before a restart, and acts on", override.id)
             self.apply(Change(override.id, override))
+            self._local[override.id] = _Own(override, min(since, self._now()))
+        with contextlib.suppress(StoreError):
+            await self._give_way(source)
+
+    async def _give_way(self, source: PolicySource) -> None:
+        """Leaves to the source what it was told of later than it was set here: somebody else set or ended it there.
+
+        Raises:
+            StoreError: when the source cannot be asked.
+        """
+        for override in self.waiting():
+            own = self._local[override.id]
+            word = await source.word_since(override.id, own.since + _LATER_SECONDS)
+            if word is None or self._local.get(override.id) is not own:
+                continue
+            log.warning("override %s: the store was told of it later, and its word holds", override.id)
+            self._tell(Change(override.id, None))
+            if word.override is not None:
+                self._tell(Change(override.id, word.override, word.override.revision))
 
     def hand_over(self, override: Override, revision: int) -> None:
         """Leaves an override to the store, which has it since ``revision``."""
@@ -109,8 +149,8 @@ class Overrides:
             self._local.pop(name, None)
             revision = max(revision, ahead.revision if ahead else 0)
         elif not revision:
-            self._local[name] = override
-        elif self._local.get(name) == override:
+            self._local[name] = _Own(override, self._now())
+        elif (own := self._local.get(name)) is not None and own.override == override:
             del self._local[name]
         if revision > self._read_at and (ahead is None or ahead.revision <= revision):
             self._ahead[name] = Change(name, override and replace(override, revision=revision), revision)
@@ -143,13 +183,13 @@ class Overrides:
         """Has what acts now acted upon anew."""
         self._publish()
 
-    def local(self) -> list[Override]:
-        """Overrides set here that the store does not have."""
-        return list(self._local.values())
+    def local(self) -> dict[Override, float]:
+        """Overrides set here that the store does not have, and when each was, seconds since the epoch."""
+        return dict(self._local.values())
 
     def waiting(self) -> list[Override]:
         """Of these, the ones that it is to get; the one by signal is this process's own."""
-        return [override for override in self._local.values() if override.id != KILL_SWITCH_ID]
+        return [own.override for name, own in self._local.items() if name != KILL_SWITCH_ID]
 
     async def write(self, store: PolicyStore, override: Override) -> bool:
         """Writes one that was set here to the store, and leaves it to it; False while it cannot be reached."""
@@ -169,6 +209,10 @@ class Overrides:
         """Writes what was set while the store was away once it is back, for as long as it runs."""
         while True:
             await asyncio.sleep(_RETRY_SECONDS)
+            try:
+                await self._give_way(store)
+            except StoreError:
+                continue
             for override in self.waiting():
                 if not await self.write(store, override):
                     break

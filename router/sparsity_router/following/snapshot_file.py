@@ -10,11 +10,12 @@ import contextlib
 import fcntl
 import json
 import logging
+import math
 import os
 import re
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +59,7 @@ class SnapshotFile:
         revision: int,
         policies: Iterable[StoredPolicy],
         overrides: Iterable[Override],
-        local: Iterable[Override] = (),
+        local: Mapping[Override, float] | None = None,
         age: float = 0.0,
     ) -> None:
         """Writes what is decided from now, unless another process wrote a newer revision, known current more lately.
@@ -67,7 +68,8 @@ class SnapshotFile:
             revision: of the policies.
             policies: all of them.
             overrides: those that act.
-            local: of these, the ones that were set here and that the store does not have.
+            local: of these, the ones that were set here and that the store does not have, and when each was set,
+                seconds since the epoch.
             age: seconds since this was last known to be current.
 
         Raises:
@@ -77,7 +79,7 @@ class SnapshotFile:
             "revision": revision,
             "policies": {stored.policy.domain: seal_policy(stored) for stored in policies},
             "overrides": {override.id: seal_override(override) for override in overrides},
-            "local": [override.id for override in local],
+            "local": {override.id: since for override, since in (local or {}).items()},
         }
         # Of containers that share a folder, each may be process 1.
         scratch = self._path.with_name(f"{self._path.name}.{socket.gethostname()}.{os.getpid()}")
@@ -135,17 +137,18 @@ class SnapshotFile:
             raise self._unreadable(error) from error
         return Saved(Contents(cursor, policies, overrides, rejected, 0.0), local, age)
 
-    def local(self) -> list[Override]:
-        """Of the overrides that were saved, those that the store did not have; none of a file that cannot be read."""
+    def local(self) -> dict[Override, float]:
+        """The overrides that the store did not have, and when each was set; none of a file that cannot be read."""
         try:
             document = self._document()
-            told = document["overrides"]
-            return open_overrides({name: told[name] for name in _local(document) if name in told})[0]
+            told, local = document["overrides"], _local(document)
+            found, _ = open_overrides({name: told[name] for name in local if name in told})
+            return {override: local[override.id] for override in found}
         except FileNotFoundError:
-            return []
+            return {}
         except (OSError, *UNREADABLE) as error:
             log.error("%s; what was set here without the store is lost", self._unreadable(error))
-            return []
+            return {}
 
     def _document(self) -> Any:
         return json.loads(self._path.read_text(encoding="utf-8"))
@@ -154,7 +157,10 @@ class SnapshotFile:
         return StoreError(f"--snapshot-file: {self._path}: {type(error).__name__}: {error}")
 
 
-def _local(document: Any) -> Sequence[str]:
-    """Ids of the overrides that the store did not have; `waiting` in files of routers from before."""
-    found: Sequence[str] = document.get("local", document.get("waiting", ()))
-    return found
+def _local(document: Any) -> Mapping[str, float]:
+    """When each override was set that the store did not have; routers from before wrote ids alone, as `waiting` too."""
+    found = document.get("local", document.get("waiting", ()))
+    if isinstance(found, dict):
+        return {str(name): float(since) for name, since in found.items()}
+    # As late as can be: no store was told of them later.
+    return dict.fromkeys(map(str, found), math.inf)

@@ -7,6 +7,7 @@ import time
 import pytest
 from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import Override, Scope, Tier
+from sparsity_policies.storage.contents import Word
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_rpc.errors import ConfigurationError, ConflictError, NotFoundError, StoreError
 from support.stores.valkey import Valkey
@@ -96,6 +97,20 @@ async def test_overrides(store: PolicyStore) -> None:
     assert (await store.read()).overrides == []
     with pytest.raises(NotFoundError):
         await store.delete_override("k")
+
+
+async def test_the_last_word_of_an_override_is_told_by_when_it_was_given(store: PolicyStore, server: Valkey) -> None:
+    before, override = time.time() - 1.0, Override("k", Scope.GLOBAL)
+    assert await store.word_since("k", before) is None
+    await store.put_override(override)
+    # Whatever was written after it.
+    with server.client() as raw:
+        for _ in range(1100):
+            raw.xadd("{sparsity}:events", {"override": "another", "revision": 1})
+    assert await store.word_since("k", before) == Word(override)
+    assert await store.word_since("k", time.time() + 1.0) is None
+    await store.delete_override("k")
+    assert await store.word_since("k", before) == Word(None)
 
 
 async def test_overrides_that_ran_out_go_with_the_next_write(store: PolicyStore, server: Valkey) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Override, Scope, Tier
-from sparsity_policies.storage.contents import Contents, Cursor, Delta
+from sparsity_policies.storage.contents import Contents, Cursor, Delta, Word
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_router.config import RouterConfig
 from sparsity_router.following import guards
@@ -129,6 +130,9 @@ class Slow:
     async def wait(self, cursor: Cursor, seconds: float) -> None:
         await asyncio.sleep(0.01)
 
+    async def word_since(self, override_id: str, since: float) -> Word | None:
+        return Word(self.overrides[0]) if self.overrides else None
+
 
 async def test_a_read_that_was_under_way_leaves_a_kill_switch_alone() -> None:
     source = Slow()
@@ -208,12 +212,66 @@ async def test_a_newer_word_of_the_store_outlasts_what_was_set_here_before_a_res
     assert follower.overrides.waiting() == []
 
 
+async def delivered(overrides: Overrides, store: PolicyStore) -> None:
+    """Has the store get what it is to have."""
+
+    async def none_waits() -> bool:
+        return not overrides.waiting()
+
+    delivering = asyncio.create_task(overrides.deliver(store))
+    await until(none_waits)
+    delivering.cancel()
+
+
+@pytest.mark.parametrize("away", [False, True])
+@pytest.mark.parametrize(("since", "outlasts"), [(-60.0, False), (60.0, True), (None, True)])
+async def test_what_the_store_was_told_of_since_holds_after_a_restart(
+    tmp_path: Path, since: float | None, *, outlasts: bool, away: bool
+) -> None:
+    """An override that was ended while its router was down stays ended, and is not written to the store again."""
+    file = SnapshotFile(tmp_path / "policies.json")
+    with Valkey() as server:
+        store = PolicyStore(server.url)
+        await store.put_override(KILL)
+        await store.delete_override("k")
+        # As a router has it that was ended before it could write that the store had the override.
+        local = {KILL: time.time() + since} if since is not None else {}
+        file.save(1, [], [KILL], local)
+        if since is None:
+            path = tmp_path / "policies.json"
+            path.write_text(path.read_text().replace('"local": {}', '"waiting": ["k"]'))
+        source = Returning()
+        source.away = away
+        follower = PolicyFollower(source if away else store, ttl=300.0, disk=file)
+        await follower.start()
+        # Nobody can ask a store that is away.
+        assert [override.id for override in follower.snapshot.overrides] == (["k"] if away or outlasts else [])
+        await delivered(follower.overrides, store)
+        assert (await store.read()).overrides == ([KILL] if outlasts else [])
+        assert [override.id for override in follower.snapshot.overrides] == (["k"] if outlasts else [])
+        await store.close()
+
+
+async def test_an_older_one_of_an_outage_takes_no_newer_ones_place() -> None:
+    """Two routers set one of the same id, the first of them while the store was away: the later one holds."""
+    overrides, _ = made()
+    with Valkey() as server:
+        store = PolicyStore(server.url)
+        overrides._now = lambda: time.time() - 60.0
+        overrides.put(replace(KILL, max_tier=Tier.MODERATE))
+        await store.put_override(KILL)
+        await delivered(overrides, store)
+        assert overrides.active() == (await store.read()).overrides == [KILL]
+        await store.close()
+
+
 async def test_files_of_routers_from_before_have_what_no_store_had(tmp_path: Path) -> None:
     file, before = SnapshotFile(tmp_path / "policies.json"), Overrides(lambda: None)
     before.put(KILL)
     file.save(1, [], before.active(), before.local())
     path = tmp_path / "policies.json"
-    path.write_text(path.read_text().replace('"local"', '"waiting"'))
+    local = json.loads(path.read_text())["local"]
+    path.write_text(path.read_text().replace(f'"local": {json.dumps(local)}', '"waiting": ["k"]'))
     assert [override.id for override in file.local()] == ["k"]
 
 
