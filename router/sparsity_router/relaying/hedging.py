@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Collection
 from dataclasses import dataclass, field
 
 import grpc
@@ -79,17 +78,14 @@ class Hedge:
                 attempts.append(second)
                 running[asyncio.ensure_future(anext(second.stream))] = second
             first = await self._first(running)
-            for loser in attempts:
-                if loser is not self.attempt:
-                    await _end(running, loser)
+            await _end(running, [loser for loser in attempts if loser is not self.attempt])
             if first is None:
                 return
             yield first
             async for response in self.attempt.stream:
                 yield response
         finally:
-            for attempt in attempts:
-                await _end(running, attempt)
+            await _end(running, attempts)
 
     async def _first(
         self, running: dict[asyncio.Task[inference_pb2.GenerateResponse], Attempt]
@@ -110,10 +106,19 @@ class Hedge:
                     raise problem
 
 
-async def _end(running: dict[asyncio.Task[inference_pb2.GenerateResponse], Attempt], attempt: Attempt) -> None:
-    for task in [task for task, other in running.items() if other is attempt]:
-        del running[task]
+async def _end(
+    running: dict[asyncio.Task[inference_pb2.GenerateResponse], Attempt], attempts: Collection[Attempt]
+) -> None:
+    """Ends attempts; a cancel that comes meanwhile is not taken for theirs."""
+    tasks = [task for task, attempt in running.items() if attempt in attempts]
+    for task in tasks:
         task.cancel()
-        with suppress(asyncio.CancelledError, StopAsyncIteration, grpc.aio.AioRpcError, OvertakenError):
-            await task
-    await attempt.stream.aclose()
+    if tasks:
+        await asyncio.wait(tasks)
+    for task in tasks:
+        del running[task]
+        # What it ended with says nothing any more; taken, so that nobody is told that it was not.
+        if not task.cancelled():
+            task.exception()
+    for attempt in attempts:
+        await attempt.stream.aclose()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from sparsity_policies.model import Tier
+from sparsity.v1 import inference_pb2
+from sparsity_policies.model import Decision, Reason, Tier
 from sparsity_router.fleet.fleet import Admission
+from sparsity_router.relaying.hedging import Attempt, Hedge, Responses
 from support.routers.rig import DENSE, Rig, refusal, rig, until
 from support.tiny import tiny_model
 from support.workers.fake_worker import Behaviour, FakeWorker, answer, fail, hang, say_nothing
 
+DECISION = Decision(Tier.DENSE, Reason.UNKNOWN_DOMAIN, "", "", 0, Tier.DENSE, "")
 HEDGED = Admission(queue_seconds=0.0, hedge_seconds=0.15)
 
 
@@ -138,3 +142,35 @@ async def test_a_race_under_tracing_leaves_no_context_behind(
     asked = [span for span in spans.get_finished_spans() if span.name == "router.dispatch"]
     assert len(asked) == 2
     assert {span.parent.span_id for span in asked} == {named["router.generate"].context.span_id}
+
+
+async def test_who_is_cancelled_while_a_loser_ends_is_cancelled() -> None:
+    """A cancel that comes while the loser is let go is its reader's, and no message more is given."""
+    worker: Any = None
+    reading: asyncio.Task[None]
+
+    async def hangs() -> Responses:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            reading.cancel()
+            # Ended on its own, as a call to a worker is.
+            await asyncio.sleep(0)
+        yield inference_pb2.GenerateResponse()
+
+    async def speaks() -> Responses:
+        for text in "ab":
+            yield inference_pb2.GenerateResponse(text=text)
+
+    first, second = (Attempt(worker, stream, DECISION, DECISION) for stream in (hangs(), speaks()))
+    hedge = Hedge(first, lambda: second, 0.0, lambda *_: None)
+    read: list[str] = []
+
+    async def all_of_it() -> None:
+        async with aclosing(hedge.responses()) as responses:
+            read.extend([response.text async for response in responses])
+
+    reading = asyncio.create_task(all_of_it())
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert read == []
