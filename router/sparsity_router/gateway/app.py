@@ -122,7 +122,7 @@ class Gateway:
             await self._tell_models(exchange, path.removeprefix(_MODELS).removeprefix("/"))
         elif path == _HEALTH:
             # Without a key: load balancers have none, and it says no more than a refused connection would.
-            exchange.must_be("GET")
+            exchange.must_be("GET", "HEAD")
             ready = self._health.ready
             await exchange.answer(answers.encoded({"status": "ready" if ready else "not ready"}), 200 if ready else 503)
         else:

@@ -125,15 +125,15 @@ class Exchange:
         """What the call has told of its decision."""
         return self.call.trailing_metadata() if self.call else ()
 
-    def must_be(self, method: str) -> None:
+    def must_be(self, *methods: str) -> None:
         """Refuses another method.
 
         Raises:
-            HttpError: naming the one that is taken.
+            HttpError: naming those that are taken.
         """
-        if self._scope["method"] != method:
-            problem = f"{self.path} takes {method} only"
-            raise HttpError(405, "method_not_allowed", problem, (("allow", method),))
+        if self._scope["method"] not in methods:
+            problem = f"{self.path} takes {' and '.join(methods)} only"
+            raise HttpError(405, "method_not_allowed", problem, (("allow", ", ".join(methods)),))
 
     async def receive(self) -> tuple[bytes, bool]:
         """The next piece of the body, and whether more comes.

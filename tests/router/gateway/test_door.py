@@ -17,6 +17,7 @@ import httpx
 import pytest
 import trustme
 from sparsity.v1 import inference_pb2
+from sparsity_router.gateway import door as door_module
 from sparsity_router.gateway.door import Door
 from sparsity_router.gateway.exchange import Exchange
 from sparsity_rpc.errors import ConfigurationError
@@ -227,13 +228,17 @@ async def test_load_balancers_are_told_by_http_what_grpc_tells(tmp_path: Path) -
     principals = [{"name": "a", "key_sha256": key_digest("a-key"), "roles": ["caller"]}]
     (tmp_path / "access.yaml").write_text(json.dumps({"inference": "required", "principals": principals}))
     async with http_door(tmp_path, access=tmp_path / "access.yaml", worker_timeout=1.0) as door:
-        assert (await door.post("/health", json={})).headers["allow"] == "GET"
+        assert (await door.post("/health", json={})).headers["allow"] == "GET, HEAD"
 
         async def health() -> tuple[int, str]:
             found = await door.session.get(f"{door.url}/health")
             return found.status_code, found.json()["status"]
 
-        assert await health() == (200, "ready")
+        async def head() -> tuple[int, bytes]:
+            found = await door.session.head(f"{door.url}/health")
+            return found.status_code, found.content
+
+        assert (await health(), await head()) == ((200, "ready"), (200, b""))
         # As a proxy may ask for it (RFC 9112, 3.2.2).
         for target, status in ((b"http://x/health", b"200"), (b"http://[x", b"404"), (b"*", b"404")):
             asked = b"GET " + target + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
@@ -241,10 +246,11 @@ async def test_load_balancers_are_told_by_http_what_grpc_tells(tmp_path: Path) -
         for worker in door.workers:
             await worker.stop()
         await told(health, (503, "not ready"))
+        assert await head() == (503, b"")
         assert await door.router.health() == "NOT_SERVING"
 
 
-async def told(health: Any, wanted: tuple[int, str]) -> None:
+async def told(health: Any, wanted: Any) -> None:
     found: list[Any] = []
 
     async def look() -> None:
@@ -255,22 +261,40 @@ async def told(health: Any, wanted: tuple[int, str]) -> None:
     await asyncio.wait_for(look(), 10.0)
 
 
-@pytest.mark.parametrize(("seconds", "renewed"), [(0.4, True), (0.0, False)])
-async def test_connections_are_renewed_between_answers(tmp_path: Path, seconds: float, *, renewed: bool) -> None:
+@pytest.mark.parametrize(("seconds", "renewed"), [(60.0, True), (0.0, False)])
+async def test_connections_are_renewed_between_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, *, renewed: bool
+) -> None:
     """So that clients that keep theirs find routers that came since; a stream that is under way ends whole."""
+    old, renewed_, begun = False, door_module._renewed, asyncio.Event()
 
-    async def slow(worker: FakeWorker, request: Any, context: Any) -> Any:
+    async def waits(worker: FakeWorker, request: Any, context: Any) -> Any:
         yield inference_pb2.GenerateResponse(text="x", token_ids=[120])
-        await asyncio.sleep(0.6)
+        await begun.wait()
         async for message in answer(worker, request, context):
             yield message
 
-    worker = FakeWorker("d", DENSE, tiny_model(tmp_path / "model"), behaviour=slow)
+    monkeypatch.setattr(door_module, "_renewed", lambda app, _: renewed_(app, lambda: old))
+    worker = FakeWorker("d", DENSE, tiny_model(tmp_path / "model"), behaviour=waits)
     async with http_door(tmp_path, worker, connection_seconds=seconds) as door:
-        streamed = await door.chat(stream=True)
-        assert events(streamed.text)[-1] == "[DONE]"
+        body = {"model": door.model, "messages": [{"role": "user", "content": "hi"}], "stream": True}
+        async with door.session.stream("POST", f"{door.url}/v1/chat/completions", json=body) as streamed:
+            old = True
+            begun.set()
+            text = (await streamed.aread()).decode()
+        assert events(text)[-1] == "[DONE]"
         assert "connection" not in streamed.headers
         later = await door.session.get(f"{door.url}/v1/models")
         assert (later.status_code, later.headers.get("connection")) == (200, "close" if renewed else None)
+        old = False
         anew = await door.session.get(f"{door.url}/v1/models")
         assert "connection" not in anew.headers
+
+
+async def test_a_connection_is_old_after_its_time(tmp_path: Path) -> None:
+    async with http_door(tmp_path, connection_seconds=0.4) as door:
+
+        async def closing() -> str:
+            return (await door.session.get(f"{door.url}/v1/models")).headers.get("connection", "")
+
+        await told(closing, "close")
