@@ -77,7 +77,7 @@ class Overrides:
             if known is None or known.revision < change.revision:
                 there.pop(name, None)
                 there |= {name: change.override} if change.override else {}
-        return list((there | {name: own.override for name, own in self._local.items()}).values())
+        return list((there | {name: own.override for name, own in self._owned()}).values())
 
     def ended_at(self, override_id: str) -> float:
         """When one of this id was last ended, on the monotonic clock; long ago where none was of late."""
@@ -116,7 +116,8 @@ class Overrides:
             StoreError: when the source cannot be asked.
         """
         for override in self.waiting():
-            own = self._local[override.id]
+            if (own := self._local.get(override.id)) is None:
+                continue
             word = await source.word_since(override.id, own.since + _LATER_SECONDS)
             if word is None or self._local.get(override.id) is not own:
                 continue
@@ -185,11 +186,15 @@ class Overrides:
 
     def local(self) -> dict[Override, float]:
         """Overrides set here that the store does not have, and when each was, seconds since the epoch."""
-        return dict(self._local.values())
+        return dict(own for _, own in self._owned())
 
     def waiting(self) -> list[Override]:
         """Of these, the ones that it is to get; the one by signal is this process's own."""
-        return [own.override for name, own in self._local.items() if name != KILL_SWITCH_ID]
+        return [own.override for name, own in self._owned() if name != KILL_SWITCH_ID]
+
+    def _owned(self) -> list[tuple[str, _Own]]:
+        """Those set here, by id; a list, because a signal may set or end one between any two instructions."""
+        return list(self._local.items())
 
     async def write(self, store: PolicyStore, override: Override) -> bool:
         """Writes one that was set here to the store, and leaves it to it; False while it cannot be reached."""

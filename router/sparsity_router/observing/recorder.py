@@ -82,7 +82,8 @@ class Recorder:
             events = [self._events.popleft() for _ in range(min(_BATCH, len(self._events)))]
             try:
                 await self._log.append(entries, events)
-            except StoreError:
+            except (StoreError, asyncio.CancelledError):
+                # Also where the router ends meanwhile: what waits is written once more then.
                 _put_back(self._entries, entries)
                 _put_back(self._events, events)
                 raise

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -15,6 +16,7 @@ from sparsity_router.observing.observer import EndedRequest, Observer
 from sparsity_router.observing.recorder import Recorder
 from sparsity_router.observing.request_metrics import RequestMetrics
 from sparsity_rpc.errors import StoreError
+from sparsity_serving.background.ending import end_tasks
 from support.routers.rig import Policies
 from support.stores.snapshots import snapshot
 from support.telemetry.metrics import Meter
@@ -68,6 +70,26 @@ async def test_what_the_store_cannot_take_waits_in_order_and_the_oldest_is_dropp
     assert names == sorted(names)
     assert names[-1] == 11
     assert [found.target for found in log.events] == [f"{number}" for number in range(6)]
+
+
+async def test_what_is_under_way_when_the_router_ends_is_written_at_the_end() -> None:
+    log, asked = Log(), asyncio.Event()
+    recorder = Recorder(log)  # type: ignore[arg-type]
+    append = log.append
+
+    async def hangs(entries: Any, events: Any) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    log.append = hangs  # type: ignore[method-assign]
+    record(recorder, entry(1))
+    recorder.audit(event(1))
+    job = asyncio.create_task(recorder.run())
+    await asked.wait()
+    log.append = append  # type: ignore[method-assign]
+    await end_tasks([job])
+    await recorder.flush()
+    assert (log.entries, log.events) == ([entry(1)], [event(1)])
 
 
 async def test_the_rate_of_the_log_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
