@@ -433,7 +433,9 @@ class Tool(_message.Message):
     description: _builtins.str
     """What it is for."""
     parameters: _builtins.str
-    """Its arguments: a JSON schema, as JSON of 65,536 bytes at most, nested 32 deep at most, of an object; unset takes none."""
+    """Its arguments: a JSON schema, as JSON of 65,536 bytes at most, nested 32 deep at most, of an object; unset takes none.
+    Where a call is held to it, it counts properties as little as `response_format.json_schema`.
+    """
     strict: _builtins.bool
     """Hold calls to `parameters` word for word. Always so where a call is demanded."""
     def __init__(
@@ -803,7 +805,9 @@ class ResponseFormat(_message.Message):
     GRAMMAR_FIELD_NUMBER: _builtins.int
     JSON_OBJECT_FIELD_NUMBER: _builtins.int
     json_schema: _builtins.str
-    """JSON that fits this schema, itself JSON of 65,536 bytes at most, nested 32 deep at most."""
+    """JSON that fits this schema, itself JSON of 65,536 bytes at most, nested 32 deep at most. Of objects with
+    `minProperties` or `maxProperties` the squares of their numbers of properties are 16,384 together at most.
+    """
     regex: _builtins.str
     """A text that this regular expression matches whole, of 2,048 characters at most."""
     grammar: _builtins.str

@@ -22,6 +22,9 @@ MAX_TOGETHER: Final = 2**20
 MAX_CONTAINERS: Final = 2**15
 """Objects and arrays in them: each is one more for Python's garbage collector to go through, which all wait for."""
 
+MAX_COUNTED: Final = 128
+"""Properties of the objects of a schema whose properties are counted: engines have a rule for each pair of them."""
+
 
 class Marks(Enum):
     """What there may be too much of in JSON, by the bytes that each begins with, or is told by."""
@@ -140,6 +143,32 @@ def check_depth(field: str, document: Any) -> None:
         if not level:
             return
     raise InvalidRequestError.of(field, f"must be nested {MAX_DEPTH} deep at most")
+
+
+def check_counts(field: str, schema: Any) -> None:
+    """Refuses a JSON schema that counts the properties of too many: some kilobytes of it take engines gigabytes.
+
+    Args:
+        field: that holds it.
+        schema: as it was read.
+
+    Raises:
+        InvalidRequestError: naming ``field``.
+    """
+    pairs, waiting = 0, [schema]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            properties = each.get("properties")
+            # A property may have such a name; what it holds is a schema then.
+            counts = any(isinstance(each.get(name), int | float) for name in ("minProperties", "maxProperties"))
+            pairs += len(properties) ** 2 if counts and isinstance(properties, dict) else 0
+            waiting.extend(each.values())
+        elif isinstance(each, list):
+            waiting.extend(each)
+    if pairs > MAX_COUNTED**2:
+        problem = f"counts too many properties by minProperties or maxProperties: an object may have {MAX_COUNTED}"
+        raise InvalidRequestError.of(field, problem)
 
 
 def texts(document: Any) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import InvalidRequestError
 
-from sparsity_serving.fields.documents import MAX_DOCUMENT, read_object, texts
+from sparsity_serving.fields.documents import MAX_DOCUMENT, check_counts, read_object, texts
 
 MAX_REGEX: Final = 2048
 """Characters; what they come to is compiled by the engine."""
@@ -36,7 +36,7 @@ def check_response_format(sampling: inference_pb2.SamplingParams, field: str = "
         if not wanted.json_object:
             raise InvalidRequestError.of(path, "is false; leave the format out where any text will do")
     elif form == "json_schema":
-        read_object(path, wanted.json_schema)
+        check_counts(path, read_object(path, wanted.json_schema))
     elif form == "regex":
         if not 1 <= len(wanted.regex) <= MAX_REGEX:
             problem = f"has {len(wanted.regex)} characters; it must have 1 to {MAX_REGEX}"

@@ -10,7 +10,7 @@ from typing import Final
 from sparsity.v1 import inference_pb2
 from sparsity_rpc.errors import InvalidRequestError
 
-from sparsity_serving.fields.documents import check_together, read_object, texts
+from sparsity_serving.fields.documents import check_counts, check_together, read_object, texts
 
 MAX_TOOLS: Final = 128
 MAX_CALLS: Final = 128
@@ -44,6 +44,8 @@ def check_tools(
         names.add(tool.name)
         if tool.parameters:
             document = read_object(f"{path}.parameters", tool.parameters)
+            if tool.strict or (choice is not None and demanded(choice)):
+                check_counts(f"{path}.parameters", document)
             # Written as it is, it is no JSON.
             if "\\u0000" in tool.parameters and any("\0" in each for each in texts(document)):
                 # The engine's grammars, which calls are held to, end with the process at one.

@@ -75,6 +75,11 @@ def tools(*them: Tool, **others: Any) -> inference_pb2.GenerateRequest:
     return to_message(Request("hi", tools=them, **others))
 
 
+def counted(properties: int, name: str = "minProperties") -> str:
+    """A schema of an object whose properties are counted."""
+    return json.dumps({"type": "object", "properties": {f"p{number}": {} for number in range(properties)}, name: 1})
+
+
 HALF = Message("assistant", "", (ToolCall("c", "f", '{"a": ["\\udfff"]}'),))
 REFUSED: list[tuple[inference_pb2.GenerateRequest, str]] = [
     (to_message(Request("hi", model="another")), "model"),
@@ -96,6 +101,11 @@ REFUSED: list[tuple[inference_pb2.GenerateRequest, str]] = [
     (held_to(json_schema="[" * 60_000), "sampling.response_format.json_schema"),
     (held_to(json_schema=json.dumps({"a": "x" * 65_536})), "sampling.response_format.json_schema"),
     (held_to(json_schema='{"pattern": "\\u0000"}'), "sampling.response_format.json_schema"),
+    (held_to(json_schema=counted(129)), "sampling.response_format.json_schema"),
+    (held_to(json_schema=f'{{"anyOf": [{counted(100)}, {counted(100, "maxProperties")}]}}'),
+     "sampling.response_format.json_schema"),
+    (tools(Tool("f", parameters=counted(129), strict=True)), "tools[0].parameters"),
+    (tools(Tool("f", parameters=counted(129)), tool_choice="required"), "tools[0].parameters"),
     (held_to(json_schema='{"pattern": "a\\ud800"}'), "sampling.response_format.json_schema"),
     (held_to(json_schema='{"\\ud800": 1}'), "sampling.response_format.json_schema"),
     (held_to(regex=""), "sampling.response_format.regex"),
@@ -137,6 +147,16 @@ async def test_what_makes_no_sense_is_refused_by_name_and_no_worker_sees_it(mode
                 assert isinstance(error, InvalidRequestError)
                 assert [each.field for each in error.violations] == [field]
         assert r.workers[0].received == []
+
+
+async def test_properties_that_are_counted_or_called_so_are_taken(model: Path) -> None:
+    named = {"type": "object", "properties": {"properties": {f"p{n}": {} for n in range(200)}, "minProperties": {}}}
+    async with rig(model, FakeWorker("d", DENSE, model)) as r:
+        for schema in (counted(128), json.dumps(named)):
+            await asked(r, held_to(json_schema=schema))
+        # Of one that nobody is held to no grammar is made.
+        await asked(r, tools(Tool("f", parameters=counted(129))))
+        assert len(r.workers[0].received) == 3
 
 
 async def test_an_escaped_pair_is_a_character(model: Path) -> None:
