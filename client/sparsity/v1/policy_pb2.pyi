@@ -1282,7 +1282,7 @@ class Override(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """The override's id."""
+    """The override's id; `signal` is that of the switch that a process has by SIGUSR1, and nobody else's."""
     scope: Global___OverrideScope.ValueType
     """What it acts on."""
     target: _builtins.str

@@ -392,6 +392,8 @@ async def test_bad_overrides_are_refused(router: Router) -> None:
         ({"scope": 2}, "override.target: is empty"),
         ({"scope": 1, "target": "x"}, "override.target: must be empty"),
         ({}, "override.scope: must be"),
+        # It would loosen a switch that was thrown by signal.
+        ({"scope": 1, "id": "signal", "max_tier": 2}, "override.id: signal is the id of the switch"),
     ):
         message = policy_pb2.Override(reason="r", **override)
         error = await failure(router.policy.PutOverride(policy_pb2.PutOverrideRequest(override=message)))

@@ -12,6 +12,7 @@ from sparsity_policies.wire import override_from_wire, override_to_wire
 from sparsity_rpc.errors import InvalidRequestError, NotFoundError, OverloadedError, StoreError
 from sparsity_serving.bounds import MAX_OVERRIDES, seconds_of
 
+from sparsity_router.following.overrides import KILL_SWITCH_ID
 from sparsity_router.services.policy.state import PolicyState
 
 _LONGEST = 10 * 366 * 86_400.0
@@ -35,6 +36,10 @@ async def put_override(
     """Sets an override: here at once, and in the store when it can be reached, or as soon as it can."""
     if not request.override.reason:
         raise InvalidRequestError.of("override.reason", "is empty; say why, for those who find the switch thrown")
+    if request.override.id == KILL_SWITCH_ID:
+        # It would take the place of a switch that was thrown there, and no store would get it.
+        problem = f"{KILL_SWITCH_ID} is the id of the switch that a process has by SIGUSR1; choose another"
+        raise InvalidRequestError.of("override.id", problem)
     now = state.follower.now()
     fresh = override_from_wire(request.override, uuid.uuid4().hex[:8], now)
     override = dataclasses.replace(fresh, actor=actor)
