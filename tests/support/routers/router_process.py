@@ -32,7 +32,9 @@ class RouterProcess:
         self.address = f"{host}:{free_port(host.strip('[]'))}"
         command = [sys.executable, "-m", *module, "--model", str(tiny_model(folder / "model"))]
         self._command = [*command, "--worker", "127.0.0.1:1", "--listen", self.address, "--detect", "off", *arguments]
-        self._environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        # Beside the tests, the code that they run: an environment may be that of another checkout.
+        path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+        self._environment = os.environ | {"PYTHONPATH": path}
         self.log = folder / f"router-{self.address.rpartition(':')[2]}.log"
 
     def __enter__(self) -> RouterProcess:

@@ -39,7 +39,8 @@ async def _serve(options: argparse.Namespace) -> None:
 def worker_process(model: Path, name: str) -> Any:
     """The process, with its ``address``."""
     command = [sys.executable, "-m", "support.workers.chaos_worker", "--name", name, "--model", str(model)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.address = process.stdout.readline().strip()  # type: ignore[attr-defined]
