@@ -37,7 +37,7 @@ from sparsity_worker.plugin.dense_backend import DenseAttnBackend
 from sparsity_worker.plugin.ranks import Ranks
 from sparsity_worker.plugin.register import _attach_accounts, end_chunks_on_tiles
 from sparsity_worker.plugin.warm_up import Served, warm_up
-from support.kernels.interpreter import remember_builtins
+from support.kernels.interpreter import spare_the_interpreter
 from support.workers.profiles import moderate_document, profile_document
 
 _LAYERS, _HEADS, _KV_HEADS, _DIM, _CONTEXT, _SLOTS = 2, 4, 2, 16, 1024, 4096
@@ -460,7 +460,7 @@ CASES: dict[str, Callable[[], Any]] = {
 }
 
 if __name__ == "__main__":
-    remember_builtins()
+    spare_the_interpreter()
     Ranks.of = classmethod(lambda cls, kv_heads: cls(kv_heads))  # type: ignore[method-assign,assignment]
     with get_parallel().override(moe_ep_size=1):
         json.dump({name: case() for name, case in CASES.items()}, sys.stdout)

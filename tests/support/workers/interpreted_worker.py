@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 
 from sparsity_worker.__main__ import main
-from support.kernels.interpreter import remember_builtins
+from support.kernels.interpreter import spare_the_interpreter
 
-remember_builtins()
+spare_the_interpreter()
 
 if __name__ == "__main__":
     sys.exit(main())
