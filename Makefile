@@ -29,6 +29,9 @@ PAIR := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE)
 # Tests that wait in real time for routers: they do not run beside those that compute.
 WAITING := tests/router tests/cli tests/client
 
+# Tests start hundreds of processes of ours: what one has compiled the others read, whatever the caller's shell says.
+test check coverage: export PYTHONDONTWRITEBYTECODE =
+
 # Everything: style, types, stubs, unit and end-to-end tests. Each line ends with its ten slowest, and why they are.
 test: lint
 	@$(PAIR) $(WAITING:%=--ignore=%)
