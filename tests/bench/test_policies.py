@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sparsity_bench.policies import latency, scale
+from sparsity_bench.policies import latency, replicas, scale
 from sparsity_bench.policies.run import Counts, measure
 from sparsity_serving.benchmark import percentile, spread
 from support.tiny import tiny_model
@@ -14,9 +14,14 @@ from support.tiny import tiny_model
 async def test_every_goal_is_a_row_and_the_routers_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale, "DOMAINS", 300)
     monkeypatch.setattr(scale, "WRITES", 20)
-    monkeypatch.setattr(latency, "_PHRASES", 1000)
+    monkeypatch.setattr(scale, "DECIDED_BYTES", 400_000)
+    monkeypatch.setattr(scale, "LEAST_DECISIONS", 20)
+    monkeypatch.setattr(latency, "_PHRASES", 150)
+    # Three routers that are asked all the time leave no core to what is waited for.
+    monkeypatch.setattr(replicas, "_POLL_SECONDS", 0.05)
     said: list[str] = []
-    rows = await measure(tiny_model(tmp_path), Counts(edits=2, puts=2, kills=2, large=2, sessions=40), said.append)
+    counts = Counts(floor=20, edits=2, puts=2, kills=2, large=2, sessions=40)
+    rows = await measure(tiny_model(tmp_path), counts, said.append)
     found = {row.name: row for row in rows if row.goal}
     # What is no matter of time holds on any machine.
     for name in (

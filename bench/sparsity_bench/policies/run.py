@@ -17,6 +17,7 @@ from sparsity_bench.policies.replicas import group
 class Counts:
     """How often each part is repeated."""
 
+    floor: int = 200
     edits: int = 200
     puts: int = 200
     kills: int = 100
@@ -37,7 +38,7 @@ async def measure(model: Path, counts: Counts, say: Callable[[str], None]) -> li
         folder = Path(name)
         say("starting Valkey and three routers ...")
         async with group(model, folder) as routers:
-            floor = await latency.floor(routers, 200)
+            floor = await latency.floor(routers, counts.floor)
             bound = percentile(floor, 0.99)
             rows.append(latency.floor_row(floor))
             say(f"{counts.edits} edits by the command line ...")

@@ -27,6 +27,8 @@ from sparsity_bench.policies.latency import toggled
 from sparsity_bench.policies.replicas import Group
 
 DOMAINS = 5_000
+# Decisions of a size are as many as this much text holds, and at least so many.
+DECIDED_BYTES, LEAST_DECISIONS = 4_000_000, 200
 WRITERS, WRITES = 8, 125
 # To read text in its normal form and look for phrases: 4 MB within 100 ms.
 _SCAN_US = 100_000 / 4_000_000
@@ -67,7 +69,7 @@ def decisions() -> list[Row]:
     for size, median_goal, tail_goal in DECISION_GOALS:
         text = excerpt(size)
         times: dict[str, list[float]] = {"few": [], "many": []}
-        for _ in range(max(200, 4_000_000 // size)):
+        for _ in range(max(LEAST_DECISIONS, DECIDED_BYTES // size)):
             # By turns, so that drift of the machine meets both alike.
             for name, held, domain in (("few", few, "rag"), ("many", many, "team-77")):
                 started = time.perf_counter()
