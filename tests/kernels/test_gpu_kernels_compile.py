@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import triton
 from sparse_kernels.gpu import kernels
+from support.kernels.assembled import assembled
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -79,7 +79,7 @@ class Built(NamedTuple):
     spilled: int
 
 
-def built(name: str, warps: int, folder: Path, **constants: int) -> Built:
+def built(name: str, warps: int, **constants: int) -> Built:
     """Compiles a kernel for pages of 64 keys, bfloat16 and four query heads a KV head."""
     kernel = kernels()[name]
     names = kernel.arg_names
@@ -112,19 +112,16 @@ def built(name: str, warps: int, folder: Path, **constants: int) -> Built:
     ptx = str(triton.compile(source, target=HOPPER, options={"num_warps": warps, "num_stages": 2}).asm["ptx"])
     # A constant that float32 holds only as a subnormal number makes Triton compute in float64.
     assert not re.findall(r".*f64.*", ptx), name
-    file = folder / "kernel.ptx"
-    file.write_text(ptx)
-    assembler = [triton.knobs.nvidia.ptxas.path, "-v", "-arch=sm_90a", str(file), "-o", str(folder / "kernel.cubin")]
-    told = subprocess.run(assembler, capture_output=True, text=True, check=True).stderr
+    told = assembled(ptx).told
     (registers,), (spilled,) = re.findall(r"Used (\d+) registers", told), re.findall(r"(\d+) bytes spill stores", told)
     return Built(ptx.count("wgmma.mma_async"), ptx.count("mma.sync"), int(registers), int(spilled))
 
 
 @pytest.mark.parametrize("per", [1, 4, 64])
 @pytest.mark.parametrize("dim", [64, 128])
-def test_block_energy(dim: int, per: int, tmp_path: Path) -> None:
+def test_block_energy(dim: int, per: int) -> None:
     shape = {"TILE": 128, "BLOCK": 64, "GROUP": 4, "SAMPLED": 16, "STRIDE": 8, "ROWS": 64, "COLUMNS": 64}
-    made = built("block_energy", 4, tmp_path, DIM=dim, PER=per, **shape)
+    made = built("block_energy", 4, DIM=dim, PER=per, **shape)
     assert made.wgmma + made.tensor > 0
     assert made.spilled == 0
 
@@ -132,9 +129,9 @@ def test_block_energy(dim: int, per: int, tmp_path: Path) -> None:
 # Rule, and how often a share is squared: none, the profiles' eighth power, and any power.
 @pytest.mark.parametrize(("rule", "squares"), [(0, 0), (1, 3), (2, -1)])
 @pytest.mark.parametrize(("dim", "group", "rows", "tiles"), [(128, 4, 64, 2), (64, 7, 128, 1)])
-def test_tile_selection(dim: int, group: int, rows: int, tiles: int, rule: int, squares: int, tmp_path: Path) -> None:
+def test_tile_selection(dim: int, group: int, rows: int, tiles: int, rule: int, squares: int) -> None:
     shape = {"DIM": dim, "GROUP": group, "ROWS": rows, "TILES": tiles, "RULE": rule, "SQUARES": squares}
-    made = built("select_tile_blocks", 4, tmp_path, **shape, **SELECTED)
+    made = built("select_tile_blocks", 4, **shape, **SELECTED)
     assert made.wgmma == 3 * 2 * dim // 16
     assert made.tensor > 0
     # A few scalars that outlive the loops; two programs share the registers of a multiprocessor.
@@ -143,15 +140,15 @@ def test_tile_selection(dim: int, group: int, rows: int, tiles: int, rule: int, 
 
 
 @pytest.mark.parametrize("unit", [1, 4])
-def test_ordered_means(unit: int, tmp_path: Path) -> None:
-    made = built("gather_means", 8, tmp_path, BLOCK=64, DIM=128, COLUMNS=64, SUBS=4, UNIT=unit, UNITS=32, CHUNK=128)
+def test_ordered_means(unit: int) -> None:
+    made = built("gather_means", 8, BLOCK=64, DIM=128, COLUMNS=64, SUBS=4, UNIT=unit, UNITS=32, CHUNK=128)
     assert made.spilled == 0
 
 
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize(("dim", "warps"), [(64, 4), (128, 8)])
-def test_block_sparse_prefill(dim: int, warps: int, skip: bool, tmp_path: Path) -> None:
-    made = built("block_sparse_prefill", warps, tmp_path, DIM=dim, SKIP=skip, **PREFILL)
+def test_block_sparse_prefill(dim: int, warps: int, skip: bool) -> None:
+    made = built("block_sparse_prefill", warps, DIM=dim, SKIP=skip, **PREFILL)
     assert made.wgmma >= 20
     assert made.spilled == 0
     assert made.registers * warps * 32 <= 65536
@@ -159,63 +156,63 @@ def test_block_sparse_prefill(dim: int, warps: int, skip: bool, tmp_path: Path) 
 
 @pytest.mark.parametrize("spread", [False, True])
 @pytest.mark.parametrize(("dim", "columns", "warps"), [(64, 128, 4), (128, 64, 4), (128, 128, 4), (256, 64, 8)])
-def test_page_scores(dim: int, columns: int, warps: int, spread: bool, tmp_path: Path) -> None:
+def test_page_scores(dim: int, columns: int, warps: int, spread: bool) -> None:
     shape = {"ROWS": 16, "SUBS": 4, "STEP": columns if spread else columns // 4, "NEWEST": True, "STAGES": 5}
-    made = built("score_pages", warps, tmp_path, DIM=dim, FULL=4.0, SPREAD=spread, **shape, **PAGES)
+    made = built("score_pages", warps, DIM=dim, FULL=4.0, SPREAD=spread, **shape, **PAGES)
     assert made.tensor + made.wgmma > 0
     assert made.spilled == 0
 
 
 @pytest.mark.parametrize(("width", "warps"), [(512, 8), (2048, 8), (8192, 16), (16384, 32)])
 @pytest.mark.parametrize(("group", "shares"), [(1, False), (4, True), (7, True)])
-def test_page_selection(group: int, shares: bool, width: int, warps: int, tmp_path: Path) -> None:
+def test_page_selection(group: int, shares: bool, width: int, warps: int) -> None:
     shape = {"GROUPS": triton.next_power_of_2(group), "WIDTH": width, "SHARES": shares, "FUSED": True}
-    made = built("choose_pages", warps, tmp_path, **PAGES | {"GROUP": group}, **shape)
+    made = built("choose_pages", warps, **PAGES | {"GROUP": group}, **shape)
     # Of a million tokens' scores a few are.
     assert made.spilled <= (96 if width > 8192 else 0)
 
 
 @pytest.mark.parametrize(("dim", "warps", "tile"), [(64, 4, 64), (128, 4, 64), (256, 8, 32)])
 @pytest.mark.parametrize(("page", "sequences"), [(16, 1), (64, 1), (64, 256), (128, 16)])
-def test_sparse_paged_decode(page: int, sequences: int, dim: int, warps: int, tile: int, tmp_path: Path) -> None:
+def test_sparse_paged_decode(page: int, sequences: int, dim: int, warps: int, tile: int) -> None:
     shape = {"GROUPS": 4, "ROWS": 16, "TILE": tile, "DIM": dim, "SEQUENCES": sequences, "LEAST": 2, "STAGES": 3}
-    made = built("attend_pages", warps, tmp_path, MERGED=8192 // (4 * dim), **PAGES | {"PAGE": page}, **shape)
+    made = built("attend_pages", warps, MERGED=8192 // (4 * dim), **PAGES | {"PAGE": page}, **shape)
     assert made.tensor + made.wgmma > 0
     assert made.spilled == 0
 
 
-def test_decode_of_sequences_with_limits_of_their_own(tmp_path: Path) -> None:
+def test_decode_of_sequences_with_limits_of_their_own() -> None:
     own, each = {"DIM": 128, "ROWS": 16}, PAGES | {"EACH": True}
     steps = {"FULL": 4.0, "SPREAD": False, "SUBS": 4, "STEP": 32, "NEWEST": True, "STAGES": 5}
-    assert built("score_pages", 4, tmp_path, **own, **steps, **each).spilled == 0
+    assert built("score_pages", 4, **own, **steps, **each).spilled == 0
     chosen = {"GROUPS": 4, "WIDTH": 2048, "SHARES": True, "FUSED": True}
-    assert built("choose_pages", 8, tmp_path, **chosen, **each).spilled == 0
+    assert built("choose_pages", 8, **chosen, **each).spilled == 0
     splits = {"GROUPS": 4, "TILE": 64, "SEQUENCES": 64, "LEAST": 2, "STAGES": 3, "MERGED": 16}
-    assert built("attend_pages", 4, tmp_path, **own, **splits, **each).spilled == 0
+    assert built("attend_pages", 4, **own, **splits, **each).spilled == 0
 
 
-def test_decode_over_all_pages(tmp_path: Path) -> None:
+def test_decode_over_all_pages() -> None:
     shape = {"PAGE": 64, "DIM": 128, "GROUP": 4, "TILE": 64, "LEAST": 2, "MERGED": 32, "PDL": True}
-    assert built("merge_splits", 4, tmp_path, SEQUENCES=256, **shape).spilled == 0
-    assert built("fill_table", 4, tmp_path, PAGE=64, STEP=256).spilled == 0
+    assert built("merge_splits", 4, SEQUENCES=256, **shape).spilled == 0
+    assert built("fill_table", 4, PAGE=64, STEP=256).spilled == 0
 
 
 @pytest.mark.parametrize(("dim", "warps"), [(64, 4), (128, 4), (256, 8)])
-def test_page_summaries(dim: int, warps: int, tmp_path: Path) -> None:
-    assert built("summarize", warps, tmp_path, PAGE=64, SUB=16, HEADS=8, DIM=dim).spilled == 0
+def test_page_summaries(dim: int, warps: int) -> None:
+    assert built("summarize", warps, PAGE=64, SUB=16, HEADS=8, DIM=dim).spilled == 0
 
 
-def test_token_sparse_attention(tmp_path: Path) -> None:
-    scoring = built("score_tokens", 4, tmp_path, DIM=128, ROWS=64, TOKENS=64)
-    attending = built("attend_tokens", 4, tmp_path, DIM=128, GROUP=4, ROWS=16, TOKENS=64)
+def test_token_sparse_attention() -> None:
+    scoring = built("score_tokens", 4, DIM=128, ROWS=64, TOKENS=64)
+    attending = built("attend_tokens", 4, DIM=128, GROUP=4, ROWS=16, TOKENS=64)
     assert min(made.tensor + made.wgmma for made in (scoring, attending)) > 0
     assert [made.spilled for made in (scoring, attending)] == [0, 0]
 
 
-def test_latent_attention(tmp_path: Path) -> None:
+def test_latent_attention() -> None:
     shape = {"RANK": 512, "ROPE": 64, "ROWS": 16, "TOKENS": 32}
-    latent = built("attend_latent", 4, tmp_path, **shape)
-    again = built("attend_lost", 4, tmp_path, HEADS=64, FLAGS=64, **shape)
+    latent = built("attend_latent", 4, **shape)
+    again = built("attend_lost", 4, HEADS=64, FLAGS=64, **shape)
     assert min(made.tensor + made.wgmma for made in (latent, again)) > 0
     assert [made.spilled for made in (latent, again)] == [0, 0]
 

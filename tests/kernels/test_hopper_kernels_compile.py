@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +12,7 @@ import triton
 from sparse_kernels.gpu.hopper import latent_attention
 from sparse_kernels.gpu.hopper.block_sparse_prefill import LAYOUT, OPTIONS, STAGES, kernel, passes
 from sparse_kernels.gpu.hopper.items import AGAIN, CAREFUL, HOPEFUL
+from support.kernels.assembled import assembled
 from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
 
@@ -33,7 +32,7 @@ VARIANTS = [(*shape, which) for shape in SHAPES for which in passes(DTYPES[shape
 EXPONENTIALS = {HOPEFUL.value: 64, CAREFUL.value: 66, AGAIN.value: 66}
 
 
-def built(dim: int, dtype: str, group: int, unit: int, which: int, folder: Path) -> tuple[str, list[str]]:
+def built(dim: int, dtype: str, group: int, unit: int, which: int) -> tuple[str, list[str]]:
     """A variant of prefill, assembled."""
     names, stages = kernel.arg_names, STAGES[dim]
     constants = {"GROUP": group, "DIM": dim, "UNIT": unit, "KS": stages[0], "VS": stages[1], "PASS": which}
@@ -46,28 +45,22 @@ def built(dim: int, dtype: str, group: int, unit: int, which: int, folder: Path)
         for place, each in enumerate(names)
         if kinds[each].startswith("*") or each in ("s_ot", "heads")
     }
-    return assembled(kernel, kinds, constants, aligned, OPTIONS, folder)
+    return compiled(kernel, kinds, constants, aligned, OPTIONS)
 
 
-def assembled(
+def compiled(
     kernel: Any,
     kinds: dict[str, str],
     constants: dict[str, Any],
     aligned: Aligned,
     options: dict[str, int],
-    folder: Path,
 ) -> tuple[str, list[str]]:
     """What ptxas tells of a kernel, and its instructions, each with its address in hexadecimal first."""
     given = {(kernel.arg_names.index(each),): value for each, value in constants.items()}
     made = triton.compile(GluonASTSource(kernel, kinds, given, aligned), target=HOPPER, options=dict(options))
-    ptx, cubin = folder / "kernel.ptx", folder / "kernel.cubin"
     assert "f64" not in made.asm["ptx"]
-    ptx.write_text(made.asm["ptx"])
-    assembler = [triton.knobs.nvidia.ptxas.path, "-v", "-arch=sm_90a", str(ptx), "-o", str(cubin)]
-    told = subprocess.run(assembler, capture_output=True, text=True, check=True).stderr
-    dump = [triton.knobs.nvidia.cuobjdump.path, "-sass", str(cubin)]
-    listed = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
-    return told, re.findall(r"^\s+/\*([0-9a-f]+\*/\s+.*?);", listed, re.M)
+    told, listing = assembled(made.asm["ptx"])
+    return told, re.findall(r"^\s+/\*([0-9a-f]+\*/\s+.*?);", listing, re.M)
 
 
 def loops(instructions: list[str]) -> list[list[str]]:
@@ -82,8 +75,8 @@ def loops(instructions: list[str]) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(("dim", "dtype", "group", "unit", "which"), VARIANTS)
-def test_block_sparse_prefill(dim: int, dtype: str, group: int, unit: int, which: int, tmp_path: Path) -> None:
-    told, instructions = built(dim, dtype, group, unit, which, tmp_path)
+def test_block_sparse_prefill(dim: int, dtype: str, group: int, unit: int, which: int) -> None:
+    told, instructions = built(dim, dtype, group, unit, which)
     # A register that is put by from the kernel's beginning to its end, at most; none in a step, see below.
     assert max(map(int, re.findall(r"(\d+) bytes spill", told))) <= 4
     # ptxas says so when it waits for every product.
@@ -108,7 +101,7 @@ def test_block_sparse_prefill(dim: int, dtype: str, group: int, unit: int, which
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_latent_attention(dtype: str, tmp_path: Path) -> None:
+def test_latent_attention(dtype: str) -> None:
     kernel, constants = latent_attention.kernel, latent_attention.RANGES[DTYPES[dtype]]
     kinds = dict.fromkeys(constants, "constexpr") | dict.fromkeys(("q", "q_rope", "k", "k_rope", "out"), f"*{dtype}")
     kinds |= {"tokens": "*i32", "lost": "*i32", "scale": "fp32"}
@@ -118,7 +111,7 @@ def test_latent_attention(dtype: str, tmp_path: Path) -> None:
         if kinds.get(each, "").startswith("*") or each.startswith("s_") or each in ("count", "heads")
     }
     kinds = {each: kinds.get(each, "i32") for each in kernel.arg_names}
-    told, instructions = assembled(kernel, kinds, constants, aligned, latent_attention.OPTIONS, tmp_path)
+    told, instructions = compiled(kernel, kinds, constants, aligned, latent_attention.OPTIONS)
     assert set(re.findall(r"(\d+) bytes spill", told)) == {"0"}
     assert not re.search(r"C75\d\d", told)
 
