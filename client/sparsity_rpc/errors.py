@@ -92,11 +92,22 @@ class InvalidRequestError(SparsityError):
         return cls(Violation(field, problem))
 
     @classmethod
-    def too_long(cls, field: str, problem: str, context_length: int) -> InvalidRequestError:
-        """An error of more tokens than a model takes."""
+    def _too_long(cls, field: str, problem: str, context_length: int, remedy: str = "") -> InvalidRequestError:
         # LiteLLM knows it by what comes after the colon, LangChain by what stands before it.
-        most = f"this model's maximum context length is {context_length} tokens, the answer's included"
-        return cls.of(field, f"{problem}, the prompt is too long: {most}").about({CONTEXT_LENGTH: str(context_length)})
+        most = f"this model's maximum context length is {context_length} tokens, the answer's included{remedy}"
+        return cls.of(field, f"{problem}: {most}").about({CONTEXT_LENGTH: str(context_length)})
+
+    @classmethod
+    def too_long(cls, field: str, problem: str, context_length: int) -> InvalidRequestError:
+        """An error of a prompt that leaves no room for an answer."""
+        return cls._too_long(field, f"{problem}, the prompt is too long", context_length)
+
+    @classmethod
+    def too_long_answer(cls, problem: str, context_length: int) -> InvalidRequestError:
+        """An error of a prompt that leaves less room than was asked for."""
+        told = f"{problem}, the prompt is too long for so many"
+        remedy = "; ask for fewer new tokens, or shorten the prompt"
+        return cls._too_long("sampling.max_new_tokens", told, context_length, remedy)
 
     @classmethod
     def no_text(cls, field: str, error: UnicodeEncodeError) -> InvalidRequestError:

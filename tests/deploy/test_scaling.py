@@ -62,9 +62,7 @@ def prometheus(folder: Path, target: str) -> Iterator[Callable[[str], list[float
     scrape = {"job_name": "routers", "static_configs": [{"targets": [target], "labels": LABELS}]}
     file = folder / "prometheus.yaml"
     file.write_text(
-        yaml.safe_dump(
-            {"global": {"scrape_interval": "200ms", "scrape_timeout": "200ms"}} | {"scrape_configs": [scrape]}
-        )
+        yaml.safe_dump({"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}} | {"scrape_configs": [scrape]})
     )
     command = [
         program(),

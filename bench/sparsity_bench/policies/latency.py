@@ -18,7 +18,7 @@ from sparsity_policies.storage.store import PolicyStore
 from sparsity_rpc.errors import EngineError
 from sparsity_serving.benchmark import Row, spread
 
-from sparsity_bench.policies.replicas import Group
+from sparsity_bench.policies.replicas import RARELY_SECONDS, Group
 
 DOMAIN = "bench-latency"
 EDIT_GOAL_SECONDS = 1.0
@@ -68,7 +68,7 @@ async def edits(group: Group, folder: Path, count: int, floor_p99: float, say: S
     editor.write_text(f"{swap}\ndate +%s.%N > {stamp}\n")
     times = []
     for number in range(1, count + 1):
-        watching = asyncio.create_task(group.all_become(tier_of(number), DOMAIN))
+        watching = asyncio.create_task(group.all_become(tier_of(number), DOMAIN, RARELY_SECONDS))
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", "from sparsity_cli.main import main; main()"),
             *("policy", "edit", DOMAIN, "--reason", f"benchmark {number}"),

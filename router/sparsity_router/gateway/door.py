@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+import re
 import socket
 import sys
 from collections.abc import Callable, Iterator, MutableMapping
@@ -30,6 +32,8 @@ _HEAD_SECONDS = 30.0
 # Clients that came together are not sent away together, as gRPC has it.
 _SPREAD = 0.1
 _CLOSE = (b"connection", b"close")
+# Of a header that is none its name is told: what it says may be a key.
+_VALUE = re.compile(r"(header line: \('[^:']*):.*", re.DOTALL)
 
 
 class _Connection(H11Protocol):
@@ -59,7 +63,7 @@ class _Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Answers what is no HTTP as every other mistake is answered, and closes the connection."""
         # The server tells no more than that there was something; what it was stands in the parser's error.
-        problem = str(sys.exception() or msg).replace("bytearray(b", "(")
+        problem = _VALUE.sub(r"\1')", str(sys.exception() or msg).replace("bytearray(b", "("))
         error = HttpError(400, "invalid_http", f"this is no HTTP: {problem}")
         count_error(GENERATE, error.counted)
         # An answer that has begun, as to a body that nobody wanted, cannot begin anew.
@@ -67,7 +71,13 @@ class _Connection(H11Protocol):
             body = encoded({"error": error.refusal.error})
             headers = [JSON, (b"content-length", str(len(body)).encode()), _CLOSE]
             parts = (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage())
-            self.transport.write(b"".join(self.conn.send(part) or b"" for part in parts))
+            # After a HEAD the parser takes no body.
+            with contextlib.suppress(h11.LocalProtocolError):
+                for part in parts:
+                    self.transport.write(self.conn.send(part) or b"")
+            if self.cycle is not None:
+                # What the application says of this request by now is for nobody.
+                self.cycle.disconnected = True
         self.transport.close()
 
     def _wait(self) -> None:

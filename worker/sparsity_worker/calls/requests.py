@@ -94,8 +94,7 @@ def engine_request(
         sampling["custom_params"] = custom
     total = len(prompt) + sampling["max_new_tokens"]
     if total > facts.context_length:
-        raise InvalidRequestError.too_long(
-            "sampling.max_new_tokens",
+        raise InvalidRequestError.too_long_answer(
             f"{len(prompt)} prompt tokens and {sampling['max_new_tokens']} new ones are too many",
             facts.context_length,
         )

@@ -59,7 +59,7 @@ def check_room(request: worker_pb2.WorkerServiceGenerateRequest, prompt: int, he
     new = most_new_tokens(request, min(context, held or context) - prompt)
     problem = f"{prompt} prompt tokens and {new} new ones are too many"
     if prompt + new > context:
-        raise InvalidRequestError.too_long("sampling.max_new_tokens", problem, context)
+        raise InvalidRequestError.too_long_answer(problem, context)
     if held and prompt + new > held:
         fault = TokenCountError if request.HasField("text") else OverloadedError
         raise fault(f"{problem} for this server's KV cache, which holds {held}")

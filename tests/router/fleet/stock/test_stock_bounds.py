@@ -95,7 +95,7 @@ async def test_a_text_of_about_so_many_tokens_is_counted_where_its_room_hangs_on
     check_room(request, 51, 0, stock)
     with pytest.raises(
         InvalidRequestError,
-        match="new ones are too many, the prompt is too long: this model's maximum context length is 512",
+        match="new ones are too many, the prompt is too long for so many: this model's maximum context length is 512",
     ):
         check_room(request, 470, 0, stock)
     # Where its caller does not say, what is left bounds the answer.

@@ -410,7 +410,7 @@ async def test_what_does_not_fit_into_its_cache_is_refused_by_name(model: Path) 
         await until(lambda: r.fleet.workers[0].state is State.READY and server.asked_for_tokenizer > 1)
         error = await refusal(whole(r, make_request("hi", domain="medical", max_new_tokens=511)))
         assert (
-            "new ones are too many, the prompt is too long: this model's maximum context length is 512"
+            "new ones are too many, the prompt is too long for so many: this model's maximum context length is 512"
             in error.details()
         )
         # At a token that it does not have, a server ends with its process.
