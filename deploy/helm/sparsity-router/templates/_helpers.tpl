@@ -104,8 +104,9 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- define "sparsity.image" -}}
 {{- $root := index . 0 -}}{{- $image := (index . 1).image -}}
 {{- if eq $image.tag "latest" }}{{ fail (printf "%s.image.tag: latest names no version; give one, or a digest" (index . 2)) }}{{ end -}}
-{{- /* Where a release has its images, unless values name another place. */ -}}
-{{- $registry := default (index $root.Chart.Annotations "sparsity-router/registry") (include "sparsity.registry" (list $root $image)) -}}
+{{- $registry := include "sparsity.registry" (list $root $image) -}}
+{{- /* Where a release has its images, unless values name another place, or an image by its whole name. */ -}}
+{{- if not (or $registry $image.repository) }}{{ $registry = index $root.Chart.Annotations "sparsity-router/registry" }}{{ end -}}
 {{- $repository := join "/" (compact (list $registry (default (index . 3) $image.repository))) -}}
 {{- if $image.digest -}}
 {{- printf "%s@%s" $repository $image.digest -}}
