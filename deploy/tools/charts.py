@@ -114,6 +114,33 @@ def by_path(said: str) -> str:
     return re.sub(r"[Aa]dditional propert(?:y|ies) '?([\w-]+)'? (?:is )?not allowed", r"unknown \1", said)
 
 
+class _Once(yaml.CSafeLoader):
+    """Takes no map that says a key twice, which YAML does not allow, and Flux refuses."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The map.
+
+        Raises:
+            ConstructorError: naming the key, and where it stands.
+        """
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if key.value in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
+            keys.add(key.value)
+        made: dict[Any, Any] = super().construct_mapping(node, deep)
+        return made
+
+
+def read(written: str) -> list[dict[str, Any]]:
+    """The objects that Helm wrote.
+
+    Raises:
+        ConstructorError: where one says a key twice.
+    """
+    return [document for document in yaml.load_all(written, Loader=_Once) if document]
+
+
 def validate(document: dict[str, Any], version: str) -> None:
     """Checks one object strictly: a field that the API does not know is a mistake.
 
@@ -196,7 +223,7 @@ def main() -> None:
         found = list(pool.map(lambda pair: list(manifests(*pair, kubernetes)), pairs))
     for (values, helm_version), renderings in zip(pairs, found, strict=True):
         for version, rendered in renderings:
-            for document in filter(None, yaml.load_all(rendered, Loader=yaml.CSafeLoader)):
+            for document in read(rendered):
                 validate_once(json.dumps(document), version)
                 count += 1
         golden = GOLDEN / values.name

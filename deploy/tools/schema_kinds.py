@@ -54,7 +54,6 @@ def one_of(*words: str) -> Schema:
 # Fields that the API knows and the chart does not set, each by name, so that a misspelled one is refused.
 POD_FIELDS = of(
     schedulerName=TEXT,
-    preemptionPolicy=one_of("Never", "PreemptLowerPriority"),
     hostNetwork=YES_OR_NO,
     hostIPC=YES_OR_NO,
     hostAliases=several(),

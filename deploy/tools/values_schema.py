@@ -280,15 +280,15 @@ def values() -> Schema:
             logging=of(format=one_of("json", "text"), requests=YES_OR_NO),
             monitoring=of(
                 podMonitor=of(
-                    enabled=YES_OR_NO, interval={"type": "string", "pattern": "^[0-9]+(ms|s|m)$"}, labels=TEXTS
+                    enabled=YES_OR_NO, interval={"type": "string", "pattern": "^[0-9]+(ms|s|m)$"}, labels=LABELS
                 ),
                 prometheusRule=of(
                     enabled=YES_OR_NO,
-                    labels=TEXTS,
+                    labels=LABELS,
                     runbookUrl=URL,
                     alerts=of(**{str(rule["alert"]): alert(str(rule["expr"])) for rule in alerts()}),
                 ),
-                dashboards=of(enabled=YES_OR_NO, labels=TEXTS),
+                dashboards=of(enabled=YES_OR_NO, labels=LABELS),
                 prometheusUrl=URL,
                 releaseLabel={"type": "string", "pattern": "^[a-zA-Z0-9_]*$"},
             ),

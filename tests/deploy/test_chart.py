@@ -393,22 +393,6 @@ def test_containers_and_variables_stand_beside_the_programs() -> None:
     assert found["valkey"]["containers"][0]["image"] == "docker.io/valkey/valkey:8.1.4"
 
 
-def test_fields_without_values_of_their_own_are_the_apis() -> None:
-    found = documents("fields")
-    made = pods(found)
-    assert [made[name]["schedulerName"] for name in ("router", "worker-shared")] == ["volcano"] * 2
-    assert made["router"]["hostAliases"][0]["hostnames"] == ["store.example.com"]
-    assert (made["worker-shared"]["hostNetwork"], made["worker-shared"]["dnsPolicy"]) == (
-        True,
-        "ClusterFirstWithHostNet",
-    )
-    assert "hostNetwork" not in made["router"]
-    service = of_kind(found, "Service")["r-sparsity-router"]
-    assert service["metadata"]["labels"]["exposed"] == "public"
-    assert (service["spec"]["type"], service["spec"]["externalTrafficPolicy"]) == ("LoadBalancer", "Local")
-    assert service["spec"]["selector"]["app.kubernetes.io/component"] == "router"
-
-
 def test_discovery_by_endpointslices_may_read_them_and_no_more() -> None:
     found = documents("keda")
     (role,) = of_kind(found, "Role").values()

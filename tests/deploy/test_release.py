@@ -67,7 +67,12 @@ def test_the_chart_of_a_release_asks_for_its_images(tmp_path: Path) -> None:
         return set(re.findall(r"(?m)^ *image: (.*)$", run("template", "r", str(chart), "-f", str(values), *settings)))
 
     assert images("trial") == {f"ghcr.io/team/sparsity-{name}:{version()}" for name in ("router", "worker")}
-    # Not those of others, nor where values name a mirror.
+    # Not what is named whole, though what is not beside it; not those of others, nor where values name a mirror.
+    router, worker = sorted(images("tls"), key=lambda image: "sparsity-worker" in image)
+    assert (router.partition("@")[0], worker) == (
+        "registry.example.com/sparsity-router",
+        f"ghcr.io/team/sparsity-worker:{version()}",
+    )
     others = images("model", "--set", "model.source=s3://models/a", "--set", "model.download.secretName=s")
     assert {each.partition("/")[0] for each in others} == {"ghcr.io", "docker.io"}
     assert {each.partition("/")[0] for each in images("trial", "--set", "global.imageRegistry=mirror")} == {"mirror"}

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-from charts import CHART, render, run, value_files
+from charts import CHART, read, render, run, value_files
 
 
 def documents(name: str) -> list[dict[str, Any]]:
     """What a value file of the chart, or of its tests, renders."""
     (file,) = (file for file in value_files() if file.stem == name)
-    return [document for document in yaml.safe_load_all(render(file)) if document]
+    return read(render(file))
 
 
 def of_kind(found: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
@@ -64,7 +63,7 @@ def rendered(*settings: str, example: str = "trial") -> list[dict[str, Any]]:
         str(CHART / "examples" / f"{example}.yaml"),
         *sets,
     )
-    return [document for document in yaml.safe_load_all(run(*command)) if document]
+    return read(run(*command))
 
 
 def egress_ports(found: list[dict[str, Any]], component: str = "router") -> list[int]:

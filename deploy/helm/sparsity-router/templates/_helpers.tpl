@@ -20,13 +20,17 @@ app.kubernetes.io/instance: {{ $root.Release.Name }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
+{{- /* Takes (list root component), and behind them labels of the object's own, which go before the common ones. */ -}}
 {{- define "sparsity.labels" -}}
 {{- $root := index . 0 -}}
+{{- /* Each key once: Flux refuses what says one twice. */ -}}
+{{- $more := dict -}}
+{{- range concat (list $root.Values.commonLabels) (slice . 2) }}{{ range $key, $value := . }}{{ $_ := set $more $key $value }}{{ end }}{{ end -}}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{ include "sparsity.selector" . }}
 app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ $root.Release.Service }}
-{{- with $root.Values.commonLabels }}
+{{- with $more }}
 {{ toYaml . }}
 {{- end }}
 {{- end }}
@@ -104,8 +108,9 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- define "sparsity.image" -}}
 {{- $root := index . 0 -}}{{- $image := (index . 1).image -}}
 {{- if eq $image.tag "latest" }}{{ fail (printf "%s.image.tag: latest names no version; give one, or a digest" (index . 2)) }}{{ end -}}
-{{- /* Where a release has its images, unless values name another place. */ -}}
-{{- $registry := default (index $root.Chart.Annotations "sparsity-router/registry") (include "sparsity.registry" (list $root $image)) -}}
+{{- $registry := include "sparsity.registry" (list $root $image) -}}
+{{- /* Where a release has its images, unless values name another place, or an image by its whole name. */ -}}
+{{- if not (or $registry $image.repository) }}{{ $registry = index $root.Chart.Annotations "sparsity-router/registry" }}{{ end -}}
 {{- $repository := join "/" (compact (list $registry (default (index . 3) $image.repository))) -}}
 {{- if $image.digest -}}
 {{- printf "%s@%s" $repository $image.digest -}}
@@ -227,7 +232,7 @@ template:
     {{- end }}
     automountServiceAccountToken: false
     enableServiceLinks: false
-    {{- with include "sparsity.placement" .router | trim }}
+    {{- with include "sparsity.besideRouters" .router | trim }}
     {{- . | nindent 4 }}
     {{- end }}
     {{- with .root.Values.imagePullSecrets }}
@@ -288,6 +293,14 @@ nodeSelector:
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- end }}
+
+{{- /* What jobs, `helm test` and Valkey have of the routers' pods: who places them and where, and how they find hosts: (values). */ -}}
+{{- define "sparsity.besideRouters" -}}
+{{- with pick (.podSpec | default dict) "schedulerName" "hostAliases" "dnsPolicy" "dnsConfig" }}
+{{- toYaml . }}
+{{- end }}
+{{- include "sparsity.placement" . }}
 {{- end }}
 
 {{- /* Where pods go: (list root values component). */ -}}

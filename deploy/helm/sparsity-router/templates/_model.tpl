@@ -346,7 +346,7 @@ template:
     serviceAccountName: {{ include "sparsity.serviceAccount" $root }}
     automountServiceAccountToken: false
     enableServiceLinks: false
-    {{- with include "sparsity.placement" $router | trim }}
+    {{- with include "sparsity.besideRouters" $router | trim }}
     {{- . | nindent 4 }}
     {{- end }}
     {{- with $root.Values.imagePullSecrets }}

@@ -1,3 +1,8 @@
+{{- /* Whether a pool's workers are on their nodes' network: a word, or nothing. */ -}}
+{{- define "sparsity.onNodes" -}}
+{{- range include "sparsity.pools" . | fromJson }}{{ if dig "hostNetwork" false (.podSpec | default dict) }}yes{{ end }}{{ end -}}
+{{- end }}
+
 {{- /* What pools must say, each with the value's path. Renders nothing. */ -}}
 {{- define "sparsity.poolsValidate" -}}
 {{- range $name, $own := .Values.workers -}}

@@ -6,17 +6,13 @@ of a group it is "0" of the leader, and what LeaderWorkerSet's variable says of 
 {{- $reserved := list "worker-id" "tiers" "model" "served-model-name" "listen" "profile" "lease-key-file" "require-lease" "access" "metrics-listen" "health-listen" "drain-seconds" "tls-cert" "tls-key" "tls-client-ca" "nodes" "node-rank" "nodes-address" -}}
 {{- /* The router's image has what an echo needs. */ -}}
 {{- $image := include "sparsity.image" (list $root $worker $path (ternary "sparsity-router" "sparsity-worker" (not (empty (include "sparsity.echo" $root))))) -}}
-{{- $labels := include "sparsity.labels" (list $root $component) -}}
 {{- $serves := has $rank (list "" "0") -}}
 {{- $leases := and $serves $root.Values.leases.enabled -}}
 {{- $access := ternary $root.Values.access.secretName "" $serves -}}
 {{- $tls := ternary $root.Values.tls.workers.secretName "" $serves -}}
 metadata:
   labels:
-    {{- $labels | nindent 4 }}
-    {{- with $worker.podLabels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+    {{- include "sparsity.labels" (list $root $component $worker.podLabels) | nindent 4 }}
   {{- with $worker.podAnnotations }}
   annotations:
     {{- toYaml . | nindent 4 }}
