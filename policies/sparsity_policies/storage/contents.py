@@ -69,13 +69,29 @@ class Delta(NamedTuple):
 
 
 class Word(NamedTuple):
-    """What a source was last told of an override.
+    """What a source says of an override.
 
     Attributes:
-        override: as it is now; None where it was ended.
+        override: as it is there now; None where there is none.
+        is_later: whether it was set or ended there after what was asked about.
     """
 
     override: Override | None
+    is_later: bool
+
+
+class Asked(NamedTuple):
+    """An override about which a source is asked.
+
+    Attributes:
+        id: of the override.
+        since: when it was set elsewhere, seconds since the epoch by the source's clock.
+        revision: of the source that was known then.
+    """
+
+    id: str
+    since: float
+    revision: int = 0
 
 
 class PolicySource(Protocol):
@@ -90,6 +106,5 @@ class PolicySource(Protocol):
     async def wait(self, cursor: Cursor, seconds: float) -> None:
         """Returns at a change after ``cursor``, or after ``seconds``."""
 
-    async def word_since(self, override_id: str, since: float) -> Word | None:
-        """Its last word of an override that was set or ended there after a time, seconds since the epoch by its clock;
-        None of one that was not."""
+    async def word_on(self, asked: Asked) -> Word:
+        """What it says of an override."""

@@ -21,7 +21,7 @@ from sparsity_policies.documents.document import MAX_BYTES, body_of
 from sparsity_policies.documents.envelope import seconds_since
 from sparsity_policies.documents.yamlfile import load_yaml
 from sparsity_policies.model import Override, Policy, StoredPolicy
-from sparsity_policies.storage.contents import Contents, Cursor, Delta, Word
+from sparsity_policies.storage.contents import Asked, Contents, Cursor, Delta, Word
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_policies.threads import BUILDS
 
@@ -86,9 +86,9 @@ class PolicyFolder:
                 return
             await asyncio.sleep(min(_POLL_SECONDS, left))
 
-    async def word_since(self, override_id: str, since: float) -> Word | None:
+    async def word_on(self, asked: Asked) -> Word:
         """As the store beside it has it."""
-        return await self._store.word_since(override_id, since) if self._store is not None else None
+        return await self._store.word_on(asked) if self._store is not None else Word(None, is_later=False)
 
     async def _changed(self, cursor: Cursor) -> bool:
         if self._store is not None:

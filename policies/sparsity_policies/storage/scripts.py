@@ -92,12 +92,17 @@ return {revision, clock}
 """
 )
 
-# KEYS: overrides, revision, events, head. ARGV: id, body or "" to delete, stream length, a token of the write.
+# KEYS: overrides, revision, events, head. ARGV: id, body or "" to delete, stream length, a token of the write,
+# milliseconds since the epoch at which it was said or 0 for now, revision of the one that is to be deleted or "".
 # Returns {revision} or {0} if absent. Those that ran out a minute ago, by every router's clock, go with any write.
 OVERRIDE: Final = (
     _NEXT
     + _CLOCK
     + """
+-- A client that lost its connection sends the write again; it was carried out.
+for _, event in ipairs(redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 100)) do
+  if event[2][1] == 'override' and event[2][6] == ARGV[4] then return {tonumber(event[2][4])} end
+end
 for _, id in ipairs(redis.call('HKEYS', KEYS[1])) do
   local ok, known = pcall(cjson.decode, redis.call('HGET', KEYS[1], id))
   local ends = id ~= ARGV[1] and ok and type(known) == 'table' and tonumber(known.expire_time)
@@ -105,31 +110,40 @@ for _, id in ipairs(redis.call('HKEYS', KEYS[1])) do
 end
 local revision = next_revision(KEYS[2])
 if ARGV[2] == '' then
+  local ok, known = pcall(cjson.decode, redis.call('HGET', KEYS[1], ARGV[1]) or '')
+  local present = ok and type(known) == 'table' and known.revision
+  if ARGV[6] ~= '' and present ~= tonumber(ARGV[6]) then return {0} end
   if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return {0} end
 else
   -- Of two fields of one name the last one counts.
   redis.call('HSET', KEYS[1], ARGV[1], string.format('%s, "revision": %d}', string.sub(ARGV[2], 1, -2), revision))
 end
 redis.call('SET', KEYS[2], string.format('%d', revision))
-redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[3], '*', 'override', ARGV[1], 'revision', revision)
+redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[3], '*', 'override', ARGV[1], 'revision', revision, 'token', ARGV[4],
+           'said', ARGV[5])
 redis.call('SET', KEYS[4], ARGV[4])
 return {revision}
 """
 )
 
-# What became of an override after a time. KEYS: events, overrides. ARGV: id, milliseconds since the epoch.
-# Returns {1, body or ""} where it was set or ended since, {0} where it was not.
-SINCE: Final = """
+# What is said of an override. KEYS: events, overrides. ARGV: id, milliseconds since the epoch, a revision.
+# Returns {1, body or ""} where it was set or ended after both, by when that was said, and {0, body or ""} otherwise.
+WORD: Final = """
+local body = redis.call('HGET', KEYS[2], ARGV[1]) or ''
 local newest = '+'
 while true do
   local events = redis.call('XREVRANGE', KEYS[1], newest, ARGV[2], 'COUNT', 1000)
   for _, event in ipairs(events) do
-    if event[2][1] == 'override' and event[2][2] == ARGV[1] then
-      return {1, redis.call('HGET', KEYS[2], ARGV[1]) or ''}
+    local fields = event[2]
+    if fields[1] == 'override' and fields[2] == ARGV[1] then
+      local said = tonumber(fields[8] or 0)
+      if said == 0 then said = tonumber(string.match(event[1], '^%d+')) end
+      local is_later = said >= tonumber(ARGV[2]) and tonumber(fields[4]) > tonumber(ARGV[3])
+      return {is_later and 1 or 0, body}
     end
     newest = '(' .. event[1]
   end
-  if #events < 1000 then return {0} end
+  if #events < 1000 then return {0, body} end
 end
 """
 

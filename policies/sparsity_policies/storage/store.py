@@ -17,7 +17,7 @@ from sparsity_policies.documents.validate import check_policy
 from sparsity_policies.model import Override, Policy, StoredPolicy
 from sparsity_policies.storage import scripts
 from sparsity_policies.storage.connection import close, connect, store_errors
-from sparsity_policies.storage.contents import Contents, Cursor, Delta, Word
+from sparsity_policies.storage.contents import Asked, Contents, Cursor, Delta, Word
 from sparsity_policies.storage.redis_url import read_url
 from sparsity_policies.storage.scripts import EVENTS, HEAD, OVERRIDES, POLICIES, REVISION, SEEDED
 from sparsity_policies.threads import BUILDS, DRAFTS
@@ -27,6 +27,8 @@ _DELTA_EVENTS = 1000
 _REPLICATION_MS = 1000
 # Of the hundred that the library's pool has, before it refuses.
 _CONNECTIONS = 48
+# Seconds since the epoch that stand for no time at all.
+_NEVER = 1e12
 # Revisions that are read at a time, until a page of them is this long.
 _REVISIONS_READ, _PAGE_CHARACTERS = 10, 2**22
 
@@ -233,36 +235,42 @@ class PolicyStore:
                 continue
         return added
 
-    async def put_override(self, override: Override) -> int:
-        """Sets an override and returns the store's new revision."""
-        return await self._override(override.id, seal_override(override))
+    async def put_override(self, override: Override, since: float = 0.0) -> int:
+        """Sets an override and returns the store's new revision.
 
-    async def delete_override(self, override_id: str) -> int:
+        Args:
+            override: to set.
+            since: when it was said, seconds since the epoch by the store's clock; 0 is now.
+        """
+        return await self._override(override.id, seal_override(override), since=since)
+
+    async def delete_override(self, override_id: str, revision: int | None = None) -> int:
         """Ends an override and returns the store's new revision.
+
+        Args:
+            override_id: of the override.
+            revision: of the one that is meant; None for whichever is there.
 
         Raises:
             NotFoundError: when there is none.
         """
-        revision = await self._override(override_id, "")
-        if not revision:
+        ended = await self._override(override_id, "", of=revision)
+        if not ended:
             raise NotFoundError(f"override {override_id!r} does not exist")
-        return revision
+        return ended
 
-    async def word_since(self, override_id: str, since: float) -> Word | None:
-        """What the store holds of an override that was set or ended after a time; None of one that was not."""
+    async def word_on(self, asked: Asked) -> Word:
+        """What the store holds of an override, and whether that was said after what is asked about."""
+        milliseconds = int(min(asked.since, _NEVER) * 1000)
         with self._errors():
-            answer = await self._run(scripts.SINCE, (EVENTS, OVERRIDES), override_id, int(since * 1000))
-        if not int(answer[0]):
-            return None
-        found, _ = open_overrides({override_id: str(answer[1])} if answer[1] else {})
-        return Word(found[0] if found else None)
+            later, body = await self._run(scripts.WORD, (EVENTS, OVERRIDES), asked.id, milliseconds, asked.revision)
+        found, _ = open_overrides({asked.id: str(body)} if body else {})
+        return Word(found[0] if found else None, bool(int(later)))
 
-    async def _override(self, override_id: str, body: str) -> int:
+    async def _override(self, override_id: str, body: str, since: float = 0.0, of: int | None = None) -> int:
         keys = (OVERRIDES, REVISION, EVENTS, HEAD)
-        with self._errors():
-            answer = await self._run(
-                scripts.OVERRIDE, keys, override_id, body, scripts.EVENTS_KEPT, uuid.uuid4().hex[:16]
-            )
+        told = (uuid.uuid4().hex[:16], int(min(since, _NEVER) * 1000), "" if of is None else of)
+        answer = await self._acknowledged(scripts.OVERRIDE, keys, override_id, body, scripts.EVENTS_KEPT, *told)
         return int(answer[0])
 
 

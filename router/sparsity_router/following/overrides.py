@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
 from sparsity_policies.model import Override, Scope
-from sparsity_policies.storage.contents import PolicySource
+from sparsity_policies.storage.contents import Asked, PolicySource
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_rpc.errors import NotFoundError, StoreError
 
@@ -34,18 +35,27 @@ class Change(NamedTuple):
         id: of the override.
         override: as it is now; None once it was ended.
         revision: of the store, which has the change; 0 where it never had it.
+        since: when an override was set that the store never had, seconds since the epoch by its clock.
     """
 
     id: str
     override: Override | None
     revision: int = 0
+    since: float = 0.0
 
 
 class _Own(NamedTuple):
-    """An override that was set here, and when: seconds since the epoch, by the source's clock."""
+    """An override that was set here.
+
+    Attributes:
+        override: as it was set.
+        since: when, seconds since the epoch by the source's clock.
+        read_at: revision of the source that was read by then.
+    """
 
     override: Override
     since: float
+    read_at: int = 0
 
 
 class Overrides:
@@ -85,15 +95,30 @@ class Overrides:
 
     def stored(self, overrides: Iterable[Override], revision: int) -> None:
         """Takes up what the store held at a revision."""
-        before = self.active()
-        self._stored = {override.id: override for override in overrides}
+        before, there = self.active(), {override.id: override for override in overrides}
+        if lost := self._lost(there, revision):
+            log.warning("the store has lost overrides %s, which act on and are written anew", ", ".join(lost))
+        if revision < self._read_at:
+            # Of ends that it has lost it must be told again.
+            self._ahead = {name: change for name, change in self._ahead.items() if change.override is not None}
+        self._stored = there
         self._read_at = revision
         self._ahead = {name: change for name, change in self._ahead.items() if change.revision > revision}
+        self._local = {name: _Own(override, self._now(), revision) for name, override in lost.items()} | self._local
         self._changed(before)
+
+    def _lost(self, there: Mapping[str, Override], revision: int) -> dict[str, Override]:
+        """What the store had, and has no more after a failover to one that is behind: nobody ended it."""
+        known = {name: change.override for name, change in self._ahead.items() if change.override is not None}
+        if revision < self._read_at:
+            known = {name: each for name, each in (self._stored | known).items() if each.revision > revision}
+        else:
+            known = {name: each for name, each in known.items() if each.revision == revision}
+        return {name: replace(each, revision=0) for name, each in known.items() if name not in there}
 
     def put(self, override: Override) -> None:
         """Makes an override act at once; it stays until it is ended here or handed over."""
-        self._tell(Change(override.id, override))
+        self._tell(Change(override.id, override, since=self._now()))
 
     async def restore(self, overrides: Mapping[Override, float], source: PolicySource) -> None:
         """Has those act on that were set here before a restart, but for what the source was told of them since.
@@ -104,31 +129,39 @@ class Overrides:
         """
         for override, since in overrides.items():
             log.warning("override %s was set here before a restart, and acts on", override.id)
-            self.apply(Change(override.id, override))
-            self._local[override.id] = _Own(override, min(since, self._now()))
+            self.apply(Change(override.id, override, since=since))
+            self._local[override.id] = _Own(override, since)
         with contextlib.suppress(StoreError):
             await self._give_way(source)
 
     async def _give_way(self, source: PolicySource) -> None:
         """Leaves to the source what it was told of later than it was set here: somebody else set or ended it there.
 
+        Clocks may differ: where the order is in doubt, the denser of two holds.
+
         Raises:
             StoreError: when the source cannot be asked.
         """
-        for override in self.waiting():
-            if (own := self._local.get(override.id)) is None:
+        for name, own in self._owned():
+            if name == KILL_SWITCH_ID:
                 continue
-            word = await source.word_since(override.id, own.since + _LATER_SECONDS)
-            if word is None or self._local.get(override.id) is not own:
+            word = await source.word_on(Asked(name, own.since + _LATER_SECONDS, own.read_at))
+            held = word.override is not None and _holds(word.override, own.override)
+            if not (word.is_later or held) or self._local.get(name) is not own:
                 continue
-            log.warning("override %s: the store was told of it later, and its word holds", override.id)
-            self._tell(Change(override.id, None))
+            log.warning("override %s: the store was told of it later, and its word holds", name)
+            self._tell(Change(name, None))
             if word.override is not None:
-                self._tell(Change(override.id, word.override, word.override.revision))
+                self._tell(Change(name, word.override, word.override.revision))
 
     def hand_over(self, override: Override, revision: int) -> None:
         """Leaves an override to the store, which has it since ``revision``."""
         self._tell(Change(override.id, override, revision))
+
+    def own(self, override_id: str) -> Override | None:
+        """The one of this id that was set here and that the store does not have."""
+        own = self._local.get(override_id)
+        return own.override if own else None
 
     def end(self, override_id: str, revision: int | None = None) -> bool:
         """Ends an override at once; False when it was not active.
@@ -142,20 +175,32 @@ class Overrides:
         self._tell(Change(override_id, None, self._read_at + 1 if revision is None else revision))
         return known
 
+    def end_stored(self, override_id: str, revision: int) -> None:
+        """Ends the one that the store had, which ended it at ``revision``; one that was set here meanwhile acts on."""
+        before = self.active()
+        self._note(Change(override_id, None, revision))
+        self._changed(before)
+
     def apply(self, change: Change) -> None:
         """Takes up what happened, here or at another process of this machine."""
-        before, (name, override, revision) = self.active(), change
-        ahead = self._ahead.get(name)
+        before, name, override = self.active(), change.id, change.override
         if override is None:
             self._local.pop(name, None)
-            revision = max(revision, ahead.revision if ahead else 0)
-        elif not revision:
-            self._local[name] = _Own(override, self._now())
+            ahead = self._ahead.get(name)
+            change = change._replace(revision=max(change.revision, ahead.revision if ahead else 0))
+        elif not change.revision:
+            self._local[name] = _Own(override, change.since or self._now(), self._read_at)
         elif (own := self._local.get(name)) is not None and own.override == override:
             del self._local[name]
+        self._note(change)
+        self._changed(before)
+
+    def _note(self, change: Change) -> None:
+        """Keeps what the store was told after the last read of it."""
+        name, override, revision, _ = change
+        ahead = self._ahead.get(name)
         if revision > self._read_at and (ahead is None or ahead.revision <= revision):
             self._ahead[name] = Change(name, override and replace(override, revision=revision), revision)
-        self._changed(before)
 
     def _tell(self, change: Change) -> None:
         self.tell(change)
@@ -186,7 +231,7 @@ class Overrides:
 
     def local(self) -> dict[Override, float]:
         """Overrides set here that the store does not have, and when each was, seconds since the epoch."""
-        return dict(own for _, own in self._owned())
+        return {own.override: own.since for _, own in self._owned()}
 
     def waiting(self) -> list[Override]:
         """Of these, the ones that it is to get; the one by signal is this process's own."""
@@ -198,16 +243,22 @@ class Overrides:
 
     async def write(self, store: PolicyStore, override: Override) -> bool:
         """Writes one that was set here to the store, and leaves it to it; False while it cannot be reached."""
+        own = self._local.get(override.id)
         try:
-            revision = await store.put_override(override)
+            revision = await store.put_override(override, own.since if own else 0.0)
         except StoreError:
             return False
-        if any(active.id == override.id for active in self.active()):
+        acting = next((active for active in self.active() if active.id == override.id), None)
+        if acting == override:
             self.hand_over(override, revision)
             return True
+        if acting is not None:
+            # Its own write may have come before this one.
+            log.warning("override %s was set anew while it was written", override.id)
+            return await self.write(store, acting)
         log.warning("override %s was ended while it was written", override.id)
         with contextlib.suppress(StoreError, NotFoundError):
-            await store.delete_override(override.id)
+            await store.delete_override(override.id, revision)
         return True
 
     async def deliver(self, store: PolicyStore) -> None:
@@ -219,6 +270,16 @@ class Overrides:
             except StoreError:
                 continue
             for override in self.waiting():
+                # Another may have taken its place while one before it was written.
+                if self.own(override.id) is not override:
+                    continue
                 if not await self.write(store, override):
                     break
                 log.warning("override %s is in the store now", override.id)
+
+
+def _holds(there: Override, own: Override) -> bool:
+    """Whether one caps whatever another does, as much and as long."""
+    ends, wanted = (math.inf if each.expire_time is None else each.expire_time for each in (there, own))
+    place = (there.scope, there.target) == (own.scope, own.target)
+    return place and there.max_tier <= own.max_tier and ends >= wanted

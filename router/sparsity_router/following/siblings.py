@@ -56,7 +56,7 @@ class Siblings:
 
     def _tell(self, change: Change) -> None:
         sealed = seal_override(change.override) if change.override else None
-        content = {"id": change.id, "override": sealed, "revision": change.revision}
+        content = {"id": change.id, "override": sealed, "revision": change.revision, "since": change.since}
         self._count += 1
         name = f"{time.time_ns():020d}-{os.getpid()}-{self._count}.json"
         scratch = self._folder / f"{name}.part"
@@ -100,7 +100,7 @@ class Siblings:
             event = _Event(str(told["id"]))
             sealed, revision = told["override"], int(told["revision"])
             found, broken = open_overrides({event.about: sealed} if sealed else {})
-            change = Change(event.about, found[0] if found else None, revision)
+            change = Change(event.about, found[0] if found else None, revision, float(told.get("since", 0.0)))
             self._overrides.apply(change)
             event = _Event.of(change)
             if broken:

@@ -5,9 +5,11 @@ import json
 import time
 
 import pytest
+from sparsity_policies.documents.envelope import seal_override
 from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import Override, Scope, Tier
-from sparsity_policies.storage.contents import Word
+from sparsity_policies.storage import scripts
+from sparsity_policies.storage.contents import Asked, Word
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_rpc.errors import ConfigurationError, ConflictError, NotFoundError, StoreError
 from support.stores.valkey import Valkey
@@ -99,18 +101,50 @@ async def test_overrides(store: PolicyStore) -> None:
         await store.delete_override("k")
 
 
-async def test_the_last_word_of_an_override_is_told_by_when_it_was_given(store: PolicyStore, server: Valkey) -> None:
+async def test_the_last_word_on_an_override_is_told_by_when_it_was_said(store: PolicyStore, server: Valkey) -> None:
     before, override = time.time() - 1.0, Override("k", Scope.GLOBAL)
-    assert await store.word_since("k", before) is None
-    await store.put_override(override)
+    assert await store.word_on(Asked("k", before)) == Word(None, is_later=False)
+    revision = await store.put_override(override)
     # Whatever was written after it.
     with server.client() as raw:
         for _ in range(1100):
             raw.xadd("{sparsity}:events", {"override": "another", "revision": 1})
-    assert await store.word_since("k", before) == Word(override)
-    assert await store.word_since("k", time.time() + 1.0) is None
+    assert await store.word_on(Asked("k", before)) == Word(override, is_later=True)
+    assert await store.word_on(Asked("k", before, revision)) == Word(override, is_later=False)
+    for later in (time.time() + 1.0, float("inf")):
+        assert await store.word_on(Asked("k", later)) == Word(override, is_later=False)
     await store.delete_override("k")
-    assert await store.word_since("k", before) == Word(None)
+    assert await store.word_on(Asked("k", before)) == Word(None, is_later=True)
+    # It was said before, and is told now.
+    await store.put_override(override, before - 60.0)
+    assert await store.word_on(Asked("k", before)) == Word(override, is_later=False)
+
+
+async def test_only_the_override_that_is_meant_is_ended(store: PolicyStore) -> None:
+    first = await store.put_override(Override("k", Scope.GLOBAL))
+    second = await store.put_override(Override("k", Scope.GLOBAL))
+    with pytest.raises(NotFoundError):
+        await store.delete_override("k", first)
+    assert [override.revision for override in (await store.read()).overrides] == [second]
+    await store.delete_override("k", second)
+    assert (await store.read()).overrides == []
+
+
+async def test_a_write_that_is_sent_again_is_carried_out_once(store: PolicyStore, server: Valkey) -> None:
+    """As the client does whose connection was lost before the answer came."""
+    keys = (scripts.OVERRIDES, scripts.REVISION, scripts.EVENTS, scripts.HEAD)
+    body = seal_override(Override("k", Scope.GLOBAL))
+
+    async def send(text: str, token: str) -> int:
+        (revision,) = await store.redis.eval(scripts.OVERRIDE, 4, *keys, "k", text, 1000, token, 0, "")
+        return int(revision)
+
+    first = await send(body, "one")
+    assert await send(body, "one") == first
+    ended = await send("", "two")
+    again = await send(body, "three")
+    assert await send("", "two") == ended
+    assert [override.revision for override in (await store.read()).overrides] == [again]
 
 
 async def test_overrides_that_ran_out_go_with_the_next_write(store: PolicyStore, server: Valkey) -> None:

@@ -13,7 +13,7 @@ import pytest
 from sparsity.v1 import inference_pb2, policy_pb2
 from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.model import Override, Scope, Tier
-from sparsity_policies.storage.contents import Contents, Cursor, Delta, Word
+from sparsity_policies.storage.contents import Asked, Contents, Cursor, Delta, Word
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_router.config import RouterConfig
 from sparsity_router.following import guards
@@ -115,7 +115,7 @@ class Slow:
 
     def __init__(self) -> None:
         self.overrides: list[Override] = []
-        self.revision = 1
+        self.revision, self.said = 1, float("inf")
         self.go = asyncio.Event()
         self.go.set()
 
@@ -130,8 +130,9 @@ class Slow:
     async def wait(self, cursor: Cursor, seconds: float) -> None:
         await asyncio.sleep(0.01)
 
-    async def word_since(self, override_id: str, since: float) -> Word | None:
-        return Word(self.overrides[0]) if self.overrides else None
+    async def word_on(self, asked: Asked) -> Word:
+        there = [override for override in self.overrides if override.id == asked.id]
+        return Word(there[0] if there else None, bool(there) and self.said >= asked.since)
 
 
 async def test_a_read_that_was_under_way_leaves_a_kill_switch_alone() -> None:
@@ -291,14 +292,14 @@ class Store:
         self.away = away
         self.deleted: list[str] = []
 
-    async def put_override(self, override: Override) -> int:
+    async def put_override(self, override: Override, since: float) -> int:
         if self.away:
             raise StoreError("away")
         self.overrides.end(override.id, 0)
         return 4
 
-    async def delete_override(self, override_id: str) -> int:
-        self.deleted.append(override_id)
+    async def delete_override(self, override_id: str, revision: int | None = None) -> int:
+        self.deleted.append(f"{override_id}@{revision}")
         return 5
 
 
@@ -307,7 +308,7 @@ async def test_one_that_is_ended_while_it_is_written_is_taken_out_again() -> Non
     overrides.put(KILL)
     store: Any = Store(overrides)
     assert await overrides.write(store, KILL)
-    assert (store.deleted, acts(overrides)) == (["k"], False)
+    assert (store.deleted, acts(overrides)) == (["k@4"], False)
     overrides.put(KILL)
     store.away = True
     assert not await overrides.write(store, KILL)

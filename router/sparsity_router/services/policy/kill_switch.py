@@ -80,18 +80,23 @@ async def delete_override(
 ) -> policy_pb2.DeleteOverrideResponse:
     """Ends an override: in the store first, so that no replica keeps what another has ended."""
     overrides = state.follower.overrides
+    own = overrides.own(request.id)
     try:
         if state.store is None:
             raise NotFoundError(f"override {request.id!r} does not exist")
         revision = await state.store.delete_override(request.id)
     except NotFoundError:
-        if not overrides.end(request.id):
+        # One that was set while the store was asked is another.
+        if overrides.own(request.id) is not own or not overrides.end(request.id):
             raise
     except StoreError:
         # One that was set here while the store was away, or by signal, never reached it.
-        if not any(override.id == request.id for override in overrides.local()):
+        if own is None or overrides.own(request.id) is not own:
             raise
         overrides.end(request.id, 0)
     else:
-        overrides.end(request.id, revision)
+        if overrides.own(request.id) is own:
+            overrides.end(request.id, revision)
+        else:
+            overrides.end_stored(request.id, revision)
     return policy_pb2.DeleteOverrideResponse()
