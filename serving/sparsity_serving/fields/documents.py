@@ -23,7 +23,14 @@ MAX_CONTAINERS: Final = 2**15
 """Objects and arrays in them: each is one more for Python's garbage collector to go through, which all wait for."""
 
 MAX_COUNTED: Final = 128
-"""Properties of the objects of a schema whose properties are counted: engines have a rule for each pair of them."""
+"""Properties of the objects of a request's schemas whose properties are counted: engines have a rule for each pair."""
+_DATA: Final = frozenset(("default", "enum", "const", "examples"))
+# Whose names are no keywords.
+_NAMED: Final = frozenset(
+    ("properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions")
+)
+# Engines follow any other wherever it leads, into data too.
+_PLAIN_REFERENCE: Final = re.compile(r"#|#/(\$defs|definitions)/[^/]+")
 
 
 class Marks(Enum):
@@ -145,30 +152,56 @@ def check_depth(field: str, document: Any) -> None:
     raise InvalidRequestError.of(field, f"must be nested {MAX_DEPTH} deep at most")
 
 
-def check_counts(field: str, schema: Any) -> None:
+def check_counts(field: str, schema: Any, others: int = 0) -> int:
     """Refuses a JSON schema that counts the properties of too many: some kilobytes of it take engines gigabytes.
 
     Args:
         field: that holds it.
         schema: as it was read.
+        others: pairs of counted properties in schemas that are held to beside it.
+
+    Returns:
+        The pairs with its own.
 
     Raises:
         InvalidRequestError: naming ``field``.
     """
-    pairs, waiting = 0, [schema]
+    pairs, waiting = others, [(schema, False)]
+    # What is no schema counts nothing, but where a reference makes one of it.
+    data = _DATA if all(map(_PLAIN_REFERENCE.fullmatch, _references(schema))) else ()
+    while waiting:
+        each, named = waiting.pop()
+        if isinstance(each, dict):
+            properties = each.get("properties")
+            pairs += len(properties) ** 2 if isinstance(properties, dict) and _counts(each) else 0
+            inner = ((name, value) for name, value in each.items() if named or name not in data)
+            waiting.extend((value, not named and name in _NAMED) for name, value in inner)
+        elif isinstance(each, list):
+            waiting.extend((inner, False) for inner in each)
+    if pairs > MAX_COUNTED**2:
+        most = f"one object may have {MAX_COUNTED}, and several of a request no more together, by their squares"
+        problem = f"counts too many properties by minProperties or maxProperties: {most}"
+        raise InvalidRequestError.of(field, problem)
+    return pairs
+
+
+def _counts(schema: dict[str, Any]) -> bool:
+    """Whether a schema counts properties; what is called so and is no number is a property's own schema."""
+    least, most = schema.get("minProperties"), schema.get("maxProperties")
+    return isinstance(most, int | float) or (isinstance(least, int | float) and least > 0)
+
+
+def _references(document: Any) -> Iterator[str]:
+    """The references of a JSON schema, and what is called so."""
+    waiting = [document]
     while waiting:
         each = waiting.pop()
         if isinstance(each, dict):
-            properties = each.get("properties")
-            # A property may have such a name; what it holds is a schema then.
-            counts = any(isinstance(each.get(name), int | float) for name in ("minProperties", "maxProperties"))
-            pairs += len(properties) ** 2 if counts and isinstance(properties, dict) else 0
+            if isinstance(reference := each.get("$ref"), str):
+                yield reference
             waiting.extend(each.values())
         elif isinstance(each, list):
             waiting.extend(each)
-    if pairs > MAX_COUNTED**2:
-        problem = f"counts too many properties by minProperties or maxProperties: an object may have {MAX_COUNTED}"
-        raise InvalidRequestError.of(field, problem)
 
 
 def texts(document: Any) -> Iterator[str]:

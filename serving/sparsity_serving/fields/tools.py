@@ -36,6 +36,9 @@ def check_tools(
         raise InvalidRequestError.of(f"{prefix}tools", f"are {len(tools)}; there may be {MAX_TOOLS}")
     check_together(f"{prefix}tools", (tool.parameters for tool in tools))
     names: set[str] = set()
+    must, called = (demanded(choice), choice.name) if choice is not None else (False, "")
+    # Engines make the grammars of those that calls are held to into one, and read each other one by itself.
+    grammars, pairs = must or any(tool.strict for tool in tools), 0
     for number, tool in enumerate(tools):
         path = f"{prefix}tools[{number}]"
         check_tool_name(f"{path}.name", tool.name)
@@ -44,7 +47,9 @@ def check_tools(
         names.add(tool.name)
         if tool.parameters:
             document = read_object(f"{path}.parameters", tool.parameters)
-            if tool.strict or (choice is not None and demanded(choice)):
+            if tool.strict or (must and called in ("", tool.name)):
+                pairs = check_counts(f"{path}.parameters", document, pairs)
+            elif grammars:
                 check_counts(f"{path}.parameters", document)
             # Written as it is, it is no JSON.
             if "\\u0000" in tool.parameters and any("\0" in each for each in texts(document)):

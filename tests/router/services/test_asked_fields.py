@@ -80,6 +80,11 @@ def counted(properties: int, name: str = "minProperties") -> str:
     return json.dumps({"type": "object", "properties": {f"p{number}": {} for number in range(properties)}, name: 1})
 
 
+def referred(to: str, **others: Any) -> str:
+    """A schema of an object with a property that is as a reference says."""
+    return json.dumps({"type": "object", "properties": {"a": {"$ref": to}}, **others})
+
+
 HALF = Message("assistant", "", (ToolCall("c", "f", '{"a": ["\\udfff"]}'),))
 REFUSED: list[tuple[inference_pb2.GenerateRequest, str]] = [
     (to_message(Request("hi", model="another")), "model"),
@@ -106,6 +111,19 @@ REFUSED: list[tuple[inference_pb2.GenerateRequest, str]] = [
      "sampling.response_format.json_schema"),
     (tools(Tool("f", parameters=counted(129), strict=True)), "tools[0].parameters"),
     (tools(Tool("f", parameters=counted(129)), tool_choice="required"), "tools[0].parameters"),
+    (tools(*(Tool(f"t{n}", parameters=counted(100), strict=True) for n in range(2))), "tools[1].parameters"),
+    (tools(*(Tool(f"t{n}", parameters=counted(12)) for n in range(128)), tool_choice="required"),
+     "tools[113].parameters"),
+    (tools(Tool("f", parameters=counted(100)), Tool("g", parameters=counted(100), strict=True),
+           tool_choice=CalledTool("f")), "tools[1].parameters"),
+    # Held to nothing itself, it is read beside one that is.
+    (tools(Tool("f", parameters=counted(129)), Tool("g", strict=True)), "tools[0].parameters"),
+    (held_to(json_schema=referred("#/default", default=json.loads(counted(129)))),
+     "sampling.response_format.json_schema"),
+    (held_to(json_schema=referred("#/$defs", **{"$defs": {"properties": {"default": json.loads(counted(129))}}})),
+     "sampling.response_format.json_schema"),
+    (held_to(json_schema=json.dumps({"properties": {"default": json.loads(counted(129))}})),
+     "sampling.response_format.json_schema"),
     (held_to(json_schema='{"pattern": "a\\ud800"}'), "sampling.response_format.json_schema"),
     (held_to(json_schema='{"\\ud800": 1}'), "sampling.response_format.json_schema"),
     (held_to(regex=""), "sampling.response_format.regex"),
@@ -156,6 +174,25 @@ async def test_properties_that_are_counted_or_called_so_are_taken(model: Path) -
             await asked(r, held_to(json_schema=schema))
         # Of one that nobody is held to no grammar is made.
         await asked(r, tools(Tool("f", parameters=counted(129))))
+        # Nor of those beside the one that is to be called.
+        many = tuple(Tool(f"t{number}", parameters=counted(100)) for number in range(3))
+        await asked(r, tools(*many, tool_choice=CalledTool("t1")))
+        assert len(r.workers[0].received) == 4
+
+
+@pytest.mark.parametrize("keyword", ["default", "enum", "const", "examples"])
+async def test_what_no_schema_says_counts_nothing(model: Path, keyword: str) -> None:
+    large = json.loads(counted(129))
+    nothing = large | {"minProperties": 0}
+    data = {keyword: [large] if keyword in ("enum", "examples") else large}
+    schemas = [
+        nothing,
+        {"type": "object", "properties": {"a": data}},
+        json.loads(referred("#/$defs/a", **{"$defs": {"a": {"items": data}}})),
+    ]
+    async with rig(model, FakeWorker("d", DENSE, model)) as r:
+        for schema in schemas:
+            await asked(r, held_to(json_schema=json.dumps(schema)))
         assert len(r.workers[0].received) == 3
 
 
