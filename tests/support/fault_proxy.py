@@ -13,6 +13,7 @@ class FaultProxy:
     Attributes:
         refusing: closes new connections at once.
         silent: holds all bytes back, in both directions.
+        unanswered: holds the target's bytes back.
         delay: seconds that bytes take, in each direction.
         garbage: answers with noise in the place of the target's bytes.
     """
@@ -22,6 +23,7 @@ class FaultProxy:
         self._port = int(port)
         self.refusing = False
         self.silent = False
+        self.unanswered = False
         self.delay = 0.0
         self.garbage = False
         self.address = ""
@@ -65,7 +67,7 @@ class FaultProxy:
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, answers: bool) -> None:
         with contextlib.suppress(OSError):
             while data := await source.read(65536):
-                while self.silent:  # noqa: ASYNC110 - an attribute that tests set, not an event
+                while self.silent or (answers and self.unanswered):  # noqa: ASYNC110 - an attribute that tests set, not an event
                     await asyncio.sleep(0.02)
                 if self.delay:
                     await asyncio.sleep(self.delay)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -39,6 +40,7 @@ class Recorder:
         self._bucket = TokenBucket(per_second, _BURST_SECONDS * per_second)
         self._entries: deque[Entry] = deque(maxlen=_HELD)
         self._events: deque[AuditEvent] = deque(maxlen=_HELD)
+        self._writing: asyncio.Task[None] | None = None
         self.dropped = 0
 
     def decision(self, decision_id: str, entry: Callable[[], Entry]) -> None:
@@ -72,25 +74,39 @@ class Recorder:
                 told = self.dropped
 
     async def flush(self) -> None:
-        """Writes everything that waits.
+        """Writes everything that waits, and waits for what is under way; as long as the store's client does at most.
+
+        A cancel ends the waiting, not the write: the store may have carried it out already, and would again.
 
         Raises:
             StoreError: when the store cannot take it; it then waits on.
         """
-        while self._log is not None and (self._entries or self._events):
-            entries = [self._entries.popleft() for _ in range(min(_BATCH, len(self._entries)))]
-            events = [self._events.popleft() for _ in range(min(_BATCH, len(self._events)))]
-            try:
-                await self._log.append(entries, events)
-            except (StoreError, asyncio.CancelledError):
-                # Also where the router ends meanwhile: what waits is written once more then.
-                _put_back(self._entries, entries)
-                _put_back(self._events, events)
-                raise
-            except Exception:
-                # What cannot be written keeps nothing else from it.
-                self.dropped += len(entries) + len(events)
-                raise
+        if self._log is None:
+            return
+        if self._writing is not None:
+            # What the store did not take of a flush that was cancelled waits again, and is written below.
+            with contextlib.suppress(StoreError):
+                await asyncio.shield(self._writing)
+        while self._entries or self._events:
+            self._writing = asyncio.create_task(self._write(self._log))
+            await asyncio.shield(self._writing)
+
+    async def _write(self, log: DecisionLog) -> None:
+        """Writes one batch."""
+        entries = [self._entries.popleft() for _ in range(min(_BATCH, len(self._entries)))]
+        events = [self._events.popleft() for _ in range(min(_BATCH, len(self._events)))]
+        try:
+            await log.append(entries, events)
+        except StoreError:
+            _put_back(self._entries, entries)
+            _put_back(self._events, events)
+            raise
+        except Exception:
+            # What cannot be written keeps nothing else from it.
+            self.dropped += len(entries) + len(events)
+            raise
+        finally:
+            self._writing = None
 
 
 def _put_back(queue: deque[_T], taken: list[_T]) -> None:

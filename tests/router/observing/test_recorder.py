@@ -9,7 +9,9 @@ from sparsity_policies.decisions.costs import NO_SHAPES
 from sparsity_policies.decisions.decide import decide
 from sparsity_policies.decisions.journal import Entry
 from sparsity_policies.model import Reason, Signals, Tier
-from sparsity_policies.storage.decisionlog import AuditEvent
+from sparsity_policies.storage.decisionlog import AuditEvent, DecisionLog
+from sparsity_policies.storage.scripts import AUDIT, DECISIONS
+from sparsity_policies.storage.store import PolicyStore
 from sparsity_router.following.guards import GuardMonitor
 from sparsity_router.observing import recorder as module
 from sparsity_router.observing.observer import EndedRequest, Observer
@@ -17,8 +19,11 @@ from sparsity_router.observing.recorder import Recorder
 from sparsity_router.observing.request_metrics import RequestMetrics
 from sparsity_rpc.errors import StoreError
 from sparsity_serving.background.ending import end_tasks
+from support.fault_proxy import FaultProxy
 from support.routers.rig import Policies
+from support.routers.router import until
 from support.stores.snapshots import snapshot
+from support.stores.valkey import Valkey
 from support.telemetry.metrics import Meter
 
 
@@ -72,23 +77,61 @@ async def test_what_the_store_cannot_take_waits_in_order_and_the_oldest_is_dropp
     assert [found.target for found in log.events] == [f"{number}" for number in range(6)]
 
 
-async def test_what_is_under_way_when_the_router_ends_is_written_at_the_end() -> None:
-    log, asked = Log(), asyncio.Event()
+@pytest.mark.parametrize("lost", [False, True])
+async def test_what_is_under_way_when_the_router_ends_is_written_once(lost: bool) -> None:
+    """Whether the store's answer comes late, or it never got what was sent to it."""
+    with Valkey() as server:
+        async with FaultProxy(f"127.0.0.1:{server.port}") as proxy:
+            store = PolicyStore(f"redis://{proxy.address}/0", timeout=30.0)
+            recorder = Recorder(DecisionLog(store.redis))
+            assert await store.redis.ping()
+            record(recorder, entry(1))
+            recorder.audit(event(1))
+
+            def written() -> list[Any]:
+                with server.client() as raw:
+                    return [fields for stream in (DECISIONS, AUDIT) for _, fields in raw.xrange(stream)]
+
+            proxy.unanswered, proxy.silent = True, lost
+            job = asyncio.create_task(recorder.run())
+
+            async def under_way() -> bool:
+                return not recorder._entries if lost else len(written()) == 2
+
+            await until(under_way)
+            await end_tasks([job])
+            ending = asyncio.create_task(recorder.flush())
+            await asyncio.sleep(0.1)
+            if lost:
+                proxy.cut()
+            proxy.unanswered = proxy.silent = False
+            await ending
+            assert len(written()) == 2
+            await store.close()
+
+
+async def test_what_fails_under_way_when_the_router_ends_is_written_once_more() -> None:
+    log, asked, down = Log(), asyncio.Event(), asyncio.Event()
     recorder = Recorder(log)  # type: ignore[arg-type]
     append = log.append
 
-    async def hangs(entries: Any, events: Any) -> None:
+    async def fails(entries: Any, events: Any) -> None:
         asked.set()
-        await asyncio.Event().wait()
+        await down.wait()
+        raise StoreError("down")
 
-    log.append = hangs  # type: ignore[method-assign]
+    log.append = fails  # type: ignore[method-assign]
     record(recorder, entry(1))
     recorder.audit(event(1))
     job = asyncio.create_task(recorder.run())
     await asked.wait()
     log.append = append  # type: ignore[method-assign]
     await end_tasks([job])
-    await recorder.flush()
+    ending = asyncio.create_task(recorder.flush())
+    await asyncio.sleep(0)
+    assert not log.entries
+    down.set()
+    await ending
     assert (log.entries, log.events) == ([entry(1)], [event(1)])
 
 
