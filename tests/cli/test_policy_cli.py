@@ -274,6 +274,8 @@ def test_the_kill_switch_from_the_command_line(service: Service) -> None:
     assert "--domain: give one of" in service.run("policy", "kill", "--tier", "moderate", "--tenant", "t",
                                                   "--reason", "r", code=2).stderr  # fmt: skip
     assert "--for: must be a time" in service.run("policy", "kill", "--for", "soon", "--reason", "r", code=2).stderr
+    refused = service.run("policy", "kill", "--reason", "r", "--id", "guard-rag", code=2).stderr
+    assert "override.id: begins with guard-" in refused
     service.run("policy", "kill", "--reason", "r", "--id", "mine")
     steps = service.json("policy", "explain", "hello", "--domain", "rag")["steps"]
     assert "override mine caps at dense: r" in [step["detail"] for step in steps]

@@ -39,7 +39,10 @@ def kill(
     tier: Annotated[str, typer.Option(help="Only requests that policy gives this tier.")] = "",
     max_tier: Annotated[str, typer.Option(help="No tier sparser than this.")] = "dense",
     for_: Annotated[str, typer.Option("--for", help="Ends by itself after this time, such as 30m.")] = "",
-    override_id: Annotated[str, typer.Option("--id", help="The override's id; made up when left out.")] = "",
+    override_id: Annotated[
+        str,
+        typer.Option("--id", help="The override's id; made up when left out. Guards alone set those of `guard-`."),
+    ] = "",
     reason: Reason = "",
     router: Routers = [DEFAULT_ROUTER],  # noqa: B006
     as_json: AsJson = False,

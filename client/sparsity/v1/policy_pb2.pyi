@@ -1282,7 +1282,9 @@ class Override(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """The override's id; `signal` is that of the switch that a process has by SIGUSR1, and nobody else's."""
+    """The override's id; `signal` is that of the switch that a process has by SIGUSR1, and those that begin with
+    `guard-` are of caps that guards set: nobody else's.
+    """
     scope: Global___OverrideScope.ValueType
     """What it acts on."""
     target: _builtins.str

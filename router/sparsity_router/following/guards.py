@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Coroutine, Iterator
+from itertools import count, islice
+from typing import Any, Final
 
 from sparsity.v1 import inference_pb2
 from sparsity_policies.decisions.journal import Outcome
@@ -27,20 +28,46 @@ from sparsity_router.following.windows import Metrics, Window
 
 log = logging.getLogger("sparsity.router.guards")
 ACTOR = "guard"
+ID_PREFIX: Final = "guard-"
+"""Of the ids of overrides that guards set, and nobody else."""
 _DEMOTION_SECONDS = 3600.0
 _OUTCOME_WAIT_SECONDS = 1.0
+# Ids of caps that are asked whether one was ended; no more stand in a store by the hands of others.
+_IDS_LOOKED_AT = 8
 
 
 def override_id(domain: str) -> str:
-    """The override by which a broken guard caps a domain."""
-    return f"guard-{domain}"
+    """The override by which a broken guard caps a domain, unless somebody else's stands there."""
+    return f"{ID_PREFIX}{domain}"
+
+
+def override_ids(domain: str) -> Iterator[str]:
+    """Ids for the cap of a domain, the first one first; names of domains have no dot, so that no two share one."""
+    yield override_id(domain)
+    for number in count(2):
+        yield f"{override_id(domain)}.{number}"
 
 
 def capped(follower: PolicyFollower, domain: str) -> Override | None:
-    """The override by which a broken guard caps a domain now."""
-    now, name = follower.now(), override_id(domain)
-    acting = (o for o in follower.overrides.active() if o.expire_time is None or o.expire_time > now)
-    return next((override for override in acting if override.id == name), None)
+    """The override by which a broken guard caps a domain now; an operator's is none, whatever its id."""
+    caps = (override for override in _acting(follower) if _is_cap(override, domain))
+    return min(caps, key=lambda override: override.max_tier, default=None)
+
+
+def _acting(follower: PolicyFollower) -> Iterator[Override]:
+    now = follower.now()
+    return (o for o in follower.overrides.active() if o.expire_time is None or o.expire_time > now)
+
+
+def _is_cap(override: Override, domain: str) -> bool:
+    acts_on = (override.scope, override.target)
+    return override.id.startswith(ID_PREFIX) and override.actor == ACTOR and acts_on == (Scope.DOMAIN, domain)
+
+
+def _free_id(follower: PolicyFollower, domain: str) -> str:
+    """The first id of a domain's cap at which nobody else's override stands: it would be gone for everybody."""
+    taken = {override.id for override in _acting(follower) if not _is_cap(override, domain)}
+    return next(name for name in override_ids(domain) if name not in taken)
 
 
 class GuardMonitor:
@@ -126,7 +153,8 @@ class GuardMonitor:
         if etag != stored.etag and stored.actor not in (ACTOR, rollouts.ACTOR):
             changed_at = time.monotonic()
         self._changes[domain] = stored.etag, changed_at
-        return max(self._follower.overrides.ended_at(override_id(domain)), changed_at)
+        ends = map(self._follower.overrides.ended_at, islice(override_ids(domain), _IDS_LOOKED_AT))
+        return max(*ends, changed_at)
 
     def _forget(self, domain: str) -> None:
         self._coverage = {key: window for key, window in self._coverage.items() if key[0] != domain}
@@ -144,7 +172,8 @@ class GuardMonitor:
         if (there := capped(self._follower, domain)) is not None and there.max_tier <= cap:
             return
         expires = self._follower.now() + _DEMOTION_SECONDS
-        override = Override(override_id(domain), Scope.DOMAIN, domain, cap, expires, what, ACTOR)
+        name = there.id if there is not None else _free_id(self._follower, domain)
+        override = Override(name, Scope.DOMAIN, domain, cap, expires, what, ACTOR)
         log.error("guard of %s: %s; capped at %s for %.0f s", domain, what, cap.word, _DEMOTION_SECONDS)
         self._follower.overrides.put(override)
         if self._store is not None:

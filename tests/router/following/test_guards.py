@@ -12,10 +12,11 @@ from sparsity_policies.decisions.journal import Outcome
 from sparsity_policies.decisions.rollout import HELD_BACK, ROLLED_OUT, Action, halt, move
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.documents.document import parse_policy
-from sparsity_policies.model import Override, Policy, Rollout, Tier
+from sparsity_policies.model import Override, Policy, Rollout, Scope, Tier
 from sparsity_policies.wire import policy_from_wire, policy_to_wire
 from sparsity_router.following import rollouts, windows
 from sparsity_router.following.guards import ACTOR, GuardMonitor, override_id
+from sparsity_router.following.guards import capped as cap_of
 from sparsity_router.following.overrides import Overrides
 from sparsity_router.following.windows import MIN_SAMPLES
 from sparsity_rpc.errors import InvalidRequestError
@@ -114,6 +115,42 @@ async def test_what_comes_late_of_a_halted_rollout_counts_for_nothing_nor_once_i
     # Whoever moves it on by itself has looked at nothing.
     write(move(move(halted, Action.RESUME), Action.PROMOTE), 4, rollouts.ACTOR)
     assert await after(1) == [override_id("low")]
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        Override("guard-low", Scope.GLOBAL, "", Tier.MODERATE, None, "everybody", "ann"),
+        Override("guard-low", Scope.TENANT, "acme", Tier.DENSE, None, "one tenant", "ann"),
+        Override("guard-low", Scope.DOMAIN, "other", Tier.DENSE, None, "another domain", "ann"),
+        Override("guard-low", Scope.DOMAIN, "low", Tier.MODERATE, None, "until I end it", "ann"),
+    ],
+    ids=lambda theirs: f"{theirs.scope.name.lower()} {theirs.target}",
+)
+async def test_a_guard_neither_takes_the_place_of_anothers_override_nor_takes_it_for_its_cap(theirs: Override) -> None:
+    """One that stands in a store since before its id was the guard's alone."""
+    policies = Guarded(min_coverage=0.9)
+    monitor, report = GuardMonitor(cast(Any, policies), None), inference_pb2.SparsityReport(coverage=0.1)
+
+    async def after(count: int, tier: Tier) -> dict[str, Override]:
+        for _ in range(count):
+            monitor.coverage("low", tier, report)
+        await asyncio.sleep(0.01)
+        return {override.id: override for override in policies.overrides.active()}
+
+    policies.overrides.put(theirs)
+    assert cap_of(cast(Any, policies), "low") is None
+    found = await after(MIN_SAMPLES, Tier.AGGRESSIVE)
+    cap = found.pop("guard-low.2")
+    assert found == {"guard-low": theirs}
+    assert (cap.scope, cap.target, cap.max_tier, cap.actor) == (Scope.DOMAIN, "low", Tier.MODERATE, ACTOR)
+    assert cap_of(cast(Any, policies), "low") == cap
+    # The next tier takes the place of the guard's own, whose end by an operator is heeded.
+    found = await after(MIN_SAMPLES, Tier.MODERATE)
+    assert (found.pop("guard-low.2").max_tier, found) == (Tier.DENSE, {"guard-low": theirs})
+    await after(MIN_SAMPLES - 1, Tier.AGGRESSIVE)
+    policies.overrides.end("guard-low.2")
+    assert await after(MIN_SAMPLES - 1, Tier.AGGRESSIVE) == {"guard-low": theirs}
 
 
 def test_a_metric_without_a_dip_is_a_mistake() -> None:

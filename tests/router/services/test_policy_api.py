@@ -241,10 +241,25 @@ async def test_a_broken_coverage_guard_without_a_rollout_caps_the_domain(tmp_pat
         overrides = (await router.policy.ListOverrides(policy_pb2.ListOverridesRequest())).overrides
         assert [(o.id, o.target, o.actor) for o in overrides] == [("guard-rag", "rag", "guard")]
         assert overrides[0].HasField("expire_time")
+        savings = policy_pb2.GetSavingsRequest()
+        savings.since.FromSeconds(3600)
+
+        async def told() -> bool:
+            rows = (await router.policy.GetSavings(savings)).domains
+            return any(row.guard_tripped for row in rows if row.domain == "rag")
+
+        await until(told)
         # The moderate tier is no better: the next twenty take it down too.
         for _ in range(20):
             await router.generate()
         await router.becomes("TIER_DENSE")
+        # Nobody else sets one of that id; anybody ends it.
+        theirs = policy_pb2.Override(id="guard-rag", scope=1, max_tier=2, reason="mine")
+        error = to_error(await failure(router.policy.PutOverride(policy_pb2.PutOverrideRequest(override=theirs))))
+        assert isinstance(error, InvalidRequestError)
+        assert [each.field for each in error.violations] == ["override.id"]
+        await router.policy.DeleteOverride(policy_pb2.DeleteOverrideRequest(id="guard-rag"))
+        assert not (await router.policy.ListOverrides(policy_pb2.ListOverridesRequest())).overrides
 
 
 async def test_measured_coverage_breaks_the_guard_whatever_the_estimate_says(tmp_path: Path) -> None:
@@ -353,9 +368,9 @@ async def test_savings_of_recent_traffic_and_the_guard_that_holds(router: Router
     assert rows["medical"].attention == rows["medical"].dense
     assert not rows["medical"].HasField("coverage")
     assert not rag.guard_tripped
-    guard = policy_pb2.Override(id="guard-rag", scope=2, target="rag", max_tier=1, reason="test")
-    await router.policy.PutOverride(policy_pb2.PutOverrideRequest(override=guard))
-    assert (await router.policy.GetSavings(request)).domains[2].guard_tripped
+    override = policy_pb2.Override(scope=2, target="rag", max_tier=1, reason="test")
+    await router.policy.PutOverride(policy_pb2.PutOverrideRequest(override=override))
+    assert not (await router.policy.GetSavings(request)).domains[2].guard_tripped
 
 
 @pytest.mark.parametrize(
@@ -394,6 +409,8 @@ async def test_bad_overrides_are_refused(router: Router) -> None:
         ({}, "override.scope: must be"),
         # It would loosen a switch that was thrown by signal.
         ({"scope": 1, "id": "signal", "max_tier": 2}, "override.id: signal is the id of the switch"),
+        ({"scope": 1, "id": "guard-low", "max_tier": 2}, "override.id: begins with guard-"),
+        ({"scope": 2, "id": "guard-", "target": "low"}, "override.id: begins with guard-"),
     ):
         message = policy_pb2.Override(reason="r", **override)
         error = await failure(router.policy.PutOverride(policy_pb2.PutOverrideRequest(override=message)))
