@@ -213,6 +213,7 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     await asyncio.gather(endpoint.server.stop(config.drain_seconds), *([door.stop()] if door else []))
     await endpoint.health.stop()
     results = await end_tasks((waiting, *background))
+    await policies.saving.last()
     with contextlib.suppress(StoreError):
         await recorder.flush()
     if sessions is not None:

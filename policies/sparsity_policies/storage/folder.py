@@ -2,7 +2,8 @@
 
 The folder is the source of truth: nothing is written to it. A file that cannot be read is told, and its domain held at
 its last good version by the router. The revision counts the changes that this process saw; replicas compare content
-hashes. A store beside it carries overrides, and is compared with the folder: what differs has drifted.
+hashes. A store beside it carries overrides, and is compared with the folder: what differs has drifted. While that
+store is away the files are followed on, with the overrides as last known, which are as old as its last word.
 """
 
 from __future__ import annotations
@@ -58,11 +59,30 @@ class PolicyFolder:
         self._overrides: list[Override] = []
         self._overrides_at = 0
         self._drifted: tuple[str, ...] = ()
-        self._store_head = ""
+        self._store_head: str | None = None
         self._clock_offset = 0.0
+        self.store_read_at = float("-inf") if store is not None else float("inf")
+        """When the overrides were last known to be the store's, by the monotonic clock; always where there is none."""
+
+    def resume(self, saved: Contents, age: float) -> None:
+        """Goes on from before a restart, until the store beside it is read.
+
+        Args:
+            saved: what was known then: its overrides, clock and revision are taken.
+            age: seconds since it was current.
+        """
+        if self._store is not None:
+            self._cursor = Cursor(saved.revision, "", "")
+            self._overrides, self._overrides_at = saved.overrides, saved.overrides_at
+            self._clock_offset = saved.clock_offset
+            self.store_read_at = time.monotonic() - age
 
     async def read(self) -> Contents:
-        """Every file, and the overrides as they were last known."""
+        """Every file, and the overrides as they were last known.
+
+        Raises:
+            StoreError: when the folder cannot be read, or nothing is known of the overrides of the store.
+        """
         texts = await BUILDS.run(self._texts)
         found, rejected = await BUILDS.run(self._open, texts)
         await self._consult(found)
@@ -82,9 +102,10 @@ class PolicyFolder:
         """Returns at a change after ``cursor``, or after ``seconds``."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
+            # First: what a store says to have changed, and cannot be read, is there again at once.
+            await asyncio.sleep(min(_POLL_SECONDS, left))
             if await self._changed(cursor):
                 return
-            await asyncio.sleep(min(_POLL_SECONDS, left))
 
     async def word_on(self, asked: Asked) -> Word:
         """As the store beside it has it."""
@@ -92,8 +113,11 @@ class PolicyFolder:
 
     async def _changed(self, cursor: Cursor) -> bool:
         if self._store is not None:
+            asked = time.monotonic()
             try:
-                self._store_head = await self._store.head()
+                if await self._store.head() != self._store_head:
+                    return True
+                self.store_read_at = asked
             except StoreError as error:
                 log.warning("%s; its overrides are kept as they were", error)
         return self._head(await BUILDS.run(self._texts)) != cursor.head
@@ -102,20 +126,23 @@ class PolicyFolder:
         """Takes overrides, drift and clock from the store."""
         if self._store is None:
             return
+        asked = time.monotonic()
         try:
             contents = await self._store.read()
         except StoreError as error:
+            if self.store_read_at == float("-inf"):
+                raise
             log.warning("%s; its overrides are kept as they were", error)
             return
         self._clock_offset = contents.clock_offset
-        self._store_head = contents.cursor.head
+        self._store_head, self.store_read_at = contents.cursor.head, asked
         self._overrides, self._overrides_at = contents.overrides, contents.overrides_at
         there = {stored.policy.domain: body_of(stored.policy) for stored in contents.policies}
         here = {domain: body_of(stored.policy) for domain, stored in found.items()}
         self._drifted = tuple(sorted(domain for domain in there if there[domain] != here.get(domain)))
 
     def _head(self, texts: dict[str, bytes | str]) -> str:
-        digest = hashlib.sha256(self._store_head.encode())
+        digest = hashlib.sha256((self._store_head or "").encode())
         for name, text in texts.items():
             digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + _digest(text))
         return digest.hexdigest()[:16]

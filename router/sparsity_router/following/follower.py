@@ -13,15 +13,17 @@ from typing import NamedTuple
 from sparsity_policies.decisions.model_bands import NO_BANDS, ModelBands
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.documents.confined import NO_PROCESS, SOURCES
-from sparsity_policies.model import StoredPolicy
+from sparsity_policies.model import Override, StoredPolicy
 from sparsity_policies.storage.contents import Cursor, PolicySource
+from sparsity_policies.storage.folder import PolicyFolder
 from sparsity_policies.threads import BUILDS
 from sparsity_rpc.errors import StoreError
 from sparsity_serving.background.jobs import JOBS
 
 from sparsity_router.following.building import Builder, tell_left_out
 from sparsity_router.following.overrides import Overrides
-from sparsity_router.following.snapshot_file import SnapshotFile
+from sparsity_router.following.saving import Kept, Saving
+from sparsity_router.following.snapshot_file import Saved, SnapshotFile
 
 log = logging.getLogger("sparsity.router.policies")
 _WAIT_SECONDS = 1.0
@@ -57,9 +59,7 @@ class PolicyFollower:
         self._disk = disk
         # Of what is decided from: counted up at every change.
         self._version = 0
-        self._saved = -1
-        self.unsaved = ""
-        """What keeps the last policies from the disk; empty when nothing does."""
+        self.saving = Saving(disk, self._kept)
         self._snapshot: Snapshot | None = None
         self._wanted = self._built = _Wanted(_NOWHERE, {}, {}, ())
         self._builder = Builder(ttl, SOURCES.compile, SOURCES.learn, model_bands)
@@ -70,7 +70,7 @@ class PolicyFollower:
         self._behind_since: float | None = None
         self.loaded_at = 0.0
         """When the snapshot was taken up, seconds since the epoch."""
-        self._clock_offset = 0.0
+        self._clock_offset, self._overrides_at = 0.0, 0
         self._changed = asyncio.Event()
         self._looking, self._building = asyncio.Lock(), asyncio.Lock()
 
@@ -79,6 +79,11 @@ class PolicyFollower:
         """What to decide from now."""
         assert self._snapshot is not None, "the follower has not started"
         return self._snapshot
+
+    @property
+    def unsaved(self) -> str:
+        """What keeps the last policies from the disk; empty when nothing does."""
+        return self.saving.unsaved
 
     @property
     def age(self) -> float:
@@ -115,15 +120,25 @@ class PolicyFollower:
         except StoreError as error:
             if self._disk is None:
                 raise
-            contents, local, age = await BUILDS.run(self._disk.load)
-            policies = {stored.policy.domain: stored for stored in contents.policies}
-            self._wanted = _Wanted(contents.cursor, policies, contents.rejected, ())
-            handed_over = (override for override in contents.overrides if override.id not in local)
-            self.overrides.stored(handed_over, contents.cursor.revision)
-            await self._build()
-            self._confirmed = time.monotonic() - age
-            log.warning("%s; serving revision %d from disk, %.0f s old", error, self.snapshot.revision, age)
+            saved = await BUILDS.run(self._disk.load)
+            await self._resume(saved)
+            log.warning("%s; serving revision %d from disk, %.0f s old", error, self.snapshot.revision, saved.age)
         await self.overrides.restore(own, self._source)
+
+    async def _resume(self, saved: Saved) -> None:
+        """Goes on from what was saved before a restart; with a folder's own files, where only its store is away."""
+        contents = saved.contents
+        handed_over = [override for override in contents.overrides if override.id not in saved.local]
+        policies = {stored.policy.domain: stored for stored in contents.policies}
+        self._wanted = _Wanted(contents.cursor, policies, contents.rejected, ())
+        self._set_clock(contents.clock_offset)
+        self._store_overrides(handed_over, contents.overrides_at)
+        await self._build()
+        self._confirmed = time.monotonic() - saved.age
+        if isinstance(self._source, PolicyFolder):
+            self._source.resume(contents._replace(overrides=handed_over), saved.age)
+            with contextlib.suppress(StoreError):
+                await self.refresh()
 
     async def follow(self) -> None:
         """Takes up every change, for as long as it runs; a failing source is asked again and again.
@@ -131,15 +146,17 @@ class PolicyFollower:
         Overrides act as soon as they are read: compiling and saving policies go on beside it, however long they take.
         """
         building: asyncio.Task[None] | None = None
-        saving = asyncio.create_task(self._keep_saved())
+        saving = asyncio.create_task(self.saving.keep(self.snapshots()))
         try:
             while True:
                 try:
                     await self._source.wait(self._wanted.cursor, _WAIT_SECONDS)
+                    began = time.monotonic()
                     await self._look()
                     if building is None or building.done():
                         building = asyncio.create_task(self._keep_building())
-                    self._confirm_saved()
+                    if self._is_current and self._looked >= began:
+                        self.saving.confirm()
                     continue
                 except StoreError as error:
                     log.warning("%s; serving revision %d, %.0f s old", error, self.snapshot.revision, self.age)
@@ -156,36 +173,12 @@ class PolicyFollower:
         """Whether what is decided from is what the source held at the last look."""
         return self._wanted == self._built
 
-    async def _keep_saved(self) -> None:
-        """Writes the file at every change, also while the source is away: a restart then would find nothing else."""
-        if self._disk is None:
-            return
-        async for _ in self.snapshots():
-            while self._saved != self._version:
-                version, stored = self._version, [item.stored for item in self.snapshot.policies.values()]
-                overrides = (self.overrides.active(), self.overrides.local())
-                try:
-                    await BUILDS.run(self._disk.save, self.snapshot.revision, stored, *overrides, self.age)
-                    self._saved, self.unsaved = version, ""
-                except Exception as error:  # whatever it is, an operator is to know
-                    self._tell_unsaved(error)
-                    await asyncio.sleep(_RETRY_SECONDS)
-
-    def _confirm_saved(self) -> None:
-        """Notes on the disk that what lies there is current."""
-        if self._disk is not None and self._saved == self._version and self._is_current:
-            try:
-                self._disk.confirm()
-                self.unsaved = ""
-            except OSError as error:
-                self._tell_unsaved(error)
-
-    def _tell_unsaved(self, error: Exception) -> None:
-        """Told once, however often it is tried."""
-        problem = f"--snapshot-file: {error}; a restart without the store would find older policies"
-        if problem != self.unsaved:
-            log.error("%s", problem)
-        self.unsaved = problem
+    def _kept(self) -> Kept:
+        """What a restart is to begin with."""
+        policies = [item.stored for item in self.snapshot.policies.values()]
+        overrides = (self.overrides.active(), self.overrides.local())
+        at = (self._clock_offset, self._overrides_at)
+        return Kept(self._version, self.snapshot.revision, policies, *overrides, self._confirmed, *at)
 
     async def refresh(self) -> None:
         """Takes up what changed.
@@ -233,9 +226,10 @@ class PolicyFollower:
                 rejected = {name: wanted.rejected[name] for name in told} | delta.rejected
                 self._wanted = _Wanted(delta.cursor, policies, rejected, wanted.drifted)
             overrides, at, offset = delta.overrides, delta.overrides_at, delta.clock_offset
-        self.overrides.stored(overrides, at)
         self._set_clock(offset)
-        self._looked = looked
+        self._store_overrides(overrides, at)
+        # What a folder says is as old as what its store said last.
+        self._looked = min(looked, self._source.store_read_at) if isinstance(self._source, PolicyFolder) else looked
         self._confirm()
 
     def _confirm(self) -> None:
@@ -266,6 +260,10 @@ class PolicyFollower:
         self._built = wanted
         self._publish(dataclasses.replace(fresh, drifted=wanted.drifted))
         self._confirm()
+
+    def _store_overrides(self, overrides: list[Override], at: int) -> None:
+        self._overrides_at = at
+        self.overrides.stored(overrides, at)
 
     def _set_clock(self, offset: float) -> None:
         if abs(offset - self._clock_offset) > _CLOCK_TOLERANCE:

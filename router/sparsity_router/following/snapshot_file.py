@@ -61,6 +61,8 @@ class SnapshotFile:
         overrides: Iterable[Override],
         local: Mapping[Override, float] | None = None,
         age: float = 0.0,
+        clock_offset: float = 0.0,
+        overrides_at: int | None = None,
     ) -> None:
         """Writes what is decided from now, unless another process wrote a newer revision, known current more lately.
 
@@ -71,20 +73,24 @@ class SnapshotFile:
             local: of these, the ones that were set here and that the store does not have, and when each was set,
                 seconds since the epoch.
             age: seconds since this was last known to be current.
+            clock_offset: what the source's clock is ahead of this machine's, seconds.
+            overrides_at: revision of the store that they were read at; that of the policies where it is no other.
 
         Raises:
             OSError: when it cannot be written.
         """
+        current = time.time() - age
         document = {
             "revision": revision,
             "policies": {stored.policy.domain: seal_policy(stored) for stored in policies},
             "overrides": {override.id: seal_override(override) for override in overrides},
             "local": {override.id: since for override, since in (local or {}).items()},
+            "clock_offset": clock_offset,
+            "overrides_at": revision if overrides_at is None else overrides_at,
         }
         # Of containers that share a folder, each may be process 1.
         scratch = self._path.with_name(f"{self._path.name}.{socket.gethostname()}.{os.getpid()}")
         scratch.write_text(json.dumps(document), encoding="utf-8")
-        current = time.time() - age
         os.utime(scratch, (current, current))
         with self._locked():
             if self._is_newer(revision, current):
@@ -133,9 +139,11 @@ class SnapshotFile:
             # No store has this head: the first look at one reads everything.
             cursor = Cursor(int(document["revision"]), "on disk", "0-0")
             local = frozenset(_local(document))
+            # Routers from before wrote neither.
+            offset, at = float(document.get("clock_offset", 0.0)), int(document.get("overrides_at", cursor.revision))
         except (OSError, *UNREADABLE) as error:
             raise self._unreadable(error) from error
-        return Saved(Contents(cursor, policies, overrides, rejected, 0.0), local, age)
+        return Saved(Contents(cursor, policies, overrides, rejected, offset, overrides_at=at), local, age)
 
     def local(self) -> dict[Override, float]:
         """The overrides that the store did not have, and when each was set; none of a file that cannot be read."""

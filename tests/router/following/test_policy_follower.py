@@ -665,7 +665,7 @@ def test_watchers_that_leave_do_no_harm(tmp_path: Path) -> None:
 async def test_a_full_disk_is_told_once_and_until_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("sparsity_router.following.follower._RETRY_SECONDS", 0.02)
+    monkeypatch.setattr("sparsity_router.following.saving._RETRY_SECONDS", 0.02)
     save, tries, full = SnapshotFile.save, 0, True
 
     def saved(*arguments: Any, **named: Any) -> None:
