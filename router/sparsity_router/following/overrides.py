@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from sparsity_policies.model import Override, Scope
 from sparsity_policies.storage.contents import Asked, PolicySource
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_rpc.errors import NotFoundError, StoreError
+
+from sparsity_router.following.own import Own, caps
 
 log = logging.getLogger("sparsity.router.overrides")
 KILL_SWITCH_ID = "signal"
@@ -44,20 +46,6 @@ class Change(NamedTuple):
     since: float = 0.0
 
 
-class _Own(NamedTuple):
-    """An override that was set here.
-
-    Attributes:
-        override: as it was set.
-        since: when, seconds since the epoch by the source's clock.
-        read_at: revision of the source that was read by then.
-    """
-
-    override: Override
-    since: float
-    read_at: int = 0
-
-
 class Overrides:
     """Overrides by id.
 
@@ -69,10 +57,12 @@ class Overrides:
     def __init__(self, publish: Callable[[], None], now: Callable[[], float] = time.time) -> None:
         self._publish = publish
         self._now = now
-        self._read_at = 0
+        self._read_at, self._read_time = 0, 0.0
+        # By id, for as long as somebody writes it.
+        self._writing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._stored: dict[str, Override] = {}
         # Set here, and not in the store yet.
-        self._local: dict[str, _Own] = {}
+        self._local: dict[str, Own] = {}
         # Of which the store is known, and the last read of it is too old to tell.
         self._ahead: dict[str, Change] = {}
         self._ended_at: dict[str, float] = {}
@@ -99,22 +89,29 @@ class Overrides:
         if lost := self._lost(there, revision):
             log.warning("the store has lost overrides %s, which act on and are written anew", ", ".join(lost))
         if revision < self._read_at:
-            # Of ends that it has lost it must be told again.
+            # Of ends that it has lost it must be told again, and its numbers begin anew.
             self._ahead = {name: change for name, change in self._ahead.items() if change.override is not None}
+            self._local = {
+                name: own._replace(read_at=min(own.read_at, revision)) for name, own in list(self._local.items())
+            }
         self._stored = there
-        self._read_at = revision
         self._ahead = {name: change for name, change in self._ahead.items() if change.revision > revision}
-        self._local = {name: _Own(override, self._now(), revision) for name, override in lost.items()} | self._local
-        self._changed(before)
+        # What it was told since it was last known to have them is later.
+        self._local = {name: Own(override, self._read_time) for name, override in lost.items()} | self._local
+        self._read_at, self._read_time = revision, self._now()
+        self._changed(before, anyway=bool(lost))
 
     def _lost(self, there: Mapping[str, Override], revision: int) -> dict[str, Override]:
         """What the store had, and has no more after a failover to one that is behind: nobody ended it."""
-        known = {name: change.override for name, change in self._ahead.items() if change.override is not None}
-        if revision < self._read_at:
-            known = {name: each for name, each in (self._stored | known).items() if each.revision > revision}
-        else:
-            known = {name: each for name, each in known.items() if each.revision == revision}
-        return {name: replace(each, revision=0) for name, each in known.items() if name not in there}
+        spared = there.keys() | {name for name, change in self._ahead.items() if change.override is None}
+        known = self._stored | {name: each.override for name, each in self._ahead.items() if each.override is not None}
+        # A store that is at the number of a write has it, or somebody else's write in its place.
+        went_back = revision < self._read_at
+        return {
+            name: replace(each, revision=0)
+            for name, each in known.items()
+            if name not in spared and (each.revision == revision > 0 or (went_back and each.revision > revision))
+        }
 
     def put(self, override: Override) -> None:
         """Makes an override act at once; it stays until it is ended here or handed over."""
@@ -130,7 +127,7 @@ class Overrides:
         for override, since in overrides.items():
             log.warning("override %s was set here before a restart, and acts on", override.id)
             self.apply(Change(override.id, override, since=since))
-            self._local[override.id] = _Own(override, since)
+            self._local[override.id] = Own(override, since)
         with contextlib.suppress(StoreError):
             await self._give_way(source)
 
@@ -146,13 +143,13 @@ class Overrides:
             if name == KILL_SWITCH_ID:
                 continue
             word = await source.word_on(Asked(name, own.since + _LATER_SECONDS, own.read_at))
-            held = word.override is not None and _holds(word.override, own.override)
-            if not (word.is_later or held) or self._local.get(name) is not own:
+            if not (word.is_later or own.is_held(word.override)) or self._local.get(name) is not own:
                 continue
             log.warning("override %s: the store was told of it later, and its word holds", name)
             self._tell(Change(name, None))
             if word.override is not None:
-                self._tell(Change(name, word.override, word.override.revision))
+                # What cannot be read has no number.
+                self._tell(Change(name, word.override, word.override.revision or self._read_at + 1))
 
     def hand_over(self, override: Override, revision: int) -> None:
         """Leaves an override to the store, which has it since ``revision``."""
@@ -189,7 +186,7 @@ class Overrides:
             ahead = self._ahead.get(name)
             change = change._replace(revision=max(change.revision, ahead.revision if ahead else 0))
         elif not change.revision:
-            self._local[name] = _Own(override, change.since or self._now(), self._read_at)
+            self._local[name] = Own(override, change.since or self._now(), self._read_at)
         elif (own := self._local.get(name)) is not None and own.override == override:
             del self._local[name]
         self._note(change)
@@ -198,17 +195,23 @@ class Overrides:
     def _note(self, change: Change) -> None:
         """Keeps what the store was told after the last read of it."""
         name, override, revision, _ = change
-        ahead = self._ahead.get(name)
-        if revision > self._read_at and (ahead is None or ahead.revision <= revision):
-            self._ahead[name] = Change(name, override and replace(override, revision=revision), revision)
+        ahead, there = self._ahead.get(name), self._stored.get(name)
+        if not revision or (ahead is not None and ahead.revision > revision):
+            return
+        if revision <= self._read_at:
+            # The store has gone back, or somebody changed it since: the denser holds till the next read tells.
+            if override is None or (there is not None and (there == override or not caps(override, there))):
+                return
+            self._stored = {other: each for other, each in self._stored.items() if other != name}
+        self._ahead[name] = Change(name, override and replace(override, revision=revision), revision)
 
     def _tell(self, change: Change) -> None:
         self.tell(change)
         self.apply(change)
 
-    def _changed(self, before: list[Override]) -> None:
+    def _changed(self, before: list[Override], *, anyway: bool = False) -> None:
         after, now = self.active(), time.monotonic()
-        if after == before:
+        if after == before and not anyway:
             return
         gone = {override.id for override in before} - {override.id for override in after}
         kept = {name: at for name, at in self._ended_at.items() if now - at < _ENDS_KEPT_SECONDS}
@@ -237,25 +240,31 @@ class Overrides:
         """Of these, the ones that it is to get; the one by signal is this process's own."""
         return [own.override for name, own in self._owned() if name != KILL_SWITCH_ID]
 
-    def _owned(self) -> list[tuple[str, _Own]]:
+    def _owned(self) -> list[tuple[str, Own]]:
         """Those set here, by id; a list, because a signal may set or end one between any two instructions."""
         return list(self._local.items())
 
     async def write(self, store: PolicyStore, override: Override) -> bool:
-        """Writes one that was set here to the store, and leaves it to it; False while it cannot be reached."""
-        own = self._local.get(override.id)
+        """Writes one that was set here to the store, and leaves it to it; False while it cannot be reached.
+
+        Of one id one write goes on at a time, of what stands by then: none can come after a later one.
+        """
+        turn = self._writing.get(override.id) or asyncio.Lock()
+        self._writing[override.id] = turn
+        async with turn:
+            own = self._local.get(override.id)
+            return own is None or await self._write(store, own)
+
+    async def _write(self, store: PolicyStore, own: Own) -> bool:
+        override = own.override
         try:
-            revision = await store.put_override(override, own.since if own else 0.0)
+            revision = await store.put_override(override, own.since)
         except StoreError:
             return False
-        acting = next((active for active in self.active() if active.id == override.id), None)
-        if acting == override:
+        if any(active.id == override.id for active in self.active()):
+            # Where it was set anew meanwhile that acts on, and is written next.
             self.hand_over(override, revision)
             return True
-        if acting is not None:
-            # Its own write may have come before this one.
-            log.warning("override %s was set anew while it was written", override.id)
-            return await self.write(store, acting)
         log.warning("override %s was ended while it was written", override.id)
         with contextlib.suppress(StoreError, NotFoundError):
             await store.delete_override(override.id, revision)
@@ -270,16 +279,6 @@ class Overrides:
             except StoreError:
                 continue
             for override in self.waiting():
-                # Another may have taken its place while one before it was written.
-                if self.own(override.id) is not override:
-                    continue
                 if not await self.write(store, override):
                     break
                 log.warning("override %s is in the store now", override.id)
-
-
-def _holds(there: Override, own: Override) -> bool:
-    """Whether one caps whatever another does, as much and as long."""
-    ends, wanted = (math.inf if each.expire_time is None else each.expire_time for each in (there, own))
-    place = (there.scope, there.target) == (own.scope, own.target)
-    return place and there.max_tier <= own.max_tier and ends >= wanted

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from sparsity.v1 import policy_pb2
 from sparsity_policies.model import Override, Scope, Tier
+from sparsity_policies.storage.contents import Word
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_router.following.overrides import Overrides
 from sparsity_router.following.siblings import Siblings
@@ -107,14 +108,18 @@ class Between:
 async def test_one_that_is_set_while_an_older_one_is_written_is_written_last(store: PolicyStore) -> None:
     overrides, between = made(), Between(store)
 
-    async def thrown() -> None:
+    thrown = []
+
+    async def throw() -> None:
         overrides.put(KILL)
-        assert await overrides.write(store, KILL)
+        thrown.append(asyncio.create_task(overrides.write(store, KILL)))
+        await asyncio.sleep(0.05)
 
     overrides.put(MILD)
-    between.before = thrown
+    between.before = throw
     asked: Any = between
     assert await overrides.write(asked, MILD)
+    assert await thrown[0]
     assert (await store.read()).overrides == overrides.active() == [KILL]
 
 
@@ -122,13 +127,13 @@ async def test_delivery_leaves_out_what_was_replaced_meanwhile(store: PolicyStor
     monkeypatch.setattr("sparsity_router.following.overrides._RETRY_SECONDS", 0.01)
     overrides, between = made(), Between(store)
 
-    async def thrown() -> None:
+    async def throw() -> None:
         overrides.put(KILL)
         assert await overrides.write(store, KILL)
 
     overrides.put(replace(MILD, id="a"))
     overrides.put(MILD)
-    between.before = thrown
+    between.before = throw
     asked: Any = SimpleNamespace(
         put_override=between.put_override, delete_override=between.delete_override, word_on=store.word_on
     )
@@ -220,6 +225,115 @@ def test_an_end_from_before_a_failover_hides_nothing_from_after_it() -> None:
     overrides.stored([], 97)
     overrides.stored(held(KILL, revision=98), 98)
     assert overrides.active() == [KILL]
+
+
+def test_a_switch_acts_on_when_a_store_that_is_behind_has_it() -> None:
+    overrides = made()
+    overrides.stored([], 50)
+    overrides.put(KILL)
+    overrides.hand_over(KILL, 11)
+    assert overrides.active() == [KILL]
+    # A read that began before it, and one of after it.
+    overrides.stored([], 10)
+    assert overrides.active() == [KILL]
+    overrides.stored(held(KILL, revision=11), 11)
+    assert overrides.active() == [KILL]
+
+
+@pytest.mark.parametrize(("there", "acts"), [(KILL, KILL), (replace(MILD, target="x"), KILL)])
+def test_a_late_answer_replaces_nothing_denser(there: Override, acts: Override) -> None:
+    overrides = made()
+    overrides.put(MILD if there == KILL else KILL)
+    overrides.stored(held(there, revision=7), 7)
+    overrides.hand_over(MILD if there == KILL else KILL, 6)
+    assert overrides.active() in ([there], [acts])
+
+
+def test_lost_numbers_that_were_given_again_hide_no_loss() -> None:
+    other = replace(MILD, id="z")
+    overrides = made()
+    overrides.stored(held(KILL, revision=40), 40)
+    overrides.stored(held(other, revision=40), 40)
+    assert {override.id for override in overrides.active()} == {"k", "z"}
+    back = made()
+    back.stored(held(KILL, revision=40), 42)
+    back.stored(held(other, revision=40), 40)
+    assert {override.id for override in back.active()} == {"k", "z"}
+
+
+def test_a_loss_is_published_though_the_same_acts() -> None:
+    published: list[int] = []
+    overrides = Overrides(lambda: published.append(1))
+    overrides.stored(held(KILL, revision=40), 50)
+    count = len(published)
+    overrides.stored([], 0)
+    assert (len(published), overrides.waiting()) == (count + 1, [KILL])
+
+
+def test_an_end_at_an_emptied_store_is_not_undone() -> None:
+    overrides = made()
+    overrides.stored(held(KILL, revision=40), 50)
+    assert overrides.end("k")
+    overrides.stored([], 0)
+    assert overrides.active() == overrides.waiting() == []
+
+
+async def test_what_was_ended_since_a_failover_is_not_written_anew_by_who_reads_late(store: PolicyStore) -> None:
+    overrides = made()
+    overrides.stored(held(KILL, revision=40), 50)
+    overrides._read_time -= 60.0
+    await store.put_override(KILL)
+    await store.delete_override("k")
+    contents = await store.read()
+    overrides.stored(contents.overrides, contents.overrides_at)
+    assert overrides.active() == [KILL]
+    await overrides._give_way(store)
+    assert overrides.active() == []
+
+
+async def test_a_milder_one_that_was_set_after_a_denser_was_read_is_a_later_word(store: PolicyStore) -> None:
+    overrides = made()
+    await store.put_override(KILL)
+    contents = await store.read()
+    overrides.stored(contents.overrides, contents.overrides_at)
+    overrides.put(MILD)
+    await delivered(overrides, store)
+    assert (await store.read()).overrides == overrides.active() == [MILD]
+
+
+async def test_what_is_set_again_and_again_is_written_once_each(store: PolicyStore) -> None:
+    overrides, writes = made(), []
+
+    async def put(override: Override, since: float) -> int:
+        writes.append(override)
+        await asyncio.sleep(0.02)
+        return await store.put_override(override, since)
+
+    asked: Any = SimpleNamespace(put_override=put, delete_override=store.delete_override)
+    ways = [replace(KILL, reason=f"{number}") for number in range(10)]
+
+    async def said(override: Override) -> bool:
+        overrides.put(override)
+        return await overrides.write(asked, override)
+
+    assert all(await asyncio.gather(*map(said, ways)))
+    assert len(writes) <= len(ways)
+    assert (await store.read()).overrides == overrides.active() == [ways[-1]]
+    assert overrides.waiting() == []
+
+
+async def test_what_a_store_holds_unreadably_is_not_written_back(store: PolicyStore) -> None:
+    overrides = made()
+    overrides.put(KILL)
+    unreadable = replace(KILL, reason="unreadable")
+
+    async def word_on(_: object) -> Word:
+        return Word(unreadable, is_later=True)
+
+    asked: Any = SimpleNamespace(word_on=word_on)
+    await overrides._give_way(asked)
+    assert overrides.waiting() == []
+    assert overrides.active() == [unreadable]
 
 
 async def test_processes_tell_each_other_when_an_override_was_set(tmp_path: Path) -> None:
