@@ -114,7 +114,9 @@ class PolicyFollower:
             StoreError: when neither can be read.
             NoProcessError: when nothing can be compiled now.
         """
-        own = await BUILDS.run(self._disk.local) if self._disk is not None else {}
+        own = await BUILDS.run(self._disk.local) if self._disk else {}
+        # A store that has gone back since then has ended none.
+        self.overrides.stored(*(await BUILDS.run(self._disk.handed_over) if self._disk else ([], 0)))
         try:
             await self.refresh()
         except StoreError as error:

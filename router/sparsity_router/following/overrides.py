@@ -83,8 +83,8 @@ class Overrides:
         """When one of this id was last ended, on the monotonic clock; long ago where none was of late."""
         return self._ended_at.get(override_id, float("-inf"))
 
-    def stored(self, overrides: Iterable[Override], revision: int) -> None:
-        """Takes up what the store held at a revision."""
+    def stored(self, overrides: Iterable[Override], revision: int, age: float = 0.0) -> None:
+        """Takes up what the store held at a revision, so many seconds ago."""
         before, there = self.active(), {override.id: override for override in overrides}
         if lost := self._lost(there, revision):
             log.warning("the store has lost overrides %s, which act on and are written anew", ", ".join(lost))
@@ -98,7 +98,7 @@ class Overrides:
         self._ahead = {name: change for name, change in self._ahead.items() if change.revision > revision}
         # What it was told since it was last known to have them is later.
         self._local = {name: Own(override, self._read_time) for name, override in lost.items()} | self._local
-        self._read_at, self._read_time = revision, self._now()
+        self._read_at, self._read_time = revision, self._now() - age
         self._changed(before, anyway=bool(lost))
 
     def _lost(self, there: Mapping[str, Override], revision: int) -> dict[str, Override]:

@@ -158,6 +158,19 @@ class SnapshotFile:
             log.error("%s; what was set here without the store is lost", self._unreadable(error))
             return {}
 
+    def handed_over(self) -> tuple[list[Override], int, float]:
+        """The overrides that the store had, its revision, and how long ago that was, seconds; none of a file that
+        cannot be read."""
+        try:
+            age = max(time.time() - self._path.stat().st_mtime, 0.0)
+            document = self._document()
+            local, at = _local(document), int(document.get("overrides_at", document["revision"]))
+            found, _ = open_overrides({name: told for name, told in document["overrides"].items() if name not in local})
+            return [override for override in found if override.revision], at, age
+        except (OSError, *UNREADABLE):
+            # Told by whoever reads what was set here.
+            return [], 0, 0.0
+
     def _document(self) -> Any:
         return json.loads(self._path.read_text(encoding="utf-8"))
 

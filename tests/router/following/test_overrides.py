@@ -266,6 +266,18 @@ async def test_an_older_one_of_an_outage_takes_no_newer_ones_place() -> None:
         await store.close()
 
 
+@pytest.mark.parametrize(("revision", "acts"), [(0, True), (39, True), (51, False)])
+async def test_a_store_that_went_back_over_a_restart_ends_nothing(tmp_path: Path, revision: int, *, acts: bool) -> None:
+    """What the store had by the file acts on where it has lost it, and not where somebody ended it."""
+    file, source = SnapshotFile(tmp_path / "policies.json"), Returning()
+    file.save(50, [], [at(40)], {}, overrides_at=50)
+    source.away, source.revision = False, revision
+    follower = PolicyFollower(source, ttl=300.0, disk=file)
+    await follower.start()
+    assert [override.id for override in follower.snapshot.overrides] == (["k"] if acts else [])
+    assert [override.id for override in follower.overrides.waiting()] == (["k"] if acts else [])
+
+
 async def test_files_of_routers_from_before_have_what_no_store_had(tmp_path: Path) -> None:
     file, before = SnapshotFile(tmp_path / "policies.json"), Overrides(lambda: None)
     before.put(KILL)
