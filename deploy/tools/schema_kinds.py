@@ -73,6 +73,9 @@ SERVICE_FIELDS = of(
     sessionAffinity=one_of("ClientIP", "None"),
     sessionAffinityConfig=ANYTHING,
 )
+SERVICE: Schema = of(
+    type=one_of("ClusterIP", "NodePort", "LoadBalancer"), annotations=TEXTS, labels=LABELS, spec=SERVICE_FIELDS
+)
 
 PORT = whole(1, 65535)
 HOST: Schema = {"type": "string", "pattern": "^((\\*\\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", "maxLength": 253}

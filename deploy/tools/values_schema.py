@@ -28,7 +28,7 @@ from schema_kinds import (
     PORT,
     QUANTITIES,
     SECRET,
-    SERVICE_FIELDS,
+    SERVICE,
     SIZE,
     SOME_HOST,
     SOME_TEXT,
@@ -158,9 +158,7 @@ def values() -> Schema:
     digest: Schema = {"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"}
     image = of(**any_image, repository=TEXT, digest=digest)
     router: Schema = {
-        "service": of(
-            type=one_of("ClusterIP", "NodePort", "LoadBalancer"), annotations=TEXTS, labels=LABELS, spec=SERVICE_FIELDS
-        ),
+        "service": SERVICE,
         "http": of(enabled=YES_OR_NO),
         "workers": WORKERS,
         "discovery": one_of("dns", "kubernetes"),
