@@ -84,3 +84,8 @@ def test_what_cannot_be_drawn_is_said(
         results.write_text(text)
     assert plot.main(["--results", str(results)]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_run_of_some_parts_has_no_charts_and_that_is_no_error() -> None:
+    assert plot.drawable(DOCUMENT)
+    assert not plot.drawable(DOCUMENT | {"rows": [row("decode, aggressive", f"{HEADS}, 16 x 32768 tokens", 80.0, 6.0)]})

@@ -46,7 +46,7 @@ def test_shared_workers_need_fewer_gpus_than_dense_and_pools_more_up_to_eight() 
     assert [rows[load]["gpus"]["shared"] for load in loads] == [20, 32, 60, 108]
     more = {load: row["gpus"]["pools"] - row["gpus"]["dense"] for load, row in rows.items()}
     assert all(more[load] > 0 for load in (1, 2, 4, 8))
-    assert all(more[load] < 0 for load in (16, 32))
+    assert more[32] < 0
 
 
 def unshared(folder: Path) -> Path:
@@ -67,14 +67,15 @@ def test_all_ways_are_one_where_everything_is_dense(tmp_path: Path) -> None:
 
 def test_shared_workers_are_reckoned_from_their_own_prompts(tmp_path: Path) -> None:
     costs, separate = read_costs(COMMITTED), read_costs(unshared(tmp_path))
-    measured = {row["name"] + row["shape"]: row["value"] for row in json.loads(COMMITTED.read_text())["rows"]}
+    rows = {row["name"] + row["shape"]: row for row in json.loads(COMMITTED.read_text())["rows"]}
     name = "{}dense: time to first tokenLlama-3.1-8B, 1024 tokens, density 1.000"
-    assert costs.shared[Tier.DENSE].prefill_seconds(1024) == measured[name.format("shared-")]
+    dense = rows[name.format("")]["value"]
+    # Beside the dense tier of its own run: the one that is shown is of another, on another day.
+    shared = pytest.approx(dense / rows[name.format("shared-")]["ratio"])
+    assert costs.shared[Tier.DENSE].prefill_seconds(1024) == shared != rows[name.format("shared-")]["value"]
     own = costs.seconds(Tier.DENSE, 1024, 8, 32, shared=True) - costs.seconds(Tier.DENSE, 1024, 8, 32)
-    assert own == pytest.approx(measured[name.format("shared-")] - measured[name.format("")])
+    assert own == pytest.approx(costs.shared[Tier.DENSE].prefill_seconds(1024) - dense)
     assert separate.seconds(Tier.DENSE, 1024, 8, 32, shared=True) == costs.seconds(Tier.DENSE, 1024, 8, 32)
-    (short,) = reckoned("--prompt-tokens", "1024", "--load", "32")["rows"]
-    assert short["workers"]["shared"] > short["workers"]["dense"]
 
 
 def test_the_page_shows_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +89,7 @@ def test_the_page_shows_what_the_command_prints(monkeypatch: pytest.MonkeyPatch)
     for tokens, words in (
         (8192, "({0} shared against {1} dense at a load of 8, {2} against {3} at 32)"),
         (65536, "with 65,536 tokens more ({0} and {2})"),
-        (1024, "need more ({0} and {2})"),
+        (1024, "need as many ({0} and {2})"),
     ):
         rows = reckoned("--prompt-tokens", str(tokens), "--load", "8,32")["rows"]
         assert words.format(*(row["workers"][kind] for row in rows for kind in ("shared", "dense"))) in prose

@@ -7,6 +7,7 @@ tiny shapes in Triton's interpreter (TRITON_INTERPRET=1): its times mean nothing
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -134,6 +135,9 @@ def _draw(out: Path) -> None:
     except ModuleNotFoundError:
         draws = f"python -m sparsity_bench.kernels.plot --results {out / 'kernels.json'}"
         print(f"no matplotlib here: {draws} draws the charts")
+        return
+    if not plot.drawable(json.loads((out / "kernels.json").read_text(encoding="utf-8"))):
+        print("no charts: they are of prefill with selection included, which was not among the parts")
         return
     plot.main(["--results", str(out / "kernels.json")])
 

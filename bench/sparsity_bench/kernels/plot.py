@@ -51,6 +51,11 @@ def _points(document: dict[str, Any], name: re.Pattern[str], label: str, value: 
     return {line: sorted(each.values()) for line, each in sorted(found.items())}
 
 
+def drawable(document: dict[str, Any]) -> bool:
+    """Whether the file has what the charts are of: a run of some parts may have none of it."""
+    return bool(_points(document, _TIER, "tier", "ratio"))
+
+
 def tiers(document: dict[str, Any]) -> Lines:
     """Prompts with selection included, in order of length, by tier, blocks behind a mean, and heads.
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sparsity_rpc.errors import InvalidRequestError
 from sparsity_rpc.tiers import Tier
@@ -17,6 +18,21 @@ _PREFILL = re.compile(r"(?P<model>.*), (?P<tokens>\d+) tokens, density [\d.]+")
 _STEP = re.compile(r"(?P<model>.*), (?P<batch>\d+) x (?P<tokens>\d+) tokens, density [\d.]+")
 # The context that decoding was timed at, alone and in a batch.
 _CONTEXT, _ALONE, _BATCH = 32768, 1, 8
+
+
+class _Figure:
+    """A row's value, and how many times as fast it was as the dense tier of its own run."""
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        self.value = float(row["value"])
+        self.ratio = float(row["ratio"]) if row.get("ratio") else None
+
+    def beside(self, dense: _Figure | None) -> float:
+        """What it would have been in the run that ``dense`` is of: devices and hosts differ from run to run."""
+        return self.value if self.ratio is None or dense is None else dense.value / self.ratio
+
+
+_Rows = Mapping[tuple[str, str], _Figure]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +116,7 @@ def read_costs(path: Path) -> Costs:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        rows = {(row["name"], row["shape"]): float(row["value"]) for row in document["rows"] if row["value"]}
+        rows = {(row["name"], row["shape"]): _Figure(row) for row in document["rows"] if row["value"]}
         device, model = str(document["header"]["device"]), str(document["header"]["model"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"{path}: no result file of `make bench-serving` ({type(error).__name__}); a clone has one in docs"
@@ -112,18 +128,26 @@ def read_costs(path: Path) -> Costs:
     return Costs(device, model, tiers, beside if measured else tiers)
 
 
-def _prefill(rows: Mapping[tuple[str, str], float], variant: str) -> dict[int, float]:
+def _seconds(rows: _Rows, variant: str, figure: str, shaped: re.Pattern[str]) -> dict[tuple[int, int], float]:
+    """Of a figure by how many prompts there are at once and their tokens, as if all had been measured in one run."""
+    dense = _figures(rows, f"{Tier.DENSE.word}: {figure}", shaped)
+    return {at: own.beside(dense.get(at)) for at, own in _figures(rows, f"{variant}: {figure}", shaped).items()}
+
+
+def _figures(rows: _Rows, of: str, shaped: re.Pattern[str]) -> dict[tuple[int, int], _Figure]:
+    shapes = ((shaped.fullmatch(shape), row) for (name, shape), row in rows.items() if name == of)
+    return {(int(found.groupdict().get("batch", 1)), int(found["tokens"])): row for found, row in shapes if found}
+
+
+def _prefill(rows: _Rows, variant: str) -> dict[int, float]:
     """Seconds to the first token by prompt tokens."""
-    of = ((_PREFILL.fullmatch(shape), value) for (name, shape), value in rows.items()
-          if name == f"{variant}: time to first token")  # fmt: skip
-    return {int(found["tokens"]): value for found, value in of if found}
+    of = _seconds(rows, variant, "time to first token", _PREFILL)
+    return {tokens: seconds for (_, tokens), seconds in of.items()}
 
 
-def _measured(rows: Mapping[tuple[str, str], float], tier: Tier, path: Path) -> Measured:
-    prefill, steps = _prefill(rows, tier.word), {}
-    for (name, shape), value in rows.items():
-        if name == f"{tier.word}: time per output token" and (found := _STEP.fullmatch(shape)):
-            steps[int(found["batch"]), int(found["tokens"])] = value
+def _measured(rows: _Rows, tier: Tier, path: Path) -> Measured:
+    prefill = _prefill(rows, tier.word)
+    steps = _seconds(rows, tier.word, "time per output token", _STEP)
     wanted = (_ALONE, _CONTEXT), (_BATCH, _CONTEXT)
     if len(prefill) < 2 or not all(key in steps for key in wanted):
         raise InvalidRequestError.of("--results", f"{path}: lacks times of the {tier.word} tier")
