@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
@@ -104,6 +105,25 @@ async def test_outcomes_join_their_decision(log: DecisionLog) -> None:
     assert (await log.outcomes(place, 0.01))[1] == []
     with pytest.raises(NotFoundError, match="not in the decision log"):
         await log.report("two", "exact_match", 0.5)
+
+
+async def test_a_tenants_decision_is_unknown_to_every_other(log: DecisionLog) -> None:
+    one = entry("one")
+    theirs = replace(one, signals=replace(one.signals, tenant="acme"))
+    await log.append([theirs, entry("nobodys")])
+
+    async def refusal(decision_id: str, tenant: str) -> str:
+        with pytest.raises(NotFoundError) as caught:
+            await log.report(decision_id, "m", 0.5, tenant=tenant)
+        return str(caught.value)
+
+    never = await refusal("never", "other")
+    for decision_id, tenant in (("one", "other"), ("nobodys", "other")):
+        assert await refusal(decision_id, tenant) == never.replace("never", decision_id)
+    assert (await log.outcomes("0-0", 0.01))[1] == []
+    # Its own, and those who report for any tenant, are let in.
+    for decision_id, tenant in (("one", "acme"), ("one", ""), ("nobodys", "")):
+        assert (await log.report(decision_id, "m", 0.5, tenant=tenant)).decision_id == decision_id
 
 
 async def test_a_decision_has_one_outcome_a_metric(log: DecisionLog) -> None:

@@ -96,7 +96,7 @@ class InferenceServiceServicer:
 
     def ReportOutcome(self, request, context):
         """Reports how good an answer was, joined to its decision. The first report of a decision and metric counts, the same
-        again changes nothing.
+        again changes nothing. To a caller of one tenant the decisions of others are unknown: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

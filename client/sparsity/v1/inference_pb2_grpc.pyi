@@ -51,7 +51,7 @@ class InferenceServiceStub:
     """Decides without generating: the signals, the decision and every alternative that was considered."""
     ReportOutcome: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ReportOutcomeRequest, _inference_pb2.ReportOutcomeResponse]
     """Reports how good an answer was, joined to its decision. The first report of a decision and metric counts, the same
-    again changes nothing.
+    again changes nothing. To a caller of one tenant the decisions of others are unknown: NOT_FOUND.
     """
 
 @_typing.type_check_only
@@ -77,7 +77,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Decides without generating: the signals, the decision and every alternative that was considered."""
     ReportOutcome: _aio.UnaryUnaryMultiCallable[_inference_pb2.ReportOutcomeRequest, _inference_pb2.ReportOutcomeResponse]  # type: ignore[assignment]
     """Reports how good an answer was, joined to its decision. The first report of a decision and metric counts, the same
-    again changes nothing.
+    again changes nothing. To a caller of one tenant the decisions of others are unknown: NOT_FOUND.
     """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -124,7 +124,7 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.ReportOutcomeResponse, _abc.Awaitable[_inference_pb2.ReportOutcomeResponse]]:
         """Reports how good an answer was, joined to its decision. The first report of a decision and metric counts, the same
-        again changes nothing.
+        again changes nothing. To a caller of one tenant the decisions of others are unknown: NOT_FOUND.
         """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -60,7 +60,8 @@ class DecisionLog:
                 for entry in entries:
                     self._add(pipe, DECISIONS, {"entry": entry.to_json()})
                     tier = entry.served_tier or entry.policy_tier
-                    join = json.dumps([entry.policy, tier.value, entry.arm])
+                    tenant = [entry.signals.tenant] if entry.signals.tenant else []
+                    join = json.dumps([entry.policy, tier.value, entry.arm, *tenant])
                     pipe.set(scripts.decision(entry.decision_id), join, ex=_JOIN_SECONDS)
                 for event in events:
                     fields = {name: getattr(event, name) for name in event.__slots__ if name != "time"}
@@ -89,25 +90,35 @@ class DecisionLog:
                 return
 
     async def report(
-        self, decision_id: str, metric: str, score: float, labels: tuple[tuple[str, str], ...] = ()
+        self, decision_id: str, metric: str, score: float, labels: tuple[tuple[str, str], ...] = (), tenant: str = ""
     ) -> Outcome:
         """Joins an outcome to its decision and writes it, where it is the first of its metric.
 
+        Args:
+            decision_id: of the decision.
+            metric: the measure.
+            score: in [0, 1].
+            labels: free.
+            tenant: whose decisions alone are known to who reports; empty knows all.
+
         Raises:
-            NotFoundError: when the decision is not in the log.
+            NotFoundError: when the decision is not in the log, or is another tenant's.
             InvalidRequestError: when it has outcomes of the most metrics.
         """
         with store_errors():
             join = await self._redis.get(scripts.decision(decision_id))
+        unknown = f"decision {decision_id!r} is not in the decision log: it was not sampled, or is over an hour old"
         if join is None:
-            problem = f"decision {decision_id!r} is not in the decision log: it was not sampled, or is over an hour old"
-            raise NotFoundError(problem)
+            raise NotFoundError(unknown)
         try:
-            domain, tier, arm = json.loads(join)
+            domain, tier, arm, *tenants = json.loads(join)
             outcome = Outcome(decision_id, str(domain), Tier(tier), str(arm), metric, score, labels)
         except UNREADABLE as error:
             problem = f"what the decision log has of decision {decision_id!r} cannot be read: {error}"
             raise NotFoundError(problem) from error
+        if tenant and tenants != [tenant]:
+            # In the same words: nobody learns which decisions others have.
+            raise NotFoundError(unknown)
         fields = {
             "decision_id": decision_id,
             "domain": domain,

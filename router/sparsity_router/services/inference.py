@@ -264,8 +264,9 @@ class InferenceService:
         self, request: inference_pb2.ReportOutcomeRequest, context: OutcomeContext
     ) -> inference_pb2.ReportOutcomeResponse:
         """Joins a caller's measure of quality to the decision it is of."""
-        await self._callers.count(self._callers.check(context, None))
-        await report(self._decisions, request)
+        tenant = self._callers.check(context, None)
+        await self._callers.count(tenant)
+        await report(self._decisions, request, tenant)
         return inference_pb2.ReportOutcomeResponse()
 
     async def _decide(

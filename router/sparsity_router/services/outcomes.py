@@ -13,17 +13,18 @@ from sparsity_serving.bounds import MAX_NAME, check_labels, check_name
 _PATIENCE = (0.2, 0.4, 0.0)
 
 
-async def report(decisions: DecisionLog | None, request: inference_pb2.ReportOutcomeRequest) -> None:
+async def report(decisions: DecisionLog | None, request: inference_pb2.ReportOutcomeRequest, tenant: str = "") -> None:
     """Joins a caller's measure of an answer to the decision that it is of.
 
     Args:
         decisions: the log; None where the router has none.
         request: as the caller sent it.
+        tenant: of the caller, whose decisions alone it may report of; empty may report of any.
 
     Raises:
         ConfigurationError: without a log.
         InvalidRequestError: naming the field.
-        NotFoundError: when the decision is not in the log, or not yet.
+        NotFoundError: when the decision is not in the log, not yet, or is another tenant's.
         StoreError: when the log cannot be asked.
     """
     if decisions is None:
@@ -39,7 +40,7 @@ async def report(decisions: DecisionLog | None, request: inference_pb2.ReportOut
     labels = tuple(sorted(request.labels.items()))
     for patience in _PATIENCE:
         try:
-            await decisions.report(request.decision_id, request.metric, request.score, labels)
+            await decisions.report(request.decision_id, request.metric, request.score, labels, tenant)
             return
         except NotFoundError:
             # The router that relayed the answer writes its log in batches.

@@ -193,7 +193,27 @@ async def test_inference_wants_a_caller_of_the_right_tenant(tmp_path: Path, issu
 
             assert await asyncio.to_thread(generate) == "abc"
             assert fake.received[0].cache_salt == "acme"
+            await outcomes_are_of_ones_own_requests(router, issuer)
         await fake.stop()
+
+
+async def outcomes_are_of_ones_own_requests(router: Router, issuer: Issuer) -> None:
+    def bearer(key: str) -> tuple[tuple[str, str]]:
+        return (("authorization", f"Bearer {key}"),)
+
+    async def generated() -> str:
+        call = router.inference.Generate(make_request("hi"), metadata=bearer("search-key"))
+        return [response.completion.decision.decision_id async for response in call][-1]
+
+    report = inference_pb2.ReportOutcomeRequest(decision_id=await generated(), score=1, metric="m")
+    for key in ("search-key", "any-key"):
+        await router.inference.ReportOutcome(report, metadata=bearer(key))
+    stranger = bearer(issuer.token(tenant="t1"))
+    error = await failure(router.inference.ReportOutcome(report, metadata=stranger))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+    unknown = inference_pb2.ReportOutcomeRequest(decision_id="x", score=1, metric="m")
+    never = await failure(router.inference.ReportOutcome(unknown, metadata=stranger))
+    assert error.details() == never.details().replace("'x'", repr(report.decision_id))
 
 
 async def test_an_open_router_asks_nobody(tmp_path: Path) -> None:
