@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import hyperscan
 
-_FLAGS = hyperscan.HS_FLAG_CASELESS | hyperscan.HS_FLAG_UTF8 | hyperscan.HS_FLAG_SINGLEMATCH
 # Of bytes in either case.
 ONCE, ALWAYS = hyperscan.HS_FLAG_CASELESS | hyperscan.HS_FLAG_SINGLEMATCH, hyperscan.HS_FLAG_CASELESS
+_CHARACTERS: Final = ONCE | hyperscan.HS_FLAG_UTF8
+# Nothing but ASCII characters, white space between them and hyphens that may be missing.
+_WORDS: Final = re.compile(r"(?:[^\\^$.|?*+()\[\]{}\x80-\U0010ffff]|\\[^a-zA-Z0-9\x80-\U0010ffff]\??|\\s\+?)+")
 
 # Makes a database of expressions.
 Compile = Callable[[Sequence[str]], Any]
@@ -27,8 +30,12 @@ def pattern_problem(pattern: str) -> str | None:
     return None
 
 
-def compile_expressions(expressions: Sequence[str], flags: int = _FLAGS) -> Any:
+def compile_expressions(expressions: Sequence[str], flags: int | None = None) -> Any:
     """A Hyperscan database, in this process.
+
+    Args:
+        expressions: what is looked for.
+        flags: of each; None looks for the first match of each expression in UTF-8, in either case.
 
     Raises:
         hyperscan.error: when an expression does not compile.
@@ -38,9 +45,15 @@ def compile_expressions(expressions: Sequence[str], flags: int = _FLAGS) -> Any:
         expressions=[expression.encode() for expression in expressions],
         ids=list(range(len(expressions))),
         elements=len(expressions),
-        flags=[flags] * len(expressions),
+        flags=[_flags(expression) if flags is None else flags for expression in expressions],
     )
     return database
+
+
+def _flags(expression: str) -> int:
+    """Of UTF-8, but where an expression is of ASCII alone: bytes compile in half of the time. The other cases of ASCII
+    letters that are none, ``\u017f`` and ``\u212a``, are found all the same: texts are scanned folded, too."""
+    return ONCE if _WORDS.fullmatch(expression) else _CHARACTERS
 
 
 def dump_database(database: Any) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import NamedTuple
 
 import hyperscan
@@ -12,9 +12,9 @@ from sparsity_policies.matching.disguises import SEPARATOR, bare
 from sparsity_policies.matching.expressions import Compile, Expressions, compile_expressions
 from sparsity_policies.matching.folding import folded
 from sparsity_policies.matching.readings import normal, prepare, readings
-from sparsity_policies.model import Detection, Policy
+from sparsity_policies.model import Policy
 
-# A change of this many expressions is compiled beside the database that is there; a larger one compiles all anew.
+# So many new literals and patterns are compiled beside the database that is there; more compile all anew.
 _BESIDE = 256
 # Letters that a literal must have to be looked for in disguise, where shorter ones would be found in anything.
 _DISGUISED = 6
@@ -89,39 +89,57 @@ def _of_pattern(pattern: str, compiled: Compile) -> Iterator[str]:
         yield plain
 
 
-class _Database:
-    """The compiled detection of some domains."""
+class _Sought(NamedTuple):
+    """A literal or pattern of a policy."""
 
-    def __init__(self, detections: Mapping[str, Detection], compiled: Compile = compile_expressions) -> None:
-        self.detections = dict(detections)
-        self.owners: list[Owner] = []
+    owner: Owner
+    is_pattern: bool
+
+
+def _sought(policies: Iterable[Policy]) -> list[_Sought]:
+    """What the policies look for, each once."""
+    return list(
+        dict.fromkeys(
+            _Sought(Owner(policy.domain, policy.detection.flag, source), is_pattern)
+            for policy in policies
+            for is_pattern, sources in ((False, policy.detection.literals), (True, policy.detection.patterns))
+            for source in sources
+        )
+    )
+
+
+class _Database:
+    """Literals and patterns, compiled."""
+
+    def __init__(self, sought: Sequence[_Sought], compiled: Compile = compile_expressions) -> None:
+        self.sought = sought
+        self._owned: list[_Sought] = []
         expressions: list[str] = []
-        for domain, detection in detections.items():
-            made = [(literal, _of_literal(literal)) for literal in detection.literals]
-            made += [(pattern, _of_pattern(pattern, compiled)) for pattern in detection.patterns]
-            for source, found in made:
-                for expression in dict.fromkeys(found):
-                    expressions.append(expression)
-                    self.owners.append(Owner(domain, detection.flag, source))
+        for each in sought:
+            source = each.owner.source
+            for expression in dict.fromkeys(_of_pattern(source, compiled) if each.is_pattern else _of_literal(source)):
+                expressions.append(expression)
+                self._owned.append(each)
         try:
             self._expressions = Expressions(compiled(expressions)) if expressions else None
         except hyperscan.error as error:
             raise ValueError(f"the policies' detection does not compile together: {error}") from error
 
-    def hits(self, data: bytes) -> Iterator[Hit]:
-        """What ``data`` matches.
+    def hits(self, data: bytes, but: Set[_Sought] = frozenset()) -> Iterator[Hit]:
+        """What ``data`` matches, but for some.
 
         Raises:
             ValueError: when the engine cannot finish.
         """
         if self._expressions is not None:
             for number, end in self._expressions.matches(data):
-                yield Hit(self.owners[number], end)
+                if (found := self._owned[number]) not in but:
+                    yield Hit(found.owner, end)
 
 
 class Scanner:
     """Databases over the detection sections of ``policies``: one, or after a small change to ``previous`` a second one
-    for what changed, because compiling thousands of expressions takes seconds.
+    for what is new, because compiling thousands of expressions takes seconds.
 
     Raises:
         ValueError: when they do not compile.
@@ -134,23 +152,19 @@ class Scanner:
         self, policies: Iterable[Policy], previous: Scanner | None = None, compiled: Compile = compile_expressions
     ) -> None:
         prepare()
-        wanted = {
-            policy.domain: policy.detection
-            for policy in policies
-            if policy.detection.literals or policy.detection.patterns
-        }
-        base = previous._base if previous else None
-        if base is not None:
-            kept = {domain for domain, detection in base.detections.items() if wanted.get(domain) == detection}
-            fresh = {domain: detection for domain, detection in wanted.items() if domain not in kept}
-            if sum(len(item.literals) + len(item.patterns) for item in fresh.values()) <= _BESIDE:
-                self._base, self._kept = base, kept
-                assert previous is not None
+        wanted = _sought(policies)
+        self._gone: Set[_Sought] = frozenset()
+        if previous is not None:
+            base = previous._base
+            there = frozenset(base.sought)
+            fresh = [each for each in wanted if each not in there]
+            if len(fresh) <= _BESIDE:
+                self._base, self._gone = base, there.difference(wanted)
                 beside = previous._beside
-                self._beside = beside if beside.detections == fresh else _Database(fresh, compiled)
+                self._beside = beside if beside.sought == fresh else _Database(fresh, compiled)
                 return
-        self._base, self._kept = _Database(wanted, compiled), set(wanted)
-        self._beside = _Database({})
+        self._base = _Database(wanted, compiled)
+        self._beside = _Database([])
 
     def hits(self, data: bytes) -> list[Hit]:
         """The first match of each expression in one reading.
@@ -158,8 +172,7 @@ class Scanner:
         Raises:
             ValueError: when the engine cannot finish.
         """
-        found = [hit for hit in self._base.hits(data) if hit.owner.domain in self._kept]
-        return [*found, *self._beside.hits(data)]
+        return [*self._base.hits(data, self._gone), *self._beside.hits(data)]
 
     def scan(self, text: str | bytes | Sequence[bytes]) -> ScanResult:
         """Scans all of a text, in every reading; or the readings of one, the text itself first.
