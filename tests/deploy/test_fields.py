@@ -70,6 +70,19 @@ def test_routers_reach_workers_on_their_nodes_network(found: list[dict[str, Any]
     assert "to" not in rule
 
 
+@pytest.mark.parametrize("path", ["router", "defaults"])
+def test_routers_may_be_on_their_nodes_network_where_no_policy_knows_them(path: str) -> None:
+    on_nodes = f'{path}.podSpec={{"hostNetwork":true,"dnsPolicy":"ClusterFirstWithHostNet"}}'
+    made = rendered(on_nodes, "networkPolicy.enabled=false", "redis.embedded.enabled=true")
+    found = pods(made)
+    on_them = {name for name, pod in found.items() if pod.get("hostNetwork")}
+    assert on_them == ({"router"} if path == "router" else {"router", "worker", "worker-shared"})
+    assert (found["router"]["dnsPolicy"], "NetworkPolicy" in {each["kind"] for each in made}) == (
+        "ClusterFirstWithHostNet",
+        False,
+    )
+
+
 def test_labels_of_several_maps_are_said_once_and_the_objects_own_hold(found: list[dict[str, Any]]) -> None:
     """What renders a key twice is refused by Flux; reading it here fails too."""
     labels = {(each["kind"], each["metadata"]["name"]): each["metadata"]["labels"] for each in found}
