@@ -24,6 +24,7 @@ from sparsity_router.processes import shared_port as processes
 from sparsity_router.processes.early_signals import KEPT, EarlySignals
 from sparsity_rpc.errors import ConfigurationError
 from support.ports import free_port
+from support.routers.overrides import ENDED, read
 from support.routers.router_process import RouterProcess
 from support.stores.valkey import Valkey
 
@@ -206,7 +207,7 @@ def test_events_reach_who_starts_late_and_broken_ones_are_told(tmp_path: Path, c
     Siblings(tmp_path, late).look()
     # Until it has read a store that tells, what the store was given acts.
     assert [override.id for override in late.active()] == ["delivered", "kept"]
-    late.stored([], 9)
+    read(late, [], 9, ENDED)
     assert [override.id for override in late.active()] == ["kept"]
     assert "cannot be read" in caplog.text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
 from sparsity_policies.model import Override, StoredPolicy
@@ -32,6 +33,8 @@ class Contents(NamedTuple):
         clock_offset: what the source's clock is ahead of this machine's, seconds.
         drifted: domains that say something else in a store beside the source.
         overrides_at: revision of the store that the overrides were read at.
+        overrides_event: the store's last event by then; empty where that is not known.
+        read_at: when the overrides were the store's, where it was not asked just now, on the monotonic clock.
     """
 
     cursor: Cursor
@@ -41,6 +44,8 @@ class Contents(NamedTuple):
     clock_offset: float
     drifted: tuple[str, ...] = ()
     overrides_at: int = 0
+    overrides_event: str = ""
+    read_at: float = math.inf
 
     @property
     def revision(self) -> int:
@@ -57,7 +62,7 @@ class Delta(NamedTuple):
         overrides: all of them.
         rejected: changed documents and overrides that could not be read.
         clock_offset: what the source's clock is ahead of this machine's, seconds.
-        overrides_at: revision of the store that the overrides were read at.
+        overrides_at, overrides_event, read_at: as of :class:`Contents`.
     """
 
     cursor: Cursor
@@ -66,6 +71,8 @@ class Delta(NamedTuple):
     rejected: dict[str, str]
     clock_offset: float
     overrides_at: int = 0
+    overrides_event: str = ""
+    read_at: float = math.inf
 
 
 class Word(NamedTuple):
@@ -74,24 +81,31 @@ class Word(NamedTuple):
     Attributes:
         override: as it is there now; None where there is none.
         is_later: whether it was set or ended there after what was asked about.
+        is_same: whether its last word is the very write that was asked about.
     """
 
     override: Override | None
     is_later: bool
+    is_same: bool = False
 
 
 class Asked(NamedTuple):
-    """An override about which a source is asked.
+    """An override about which a source is asked: one that was set elsewhere, or one that it had (``event`` is given).
 
     Attributes:
         id: of the override.
         since: when it was set elsewhere, seconds since the epoch by the source's clock.
-        revision: of the source that was known then.
+        revision: of the source that was known then; of the override itself, where the source had it.
+        event: of the source, at which it had the override; empty where only its revision tells. None of one that was
+            set elsewhere.
+        token: of the write by which the source may have been told of it; empty where there was none.
     """
 
     id: str
-    since: float
+    since: float = 0.0
     revision: int = 0
+    event: str | None = None
+    token: str = ""
 
 
 class PolicySource(Protocol):
@@ -108,3 +122,6 @@ class PolicySource(Protocol):
 
     async def word_on(self, asked: Asked) -> Word:
         """What it says of an override."""
+
+    def resume(self, saved: Contents, age: float) -> bool:
+        """Goes on from what was saved so many seconds ago; whether it can be read now, though its store is away."""

@@ -57,14 +57,15 @@ class PolicyFolder:
         self._names: dict[str, str] = {}
         self._read_before: dict[str, tuple[bytes, Policy | str]] = {}
         self._overrides: list[Override] = []
-        self._overrides_at = 0
+        self._overrides_at, self._overrides_event = 0, ""
         self._drifted: tuple[str, ...] = ()
         self._store_head: str | None = None
-        self._clock_offset = 0.0
-        self.store_read_at = float("-inf") if store is not None else float("inf")
-        """When the overrides were last known to be the store's, by the monotonic clock; always where there is none."""
+        # What the store's clock is ahead of the monotonic one: this machine's other clock may be set meanwhile.
+        self._clock: float | None = None
+        # When the overrides were last known to be the store's, by the monotonic clock; always where there is none.
+        self._store_read_at = float("-inf") if store is not None else float("inf")
 
-    def resume(self, saved: Contents, age: float) -> None:
+    def resume(self, saved: Contents, age: float) -> bool:
         """Goes on from before a restart, until the store beside it is read.
 
         Args:
@@ -73,9 +74,19 @@ class PolicyFolder:
         """
         if self._store is not None:
             self._cursor = Cursor(saved.revision, "", "")
-            self._overrides, self._overrides_at = saved.overrides, saved.overrides_at
-            self._clock_offset = saved.clock_offset
-            self.store_read_at = time.monotonic() - age
+            self._take(saved, time.monotonic() - age)
+        return True
+
+    def _take(self, told: Contents, read_at: float) -> None:
+        """Keeps what the store says of overrides, and of the time."""
+        self._overrides = told.overrides
+        self._overrides_at, self._overrides_event = told.overrides_at, told.overrides_event
+        self._clock = told.clock_offset + time.time() - time.monotonic()
+        self._store_read_at = read_at
+
+    @property
+    def _clock_offset(self) -> float:
+        return 0.0 if self._clock is None else self._clock + time.monotonic() - time.time()
 
     async def read(self) -> Contents:
         """Every file, and the overrides as they were last known.
@@ -89,14 +100,15 @@ class PolicyFolder:
         head = self._head(texts)
         if head != self._cursor.head:
             self._cursor = Cursor(self._cursor.revision + 1, head, "")
-        about = (self._clock_offset, self._drifted, self._overrides_at)
+        about = (self._clock_offset, self._drifted, self._overrides_at, self._overrides_event, self._store_read_at)
         return Contents(self._cursor, list(found.values()), self._overrides, rejected, *about)
 
     async def delta(self, cursor: Cursor) -> Delta | None:
         """Nothing when nothing changed; else only a whole read can tell."""
         if await self._changed(cursor):
             return None
-        return Delta(cursor, {}, self._overrides, {}, self._clock_offset, self._overrides_at)
+        about = (self._clock_offset, self._overrides_at, self._overrides_event, self._store_read_at)
+        return Delta(cursor, {}, self._overrides, {}, *about)
 
     async def wait(self, cursor: Cursor, seconds: float) -> None:
         """Returns at a change after ``cursor``, or after ``seconds``."""
@@ -117,7 +129,7 @@ class PolicyFolder:
             try:
                 if await self._store.head() != self._store_head:
                     return True
-                self.store_read_at = asked
+                self._store_read_at = asked
             except StoreError as error:
                 log.warning("%s; its overrides are kept as they were", error)
         return self._head(await BUILDS.run(self._texts)) != cursor.head
@@ -130,13 +142,12 @@ class PolicyFolder:
         try:
             contents = await self._store.read()
         except StoreError as error:
-            if self.store_read_at == float("-inf"):
+            if self._store_read_at == float("-inf"):
                 raise
             log.warning("%s; its overrides are kept as they were", error)
             return
-        self._clock_offset = contents.clock_offset
-        self._store_head, self.store_read_at = contents.cursor.head, asked
-        self._overrides, self._overrides_at = contents.overrides, contents.overrides_at
+        self._store_head = contents.cursor.head
+        self._take(contents, asked)
         there = {stored.policy.domain: body_of(stored.policy) for stored in contents.policies}
         here = {domain: body_of(stored.policy) for domain, stored in found.items()}
         self._drifted = tuple(sorted(domain for domain in there if there[domain] != here.get(domain)))

@@ -93,7 +93,8 @@ return {revision, clock}
 )
 
 # KEYS: overrides, revision, events, head. ARGV: id, body or "" to delete, stream length, a token of the write,
-# milliseconds since the epoch at which it was said or 0 for now, revision of the one that is to be deleted or "".
+# milliseconds since the epoch at which it was said or 0 for now, revision of the one that is to be deleted or "",
+# "1" to keep the word of an end where there is none to delete: others may hold what this store has lost.
 # Returns {revision} or {0} if absent. Those that ran out a minute ago, by every router's clock, go with any write.
 OVERRIDE: Final = (
     _NEXT
@@ -113,7 +114,7 @@ if ARGV[2] == '' then
   local ok, known = pcall(cjson.decode, redis.call('HGET', KEYS[1], ARGV[1]) or '')
   local present = ok and type(known) == 'table' and known.revision
   if ARGV[6] ~= '' and present ~= tonumber(ARGV[6]) then return {0} end
-  if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return {0} end
+  if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 and ARGV[7] ~= '1' then return {0} end
 else
   -- Of two fields of one name the last one counts.
   redis.call('HSET', KEYS[1], ARGV[1], string.format('%s, "revision": %d}', string.sub(ARGV[2], 1, -2), revision))
@@ -126,21 +127,35 @@ return {revision}
 """
 )
 
-# What is said of an override. KEYS: events, overrides. ARGV: id, milliseconds since the epoch, a revision.
-# Returns {1, body or ""} where it was set or ended after both, by when that was said, and {0, body or ""} otherwise.
+# What is said of an override. KEYS: events, overrides. ARGV: id, milliseconds since the epoch, a revision, an event or
+# "", a token of a write or "", the first event to look at or "" where those after both revision and event are enough.
+# Returns {said, body or ""}. Said is 2 where the last word is the write of that token, and 1 where it is later: after
+# that write, or after both time and revision; where no time is given, after either revision or event. Else 0.
 WORD: Final = """
+local function parts(event) return tonumber(string.match(event, '^%d+')), tonumber(string.match(event, '%d+$')) end
 local body = redis.call('HGET', KEYS[2], ARGV[1]) or ''
-local newest = '+'
+local time, revision = tonumber(ARGV[2]), tonumber(ARGV[3])
+local known_at, known_number = nil, nil
+if ARGV[4] ~= '' then known_at, known_number = parts(ARGV[4]) end
+local newest, found = '+', false
 while true do
-  local events = redis.call('XREVRANGE', KEYS[1], newest, ARGV[2], 'COUNT', 1000)
+  local events = redis.call('XREVRANGE', KEYS[1], newest, ARGV[6] == '' and '-' or ARGV[6], 'COUNT', 1000)
   for _, event in ipairs(events) do
-    local fields = event[2]
+    local fields, at, number = event[2], parts(event[1])
+    local written = tonumber(fields[4]) or 0
+    local is_after = known_at and (at > known_at or (at == known_at and number > known_number))
     if fields[1] == 'override' and fields[2] == ARGV[1] then
-      local said = tonumber(fields[8] or 0)
-      if said == 0 then said = tonumber(string.match(event[1], '^%d+')) end
-      local is_later = said >= tonumber(ARGV[2]) and tonumber(fields[4]) > tonumber(ARGV[3])
-      return {is_later and 1 or 0, body}
+      if ARGV[5] ~= '' and fields[6] == ARGV[5] then return {found and 1 or 2, body} end
+      if not found then
+        local said = tonumber(fields[8] or 0)
+        if said == 0 then said = at end
+        local is_later = is_after or written > revision
+        if time then is_later = said >= time and written > revision end
+        if is_later or ARGV[5] == '' then return {is_later and 1 or 0, body} end
+        found = true
+      end
     end
+    if ARGV[6] == '' and not is_after and written <= revision then return {0, body} end
     newest = '(' .. event[1]
   end
   if #events < 1000 then return {0, body} end

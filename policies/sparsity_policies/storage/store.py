@@ -15,7 +15,7 @@ from sparsity_policies.documents.document import Check, encode, unchecked
 from sparsity_policies.documents.envelope import UNREADABLE, open_overrides, open_policy, seal_override
 from sparsity_policies.documents.validate import check_policy
 from sparsity_policies.model import Override, Policy, StoredPolicy
-from sparsity_policies.storage import scripts
+from sparsity_policies.storage import scripts, words
 from sparsity_policies.storage.connection import close, connect, store_errors
 from sparsity_policies.storage.contents import Asked, Contents, Cursor, Delta, Word
 from sparsity_policies.storage.redis_url import read_url
@@ -27,8 +27,6 @@ _DELTA_EVENTS = 1000
 _REPLICATION_MS = 1000
 # Of the hundred that the library's pool has, before it refuses.
 _CONNECTIONS = 48
-# Seconds since the epoch that stand for no time at all.
-_NEVER = 1e12
 # Revisions that are read at a time, until a page of them is this long.
 _REVISIONS_READ, _PAGE_CHARACTERS = 10, 2**22
 
@@ -83,7 +81,7 @@ class PolicyStore:
         stored, rejected = await BUILDS.run(self._open_all, envelopes)
         self._opened = {domain: known for domain, known in self._opened.items() if domain in envelopes}
         active, broken = open_overrides(_pairs(overrides))
-        return Contents(cursor, stored, active, rejected | broken, offset, overrides_at=cursor.revision)
+        return Contents(cursor, stored, active, rejected | broken, offset, (), cursor.revision, event)
 
     async def revision_number(self) -> int:
         """The store's revision; 0 when it is empty."""
@@ -112,7 +110,7 @@ class PolicyStore:
         policies: dict[str, StoredPolicy | None] = dict.fromkeys(envelopes.keys() - there.keys())
         policies |= {found.policy.domain: found for found in stored}
         active, broken = open_overrides(_pairs(overrides))
-        return Delta(fresh, policies, active, rejected | broken, offset, fresh.revision)
+        return Delta(fresh, policies, active, rejected | broken, offset, fresh.revision, event)
 
     async def wait(self, cursor: Cursor, seconds: float) -> None:
         """Returns at a change after ``cursor``, or after ``seconds``."""
@@ -235,42 +233,46 @@ class PolicyStore:
                 continue
         return added
 
-    async def put_override(self, override: Override, since: float = 0.0) -> int:
+    def resume(self, saved: Contents, age: float) -> bool:
+        """Nothing goes on without the server."""
+        return False
+
+    async def put_override(self, override: Override, since: float = 0.0, token: str = "") -> int:
         """Sets an override and returns the store's new revision.
 
         Args:
             override: to set.
             since: when it was said, seconds since the epoch by the store's clock; 0 is now.
+            token: of this write, which is carried out once, however often it is sent.
         """
-        return await self._override(override.id, seal_override(override), since=since)
+        return await self._override(override.id, seal_override(override), token=token, since=since, more=("", 0))
 
-    async def delete_override(self, override_id: str, revision: int | None = None) -> int:
+    async def delete_override(self, override_id: str, revision: int | None = None, *, anyway: bool = False) -> int:
         """Ends an override and returns the store's new revision.
 
         Args:
             override_id: of the override.
             revision: of the one that is meant; None for whichever is there.
+            anyway: keeps the word of the end where there is none, for those who hold what the store has lost.
 
         Raises:
             NotFoundError: when there is none.
         """
-        ended = await self._override(override_id, "", of=revision)
+        ended = await self._override(override_id, "", more=("" if revision is None else revision, int(anyway)))
         if not ended:
             raise NotFoundError(f"override {override_id!r} does not exist")
         return ended
 
     async def word_on(self, asked: Asked) -> Word:
         """What the store holds of an override, and whether that was said after what is asked about."""
-        milliseconds = int(min(asked.since, _NEVER) * 1000)
         with self._errors():
-            later, body = await self._run(scripts.WORD, (EVENTS, OVERRIDES), asked.id, milliseconds, asked.revision)
-        found, _ = open_overrides({asked.id: str(body)} if body else {})
-        return Word(found[0] if found else None, bool(int(later)))
+            answer = await self._run(scripts.WORD, (EVENTS, OVERRIDES), *words.arguments(asked))
+        return words.read(asked, answer)
 
-    async def _override(self, override_id: str, body: str, since: float = 0.0, of: int | None = None) -> int:
+    async def _override(self, *told: str, token: str = "", since: float = 0.0, more: tuple[str | int, ...]) -> int:
         keys = (OVERRIDES, REVISION, EVENTS, HEAD)
-        told = (uuid.uuid4().hex[:16], int(min(since, _NEVER) * 1000), "" if of is None else of)
-        answer = await self._acknowledged(scripts.OVERRIDE, keys, override_id, body, scripts.EVENTS_KEPT, *told)
+        about = (scripts.EVENTS_KEPT, token or uuid.uuid4().hex[:16], words.milliseconds(since))
+        answer = await self._acknowledged(scripts.OVERRIDE, keys, *told, *about, *more)
         return int(answer[0])
 
 

@@ -9,15 +9,47 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Collection, Container, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from sparsity_policies.decisions.model_bands import NO_BANDS, ModelBands
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.matching.expressions import Compile
 from sparsity_policies.model import StoredPolicy
 from sparsity_policies.risk.learning import Learn
+from sparsity_policies.storage.contents import Contents, Cursor, Delta
 
 log = logging.getLogger("sparsity.router.policies")
+
+
+class Wanted(NamedTuple):
+    """What a source holds, as far as it was read: what the snapshot is to become."""
+
+    cursor: Cursor
+    policies: dict[str, StoredPolicy]
+    rejected: dict[str, str]
+    drifted: tuple[str, ...]
+
+    def read(self, contents: Contents, *, tell: bool = True) -> Wanted:
+        """After a whole read; what cannot be read is held as it was."""
+        if tell:
+            tell_left_out("read", contents.rejected, self.rejected, self.policies)
+        held = [self.policies[domain] for domain in contents.rejected if domain in self.policies]
+        policies = {stored.policy.domain: stored for stored in (*contents.policies, *held)}
+        return Wanted(contents.cursor, policies, contents.rejected, contents.drifted)
+
+    def changed(self, delta: Delta) -> Wanted:
+        """After a change."""
+        tell_left_out("read", delta.rejected, {}, self.policies)
+        gone = {domain for domain, stored in delta.policies.items() if stored is None}
+        policies = {domain: stored for domain, stored in self.policies.items() if domain not in gone}
+        policies |= {domain: stored for domain, stored in delta.policies.items() if stored}
+        told = {name for name in self.rejected if not name.startswith("override ")} - delta.policies.keys()
+        rejected = {name: self.rejected[name] for name in told} | delta.rejected
+        return Wanted(delta.cursor, policies, rejected, self.drifted)
+
+
+# No source is ever there, so the first look reads everything.
+NOTHING_READ: Final = Wanted(Cursor(-1, "", "0-0"), {}, {}, ())
 
 
 class Refused(NamedTuple):

@@ -8,22 +8,20 @@ import dataclasses
 import logging
 import time
 from collections.abc import AsyncIterator
-from typing import NamedTuple
 
 from sparsity_policies.decisions.model_bands import NO_BANDS, ModelBands
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.documents.confined import NO_PROCESS, SOURCES
-from sparsity_policies.model import Override, StoredPolicy
-from sparsity_policies.storage.contents import Cursor, PolicySource
-from sparsity_policies.storage.folder import PolicyFolder
+from sparsity_policies.storage.contents import Contents, Delta, PolicySource
 from sparsity_policies.threads import BUILDS
 from sparsity_rpc.errors import StoreError
 from sparsity_serving.background.jobs import JOBS
 
-from sparsity_router.following.building import Builder, tell_left_out
+from sparsity_router.following.building import NOTHING_READ, Builder, Wanted, tell_left_out
+from sparsity_router.following.known import Read
 from sparsity_router.following.overrides import Overrides
 from sparsity_router.following.saving import Kept, Saving
-from sparsity_router.following.snapshot_file import Saved, SnapshotFile
+from sparsity_router.following.snapshot_file import SnapshotFile
 
 log = logging.getLogger("sparsity.router.policies")
 _WAIT_SECONDS = 1.0
@@ -33,17 +31,6 @@ _CLOCK_TOLERANCE = 0.5
 _UNCHECKED_SECONDS = 30.0
 # Past the limits of what compiles and learns, on a busy machine: a build that takes longer is no work, but stuck.
 _BUILD_SECONDS = 60.0
-# No source is ever there, so the first look reads everything.
-_NOWHERE = Cursor(-1, "", "0-0")
-
-
-class _Wanted(NamedTuple):
-    """What the source holds, as far as it was read: what the snapshot is to become."""
-
-    cursor: Cursor
-    policies: dict[str, StoredPolicy]
-    rejected: dict[str, str]
-    drifted: tuple[str, ...]
 
 
 class PolicyFollower:
@@ -61,7 +48,7 @@ class PolicyFollower:
         self._version = 0
         self.saving = Saving(disk, self._kept)
         self._snapshot: Snapshot | None = None
-        self._wanted = self._built = _Wanted(_NOWHERE, {}, {}, ())
+        self._wanted = self._built = NOTHING_READ
         self._builder = Builder(ttl, SOURCES.compile, SOURCES.learn, model_bands)
         self._building_since: float | None = None
         self._read_at = float("-inf")
@@ -70,7 +57,8 @@ class PolicyFollower:
         self._behind_since: float | None = None
         self.loaded_at = 0.0
         """When the snapshot was taken up, seconds since the epoch."""
-        self._clock_offset, self._overrides_at = 0.0, 0
+        self._clock = time.time() - time.monotonic()
+        self._at = 0, ""
         self._changed = asyncio.Event()
         self._looking, self._building = asyncio.Lock(), asyncio.Lock()
 
@@ -103,7 +91,7 @@ class PolicyFollower:
 
     def now(self) -> float:
         """Seconds since the epoch by the source's clock, so that replicas with skewed clocks expire overrides alike."""
-        return time.time() + self._clock_offset
+        return time.monotonic() + self._clock
 
     async def start(self) -> None:
         """Loads the first snapshot; from disk, where there is one, while the source is away.
@@ -114,31 +102,43 @@ class PolicyFollower:
             StoreError: when neither can be read.
             NoProcessError: when nothing can be compiled now.
         """
-        own = await BUILDS.run(self._disk.local) if self._disk else {}
-        # A store that has gone back since then has ended none.
-        self.overrides.stored(*(await BUILDS.run(self._disk.handed_over) if self._disk else ([], 0)))
+        saved, unread = None, None
+        if self._disk is not None:
+            try:
+                saved = await BUILDS.run(self._disk.load)
+            except StoreError as error:
+                unread = error
+        if saved is not None:
+            # A store that has gone back since then has ended none.
+            numbered = [override for override in saved.handed_over if override.revision]
+            self.overrides.stored(Read(numbered, saved.overrides_at, saved.overrides_event))
         try:
             await self.refresh()
         except StoreError as error:
-            if self._disk is None:
+            if unread is not None:
+                raise unread from error
+            if self._disk is None or saved is None:
                 raise
-            saved = await BUILDS.run(self._disk.load)
-            await self._resume(saved)
+            await self._resume(await BUILDS.run(self._disk.contents, saved), saved.age)
             log.warning("%s; serving revision %d from disk, %.0f s old", error, self.snapshot.revision, saved.age)
-        await self.overrides.restore(own, self._source)
+        if saved is not None:
+            # By a clock that was not known yet, times were this machine's.
+            moved = 0.0 if saved.is_clock_known else self.now() - time.time() - saved.clock_offset
+            self.overrides.restore(own._replace(since=own.since + moved) for own in saved.own)
+            with contextlib.suppress(StoreError):
+                await self.overrides.give_way(self._source)
+        elif unread is not None and not isinstance(unread.__cause__, FileNotFoundError):
+            log.error("%s; what was set here without the store is lost", unread)
 
-    async def _resume(self, saved: Saved) -> None:
+    async def _resume(self, contents: Contents, age: float) -> None:
         """Goes on from what was saved before a restart; with a folder's own files, where only its store is away."""
-        contents = saved.contents
-        handed_over = [override for override in contents.overrides if override.id not in saved.local]
-        policies = {stored.policy.domain: stored for stored in contents.policies}
-        self._wanted = _Wanted(contents.cursor, policies, contents.rejected, ())
+        self._wanted = NOTHING_READ.read(contents, tell=False)
         self._set_clock(contents.clock_offset)
-        self._store_overrides(handed_over, contents.overrides_at)
+        self._at = contents.overrides_at, contents.overrides_event
+        self.overrides.stored(Read(contents.overrides, *self._at))
         await self._build()
-        self._confirmed = time.monotonic() - saved.age
-        if isinstance(self._source, PolicyFolder):
-            self._source.resume(contents._replace(overrides=handed_over), saved.age)
+        self._confirmed = time.monotonic() - age
+        if self._source.resume(contents, age):
             with contextlib.suppress(StoreError):
                 await self.refresh()
 
@@ -179,8 +179,8 @@ class PolicyFollower:
         """What a restart is to begin with."""
         policies = [item.stored for item in self.snapshot.policies.values()]
         overrides = (self.overrides.active(), self.overrides.local())
-        at = (self._clock_offset, self._overrides_at)
-        return Kept(self._version, self.snapshot.revision, policies, *overrides, self._confirmed, *at)
+        offset = self.now() - time.time()
+        return Kept(self._version, self.snapshot.revision, policies, *overrides, self._confirmed, offset, *self._at)
 
     async def refresh(self) -> None:
         """Takes up what changed.
@@ -213,26 +213,18 @@ class PolicyFollower:
         delta = None if again else await self._source.delta(wanted.cursor)
         if delta is None:
             contents, self._read_at = await self._source.read(), looked
-            tell_left_out("read", contents.rejected, wanted.rejected, wanted.policies)
-            held = [wanted.policies[domain] for domain in contents.rejected if domain in wanted.policies]
-            policies = {stored.policy.domain: stored for stored in (*contents.policies, *held)}
-            self._wanted = _Wanted(contents.cursor, policies, contents.rejected, contents.drifted)
-            overrides, at, offset = contents.overrides, contents.overrides_at, contents.clock_offset
-        else:
-            if delta.cursor != wanted.cursor:
-                tell_left_out("read", delta.rejected, {}, wanted.policies)
-                gone = {domain for domain, stored in delta.policies.items() if stored is None}
-                policies = {domain: stored for domain, stored in wanted.policies.items() if domain not in gone}
-                policies |= {domain: stored for domain, stored in delta.policies.items() if stored}
-                told = {name for name in wanted.rejected if not name.startswith("override ")} - delta.policies.keys()
-                rejected = {name: wanted.rejected[name] for name in told} | delta.rejected
-                self._wanted = _Wanted(delta.cursor, policies, rejected, wanted.drifted)
-            overrides, at, offset = delta.overrides, delta.overrides_at, delta.clock_offset
-        self._set_clock(offset)
-        self._store_overrides(overrides, at)
+            self._wanted = wanted.read(contents)
+        elif delta.cursor != wanted.cursor:
+            self._wanted = wanted.changed(delta)
         # What a folder says is as old as what its store said last.
-        self._looked = min(looked, self._source.store_read_at) if isinstance(self._source, PolicyFolder) else looked
+        await self._take_overrides(found := delta or contents, looked := min(looked, found.read_at))
+        self._looked = looked
         self._confirm()
+
+    async def _take_overrides(self, found: Contents | Delta, looked: float) -> None:
+        self._set_clock(found.clock_offset)
+        self._at = found.overrides_at, found.overrides_event
+        await self.overrides.take_up(Read(found.overrides, *self._at, looked), self._source)
 
     def _confirm(self) -> None:
         """Notes whether what is decided from is what the source holds."""
@@ -254,7 +246,7 @@ class PolicyFollower:
                 await self._build_most(wanted)
             self._building_since = None
 
-    async def _build_most(self, wanted: _Wanted) -> None:
+    async def _build_most(self, wanted: Wanted) -> None:
         before = self._builder.problems
         of = wanted.cursor.revision, wanted.policies, wanted.rejected
         fresh = await BUILDS.run(self._builder.build, *of, self._snapshot)
@@ -263,14 +255,12 @@ class PolicyFollower:
         self._publish(dataclasses.replace(fresh, drifted=wanted.drifted))
         self._confirm()
 
-    def _store_overrides(self, overrides: list[Override], at: int) -> None:
-        self._overrides_at = at
-        self.overrides.stored(overrides, at)
-
     def _set_clock(self, offset: float) -> None:
-        if abs(offset - self._clock_offset) > _CLOCK_TOLERANCE:
+        """Takes the source's time, reckoned by the monotonic clock: this machine's may be set meanwhile."""
+        moved, self._clock = time.time() + offset - self.now(), time.time() + offset - time.monotonic()
+        if abs(moved) > _CLOCK_TOLERANCE:
             log.warning("this machine's clock differs from the policy source's by %.1f s; theirs is used", -offset)
-        self._clock_offset = offset
+        self.overrides.clock_moved(moved)
 
     def _publish_overrides(self) -> None:
         if self._snapshot is not None:

@@ -1,33 +1,78 @@
-"""An override that was set on a router, beside what the store has under its id."""
+"""An override that was set on a router, beside what the store has under its id; and what becomes of overrides."""
 
 from __future__ import annotations
 
 import math
+import uuid
 from typing import NamedTuple
 
-from sparsity_policies.model import Override
+from sparsity_policies.model import Override, Scope
+from sparsity_policies.storage.contents import Asked
+
+# Clocks may differ by so much: what a store was told about when it was set here is no later word.
+_LATER_SECONDS = 5.0
+
+
+class Change(NamedTuple):
+    """What became of an override, here or at another process of this machine.
+
+    Attributes:
+        id: of the override.
+        override: as it is now; None once it was ended.
+        revision: of the store, which has the change; 0 where it never had it.
+        since: when an override was set that the store never had, or ended, seconds since the epoch by the store's
+            clock; 0 where that is not known.
+        token: of the override that was set here, which this is the change of, or which it takes the place of.
+    """
+
+    id: str
+    override: Override | None
+    revision: int = 0
+    since: float = 0.0
+    token: str = ""
 
 
 class Own(NamedTuple):
-    """An override that was set here.
+    """An override that was set here, or that the store had and lost.
 
     Attributes:
         override: as it was set.
         since: when, seconds since the epoch by the source's clock.
         read_at: revision of the source that was read by then.
+        token: of its write to the store.
+        lost_at: revision at which the store had it that lost it.
+        event: of the store, at which it had it; None where it never did.
     """
 
     override: Override
     since: float
     read_at: int = 0
+    token: str = ""
+    lost_at: int = 0
+    event: str | None = None
+
+    def asked(self) -> Asked:
+        """What the store is asked about it."""
+        if self.event is not None:
+            return Asked(self.override.id, revision=self.lost_at, event=self.event, token=self.token)
+        return Asked(self.override.id, self.since + _LATER_SECONDS, self.read_at, token=self.token)
 
     def is_held(self, there: Override | None) -> bool:
         """Whether the store has one that caps as much, and that was not known here when this one was set."""
         return there is not None and there.revision > self.read_at and caps(there, self.override)
 
+    def is_ended_by(self, change: Change) -> bool:
+        """Whether an end was meant for this one: it was said after it."""
+        return change.token == self.token or not 0.0 < change.since < self.since
+
 
 def caps(one: Override, another: Override) -> bool:
     """Whether one caps whatever another does, as much and as long."""
     ends, wanted = (math.inf if each.expire_time is None else each.expire_time for each in (one, another))
-    place = (one.scope, one.target) == (another.scope, another.target)
+    place = one.scope is Scope.GLOBAL or (one.scope, one.target) == (another.scope, another.target)
     return place and one.max_tier <= another.max_tier and ends >= wanted
+
+
+def new_token() -> str:
+    """A token that no other write has."""
+    return uuid.uuid4().hex[:16]

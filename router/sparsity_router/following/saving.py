@@ -13,6 +13,7 @@ from typing import NamedTuple
 from sparsity_policies.model import Override, StoredPolicy
 from sparsity_policies.threads import BUILDS
 
+from sparsity_router.following.own import Own
 from sparsity_router.following.snapshot_file import SnapshotFile
 
 log = logging.getLogger("sparsity.router.policies")
@@ -29,10 +30,11 @@ class Kept(NamedTuple):
     revision: int
     policies: list[StoredPolicy]
     overrides: list[Override]
-    local: dict[Override, float]
+    own: list[Own]
     confirmed: float
     clock_offset: float
     overrides_at: int
+    overrides_event: str
 
 
 class Saving:
@@ -87,8 +89,8 @@ class Saving:
         with self._writing:
             if kept.version > self._saved:
                 age = time.monotonic() - kept.confirmed
-                acting = (kept.overrides, kept.local)
-                disk.save(kept.revision, kept.policies, *acting, age, kept.clock_offset, kept.overrides_at)
+                about = (age, kept.clock_offset, kept.overrides_at, kept.overrides_event)
+                disk.save(kept.revision, kept.policies, kept.overrides, kept.own, *about)
                 self._saved = kept.version
 
     def confirm(self) -> None:

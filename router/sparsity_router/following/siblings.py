@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 from sparsity_policies.documents.envelope import UNREADABLE, open_overrides, seal_override
 
-from sparsity_router.following.overrides import Change, Overrides
+from sparsity_router.following.overrides import Overrides
+from sparsity_router.following.own import Change
 
 log = logging.getLogger("sparsity.router.siblings")
 _POLL_SECONDS = 0.05
@@ -50,22 +51,39 @@ class Siblings:
         self._overrides = overrides
         # What was read, by file.
         self._read: dict[str, _Event] = {}
-        self._count = 0
+        # What could not be written yet, by file.
+        self._untold: dict[str, str] = {}
+        self._count = self._latest = 0
         self._deaf = False
+        self._unread = "", ""
         overrides.tell = self._tell
 
     def _tell(self, change: Change) -> None:
         sealed = seal_override(change.override) if change.override else None
-        content = {"id": change.id, "override": sealed, "revision": change.revision, "since": change.since}
+        about = {"since": change.since, "token": change.token}
+        content = {"id": change.id, "override": sealed, "revision": change.revision, **about}
         self._count += 1
-        name = f"{time.time_ns():020d}-{os.getpid()}-{self._count}.json"
-        scratch = self._folder / f"{name}.part"
+        # After all that was heard, also where the clock was set back meanwhile.
+        self._latest = max(time.time_ns(), self._latest + 1)
+        name = f"{self._latest:020d}-{os.getpid()}-{self._count}.json"
+        self._read[name] = _Event.of(change)
+        self._untold[name] = json.dumps(content)
         try:
-            scratch.write_text(json.dumps(content), encoding="utf-8")
-            self._read[name] = _Event.of(change)
-            os.replace(scratch, self._folder / name)
+            self._write(name)
         except OSError as error:
-            log.error("the other router processes of this machine are not told of an override: %s", error)
+            log.error("the other router processes of this machine are not told of an override yet: %s", error)
+
+    def _write(self, name: str) -> None:
+        scratch = self._folder / f"{name}.part"
+        scratch.write_text(self._untold[name], encoding="utf-8")
+        os.replace(scratch, self._folder / name)
+        del self._untold[name]
+
+    def _tell_again(self) -> None:
+        """Writes what could not be written before."""
+        with contextlib.suppress(OSError):
+            for name in list(self._untold):
+                self._write(name)
 
     async def run(self) -> None:
         """Takes up what the others tell, for as long as it runs."""
@@ -86,11 +104,13 @@ class Siblings:
             self._deaf = True
             return
         self._deaf = False
+        self._latest = max(self._latest, *(int(name.partition("-")[0]) for name in names), 0)
         for name in names:
             if name not in self._read:
                 self._take(name)
-        for name in set(known).difference(names):
+        for name in set(known).difference(names, self._untold):
             del self._read[name]
+        self._tell_again()
         self._prune([name for name in names if name in self._read])
 
     def _take(self, name: str) -> None:
@@ -100,7 +120,8 @@ class Siblings:
             event = _Event(str(told["id"]))
             sealed, revision = told["override"], int(told["revision"])
             found, broken = open_overrides({event.about: sealed} if sealed else {})
-            change = Change(event.about, found[0] if found else None, revision, float(told.get("since", 0.0)))
+            since, token = float(told.get("since", 0.0)), str(told.get("token", ""))
+            change = Change(event.about, found[0] if found else None, revision, since, token)
             self._overrides.apply(change)
             event = _Event.of(change)
             if broken:
@@ -108,7 +129,13 @@ class Siblings:
         except FileNotFoundError:
             # Removed by another process, because something later says more.
             return
-        except (OSError, *UNREADABLE) as error:
+        except OSError as error:
+            # It is tried again: what it tells may be a kill switch.
+            if self._unread != (name, str(error)):
+                log.error("%s tells of an override and cannot be read yet: %s", name, error)
+            self._unread = name, str(error)
+            return
+        except UNREADABLE as error:
             log.error("%s tells of an override that cannot be read: %s", event.about, error)
         self._read[name] = event
 

@@ -15,7 +15,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,8 @@ from sparsity_policies.model import Override, StoredPolicy
 from sparsity_policies.storage.contents import Contents, Cursor
 from sparsity_rpc.errors import StoreError
 
+from sparsity_router.following.own import Own, new_token
+
 log = logging.getLogger("sparsity.router.policies")
 _TOUCH_SECONDS = 5.0
 # The document begins with its revision, so that the whole need not be read to know it.
@@ -33,17 +35,47 @@ _REVISION, _HEAD = re.compile(r'\{"revision": (\d+),'), 64
 
 
 class Saved(NamedTuple):
-    """What a file holds.
+    """What a file holds, but for the policies.
 
     Attributes:
-        contents: policies, and the overrides that acted.
-        local: ids of the overrides that the store did not have: those that it is to get, and the switch by signal.
-        age: seconds since it was last known to be current.
+        own: the overrides that were set here and that the store did not have.
+        handed_over: those that acted and that the store had.
+        rejected: what could not be read of both.
+        overrides_at: revision of the store that they were read at.
+        overrides_event: the store's last event by then.
+        clock_offset: what the source's clock was ahead of this machine's, seconds.
+        is_clock_known: whether the source was ever heard by then.
+        age: seconds since all this was last known to be current.
+        document: all of it, as it was written.
     """
 
-    contents: Contents
-    local: frozenset[str]
+    own: list[Own]
+    handed_over: list[Override]
+    rejected: dict[str, str]
+    overrides_at: int
+    overrides_event: str
+    clock_offset: float
+    is_clock_known: bool
     age: float
+    document: Any
+
+    @property
+    def local(self) -> set[str]:
+        """Ids of the overrides that the store did not have: those that it is to get, and the switch by signal."""
+        return {own.override.id for own in self.own}
+
+    def contents(self, check: Check) -> Contents:
+        """Policies, and the overrides that the store had.
+
+        Raises:
+            one of UNREADABLE: when they cannot be read.
+        """
+        document = self.document
+        policies = [open_policy(envelope, domain, check) for domain, envelope in document["policies"].items()]
+        # No store has this head: the first look at one reads everything.
+        cursor = Cursor(int(document["revision"]), "on disk", "0-0")
+        about = (self.clock_offset, (), self.overrides_at, self.overrides_event)
+        return Contents(cursor, policies, self.handed_over, self.rejected, *about)
 
 
 class SnapshotFile:
@@ -59,10 +91,11 @@ class SnapshotFile:
         revision: int,
         policies: Iterable[StoredPolicy],
         overrides: Iterable[Override],
-        local: Mapping[Override, float] | None = None,
+        own: Iterable[Own] = (),
         age: float = 0.0,
         clock_offset: float = 0.0,
         overrides_at: int | None = None,
+        overrides_event: str = "",
     ) -> None:
         """Writes what is decided from now, unless another process wrote a newer revision, known current more lately.
 
@@ -70,23 +103,25 @@ class SnapshotFile:
             revision: of the policies.
             policies: all of them.
             overrides: those that act.
-            local: of these, the ones that were set here and that the store does not have, and when each was set,
-                seconds since the epoch.
+            own: of these, the ones that were set here and that the store does not have.
             age: seconds since this was last known to be current.
             clock_offset: what the source's clock is ahead of this machine's, seconds.
             overrides_at: revision of the store that they were read at; that of the policies where it is no other.
+            overrides_event: the store's last event by then.
 
         Raises:
             OSError: when it cannot be written.
         """
-        current = time.time() - age
+        current, own = time.time() - age, list(own)
         document = {
             "revision": revision,
             "policies": {stored.policy.domain: seal_policy(stored) for stored in policies},
             "overrides": {override.id: seal_override(override) for override in overrides},
-            "local": {override.id: since for override, since in (local or {}).items()},
+            "local": {each.override.id: each.since for each in own},
+            "own": {each.override.id: [each.read_at, each.token, each.lost_at, each.event] for each in own},
             "clock_offset": clock_offset,
             "overrides_at": revision if overrides_at is None else overrides_at,
+            "overrides_event": overrides_event,
         }
         # Of containers that share a folder, each may be process 1.
         scratch = self._path.with_name(f"{self._path.name}.{socket.gethostname()}.{os.getpid()}")
@@ -126,62 +161,50 @@ class SnapshotFile:
             self._touched = time.monotonic()
 
     def load(self) -> Saved:
-        """What was saved.
+        """What was saved, but for the policies.
 
         Raises:
             StoreError: when there is no file, or it cannot be read.
         """
         try:
             age = max(time.time() - self._path.stat().st_mtime, 0.0)
-            document = self._document()
-            policies = [open_policy(envelope, domain, self._check) for domain, envelope in document["policies"].items()]
-            overrides, rejected = open_overrides(document["overrides"])
-            # No store has this head: the first look at one reads everything.
-            cursor = Cursor(int(document["revision"]), "on disk", "0-0")
-            local = frozenset(_local(document))
+            document = json.loads(self._path.read_text(encoding="utf-8"))
             # Routers from before wrote neither.
-            offset, at = float(document.get("clock_offset", 0.0)), int(document.get("overrides_at", cursor.revision))
+            offset = float(document.get("clock_offset", 0.0))
+            at = int(document.get("overrides_at", document["revision"]))
+            event = document.get("overrides_event")
+            found, rejected = open_overrides(document["overrides"])
+            own = {each.override.id: each for each in _own(document, found)}
         except (OSError, *UNREADABLE) as error:
             raise self._unreadable(error) from error
-        return Saved(Contents(cursor, policies, overrides, rejected, offset, overrides_at=at), local, age)
+        is_clock_known = event != ""
+        if event is None:
+            # By then it was so.
+            event = f"{int(max(time.time() - age + offset, 0.0) * 1000)}-0"
+        handed_over = [override for override in found if override.id not in own]
+        return Saved(list(own.values()), handed_over, rejected, at, str(event), offset, is_clock_known, age, document)
 
-    def local(self) -> dict[Override, float]:
-        """The overrides that the store did not have, and when each was set; none of a file that cannot be read."""
+    def contents(self, saved: Saved | None = None) -> Contents:
+        """The policies in what was saved, read before or now, and the overrides that the store had.
+
+        Raises:
+            StoreError: when they cannot be read.
+        """
         try:
-            document = self._document()
-            told, local = document["overrides"], _local(document)
-            found, _ = open_overrides({name: told[name] for name in local if name in told})
-            return {override: local[override.id] for override in found}
-        except FileNotFoundError:
-            return {}
-        except (OSError, *UNREADABLE) as error:
-            log.error("%s; what was set here without the store is lost", self._unreadable(error))
-            return {}
-
-    def handed_over(self) -> tuple[list[Override], int, float]:
-        """The overrides that the store had, its revision, and how long ago that was, seconds; none of a file that
-        cannot be read."""
-        try:
-            age = max(time.time() - self._path.stat().st_mtime, 0.0)
-            document = self._document()
-            local, at = _local(document), int(document.get("overrides_at", document["revision"]))
-            found, _ = open_overrides({name: told for name, told in document["overrides"].items() if name not in local})
-            return [override for override in found if override.revision], at, age
-        except (OSError, *UNREADABLE):
-            # Told by whoever reads what was set here.
-            return [], 0, 0.0
-
-    def _document(self) -> Any:
-        return json.loads(self._path.read_text(encoding="utf-8"))
+            return (saved or self.load()).contents(self._check)
+        except UNREADABLE as error:
+            raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> StoreError:
         return StoreError(f"--snapshot-file: {self._path}: {type(error).__name__}: {error}")
 
 
-def _local(document: Any) -> Mapping[str, float]:
-    """When each override was set that the store did not have; routers from before wrote ids alone, as `waiting` too."""
-    found = document.get("local", document.get("waiting", ()))
-    if isinstance(found, dict):
-        return {str(name): float(since) for name, since in found.items()}
-    # As late as can be: no store was told of them later.
-    return dict.fromkeys(map(str, found), math.inf)
+def _own(document: Any, overrides: Iterable[Override]) -> Iterator[Own]:
+    """The overrides that the store did not have; routers from before wrote ids alone, as `waiting` too."""
+    local, about = document.get("local", document.get("waiting", ())), document.get("own", {})
+    for override in overrides:
+        if override.id in local:
+            # As late as can be: no store was told of them later.
+            since = float(local[override.id]) if isinstance(local, dict) else math.inf
+            read_at, token, lost_at, event = about.get(override.id, (0, new_token(), 0, None))
+            yield Own(override, since, int(read_at), str(token), int(lost_at), event)

@@ -136,7 +136,7 @@ async def test_a_write_that_is_sent_again_is_carried_out_once(store: PolicyStore
     body = seal_override(Override("k", Scope.GLOBAL))
 
     async def send(text: str, token: str) -> int:
-        (revision,) = await store.redis.eval(scripts.OVERRIDE, 4, *keys, "k", text, 1000, token, 0, "")
+        (revision,) = await store.redis.eval(scripts.OVERRIDE, 4, *keys, "k", text, 1000, token, 0, "", 0)
         return int(revision)
 
     first = await send(body, "one")

@@ -117,6 +117,6 @@ async def test_a_file_larger_than_the_store_takes_is_followed_and_saved(tmp_path
         async with job(follower.follow()):
             await until(lambda: os.path.exists(file))
         await store.close()
-    assert [one.policy for one in SnapshotFile(file).load().contents.policies] == [large]
+    assert [one.policy for one in SnapshotFile(file).contents().policies] == [large]
     with pytest.raises(InvalidRequestError, match="the store takes"):
         encode(large)

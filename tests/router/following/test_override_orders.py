@@ -15,11 +15,13 @@ from sparsity.v1 import policy_pb2
 from sparsity_policies.model import Override, Scope, Tier
 from sparsity_policies.storage.contents import Word
 from sparsity_policies.storage.store import PolicyStore
+from sparsity_router.following.known import Read
 from sparsity_router.following.overrides import Overrides
 from sparsity_router.following.siblings import Siblings
 from sparsity_router.services.policy.kill_switch import delete_override
 from sparsity_rpc.errors import NotFoundError, StoreError
 from sparsity_serving.background.ending import end_tasks
+from support.routers.overrides import ENDED, LOST, read
 from support.routers.router import until
 from support.stores.valkey import Valkey
 
@@ -42,7 +44,7 @@ def made(ago: float = 0.0) -> Overrides:
 
 async def delivered(overrides: Overrides, store: PolicyStore) -> None:
     """Has the store get what it is to have, once."""
-    await overrides._give_way(store)
+    await overrides.give_way(store)
     for override in overrides.waiting():
         assert await overrides.write(store, override)
 
@@ -75,7 +77,7 @@ async def test_what_was_read_before_it_was_set_is_no_later_word(store: PolicySto
     overrides = made(120.0)
     await store.put_override(MILD)
     contents = await store.read()
-    overrides.stored(contents.overrides, contents.overrides_at)
+    await overrides.take_up(Read(contents.overrides, contents.overrides_at, contents.overrides_event), store)
     overrides.put(KILL)
     await delivered(overrides, store)
     assert (await store.read()).overrides == overrides.active() == [KILL]
@@ -98,11 +100,11 @@ class Between:
             await after()
         return answer
 
-    async def put_override(self, override: Override, since: float = 0.0) -> Any:
-        return await self._happens(self.store.put_override(override, since))
+    async def put_override(self, override: Override, since: float = 0.0, token: str = "") -> Any:
+        return await self._happens(self.store.put_override(override, since, token))
 
-    async def delete_override(self, override_id: str, revision: int | None = None) -> Any:
-        return await self._happens(self.store.delete_override(override_id, revision))
+    async def delete_override(self, override_id: str, revision: int | None = None, *, anyway: bool = False) -> Any:
+        return await self._happens(self.store.delete_override(override_id, revision, anyway=anyway))
 
 
 async def test_one_that_is_set_while_an_older_one_is_written_is_written_last(store: PolicyStore) -> None:
@@ -174,7 +176,7 @@ async def test_an_end_that_fails_ends_no_switch_that_is_thrown_meanwhile(error: 
     overrides = made()
     overrides.put(MILD)
 
-    async def fails(override_id: str) -> int:
+    async def fails(override_id: str, *, anyway: bool) -> int:
         overrides.put(KILL)
         raise error
 
@@ -190,53 +192,53 @@ def held(*overrides: Override, revision: int) -> list[Override]:
 
 def test_what_a_failover_lost_acts_on_and_is_written_anew() -> None:
     overrides = made()
-    overrides.stored(held(KILL, revision=99), 99)
-    overrides.stored([], 97)
+    read(overrides, held(KILL, revision=99), 99)
+    read(overrides, [], 97, LOST)
     assert overrides.active() == overrides.waiting() == [KILL]
 
 
 def test_what_was_handed_over_and_lost_before_it_was_read_is_written_anew() -> None:
     overrides = made()
-    overrides.stored([], 98)
+    read(overrides, [], 98)
     overrides.put(KILL)
     overrides.hand_over(KILL, 99)
     # After a failover to 97 two others wrote.
-    overrides.stored([], 99)
+    read(overrides, [], 99, LOST)
     assert overrides.active() == overrides.waiting() == [KILL]
 
 
 def test_what_somebody_ended_is_not_taken_for_lost() -> None:
     overrides = made()
-    overrides.stored([], 98)
+    read(overrides, [], 98)
     overrides.put(KILL)
     overrides.hand_over(KILL, 99)
     # A read that was under way, and one of after the end.
-    overrides.stored([], 98)
+    read(overrides, [], 98)
     assert overrides.active() == [KILL]
     assert overrides.waiting() == []
-    overrides.stored([], 100)
+    read(overrides, [], 100, ENDED)
     assert overrides.active() == overrides.waiting() == []
 
 
 def test_an_end_from_before_a_failover_hides_nothing_from_after_it() -> None:
     overrides = made()
-    overrides.stored(held(MILD, revision=90), 99)
+    read(overrides, held(MILD, revision=90), 99)
     overrides.end("k")
-    overrides.stored([], 97)
-    overrides.stored(held(KILL, revision=98), 98)
+    read(overrides, [], 97)
+    read(overrides, held(KILL, revision=98), 98)
     assert overrides.active() == [KILL]
 
 
 def test_a_switch_acts_on_when_a_store_that_is_behind_has_it() -> None:
     overrides = made()
-    overrides.stored([], 50)
+    read(overrides, [], 50)
     overrides.put(KILL)
     overrides.hand_over(KILL, 11)
     assert overrides.active() == [KILL]
     # A read that began before it, and one of after it.
-    overrides.stored([], 10)
+    read(overrides, [], 10)
     assert overrides.active() == [KILL]
-    overrides.stored(held(KILL, revision=11), 11)
+    read(overrides, held(KILL, revision=11), 11)
     assert overrides.active() == [KILL]
 
 
@@ -244,7 +246,7 @@ def test_a_switch_acts_on_when_a_store_that_is_behind_has_it() -> None:
 def test_a_late_answer_replaces_nothing_denser(there: Override, acts: Override) -> None:
     overrides = made()
     overrides.put(MILD if there == KILL else KILL)
-    overrides.stored(held(there, revision=7), 7)
+    read(overrides, held(there, revision=7), 7)
     overrides.hand_over(MILD if there == KILL else KILL, 6)
     assert overrides.active() in ([there], [acts])
 
@@ -252,50 +254,47 @@ def test_a_late_answer_replaces_nothing_denser(there: Override, acts: Override) 
 def test_lost_numbers_that_were_given_again_hide_no_loss() -> None:
     other = replace(MILD, id="z")
     overrides = made()
-    overrides.stored(held(KILL, revision=40), 40)
-    overrides.stored(held(other, revision=40), 40)
+    read(overrides, held(KILL, revision=40), 40)
+    read(overrides, held(other, revision=40), 40, LOST)
     assert {override.id for override in overrides.active()} == {"k", "z"}
     back = made()
-    back.stored(held(KILL, revision=40), 42)
-    back.stored(held(other, revision=40), 40)
+    read(back, held(KILL, revision=40), 42)
+    read(back, held(other, revision=40), 40, LOST)
     assert {override.id for override in back.active()} == {"k", "z"}
 
 
 def test_a_loss_is_published_though_the_same_acts() -> None:
     published: list[int] = []
     overrides = Overrides(lambda: published.append(1))
-    overrides.stored(held(KILL, revision=40), 50)
+    read(overrides, held(KILL, revision=40), 50)
     count = len(published)
-    overrides.stored([], 0)
+    read(overrides, [], 0, LOST)
     assert (len(published), overrides.waiting()) == (count + 1, [KILL])
 
 
 def test_an_end_at_an_emptied_store_is_not_undone() -> None:
     overrides = made()
-    overrides.stored(held(KILL, revision=40), 50)
+    read(overrides, held(KILL, revision=40), 50)
     assert overrides.end("k")
-    overrides.stored([], 0)
+    read(overrides, [], 0)
     assert overrides.active() == overrides.waiting() == []
 
 
 async def test_what_was_ended_since_a_failover_is_not_written_anew_by_who_reads_late(store: PolicyStore) -> None:
     overrides = made()
-    overrides.stored(held(KILL, revision=40), 50)
-    overrides._read_time -= 60.0
+    overrides.stored(Read(held(KILL, revision=40), 50, f"{int((time.time() - 1.0) * 1000)}-0"))
     await store.put_override(KILL)
     await store.delete_override("k")
     contents = await store.read()
-    overrides.stored(contents.overrides, contents.overrides_at)
-    assert overrides.active() == [KILL]
-    await overrides._give_way(store)
-    assert overrides.active() == []
+    await overrides.take_up(Read(contents.overrides, contents.overrides_at, contents.overrides_event), store)
+    assert overrides.active() == overrides.waiting() == []
 
 
 async def test_a_milder_one_that_was_set_after_a_denser_was_read_is_a_later_word(store: PolicyStore) -> None:
     overrides = made()
     await store.put_override(KILL)
     contents = await store.read()
-    overrides.stored(contents.overrides, contents.overrides_at)
+    await overrides.take_up(Read(contents.overrides, contents.overrides_at, contents.overrides_event), store)
     overrides.put(MILD)
     await delivered(overrides, store)
     assert (await store.read()).overrides == overrides.active() == [MILD]
@@ -304,10 +303,10 @@ async def test_a_milder_one_that_was_set_after_a_denser_was_read_is_a_later_word
 async def test_what_is_set_again_and_again_is_written_once_each(store: PolicyStore) -> None:
     overrides, writes = made(), []
 
-    async def put(override: Override, since: float) -> int:
+    async def put(override: Override, since: float, token: str) -> int:
         writes.append(override)
         await asyncio.sleep(0.02)
-        return await store.put_override(override, since)
+        return await store.put_override(override, since, token)
 
     asked: Any = SimpleNamespace(put_override=put, delete_override=store.delete_override)
     ways = [replace(KILL, reason=f"{number}") for number in range(10)]
@@ -331,7 +330,7 @@ async def test_what_a_store_holds_unreadably_is_not_written_back(store: PolicySt
         return Word(unreadable, is_later=True)
 
     asked: Any = SimpleNamespace(word_on=word_on)
-    await overrides._give_way(asked)
+    await overrides.give_way(asked)
     assert overrides.waiting() == []
     assert overrides.active() == [unreadable]
 

@@ -17,13 +17,16 @@ from sparsity_policies.storage.contents import Asked, Contents, Cursor, Delta, W
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_router.config import RouterConfig
 from sparsity_router.following import guards
+from sparsity_router.following.acting import KILL_SWITCH_ID
 from sparsity_router.following.follower import PolicyFollower
 from sparsity_router.following.guards import GuardMonitor, override_id
-from sparsity_router.following.overrides import KILL_SWITCH_ID, Change, Overrides
+from sparsity_router.following.overrides import Overrides
+from sparsity_router.following.own import Change, Own
 from sparsity_router.following.snapshot_file import SnapshotFile
 from sparsity_router.following.windows import MIN_SAMPLES
 from sparsity_rpc.errors import StoreError
 from support.fault_proxy import FaultProxy
+from support.routers.overrides import ENDED, LOST, read
 from support.routers.router import running, until
 from support.stores.snapshots import stored
 from support.stores.valkey import Valkey
@@ -49,37 +52,37 @@ def acts(overrides: Overrides) -> bool:
 
 def test_one_that_is_set_again_under_its_id_acts_although_nobody_saw_it_gone() -> None:
     overrides, _ = made()
-    overrides.stored([at(5)], 5)
+    read(overrides, [at(5)], 5)
     assert overrides.end("k", 6)
     assert not acts(overrides)
     # A read from before the end says nothing new; one from after it does.
-    overrides.stored([at(5)], 5)
+    read(overrides, [at(5)], 5)
     assert not acts(overrides)
-    overrides.stored([at(7)], 7)
+    read(overrides, [at(7)], 7)
     assert acts(overrides)
 
 
 def test_an_old_read_blanks_no_live_switch() -> None:
     overrides, told = made()
-    overrides.stored([], 10)
+    read(overrides, [], 10)
     overrides.put(KILL)
     overrides.hand_over(KILL, 11)
-    overrides.stored([], 10)
-    overrides.stored([at(11)], 11)
+    read(overrides, [], 10)
+    read(overrides, [at(11)], 11)
     assert told == [["k"]]
-    overrides.stored([], 12)
+    read(overrides, [], 12, ENDED)
     assert not acts(overrides)
 
 
 def test_an_end_that_the_store_told_of_late_ends_what_came_before_only() -> None:
     overrides, _ = made()
-    overrides.stored([at(3)], 4)
+    read(overrides, [at(3)], 4)
     # The store, asked, had none: what the last read has is gone.
     assert overrides.end("k")
     assert not acts(overrides)
-    overrides.stored([at(3)], 4)
+    read(overrides, [at(3)], 4)
     assert not acts(overrides)
-    overrides.stored([at(6)], 6)
+    read(overrides, [at(6)], 6)
     assert acts(overrides)
     assert not overrides.end("unknown")
 
@@ -93,7 +96,7 @@ def test_what_is_handed_over_after_it_was_ended_stays_ended() -> None:
     overrides.hand_over(KILL, 7)
     assert acts(overrides)
     # However far a failover set the store back, an operator can end it.
-    overrides.stored([], 1)
+    read(overrides, [], 1, LOST)
     assert acts(overrides)
     overrides.end("k")
     assert not acts(overrides)
@@ -116,6 +119,7 @@ class Slow:
     def __init__(self) -> None:
         self.overrides: list[Override] = []
         self.revision, self.said = 1, float("inf")
+        self.ended: set[str] = set()
         self.go = asyncio.Event()
         self.go.set()
 
@@ -130,9 +134,12 @@ class Slow:
     async def wait(self, cursor: Cursor, seconds: float) -> None:
         await asyncio.sleep(0.01)
 
+    def resume(self, saved: Contents, age: float) -> bool:
+        return False
+
     async def word_on(self, asked: Asked) -> Word:
         there = [override for override in self.overrides if override.id == asked.id]
-        return Word(there[0] if there else None, bool(there) and self.said >= asked.since)
+        return Word(there[0] if there else None, (bool(there) and self.said >= asked.since) or asked.id in self.ended)
 
 
 async def test_a_read_that_was_under_way_leaves_a_kill_switch_alone() -> None:
@@ -173,7 +180,7 @@ async def restarted(folder: Path, *overrides: Override) -> tuple[PolicyFollower,
     """A router that was ended while the store was away and overrides acted, and started again."""
     source, file = Returning(), SnapshotFile(folder / "policies.json")
     before = Overrides(lambda: None)
-    before.stored(overrides, 1)
+    read(before, overrides, 1)
     before.kill()
     file.save(1, [], before.active(), before.local())
     follower = PolicyFollower(source, ttl=300.0, disk=file)
@@ -236,7 +243,7 @@ async def test_what_the_store_was_told_of_since_holds_after_a_restart(
         await store.put_override(KILL)
         await store.delete_override("k")
         # As a router has it that was ended before it could write that the store had the override.
-        local = {KILL: time.time() + since} if since is not None else {}
+        local = [Own(KILL, time.time() + since, token="t")] if since is not None else []
         file.save(1, [], [KILL], local)
         if since is None:
             path = tmp_path / "policies.json"
@@ -270,8 +277,8 @@ async def test_an_older_one_of_an_outage_takes_no_newer_ones_place() -> None:
 async def test_a_store_that_went_back_over_a_restart_ends_nothing(tmp_path: Path, revision: int, *, acts: bool) -> None:
     """What the store had by the file acts on where it has lost it, and not where somebody ended it."""
     file, source = SnapshotFile(tmp_path / "policies.json"), Returning()
-    file.save(50, [], [at(40)], {}, overrides_at=50)
-    source.away, source.revision = False, revision
+    file.save(50, [], [at(40)], overrides_at=50)
+    source.away, source.revision, source.ended = False, revision, set() if acts else {"k"}
     follower = PolicyFollower(source, ttl=300.0, disk=file)
     await follower.start()
     assert [override.id for override in follower.snapshot.overrides] == (["k"] if acts else [])
@@ -285,7 +292,7 @@ async def test_files_of_routers_from_before_have_what_no_store_had(tmp_path: Pat
     path = tmp_path / "policies.json"
     local = json.loads(path.read_text())["local"]
     path.write_text(path.read_text().replace(f'"local": {json.dumps(local)}', '"waiting": ["k"]'))
-    assert [override.id for override in file.local()] == ["k"]
+    assert [own.override.id for own in file.load().own] == ["k"]
 
 
 async def test_what_the_store_held_unreadably_is_not_written_back_to_it(tmp_path: Path) -> None:
@@ -304,7 +311,7 @@ class Store:
         self.away = away
         self.deleted: list[str] = []
 
-    async def put_override(self, override: Override, since: float) -> int:
+    async def put_override(self, override: Override, since: float, token: str) -> int:
         if self.away:
             raise StoreError("away")
         self.overrides.end(override.id, 0)

@@ -21,7 +21,7 @@ from sparsity_policies.documents.document import parse_policy
 from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.documents.yamlfile import dump_yaml
 from sparsity_policies.model import DetectionMode, Override, Policy, Scope, StoredPolicy, Tier
-from sparsity_policies.storage.contents import Contents, Cursor, Delta
+from sparsity_policies.storage.contents import Asked, Contents, Cursor, Delta, Word
 from sparsity_policies.storage.folder import PolicyFolder
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_router.config import RouterConfig
@@ -156,6 +156,12 @@ class Source:
         await asyncio.sleep(0.01)
         if self.away:
             raise StoreError("away")
+
+    async def word_on(self, asked: Asked) -> Word:
+        return Word(None, is_later=False)
+
+    def resume(self, saved: Contents, age: float) -> bool:
+        return False
 
 
 async def test_the_sources_clock_is_used() -> None:
@@ -376,7 +382,7 @@ async def test_nothing_waits_for_a_slow_disk(tmp_path: Path, monkeypatch: pytest
 
     async def saved() -> bool:
         path = tmp_path / "snapshot.json"
-        return path.exists() and SnapshotFile(path).load().contents.cursor.revision == 2
+        return path.exists() and SnapshotFile(path).contents().cursor.revision == 2
 
     await until(saved)
     following.cancel()
@@ -513,7 +519,7 @@ async def test_a_change_is_on_disk_although_the_store_went_away_at_once(tmp_path
         assert await follower.reached(2, 5.0)
 
     async def saved() -> bool:
-        return file.load().contents.cursor.revision == 2
+        return file.contents().cursor.revision == 2
 
     await until(saved)
     following.cancel()
@@ -523,16 +529,16 @@ def test_a_slower_process_does_not_put_back_what_a_faster_one_has_written(tmp_pa
     fast, slow = (SnapshotFile(tmp_path / "policies.json") for _ in range(2))
     fast.save(11, [], [], age=0.5)
     slow.save(10, [], [Override("k", Scope.GLOBAL)], age=1.0)
-    assert fast.load().contents.cursor.revision == 11
+    assert fast.contents().cursor.revision == 11
     assert {path.name for path in tmp_path.iterdir()} == {"policies.json", "policies.json.lock"}
     # The same revision with an override, and a store that began anew, are written.
     slow.save(11, [], [Override("k", Scope.GLOBAL)], age=1.0)
-    assert [override.id for override in fast.load().contents.overrides] == ["k"]
+    assert [override.id for override in fast.contents().overrides] == ["k"]
     slow.save(1, [], [], age=0.0)
-    assert fast.load().contents.cursor.revision == 1
+    assert fast.contents().cursor.revision == 1
     (tmp_path / "policies.json").write_text("garbage")
     slow.save(2, [], [], age=9.0)
-    assert fast.load().contents.cursor.revision == 2
+    assert fast.contents().cursor.revision == 2
 
 
 async def test_an_override_set_in_an_outage_survives_a_restart_and_reaches_the_store(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from sparsity_policies.storage.folder import PolicyFolder
 from sparsity_policies.threads import BUILDS
 from sparsity_router.config import RouterConfig
 from sparsity_router.following import saving
+from sparsity_router.following.acting import KILL_SWITCH_ID
 from sparsity_router.following.follower import PolicyFollower
-from sparsity_router.following.overrides import KILL_SWITCH_ID
 from sparsity_router.following.snapshot_file import SnapshotFile
 from sparsity_serving.background.ending import end_tasks
 from support.routers.router import running, until

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 from sparsity.v1 import policy_pb2
 from sparsity_router.config import RouterConfig
-from sparsity_router.following.overrides import KILL_SWITCH_ID
+from sparsity_router.following.acting import KILL_SWITCH_ID
 from sparsity_router.following.snapshot_file import SnapshotFile
 from sparsity_router.server import serve
 from sparsity_rpc.errors import ConfigurationError, StoreError

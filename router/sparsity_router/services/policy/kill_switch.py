@@ -12,7 +12,7 @@ from sparsity_policies.wire import override_from_wire, override_to_wire
 from sparsity_rpc.errors import InvalidRequestError, NotFoundError, OverloadedError, StoreError
 from sparsity_serving.bounds import MAX_OVERRIDES, seconds_of
 
-from sparsity_router.following.overrides import KILL_SWITCH_ID
+from sparsity_router.following.acting import KILL_SWITCH_ID
 from sparsity_router.services.policy.state import PolicyState
 
 _LONGEST = 10 * 366 * 86_400.0
@@ -81,17 +81,19 @@ async def delete_override(
     """Ends an override: in the store first, so that no replica keeps what another has ended."""
     overrides = state.follower.overrides
     own = overrides.own(request.id)
+    acts = any(override.id == request.id for override in overrides.active())
     try:
         if state.store is None:
             raise NotFoundError(f"override {request.id!r} does not exist")
-        revision = await state.store.delete_override(request.id)
+        # Where the store has lost one that acts, the other routers that hold it are told of the end.
+        revision = await state.store.delete_override(request.id, anyway=acts)
     except NotFoundError:
         # One that was set while the store was asked is another.
         if overrides.own(request.id) is not own or not overrides.end(request.id):
             raise
     except StoreError:
-        # One that was set here while the store was away, or by signal, never reached it.
-        if own is None or overrides.own(request.id) is not own:
+        # One that was set here while the store was away, or by signal, never reached it; another may be there.
+        if own is None or overrides.own(request.id) is not own or overrides.is_in_store(request.id):
             raise
         overrides.end(request.id, 0)
     else:
