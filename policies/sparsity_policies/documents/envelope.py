@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from sparsity_rpc.errors import InvalidRequestError
 
-from sparsity_policies.documents.document import Check, body_of, is_text, parse_policy
+from sparsity_policies.documents.document import Check, body_of, is_text, parse_policy, unchecked
 from sparsity_policies.documents.validate import check_policy
 from sparsity_policies.model import Override, Scope, StoredPolicy, Tier
 
@@ -43,6 +44,17 @@ def open_policy(envelope: str, domain: str, check: Check = check_policy) -> Stor
         str(outer["reason"]),
         bool(outer.get("deleted", False)),
     )
+
+
+def readable(domain: str, envelopes: Iterable[str]) -> list[StoredPolicy]:
+    """Those of a domain's policy that can be read; what they say is not checked."""
+    found = []
+    for envelope in envelopes:
+        try:
+            found.append(open_policy(envelope, domain, unchecked))
+        except UNREADABLE:
+            continue
+    return found
 
 
 def _fields(text: str) -> Any:

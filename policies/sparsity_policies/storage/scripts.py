@@ -94,8 +94,10 @@ return {revision, clock}
 
 # KEYS: overrides, revision, events, head. ARGV: id, body or "" to delete, stream length, a token of the write,
 # milliseconds since the epoch at which it was said or 0 for now, revision of the one that is to be deleted or "",
-# "1" to keep the word of an end where there is none to delete: others may hold what this store has lost.
-# Returns {revision} or {0} if absent. Those that ran out a minute ago, by every router's clock, go with any write.
+# "1" to keep the word of an end where there is none to delete: others may hold what this store has lost; revision that
+# was known when it was said. Returns {revision}, {0} if absent, or {-1} where one that was said later, and that was not
+# known, caps as much: what was given up may come late. Those that ran out a minute ago, by every router's clock, go
+# with any write.
 OVERRIDE: Final = (
     _NEXT
     + _CLOCK
@@ -110,9 +112,24 @@ for _, id in ipairs(redis.call('HKEYS', KEYS[1])) do
   if ends and ends + 60 < tonumber(clock) then redis.call('HDEL', KEYS[1], id) end
 end
 local revision = next_revision(KEYS[2])
+local ok, known = pcall(cjson.decode, redis.call('HGET', KEYS[1], ARGV[1]) or '')
+local present = ok and type(known) == 'table' and known.revision
+if ARGV[2] ~= '' and present and present > tonumber(ARGV[8]) then
+  local fresh = cjson.decode(ARGV[2])
+  local place = known.scope == 'global' or (known.scope == fresh.scope and known.target == fresh.target)
+  local ends, wanted = tonumber(known.expire_time) or math.huge, tonumber(fresh.expire_time) or math.huge
+  if place and known.max_tier <= fresh.max_tier and ends >= wanted then
+    for _, event in ipairs(redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 100)) do
+      if event[2][1] == 'override' and event[2][2] == ARGV[1] then
+        local said = tonumber(event[2][8] or 0)
+        if said == 0 then said = tonumber(string.match(event[1], '^%d+')) end
+        if ARGV[5] ~= '0' and said > tonumber(ARGV[5]) then return {-1} end
+        break
+      end
+    end
+  end
+end
 if ARGV[2] == '' then
-  local ok, known = pcall(cjson.decode, redis.call('HGET', KEYS[1], ARGV[1]) or '')
-  local present = ok and type(known) == 'table' and known.revision
   if ARGV[6] ~= '' and present ~= tonumber(ARGV[6]) then return {0} end
   if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 and ARGV[7] ~= '1' then return {0} end
 else

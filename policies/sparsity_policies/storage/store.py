@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from sparsity_rpc.errors import ConflictError, NotFoundError, StoreError
 
 from sparsity_policies.documents.document import Check, encode, unchecked
-from sparsity_policies.documents.envelope import UNREADABLE, open_overrides, open_policy, seal_override
+from sparsity_policies.documents.envelope import UNREADABLE, open_overrides, open_policy, readable, seal_override
 from sparsity_policies.documents.validate import check_policy
 from sparsity_policies.model import Override, Policy, StoredPolicy
 from sparsity_policies.storage import scripts, words
@@ -200,7 +200,7 @@ class PolicyStore:
             with self._errors():
                 entries = await self.redis.xrevrange(scripts.history(domain), newest, "-", count=asked)
             envelopes = [str(fields.get("envelope", "")) for _, fields in entries]
-            found += await DRAFTS.run(_readable, domain, envelopes)
+            found += await DRAFTS.run(readable, domain, envelopes)
             if len(entries) < asked:
                 return History(found, None)
             size, count, newest = size + sum(map(len, envelopes)), count - asked, f"({entries[-1][0]}"
@@ -237,15 +237,23 @@ class PolicyStore:
         """Nothing goes on without the server."""
         return False
 
-    async def put_override(self, override: Override, since: float = 0.0, token: str = "") -> int:
+    async def put_override(self, override: Override, since: float = 0.0, token: str = "", read_at: int = 0) -> int:
         """Sets an override and returns the store's new revision.
 
         Args:
             override: to set.
             since: when it was said, seconds since the epoch by the store's clock; 0 is now.
             token: of this write, which is carried out once, however often it is sent.
+            read_at: revision of the store that was known when it was said.
+
+        Raises:
+            ConflictError: when one that was said later, and that was not known then, caps as much.
         """
-        return await self._override(override.id, seal_override(override), token=token, since=since, more=("", 0))
+        told = ("", 0, read_at)
+        revision = await self._override(override.id, seal_override(override), token=token, since=since, more=told)
+        if revision < 0:
+            raise ConflictError(f"override {override.id!r}: one that was set later caps as much")
+        return revision
 
     async def delete_override(self, override_id: str, revision: int | None = None, *, anyway: bool = False) -> int:
         """Ends an override and returns the store's new revision.
@@ -258,7 +266,7 @@ class PolicyStore:
         Raises:
             NotFoundError: when there is none.
         """
-        ended = await self._override(override_id, "", more=("" if revision is None else revision, int(anyway)))
+        ended = await self._override(override_id, "", more=("" if revision is None else revision, int(anyway), 0))
         if not ended:
             raise NotFoundError(f"override {override_id!r} does not exist")
         return ended
@@ -274,17 +282,6 @@ class PolicyStore:
         about = (scripts.EVENTS_KEPT, token or uuid.uuid4().hex[:16], words.milliseconds(since))
         answer = await self._acknowledged(scripts.OVERRIDE, keys, *told, *about, *more)
         return int(answer[0])
-
-
-def _readable(domain: str, envelopes: Iterable[str]) -> list[StoredPolicy]:
-    """Those of a domain's policy that can be read."""
-    found = []
-    for envelope in envelopes:
-        try:
-            found.append(open_policy(envelope, domain, unchecked))
-        except UNREADABLE:
-            continue
-    return found
 
 
 def _pairs(flat: Any) -> dict[str, str]:

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 from sparsity_policies.model import Override
 from sparsity_policies.storage.contents import Asked, PolicySource, Word
 from sparsity_policies.storage.store import PolicyStore
-from sparsity_rpc.errors import NotFoundError, StoreError
+from sparsity_rpc.errors import ConflictError, NotFoundError, StoreError
 
 from sparsity_router.following.acting import ActingOverrides
 from sparsity_router.following.known import Read
@@ -97,9 +97,14 @@ class Overrides(ActingOverrides):
         override = own.override
         self._tried.add(own.token)
         try:
-            revision = await store.put_override(override, own.since, own.token)
+            revision = await store.put_override(override, own.since, own.token, own.read_at)
         except StoreError:
             return False
+        except ConflictError:
+            self._tried.discard(own.token)
+            with contextlib.suppress(StoreError):
+                await self.give_way(store)
+            return self.own(override.id) is not own
         self._tried.discard(own.token)
         if any(active.id == override.id for active in self.active()):
             # Where it was set anew meanwhile that acts on, and is written next.

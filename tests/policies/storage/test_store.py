@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import replace
 
 import pytest
 from sparsity_policies.documents.envelope import seal_override
@@ -120,6 +121,27 @@ async def test_the_last_word_on_an_override_is_told_by_when_it_was_said(store: P
     assert await store.word_on(Asked("k", before)) == Word(override, is_later=False)
 
 
+async def test_a_write_that_was_given_up_and_comes_late_takes_no_denser_ones_place(store: PolicyStore) -> None:
+    kill = Override("k", Scope.DOMAIN, "rag", Tier.DENSE)
+    mild, now = replace(kill, max_tier=Tier.MODERATE), time.time()
+    known = await store.put_override(kill, now)
+    with pytest.raises(ConflictError, match="set later"):
+        await store.put_override(mild, now - 1.0)
+    assert (await store.read()).overrides == [kill]
+    # What nobody said later, what was known, and what caps more or for longer, is written.
+    for override, since, read_at in (
+        (mild, now + 1.0, 0),
+        (mild, now - 1.0, known + 1),
+        (kill, now - 1.0, 0),
+        (replace(kill, scope=Scope.GLOBAL, target=""), now - 1.0, 0),
+    ):
+        await store.put_override(override, since, read_at=read_at)
+        assert (await store.read()).overrides == [override]
+    timed = replace(kill, expire_time=time.time() + 60.0, scope=Scope.GLOBAL, target="")
+    with pytest.raises(ConflictError):
+        await store.put_override(timed, now - 2.0)
+
+
 async def test_only_the_override_that_is_meant_is_ended(store: PolicyStore) -> None:
     first = await store.put_override(Override("k", Scope.GLOBAL))
     second = await store.put_override(Override("k", Scope.GLOBAL))
@@ -136,7 +158,7 @@ async def test_a_write_that_is_sent_again_is_carried_out_once(store: PolicyStore
     body = seal_override(Override("k", Scope.GLOBAL))
 
     async def send(text: str, token: str) -> int:
-        (revision,) = await store.redis.eval(scripts.OVERRIDE, 4, *keys, "k", text, 1000, token, 0, "", 0)
+        (revision,) = await store.redis.eval(scripts.OVERRIDE, 4, *keys, "k", text, 1000, token, 0, "", 0, 0)
         return int(revision)
 
     first = await send(body, "one")

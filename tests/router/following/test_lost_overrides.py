@@ -357,3 +357,12 @@ async def test_a_word_is_the_same_later_or_older_by_the_event_that_was_known(pla
     assert await place.store.word_on(Asked("k", revision=first, event=later)) == Word(MILD, is_later=True)
     assert await place.store.word_on(Asked("k", revision=9, event=later)) == Word(MILD, is_later=False)
     assert await place.store.word_on(Asked("none", revision=0, event="")) == Word(None, is_later=False)
+
+
+async def test_one_that_somebody_threw_while_a_milder_one_was_on_its_way_holds(place: Place) -> None:
+    overrides = made()
+    overrides.put(MILD)
+    await place.store.put_override(KILL)
+    assert await overrides.write(place.store, MILD)
+    assert await place.holds() == overrides.active() == [KILL]
+    assert overrides.waiting() == []

@@ -100,8 +100,8 @@ class Between:
             await after()
         return answer
 
-    async def put_override(self, override: Override, since: float = 0.0, token: str = "") -> Any:
-        return await self._happens(self.store.put_override(override, since, token))
+    async def put_override(self, override: Override, since: float = 0.0, *told: Any) -> Any:
+        return await self._happens(self.store.put_override(override, since, *told))
 
     async def delete_override(self, override_id: str, revision: int | None = None, *, anyway: bool = False) -> Any:
         return await self._happens(self.store.delete_override(override_id, revision, anyway=anyway))
@@ -303,10 +303,10 @@ async def test_a_milder_one_that_was_set_after_a_denser_was_read_is_a_later_word
 async def test_what_is_set_again_and_again_is_written_once_each(store: PolicyStore) -> None:
     overrides, writes = made(), []
 
-    async def put(override: Override, since: float, token: str) -> int:
+    async def put(override: Override, since: float, *told: Any) -> int:
         writes.append(override)
         await asyncio.sleep(0.02)
-        return await store.put_override(override, since, token)
+        return await store.put_override(override, since, *told)
 
     asked: Any = SimpleNamespace(put_override=put, delete_override=store.delete_override)
     ways = [replace(KILL, reason=f"{number}") for number in range(10)]

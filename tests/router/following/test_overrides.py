@@ -311,7 +311,7 @@ class Store:
         self.away = away
         self.deleted: list[str] = []
 
-    async def put_override(self, override: Override, since: float, token: str) -> int:
+    async def put_override(self, override: Override, since: float, *told: Any) -> int:
         if self.away:
             raise StoreError("away")
         self.overrides.end(override.id, 0)
