@@ -166,6 +166,16 @@ async def test_a_property_may_be_called_what_holds_expressions_elsewhere() -> No
     await check_wishes(held_to(json_schema=named), in_engine(held_to(json_schema=named)), CAUTIOUS)
     free = asked(chat=worker_pb2.ChatParsing(tools=[inference_pb2.Tool(name="f", parameters=PATTERN)]))
     await check_wishes(free, in_engine(free), CAUTIOUS)
+    # Of a choice by name the engine gets that tool alone.
+    both = [
+        inference_pb2.Tool(name="f", parameters=PATTERN, strict=True),
+        inference_pb2.Tool(name="g", parameters=named),
+    ]
+    chosen = asked(chat=worker_pb2.ChatParsing(tools=both, tool_choice=inference_pb2.ToolChoice(name="g")))
+    await check_wishes(chosen, in_engine(chosen), CAUTIOUS)
+    chosen.chat.tool_choice.name = "f"
+    with pytest.raises(InvalidRequestError, match=r"chat\.tools\[0\]\.parameters"):
+        await check_wishes(chosen, in_engine(chosen), CAUTIOUS)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,8 @@ async def check_wishes(
         await asyncio.to_thread(check_grammar, sampling.response_format, expressions=engine.expressions)
     elif demanded(chat.tool_choice) or any(tool.strict for tool in chat.tools):
         for number, tool in enumerate(chat.tools):
-            if tool.parameters:
+            # Of a choice by name the engine gets that one alone.
+            if tool.parameters and chat.tool_choice.name in ("", tool.name):
                 field = f"chat.tools[{number}].parameters"
                 await asyncio.to_thread(check_schema, field, tool.parameters, expressions=engine.expressions)
 
