@@ -81,7 +81,7 @@ async def delete_override(
     """Ends an override: in the store first, so that no replica keeps what another has ended."""
     overrides = state.follower.overrides
     own = overrides.own(request.id)
-    acts = any(override.id == request.id for override in overrides.active())
+    acts = request.id != KILL_SWITCH_ID and any(known.id == request.id for known in overrides.active())
     try:
         if state.store is None:
             raise NotFoundError(f"override {request.id!r} does not exist")
