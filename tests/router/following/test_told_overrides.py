@@ -31,7 +31,7 @@ def test_an_older_one_that_is_heard_late_takes_no_later_ones_place(tmp_path: Pat
     (first, one), (second, two) = process(tmp_path), process(tmp_path)
     first.put(MILD)
     second.put(KILL)
-    for siblings in (one, two):
+    for siblings in (two, one):
         siblings.look()
     assert first.active() == second.active() == [KILL]
 
