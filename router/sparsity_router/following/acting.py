@@ -55,7 +55,7 @@ class ActingOverrides:
     def stored(self, read: Read, words: Mapping[Asked, Word | None] = _NO_WORDS) -> None:
         """Takes up what the store held, with its word on what is doubtful; without one an override acts on."""
         before, went_back, now = self.active(), read.revision < self._known.read_at, self._now()
-        lost = self._known.take(read, words, now)
+        lost = self._known.adopt(read, words, now)
         if lost:
             log.warning("the store has lost overrides %s, which act on and are written anew", ", ".join(lost))
         if went_back:

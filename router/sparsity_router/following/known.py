@@ -91,7 +91,7 @@ class Known:
                 continue
             yield Asked(name, revision=seen.revision, event=seen.event)
 
-    def take(self, read: Read, words: Mapping[Asked, Word | None], now: float) -> dict[str, Seen]:
+    def adopt(self, read: Read, words: Mapping[Asked, Word | None], now: float) -> dict[str, Seen]:
         """Takes a read up, and gives what the store has lost.
 
         Args:
