@@ -245,7 +245,7 @@ async def test_what_does_not_compile_together_is_held_and_everything_else_is_tak
         assert (follower.snapshot.revision, follower.lag, follower.waits) == (source.revision, 0.0, 0.0)
 
     # In one look: two that are good, one that is too much in the place of a good one, and one that is too much at all.
-    await edit(heavy("a", 3, "moderate"), heavy("b", 9, "moderate"), heavy("c", 4, "moderate"), heavy("d", 20))
+    await edit(heavy("a", 3, "moderate"), heavy("b", 12, "moderate"), heavy("c", 4, "moderate"), heavy("d", 20))
     assert follower.snapshot.rejected == ("b", "d")
     assert tiers(follower) == {"a": "moderate", "b": "dense", "c": "moderate"}
     assert follower.snapshot.scanner.scan("secret c 3, secret b 8, secret b 2").domains == {"b", "c"}
