@@ -8,8 +8,10 @@ from typing import Any
 
 import line_coverage
 import pytest
+import yaml
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "developing.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "developing.md"
 
 
 def file(statements: int, missing: int) -> dict[str, Any]:
@@ -26,6 +28,14 @@ REPORT = {
 def test_the_page_says_the_share_that_is_held() -> None:
     (said,) = re.findall(r"(?m)^make coverage .*; below ([\d.]+) % of them it fails$", PAGE.read_text(encoding="utf-8"))
     assert float(said) == line_coverage.least()
+
+
+def test_a_share_is_held_at_each_change() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yaml").read_text(encoding="utf-8"))
+    # YAML takes the key for a word of truth.
+    assert "pull_request" in workflow[True]
+    assert "make coverage" in [step.get("run") for job in workflow["jobs"].values() for step in job["steps"]]
+    assert line_coverage.least() > 0
 
 
 def test_the_report_tells_packages_and_what_was_left_out() -> None:
