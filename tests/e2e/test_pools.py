@@ -9,24 +9,15 @@ import threading
 from pathlib import Path
 
 import pytest
-import yaml
-from e2e.conftest import START_SECONDS
+from e2e.conftest import START_SECONDS, small_model
 from sparsity_router.prompts.corpus import excerpt
 from support.routers.embedded import embedded
-from support.tiny import tiny_weights
-from support.workers.profiles import moderate_document, profile_document
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 
 def test_the_demo_gets_every_tier_right_and_another_pool_serves_when_a_worker_is_killed(tmp_path: Path) -> None:
-    model = tiny_weights(tmp_path / "model", positions=32_768, head_dim=16)
-    own = ["--model", str(model)]
-    for document in (moderate_document(), profile_document()):
-        path = tmp_path / f"{document['tier']}.yaml"
-        path.write_text(yaml.safe_dump(document))
-        own += ["--profile", str(path)]
-    with embedded(tmp_path, "--pools", *own, seconds=START_SECONDS) as service:
+    with embedded(tmp_path, "--pools", *small_model(tmp_path), seconds=START_SECONDS) as service:
         rows = {row["tier"]: row for row in service.json("status")["workers"]}
         assert rows["TIER_DENSE"]["backend"] == "torch_native"
         for tier in ("TIER_MODERATE", "TIER_AGGRESSIVE"):

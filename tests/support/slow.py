@@ -8,6 +8,7 @@ from __future__ import annotations
 SLOW = {
     "tests/e2e/test_pools.py": "starts an engine for each tier, and one anew",
     "tests/e2e/test_system.py": "starts an engine, once for all tests",
+    "tests/e2e/test_small_system.py": "starts an engine, once for all tests, and one anew",
     "tests/worker/test_real_engine.py": "starts two engines, one of two ranks in Triton's interpreter",
     "tests/worker/nodes/test_two_nodes.py": "starts an engine of two ranks three times: on one node, and twice on two",
     "tests/deploy/test_pods.py": "starts the chart's pods on this machine, engines among them",
@@ -65,7 +66,7 @@ SLOW = {
 
 
 # The first so many have several processes of some gigabytes each: one file after the other, whatever runs beside them.
-ENGINES = 7
+ENGINES = 8
 
 
 def rank(test: str) -> int:
