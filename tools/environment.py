@@ -104,7 +104,7 @@ class Pip:
             verb, _, what = line.strip().partition(" ")
             if line.startswith("Installing collected packages: "):
                 self._before, self.total = self._installed(), line.count(",") + 1
-            elif verb in ("Collecting", "Downloading", "Using", "Building"):
+            elif verb in ("Collecting", "Processing", "Downloading", "Using", "Building"):
                 self.step = f"{verb} {what.split(' (')[0].rsplit('/', 1)[-1][:60]}"
 
     def told(self) -> str:

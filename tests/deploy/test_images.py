@@ -16,6 +16,7 @@ import pytest
 import yaml
 from promql import ROOT
 from support.deploy.configured import configured
+from support.deploy.wheels import wheels_alone
 
 DOCKER = ROOT / "deploy" / "docker"
 IMAGE_FOLDER = "/opt/sparsity"
@@ -55,8 +56,10 @@ def test_the_router_image_installs_and_runs_without_torch(tmp_path: Path) -> Non
     copied("router", source)
     place.mkdir()
     own = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL"))}
-    # An image compiles what it installs, for whoever starts it; here each program is started once.
-    own["PIP_NO_COMPILE"] = "1"
+    own |= wheels_alone()
+    # An image compiles what it installs, for whoever starts it; here each program is started once. By a variable, no is
+    # how pip is told not to (pip.pypa.io/en/stable/topics/configuration/#boolean-options).
+    own["PIP_NO_COMPILE"] = "no"
     for word, rest in steps("router"):
         if word == "RUN":
             command = rest.replace(IMAGE_FOLDER, str(place))

@@ -7,7 +7,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import environment
+from support.deploy.wheels import wheels_alone
 from support.ports import free_port, free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,12 +34,6 @@ def clone(folder: Path) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     return folder
-
-
-def pip_cache() -> str:
-    """Where pip keeps wheels: they are no part of what is fresh."""
-    asked = [sys.executable, "-m", "pip", "cache", "dir"]
-    return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @dataclass
@@ -73,7 +67,8 @@ def tried(folder: Path) -> Iterator[Fresh]:
     router, http, metrics = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}", free_ports(2)
     own = {name: value for name, value in os.environ.items() if name not in OURS and not name.startswith("SPARSITY_")}
     own |= {"XDG_CACHE_HOME": str(folder / "cache"), "XDG_STATE_HOME": str(folder / "state"), "NO_COLOR": "1"}
-    own |= {"PIP_CACHE_DIR": pip_cache(), "SPARSITY_ROUTER": router}
+    # The wheels are no part of what is fresh.
+    own |= wheels_alone() | {"SPARSITY_ROUTER": router}
     command = ["make", "try", f"UP=--listen {router} --http {http} --metrics-port {metrics}"]
     place, log = clone(folder / "clone"), folder / "log"
     with open(log, "wb") as out:
