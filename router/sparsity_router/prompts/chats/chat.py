@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from google.protobuf.struct_pb2 import ListValue, Struct, Value
 from sparsity.v1 import inference_pb2
@@ -21,11 +21,18 @@ from sparsity_serving.fields.documents import (
 )
 from sparsity_serving.fields.tools import MAX_CALLS, check_tool_name, shown
 
+from sparsity_router.prompts.chats.turns import Call, Function, Tool, Turn
+
 ROLES: Final = ("system", "developer", "user", "assistant", "tool")
 MAX_VARIABLES: Final = 16
 # A number of two bytes in JSON has eleven in a Struct.
 _MOST_BYTES: Final = 8 * MAX_DOCUMENT
 _EFFORT: Final = "reasoning_effort"
+_WRITTEN: Final[tuple[Literal["reasoning_content", "name", "tool_call_id"], ...]] = (
+    "reasoning_content",
+    "name",
+    "tool_call_id",
+)
 
 
 class Chat(NamedTuple):
@@ -37,17 +44,15 @@ class Chat(NamedTuple):
         variables: that the template is to read besides.
     """
 
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]]
-    variables: dict[str, Any]
+    messages: list[Turn]
+    tools: list[Tool]
+    variables: Mapping[str, object]
 
     def written(self) -> Iterator[str]:
         """All that its caller wrote and its model may read, as it reads without JSON's escapes."""
         for message in self.messages:
             yield message["content"]
-            for name in ("reasoning_content", "name", "tool_call_id"):
-                if name in message:
-                    yield message[name]
+            yield from (message[name] for name in _WRITTEN if name in message)
             for call in message.get("tool_calls", ()):
                 yield call["id"]
                 yield from texts([call["function"]["name"], call["function"]["arguments"]])
@@ -75,11 +80,11 @@ def read_chat(request: inference_pb2.GenerateRequest) -> Chat:
     return Chat(messages, [_tool(tool) for tool in tools], _variables(request))
 
 
-def _message(path: str, turn: inference_pb2.ChatMessage) -> dict[str, Any]:
+def _message(path: str, turn: inference_pb2.ChatMessage) -> Turn:
     if turn.role not in ROLES:
         problem = f"must be one of {', '.join(ROLES)}, not {reprlib.repr(turn.role)}"
         raise InvalidRequestError.of(f"{path}.role", problem)
-    message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    message: Turn = {"role": turn.role, "content": turn.content}
     if turn.name:
         check_name(f"{path}.name", turn.name)
         message["name"] = turn.name
@@ -98,10 +103,10 @@ def _message(path: str, turn: inference_pb2.ChatMessage) -> dict[str, Any]:
     return message
 
 
-def _calls(path: str, turn: inference_pb2.ChatMessage) -> list[dict[str, Any]]:
+def _calls(path: str, turn: inference_pb2.ChatMessage) -> list[Call]:
     if len(turn.tool_calls) > MAX_CALLS:
         raise InvalidRequestError.of(path, f"are {len(turn.tool_calls)}; there may be {MAX_CALLS}")
-    calls = []
+    calls: list[Call] = []
     for number, call in enumerate(turn.tool_calls):
         check_name(f"{path}[{number}].id", call.id)
         check_tool_name(f"{path}[{number}].name", call.name)
@@ -110,20 +115,20 @@ def _calls(path: str, turn: inference_pb2.ChatMessage) -> list[dict[str, Any]]:
     return calls
 
 
-def _tool(tool: inference_pb2.Tool) -> dict[str, Any]:
+def _tool(tool: inference_pb2.Tool) -> Tool:
     parameters = read_object("tools", tool.parameters) if tool.parameters else {"type": "object", "properties": {}}
-    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    function: Function = {"name": tool.name, "description": tool.description, "parameters": parameters}
     return {"type": "function", "function": function}
 
 
-def _variables(request: inference_pb2.GenerateRequest) -> dict[str, Any]:
+def _variables(request: inference_pb2.GenerateRequest) -> Mapping[str, object]:
     if (size := request.chat_template_kwargs.ByteSize()) > _MOST_BYTES:
         # Before anybody goes through them.
         raise InvalidRequestError.of("chat_template_kwargs", f"have {size} bytes; they may have {_MOST_BYTES}")
     given = request.chat_template_kwargs.fields
     if len(given) > MAX_VARIABLES:
         raise InvalidRequestError.of("chat_template_kwargs", f"are {len(given)}; there may be {MAX_VARIABLES}")
-    variables = {name: _value(value) for name, value in given.items()}
+    variables: dict[str, object] = {name: _value(value) for name, value in given.items()}
     check_depth("chat_template_kwargs", variables)
     if request.HasField(_EFFORT):
         check_name(_EFFORT, request.reasoning_effort)

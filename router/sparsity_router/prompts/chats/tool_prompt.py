@@ -7,7 +7,10 @@ Calls stand between `<tool_call>` and `</tool_call>`, as models of the Hermes ki
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
+
+from sparsity_router.prompts.chats.turns import Tool, Turn
 
 _BEFORE: Final = (
     "You can call the following tools. Each line describes one as JSON, its arguments by a JSON schema.\n<tools>"
@@ -19,7 +22,7 @@ _AFTER: Final = (
 )
 
 
-def with_tools_written_out(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_tools_written_out(messages: Sequence[Turn], tools: Sequence[Tool]) -> list[Turn]:
     """The messages in nothing but roles and contents that every template knows.
 
     Args:
@@ -32,17 +35,19 @@ def with_tools_written_out(messages: list[dict[str, Any]], tools: list[dict[str,
     lines = [json.dumps(tool["function"], ensure_ascii=False) for tool in tools]
     text = "\n".join((_BEFORE, *lines, _AFTER))
     if plain and plain[0]["role"] == "system":
-        first = {"role": "system", "content": f"{plain[0]['content']}\n\n{text}"}
+        first: Turn = {"role": "system", "content": f"{plain[0]['content']}\n\n{text}"}
         return [first, *plain[1:]]
     return [{"role": "system", "content": text}, *plain]
 
 
-def _plain(message: dict[str, Any]) -> dict[str, Any]:
+def _plain(message: Turn) -> Turn:
     if message["role"] == "tool":
         return {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
     calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
     if not calls:
         return message
     written = [f"<tool_call>\n{call}\n</tool_call>" for call in calls]
-    kept = {name: value for name, value in message.items() if name != "tool_calls"}
-    return kept | {"content": "\n".join(filter(None, (message["content"], *written)))}
+    kept = message.copy()
+    del kept["tool_calls"]
+    kept["content"] = "\n".join(filter(None, (message["content"], *written)))
+    return kept
