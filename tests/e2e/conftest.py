@@ -68,7 +68,7 @@ def load(system: System, tier: str) -> Any:
         return next(iter(stub.WatchLoad(worker_pb2.WatchLoadRequest(), timeout=30)))
 
 
-def eventually(holds: Any, seconds: float = 30.0) -> None:
+def eventually(holds: Any, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it did not happen in time"

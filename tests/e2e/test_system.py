@@ -83,7 +83,7 @@ def test_openais_client_is_answered_by_the_engine(system: System) -> None:
         assert "Paris" in answer.choices[0].message.content
         assert answer.sparsity["tier"] == "dense"
         assert answer.usage.completion_tokens > 0
-        text = excerpt(22_000, 30_000)
+        text = excerpt(18_000, 30_000)
         stream = client.completions.create(
             model=model, prompt=text, max_tokens=4, stream=True, extra_headers={"x-sparsity-domain": "rag"}
         )
@@ -309,7 +309,7 @@ def test_up_refuses_what_cannot_work_before_it_starts_anything(system: System, t
 
 
 def test_metrics_tell_what_was_decided_attended_and_refused(system: System) -> None:
-    answer = system.json("generate", excerpt(22_000, 30_000), "--domain", "rag", "--raw", "--max-new-tokens", "3")
+    answer = system.json("generate", excerpt(18_000, 30_000), "--domain", "rag", "--raw", "--max-new-tokens", "3")
     assert answer["decision"]["tier"] == "TIER_AGGRESSIVE"
     system.cli("generate", "hi", "--domain", "x" * 5000, check=2)
     system.cli("explain", "a domain that is to be detected")
