@@ -58,6 +58,22 @@ def selection(q, sequence, summaries, chosen):
     return select_blocks_cpu(grid.split(q), view(sequence, summaries), grid, sequence.length, chosen, SCALE)
 
 
+@pytest.mark.parametrize("length", [1, 2, 33, 200])
+@pytest.mark.parametrize("prefix", [0, 5, 32, 100])
+def test_dense_attention_is_a_causal_softmax_over_all_keys(length: int, prefix: int) -> None:
+    sequence, _ = paged(prefix + length)
+    q = queries(length)
+    keys, values = (each.flatten(1, 2)[:, : prefix + length].double() for each in sequence.gather())
+    later = torch.arange(prefix + length) > torch.arange(prefix, prefix + length)[:, None]
+    rows = q.double().view(length, 2, 2, 8)
+    shares = (torch.einsum("thgd,hkd->hgtk", rows, keys) * SCALE).masked_fill(later, -torch.inf).softmax(-1)
+    wanted = torch.einsum("hgtk,hkd->thgd", shares, values).reshape(length, 4, 8)
+    out, stats = dense_attention(q, sequence, SCALE)
+    assert out.shape == q.shape
+    assert torch.allclose(out.double(), wanted, atol=1e-6)
+    assert stats.attended == stats.causal == 4 * causal_pairs(length, prefix)
+
+
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("prefix", [0, 5, 32, 48])
 @pytest.mark.parametrize("score", SCORES)

@@ -8,6 +8,7 @@ import torch
 
 from sparse_kernels.config import PrefillConfig
 from sparse_kernels.cpu.block_selection import BlockSelection, select_blocks_cpu
+from sparse_kernels.cpu.partial_softmax import flash, merged
 from sparse_kernels.layout.page_summaries import PageSummaries
 from sparse_kernels.layout.paged import PagedSequence
 from sparse_kernels.layout.tiles import TileGrid
@@ -15,8 +16,6 @@ from sparse_kernels.measured_coverage import measured_coverage, spread_rows
 from sparse_kernels.scores import Keys
 from sparse_kernels.stats import AttentionStats, causal_pairs
 
-# The public SDPA hides the log-sum-exp that merging two partial softmaxes needs.
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 # Large enough to fill a call, small enough that its buffers stay in the cache.
 _TILES_AT_ONCE = 16
 # torch's CPU flash attention takes half as long when the number of keys is a multiple of this.
@@ -90,8 +89,8 @@ def block_sparse_prefill_cpu(
         found = _own_keys(rows, own_keys[:, part], own_values[:, part], scale)
         if seen:
             means = _means(rows, key_means[:, :seen], value_means[:, :seen], correction[:, part, :seen], scale)
-            found = _merged(found, means)
-        o_tiles[:, part], _ = _merged(found, _kept_blocks(rows, keys, values, selection.kept[:, part], scale))
+            found = merged(found, means)
+        o_tiles[:, part], _ = merged(found, _kept_blocks(rows, keys, values, selection.kept[:, part], scale))
     out = grid.join(out)
 
     valid = grid.valid.sum(1)
@@ -151,16 +150,6 @@ def _own(cache: torch.Tensor, grid: TileGrid) -> torch.Tensor:
     return own.view(kv_heads, grid.tiles, grid.tile, dim)
 
 
-def _merged(
-    one: tuple[torch.Tensor, torch.Tensor], other: tuple[torch.Tensor, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two softmaxes over keys of their own as one: outputs and their log-sum-exp, of which the first is finite."""
-    (out, lse), (more, more_lse) = one, other
-    both = torch.logaddexp(lse, more_lse)
-    weight = (more_lse - both).exp_().unsqueeze(-1)
-    return torch.lerp(out, more, weight.to(out.dtype)), both
-
-
 def _own_keys(
     tiles: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -171,7 +160,7 @@ def _own_keys(
     """
     group = tiles.shape[2]
     columns = (each.flatten(0, 1)[:, None].expand(-1, group, -1, -1) for each in (keys, values))
-    out, lse = _flash(tiles.flatten(0, 1), *columns, 0.0, True, scale=scale)
+    out, lse = flash(tiles.flatten(0, 1), *columns, 0.0, True, scale=scale)
     return out.view(tiles.shape), lse.view(tiles.shape[:-1])
 
 
@@ -190,7 +179,7 @@ def _means(
     kv_heads, count, group, tile, dim = tiles.shape
     rows = tiles.view(kv_heads, count, group * tile, dim)
     columns = (each[:, None].expand(-1, count, -1, -1) for each in (keys, values))
-    out, lse = _flash(rows, *columns, 0.0, False, attn_mask=correction[:, :, None], scale=scale)
+    out, lse = flash(rows, *columns, 0.0, False, attn_mask=correction[:, :, None], scale=scale)
     # Of a row that sees nothing torch says that its sum is one.
     lse.masked_fill_((correction == -math.inf).all(-1, keepdim=True), -math.inf)
     return out.view(tiles.shape), lse.view(tiles.shape[:-1])
@@ -224,7 +213,7 @@ def _kept_blocks(
                 torch.index_select(flat, 0, index, out=each[:size]).view(1, 1, -1, dim)
                 for flat, each in zip((flat_keys, flat_values), room, strict=True)
             )
-            out[at], lse[at] = _flash(rows[at], *found, scale=scale)
+            out[at], lse[at] = flash(rows[at], *found, scale=scale)
         else:
             out[at] = 0.0
     return out.view(tiles.shape), lse.view(tiles.shape[:-1])
