@@ -32,6 +32,7 @@ def block_sparse_prefill_cpu(
     total: int | None = None,
     selection: BlockSelection | None = None,
     measured_rows: int = 0,
+    measured_from: int = 0,
 ) -> tuple[torch.Tensor, AttentionStats]:
     """Causal attention of ``q`` over the selected key blocks of a paged sequence.
 
@@ -48,6 +49,7 @@ def block_sparse_prefill_cpu(
         total: tokens of the whole prompt; more than ``sequence.length`` in all but the last chunk.
         selection: an index to use in place of selecting one.
         measured_rows: rows whose coverage is measured against every key.
+        measured_from: position of the first of ``q``'s rows that may be measured.
 
     Returns:
         Output ``[T, Hq, D]`` in q's dtype, and what was attended.
@@ -98,8 +100,9 @@ def block_sparse_prefill_cpu(
     inside = heads * _own_pairs(grid)
     coverage = float((selection.coverage.mean(0) * valid).sum()) / queries
     stats = AttentionStats(kept + inside, heads * causal_pairs(queries, prefix), coverage, heads * queries)
-    if measured_rows:
-        positions = spread_rows(prefix, queries, measured_rows)
+    begin = max(prefix, measured_from)
+    if measured_rows and begin < sequence.length:
+        positions = spread_rows(begin, sequence.length - begin, measured_rows)
         attended = (selection.kept | ~before)[:, positions // grid.tile - grid.first]
         share = measured_coverage(q[positions - prefix], positions, keys, attended, scale)
         stats = stats._replace(measured=share, measured_rows=positions.numel())

@@ -11,7 +11,7 @@ import torch
 from sparsity_worker.plugin.accounts.decode_steps import DenseRows
 from sparsity_worker.plugin.accounts.ledger import Account, Ledger
 from sparsity_worker.plugin.accounts.shares import DECODE, PREFILL
-from sparsity_worker.plugin.attention import Prompt, Spans
+from sparsity_worker.plugin.attention import MEASURED_ROWS, Prompt, Spans
 from sparsity_worker.plugin.torch_attention import TorchAttention
 from sparsity_worker.plugin.triton_attention import TritonAttention
 from sparsity_worker.profiles.profile import parse_profile
@@ -25,7 +25,10 @@ DECODE_CHANGE = {"sparse_from": 60, "budget": 96, "sink": 16, "recent": 16}
 LAYER: Any = SimpleNamespace(layer_id=0, scaling=DIM**-0.5, tp_q_head_num=HEADS)
 
 
-def account(kernels: bool, passes: list[tuple[int, int]]) -> Account:
+PLAIN = Prompt(PROMPT)
+
+
+def account(kernels: bool, passes: list[tuple[int, int]], prompt: Prompt = PLAIN) -> Account:
     """Of a request of ``PROMPT`` tokens after passes, by the tokens that they begin and end at."""
     profile = parse_profile(
         profile_document(prefill=CHANGE, decode=DECODE_CHANGE) | {"block_size": PAGE, "sub_block": SUB, "layers": {}},
@@ -41,7 +44,7 @@ def account(kernels: bool, passes: list[tuple[int, int]]) -> Account:
         ledger.price_steps([0], [each.attended for each in attention.step_prices()], HEADS, 1)
     for first, end in passes:
         decode = end - first == 1 and first >= PROMPT
-        spans = Spans(["r"], [0], [end], [end - first], [Prompt(PROMPT)])
+        spans = Spans(["r"], [0], [end], [end - first], [prompt])
         attention.prepare(spans, decode)
         if decode and kernels:
             rows.stage(spans)
@@ -81,3 +84,26 @@ def test_a_token_that_is_first_attended_when_its_request_is_read_anew_counts_as_
     assert np.array_equal(found.table[:, PREFILL], alone.table[:, PREFILL])
     assert found.table[:, DECODE, 1] == pytest.approx(alone.table[:, DECODE, 1])
     assert abs(found.density(DECODE) - alone.density(DECODE)).max() < 0.1
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_coverage_of_what_is_read_anew_was_measured_before(kernels: bool) -> None:
+    asked = Prompt(PROMPT, measured=True)
+    alone = account(kernels, READ, asked)
+    assert alone.measured_rows == 2 * MEASURED_ROWS
+    assert 0.2 < alone.measured < 0.99
+    again = account(kernels, [*READ, (0, 128), (128, PROMPT)], asked)
+    assert (again.measured_rows, again.measured) == (alone.measured_rows, alone.measured)
+    # Of a pass that counts in part, rows are spread over that part.
+    partly = account(kernels, [(0, 160), (0, 296), (0, PROMPT)], asked)
+    assert partly.measured_rows == 2 * MEASURED_ROWS + PROMPT - 296
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("markers", [None, (5, 6)])
+def test_reasoning_is_read_anew_with_all_its_attention(kernels: bool, markers: tuple[int, int] | None) -> None:
+    # More tokens are read than were attended before, so that something of this pass is told of.
+    passes = [*READ, (0, 320)]
+    assert account(kernels, passes).density(DECODE)[0] < 0.95
+    held = Prompt(PROMPT, reasoning=markers is None, markers=markers)
+    assert account(kernels, passes, held).density(DECODE)[0] == 1.0

@@ -12,6 +12,7 @@ from sparsity_worker.keys import NOBODY, UNACCOUNTED_VARIABLE
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
+    from sparse_kernels import PrefillConfig
 
 
 # Of a request whose coverage is measured: so many layers, and rows of each chunk of its prompt.
@@ -44,9 +45,16 @@ class Prompt(NamedTuple):
     markers: tuple[int, int] | None = None
     tier: int = 0
 
-    def is_long(self, sparse_from: int) -> bool:
-        """Whether its prefill is sparse."""
-        return self.probe or self.length >= sparse_from
+    def reads_sparsely(self, config: PrefillConfig, length: int) -> bool:
+        """Whether a pass of prefill that ends at ``length`` tokens is sparse.
+
+        Generated tokens are read so only where the engine took the request back. Reasoning among them, which decoded
+        densely, is given no less then: by the last tiles, which begin at the prompt's end, or by the whole pass.
+        """
+        held = self.reasoning or self.markers is not None
+        if held and length > self.length and not config.dense_last_tiles:
+            return False
+        return self.probe or self.length >= config.sparse_from
 
 
 _UNACCOUNTED = os.environ.get(UNACCOUNTED_VARIABLE) == "1"

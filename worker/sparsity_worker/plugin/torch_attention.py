@@ -29,7 +29,10 @@ _MEASURED_EVERY = 16
 
 
 class _Row(NamedTuple):
-    """One request of a batch: its tokens are rows ``start .. end``, of ``length`` keys; ``shares`` of them count."""
+    """One request of a batch: its tokens are rows ``start .. end``, of ``length`` keys; ``shares`` of them count.
+
+    An earlier pass attended the first ``known`` keys' tokens.
+    """
 
     rid: str
     start: int
@@ -37,6 +40,7 @@ class _Row(NamedTuple):
     length: int
     prompt: Prompt
     table: torch.Tensor
+    known: int
     shares: Shares
 
 
@@ -72,7 +76,8 @@ class TorchAttention:
         for rid, slot, length, new, prompt in zip(*spans, strict=True):
             table = (self._req_to_token[slot, :length:page] // page).to(torch.int64)
             shares = self._ledger.shares(rid, length, new, 0 if decode else prompt.length)
-            self._rows.append(_Row(rid, start, start + new, length, prompt, table, shares))
+            known = self._ledger.known(rid)
+            self._rows.append(_Row(rid, start, start + new, length, prompt, table, known, shares))
             if decode and prompt.reasoning and shares.any():
                 self._ledger.reasoned(rid)
             # Nobody reads the summaries of a dense request's pages: no other tier shares them.
@@ -91,7 +96,7 @@ class TorchAttention:
         for row in self._rows:
             sequence = PagedSequence(keys, values, row.table, row.length)
             rows = q[row.start : row.end]
-            out[row.start : row.end], stats = self._one(rows, sequence, summaries, layer, row.prompt, decode)
+            out[row.start : row.end], stats = self._one(rows, sequence, summaries, layer, row, decode)
             self._ledger.add(row.rid, layer.layer_id, row.shares, stats)
         return out
 
@@ -101,11 +106,12 @@ class TorchAttention:
         sequence: PagedSequence,
         summaries: PageSummaries,
         layer: RadixAttention,
-        prompt: Prompt,
+        row: _Row,
         decode: bool,
     ) -> tuple[torch.Tensor, AttentionStats]:
-        profile = self._profiles[prompt.tier]
-        measured = prompt.measured and layer.layer_id in self._watched
+        prompt, profile = row.prompt, self._profiles[row.prompt.tier]
+        # What was attended before was measured then.
+        measured = prompt.measured and layer.layer_id in self._watched and bool(row.shares.any())
         if decode:
             paged = profile.decode_at(layer.layer_id)
             if paged and sequence.length >= paged.sparse_from and not prompt.reasoning:
@@ -114,10 +120,10 @@ class TorchAttention:
                 return out[None], stats
         else:
             blocks = profile.prefill_at(layer.layer_id)
-            if blocks and prompt.is_long(blocks.sparse_from):
+            if blocks and prompt.reads_sparsely(blocks, sequence.length):
                 return block_sparse_prefill_cpu(
                     q, sequence, summaries, blocks, layer.scaling,
-                    total=prompt.length, measured_rows=MEASURED_ROWS if measured else 0,
+                    total=prompt.length, measured_rows=MEASURED_ROWS if measured else 0, measured_from=row.known,
                 )  # fmt: skip
         return dense_attention(q, sequence, layer.scaling)
 

@@ -114,7 +114,10 @@ class Batch(NamedTuple):
 def dense_rows(spans: Spans, profiles: Sequence[Profile], decode: bool) -> list[bool]:
     """Which requests attend everything, as far as the host knows."""
     pairs = [(prompt, profiles[prompt.tier]) for prompt in spans.prompts]
-    return [own.dense or (each.reasoning if decode else not each.is_long(own.sparse_from)) for each, own in pairs]
+    return [
+        own.dense or (each.reasoning if decode else not each.reads_sparsely(own.prefill, length))
+        for (each, own), length in zip(pairs, spans.lengths, strict=True)
+    ]
 
 
 def shared_tile(profiles: Sequence[Profile]) -> int:

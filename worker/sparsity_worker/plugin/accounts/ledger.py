@@ -128,8 +128,12 @@ class Ledger:
 
     def shares(self, rid: str, length: int, new: int, prompt: int) -> Shares:
         """What counts of a request's newest tokens, as :func:`shares_of` says; :meth:`attended` ends their counting."""
+        return shares_of(length, new, self.known(rid), prompt)
+
+    def known(self, rid: str) -> int:
+        """Tokens of a request that earlier passes attended."""
         entry = self._entries.get(rid)
-        return shares_of(length, new, entry.attended if entry else 0, prompt)
+        return entry.attended if entry else 0
 
     def attended(self, rid: str, length: int) -> None:
         """Notes that a pass has attended so many tokens of a request."""

@@ -95,10 +95,12 @@ class PrefillAccounts:
         asked = [prompt.measured and mine for prompt, mine in zip(spans.prompts, pruned, strict=True)]
         kept = found.kept if any(asked) else None
         for number, (rid, length, new) in enumerate(zip(spans.rids, spans.lengths, spans.new, strict=True)):
-            if kept is not None and asked[number]:
+            # What was attended before was measured then.
+            if kept is not None and asked[number] and self._ledger.known(rid) < length:
                 table = batch.tables[number, : -(-length // page)].long()
                 every = PagedSequence(batch.keys, batch.values, table, length).gather()[0]
-                positions = spread_rows(length - new, new, MEASURED_ROWS).to(q.device)
+                begin = max(length - new, self._ledger.known(rid))
+                positions = spread_rows(begin, length - begin, MEASURED_ROWS).to(q.device)
                 tiles = kept[:, batch.tiles.sequence == number, : every.shape[1]]
                 first = (length - new) // tile
                 blocks = torch.arange(every.shape[1], device=q.device)
