@@ -31,6 +31,28 @@ def test_a_sparse_tier_that_attended_everything_is_marked(tier: str, prefill: fl
     assert row.whole == words
 
 
+@pytest.mark.parametrize(("cached", "words"), [(960, "attended everything"), (1024, "")])
+def test_a_prompt_that_the_cache_had_does_not_count_as_attended_whole(cached: int, words: str) -> None:
+    row, completion = Row("r", ""), inference_pb2.Completion()
+    completion.decision.tier = Tier.AGGRESSIVE.value
+    completion.decision.reason = inference_pb2.REASON_LENGTH_BAND
+    completion.sparsity.prefill_density = completion.sparsity.decode_density = 1.0
+    completion.usage.prompt_tokens, completion.usage.cached_tokens = 2000, cached
+    _fill(row, completion)
+    assert row.cached_tokens == cached
+    assert row.whole == words
+
+
+def test_dense_requests_share_a_text_and_follow_each_other_and_sparse_ones_share_none() -> None:
+    """Of the first the cache has the text; of the others it must not, for density to tell of the whole prompt."""
+    long = [case for case in demo.CASES if case.tokens and not case.as_token_ids]
+    assert len({case.text for case in long if case.tier is Tier.DENSE}) == 1
+    dense = [case.tier is Tier.DENSE for case in long[1:]]
+    assert dense == sorted(dense, reverse=True)
+    sparse = [(case.tier, case.text) for case in long if case.tier is not Tier.DENSE]
+    assert len({text for _, text in sparse}) == len(sparse)
+
+
 def test_what_was_not_reported_is_neither_sparse_nor_whole() -> None:
     row = Row("r", "", "aggressive")
     assert (row.density, row.coverage, row.whole) == (None, None, "")

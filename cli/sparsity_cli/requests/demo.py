@@ -29,8 +29,8 @@ _COUNTED_IN = "rag"
 # A mean over layers need not be 1 to the last bit.
 _WHOLE = 1 - 1e-9
 _FIRST_BYTE, _BYTES = 20, 70
-_LINE = "{:<30} {:>6}  {:<10}  {:<16} {:>7} {:>8} {:>13} {:>8}  {}"
-_HEADINGS = ("request", "tokens", "tier", "reason", "density", "coverage", "first token s", "tokens/s", "")
+_LINE = "{:<30} {:>6}  {:<10}  {:<16} {:>7} {:>8} {:>6} {:>13} {:>8}  {}"
+_HEADINGS = ("request", "tokens", "tier", "reason", "density", "coverage", "cached", "first token s", "tokens/s", "")
 
 
 # Of a killed worker that was the only one: how long it may take to load again, and between two tries.
@@ -55,21 +55,24 @@ class Case:
     text: int = 0
 
 
+# Dense requests begin with the same text, which their tier's cache reads once: no decision on them hangs on it. They
+# follow each other, before the cache has to make room. Sparse ones have texts of their own, so that each shows what its
+# tier prunes, and are a little longer than their band or profile wants.
 CASES = (
     Case("short chat", 0, "support-chat", Tier.DENSE, Reason.LENGTH_BAND),
     Case("RAG, 6k tokens", 6000, "rag", Tier.AGGRESSIVE, Reason.LENGTH_BAND),
     Case("the same, medical", 6000, "medical", Tier.DENSE, Reason.LENGTH_BAND),
-    Case("RAG flagged by the caller", 5000, "rag", Tier.DENSE, Reason.FLAGGED, flags=("abuse",), text=1),
-    Case("RAG with a risk phrase inside", 5000, "rag", Tier.DENSE, Reason.FLAGGED, planted=" I want to\ndie. ", text=2),
-    Case("unknown domain", 2000, "astrology", Tier.DENSE, Reason.UNKNOWN_DOMAIN, text=3),
+    Case("RAG flagged by the caller", 5000, "rag", Tier.DENSE, Reason.FLAGGED, flags=("abuse",)),
+    Case("RAG with a risk phrase inside", 5000, "rag", Tier.DENSE, Reason.FLAGGED, planted=" I want to\ndie. "),
+    Case("caller asks for dense", 5000, "rag", Tier.DENSE, Reason.CALLER_REQUESTED, max_tier=Tier.DENSE),
+    Case("unknown domain", 2000, "astrology", Tier.DENSE, Reason.UNKNOWN_DOMAIN),
     Case("token ids", 2000, "summarization", Tier.MODERATE, Reason.LENGTH_BAND, as_token_ids=True),
-    Case("long code", 5000, "code", Tier.MODERATE, Reason.LENGTH_BAND, text=4),
-    Case("code search, by rule", 5000, "code", Tier.AGGRESSIVE, Reason.RULE_MATCH, task="search", text=5),
-    Case("caller asks for dense", 5000, "rag", Tier.DENSE, Reason.CALLER_REQUESTED, max_tier=Tier.DENSE, text=6),
-    Case("a worker is killed", 7000, "summarization", Tier.MODERATE, Reason.TIER_UNAVAILABLE, kill=True, text=7),
+    Case("long code", 5000, "code", Tier.MODERATE, Reason.LENGTH_BAND, text=1),
+    Case("code search, by rule", 4400, "code", Tier.AGGRESSIVE, Reason.RULE_MATCH, task="search", text=2),
+    Case("a worker is killed", 4400, "summarization", Tier.MODERATE, Reason.TIER_UNAVAILABLE, kill=True, text=3),
 )
 # With one worker of every tier nobody else can serve: refused, and once the worker is back what policy says.
-ALONE = Case("the worker is killed", 7000, "summarization", Tier.AGGRESSIVE, Reason.LENGTH_BAND, kill=True, text=7)
+ALONE = Case("the worker is killed", 4400, "summarization", Tier.AGGRESSIVE, Reason.LENGTH_BAND, kill=True, text=3)
 
 
 @dataclass(slots=True)
@@ -81,6 +84,7 @@ class Row:
     tier: str = "-"
     reason: str = "-"
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     density: float | None = None
     decode_density: float | None = None
     coverage: float | None = None
@@ -100,14 +104,22 @@ class Row:
 
     @property
     def whole(self) -> str:
-        """What a sparse tier attended all the same, in words; empty where it pruned."""
-        if not self.sparse or self.density is None or self.density < _WHOLE:
+        """What a sparse tier attended all the same, in words; empty where it pruned.
+
+        Empty, too, where most of the prompt was in the cache: density tells of the rest, whose end is always dense.
+        """
+        if (
+            not self.sparse
+            or self.density is None
+            or self.density < _WHOLE
+            or 2 * self.cached_tokens > self.prompt_tokens
+        ):
             return ""
         return "attended everything" if (self.decode_density or 0.0) >= _WHOLE else "attended the whole prompt"
 
 
 def demo(
-    new_tokens: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Tokens to generate for each request.")] = 24,
+    new_tokens: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Tokens to generate for each request.")] = 16,
     kill: Annotated[bool, typer.Option(help="Also kill a worker of the embedded service in the middle.")] = True,
     router: Router = DEFAULT_ROUTER,
     state: State = None,
@@ -142,6 +154,9 @@ def _sum_up(rows: list[Row]) -> None:
     if whole := sum(bool(row.whole) for row in sparse):
         short = "a prompt shorter than the profile's sparse_from is read densely"
         err.print(f"{whole} of {len(sparse)} answers of sparse tiers read their whole prompt: {short}", soft_wrap=True)
+    if cached := sum(row.cached_tokens > 0 for row in rows):
+        sooner = "the cache of their tier had so many tokens, and their first token came sooner"
+        err.print(f"{cached} of {len(rows)} requests read only the rest of their prompt: {sooner}", soft_wrap=True)
     for reason in sorted({row.unreported for row in rows if row.unreported}):
         err.print(f"no density, no coverage: {reason}", soft_wrap=True)
 
@@ -197,7 +212,7 @@ def _answer_after_return(client: WireClient, request: inference_pb2.GenerateRequ
 def _fill(row: Row, completion: inference_pb2.Completion) -> None:
     row.tier = Tier(completion.decision.tier).word
     row.reason = Reason(completion.decision.reason).name
-    row.prompt_tokens = completion.usage.prompt_tokens
+    row.prompt_tokens, row.cached_tokens = completion.usage.prompt_tokens, completion.usage.cached_tokens
     row.unreported = completion.unreported
     if completion.HasField("sparsity"):
         report = completion.sparsity
@@ -254,6 +269,7 @@ def _print(row: Row) -> None:
         row.reason,
         "-" if row.density is None else f"{row.density:.3f}",
         "-" if row.coverage is None else f"{row.coverage:.3f}",
+        row.cached_tokens,
         f"{row.first_token_seconds:.2f}",
         f"{row.tokens_per_second:.1f}",
         verdict + mark,
