@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from sparsity_cli.console import AsJson, State, err, print_json, reported
 from sparsity_cli.quality import FORWARDED, bench_quality
 from sparsity_router.embedded.default_model import default_model
 from sparsity_router.embedded.folders import state_folder
+from sparsity_router.embedded.profiles import profiles_by_tier
 from sparsity_router.embedded.state import read_running
 from sparsity_rpc.errors import ConfigurationError, InvalidRequestError
 from sparsity_serving import benchmark
@@ -26,6 +28,7 @@ from sparsity_bench.router.run import Plan
 from sparsity_bench.router.run import measure as measure_router
 from sparsity_bench.tiers import prefixes as shared_prefixes
 from sparsity_bench.tiers import service
+from sparsity_bench.tiers.apart import workers_apart
 from sparsity_bench.tiers.run import measure
 
 app = typer.Typer(help="Benchmarks.", no_args_is_help=True)
@@ -37,17 +40,25 @@ def tiers(
     tokens: Annotated[str, typer.Option(help="Prompt lengths, separated by commas.")] = "1024,2048,4096,7500",
     repeats: Annotated[int, typer.Option(min=1, help="Runs at each length and tier.")] = 5,
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate.")] = 8,
+    apart: Annotated[
+        bool, typer.Option(help="Beside a worker of every tier, start one for each and measure them by turns.")
+    ] = True,
     out: Annotated[Path | None, typer.Option(help="Folder to write tiers.json and tiers.md to.")] = None,
     state: State = None,
     as_json: AsJson = False,
 ) -> None:
-    """Of the running embedded service: time to first token of each tier against dense, memory, start-up, parity."""
+    """Of the running service: time to first token by tier, beside dense and a pool of it; memory, start-up, parity."""
     with reported():
         running = read_running(state or state_folder())
         if running.engine != SGLANG:
             raise ConfigurationError(f"the running service answers by {running.engine}: there is nothing to measure")
         lengths = _lengths(tokens)
-        rows = measure(running, lengths, repeats, new_tokens, _say)
+        with ExitStack() as beside:
+            others: dict[str, str] = {}
+            if apart and running.is_shared:
+                profiles = profiles_by_tier((), other_model=Path(running.model_path) != default_model(_say))
+                others = beside.enter_context(workers_apart(running, profiles, _say))
+            rows = measure(running, others, lengths, repeats, new_tokens, _say)
         _say("greedy parity with transformers ...")
         rows += [service.memory_row(running), service.ready_row(running), service.parity_row(running, 32)]
         _publish("tiers", rows, _on(Path(running.model_path)), out, as_json)

@@ -1,4 +1,4 @@
-"""Time to first token of each tier at several prompt lengths, against the dense tier in the same run."""
+"""Time to first token of each tier by prompt length: beside the dense tier, and beside a worker of that tier alone."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import itertools
 import statistics
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_router.embedded.state import Running
@@ -27,6 +28,8 @@ GOALS = {
     ("aggressive", 1024): 0.97,
     ("moderate", 1024): 0.97,
 }
+# What a shared worker may take at this length, against a worker of the tier alone: 3 % more.
+SHARED_TOKENS, SHARED_MOST = 7500, 1.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,33 +49,66 @@ class Sample:
     coverage: float
 
 
+class Way(NamedTuple):
+    """A tier of the running service, or of a worker that serves it alone beside it."""
+
+    tier: str
+    apart: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.tier}{', worker of its own' if self.apart else ''}"
+
+
 def measure(
-    running: Running, lengths: Sequence[int], repeats: int, new_tokens: int, say: Callable[[str], None]
+    running: Running,
+    apart: Mapping[str, str],
+    lengths: Sequence[int],
+    repeats: int,
+    new_tokens: int,
+    say: Callable[[str], None],
 ) -> list[Row]:
-    """Measures every tier at every length, taking turns so that drift of the machine meets all alike.
+    """Measures every way at every length, taking turns so that drift of the machine meets all alike.
+
+    Args:
+        running: the service.
+        apart: addresses of workers of one tier each, by tier, where the service has one worker of every tier.
+        lengths: of prompts, tokens.
+        repeats: rounds that count.
+        new_tokens: that each request generates.
+        say: gets a line for each request that counts.
 
     Raises:
         EngineError: when a sparse tier answers without having pruned anything at the longest length.
     """
     tokens = ModelTokenizer(Path(running.model_path)).encode(technical_text(), special=False)
     fresh = _fresh_prompts(tokens)
-    samples: dict[tuple[str, int], list[Sample]] = {}
-    stubs = {}
-    for tier, worker in running.workers.items():
-        stubs[tier] = worker_pb2_grpc.WorkerServiceStub(open_channel(worker.address, None))
+    samples: dict[tuple[Way, int], list[Sample]] = {}
+    addresses = {tier: (worker.address, apart.get(tier)) for tier, worker in running.workers.items()}
+    stubs = {
+        Way(tier, bool(place)): worker_pb2_grpc.WorkerServiceStub(open_channel(address, None))
+        for tier, both in addresses.items()
+        for place, address in enumerate(both)
+        if address is not None
+    }
     for length in lengths:
         for repeat in range(repeats + 1):
-            for tier, stub in stubs.items():
-                sample = _one(stub, Tier[tier.upper()], next(fresh)[:length], new_tokens)
-                # The first round warms caches and is not counted.
-                if repeat:
-                    samples.setdefault((tier, length), []).append(sample)
-                    say(f"{tier} {length} tokens: first token after {sample.first:.2f} s, density {sample.density:.3f}")
+            # Neither of two ways that are compared is always the first; both get the same prompt.
+            for tier in running.workers:
+                prompt = next(fresh)[:length]
+                ways = [way for way in stubs if way.tier == tier]
+                for way in reversed(ways) if repeat % 2 else ways:
+                    sample = _one(stubs[way], Tier[tier.upper()], prompt, new_tokens)
+                    # The first round warms caches and is not counted.
+                    if repeat:
+                        samples.setdefault((way, length), []).append(sample)
+                        said = f"first token after {sample.first:.2f} s, density {sample.density:.3f}"
+                        say(f"{way} {length} tokens: {said}")
     longest = max(lengths)
-    for tier in stubs:
-        if tier != DENSE and statistics.median(s.density for s in samples[tier, longest]) >= 1.0:
-            raise EngineError(f"the {tier} tier attended everything at {longest} tokens; no speed-up is reported")
-    return [row for length in lengths for row in _rows(samples, list(stubs), length)]
+    for way in stubs:
+        if way.tier != DENSE and statistics.median(s.density for s in samples[way, longest]) >= 1.0:
+            raise EngineError(f"the {way} tier attended everything at {longest} tokens; no speed-up is reported")
+    tiers = list(running.workers)
+    return [row for length in lengths for row in (*tier_rows(samples, tiers, length), *shared_rows(samples, length))]
 
 
 def _fresh_prompts(tokens: list[int]) -> Iterator[list[int]]:
@@ -104,11 +140,12 @@ def _one(stub: worker_pb2_grpc.WorkerServiceStub, tier: Tier, prompt: list[int],
     return Sample(first, per_token, report.prefill_density, report.coverage)
 
 
-def _rows(samples: dict[tuple[str, int], list[Sample]], tiers: list[str], length: int) -> list[Row]:
+def tier_rows(samples: Mapping[tuple[Way, int], list[Sample]], tiers: Sequence[str], length: int) -> list[Row]:
+    """The running service's tiers, beside its dense one."""
     rows = []
-    dense_first, dense_token = _medians(samples[DENSE, length])
+    dense_first, dense_token = _medians(samples[Way(DENSE), length])
     for tier in tiers:
-        found = samples[tier, length]
+        found = samples[Way(tier), length]
         first, token = _medians(found)
         shape = f"{length} prompt tokens, batch 1, {len(found)} runs"
         if tier == DENSE:
@@ -125,6 +162,28 @@ def _rows(samples: dict[tuple[str, int], list[Sample]], tiers: list[str], length
         rows.append(
             Row(f"time per output token, {tier}", where, token, "s", "dense tier", dense_token, dense_token / token)
         )
+    return rows
+
+
+def shared_rows(samples: Mapping[tuple[Way, int], list[Sample]], length: int) -> list[Row]:
+    """Each tier of a worker of all, beside a worker of that tier alone; none where there is no such worker.
+
+    A pair of runs, one after the other with the same prompt, has a ratio; that of the row is their median, on which a
+    machine that is busy with something else for a while has no say.
+    """
+    rows = []
+    for way, at in samples:
+        if at != length or not way.apart:
+            continue
+        own, shared = samples[way, length], samples[Way(way.tier), length]
+        ratio = statistics.median(one.first / other.first for one, other in zip(own, shared, strict=True))
+        shape = f"{length} prompt tokens, batch 1, {len(shared)} pairs of runs, ratio of a pair at the median"
+        row = Row(
+            f"time to first token, {way.tier}, in a worker of every tier", shape, _medians(shared)[0], "s",
+            "a worker of its own", _medians(own)[0], ratio,
+        )  # fmt: skip
+        met = ratio >= 1 / SHARED_MOST
+        rows.append(judged(row, f"ratio >= {1 / SHARED_MOST:.2f}", met=met) if length == SHARED_TOKENS else row)
     return rows
 
 

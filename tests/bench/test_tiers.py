@@ -1,0 +1,44 @@
+"""Tiers of a worker of all of them, beside workers of one tier each."""
+
+from __future__ import annotations
+
+import pytest
+from sparsity_bench.tiers.run import SHARED_TOKENS, Sample, Way, shared_rows, tier_rows
+
+TIERS = ("dense", "aggressive")
+
+
+def samples(shared: list[float], own: list[float], length: int = SHARED_TOKENS) -> dict[tuple[Way, int], list[Sample]]:
+    """Of each tier, by times to first token; the aggressive one takes half as long."""
+    found = {}
+    for place, tier in enumerate(TIERS):
+        for apart, firsts in ((False, shared), (True, own)):
+            found[Way(tier, apart), length] = [Sample(first / (1 + place), 0.1, 0.3, 0.9) for first in firsts]
+    return found
+
+
+@pytest.mark.parametrize(("shared", "met"), [([1.02, 1.02, 1.02], True), ([1.05, 1.05, 1.05], False)])
+def test_a_shared_worker_may_take_three_percent_more(shared: list[float], met: bool) -> None:
+    rows = shared_rows(samples(shared, [1.0] * 3), SHARED_TOKENS)
+    assert [row.name.split(", ")[1] for row in rows] == list(TIERS)
+    assert all(row.met is met for row in rows)
+    assert rows[0].ratio == pytest.approx(1 / shared[0])
+    assert (rows[1].value, rows[1].baseline_value) == (shared[0] / 2, 0.5)
+
+
+def test_pairs_are_compared_so_that_a_busy_while_of_the_machine_has_no_say() -> None:
+    rows = shared_rows(samples([1.0, 3.0, 9.0], [1.0, 3.0, 9.0]), SHARED_TOKENS)
+    assert all(row.ratio == 1.0 and row.met for row in rows)
+
+
+def test_other_lengths_have_no_goal_and_pools_no_such_rows() -> None:
+    assert all(row.goal is None for row in shared_rows(samples([1.0], [1.0], 1024), 1024))
+    pools = {key: each for key, each in samples([1.0], [1.0]).items() if not key[0].apart}
+    assert shared_rows(pools, SHARED_TOKENS) == []
+
+
+def test_tiers_are_compared_with_the_dense_one_of_the_same_service() -> None:
+    rows = {row.name: row for row in tier_rows(samples([2.0], [1.0]), TIERS, SHARED_TOKENS)}
+    sparse = rows["time to first token, aggressive"]
+    assert (sparse.value, sparse.baseline_value, sparse.ratio) == (1.0, 2.0, 2.0)
+    assert sparse.met
