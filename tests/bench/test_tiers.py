@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import grpc
 import pytest
+from sparsity.v1 import worker_pb2, worker_pb2_grpc
+from sparsity_bench.tiers.apart import workers_apart
 from sparsity_bench.tiers.run import SHARED_TOKENS, Sample, Way, shared_rows, tier_rows
+from sparsity_router.embedded.default_model import echo_model
+from sparsity_router.embedded.state import Process, Running
+from sparsity_rpc.errors import ConfigurationError
+from sparsity_rpc.tiers import Tier
+from sparsity_rpc.tls import open_channel
+from sparsity_serving.engines import ECHO, SGLANG
 
 TIERS = ("dense", "aggressive")
 
@@ -42,3 +53,28 @@ def test_tiers_are_compared_with_the_dense_one_of_the_same_service() -> None:
     sparse = rows["time to first token, aggressive"]
     assert (sparse.value, sparse.baseline_value, sparse.ratio) == (1.0, 2.0, 2.0)
     assert sparse.met
+
+
+def test_each_tier_gets_a_worker_of_its_own_until_all_is_measured(tmp_path: Path) -> None:
+    shared = Process("echo-shared", 1, "a:1", "log")
+    model = str(echo_model(tmp_path, print))
+    running = Running(1, "a:1", "redis://x", model, dict.fromkeys(TIERS, shared), 1.0, ECHO)
+    said: list[str] = []
+    with workers_apart(running, {"aggressive": "generic-aggressive"}, said.append) as addresses:
+        assert list(addresses) == list(TIERS)
+        for tier, address in addresses.items():
+            with open_channel(address, None) as channel:
+                stub = worker_pb2_grpc.WorkerServiceStub(channel)
+                told = stub.GetCapabilities(worker_pb2.GetCapabilitiesRequest(), timeout=30.0)
+            assert [each.tier for each in told.tiers] == [Tier[tier.upper()].wire]
+    assert [line.split()[0] for line in said] == [f"worker-{tier}-apart" for tier in TIERS]
+    with pytest.raises(grpc.RpcError), open_channel(address, None) as channel:
+        worker_pb2_grpc.WorkerServiceStub(channel).GetCapabilities(worker_pb2.GetCapabilitiesRequest(), timeout=5.0)
+
+
+def test_a_worker_that_ends_is_told_with_its_reason(tmp_path: Path) -> None:
+    shared = Process("worker-shared", 1, "a:1", "log")
+    running = Running(1, "a:1", "redis://x", str(tmp_path), dict.fromkeys(TIERS, shared), 1.0, SGLANG)
+    ended = pytest.raises(ConfigurationError, match=r"worker-dense-apart ended with 2: .*--model")
+    with ended, workers_apart(running, {}, print):
+        pytest.fail("it serves")

@@ -12,9 +12,8 @@ from typing import Final
 from sparsity_router.embedded.child import Child
 from sparsity_router.embedded.state import Running
 from sparsity_rpc.errors import EngineError
-from sparsity_rpc.tiers import DENSE
 from sparsity_serving.addresses import free_port
-from sparsity_serving.engines import SGLANG
+from sparsity_serving.engines import ECHO
 
 _READY_SECONDS: Final = 600.0
 _END_SECONDS: Final = 10.0
@@ -25,7 +24,7 @@ def workers_apart(running: Running, profiles: dict[str, str], say: Callable[[str
     """Serves each tier of the running service by a worker of its own, too; one starts after the other.
 
     Args:
-        running: the service, whose model they take.
+        running: the service, whose model and engine they take.
         profiles: name or path of the profile of each sparse tier.
         say: gets a line for each that is ready.
 
@@ -40,9 +39,10 @@ def workers_apart(running: Running, profiles: dict[str, str], say: Callable[[str
         addresses = {}
         for tier in running.workers:
             name, address = f"worker-{tier}-apart", f"127.0.0.1:{free_port()}"
-            arguments = ["-m", "sparsity_worker", "--worker-id", name, "--tiers", tier, "--engine", SGLANG]
+            arguments = ["-m", "sparsity_worker", "--worker-id", name, "--tiers", tier, "--engine", running.engine]
             arguments += ["--model", running.model_path, "--listen", address]
-            arguments += [] if tier == DENSE else ["--profile", profiles[tier]]
+            if tier in profiles and running.engine != ECHO:
+                arguments += ["--profile", profiles[tier]]
             child = Child(name, arguments, address, Path(folder) / f"{name}.log")
             child.start()
             ending.callback(child.stop, _END_SECONDS)
