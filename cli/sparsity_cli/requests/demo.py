@@ -119,7 +119,7 @@ class Row:
 
 
 def demo(
-    new_tokens: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Tokens to generate for each request.")] = 16,
+    new_tokens: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Tokens to generate for each request.")] = 8,
     kill: Annotated[bool, typer.Option(help="Also kill a worker of the embedded service in the middle.")] = True,
     router: Router = DEFAULT_ROUTER,
     state: State = None,
@@ -253,7 +253,7 @@ def _kill(running: Running) -> None:
     if running.engine == ECHO:
         os.kill(pid, signal.SIGKILL)
     else:
-        threading.Timer(1.0, os.kill, (pid, signal.SIGKILL)).start()
+        threading.Timer(0.5, os.kill, (pid, signal.SIGKILL)).start()
 
 
 def _print(row: Row) -> None:

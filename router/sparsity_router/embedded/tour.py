@@ -18,7 +18,7 @@ _OVERRIDE = "tour"
 def _steps(prompt: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
     """What is shown, and the command that shows it."""
     explain = ("explain", "--file", str(prompt), "--domain", "rag")
-    yield "Requests of every kind, and the tier that policy gives each:", ("demo", "--no-kill", "--new-tokens", "8")
+    yield "Requests of every kind, and the tier that policy gives each:", ("demo", "--no-kill")
     yield "Why one gets its tier, and what would give it another:", explain
     kill = ("policy", "kill", "--domain", "rag", "--id", _OVERRIDE, "--for", "1m", "--reason", "a look around")
     yield "A kill switch, which acts on the next request:", kill
