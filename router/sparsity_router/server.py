@@ -154,9 +154,11 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
 
     def at_once(switch: Callable[[], None]) -> Callable[[], None]:
         def act() -> None:
-            switch()
-            # What was interrupted may publish what it had read before.
-            loop.call_soon_threadsafe(policies.overrides.publish)
+            try:
+                switch()
+            finally:
+                # What was interrupted may publish what it had read before.
+                loop.call_soon_threadsafe(policies.overrides.publish)
 
         return act
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import subprocess
+import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -23,6 +27,7 @@ from sparsity_serving.background import jobs as background
 from sparsity_serving.background.ending import end_tasks
 from sparsity_serving.background.jobs import JOBS, Jobs
 from sparsity_serving.background.reloading import ReloadedFile
+from sparsity_serving.background.signalled import SignalledEvent
 from support.routers.rig import DENSE, rig
 from support.routers.rig import until as becomes
 from support.routers.router import running, until
@@ -211,3 +216,41 @@ async def test_a_task_that_swallows_a_cancel_is_ended_by_the_next_one() -> None:
     assert swallowed.is_set()
     assert isinstance(deaf, asyncio.CancelledError)
     assert isinstance(failed, ValueError)
+
+
+# Signals come every tenth of a millisecond, and find the thread that waits at every place of it.
+STORM = """
+import signal
+from sparsity_serving.background.signalled import SignalledEvent
+events = [SignalledEvent()]
+signal.signal(signal.SIGALRM, lambda *_: events[-1].set())
+signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
+ended = 0
+while ended < 2000:
+    ended += events[-1].wait(1e-5)
+    events.append(SignalledEvent())
+    del events[0]
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(ended)
+"""
+
+
+def test_a_handler_may_set_it_whatever_the_thread_that_waits_is_doing() -> None:
+    done = subprocess.run([sys.executable, "-c", STORM], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "2000\n"), done.stderr
+
+
+def test_it_ends_waits_from_then_on_and_before() -> None:
+    event = SignalledEvent()
+    assert not event.wait(0.0)
+    assert not event.is_set()
+    waited: list[bool] = []
+    waiting = threading.Thread(target=lambda: waited.append(event.wait(60)))
+    waiting.start()
+    time.sleep(0.05)
+    event.set()
+    event.set()
+    waiting.join(30)
+    assert waited == [True]
+    assert event.is_set()
+    assert event.wait(60)

@@ -17,6 +17,7 @@ from sparsity_policies.storage.redis_url import ENVIRONMENT, without_credentials
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_rpc.tiers import DENSE, TIERS
 from sparsity_serving.addresses import free_port, require_free
+from sparsity_serving.background.signalled import SignalledEvent
 from sparsity_serving.engines import ECHO, ENGINES, SGLANG
 from sparsity_serving.otlp import GRPC
 from sparsity_serving.telemetry import sends_traces
@@ -88,7 +89,7 @@ class Supervisor:
     def __init__(self, config: UpConfig, say: Say) -> None:
         self._config = config
         self._say = say
-        self._stop = threading.Event()
+        self._stop = SignalledEvent()
         self._store: EmbeddedStore | None = None
         self._workers: dict[str, Child] = {}
         self._router: Child | None = None

@@ -165,13 +165,14 @@ class ActingOverrides:
 
     def kill(self) -> None:
         """The kill switch that needs no store: everything dense, until :meth:`unkill`."""
-        log.warning("kill switch on: every request is served dense")
+        # First of all: a log that is being written to when the signal comes may refuse what comes between.
         self.put(Override(KILL_SWITCH_ID, Scope.GLOBAL, reason="kill switch by signal", actor="signal"))
+        log.warning("kill switch on: every request is served dense")
 
     def unkill(self) -> None:
         """Ends :meth:`kill`."""
-        log.warning("kill switch off")
         self.end(KILL_SWITCH_ID, 0)
+        log.warning("kill switch off")
 
     def publish(self) -> None:
         """Has what acts now acted upon anew."""

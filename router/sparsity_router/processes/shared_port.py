@@ -13,13 +13,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from sparsity_rpc.errors import ConfigurationError
 from sparsity_serving.addresses import Address, joined, read_address
+from sparsity_serving.background.signalled import SignalledEvent
 
 from sparsity_router.processes.early_signals import EARLY, KEPT, SWITCHES
 
@@ -44,7 +44,7 @@ def run(arguments: Sequence[str], shared: Mapping[str, str | None], count: int, 
     Raises:
         ConfigurationError: when an address cannot be listened on.
     """
-    stopping = threading.Event()
+    stopping = SignalledEvent()
     children: list[subprocess.Popen[bytes]] = []
     # The last switch, with when it came: a child that was ending may have missed it.
     switched = [(float("-inf"), signal.SIGUSR2)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -409,3 +410,18 @@ async def test_audit_events_of_an_outage_carry_the_time_of_the_call(tmp_path: Pa
 
                 event = (await until(told))[0]
                 assert called - 0.5 <= event.time.ToNanoseconds() / 1e9 <= called + took + 0.5
+
+
+def test_a_kill_switch_acts_although_the_log_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As the log's buffer does to a handler of signals that comes amid a write that waits.
+    def busy(*_: Any) -> None:
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
+
+    overrides, told = made()
+    monkeypatch.setattr(logging.getLogger("sparsity.router.overrides"), "warning", busy)
+    with pytest.raises(RuntimeError):
+        overrides.kill()
+    assert told == [[KILL_SWITCH_ID]]
+    with pytest.raises(RuntimeError):
+        overrides.unkill()
+    assert not overrides.active()
