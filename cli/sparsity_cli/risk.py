@@ -13,6 +13,8 @@ from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.model import StoredPolicy
 from sparsity_policies.risk.corpus import read_lines
 from sparsity_policies.risk.weighing import acting
+from sparsity_router.prompts.opinion.model_file import present
+from sparsity_router.prompts.opinion.reader import Reader
 from sparsity_rpc.errors import InvalidRequestError
 
 from sparsity_cli.console import AsJson, escaped, out, print_json, reported
@@ -31,6 +33,9 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="JSON lines with domain, text and where known id, language, kind.")],
     policies: Annotated[Path | None, typer.Option(help="Folder of policy files; the shipped ones without it.")] = None,
     worst: Annotated[int, typer.Option(min=0, help="Ids of wrong texts to tell for each line.")] = 5,
+    second_opinion: Annotated[
+        bool, typer.Option("--second-opinion", help="Ask for one, as routers with --opinion-seconds do.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """What detection misses and moves of labelled texts, by domain and language, without a router.
@@ -48,7 +53,7 @@ def evaluate(
         chosen = list(read_policies([policies]).values()) if policies else shipped_policies("standard")
         snapshot = Snapshot.build(0, [StoredPolicy(policy, "", 0, 0.0, "", "") for policy in acting(chosen)])
         check(texts, snapshot, str(data))
-        found = report(texts, snapshot, worst)
+        found = report(texts, snapshot, worst, Reader(present()).read if second_opinion else None)
         if as_json:
             print_json(_plain(found))
         else:

@@ -250,7 +250,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class RiskFinding:
-    """The part of a prompt, in characters of it, that is most like a domain, how likely, and what came of it."""
+    """The part of a prompt, in characters of it, that is most like a domain, how likely, and what came of it.
+
+    Where a second opinion was asked for, the last two are what the linear model and it say by themselves.
+    """
 
     domain: str
     probability: float
@@ -258,6 +261,8 @@ class RiskFinding:
     outcome: str
     start: int
     end: int
+    first_opinion: float | None = None
+    second_opinion: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

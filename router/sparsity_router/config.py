@@ -136,6 +136,12 @@ class RouterConfig:
     )
     detect_seconds: float = option("time for it, past which a request is dense", 1.0, above=0)
     detect_model: Path | None = option("folder with model.onnx and tokenizer.json for it; the installed one", None)
+    opinion_seconds: float = option(
+        "time for a second opinion on the parts of a prompt that the model of risk finds likely, past which a request"
+        " is dense; 0 asks for none",
+        0.0,
+        least=0,
+    )
     sessions: str = option(
         "hold a conversation at the risk of its requests so far, or let it move freely", "keep", choices=SESSIONS
     )

@@ -14,6 +14,7 @@ from sparsity_router.fleet.stock.model import StockModel
 from sparsity_router.models.document import Fronted
 from sparsity_router.models.models import Model, Models
 from sparsity_router.prompts.classify import Classifier
+from sparsity_router.prompts.opinion.asking import SecondOpinion
 from sparsity_router.prompts.semantic import Detector
 from sparsity_router.prompts.tokens import ModelTokenizer
 
@@ -21,7 +22,9 @@ from sparsity_router.prompts.tokens import ModelTokenizer
 _FIELDS: Final = {"--model": "folder", "--worker": "workers"}
 
 
-def open_models(config: RouterConfig, lease_keys: LeaseKeys | None, detector: Detector | None) -> Models:
+def open_models(
+    config: RouterConfig, lease_keys: LeaseKeys | None, detector: Detector | None, second: SecondOpinion | None
+) -> Models:
     """The models that options name, with workers that nobody watches yet.
 
     Raises:
@@ -30,7 +33,7 @@ def open_models(config: RouterConfig, lease_keys: LeaseKeys | None, detector: De
 
     def opened(one: Fronted) -> Model:
         try:
-            return _open(one, config, lease_keys, detector)
+            return _open(one, config, lease_keys, detector, second)
         except ConfigurationError as error:
             if config.models is None:
                 raise
@@ -41,7 +44,13 @@ def open_models(config: RouterConfig, lease_keys: LeaseKeys | None, detector: De
     return Models(*map(opened, config.fronted()))
 
 
-def _open(one: Fronted, config: RouterConfig, lease_keys: LeaseKeys | None, detector: Detector | None) -> Model:
+def _open(
+    one: Fronted,
+    config: RouterConfig,
+    lease_keys: LeaseKeys | None,
+    detector: Detector | None,
+    second: SecondOpinion | None,
+) -> Model:
     """One model; workers that tell another's name are not its own."""
     tokenizer = ModelTokenizer(one.folder, one.name)
     template = tokenizer.template.source if tokenizer.template else ""
@@ -59,5 +68,5 @@ def _open(one: Fronted, config: RouterConfig, lease_keys: LeaseKeys | None, dete
         one.known_as,
     )
     doubts = config.detect == "declared"
-    classifier = Classifier(tokenizer, config.max_prompt_bytes, detector, doubts_declared=doubts)
+    classifier = Classifier(tokenizer, config.max_prompt_bytes, detector, doubts_declared=doubts, second=second)
     return Model(classifier, fleet, one.aliases, ModelShape.of(tokenizer.config))

@@ -52,6 +52,7 @@ from sparsity_router.observing.policy_metrics import observe_disk, observe_loop,
 from sparsity_router.observing.recorder import Recorder
 from sparsity_router.observing.request_metrics import RequestMetrics
 from sparsity_router.processes.early_signals import EARLY
+from sparsity_router.prompts.opinion.asking import SecondOpinion
 from sparsity_router.prompts.semantic import Detector
 from sparsity_router.readiness import Readiness
 from sparsity_router.relaying.shadow import Shadow
@@ -104,7 +105,8 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     if config.engine == ECHO:
         log.warning("--engine echo: no model answers; workers repeat prompts and attend nothing")
     detector = Detector(config.detect_model, config.detect_seconds) if config.detect != "off" else None
-    models = open_models(config, lease_keys, detector)
+    second = SecondOpinion(config.opinion_seconds) if config.opinion_seconds else None
+    models = open_models(config, lease_keys, detector, second)
     kept = config.sessions == "keep"
     sessions = Sessions(store.redis if store else None, config.policy_ttl) if kept else None
     fleets, shapes = models.fleets, models.shapes
@@ -177,6 +179,8 @@ async def _serve(config: RouterConfig, started: asyncio.Future[int] | None, held
     work |= {f"workers of {name}" if name else "workers": fleet.watch for name, fleet in fleets.items()}
     if detector is not None:
         work["detector"] = partial(detector.run, policies)
+    if second is not None:
+        work["second opinion"] = second.run
     if config.siblings is not None:
         siblings = Siblings(config.siblings, policies.overrides)
         siblings.look()

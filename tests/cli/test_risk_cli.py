@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from sparsity_cli.main import app
+from sparsity_router.prompts.opinion.model_file import fetched
 from typer.testing import CliRunner
 
 runner = CliRunner()
@@ -55,3 +56,24 @@ def test_a_file_that_says_nothing_is_refused_in_words(tmp_path: Path, content: s
     done = runner.invoke(app, ["risk", "evaluate", "--data", str(path)])
     assert done.exit_code != 0
     assert problem in " ".join(done.output.split())
+
+
+def test_a_second_opinion_may_be_asked_for(tmp_path: Path) -> None:
+    fetched()
+    rows = [
+        {"domain": "medical", "text": SICK, "id": "sick", "language": "en"},
+        {"domain": "harmless", "text": PLAIN, "id": "bakery", "language": "en"},
+    ]
+    command = ["risk", "evaluate", "--data", str(written(tmp_path, *rows)), "--json", "--second-opinion"]
+    done = runner.invoke(app, command)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.output)
+    assert [line["wrong"]["share"] for line in (*told["missed"], *told["false_alarms"])] == [0.0, 0.0]
+
+
+def test_a_second_opinion_without_its_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSITY_OPINION_MODEL", str(tmp_path))
+    rows = [{"domain": "medical", "text": SICK, "id": "a"}, {"domain": "harmless", "text": PLAIN, "id": "b"}]
+    done = runner.invoke(app, ["risk", "evaluate", "--data", str(written(tmp_path, *rows)), "--second-opinion"])
+    assert done.exit_code != 0
+    assert "fetches it" in " ".join(done.output.split())

@@ -110,6 +110,8 @@ def _finding(finding: inference_pb2.RiskFinding, request: inference_pb2.Generate
     """What a part of the text is like, with its place; the text itself only where it is asked for."""
     told = f"characters {finding.start} to {finding.end} are like {escaped(finding.domain)}"
     told += f" with probability {finding.probability:.2f}, {finding.threshold:.2f} is enough: {finding.outcome}"
+    if finding.HasField("second_opinion"):
+        told += f" (linear model {finding.first_opinion:.2f}, second opinion {finding.second_opinion:.2f})"
     if show_text:
         words = request.text or "\n".join(message.content for message in request.chat.messages)
         told += f"\n  {escaped(words[finding.start : finding.end])}"

@@ -1659,6 +1659,8 @@ class RiskFinding(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     START_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    FIRST_OPINION_FIELD_NUMBER: _builtins.int
+    SECOND_OPINION_FIELD_NUMBER: _builtins.int
     domain: _builtins.str
     """The domain."""
     probability: _builtins.float
@@ -1671,6 +1673,10 @@ class RiskFinding(_message.Message):
     """First character of the window in the prompt."""
     end: _builtins.int
     """The character behind its last."""
+    first_opinion: _builtins.float
+    """What the linear model says of the window by itself; not there where no second opinion was asked for."""
+    second_opinion: _builtins.float
+    """What the second opinion says of it by itself; likewise."""
     def __init__(
         self,
         *,
@@ -1680,12 +1686,21 @@ class RiskFinding(_message.Message):
         outcome: _builtins.str = ...,
         start: _builtins.int = ...,
         end: _builtins.int = ...,
+        first_opinion: _builtins.float | None = ...,
+        second_opinion: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_opinion", b"_first_opinion", "_second_opinion", b"_second_opinion", "first_opinion", b"first_opinion", "second_opinion", b"second_opinion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "end", b"end", "outcome", b"outcome", "probability", b"probability", "start", b"start", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_opinion", b"_first_opinion", "_second_opinion", b"_second_opinion", "domain", b"domain", "end", b"end", "first_opinion", b"first_opinion", "outcome", b"outcome", "probability", b"probability", "second_opinion", b"second_opinion", "start", b"start", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__first_opinion: _TypeAlias = _typing.Literal["first_opinion"]  # noqa: Y015
+    _WhichOneofArgType__first_opinion: _TypeAlias = _typing.Literal["_first_opinion", b"_first_opinion"]  # noqa: Y015
+    _WhichOneofReturnType__second_opinion: _TypeAlias = _typing.Literal["second_opinion"]  # noqa: Y015
+    _WhichOneofArgType__second_opinion: _TypeAlias = _typing.Literal["_second_opinion", b"_second_opinion"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__first_opinion) -> _WhichOneofReturnType__first_opinion | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__second_opinion) -> _WhichOneofReturnType__second_opinion | None: ...
 
 Global___RiskFinding: _TypeAlias = RiskFinding  # noqa: Y015
 

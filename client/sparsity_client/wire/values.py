@@ -120,7 +120,16 @@ def explanation(message: inference_pb2.ExplainResponse) -> Explanation:
         steps=tuple(Step(step.check, step.matched, step.detail, _tier(step.tier)) for step in message.steps),
         alternatives=tuple(message.alternatives),
         findings=tuple(
-            RiskFinding(each.domain, each.probability, each.threshold, each.outcome, each.start, each.end)
+            RiskFinding(
+                each.domain,
+                each.probability,
+                each.threshold,
+                each.outcome,
+                each.start,
+                each.end,
+                each.first_opinion if each.HasField("first_opinion") else None,
+                each.second_opinion if each.HasField("second_opinion") else None,
+            )
             for each in message.findings
         ),
         matches=tuple(

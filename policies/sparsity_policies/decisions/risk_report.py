@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import sqrt
 from typing import Final, NamedTuple
 
@@ -14,8 +14,11 @@ from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.matching.folding import folded
 from sparsity_policies.model import Risk
 from sparsity_policies.risk.corpus import HARMLESS, Labelled
+from sparsity_policies.risk.opinion import Opinions, closer, opined
 from sparsity_policies.risk.weighing import Weighed, weigh
 
+# Asks for second opinions on parts of texts.
+Ask = Callable[[Sequence[str]], Opinions | None]
 _NORMAL_95: Final = 1.959964
 
 
@@ -87,12 +90,21 @@ class Report(NamedTuple):
     milliseconds_per_kilobyte: float
 
 
-def judge(text: str, snapshot: Snapshot) -> tuple[Weighed, bool, str]:
-    """What a text is like, whether a literal or pattern is in it, and the high-risk domain it would be moved to."""
+def judge(text: str, snapshot: Snapshot, ask: Ask | None = None) -> tuple[Weighed, bool, str]:
+    """What a text is like, whether a literal or pattern is in it, and the high-risk domain it would be moved to.
+
+    Args:
+        text: all of it.
+        snapshot: the policies.
+        ask: for a second opinion on the parts that the linear model finds likely; None leaves its word as it is.
+    """
     read = folded(text).encode("utf-8", "surrogatepass")
     scanned = snapshot.scanner.scan(text.encode("utf-8", "surrogatepass") + b"\n" + read)
-    scores = snapshot.risk.model.scores(text, snapshot.risk.policies)
-    weighed = weigh(None, scores, snapshot.risk.policies)
+    known = snapshot.risk.policies
+    scores = snapshot.risk.model.scores(text, known, closer(known, snapshot.risk.taught) if ask else None)
+    if ask and scores.likely:
+        scores = opined(scores, ask([part.text for part in scores.likely]) or {})
+    weighed = weigh(None, scores, known)
     risks = {domain: item.policy.risk for domain, item in snapshot.policies.items()}
     certain = sorted(domain for domain in scanned.domains if risks[domain] is Risk.HIGH)
     likely = sorted(
@@ -123,18 +135,19 @@ def _is_risky(one: Labelled, snapshot: Snapshot) -> bool:
     return policy is not None and policy.risk is Risk.HIGH
 
 
-def report(texts: Sequence[Labelled], snapshot: Snapshot, worst: int = 5) -> Report:
+def report(texts: Sequence[Labelled], snapshot: Snapshot, worst: int = 5, ask: Ask | None = None) -> Report:
     """Judges every text.
 
     Args:
         texts: checked by :func:`check`.
         snapshot: the policies.
         worst: ids told for each line at most.
+        ask: as :func:`judge`.
     """
     started, size = time.process_time(), 0
     groups: dict[tuple[str, str], list[Verdict]] = defaultdict(list)
     for one in texts:
-        weighed, matched, alarm = judge(one.text, snapshot)
+        weighed, matched, alarm = judge(one.text, snapshot, ask)
         size += len(one.text.encode("utf-8", "surrogatepass"))
         groups[one.domain, one.language].append(
             Verdict(one, alarm, 1.0 - weighed.safety, matched, bool(weighed.doubt) and not alarm)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -45,11 +45,13 @@ class PolicyModel(NamedTuple):
         model: that reads prompts.
         policies: of the domains that it knows and that texts are held against.
         key: of the exemplars that it has learnt beside the shipped ones; empty for none.
+        taught: domains that they are of.
     """
 
     model: RiskModel
     policies: Mapping[str, Policy]
     key: str = ""
+    taught: frozenset[str] = frozenset()
 
 
 def heads_of(exemplars: Mapping[str, Sequence[str]], risky: frozenset[str]) -> Sequence[Head]:
@@ -132,10 +134,13 @@ def model_of(policies: Iterable[Policy], previous: PolicyModel | None, learn_the
     key = hashlib.sha256(json.dumps([own, sorted(risky)]).encode()).hexdigest()
     same = previous is not None and previous.key == key
     return _for(
-        previous.model if previous and same else RiskModel(learn_them(own, risky), shipped.model.lines), ranked, key
+        previous.model if previous and same else RiskModel(learn_them(own, risky), shipped.model.lines),
+        ranked,
+        key,
+        own,
     )
 
 
-def _for(model: RiskModel, policies: Iterable[Policy], key: str = "") -> PolicyModel:
+def _for(model: RiskModel, policies: Iterable[Policy], key: str = "", taught: Collection[str] = ()) -> PolicyModel:
     known = {policy.domain: policy for policy in policies if policy.domain in model.domains and is_read_for(policy)}
-    return PolicyModel(model, known, key)
+    return PolicyModel(model, known, key, frozenset(taught))

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsity_policies.risk.features import Codes, blocks, codes_of, width
+from sparsity_policies.risk.likely import Likely, choose
 from sparsity_policies.risk.scripts import SCRIPTS, Line, scripts_of
 from sparsity_policies.risk.windows import Places, windows_of
 
@@ -33,11 +34,15 @@ class Window(NamedTuple):
         start: its first character in the text as it is read (see :func:`.features.codes_of`).
         end: the one behind its last.
         probability: calibrated, in [0, 1].
+        first: what it was before a second opinion; None where there is none.
+        second: the second opinion by itself.
     """
 
     start: int
     end: int
     probability: float
+    first: float | None = None
+    second: float | None = None
 
 
 class Scores(NamedTuple):
@@ -46,13 +51,33 @@ class Scores(NamedTuple):
     Attributes:
         peaks: by domain, the window that is most likely of it.
         means: by domain, the margin over all windows on average, in log odds: for a comparison between domains.
+        likely: parts of the text to be read more closely; none where nobody asked for any.
+        left: by domain, the most likely window in none of them.
+        tries: by which log odds were lowered for the number of windows.
     """
 
     peaks: Mapping[str, Window]
     means: Mapping[str, float]
+    likely: tuple[Likely, ...] = ()
+    left: Mapping[str, Window] = {}
+    tries: float = 0.0
 
 
 NOTHING: Final = Scores({}, {})
+
+
+class Closer(NamedTuple):
+    """Which parts of a text are read more closely.
+
+    Attributes:
+        domains: those that may be likely.
+        most: parts at most.
+        least: log odds of a window that is likely enough.
+    """
+
+    domains: Collection[str]
+    most: int
+    least: float
 
 
 class Head(NamedTuple):
@@ -96,12 +121,13 @@ class RiskModel:
         self.domains = frozenset(head.domain for head in heads)
         self._packs = [_Pack(self.heads[at : at + _LANES]) for at in range(0, len(heads), _LANES)]
 
-    def scores(self, text: str, domains: Collection[str] | None = None) -> Scores:
+    def scores(self, text: str, domains: Collection[str] | None = None, closer: Closer | None = None) -> Scores:
         """Reads all of ``text``.
 
         Args:
             text: of any length.
             domains: whose scores are wanted; None wants all.
+            closer: which parts of it are to be read more closely; None for none.
         """
         packs = [pack for pack in self._packs if domains is None or not pack.domains.isdisjoint(domains)]
         codes = codes_of(text)
@@ -113,20 +139,39 @@ class RiskModel:
         scripts = scripts_of(codes, starts, ends)
         slopes, intercepts = self._slopes[scripts, None], self._intercepts[scripts, None]
         # Of many windows one is the most likely by chance: the odds are those of a prompt, whatever its length.
-        tries = _TRIES * np.log(len(starts))
+        tries = float(_TRIES * np.log(len(starts)))
         peaks: dict[str, Window] = {}
         means: dict[str, float] = {}
+        doubtful: dict[str, NDArray[np.float64]] = {}
         for pack, sums in zip(packs, _sums(codes, units, packs), strict=True):
             margins = (sums[last] - sums[first]) * pack.scales / norms[:, None] + pack.biases  # type: ignore[index]
             odds = slopes * (margins * pack.slopes + pack.intercepts) + intercepts
-            at = odds.argmax(axis=0)
             for lane, head in enumerate(pack.heads):
                 if domains is None or head.domain in domains:
-                    place = int(at[lane])
-                    probability = float(1.0 / (1.0 + np.exp(-np.clip(odds[place, lane] - tries, -50.0, 50.0))))
-                    peaks[head.domain] = Window(int(starts[place]), int(ends[place]), probability)
+                    own = odds[:, lane] - tries
+                    peaks[head.domain] = _peak(starts, ends, own)
                     means[head.domain] = float(odds[:, lane].mean())
-        return Scores(peaks, means)
+                    if closer and head.domain in closer.domains:
+                        doubtful[head.domain] = own
+        if closer is None or not doubtful:
+            return Scores(peaks, means)
+        table = np.stack(list(doubtful.values()), axis=1)
+        chosen = choose(text, codes, (starts, ends), table, list(doubtful), closer.most, closer.least)
+        if not chosen.parts or not chosen.left.any():
+            return Scores(peaks, means, chosen.parts, {}, tries)
+        first, last = starts[chosen.left], ends[chosen.left]
+        left = {domain: _peak(first, last, own[chosen.left]) for domain, own in doubtful.items()}
+        return Scores(peaks, means, chosen.parts, left, tries)
+
+
+def _peak(starts: Places, ends: Places, odds: NDArray[np.float64]) -> Window:
+    at = int(odds.argmax())
+    return Window(int(starts[at]), int(ends[at]), chance(float(odds[at])))
+
+
+def chance(odds: float) -> float:
+    """The probability of log odds."""
+    return float(1.0 / (1.0 + np.exp(-np.clip(odds, -50.0, 50.0))))
 
 
 def _sums(codes: Codes, units: Places, packs: Sequence[_Pack]) -> list[NDArray[np.float64]]:

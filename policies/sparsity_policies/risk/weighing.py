@@ -29,6 +29,8 @@ class Finding(NamedTuple):
         outcome: `moved`, `observed`, `doubt` or `none`.
         start: first character of the window, in the text as it is read.
         end: the one behind its last.
+        first: the linear model's word by itself, where there is a second opinion; else None.
+        second: the second opinion by itself; None where there is none.
     """
 
     domain: str
@@ -37,6 +39,8 @@ class Finding(NamedTuple):
     outcome: str
     start: int = 0
     end: int = 0
+    first: float | None = None
+    second: float | None = None
 
 
 class Weighed(NamedTuple):
@@ -110,7 +114,7 @@ def weigh(own: Policy | None, scores: Scores, policies: Mapping[str, Policy]) ->
             outcome = "doubt"
         if outcome == "moved":
             raised[domain] = probability
-        findings.append(Finding(domain, probability, threshold, outcome, window.start, window.end))
+        findings.append(Finding(domain, probability, threshold, outcome, *window[:2], window.first, window.second))
     findings.sort(key=lambda finding: (-finding.probability, finding.domain))
     high = [finding for finding in findings if policies[finding.domain].risk is Risk.HIGH]
     safety = 1.0 - max((finding.probability for finding in high), default=0.0)

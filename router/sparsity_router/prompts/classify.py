@@ -10,13 +10,15 @@ from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_policies.matching.locating import Match
 from sparsity_policies.model import Signals
 from sparsity_policies.risk.model import Scores
+from sparsity_policies.risk.opinion import Opinions, opined
 from sparsity_serving.background.off_loop import OnLoop, off_loop
 from sparsity_serving.metrics.metering import CLASSIFY_SECONDS, histogram, meter_of
 
-from sparsity_router.prompts.domains import UNASKED, Asking, Detection, read_risk
+from sparsity_router.prompts.domains import UNASKED, Asking, Detection, acts, read_risk
 from sparsity_router.prompts.lengths import Interval
 from sparsity_router.prompts.measure import EncodedPrompt, Measure
 from sparsity_router.prompts.opened import Scanned, located, open_prompt, scan
+from sparsity_router.prompts.opinion.asking import NoOpinionError, SecondOpinion
 from sparsity_router.prompts.prompt import Bounds, read_prompt
 from sparsity_router.prompts.semantic import DetectionError, Detector
 from sparsity_router.prompts.signals import Arrival, Resolved
@@ -29,6 +31,9 @@ _detecting = histogram(
 )
 _reading = histogram(
     _meter, "sparsity.router.risk.duration", "s", "Every window of one prompt, by the linear model.", CLASSIFY_SECONDS
+)
+_second = histogram(
+    _meter, "sparsity.router.opinion.duration", "s", "Second opinion on one prompt's likely parts.", CLASSIFY_SECONDS
 )
 
 
@@ -79,6 +84,7 @@ class Classifier:
         max_prompt_bytes: a longer prompt is refused.
         detector: finds the domain of a prompt that declares none; None leaves it unknown.
         doubts_declared: whether the detector is asked about declared domains of less than high risk too.
+        second: who is asked of parts that the linear model finds likely; None leaves its word as it is.
 
     Attributes:
         served: the model.
@@ -91,10 +97,12 @@ class Classifier:
         detector: Detector | None = None,
         *,
         doubts_declared: bool = False,
+        second: SecondOpinion | None = None,
     ) -> None:
         self.served = tokenizer.served
         self._tokenizer = tokenizer
         self._detector = detector
+        self._second = second
         asking = Asking.DECLARED if doubts_declared else Asking.UNDECLARED
         self._asking = asking if detector else Asking.NONE
         self._measure = Measure(tokenizer)
@@ -126,9 +134,12 @@ class Classifier:
         scanned = await off_loop(OnLoop.SCAN, sum(map(len, opened.readings)), scan, opened, snapshot)
         detection = await self._detect(scanned, request.context, snapshot)
         if self._is_read(request.context, snapshot):
-            words, declared = opened.words, request.context.domain
-            risk = await off_loop(OnLoop.TOKENIZER, max(prompt.size, len(words)), _read, words, declared, snapshot)
-            detection = detection._replace(risk=risk)
+            words = opened.words
+            opinions: Opinions | None = None if self._second is None else {}
+            size = max(prompt.size, len(words))
+            arguments = words, request.context.domain, snapshot, opinions
+            detection = detection._replace(risk=await off_loop(OnLoop.TOKENIZER, size, _read, *arguments))
+            detection = await self._opined(detection, request.context, snapshot)
         resolved = Resolved.of(scanned, detection, request.context, arrival, snapshot, self._asking)
         measured = self._measure.by_size(resolved, exact=exact)
         if measured is None:
@@ -158,14 +169,31 @@ class Classifier:
         _detecting.record(time.monotonic() - started)
         return detection
 
+    async def _opined(
+        self, detection: Detection, context: inference_pb2.RequestContext, snapshot: Snapshot
+    ) -> Detection:
+        """The detection with a second opinion on what the linear model finds likely; none in time is a doubt."""
+        if self._second is None or not detection.risk.likely:
+            return detection
+        started = time.monotonic()
+        try:
+            opinions = await self._second.read([part.text for part in detection.risk.likely])
+            detection = detection._replace(risk=opined(detection.risk, opinions), opinions=opinions)
+        except NoOpinionError as error:
+            # What is only observed decides nothing, answered or not.
+            if acts(context.domain, snapshot):
+                detection = detection._replace(problem=detection.problem or str(error))
+        _second.record(time.monotonic() - started)
+        return detection
+
 
 def _is_plain(request: inference_pb2.GenerateRequest) -> bool:
     """Whether there is nothing to read but a text: neither JSON nor token ids."""
     return request.WhichOneof("prompt") == "text" and not request.sampling.HasField("response_format")
 
 
-def _read(text: str, declared: str, snapshot: Snapshot) -> Scores:
+def _read(text: str, declared: str, snapshot: Snapshot, opinions: Opinions | None) -> Scores:
     started = time.monotonic()
-    scores = read_risk(text, declared, snapshot)
+    scores = read_risk(text, declared, snapshot, opinions)
     _reading.record(time.monotonic() - started)
     return scores

@@ -1,7 +1,7 @@
 """Which domain a request is of: the declared one, unless the prompt says that it is of a riskier one.
 
-Two classifiers read it: a linear model every window of every prompt, and where that is asked for a sentence model by
-meaning.
+A linear model reads every window of every prompt. Where that is asked for, a sentence model reads it by meaning, and a
+second opinion tells of the parts that the linear model finds likely.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from sparsity_policies.decisions.decide import MIN_CONFIDENCE
 from sparsity_policies.decisions.snapshot import Snapshot
-from sparsity_policies.model import Risk
+from sparsity_policies.model import DetectionMode, Risk
 from sparsity_policies.risk.model import NOTHING, Scores
+from sparsity_policies.risk.opinion import Opinions, closer, opined
 from sparsity_policies.risk.weighing import UNWEIGHED, Weighed, wanted, weigh
 
 # A window this much like a riskier domain leaves it in doubt that the request is of a less risky one.
@@ -38,14 +39,17 @@ class Detection(NamedTuple):
     Attributes:
         scores: of the semantic one, by domain; empty where it was not asked, or knows none.
         problem: what kept it from an answer; empty when nothing did.
-        risk: of the linear one; nothing where no domain that it knows could make a difference.
+        risk: of the linear one, and of a second opinion where there is one; nothing where no domain that they know
+            could make a difference.
         exemplars: which ones the semantic one answered by, as the hash of their snapshot; None where it was not asked.
+        opinions: the second ones, by the text of a part; None where nobody was asked.
     """
 
     scores: Mapping[str, Score]
     problem: str = ""
     risk: Scores = NOTHING
     exemplars: str | None = None
+    opinions: Opinions | None = None
 
 
 UNASKED = Detection({})
@@ -86,13 +90,32 @@ class Found(NamedTuple):
     also: tuple[str, ...] = ()
 
 
-def read_risk(text: str, declared: str, snapshot: Snapshot) -> Scores:
-    """What the linear model makes of a text, for a request that declares a domain, or none."""
+def read_risk(text: str, declared: str, snapshot: Snapshot, opinions: Opinions | None = None) -> Scores:
+    """What the linear model makes of a text, for a request that declares a domain, or none.
+
+    Args:
+        text: all of it.
+        declared: the domain; empty for none.
+        snapshot: the policies.
+        opinions: those that there are so far; the scores tell what else one could be asked of. None wants none.
+    """
     own = snapshot.policy(declared)
     if declared and own is None:
         return NOTHING
     asked = wanted(own, snapshot.risk.policies)
-    return snapshot.risk.model.scores(text, asked) if asked else NOTHING
+    if not asked:
+        return NOTHING
+    parts = None if opinions is None else closer(asked, snapshot.risk.taught)
+    return opined(snapshot.risk.model.scores(text, asked, parts), opinions or {})
+
+
+def acts(declared: str, snapshot: Snapshot) -> bool:
+    """Whether what a text is like could move a request, or is only observed."""
+    own = snapshot.policy(declared)
+    if own is not None and own.detection.mode is DetectionMode.OBSERVE:
+        return False
+    policies = snapshot.risk.policies
+    return any(policies[domain].detection.mode is DetectionMode.ACT for domain in wanted(own, policies))
 
 
 def weighed(declared: str, risk: Scores, snapshot: Snapshot) -> Weighed:

@@ -82,13 +82,15 @@ class Resolved(NamedTuple):
     def under(self, snapshot: Snapshot) -> Resolved:
         """The same by the policies of ``snapshot``, for whose detection the prompt is scanned where that differs.
 
-        The semantic classifier is asked once: what it would say by other exemplars is not known, which is a doubt.
+        The semantic classifier is asked once: what it would say by other exemplars is not known, which is a doubt. A
+        second opinion is asked for once, too, and no policy changes it: of parts that it has not read, the linear
+        model's word stands.
         """
         same = snapshot.scanner is self.snapshot.scanner
         scanned = self.scanned if same else scan(self.scanned.opened, snapshot)
         detection = self._asked(scanned, snapshot)
         if snapshot.policies_hash != self.snapshot.policies_hash:
-            risk = read_risk(scanned.opened.words, self.context.domain, snapshot)
+            risk = read_risk(scanned.opened.words, self.context.domain, snapshot, detection.opinions)
             detection = detection._replace(risk=risk)
         return Resolved.of(scanned, detection, self.context, self.arrival, snapshot, self.asking)
 

@@ -18,6 +18,8 @@ def findings(decided: Decided) -> list[inference_pb2.RiskFinding]:
             outcome=finding.outcome,
             start=finding.start,
             end=finding.end,
+            first_opinion=finding.first,
+            second_opinion=finding.second,
         )
         for finding in placed(decided.risk.findings, decided.words)
     ]
