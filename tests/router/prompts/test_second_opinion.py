@@ -105,12 +105,10 @@ def test_so_many_parts_are_read_and_no_longer_ones() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x", " \n\n\t", "?!", "half \ud800 pair " + SICK, SICK * 20_000, "\n\n" * 90_000])
-def test_odd_texts_have_few_parts_soon(text: str) -> None:
-    started = time.process_time()
+def test_odd_texts_have_few_parts(text: str) -> None:
     likely = MODEL.scores(text, RISKY, EVERYTHING).likely
     assert len(likely) <= MOST
     assert all(0 <= part.start < part.end and part.text for part in likely)
-    assert time.process_time() - started < 60.0
 
 
 def test_letters_keep_their_case_where_they_keep_their_places() -> None:
