@@ -99,6 +99,8 @@ class Asked(NamedTuple):
         event: of the source, at which it had the override; empty where only its revision tells. None of one that was
             set elsewhere.
         token: of the write by which the source may have been told of it; empty where there was none.
+        read_event: of the source, the last that was known at ``since``; empty where only the revision tells. What is
+            after it was not known, whatever its number: a store that was emptied numbers anew.
     """
 
     id: str
@@ -106,6 +108,7 @@ class Asked(NamedTuple):
     revision: int = 0
     event: str | None = None
     token: str = ""
+    read_event: str = ""
 
 
 class PolicySource(Protocol):

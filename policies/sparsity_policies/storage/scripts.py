@@ -118,7 +118,7 @@ if ARGV[2] ~= '' and present and present > tonumber(ARGV[8]) then
   local fresh = cjson.decode(ARGV[2])
   local place = known.scope == 'global' or (known.scope == fresh.scope and known.target == fresh.target)
   local ends, wanted = tonumber(known.expire_time) or math.huge, tonumber(fresh.expire_time) or math.huge
-  if place and known.max_tier <= fresh.max_tier and ends >= wanted then
+  if place and (tonumber(known.max_tier) or math.huge) <= fresh.max_tier and ends >= wanted then
     for _, event in ipairs(redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 100)) do
       if event[2][1] == 'override' and event[2][2] == ARGV[1] then
         local said = tonumber(event[2][8] or 0)
@@ -147,16 +147,22 @@ return {revision}
 # What is said of an override. KEYS: events, overrides. ARGV: id, milliseconds since the epoch, a revision, an event or
 # "", a token of a write or "", the first event to look at or "" where those after both revision and event are enough.
 # Returns {said, body or ""}. Said is 2 where the last word is the write of that token, and 1 where it is later: after
-# that write, or after both time and revision; where no time is given, after either revision or event. Else 0.
+# that write, or said after the time, and written after either revision or event; where no time is given, after either
+# of these, of which the event tells nothing where it was said before. Else 0. Of what the events that are kept passed
+# long ago the end is believed: a store that was emptied numbers them anew.
 WORD: Final = """
 local function parts(event) return tonumber(string.match(event, '^%d+')), tonumber(string.match(event, '%d+$')) end
 local body = redis.call('HGET', KEYS[2], ARGV[1]) or ''
 local time, revision = tonumber(ARGV[2]), tonumber(ARGV[3])
 local known_at, known_number = nil, nil
 if ARGV[4] ~= '' then known_at, known_number = parts(ARGV[4]) end
-local newest, found = '+', false
+if not time and body == '' and ARGV[5] == '' and revision > 0 then
+  local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+  if oldest and (tonumber(oldest[2][4]) or 0) > revision then return {1, body} end
+end
+local newest, found, count = '+', false, 16
 while true do
-  local events = redis.call('XREVRANGE', KEYS[1], newest, ARGV[6] == '' and '-' or ARGV[6], 'COUNT', 1000)
+  local events = redis.call('XREVRANGE', KEYS[1], newest, ARGV[6] == '' and '-' or ARGV[6], 'COUNT', count)
   for _, event in ipairs(events) do
     local fields, at, number = event[2], parts(event[1])
     local written = tonumber(fields[4]) or 0
@@ -166,8 +172,8 @@ while true do
       if not found then
         local said = tonumber(fields[8] or 0)
         if said == 0 then said = at end
-        local is_later = is_after or written > revision
-        if time then is_later = said >= time and written > revision end
+        local is_later = written > revision or (is_after and said >= known_at)
+        if time then is_later = said >= time and (written > revision or is_after) end
         if is_later or ARGV[5] == '' then return {is_later and 1 or 0, body} end
         found = true
       end
@@ -175,7 +181,8 @@ while true do
     if ARGV[6] == '' and not is_after and written <= revision then return {0, body} end
     newest = '(' .. event[1]
   end
-  if #events < 1000 then return {0, body} end
+  if #events < count then return {0, body} end
+  count = 1000
 end
 """
 

@@ -25,7 +25,7 @@ def arguments(asked: Asked) -> tuple[str | int, ...]:
         return asked.id, "", asked.revision, asked.event, asked.token, ""
     said = milliseconds(asked.since)
     first = max(said - _BEFORE_MS, 0) if asked.token else said
-    return asked.id, said, asked.revision, "", asked.token, first
+    return asked.id, said, asked.revision, asked.read_event, asked.token, first
 
 
 def read(asked: Asked, answer: Sequence[Any]) -> Word:

@@ -15,14 +15,13 @@ from types import MappingProxyType
 from sparsity_policies.model import Override, Scope
 from sparsity_policies.storage.contents import Asked, Word
 
-from sparsity_router.following.known import Known, Read
+from sparsity_router.following.known import Known, Read, when
 from sparsity_router.following.own import Change, Own, new_token
 
 log = logging.getLogger("sparsity.router.overrides")
 KILL_SWITCH_ID = "signal"
 _ENDS_KEPT_SECONDS = 3600.0
 _LATER_SECONDS = 0.001
-_CLOCK_TOLERANCE = 0.5
 _NO_WORDS: Mapping[Asked, Word | None] = MappingProxyType({})
 
 
@@ -59,12 +58,14 @@ class ActingOverrides:
         if lost:
             log.warning("the store has lost overrides %s, which act on and are written anew", ", ".join(lost))
         if went_back:
-            # Its numbers begin anew.
+            # Its numbers begin anew: none that it has given by now was known before.
             for own in self._waiting():
-                self._local[own.override.id] = own._replace(read_at=min(own.read_at, read.revision))
+                self._local[own.override.id] = own._replace(read_at=0)
         for name, seen in lost.items():
             if seen.override is not None:
-                own = Own(replace(seen.override, revision=0), now, 0, new_token(), seen.revision, seen.event)
+                # No later than the store is known to have had it: what was said since is no older word.
+                since = min(now, when(seen.event, now))
+                own = Own(replace(seen.override, revision=0), since, 0, new_token(), seen.revision, seen.event)
                 self._local.setdefault(name, own)
         self._changed(before, anyway=bool(lost))
 
@@ -95,8 +96,9 @@ class ActingOverrides:
         return self._local.get(override_id)
 
     def is_in_store(self, override_id: str) -> bool:
-        """Whether the store has one of this id, by all that is known."""
-        return override_id in self._known.acting()
+        """Whether the store has one of this id, by all that is known, that has not run out."""
+        there = self._known.acting().get(override_id)
+        return there is not None and (there.expire_time is None or there.expire_time > self._now())
 
     def end(self, override_id: str, revision: int | None = None) -> bool:
         """Ends an override at once; False when it was not active.
@@ -114,7 +116,7 @@ class ActingOverrides:
     def end_stored(self, override_id: str, revision: int) -> None:
         """Ends the one that the store had, which ended it at ``revision``; one that was set here meanwhile acts on."""
         before = self.active()
-        self._known.note(Change(override_id, None, revision))
+        self._known.note(Change(override_id, None, revision), self._now())
         self._changed(before)
 
     def apply(self, change: Change) -> None:
@@ -125,15 +127,16 @@ class ActingOverrides:
             if own is not None and own.is_ended_by(change):
                 self._local.pop(name, None)
                 self._ended(own)
-            self._known.end(name, change.revision)
+            self._known.end(name, change.revision, self._now())
         elif not change.revision:
             since = change.since or self._now()
             if own is None or own.since <= since:
-                self._local[name] = Own(override, since, self._known.read_at, change.token or new_token())
+                read_at, event = self._known.read_at, self._known.read_event
+                self._local[name] = Own(override, since, read_at, change.token or new_token(), read_event=event)
         else:
             if own is not None and (own.token == change.token or (not change.token and own.override == override)):
                 self._local.pop(name, None)
-            self._known.note(change)
+            self._known.note(change, self._now())
         self._changed(before)
 
     def _ended(self, own: Own) -> None:
@@ -156,11 +159,7 @@ class ActingOverrides:
         """Reckons what was set here by the source's clock, which is so many seconds later than it was thought to be."""
         before = self.active()
         for own in self._waiting():
-            override = own.override
-            if by > _CLOCK_TOLERANCE and override.expire_time is not None:
-                # It was to last for a while from when it was set: no shorter, in doubt.
-                override = replace(override, expire_time=override.expire_time + by)
-            self._local[override.id] = own._replace(since=own.since + by, override=override)
+            self._local[own.override.id] = own.by_a_clock_later(by)
         self._changed(before)
 
     def kill(self) -> None:

@@ -55,6 +55,8 @@ class Known:
     def __init__(self) -> None:
         self.read_at = 0
         """Revision of the last read."""
+        self.read_event = ""
+        """The store's last event by then; empty where that is not known."""
         self._stored: dict[str, Seen] = {}
         # Of which the store is known, and the last read of it is too old to tell.
         self._ahead: dict[str, Seen] = {}
@@ -121,11 +123,11 @@ class Known:
             # Of ends that it has lost a store must be told again.
             and not (went_back and seen.override is None)
         }
-        self._stored, self.read_at = there, read.revision
+        self._stored, self.read_at, self.read_event = there, read.revision, read.event
         return lost
 
-    def note(self, change: Change) -> None:
-        """Keeps what the store was told after the last read of it."""
+    def note(self, change: Change, now: float) -> None:
+        """Keeps what the store was told after the last read, and by ``now``, seconds since the epoch by its clock."""
         name, override, revision, *_ = change
         ahead, there = self._ahead.get(name), self._stored.get(name)
         if not revision or (ahead is not None and ahead.revision > revision):
@@ -137,12 +139,17 @@ class Known:
                 return
             self._stored = {other: each for other, each in self._stored.items() if other != name}
         numbered = override and replace(override, revision=revision)
-        self._ahead[name] = Seen(numbered, revision, "", time.monotonic())
+        self._ahead[name] = Seen(numbered, revision, f"{int(now * 1000)}-0", time.monotonic())
 
-    def end(self, override_id: str, revision: int) -> None:
+    def end(self, override_id: str, revision: int, now: float) -> None:
         """Notes an end, which whatever was known of until now is older than."""
         ahead = self._ahead.get(override_id)
-        self.note(Change(override_id, None, max(revision, ahead.revision if ahead else 0)))
+        self.note(Change(override_id, None, max(revision, ahead.revision if ahead else 0)), now)
+
+
+def when(event: str, unknown: float) -> float:
+    """When an event of the store was, seconds since the epoch by its clock; ``unknown`` where none is given."""
+    return int(event.partition("-")[0]) / 1000 if event else unknown
 
 
 def _holds(told: Override, seen: Seen) -> bool:

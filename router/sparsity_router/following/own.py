@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import uuid
+from dataclasses import replace
 from typing import NamedTuple
 
 from sparsity_policies.model import Override, Scope
@@ -11,6 +12,7 @@ from sparsity_policies.storage.contents import Asked
 
 # Clocks may differ by so much: what a store was told about when it was set here is no later word.
 _LATER_SECONDS = 5.0
+_CLOCK_TOLERANCE = 0.5
 
 
 class Change(NamedTuple):
@@ -42,6 +44,9 @@ class Own(NamedTuple):
         token: of its write to the store.
         lost_at: revision at which the store had it that lost it.
         event: of the store, at which it had it; None where it never did.
+        read_event: the source's last event that was read by ``since``; empty where none is known.
+        moved: seconds by which the source's clock has turned out to be later since.
+        lengthened: of these, those that it lasts longer for.
     """
 
     override: Override
@@ -50,12 +55,25 @@ class Own(NamedTuple):
     token: str = ""
     lost_at: int = 0
     event: str | None = None
+    read_event: str = ""
+    moved: float = 0.0
+    lengthened: float = 0.0
 
     def asked(self) -> Asked:
         """What the store is asked about it."""
         if self.event is not None:
             return Asked(self.override.id, revision=self.lost_at, event=self.event, token=self.token)
-        return Asked(self.override.id, self.since + _LATER_SECONDS, self.read_at, token=self.token)
+        since = self.since + _LATER_SECONDS
+        return Asked(self.override.id, since, self.read_at, token=self.token, read_event=self.read_event)
+
+    def by_a_clock_later(self, seconds: float) -> Own:
+        """The same by a clock that is so much later than was thought; one that moves to and fro adds nothing."""
+        override, moved, more = self.override, self.moved + seconds, self.moved + seconds - self.lengthened
+        if more > _CLOCK_TOLERANCE and override.expire_time is not None:
+            # It was to last for a while from when it was set: no shorter, in doubt.
+            override = replace(override, expire_time=override.expire_time + more)
+        lengthened = self.lengthened if override is self.override else moved
+        return self._replace(override=override, since=self.since + seconds, moved=moved, lengthened=lengthened)
 
     def is_held(self, there: Override | None) -> bool:
         """Whether the store has one that caps as much, and that was not known here when this one was set."""

@@ -3,71 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import redis
 from sparsity.v1 import policy_pb2
 from sparsity_policies.model import Override, Scope, Tier
 from sparsity_policies.storage.contents import Asked, Word
 from sparsity_policies.storage.store import PolicyStore
 from sparsity_router.following.follower import PolicyFollower
-from sparsity_router.following.known import Read
 from sparsity_router.following.overrides import Overrides
 from sparsity_router.following.snapshot_file import SnapshotFile
 from sparsity_router.services.policy.kill_switch import delete_override
 from sparsity_rpc.errors import StoreError
-from support.routers.overrides import LOST, read
-from support.stores.valkey import Valkey
+from support.routers.overrides import LOST, Place, read
 
 KILL = Override("k", Scope.GLOBAL, reason="incident")
 MILD = replace(KILL, max_tier=Tier.MODERATE)
 OTHER = Override("other", Scope.DOMAIN, "rag", reason="r")
 UNKILL = policy_pb2.DeleteOverrideRequest(id="k")
-
-
-class Place:
-    """A store that can be set back, as a failover to an older replica does."""
-
-    def __init__(self, server: Valkey) -> None:
-        self.server, self.store = server, PolicyStore(server.url)
-        self._raw = redis.Redis(port=server.port)
-
-    def state(self) -> dict[Any, Any]:
-        found: Any = self._raw.keys()
-        return {key: self._raw.dump(key) for key in found}
-
-    def become(self, state: dict[Any, Any]) -> None:
-        self._raw.flushall()
-        for key, value in state.items():
-            self._raw.restore(key, 0, value)
-
-    async def read(self, overrides: Overrides, source: Any = None) -> None:
-        began = time.monotonic()
-        contents = await self.store.read()
-        found = Read(contents.overrides, contents.overrides_at, contents.overrides_event, began)
-        await overrides.take_up(found, source or self.store)
-
-    async def holds(self) -> list[Override]:
-        return (await self.store.read()).overrides
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Valkey]:
-    with Valkey() as server:
-        yield server
-
-
-@pytest.fixture
-async def place(server: Valkey) -> AsyncIterator[Place]:
-    place = Place(server)
-    place.become({})
-    yield place
-    await place.store.close()
 
 
 def made() -> Overrides:
@@ -352,7 +308,7 @@ async def test_a_word_is_the_same_later_or_older_by_the_event_that_was_known(pla
     assert await place.store.word_on(asked) == Word(MILD, is_later=True)
     assert await place.store.word_on(Asked("k", time.time() + 5.0, token="one")) == Word(MILD, is_later=True)
     for _ in range(1100):
-        place._raw.xadd("{sparsity}:events", {"domain": "x", "revision": 9})
+        place.raw.xadd("{sparsity}:events", {"domain": "x", "revision": 9})
     later = (await place.store.read()).overrides_event
     assert await place.store.word_on(Asked("k", revision=first, event=later)) == Word(MILD, is_later=True)
     assert await place.store.word_on(Asked("k", revision=9, event=later)) == Word(MILD, is_later=False)

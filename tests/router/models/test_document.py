@@ -110,7 +110,7 @@ def test_what_a_model_is_not_opened_for_is_named_by_its_field(
         (tmp_path / "m" / file).write_text("{% if")
     config = read_config(["--models", str(path), "--policy-dir", str(tmp_path)], {})
     with pytest.raises(ConfigurationError, match=rf"^--models: a: {problem}"):
-        open_models(config, None, None)
+        open_models(config, None, None, None)
 
 
 def test_one_way_of_saying_it_at_a_time(tmp_path: Path) -> None:
