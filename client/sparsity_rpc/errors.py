@@ -12,6 +12,7 @@ SparsityError
 │   └── RateLimitError        the tenant has used up its rate
 ├── UnavailableError        nobody can answer now
 │   ├── DrainingError         the process is going away
+│   ├── EngineLostError       the engine ended with the request in flight, and the worker ends with it
 │   └── StoreError            the policy store cannot be reached or used
 ├── StreamBrokenError       a worker failed after its first token, or two died of it; nothing is replayed
 ├── TokenCountError         a prompt's tokens lie outside the interval that its decision was made for
@@ -165,6 +166,10 @@ class UnavailableError(SparsityError):
 
 class DrainingError(UnavailableError):
     """The process is going away."""
+
+
+class EngineLostError(UnavailableError):
+    """The engine ended with the request in flight, and the worker ends with it."""
 
 
 class StoreError(UnavailableError):

@@ -13,7 +13,14 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc.aio import Metadata
 
 from sparsity_rpc.channels import DECISION_ID, TIER
-from sparsity_rpc.errors import EngineError, InvalidRequestError, OverloadedError, SparsityError, Violation
+from sparsity_rpc.errors import (
+    EngineError,
+    EngineLostError,
+    InvalidRequestError,
+    OverloadedError,
+    SparsityError,
+    Violation,
+)
 
 # Whose reasons they are (AIP-193).
 _DOMAIN: Final = "sparsity"
@@ -135,6 +142,8 @@ def died(error: BaseException | None) -> bool:
     call: Any = error
     if not isinstance(error, grpc.RpcError) or call.code() is not grpc.StatusCode.UNAVAILABLE:
         return False
+    if isinstance(to_error(error), EngineLostError):
+        return True
     # What a worker says itself comes with a rich status; gRPC's own words are all there is of a lost connection.
     said = _DETAILS in dict(call.trailing_metadata() or ())
     return not said and not (call.details() or "").startswith(_NEVER_SENT)

@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import grpc
 import pytest
@@ -101,9 +101,17 @@ async def test_by_either_door(reason: str, tmp_path: Path) -> None:
 class Broken(EchoEngine):
     """Fails on every request."""
 
+    kind: ClassVar[type[errors.SparsityError]] = errors.EngineError
+
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Step]:
-        raise errors.EngineError("as told")
+        raise self.kind("as told")
         yield Step([], None, 0, b"")
+
+
+class Lost(Broken):
+    """Ends with every request."""
+
+    kind = errors.EngineLostError
 
 
 async def of_http(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
@@ -165,6 +173,8 @@ async def of_a_worker(folder: Path, _: object) -> dict[str, str]:
     async with echo_worker.echo(model, load=load, kind=Broken) as stub:
         found["TOKEN_COUNT"] = await refused(stub, most=1)
         found["ENGINE"] = await refused(stub)
+    async with echo_worker.echo(model, load=load, kind=Lost) as stub:
+        found["ENGINE_LOST"] = await refused(stub)
         load.drain()
         found["DRAINING"] = await refused(stub)
     return found
@@ -195,7 +205,7 @@ OTHERS: Final[dict[Found, tuple[str, tuple[str, ...]]]] = {
     of_http: ("HTTP", ("DEADLINE", "ENGINE", "NOT_FOUND")),
     of_policies: ("gRPC", ("NOT_FOUND", "CONFLICT", "UNIMPLEMENTED", "STORE")),
     of_a_router_without: ("gRPC", ("CONFIGURATION",)),
-    of_a_worker: ("worker", ("LEASE", "TOKEN_COUNT", "ENGINE", "DRAINING")),
+    of_a_worker: ("worker", ("LEASE", "TOKEN_COUNT", "ENGINE", "ENGINE_LOST", "DRAINING")),
     of_its_own_library: ("library", ("DEADLINE", "CANCELLED")),
 }
 

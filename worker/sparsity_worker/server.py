@@ -7,11 +7,11 @@ import hashlib
 import logging
 import signal
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from sparsity.v1 import worker_pb2
 from sparsity_rpc.channels import MAX_MESSAGE_BYTES
-from sparsity_rpc.errors import ConfigurationError
+from sparsity_rpc.errors import ConfigurationError, EngineLostError
 from sparsity_serving import telemetry
 from sparsity_serving.access.access import Access
 from sparsity_serving.access.lease_keys import LeaseKeys, read_keys
@@ -21,7 +21,7 @@ from sparsity_serving.background.jobs import JOBS
 from sparsity_serving.background.reloading import ReloadedFile, Reloading
 from sparsity_serving.engines import ECHO
 from sparsity_serving.metrics.metering import meter_of
-from sparsity_serving.server import listen
+from sparsity_serving.server import Endpoint, listen
 from tokenizers import Tokenizer
 
 from sparsity_worker.calls.identity import Identity, ServedTier, echoed
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sparsity_worker.profiles.tier_profile import TierProfile
 
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"]
+_TELLING_SECONDS: Final = 5.0
 log = logging.getLogger("sparsity.worker")
 
 
@@ -143,9 +144,12 @@ async def _serve(
     service = WorkerService(engine, tokenizer, identity, load, leases, worker_metrics, access, parsers)
     endpoint = listen(config.listen, {SERVICE: service}, MAX_MESSAGE_BYTES, config.tls)
     # SGLang took the signals at the probe; a drain must come before its shutdown.
-    stop = asyncio.Event()
+    stop, failed = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    if isinstance(engine, Engine):
+        # By which its processes tell that they fail; SGLang's own handler would end this one without a word.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, failed.set)
     reloading = _reloading(config, access, keys)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloading.hurry)
     JOBS.observe(meter_of("sparsity.worker"))
@@ -164,13 +168,37 @@ async def _serve(
         ", ".join(f"probe density {each.proof.density:.3f} by {each.label}" for each in identity.tiers if each.proof)
         or engine.unreported,
     )
-    await stop.wait()
-    for task in following:
+    ends = [asyncio.create_task(event.wait()) for event in (stop, failed)]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    for task in (*following, ends[0]):
         task.cancel()
+    if isinstance(engine, Engine) and failed.is_set():
+        await _fail(config, engine, endpoint, load)
     await endpoint.health.drain()
     load.drain()
-    await load.idle(config.drain_seconds)
+    idle = asyncio.create_task(load.idle(config.drain_seconds))
+    await asyncio.wait([idle, ends[1]], return_when=asyncio.FIRST_COMPLETED)
+    if isinstance(engine, Engine) and failed.is_set():
+        await _fail(config, engine, endpoint, load)
+    ends[1].cancel()
     await endpoint.server.stop(2.0)
     await engine.release()
     await endpoint.health.stop()
     telemetry.shutdown()
+
+
+async def _fail(config: WorkerConfig, engine: Engine, endpoint: Endpoint, load: Load) -> NoReturn:
+    """Tells probes and every caller that the engine has failed.
+
+    Raises:
+        EngineLostError: always; the process is to end, since what is left of the engine can answer nobody.
+    """
+    load.drain()
+    endpoint.health.alive(False)
+    engine.lose()
+    await endpoint.health.drain()
+    await load.idle(_TELLING_SECONDS)
+    await endpoint.server.stop(_TELLING_SECONDS)
+    await endpoint.health.stop()
+    telemetry.shutdown()
+    raise EngineLostError(f"worker {config.worker_id}: a process of its engine failed; the log above says why")

@@ -36,7 +36,7 @@ class Worker:
     """The process and a stub of it; starts without waiting.
 
     Its profiles are the ``documents``, else one with changes by ``sections``; it is ``asked`` for that tier.
-    ``interpreted`` has it run the kernels for GPUs, in Triton's interpreter.
+    ``interpreted`` has it run the kernels for GPUs, in Triton's interpreter; ``program`` is another module to run.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Worker:
         documents: Sequence[dict[str, Any]] = (),
         asked: inference_pb2.Tier.ValueType = inference_pb2.TIER_UNSPECIFIED,
         interpreted: bool = False,
+        program: str = "sparsity_worker",
         **sections: dict[str, Any],
     ) -> None:
         profiles = []
@@ -59,11 +60,11 @@ class Worker:
         self.asked = asked
         self.address = f"127.0.0.1:{free_port()}"
         self._log = folder / f"{name}.log"
-        program, environment = "sparsity_worker", dict(os.environ)
+        environment = dict(os.environ)
         if interpreted:
-            program = "support.workers.interpreted_worker"
-            path = os.pathsep.join(filter(None, [str(_TESTS), environment.get("PYTHONPATH")]))
-            environment |= {"PYTHONPATH": path, "TRITON_INTERPRET": "1"}
+            program, environment["TRITON_INTERPRET"] = "support.workers.interpreted_worker", "1"
+        if program.startswith("support."):
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_TESTS), environment.get("PYTHONPATH")]))
         command = [
             sys.executable, "-m", program, "--worker-id", name, "--tiers", tiers, "--model", str(model),
             *profiles, "--listen", self.address, "--max-total-tokens", "8192", "--max-requests", "8",

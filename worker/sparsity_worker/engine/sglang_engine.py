@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sparsity.v1 import inference_pb2
 from sparsity_rpc import tracing
-from sparsity_rpc.errors import EngineError
+from sparsity_rpc.errors import EngineError, EngineLostError
 from sparsity_rpc.tiers import DENSE
 from sparsity_serving.engines import SGLANG
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sparsity_worker.profiles.tier_profile import TierProfile
 
 _RELEASE_SECONDS: Final = 5.0
+_LOST: Final = "the worker's engine failed with this request in flight, and the worker ends; its log says why"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Engine:
 
     def __init__(self, config: WorkerConfig, facts: ModelFacts, profiles: Mapping[str, TierProfile]) -> None:
         self._engine, self._ranks, arguments, self._traced, self.version = launch(config, facts, profiles)
-        self._alone = config.nodes.count == 1
+        self._alone, self._lost = config.nodes.count == 1, False
         from sglang.srt.utils import is_flashinfer_available
 
         self.device, self.dtype, self.page_size = config.device, arguments["dtype"], arguments["page_size"]
@@ -96,8 +97,11 @@ class Engine:
 
         Raises:
             EngineError: when the engine refuses or aborts the request on its own.
+            EngineLostError: when its processes failed meanwhile.
             InvalidRequestError: when it does so because of a grammar that the request brings.
         """
+        if self._lost:
+            raise EngineLostError(_LOST)
         finished, begun = False, False
         # SGLang aborts every request whose id begins with the given one: ids of one length never do so by accident.
         rid = uuid.uuid4().hex
@@ -120,6 +124,8 @@ class Engine:
                     reason = meta.get("finish_reason") or {}
                     if reason.get("type") == "abort":
                         finished = True
+                        if self._lost:
+                            raise EngineLostError(_LOST)
                         raise abort(str(reason.get("message", "no reason given")))
                     finished = bool(reason)
                     accounts = [account for account in meta.get(REPORT_KEY) or [] if account]
@@ -170,6 +176,17 @@ class Engine:
 
         await self._engine.tokenizer_manager._async_dispatch_to_scheduler(ShutdownReq())
         await asyncio.wait(endings(self._ranks), timeout=_RELEASE_SECONDS)
+
+    def lose(self) -> None:
+        """Ends every request with an error, of an engine whose processes have failed: no other end would come."""
+        self._lost = True
+        manager = self._engine.tokenizer_manager
+        for rid in list(manager.rid_to_state):
+            state = manager.rid_to_state.pop(rid)
+            # What it drew last may be what the failure made of it.
+            state.out_list[:] = [{"output_ids": [], "meta_info": {"finish_reason": {"type": "abort"}}}]
+            state.finished = True
+            state.event.set()
 
     def shutdown(self) -> None:
         """Ends the engine's processes."""

@@ -47,6 +47,7 @@ def register() -> None:
     HookRegistry.register(CHUNK_ENDS, check_nodes, HookType.AFTER)
     HookRegistry.register(CHUNK_ENDS, end_chunks_on_tiles, HookType.AFTER)
     HookRegistry.register(MANAGER, give_grammars, HookType.AFTER)
+    HookRegistry.register(scores.BIASED, scores.require_finite, HookType.BEFORE)
     HookRegistry.register(scores.BIASED, scores.keep_finite, HookType.AFTER)
     HookRegistry.register(seeds.KEPT, seeds.drop_seeds, HookType.AFTER)
     HookRegistry.register(seeds.BATCH, seeds.give_seeds, HookType.AFTER)
