@@ -166,8 +166,9 @@ class WorkerService:
     ) -> worker_pb2.GetCapabilitiesResponse:
         """What this worker serves."""
         own, densest = self._identity, self._identity.densest
-        # How the engine was set up is the same whichever tier's probe told it.
-        told = next((dict(each.proof.facts) for each in own.tiers if each.proof and each.proof.facts), {})
+        # Where a model brings its attention, a probe alone tells of it, whichever tier's it was.
+        proofs = [each.proof for each in own.tiers if each.proof]
+        told = {**self._engine.setup, **next((proof.facts for proof in proofs if proof.facts), {})}
         return worker_pb2.GetCapabilitiesResponse(
             worker_id=own.config.worker_id,
             model=own.facts.name,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from itertools import cycle, islice
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 from sparsity.v1 import inference_pb2
 from sparsity_serving.engines import ECHO
@@ -34,6 +35,7 @@ class EchoEngine:
     dtype: Final = ""
     page_size: Final = 0
     kv_tokens: Final = 0
+    setup: Final[Mapping[str, Any]] = MappingProxyType({})
     seeds: Final = True
     expressions: Final = True
 

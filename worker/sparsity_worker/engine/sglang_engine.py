@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sparsity.v1 import inference_pb2
 from sparsity_rpc import tracing
-from sparsity_rpc.errors import EngineError, EngineLostError
+from sparsity_rpc.errors import ConfigurationError, EngineError, EngineLostError
 from sparsity_rpc.tiers import DENSE
 from sparsity_serving.engines import SGLANG
 
@@ -19,6 +19,7 @@ from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.engine.grammar import abort
 from sparsity_worker.engine.launching import endings, launch
 from sparsity_worker.engine.logprobs import Scored, Scores, scored
+from sparsity_worker.engine.running import Running, check_running
 from sparsity_worker.engine.salt import cache_salt
 from sparsity_worker.keys import FACTS_KEY, REPORT_KEY, TIER_KEY
 
@@ -73,6 +74,16 @@ class Engine:
         config: the worker's options.
         facts: its model.
         profiles: of the sparse tiers.
+
+    Attributes:
+        device: `cpu` or `cuda`.
+        dtype: that it computes in.
+        page_size: tokens of a page of the KV cache.
+        kv_tokens: that the KV cache holds.
+        setup: how its attention backend was set up, by the fields of `EngineFacts`.
+
+    Raises:
+        ConfigurationError: when SGLang runs otherwise than it was asked to.
     """
 
     name: Final = SGLANG
@@ -80,17 +91,25 @@ class Engine:
 
     def __init__(self, config: WorkerConfig, facts: ModelFacts, profiles: Mapping[str, TierProfile]) -> None:
         self._engine, self._ranks, arguments, self._traced, self.version = launch(config, facts, profiles)
+        try:
+            # What its scheduler said at its start; there is no other way to it that does not ask a process.
+            running = Running.read(self._engine._scheduler_init_result.scheduler_infos[0])
+            check_running(config, arguments, running)
+        except ConfigurationError:
+            self.shutdown()
+            raise
         self._alone, self._lost = config.nodes.count == 1, False
         from sglang.srt.utils import is_flashinfer_available
 
-        self.device, self.dtype, self.page_size = config.device, arguments["dtype"], arguments["page_size"]
+        self.device, self.dtype, self.page_size = config.device, running.dtype, running.page_size
+        self.kv_tokens, self.setup = running.kv_tokens, running.setup
         self._labels = {tier: profiles[tier].label if tier in profiles else tier for tier in config.tiers}
         profile = next(iter(profiles.values()), None)
         default = "flashinfer" if is_flashinfer_available() else "pytorch"
         self.expressions = config.allow_expressions
         # Other samplers refuse seeds, or take no notice of them.
         self.seeds = (self._engine.server_args.sampling_backend or default) == "pytorch"
-        self.backend: str = profile.backend if profile else self._engine.server_args.attention_backend or "sglang"
+        self.backend: str = profile.backend if profile else running.backend
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Step]:
         """Runs one request; leaving the iterator early aborts it in the engine.
@@ -153,12 +172,6 @@ class Engine:
         from sparsity_worker.engine.report import sparsity_report
 
         return sparsity_report(tier, profile, self.backend, account)
-
-    @property
-    def kv_tokens(self) -> int:
-        """Tokens that the KV cache holds: what was asked for, or as many of them as there is memory for."""
-        # What SGLang's scheduler said at its start; there is no other way to it that does not ask a process.
-        return int(self._engine._scheduler_init_result.scheduler_infos[0]["max_total_num_tokens"])
 
     async def used_tokens(self) -> int:
         """KV slots that live requests hold, prefix cache not counted, tokens."""

@@ -43,6 +43,11 @@ def kernels_of(device: str) -> str:
     return "torch" if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1" else "triton"
 
 
+def cuda_graphs(runner: ModelRunner) -> bool:
+    """Whether decode is replayed from CUDA graphs."""
+    return str(runner.device) != "cpu" and not runner.server_args.disable_cuda_graph
+
+
 class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
     """Block-sparse prefill and sparse paged decode by the profiles in the model config, each request by its tier's.
 
@@ -86,7 +91,7 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         self._dense_rows = DenseRows(rows, [each.decode_from for each in self.profiles], self.ledger, device)
         self._facts = {
             "kernels": kernels_of(str(runner.device)),
-            "cuda_graphs": str(runner.device) != "cpu" and not runner.server_args.disable_cuda_graph,
+            "cuda_graphs": cuda_graphs(runner),
             "kv_bytes": 2 * keys.nbytes * len(layers),
             "summary_bytes": sum(layer.nbytes for layer in summaries.values()),
         }

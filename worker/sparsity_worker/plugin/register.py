@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from itertools import pairwise
@@ -9,10 +10,10 @@ from typing import Any, Final
 
 from sparsity_serving.logs import configure_logs
 
-from sparsity_worker.keys import BACKEND, DENSE_BACKEND, FACTS_KEY, REPORT_KEY
+from sparsity_worker.keys import BACKEND, DENSE_BACKEND, FACTS_KEY, REPORT_KEY, RUNNING_KEY
 from sparsity_worker.plugin.accounts.packing import Followed
 from sparsity_worker.plugin.attention import accounted
-from sparsity_worker.plugin.backend import SparsityAttnBackend
+from sparsity_worker.plugin.backend import SparsityAttnBackend, cuda_graphs
 from sparsity_worker.plugin.choosing import scores, seeds
 from sparsity_worker.plugin.choosing.grammars import MANAGER, give_grammars
 from sparsity_worker.plugin.dense_backend import DenseAttnBackend
@@ -23,6 +24,7 @@ from sparsity_worker.profiles.served_tiers import block_profiles
 
 CHUNK_ENDS: Final = "sglang.srt.managers.scheduler.Scheduler.init_dsa_kpool_truncation_align"
 """The last of SGLang's own words on where it cuts prompts."""
+_READY: Final = "sglang.srt.managers.scheduler.Scheduler.get_init_info"
 
 
 def register() -> None:
@@ -43,6 +45,7 @@ def register() -> None:
     HookRegistry.register(
         "sglang.srt.model_executor.model_runner.ModelRunner.forward", _attach_accounts, HookType.AFTER
     )
+    HookRegistry.register(_READY, tell_running, HookType.AFTER)
     HookRegistry.register(CELL_SIZE, charge, HookType.AFTER)
     HookRegistry.register(CHUNK_ENDS, check_nodes, HookType.AFTER)
     HookRegistry.register(CHUNK_ENDS, end_chunks_on_tiles, HookType.AFTER)
@@ -65,6 +68,35 @@ def end_chunks_on_tiles(_: Any, scheduler: Any) -> None:
     tiles = [profile.prefill.query_tile for profile in block_profiles(scheduler.model_config)]
     if tiles:
         scheduler.truncation_align_size = math.lcm(*tiles, scheduler.truncation_align_size or 1)
+
+
+def tell_running(info: dict[str, Any], scheduler: Any, *_: Any, **__: Any) -> None:
+    """Adds what a scheduler runs to what it says once it is ready: SGLang lowers and replaces what it was asked for.
+
+    Args:
+        info: that it sends to the process that started it.
+        scheduler: SGLang's.
+    """
+    from sglang.srt.plugins.hook_registry import HookRegistry
+    from sglang.srt.runtime_context import get_parallel
+
+    runner, backend = scheduler.tp_worker.model_runner, None
+    if isinstance(runner.attn_backend, SparsityAttnBackend):
+        backend = json.loads(runner.attn_backend.facts())
+    info[RUNNING_KEY] = {
+        "max_requests": int(scheduler.max_running_requests),
+        "kv_tokens": int(scheduler.max_total_num_tokens),
+        "page_size": int(scheduler.page_size),
+        "chunk_tokens": int(scheduler.chunked_prefill_size or 0),
+        "context_length": int(runner.model_config.context_len),
+        "dtype": str(runner.dtype).removeprefix("torch."),
+        "ranks": int(get_parallel().tp_size),
+        "backends": (runner.prefill_attention_backend_str, runner.decode_attention_backend_str),
+        "overlap": bool(scheduler.enable_overlap),
+        "setup": backend or {"cuda_graphs": cuda_graphs(runner)},
+        # A hook whose target is not there is only told in SGLang's log.
+        "missing": sorted(set(HookRegistry._hooks) - HookRegistry._patched),
+    }
 
 
 def _accountant(runner: Any) -> SparsityAttnBackend | IndexerMeter | None:
