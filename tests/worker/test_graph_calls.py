@@ -113,3 +113,24 @@ def test_what_attention_cannot_be_held_by_is_refused_with_its_reason(found: dict
     )
     assert "break them" in found["refusals"]["full"]
     assert found["refusals"]["glue"].startswith("SGLANG_ENABLE_METADATA_GLUE_GRAPH: must be off")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("windows", "model: sliding-window KV pools are not supported; serve this model dense"),
+        ("latent", "model: MLA models are not supported; serve this model dense, or by index_topk"),
+        ("encoder", "model: encoder-decoder models are not supported; serve this model dense"),
+        ("page", "page_size: must equal the profile's block_size 64, not 128"),
+        ("device", "device: the sparsity backend runs on cpu and cuda, not xpu"),
+        ("drafts", "speculative_algorithm: speculative decoding is not supported by this backend"),
+        ("window", "model: layer 0 has a logit cap or window; serve this model dense"),
+        ("cap", "model: layer 0 has a logit cap or window; serve this model dense"),
+        ("cross", "model: layer 0 is not causal self-attention; serve this model dense"),
+        ("encoder layer", "model: layer 0 is not causal self-attention; serve this model dense"),
+    ],
+)
+def test_a_model_that_the_kernels_cannot_attend_is_refused_by_name(
+    found: dict[str, Any], kind: str, words: str
+) -> None:
+    assert found["refusals"][kind] == words

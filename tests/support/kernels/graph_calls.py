@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar
 from unittest.mock import MagicMock
@@ -18,8 +19,9 @@ from unittest.mock import MagicMock
 import torch
 import torch.nn.functional as F
 from sglang.srt.environ import envs
-from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
+from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.srt.model_executor.cuda_graph_buffer_registry import build_decode_registry
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
@@ -50,8 +52,18 @@ class Runner(SimpleNamespace):
     attends: ClassVar[type[SparsityAttnBackend]] = SparsityAttnBackend
     others: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, cached: torch.dtype = torch.float32, **profile: Any) -> None:
-        pool = MHATokenToKVPool(
+    def __init__(
+        self,
+        cached: torch.dtype = torch.float32,
+        *,
+        pool: Any = None,
+        latent: bool = False,
+        encoder: bool = False,
+        page: int = 64,
+        on: str = "cpu",
+        **profile: Any,
+    ) -> None:
+        pool = pool or MHATokenToKVPool(
             size=_SLOTS, page_size=64, dtype=cached, head_num=_KV_HEADS, head_dim=_DIM, layer_num=_LAYERS,
             device="cpu", enable_memory_saver=False,
         )  # fmt: skip
@@ -59,12 +71,12 @@ class Runner(SimpleNamespace):
         told = {CONFIG_KEY: {**self.others, own["tier"]: own}}
         config = SimpleNamespace(
             hf_config=SimpleNamespace(**told), num_hidden_layers=_LAYERS,
-            num_attention_heads=_HEADS, is_encoder_decoder=False, context_len=_CONTEXT, vocab_size=256,
+            num_attention_heads=_HEADS, is_encoder_decoder=encoder, context_len=_CONTEXT, vocab_size=256,
             get_total_num_kv_heads=lambda: _KV_HEADS,
         )  # fmt: skip
         super().__init__(
             req_to_token_pool=ReqToTokenPool(8, _CONTEXT, "cpu", enable_memory_saver=False), token_to_kv_pool=pool,
-            model_config=config, device="cpu", page_size=64, use_mla_backend=False, lora_manager=None,
+            model_config=config, device=on, page_size=page, use_mla_backend=latent, lora_manager=None,
             server_args=SimpleNamespace(disable_cuda_graph=False), spec_algorithm=MagicMock(),
             hisparse_coordinator=None, kv_index_translator=MagicMock(),
             ngram_embedding_manager=SimpleNamespace(enabled=False), attn_tp_sequence_sharded=lambda tokens: False,
@@ -428,6 +440,24 @@ def refusals() -> Any:
     with envs.SGLANG_ENABLE_METADATA_GLUE_GRAPH.override(True):
         glued = told(Runner)
     narrow = told(lambda: Runner(torch.float8_e4m3fn))
+    halves = SWAKVPool(
+        size=_SLOTS, size_swa=_SLOTS // 2, page_size=64, dtype=torch.float32, head_num=_KV_HEADS, head_dim=_DIM,
+        swa_attention_layer_ids=[0], full_attention_layer_ids=[1], device="cpu",
+    )  # fmt: skip
+    heads = (_HEADS, _DIM, _DIM**-0.5, _KV_HEADS)
+    layers = {
+        "window": RadixAttention(*heads, 0, sliding_window_size=128),
+        "cap": RadixAttention(*heads, 0, logit_cap=30.0),
+        "cross": RadixAttention(*heads, 0, is_cross_attention=True),
+        "encoder layer": RadixAttention(*heads, 0, attn_type=AttentionType.ENCODER_ONLY),
+    }
+
+    def attend(layer: RadixAttention) -> None:
+        rows = runner.rows(64)
+        q, k, v = (part.flatten(1) for part in rows.split((_HEADS, _KV_HEADS, _KV_HEADS), dim=1))
+        runner.attn_backend.forward_extend(q, k, v, layer, prompt)
+
+    drafted = SimpleNamespace(spec_info=object())
     config, plain = runner.model_config, SimpleNamespace(hf_config=SimpleNamespace())
     held = ((config, None), (config, 96), (plain, None))
     schedulers = [SimpleNamespace(model_config=each, truncation_align_size=own) for each, own in held]
@@ -437,6 +467,13 @@ def refusals() -> Any:
         "full": told(lambda: runner.attn_backend.init_forward_metadata_out_graph(prompt, True)),
         "glue": glued,
         "narrow": narrow,
+        "windows": told(lambda: Runner(pool=halves)),
+        "latent": told(lambda: Runner(latent=True)),
+        "encoder": told(lambda: Runner(encoder=True)),
+        "page": told(lambda: Runner(page=128)),
+        "device": told(lambda: Runner(on="xpu")),
+        "drafts": told(lambda: runner.attn_backend.init_forward_metadata(drafted)),
+        **{name: told(partial(attend, layer)) for name, layer in layers.items()},
         "chunks": [
             runner.attn_backend.profiles[0].prefill.query_tile,
             *(each.truncation_align_size for each in schedulers),
