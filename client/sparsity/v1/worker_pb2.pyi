@@ -396,7 +396,9 @@ class EngineFacts(_message.Message):
     device: _builtins.str
     """`cpu` or `cuda`; empty for an echo."""
     kernels: _builtins.str
-    """What computes attention: `torch`, `triton`, or `sglang` where a model picks its own tokens; empty on the dense tier."""
+    """What computes attention of prompts: `torch`, `gluon` on NVIDIA Hopper and `triton` on other GPUs, whose decode is Triton's
+    on both, or `sglang` where a model picks its own tokens; empty on the dense tier by a backend of SGLang's.
+    """
     dtype: _builtins.str
     """Compute dtype."""
     page_size: _builtins.int

@@ -90,11 +90,19 @@ class SparsityAttnBackend(AttentionBackend):  # type: ignore[misc]
         rows, device = self.req_to_token_pool.req_to_token.shape[0], keys.device
         self._dense_rows = DenseRows(rows, [each.decode_from for each in self.profiles], self.ledger, device)
         self._facts = {
-            "kernels": kernels_of(str(runner.device)),
+            "kernels": self._kernels(runner),
             "cuda_graphs": cuda_graphs(runner),
             "kv_bytes": 2 * keys.nbytes * len(layers),
             "summary_bytes": sum(layer.nbytes for layer in summaries.values()),
         }
+
+    def _kernels(self, runner: ModelRunner) -> str:
+        if kernels_of(str(runner.device)) == "torch":
+            return "torch"
+        # Only here: Triton is not needed on the CPU.
+        from sparsity_worker.profiles.kernels import prefill_kernels
+
+        return prefill_kernels(self.profiles, self._paged(self.token_to_kv_pool.start_layer)[0])
 
     def _tiers(self, runner: ModelRunner) -> dict[str, Profile]:
         return tiers_of(runner.model_config, runner.model_config.num_hidden_layers)
