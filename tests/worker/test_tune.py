@@ -184,12 +184,20 @@ import json, sys, torch
 from sparsity_worker.profiles.profile import parse_profile
 from sparsity_worker.tune.crossover import Crossover, Heads
 from sparsity_worker.tune.layer import Layer
-from sparsity_worker.tune.measure import Plan, measure
+from sparsity_worker.tune.measure import Plan, measure, places, their_page, their_table
 torch.set_num_threads(1)
 profile = parse_profile(json.loads(sys.argv[1]), "test")
 layer = Layer(profile, Heads(4, 2, 16), 2, 1024, 640, torch.device("cpu"), torch.float32)
-plan = Plan(lengths=(256, 448), chunk=256, batches=(1, 2), tokens=1024, runs=1)
-print(json.dumps([each._asdict() for each in measure(layer, plan)]))
+plan = Plan(lengths=(256, 448), chunk=256, batches=(1, 2), tokens=1024, runs=1, calls=2)
+where = {
+    "places": [places(layer, *shape) for shape in ((1, 256, 3), (2, 448, 3), (1, 300, 4))],
+    "tables": [their_table(layer, 2, 300, page, 320).tolist() for page in (64, 128)],
+    "page": their_page(layer.keys.device, layer.page),
+}
+begun = [layer.decode(1, 256, sparse=True, first=first) for first in (0, 256)]
+same, other = begun[0].queries, begun[0]().clone()
+where["apart"] = float((begun[1].layer.attend(begun[1].attention, same, begun[1].phase) - other).abs().max())
+print(json.dumps([where, *(each._asdict() for each in measure(layer, plan))]))
 """
 
 
@@ -201,7 +209,14 @@ def test_each_length_and_batch_is_timed_on_keys_that_prune() -> None:
         env=os.environ | {"TRITON_INTERPRET": "1"},
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-4000:]
-    found: list[dict[str, Any]] = json.loads(ran.stdout.splitlines()[-1])
+    where: dict[str, Any]
+    where, *found = json.loads(ran.stdout.splitlines()[-1])
+    # No two batches of a graph attend the same keys while there is room for others.
+    assert where["places"] == [[0, 256, 512], [0, 0, 0], [0, 320, 640, 0]]
+    assert where["apart"] > 0.01
+    # SGLang's is given pages as workers serve them.
+    assert where["page"] == 64
+    assert where["tables"][0] == [[5, 6, 7, 8, 9], [10, 11, 12, 13, 14]]
     kinds = [(each["phase"], each["batch"], each["length"]) for each in found]
     assert kinds == [("prefill", 1, 256), ("prefill", 1, 448), *(("decode", b, n) for b in (1, 2) for n in (256, 448))]
     assert all(each[name] > 0 for each in found for name in ("sparse", "dense", "sdpa"))

@@ -87,11 +87,15 @@ class Layer:
         attention.prepare(spans, False)
         return Pass(attention, ledger, self.queries(new), self, PREFILL, spans)
 
-    def decode(self, batch: int, length: int, *, sparse: bool) -> Pass:
-        """Attention of one more token of each of ``batch`` sequences, prepared as for a CUDA graph."""
+    def decode(self, batch: int, length: int, *, sparse: bool, first: int = 0) -> Pass:
+        """Attention of one more token of each of ``batch`` sequences, prepared as for a CUDA graph.
+
+        Their keys lie one sequence's after another's, from a token of the cache on with which a page begins.
+        """
         device, stride = self.keys.device, -(-length // self.page) * self.page
         slots = torch.zeros(batch, self._context, device=device, dtype=torch.int32)
-        slots[:, :length] = torch.arange(length, device=device) + stride * torch.arange(batch, device=device)[:, None]
+        begins = first + stride * torch.arange(batch, device=device)
+        slots[:, :length] = torch.arange(length, device=device) + begins[:, None]
         attention, ledger = self._attention(slots)
         prompt = Prompt(length, reasoning=not sparse)
         spans = Spans([_RID] * batch, [*range(batch)], [length] * batch, [1] * batch, [prompt] * batch)
