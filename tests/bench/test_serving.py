@@ -167,7 +167,7 @@ def test_an_answer_that_others_or_an_abort_change_is_a_fault() -> None:
 
     fake = Swayed("moderate")
     found = asyncio.run(repeats.repeated(cast(Any, fake), PLAN, 260))
-    assert found == repeats.Repeats(6, 6, 9, 9, 0, 2, 0.0)
+    assert found == repeats.Repeats(6, 6, 9, 9, 0, 2, 0.0, 9, 0)
     assert found.faults("cuda") == ["of 2 answers after an abort only 0 are those of the prompt alone"]
     assert found._replace(aborted=2, among=8, apart=0.1).faults("cuda") == [
         "of 9 answers among others only 8 are those of the prompt alone",
@@ -221,6 +221,31 @@ def test_requests_of_a_storm_are_of_all_tiers_and_a_dense_one_that_was_pruned_is
     found = asyncio.run(soak.faults(cast(Any, fake), PLAN, 260, 30))
     assert found
     assert all("a dense request was pruned" in fault for fault in found)
+
+
+def test_answers_that_differ_after_the_first_token_are_rows_of_their_own() -> None:
+    found = run(Fake("dense"), Fake("aggressive"))
+    own = found["aggressive"].repeats
+    assert own is not None
+    found["aggressive"].repeats = own._replace(among_whole=own.among - 3)
+    rows = {row.name: row for row in verdict.rows(found, PLAN)}
+    assert rows["aggressive: first token alike, among the others"].met
+    whole = rows["aggressive: all tokens alike, among the others"]
+    assert (whole.value, whole.met, whole.goal) == (pytest.approx((own.among - 3) / own.among_of), False, "1")
+    assert rows["aggressive: all tokens alike, after an abort"].met
+    # Of a run that did not look there is no such row.
+    found["aggressive"].repeats = own._replace(among_whole=None, aborted_whole=None)
+    assert not [row for row in verdict.rows(found, PLAN) if row.name.startswith("aggressive: all tokens")]
+
+
+def test_the_plan_reaches_the_models_context_and_short_decodes() -> None:
+    fits = [prompt for prompt in REAL.prompts if prompt + REAL.new <= REAL.config["max_position_embeddings"]]
+    assert fits == list(REAL.prompts)
+    assert max(REAL.prompts) + 2 * REAL.new >= REAL.config["max_position_embeddings"] - 128
+    assert {str(each) for each in REAL.decodes} >= {"1 x 4096", "8 x 4096", "1 x 8192", "8 x 8192"}
+    assert {length for length, goal in REAL.goals.first["dense-ours"].items() if goal > 1} == {
+        length for length in REAL.prompts if length >= 32768
+    }
 
 
 def test_no_more_is_sent_than_there_is_time_for(capsys: pytest.CaptureFixture[str]) -> None:
@@ -336,13 +361,15 @@ def test_workers_that_stand_together_are_measured_in_turn_and_what_is_close_twic
             }
     rows = {row.name for row in verdict.rows(found, PLAN)}
     assert "shared: throughput of a load of three tiers" in rows
+    for tier in ("shared-dense", "shared-moderate", "shared-aggressive"):
+        assert {f"{tier}: all tokens alike, {when}" for when in ("among the others", "after an abort")} <= rows
     assert not {name for name in rows if "start to serving" in name}
     asyncio.run(
         together.measured_together(together.beside(PLAN), ["aggressive", "aggressive-unaccounted"], tmp_path, keep)
     )
     found = read_all(tmp_path)
     for name in ("aggressive", "aggressive-unaccounted"):
-        assert {batch: len(times) for batch, times in found[name].per_token.items()} == {"2 x 512": 2 * PLAN.repeats}
+        assert {batch: len(times) for batch, times in found[name].per_token.items()} == {"2 x 512": 11 * PLAN.repeats}
     rows = {row.name for row in verdict.rows(found, PLAN)}
     assert "aggressive: accounts, of the time of a decode step" in rows
 

@@ -23,6 +23,8 @@ from sparsity_bench.serving.worker import Worker
 _KV_TOKENS: Final = "280000"
 # Longer prompts are the device's time, which does not drift by a percent.
 _LONGEST_AGAIN: Final = 8192
+# Turns of workers with and without accounts: what drifts over minutes comes to both.
+_TURNS: Final = 10
 Keep = Callable[[str], Callable[[Measured], None]]
 
 
@@ -36,6 +38,8 @@ def beside(plan: Plan) -> Plan:
 
 async def measured_together(plan: Plan, names: Sequence[str], folder: Path, keep: Keep) -> None:
     """The figures of several tiers or variants, whose workers run at once; what is close is measured once more.
+
+    Accounts are measured in ten turns more, so that each median is of over 20 batches or prompts.
 
     Args:
         plan: of the run, as :func:`beside` gives it.
@@ -57,10 +61,13 @@ async def measured_together(plan: Plan, names: Sequence[str], folder: Path, keep
             found[name] = await measure(worker, _narrowed(plan, name, names), keep(name), at), worker, at
         if SHARED in workers:
             keep(SHARED)(await whole(workers[SHARED], plan))
-        for name, (own, worker, at) in reversed(found.items()):
-            worker.at = at
-            await again(worker, _close(_narrowed(plan, name, names), names), own)
-            keep(name)(own)
+        for turn in range(_TURNS if UNACCOUNTED in names else 1):
+            # Who is first in one turn is last in the next.
+            order = list(found.items()) if turn % 2 else list(reversed(found.items()))
+            for name, (own, worker, at) in order:
+                worker.at = at
+                await again(worker, _close(_narrowed(plan, name, names), names), own)
+                keep(name)(own)
 
 
 def _worker(plan: Plan, name: str, model: Path, folder: Path) -> Worker:

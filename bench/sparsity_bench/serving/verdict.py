@@ -85,6 +85,8 @@ def rows(found: Mapping[str, Measured], plan: Plan) -> Iterator[Row]:
             shape = f"{plan.name}, prompts of {name} tokens" if name.isdecimal() else f"{plan.name}, mixed {name}"
             row = Row(f"{tier}: energy of a thousand tokens", shape, joules, "J")
             yield row if own is dense or name not in dense.joules else against(row, baseline, dense.joules[name])
+        if own.repeats is not None:
+            yield from _repeats(tier, own.repeats, plan)
         if tier.startswith(f"{SHARED}-"):
             continue
         if own.start:
@@ -94,8 +96,6 @@ def rows(found: Mapping[str, Measured], plan: Plan) -> Iterator[Row]:
                     against(row, baseline, dense.start), f"<= {_START:g} times", met=own.start <= _START * dense.start
                 )
             yield row
-        if own.repeats is not None:
-            yield from _repeats(tier, own.repeats, plan)
         if own.own["backend"] in (BACKEND, DENSE_BACKEND):
             row = Row(f"{tier}: kernels compiled while serving", plan.name, len(own.compiled), "kernels")
             yield judged(row, "none", met=not own.compiled)
@@ -132,10 +132,16 @@ def _repeats(tier: str, own: Repeats, plan: Plan) -> Iterator[Row]:
     yield judged(row, "1", met=own.alone == own.alone_of)
     row = Row(f"{tier}: first token alike, among the others", shape, own.among / own.among_of, "share")
     yield judged(row, f">= {_PARITY:g}", met=own.among >= _PARITY * own.among_of)
+    if own.among_whole is not None:
+        row = Row(f"{tier}: all tokens alike, among the others", shape, own.among_whole / own.among_of, "share")
+        yield judged(row, "1", met=own.among_whole == own.among_of)
     yield Row(f"{tier}: density among the others, largest difference", shape, own.apart, "density")
     cold = f"{plan.name}, {plan.interrupted} tokens"
     row = Row(f"{tier}: first token alike, after an abort", cold, own.aborted / own.aborted_of, "share")
     yield judged(row, "1", met=own.aborted == own.aborted_of)
+    if own.aborted_whole is not None:
+        row = Row(f"{tier}: all tokens alike, after an abort", cold, own.aborted_whole / own.aborted_of, "share")
+        yield judged(row, "1", met=own.aborted_whole == own.aborted_of)
 
 
 def _accounts(off: Measured, on: Measured | None, plan: Plan) -> Iterator[Row]:

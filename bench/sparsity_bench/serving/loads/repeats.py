@@ -26,6 +26,8 @@ class Repeats(NamedTuple):
         aborted: of a prompt whose reading was broken off and begun again.
         aborted_of: of so many.
         apart: by which a density among others differs at most.
+        among_whole: all tokens, among prompts of other lengths; None of runs that did not look.
+        aborted_whole: all tokens, after an abort.
     """
 
     alone: int
@@ -35,6 +37,8 @@ class Repeats(NamedTuple):
     aborted: int
     aborted_of: int
     apart: float
+    among_whole: int | None = None
+    aborted_whole: int | None = None
 
     def faults(self, device: str) -> list[str]:
         """What is wrong with that on `cuda` or `cpu`; empty when nothing is."""
@@ -74,7 +78,8 @@ async def repeated(worker: Worker, plan: Plan, vocabulary: int) -> Repeats:
     apart = max(abs(a.report.prefill_density - b.report.prefill_density) for a, b in mixed)
     exact = plan.device == "cpu"
     return Repeats(
-        same, len(alone) * (_TIMES - 1), _equal(mixed, exact), len(mixed), _equal(broken, exact), len(broken), apart
+        same, len(alone) * (_TIMES - 1), _equal(mixed, exact), len(mixed), _equal(broken, exact), len(broken), apart,
+        _equal(mixed, True), _equal(broken, True),
     )  # fmt: skip
 
 
