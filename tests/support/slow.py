@@ -14,6 +14,8 @@ SLOW = {
     "tests/deploy/test_pods.py": "starts the chart's pods on this machine, engines among them",
     "tests/worker/answers/test_real_answers.py": "starts an engine",
     "tests/worker/starting/test_forking.py": "starts an engine, and kills its scheduler",
+    "tests/worker/failing/test_failing_engine.py": "starts an engine three times: two fail, and one is refused",
+    "tests/worker/failing/test_retraction.py": "starts an engine that retracts requests all the time",
     "tests/worker/test_stock_server.py": "starts a server of stock SGLang, and kills it",
     "tests/bench/test_policies.py": "a benchmark of three router processes over one Valkey, whole but small",
     "tests/bench/test_router.py": "a benchmark of routers under load, whole but small",
@@ -66,7 +68,7 @@ SLOW = {
 
 
 # The first so many have several processes of some gigabytes each: one file after the other, whatever runs beside them.
-ENGINES = 8
+ENGINES = 10
 
 
 def rank(test: str) -> int:

@@ -16,8 +16,7 @@ from sparsity_worker.engine.launching import engine_arguments
 from sparsity_worker.engine.running import Running, check_running
 from sparsity_worker.keys import RUNNING_KEY
 from sparsity_worker.profiles.tier_profile import load_tier_profiles
-from support.tiny import tiny_model, tiny_weights
-from support.workers.engine import Worker
+from support.tiny import tiny_model
 
 AS_ASKED = Running(8, 4096, 64, 512, 512, "float32", 1, ("torch_native", "torch_native"), False, {}, ())
 
@@ -99,16 +98,3 @@ def test_without_the_plugin_there_is_nothing_to_compare() -> None:
     assert Running.read({RUNNING_KEY: {name: getattr(AS_ASKED, name) for name in Running.__slots__}}) == AS_ASKED
     with pytest.raises(ConfigurationError, match="did not load this package's plugin"):
         Running.read({"max_total_num_tokens": 4096})
-
-
-@pytest.mark.timeout(600)
-def test_a_real_engine_that_takes_fewer_requests_is_not_served(tmp_path: Path) -> None:
-    worker = Worker(tiny_weights(tmp_path / "model"), tmp_path, "few", "--max-requests", "5000")
-    try:
-        assert worker.process.wait(300) == 2
-        told = "--max-requests: 5000 were asked for, and SGLang takes 4096 at once with 8192 tokens of KV cache;"
-        assert told in worker.log()
-    finally:
-        worker.channel.close()
-        worker.process.kill()
-        worker.process.wait(60)

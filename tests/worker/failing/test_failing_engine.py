@@ -143,3 +143,16 @@ def test_infinities_of_both_signs_do_not_make_up_for_each_other() -> None:
     logits[0, 0], logits[0, 1] = torch.inf, -torch.inf
     with pytest.raises(RuntimeError, match="not finite"):
         require_finite(None, logits)
+
+
+@pytest.mark.timeout(600)
+def test_a_real_engine_that_takes_fewer_requests_is_not_served(tmp_path: Path) -> None:
+    worker = Worker(tiny_weights(tmp_path / "model"), tmp_path, "few", "--max-requests", "5000")
+    try:
+        assert worker.process.wait(300) == 2
+        told = "--max-requests: 5000 were asked for, and SGLang takes 4096 at once with 8192 tokens of KV cache;"
+        assert told in worker.log()
+    finally:
+        worker.channel.close()
+        worker.process.kill()
+        worker.process.wait(60)
