@@ -50,18 +50,18 @@ def measure(layer: Layer, plan: Plan) -> Iterator[Timing]:
     layer.fill(plan.lengths[-1])
     for length in plan.lengths:
         new = min(length, plan.chunk)
-        sparse, dense = (layer.prefill(length, new, sparse=each) for each in (True, False))
+        sparse, dense = ([layer.prefill(length, new, sparse=each)] for each in (True, False))
         others = _sdpa_prefill(layer, length, new, plan.runs), theirs(layer, 1, length, new, plan, [0])
-        yield _timing("prefill", 1, length, [sparse], [dense], others, plan.runs)
+        yield _timing("prefill", 1, length, sparse, dense, others, plan.runs)
     for batch in plan.batches:
         for length in plan.lengths:
             if batch * (length + layer.page) <= plan.tokens:
                 at = places(layer, batch, length, plan.calls)
-                passes = (
+                sparse, dense = (
                     [layer.decode(batch, length, sparse=each, first=first) for first in at] for each in (True, False)
                 )
                 others = _sdpa_decode(layer, batch, length, plan.runs, at), theirs(layer, batch, length, 1, plan, at)
-                yield _timing("decode", batch, length, *passes, others, plan.runs)
+                yield _timing("decode", batch, length, sparse, dense, others, plan.runs)
 
 
 def places(layer: Layer, batch: int, length: int, calls: int) -> list[int]:
