@@ -41,7 +41,9 @@ class Prompt(NamedTuple):
         """All of a sequence."""
         length = given.sequence.length
         totals = torch.tensor([length], device=given.q.device)
-        return cls(given, PagedBatch.of([given.sequence], [length], TILE), totals)
+        batch = PagedBatch.of([given.sequence], [length], TILE)
+        batch.check(summaries=given.summaries)
+        return cls(given, batch, totals)
 
     @property
     def before(self) -> torch.Tensor:
@@ -83,6 +85,7 @@ def corrections(prompt: Prompt, kept: torch.Tensor, unit: int) -> Corrections:
 def prefill_call(prompt: Prompt, index: BlockIndex, corrected: Corrections | None = None) -> Call:
     """Attention over an index."""
     given, batch = prompt.given, prompt.batch
+    index.check(batch.before)
     return lambda: block_sparse_prefill(given.q, batch, index, given.scale, corrections=corrected).out
 
 
@@ -115,6 +118,7 @@ def decode_call(
 ) -> Call:
     """Selection of pages and attention over them, the newest page summarized on the way."""
     room = workspace or decode_workspace(step, config)
+    step.batch.check(step.summaries)
     return lambda: sparse_paged_decode(
         step.q, step.batch, step.summaries, config, step.scale, limits=limits, workspace=room
     )  # fmt: skip
@@ -123,6 +127,7 @@ def decode_call(
 def dense_decode_call(step: Step, workspace: DecodeWorkspace | None = None) -> Call:
     """Attention over all pages."""
     room = workspace or DecodeWorkspace.of(step.q, step.batch)
+    step.batch.check()
     return lambda: paged_decode(step.q, step.batch, step.scale, workspace=room)
 
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from sparse_kernels.config import PrefillConfig
-from sparse_kernels.gpu.checks import check_cache, padded_rows
+from sparse_kernels.gpu.checks import check_cache, check_rows, check_summaries, padded_rows
 from sparse_kernels.layout.batch import PagedBatch
 from sparse_kernels.layout.page_summaries import PageSummaries
 from sparse_kernels.scores.energy import Energy, headroom, normalized
@@ -86,14 +86,13 @@ def check_scored(q: torch.Tensor, batch: PagedBatch, summaries: PageSummaries, c
         ValueError: naming the argument that does not fit.
     """
     check_cache(q, batch.keys, batch.values)
-    page, kv_heads, dim = batch.keys.shape[1:]
-    tile = batch.tiles.rows
+    page, tile = batch.page, batch.tiles.rows
     if config.score not in COLUMNS:
         raise ValueError(f"score: must be one of {', '.join(COLUMNS)} on a GPU, not {config.score}")
     if tile != config.query_tile or tile % page:
         raise ValueError(f"batch: tiles of {tile} rows and pages of {page}; query_tile is {config.query_tile}")
-    if summaries.page_size != page or summaries.mean.shape[1:] != (kv_heads, dim):
-        raise ValueError(f"summaries: are of pages of {summaries.page_size} tokens and {tuple(summaries.mean.shape)}")
+    check_rows(q, batch)
+    check_summaries(q, batch.keys, summaries)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

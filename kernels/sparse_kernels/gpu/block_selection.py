@@ -13,7 +13,7 @@ import torch
 from sparse_kernels.config import PrefillConfig
 from sparse_kernels.cpu.block_selection import fixed_blocks, keep, thresholds_by_head
 from sparse_kernels.gpu.block_energy import block_energy, check_scored
-from sparse_kernels.gpu.checks import padded_rows
+from sparse_kernels.gpu.checks import check_device, padded_rows
 from sparse_kernels.gpu.selection.ordered_means import order_means
 from sparse_kernels.gpu.selection.plan import SelectionPlan, TileShape, Workspace
 from sparse_kernels.gpu.selection.tiles import select_tiles
@@ -64,6 +64,9 @@ def select_blocks(
 ) -> BatchSelection:
     """What :func:`sparse_kernels.select_blocks_cpu` selects, for all sequences of a batch.
 
+    What the batch holds is looked at where it lies on a CPU; elsewhere
+    :meth:`sparse_kernels.layout.batch.PagedBatch.check` looks when asked.
+
     Args:
         q: ``[rows, Hq, D]``.
         batch: keys and tiles.
@@ -82,10 +85,15 @@ def select_blocks(
     sequences, blocks = batch.tables.shape
     if totals.shape != (sequences,) or (dense is not None and dense.shape != (sequences,)):
         raise ValueError(f"totals, dense: must be one of each of the {sequences} sequences")
+    check_device("totals, dense", q, totals, *(() if dense is None else (dense,)))
     if not scale > 0:
         raise ValueError(f"scale: must be more than 0, not {scale}")
     # Refuses those of other heads before anything is launched.
     thresholds_by_head(config, batch.keys.shape[2])
+    if q.device.type == "cpu":
+        # Sampled rows are scored against keys.
+        reads = config.score != "sampled_rows" or config.mean_correction
+        batch.check(summaries=summaries if reads else None, dense=dense)
     shape = tile_shape(
         config, q.shape[1] // batch.keys.shape[2], q.shape[2], batch.page, summaries.sub_page, q.dtype, q.device
     )

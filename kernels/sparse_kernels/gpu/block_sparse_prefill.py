@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sparse_kernels.gpu.checks import check_cache, generation
+from sparse_kernels.gpu.checks import check_cache, check_device, check_rows, generation
 from sparse_kernels.gpu.hopper import gluon_module
 from sparse_kernels.layout.batch import PagedBatch
 from sparse_kernels.layout.block_index import BlockIndex
@@ -50,6 +50,9 @@ def block_sparse_prefill(
     into: PrefillOutput | None = None,
 ) -> PrefillOutput:
     """Causal attention of all queries of a batch over the blocks that an index keeps.
+
+    What batch and index hold is looked at where they lie on a CPU; elsewhere
+    :meth:`sparse_kernels.layout.batch.PagedBatch.check` looks when asked.
 
     Args:
         q: ``[rows, Hq, D]``, the queries of all sequences, one sequence after another.
@@ -120,6 +123,7 @@ def implementation(device: torch.device, dtype: torch.dtype, dim: int, page: int
 
 def _check(q: torch.Tensor, batch: PagedBatch, index: BlockIndex, corrections: Corrections | None) -> None:
     check_cache(q, batch.keys, batch.values)
+    check_rows(q, batch)
     page, kv_heads = batch.keys.shape[1:3]
     tile, tiles = batch.tiles.rows, batch.tiles.number.numel()
     if q.shape[2] > _MOST_DIM:
@@ -129,10 +133,14 @@ def _check(q: torch.Tensor, batch: PagedBatch, index: BlockIndex, corrections: C
     if index.starts.shape != (kv_heads, tiles) or index.counts.shape != index.starts.shape:
         shapes = f"{tuple(index.starts.shape)} and {tuple(index.counts.shape)}"
         raise ValueError(f"index: starts and counts are {shapes}, not {(kv_heads, tiles)}")
-    if not (index.starts.is_contiguous() and index.counts.is_contiguous() and index.blocks.is_contiguous()):
-        raise ValueError("index: starts, counts and blocks must be contiguous")
+    for part in index:
+        if part.dtype != torch.int32 or not part.is_contiguous():
+            raise ValueError(f"index: starts, counts and blocks must be int32 and contiguous, not {part.dtype}")
+    check_device("index", q, *index)
     if corrections is not None:
         _check_corrections(q, batch, corrections)
+    if q.device.type == "cpu":
+        batch.check(index)
 
 
 def _check_corrections(q: torch.Tensor, batch: PagedBatch, corrections: Corrections) -> None:
@@ -141,6 +149,10 @@ def _check_corrections(q: torch.Tensor, batch: PagedBatch, corrections: Correcti
     tile, tiles = batch.tiles.rows, batch.tiles.number.numel()
     if means.shape[1:] != (kv_heads, q.shape[2]) or value_means.shape != means.shape or means.dtype != q.dtype:
         raise ValueError(f"corrections: means are {tuple(means.shape)} {means.dtype}, not [units, Hkv, D] as q")
+    if (value_means.dtype, offsets.dtype, weights.dtype) != (q.dtype, torch.int32, torch.float16):
+        found = f"{value_means.dtype}, {offsets.dtype} and {weights.dtype}"
+        raise ValueError(f"corrections: value_means, offsets and weights are of {found}")
+    check_device("corrections", q, means, value_means, offsets, weights)
     if not all(each.is_contiguous() for each in (means, value_means, offsets, weights)):
         raise ValueError("corrections: means, value_means, offsets and weights must be contiguous")
     if offsets.shape != (batch.tables.shape[0],) or unit not in UNITS:

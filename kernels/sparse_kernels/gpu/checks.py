@@ -7,6 +7,9 @@ from functools import cache
 import torch
 import triton
 
+from sparse_kernels.layout.batch import PagedBatch
+from sparse_kernels.layout.page_summaries import PageSummaries
+
 _LEAST_ROWS = 16
 
 
@@ -18,6 +21,11 @@ def check_cache(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> No
     """
     heads, dim = q.shape[1:]
     page, kv_heads, key_dim = keys.shape[1:]
+    if q.dtype != keys.dtype or q.dtype != values.dtype:
+        raise ValueError(f"q: of {q.dtype}, the cache of {keys.dtype} and {values.dtype}")
+    check_device("keys, values", q, keys, values)
+    if keys.shape != values.shape:
+        raise ValueError(f"values: are of {tuple(values.shape)}, keys of {tuple(keys.shape)}")
     if dim != key_dim:
         raise ValueError(f"q: head dimension {dim} must be that of the keys, {key_dim}, and a power of 2 from 16")
     if heads % kv_heads:
@@ -25,6 +33,57 @@ def check_cache(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> No
     check_page(page, dim)
     if q.stride(2) != 1 or keys.stride(3) != 1 or keys.stride() != values.stride():
         raise ValueError("q, keys, values: the head dimension must be contiguous, keys and values laid out alike")
+
+
+def check_rows(q: torch.Tensor, batch: PagedBatch) -> None:
+    """Checks queries ``[rows, Hq, D]`` and where they lie against a batch of prefill.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+    tables, lengths, starts, tiles = batch[2:]
+    sequences = tables.shape[0]
+    if q.shape[0] < tiles.queries:
+        raise ValueError(f"q: {q.shape[0]} rows, the batch has {tiles.queries}")
+    if lengths.shape != (sequences,) or starts.shape != (sequences + 1,) or tiles.sequence.shape != tiles.number.shape:
+        raise ValueError(f"batch: lengths, starts and tiles are not those of {sequences} sequences")
+    parts = (tables, lengths, starts, tiles.sequence, tiles.number)
+    for part in parts:
+        if part.dtype != torch.int32 or part.stride(-1) != 1:
+            raise ValueError(f"batch: tables, lengths, starts and tiles must be int32 in a row, not {part.dtype}")
+    check_device("batch", q, *parts)
+
+
+def check_summaries(q: torch.Tensor, keys: torch.Tensor, summaries: PageSummaries) -> None:
+    """Checks that summaries are of a cache ``[pages, page, Hkv, D]``, and can be multiplied with queries over it.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    pages, page, kv_heads, dim = keys.shape
+    if summaries.mean.shape != (pages, kv_heads, dim) or summaries.page_size != page:
+        raise ValueError(f"summaries: are of {tuple(summaries.mean.shape)}, the cache is of {(pages, kv_heads, dim)}")
+    subs = page // summaries.sub_page
+    if summaries.sub_mean.shape != (pages, subs, kv_heads, dim):
+        raise ValueError(f"summaries: sub_mean is of {tuple(summaries.sub_mean.shape)}, not of {subs} sub-pages a page")
+    if summaries.mean.dtype != q.dtype or summaries.sub_mean.dtype != q.dtype:
+        raise ValueError(f"summaries: of {summaries.mean.dtype}, the queries are of {q.dtype}")
+    check_device("summaries", q, summaries.mean)
+    held = (summaries.sub_mean, summaries.sub_count, summaries.mean, summaries.value_mean, summaries.spread)
+    if not all(each.is_contiguous() for each in held):
+        raise ValueError("summaries: must be contiguous")
+
+
+def check_device(name: str, q: torch.Tensor, *others: torch.Tensor) -> None:
+    """Checks that tensors lie where the queries do.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    device = q.device
+    for other in others:
+        if other.device != device:
+            raise ValueError(f"{name}: on {other.device}, the queries are on {device}")
 
 
 @cache

@@ -8,7 +8,9 @@ import torch
 import triton
 import triton.language as tl
 
-from sparse_kernels.gpu.checks import check_cache, generation
+from sparse_kernels.gpu.checks import check_cache, check_device, generation
+from sparse_kernels.layout.contents import check_pages
+from sparse_kernels.layout.page_summaries import PageSummaries
 
 # Programs that share a step's chosen pages; those that fill the device twice where all pages are attended.
 _CHOSEN_PROGRAMS, _WHOLE_PROGRAMS = 512, 264
@@ -31,6 +33,25 @@ class DecodeBatch(NamedTuple):
     values: torch.Tensor
     tables: torch.Tensor
     lengths: torch.Tensor
+
+    def check(
+        self, summaries: PageSummaries | None = None, read: torch.Tensor | None = None, *, summarized: bool = False
+    ) -> None:
+        """Checks what the tensors hold, which kernels do not look at on a GPU; it waits for the device.
+
+        Args:
+            summaries: by which pages are to be chosen.
+            read: bool ``[sequences]``, those of which somebody reads the summaries; None for all.
+            summarized: whether the newest pages' summaries are read as they stand.
+
+        Raises:
+            ValueError: when pages are out of range, or a summary that is read is stale.
+        """
+        newest = -(-self.lengths // self.keys.shape[1]) - 1
+        used = torch.arange(self.tables.shape[1], device=self.tables.device) < (newest + summarized)[:, None]
+        check_pages(
+            self.keys, self.tables, self.lengths, summaries, used if read is None else used & read[:, None]
+        )  # fmt: skip
 
 
 class DecodeWorkspace:
@@ -112,8 +133,6 @@ def check_batch(q: torch.Tensor, batch: DecodeBatch, dense: torch.Tensor | None 
         ValueError: naming the argument that does not fit.
     """
     check_cache(q, batch.keys, batch.values)
-    if q.dtype != batch.keys.dtype or q.dtype != batch.values.dtype:
-        raise ValueError(f"q: of {q.dtype}, the cache of {batch.keys.dtype} and {batch.values.dtype}")
     sequences, tables, lengths = q.shape[0], batch.tables, batch.lengths
     if tables.shape[0] != sequences or lengths.shape != (sequences,):
         raise ValueError(f"batch: tables and lengths are not those of {sequences} sequences")
@@ -121,6 +140,9 @@ def check_batch(q: torch.Tensor, batch: DecodeBatch, dense: torch.Tensor | None 
         raise ValueError(f"batch: tables and lengths are of {tables.dtype} and {lengths.dtype}, not int32")
     if tables.stride(1) != 1 or lengths.stride(0) != 1:
         raise ValueError("batch: rows of tables and lengths must be contiguous")
+    check_device("batch", q, tables, lengths)
+    if dense is not None:
+        check_device("dense", q, dense)
     if dense is not None and (dense.shape != (sequences,) or dense.dtype != torch.bool or dense.stride(0) != 1):
         raise ValueError(f"dense: {tuple(dense.shape)} of {dense.dtype}, not bool {(sequences,)}")
 

@@ -68,6 +68,30 @@ class PageLimits(NamedTuple):
             raise ValueError(f"limits: table is {tuple(self.table.shape)} of {self.table.dtype}, not int32 [kinds, 4]")
 
 
+def chosen_from(
+    lengths: torch.Tensor,
+    config: DecodeConfig,
+    page: int,
+    *,
+    dense: torch.Tensor | None,
+    limits: PageLimits | None,
+) -> torch.Tensor:
+    """Which sequences attend chosen pages, and not all of them, bool ``[sequences]``; it waits for the device.
+
+    Raises:
+        ValueError: when limits name a kind that is not in their table.
+    """
+    least: torch.Tensor | int = config.sparse_from
+    most: torch.Tensor | int = page_capacity(config, page)
+    if limits is not None:
+        kinds = limits.kinds.long()
+        if kinds.numel() and not 0 <= int(kinds.min()) <= int(kinds.max()) < limits.table.shape[0]:
+            raise ValueError(f"limits: kinds up to {int(kinds.max())}, the table has {limits.table.shape[0]}")
+        least, most = limits.table[kinds, 0], limits.table[kinds, 1]
+    chosen = (lengths >= least) & (-(-lengths // page) > most)
+    return chosen if dense is None else chosen & ~dense
+
+
 @triton.jit
 def own_limits(kinds, limits, o_s, m_s):  # type: ignore[no-untyped-def]
     """Tokens from which pages of the sequences ``o_s`` are chosen, and how many."""

@@ -28,25 +28,6 @@ _MANY_PAIRS = 128
 _STEP_BYTES = 32768
 
 
-def check_summaries(q: torch.Tensor, batch: DecodeBatch, summaries: PageSummaries) -> None:
-    """Checks that summaries are of the batch's cache, and can be multiplied with its queries.
-
-    Raises:
-        ValueError: naming the argument.
-    """
-    pages, page, kv_heads, dim = batch.keys.shape
-    if summaries.mean.shape != (pages, kv_heads, dim) or summaries.page_size != page:
-        raise ValueError(f"summaries: are of {tuple(summaries.mean.shape)}, the cache is of {(pages, kv_heads, dim)}")
-    subs = page // summaries.sub_page
-    if summaries.sub_mean.shape != (pages, subs, kv_heads, dim):
-        raise ValueError(f"summaries: sub_mean is of {tuple(summaries.sub_mean.shape)}, not of {subs} sub-pages a page")
-    if summaries.mean.dtype != q.dtype or summaries.sub_mean.dtype != q.dtype:
-        raise ValueError(f"summaries: of {summaries.mean.dtype}, the queries are of {q.dtype}")
-    held = (summaries.sub_mean, summaries.sub_count, summaries.mean, summaries.value_mean, summaries.spread)
-    if not all(each.is_contiguous() for each in held):
-        raise ValueError("summaries: must be contiguous")
-
-
 def score_rows(config: DecodeConfig, group: int) -> int:
     """Rows of scores of a KV head: one of each query head where they are shares, else the best."""
     return 1 if config.score == "spread" else group

@@ -11,10 +11,11 @@ import triton
 import triton.language as tl
 
 from sparse_kernels.config import DecodeConfig
+from sparse_kernels.gpu.checks import check_device, check_summaries
 from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace, check_batch, dependent_launch
 from sparse_kernels.gpu.launches import Launcher
-from sparse_kernels.gpu.page_limits import PageLimits, own_limits, page_capacity
-from sparse_kernels.gpu.page_scores import check_summaries, launch_scores, score_rows
+from sparse_kernels.gpu.page_limits import PageLimits, chosen_from, own_limits, page_capacity
+from sparse_kernels.gpu.page_scores import launch_scores, score_rows
 from sparse_kernels.layout.page_summaries import PageSummaries
 
 # A sequence's scores lie in the registers of one program, and two counts of them in a word.
@@ -36,7 +37,9 @@ def select_pages(
     """The best pages of each sequence and KV head by ``config.score``, those of sink and recent tokens among them.
 
     Pages that score equally go by their place: the earlier one is taken. The newest token's page is summarized on the
-    way: its page's other sub-pages, and all other pages, must have been summarized before.
+    way: its page's other sub-pages, and all other pages, must have been summarized before. What the batch holds is
+    looked at where it lies on a CPU; elsewhere :meth:`sparse_kernels.gpu.decode_batch.DecodeBatch.check` looks when
+    asked.
 
     Args:
         q: ``[sequences, Hq, D]``.
@@ -57,16 +60,59 @@ def select_pages(
     Raises:
         ValueError: naming the argument that does not fit.
     """
+    check_choice(q, batch, summaries, config, dense, limits, summarized=summarized)
+    workspace = workspace or DecodeWorkspace.of(q, batch, page_capacity(config, batch.keys.shape[1]))
+    return launch_choice(q, batch, summaries, config, scale, dense, limits, workspace, summarized=summarized)
+
+
+def check_choice(
+    q: torch.Tensor,
+    batch: DecodeBatch,
+    summaries: PageSummaries,
+    config: DecodeConfig,
+    dense: torch.Tensor | None,
+    limits: PageLimits | None,
+    *,
+    summarized: bool,
+) -> None:
+    """Checks what :func:`select_pages` is given.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
     check_batch(q, batch, dense)
-    check_summaries(q, batch, summaries)
-    sequences, heads = q.shape[:2]
-    page, kv_heads, blocks = batch.keys.shape[1], batch.keys.shape[2], batch.tables.shape[1]
+    check_summaries(q, batch.keys, summaries)
+    blocks = batch.tables.shape[1]
     if blocks > MOST_BLOCKS:
         raise ValueError(f"batch: tables of {blocks} blocks, the most are {MOST_BLOCKS}")
-    capacity = page_capacity(config, page)
     if limits is not None:
-        limits.check(sequences)
-    workspace = workspace or DecodeWorkspace.of(q, batch, capacity)
+        limits.check(q.shape[0])
+        check_device("limits", q, *limits)
+    if q.device.type == "cpu":
+        read = chosen_from(batch.lengths, config, batch.keys.shape[1], dense=dense, limits=limits)
+        batch.check(summaries, read, summarized=summarized)
+
+
+def launch_choice(
+    q: torch.Tensor,
+    batch: DecodeBatch,
+    summaries: PageSummaries,
+    config: DecodeConfig,
+    scale: float,
+    dense: torch.Tensor | None,
+    limits: PageLimits | None,
+    workspace: DecodeWorkspace,
+    *,
+    summarized: bool,
+) -> torch.Tensor:
+    """:func:`select_pages` of arguments that are checked.
+
+    Raises:
+        ValueError: when the workspace is made for less.
+    """
+    sequences, heads = q.shape[:2]
+    page, kv_heads, blocks = batch.keys.shape[1], batch.keys.shape[2], batch.tables.shape[1]
+    capacity = page_capacity(config, page)
     workspace.check(q, batch, capacity)
     held = workspace.nobody if dense is None else dense.view(torch.uint8)
     launch_scores(q, batch, summaries, config, scale, capacity, held, limits, workspace, summarized=summarized)

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sparse_kernels.gpu.checks import check_page
+from sparse_kernels.gpu.checks import check_device, check_page
 from sparse_kernels.gpu.launches import Launcher
 from sparse_kernels.layout.page_summaries import PageSummaries
 
@@ -23,20 +23,27 @@ def summarize_pages(
         summaries: of the layer.
         keys: the layer's key cache, ``[all pages, page, Hkv, D]``.
         values: the layer's value cache, same shape and layout.
-        pages: int32 ``[N]``, physical pages that were written; negative ones are passed over.
+        pages: int32 ``[N]``, physical pages that were written; negative ones are passed over. Whether there are such
+            pages is looked at on a CPU only.
         filled: int32 ``[N]``, valid tokens in each, 1 to the page size.
 
     Raises:
         ValueError: naming the argument that does not fit.
     """
-    page, kv_heads, dim = keys.shape[1:]
+    there, page, kv_heads, dim = keys.shape
     check_page(page, dim)
     if keys.shape != values.shape or keys.stride() != values.stride() or keys.stride(3) != 1:
         raise ValueError("keys, values: must be laid out alike, the head dimension contiguous")
-    if page != summaries.page_size or summaries.mean.shape[1:] != (kv_heads, dim):
+    if page != summaries.page_size or summaries.mean.shape != (there, kv_heads, dim):
         raise ValueError(f"summaries: are of pages of {summaries.page_size} tokens and {tuple(summaries.mean.shape)}")
     if pages.shape != filled.shape or pages.dtype != torch.int32 or filled.dtype != torch.int32:
         raise ValueError(f"pages, filled: {tuple(pages.shape)} and {tuple(filled.shape)}, not int32 of one length")
+    check_device("pages, filled, summaries", keys, pages, filled, summaries.mean)
+    if keys.device.type == "cpu" and pages.numel():
+        if int(pages.max()) >= there:
+            raise ValueError(f"pages: up to {int(pages.max())}, the cache has {there}")
+        if not 0 < int(filled.min()) <= int(filled.max()) <= page:
+            raise ValueError(f"filled: from {int(filled.min())} to {int(filled.max())}, pages hold 1 to {page}")
     _launch(
         (pages.numel(), kv_heads),
         keys, values, pages.contiguous(), filled.contiguous(),

@@ -25,8 +25,7 @@ from sparse_kernels.gpu.decode_batch import (
 from sparse_kernels.gpu.decode_splits import attended_tokens, merge_group, merge_splits, share_splits
 from sparse_kernels.gpu.launches import Launcher
 from sparse_kernels.gpu.page_limits import PageLimits, own_limits, page_capacity
-from sparse_kernels.gpu.page_scores import check_summaries
-from sparse_kernels.gpu.page_selection import select_pages
+from sparse_kernels.gpu.page_selection import check_choice, launch_choice
 from sparse_kernels.layout.page_summaries import PageSummaries
 
 # Keys of one tensor-core product, and bytes of its tile; a split has at least two tiles.
@@ -50,6 +49,9 @@ def sparse_paged_decode(
 ) -> torch.Tensor:
     """Attention of each sequence's new token over the best pages of each KV head.
 
+    What the batch holds is looked at where it lies on a CPU; elsewhere
+    :meth:`sparse_kernels.gpu.decode_batch.DecodeBatch.check` looks when asked.
+
     Args:
         q: ``[sequences, Hq, D]``.
         batch: keys and values.
@@ -69,14 +71,11 @@ def sparse_paged_decode(
         ValueError: naming the argument that does not fit.
     """
     capacity = page_capacity(config, batch.keys.shape[1])
-    check_batch(q, batch, dense)
-    check_summaries(q, batch, summaries)
+    check_choice(q, batch, summaries, config, dense, limits, summarized=summarized)
     if not q.shape[0]:
         return torch.empty_like(q)
     workspace = workspace or DecodeWorkspace.of(q, batch, capacity)
-    chosen = select_pages(
-        q, batch, summaries, config, scale, dense=dense, limits=limits, summarized=summarized, workspace=workspace
-    )  # fmt: skip
+    chosen = launch_choice(q, batch, summaries, config, scale, dense, limits, workspace, summarized=summarized)
     out, sequences, kv_heads = torch.empty_like(q), q.shape[0], batch.keys.shape[2]
     held = workspace.nobody if dense is None else dense.view(torch.uint8)
     splits = chosen_splits(sequences, kv_heads)
@@ -97,6 +96,8 @@ def paged_decode(
     check_batch(q, batch)
     if not q.shape[0]:
         return torch.empty_like(q)
+    if q.device.type == "cpu":
+        batch.check()
     workspace = workspace or DecodeWorkspace.of(q, batch)
     workspace.check(q, batch)
     out, (sequences, heads, dim), kv_heads = torch.empty_like(q), q.shape, batch.keys.shape[2]

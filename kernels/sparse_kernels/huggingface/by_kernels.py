@@ -57,6 +57,7 @@ class ByKernels:
             return _sparse_prefill(q, sequence, summaries, prefill, scale)
         batch = PagedBatch.of([sequence], [q.shape[0]], self.profile.prefill.query_tile)
         everything = BlockIndex.full(batch.before, sequence.kv_heads, batch.tables.shape[1])
+        batch.check(everything)
         return block_sparse_prefill(q, batch, everything, scale).out, _dense(q, sequence)
 
 
@@ -84,6 +85,7 @@ def _sparse_prefill(
     rows, heads, _ = q.shape
     _summarize(sequence, summaries)
     batch = PagedBatch.of([sequence], [rows], config.query_tile)
+    batch.check(summaries=summaries)
     found = select_blocks(q, batch, summaries, config, scale, totals=batch.lengths)
     out = block_sparse_prefill(q, batch, found.index, scale, corrections=found.corrections).out
     grid = TileGrid.of(sequence.length - rows, rows, config.query_tile)
@@ -104,8 +106,10 @@ def _decode(
     lengths = torch.tensor([sequence.length], dtype=torch.int32, device=q.device)
     batch = DecodeBatch(sequence.keys, sequence.values, sequence.table.int()[None], lengths)
     if config is None:
+        batch.check()
         return paged_decode(q, batch, scale), _dense(q, sequence)
     _summarize(sequence, summaries)
+    batch.check(summaries)
     out = sparse_paged_decode(q, batch, summaries, config, scale)
     blocks, page, heads = sequence.table.numel(), sequence.page, q.shape[1]
     attended = min(blocks, page_capacity(config, page)) * page - (blocks * page - sequence.length)

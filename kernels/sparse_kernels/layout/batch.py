@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 import torch
 
+from sparse_kernels.layout.block_index import BlockIndex
+from sparse_kernels.layout.contents import check_pages
+from sparse_kernels.layout.page_summaries import PageSummaries
 from sparse_kernels.layout.paged import PagedSequence
 from sparse_kernels.layout.tiles import TileGrid
 
@@ -64,6 +67,42 @@ class PagedBatch(NamedTuple):
         """Tokens a page, which is a key block."""
         return self.keys.shape[1]
 
+    def check(
+        self,
+        index: BlockIndex | None = None,
+        summaries: PageSummaries | None = None,
+        dense: torch.Tensor | None = None,
+    ) -> None:
+        """Checks what the tensors hold, which kernels do not look at on a GPU; it waits for the device.
+
+        Args:
+            index: what the tiles are to attend.
+            summaries: by which blocks are to be selected.
+            dense: bool ``[sequences]``, those of which nobody reads the summaries.
+
+        Raises:
+            ValueError: when pages are out of range, rows or tiles are not those of the sequences, the index is of
+                other tiles or blocks, or a summary that is read is stale.
+        """
+        owner = self.tiles.sequence.long()
+        sequences = self.lengths.shape[0]
+        if owner.numel() and not 0 <= int(owner.min()) <= int(owner.max()) < sequences:
+            raise ValueError(f"batch: tiles of sequence {int(owner.max())}, there are {sequences}")
+        mine = torch.zeros(sequences, dtype=torch.bool, device=owner.device)
+        mine[owner] = True
+        read = (mine if dense is None else mine & ~dense)[:, None]
+        check_pages(self.keys, self.tables, self.lengths, summaries, read)
+        new = self.starts.diff()
+        first = self.tiles.number * self.tiles.rows
+        outside = (first >= self.lengths[owner]) | (first + self.tiles.rows <= (self.lengths - new)[owner])
+        if (
+            bool(outside.any() | (new < 0).any() | (new > self.lengths).any())
+            or int(self.starts[-1]) > self.tiles.queries
+        ):
+            raise ValueError("batch: starts and tiles are not of these lengths")
+        if index is not None:
+            index.check(self.before)
+
     @property
     def before(self) -> torch.Tensor:
         """int32 ``[tiles]``, key blocks wholly before each tile."""
@@ -75,6 +114,7 @@ class BatchTiles(NamedTuple):
 
     Attributes:
         rows: rows a tile.
+        queries: rows of all sequences, of which these are tiles.
         sequence: int32 ``[tiles]``, whose tile it is.
         number: int32 ``[tiles]``, which one of its sequence's grid.
         whole: int32 ``[tiles, 8]``, the tiles as work, those that see most first: tile, sequence, position of the first
@@ -84,6 +124,7 @@ class BatchTiles(NamedTuple):
     """
 
     rows: int
+    queries: int
     sequence: torch.Tensor
     number: torch.Tensor
     whole: torch.Tensor
@@ -130,4 +171,4 @@ class BatchTiles(NamedTuple):
         joined = torch.tensor([each for part in parts for each in (*part, *[0] * (-len(part) % 4))], dtype=torch.int32)
         laid, starts_at = joined.to(device), accumulate((-(-len(part) // 4) * 4 for part in parts), initial=0)
         owner, number, whole, halves = (laid[at : at + len(part)] for at, part in zip(starts_at, parts, strict=False))
-        return cls(tile, owner, number, whole.view(-1, 8), halves.view(-1, 8))
+        return cls(tile, starts[-1], owner, number, whole.view(-1, 8), halves.view(-1, 8))

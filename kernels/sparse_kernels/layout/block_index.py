@@ -43,20 +43,44 @@ class BlockIndex(NamedTuple):
         counts = before.int().expand(kv_heads, -1).contiguous()
         return cls(torch.zeros_like(counts), counts, torch.arange(blocks, dtype=torch.int32, device=before.device))
 
+    def check(self, before: torch.Tensor) -> None:
+        """Checks what the index holds, which kernels do not look at on a GPU; it waits for the device.
+
+        Args:
+            before: int ``[tiles]``, blocks wholly before each tile.
+
+        Raises:
+            ValueError: when a tile's list goes past the end of ``blocks``, is longer than there are blocks before it,
+                or holds another block.
+        """
+        counts, starts = self.counts.flatten().long(), self.starts.flatten().long()
+        most = before.long().repeat(self.counts.shape[0])
+        if counts.shape != most.shape or bool(((counts < 0) | (counts > most)).any()):
+            raise ValueError("index: counts are of another batch: a tile keeps more blocks than lie before it")
+        if bool(((counts > 0) & ((starts < 0) | (starts + counts > self.blocks.numel()))).any()):
+            raise ValueError(f"index: starts and counts go past the {self.blocks.numel()} entries of blocks")
+        rows, listed = self._listed()
+        if bool(((listed < 0) | (listed >= most[rows])).any()):
+            raise ValueError("index: blocks hold some that do not lie before their tile")
+
+    def _listed(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every entry: its head and tile as one number, and its block; int64."""
+        counts = self.counts.flatten().long()
+        rows = torch.arange(counts.numel(), device=counts.device).repeat_interleave(counts)
+        # Where each entry lies: from the start of its tile on.
+        first = self.starts.flatten().long() - (counts.cumsum(0) - counts)
+        return rows, self.blocks.long()[torch.arange(rows.numel(), device=rows.device) + first[rows]]
+
     def kept(self, blocks: int) -> torch.Tensor:
         """The index as bool ``[Hkv, tiles, blocks]``; the inverse of :meth:`of`.
 
         Raises:
             ValueError: when a tile keeps a block that does not exist.
         """
-        counts = self.counts.flatten().long()
-        rows = torch.arange(counts.numel(), device=counts.device).repeat_interleave(counts)
-        # Where each entry lies: from the start of its tile on.
-        first = self.starts.flatten().long() - (counts.cumsum(0) - counts)
-        kept_blocks = self.blocks.long()[torch.arange(rows.numel(), device=rows.device) + first[rows]]
+        rows, kept_blocks = self._listed()
         if kept_blocks.numel() and not 0 <= int(kept_blocks.min()) <= int(kept_blocks.max()) < blocks:
             raise ValueError(f"blocks: must lie in [0, {blocks})")
-        kept = torch.zeros(counts.numel(), blocks, dtype=torch.bool, device=counts.device)
+        kept = torch.zeros(self.counts.numel(), blocks, dtype=torch.bool, device=rows.device)
         kept[rows, kept_blocks] = True
         return kept.view(*self.counts.shape, blocks)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -107,7 +108,11 @@ def test_queries_of_zero_spread_evenly() -> None:
 def test_dtypes(dtype: torch.dtype) -> None:
     case = Case([(0, 111), (48, 65)], dtype)
     found = launch(block_energy, case.q, case.batch, case.summaries, CONFIG, SCALE)
-    exact = launch(block_energy, case.q.float(), case.batch, case.summaries, CONFIG, SCALE)
+    wide = case.batch._replace(keys=case.batch.keys.float(), values=case.batch.values.float())
+    summaries = copy.copy(case.summaries)
+    for name in ("mean", "sub_mean", "value_mean"):
+        setattr(summaries, name, getattr(summaries, name).float())
+    exact = launch(block_energy, case.q.float(), wide, summaries, CONFIG, SCALE)
     assert (found.mass - exact.mass).abs().max() < 5e-3
 
 

@@ -91,15 +91,15 @@ class Batch(NamedTuple):
         flags = dense_rows(spans, profiles, decode)
         tiles = BatchTiles.of(*([], []) if decode else (spans.lengths, spans.new), shared_tile(profiles))
         groups = [] if decode else _by_tier(spans, tiers, flags, profiles, tiles)
-        parts = [part for each in (tiles, *(group.tiles for group in groups)) for part in each[1:]]
+        parts = [part for each in (tiles, *(group.tiles for group in groups)) for part in each[2:]]
         slots, owners, blocks, filled, lengths, starts, totals, dense, places, *moved = upload(
             device, spans.slots, owner, block, np.minimum(page, length[owner] - block * page), length,
             [0, *new.cumsum()], [prompt.length for prompt in spans.prompts], flags, tiers, *parts,
         )  # fmt: skip
         there = [found.view(part.shape) for found, part in zip(moved, parts, strict=True)]
-        tiles = BatchTiles(tiles.rows, *there[:4])
+        tiles = BatchTiles(*tiles[:2], *there[:4])
         by_tier = tuple(
-            group._replace(tiles=BatchTiles(group.tiles.rows, *there[at : at + 4]))
+            group._replace(tiles=BatchTiles(*group.tiles[:2], *there[at : at + 4]))
             for at, group in zip(range(4, len(there), 4), groups, strict=True)
         )
         # Kernels have variants for rows that begin at 16 bytes and that do not, and decode's for widths.
