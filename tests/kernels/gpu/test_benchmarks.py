@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from sparsity_bench.kernels import __main__ as speed
-from sparsity_bench.kernels import goals, kernels, parts, plot
+from sparsity_bench.kernels import goals, kernels, parts, plot, recorded
 from sparsity_bench.kernels.gate import Check, Gate
 from sparsity_bench.kernels.inputs import PAGE, Shape, inputs
+from sparsity_bench.kernels.ops.sparse_paged_decode import Decodes, Load
 from sparsity_bench.kernels.summary import summary
-from sparsity_bench.kernels.timing import Clock
+from sparsity_bench.kernels.timing import Clock, Times
 from sparsity_serving.benchmark import Row, judged
 from support.kernels.devices import DEVICE, INTERPRETED
 
@@ -129,6 +130,46 @@ def test_every_goal_is_of_something_that_is_measured() -> None:
     for budget, bounds in goals.DECODE.items():
         for load in bounds:
             assert budget in loads[load]
+
+
+def test_a_copy_is_the_faster_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, taken = Clock("cpu"), iter([2.0, 0.5])
+    calls = []
+    monkeypatch.setattr(clock, "layers", lambda each: (calls.extend(each), next(taken))[1])
+    # Both directions of 2^18 numbers of 4 bytes in half a millisecond.
+    assert clock.copy_tbps == pytest.approx(2 * 2**20 / 0.5e-3 / 1e12)
+    assert [call() is None for call in calls] == [False, False]
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_more_bandwidth_than_a_copy_has_is_written_by_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    passing, load = Gate(), Load(2, 384, (192,))
+
+    def names(copy_tbps: float) -> list[str]:
+        clock = Clock("cpu")
+        vars(clock)["copy_tbps"] = copy_tbps
+        return [row.name for row in Decodes(Shape(2, 1, 16), 384, 2, clock, torch.float32).rows(load, passing)]
+
+    assert "decode, 192, rate" in names(1e6)
+    assert not passing.failed
+    assert "decode, 192" in (found := names(1e-12))
+    assert "decode, 192, rate" not in found
+    assert passing.failed == 1
+    assert "FAILED decode, 192, share of a copy" in capsys.readouterr().out
+
+
+def test_what_is_not_sustained_is_judged_cool() -> None:
+    assert Times(0.1, None).last == "cool"
+    assert Times(1.0, 1.1).last == "sustained"
+
+
+def test_others_stand_beside_what_attends_as_much() -> None:
+    assert recorded.flash_prefill_v2(32768, 0.189) == (0.2, 3.657)
+    assert recorded.flash_prefill_v2(131072, 0.047) == (0.05, 19.85)
+    assert recorded.flash_prefill_v2(65536, 0.092) == (0.1, 8.354)
+    # A third of the pairs beside a fifth would say nothing.
+    assert recorded.flash_prefill_v2(16384, 0.34) is None
+    assert recorded.flash_prefill_v2(8192, 0.1) is None
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,12 +134,13 @@ def _full(bench: _Bench) -> Iterator[Row]:
     call = prefill_call(prompt, full_index(prompt))
     if not bench.right("prefill, full index", call, prompt.before.expand(bench.shape.kv_heads, -1, -1)):
         return
-    for mode, taken in bench.clock.times(call).modes.items():
+    times = bench.clock.times(call)
+    for mode, taken in times.modes.items():
         beside = bench.dense[dense.CUDNN].modes[mode] if dense.CUDNN in bench.dense else None
         row = Row(f"prefill, full index, {mode}", bench.what, taken, "ms")
         if beside is not None:
             row = against(row, dense.CUDNN, beside)
-            row = bench.goal(row, goals.FULL, beside / taken) if mode == "sustained" else row
+            row = bench.goal(row, goals.FULL, beside / taken) if mode == times.last else row
         yield row
         yield Row(f"prefill, full index, {mode}, rate", bench.what, bench.flops / (taken * 1e-3) / 1e12, "TFLOP/s")
 
@@ -158,11 +159,11 @@ def _forced(bench: _Bench, share: float, units: tuple[int, ...]) -> Iterator[Row
         yield Row(f"{name}, {mode}", what, taken, "ms")
         row = Row(f"{name}, {mode}, rate", what, tflops, "TFLOP/s of kept pairs")
         other = recorded.FLASH_PREFILL_V2_FORCED.get(bench.length)
-        if share == recorded.FLASH_PREFILL_V2_DENSITY and other is not None and bench.judged:
+        if share == recorded.FORCED_DENSITY and other is not None and bench.judged:
             row = replace(
                 row, baseline=f"FlashPrefill V2, {recorded.ON}", baseline_value=other, ratio=tflops / other
             )  # fmt: skip
-            row = bench.goal(row, goals.FORCED, tflops, "TFLOP/s") if mode == "sustained" else row
+            row = bench.goal(row, goals.FORCED, tflops, "TFLOP/s") if mode == plain.last else row
         yield row
     for unit in units:
         corrected = prefill_call(bench.prompt, index, corrections(bench.prompt, kept, unit))
@@ -217,12 +218,11 @@ def _selected(bench: _Bench, tier: str, unit: int) -> Iterator[Row]:
     for mode, taken in times.modes.items():
         name, fastest = bench.fastest(mode)
         row = against(Row(f"{named}, selection included, {mode}", what, taken, "ms"), name, fastest)
-        last = "sustained" if times.sustained is not None else "cool"
-        yield bench.goal(row, goals.PREFILL[tier], fastest / taken) if mode == last else row
+        yield bench.goal(row, goals.PREFILL[tier], fastest / taken) if mode == times.last else row
     if unit == 1:
         selecting = bench.clock.times(select, sustained=False).cool
         yield Row(f"prefill, {tier}, share of selection", what, selecting / times.cool, "share")
-    if tier == _TIER and bench.judged and bench.length in recorded.FLASH_PREFILL_V2:
-        other = f"FlashPrefill V2, {recorded.ON}, density {recorded.FLASH_PREFILL_V2_DENSITY:g}, without correction"
-        row = Row(f"{named}, beside FlashPrefill V2", what, times.cool, "ms")
-        yield against(row, other, recorded.FLASH_PREFILL_V2[bench.length])
+    other = recorded.flash_prefill_v2(bench.length, bench.density(kept))
+    if tier == _TIER and bench.judged and other is not None:
+        whose = f"FlashPrefill V2, {recorded.ON}, density {other[0]:g}, without correction"
+        yield against(Row(f"{named}, beside FlashPrefill V2", what, times.cool, "ms"), whose, other[1])
