@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 import triton
 from sparse_kernels.gpu import kernels
+from sparse_kernels.gpu.sparse_paged_decode import STAGES, split_warps
 from support.kernels.assembled import assembled
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -154,6 +155,14 @@ def test_block_sparse_prefill(dim: int, warps: int, skip: bool) -> None:
     assert made.registers * warps * 32 <= 65536
 
 
+@pytest.mark.parametrize(("correct", "spilled"), [(False, 0), (True, 32)])
+def test_block_sparse_prefill_of_wide_heads(correct: bool, spilled: int) -> None:
+    """What no Gluon kernel takes: outputs of 128 rows and 256 columns are all registers of eight warps."""
+    made = built("block_sparse_prefill", 8, DIM=256, SKIP=False, **PREFILL | {"CORRECT": correct})
+    assert made.wgmma >= 20
+    assert made.spilled <= spilled
+
+
 @pytest.mark.parametrize("spread", [False, True])
 @pytest.mark.parametrize(("dim", "columns", "warps"), [(64, 128, 4), (128, 64, 4), (128, 128, 4), (256, 64, 8)])
 def test_page_scores(dim: int, columns: int, warps: int, spread: bool) -> None:
@@ -172,11 +181,12 @@ def test_page_selection(group: int, shares: bool, width: int, warps: int) -> Non
     assert made.spilled <= (96 if width > 8192 else 0)
 
 
-@pytest.mark.parametrize(("dim", "warps", "tile"), [(64, 4, 64), (128, 4, 64), (256, 8, 32)])
+# As they are launched: two warps, and eight where rows are wide or many.
+@pytest.mark.parametrize(("dim", "rows", "tile"), [(64, 16, 64), (128, 16, 64), (128, 32, 64), (256, 16, 32)])
 @pytest.mark.parametrize(("page", "sequences"), [(16, 1), (64, 1), (64, 256), (128, 16)])
-def test_sparse_paged_decode(page: int, sequences: int, dim: int, warps: int, tile: int) -> None:
-    shape = {"GROUPS": 4, "ROWS": 16, "TILE": tile, "DIM": dim, "SEQUENCES": sequences, "LEAST": 2, "STAGES": 3}
-    made = built("attend_pages", warps, MERGED=8192 // (4 * dim), **PAGES | {"PAGE": page}, **shape)
+def test_sparse_paged_decode(page: int, sequences: int, dim: int, rows: int, tile: int) -> None:
+    shape = {"GROUPS": 4, "ROWS": rows, "TILE": tile, "DIM": dim, "SEQUENCES": sequences, "LEAST": 2, "STAGES": STAGES}
+    made = built("attend_pages", split_warps(rows, dim), MERGED=8192 // (4 * dim), **PAGES | {"PAGE": page}, **shape)
     assert made.tensor + made.wgmma > 0
     assert made.spilled == 0
 
@@ -187,8 +197,8 @@ def test_decode_of_sequences_with_limits_of_their_own() -> None:
     assert built("score_pages", 4, **own, **steps, **each).spilled == 0
     chosen = {"GROUPS": 4, "WIDTH": 2048, "SHARES": True, "FUSED": True}
     assert built("choose_pages", 8, **chosen, **each).spilled == 0
-    splits = {"GROUPS": 4, "TILE": 64, "SEQUENCES": 64, "LEAST": 2, "STAGES": 3, "MERGED": 16}
-    assert built("attend_pages", 4, **own, **splits, **each).spilled == 0
+    splits = {"GROUPS": 4, "TILE": 64, "SEQUENCES": 64, "LEAST": 2, "STAGES": STAGES, "MERGED": 16}
+    assert built("attend_pages", split_warps(16, 128), **own, **splits, **each).spilled == 0
 
 
 def test_decode_over_all_pages() -> None:

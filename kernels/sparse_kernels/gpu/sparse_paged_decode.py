@@ -30,6 +30,8 @@ from sparse_kernels.layout.page_summaries import PageSummaries
 
 # Keys of one tensor-core product, and bytes of its tile; a split has at least two tiles.
 _KEYS, _TILE_BYTES, _LEAST = 64, 16384, 2
+# Steps whose keys and values are in flight or in use.
+STAGES = 4
 # Numbers of the parts that a merging program holds at once.
 _MERGED = 8192
 _ALWAYS = 2**31 - 1
@@ -116,6 +118,11 @@ def paged_decode(
     return out
 
 
+def split_warps(rows: int, dim: int) -> int:
+    """Warps of a program that attends a split, of so many padded query heads."""
+    return 2 if rows * dim <= 2048 else 8
+
+
 def _tile(q: torch.Tensor, batch: DecodeBatch) -> int:
     """Keys that a program multiplies at once."""
     return min(_KEYS, max(16, _TILE_BYTES // (q.shape[2] * q.element_size())))
@@ -153,7 +160,7 @@ def _attend(
         PAGE=page, DIM=dim, GROUP=group, GROUPS=groups, ROWS=rows, HEADS=kv_heads, TILE=tile,
         SEQUENCES=triton.next_power_of_2(sequences), LEAST=_LEAST,
         MERGED=max(1, min(16, _MERGED // (groups * dim))) if merge else 0,
-        EACH=limits is not None, STAGES=4, PDL=PDL, num_warps=2 if rows * dim <= 2048 else 8, **options,
+        EACH=limits is not None, STAGES=STAGES, PDL=PDL, num_warps=split_warps(rows, dim), **options,
     )  # fmt: skip
 
 

@@ -107,7 +107,7 @@ def test_means_of_several_blocks_correct(unit: int) -> None:
     assert rms_ratio(lse, wanted_lse) < max(EXACT, 2e-4)
 
 
-@pytest.mark.parametrize("dim", [16, 64, 128])
+@pytest.mark.parametrize("dim", [16, 64, 128, 256])
 def test_dtypes_are_near_the_definition(dim: int, dtype: torch.dtype, tolerance: float) -> None:
     case = Case([(40, 70)], dtype, dim)
     out, _ = case.run(correction=True)

@@ -323,6 +323,23 @@ def test_all_pages_are_attended_as_dense_attention_does(heads: int) -> None:
     )  # fmt: skip
 
 
+def test_256_ragged_sequences_choose_and_attend_as_each_alone() -> None:
+    lengths = [1 + 37 * number % 130 for number in range(253)] + [700, 1, 512]
+    case = Case(lengths, heads=2, kv_heads=1)
+    dense = torch.arange(len(lengths)) % 16 == 5
+    chosen = case.check(CONFIG, dense=dense)
+    assert chosen.shape == (256, 2, DIM)
+
+
+def test_256_ragged_sequences_attend_all_their_pages() -> None:
+    lengths = [1 + 53 * number % 150 for number in range(254)] + [900, 1]
+    case = Case(lengths, heads=2, kv_heads=1)
+    out = launch(paged_decode, case.q, case.batch, SCALE)
+    for number, sequence in enumerate(case.sequences):
+        wanted = dense_attention(case.q[number][None], sequence, SCALE)[0][0]
+        assert rms_ratio(out[number], wanted) < EXACT, sequence.length
+
+
 def test_tables_are_filled_as_far_as_there_are_pages() -> None:
     pool = torch.arange(3 * 40 * PAGE, dtype=torch.int32).view(3, 40 * PAGE)
     tables = torch.full((3, 50), NO_PAGE, dtype=torch.int32)
