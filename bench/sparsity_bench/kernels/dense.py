@@ -14,6 +14,7 @@ from sparsity_bench.kernels.inputs import Inputs
 from sparsity_bench.kernels.kernels import Step
 
 CUDNN, FLASH, CUTE, SDPA = "cuDNN", "torch flash", "CuTe FlashAttention of SGLang", "torch, contiguous"
+CUTE_PAGED = f"{CUTE}, paged"
 _CUTE_MODULE = "sglang.kernels.ops.attention.flash_attention_v4"
 _BACKENDS = {CUDNN: SDPBackend.CUDNN_ATTENTION, FLASH: SDPBackend.FLASH_ATTENTION}
 Runnable = Callable[[], Any]
@@ -76,11 +77,13 @@ def prefills(given: Inputs) -> Iterator[Prefill]:
         return scaled_dot_product_attention(q, keys, values, is_causal=True, scale=given.scale, enable_gqa=True)
 
     if given.q.device.type == "cpu":
-        yield Prefill(CUDNN, sdpa, lambda out: out[0].transpose(0, 1))
+        # A dry run has rows of both.
+        for name in (CUDNN, CUTE):
+            yield Prefill(name, sdpa, lambda out: out[0].transpose(0, 1))
         return
     for name, backend in _BACKENDS.items():
         with sdpa_kernel(backend):
-            if _runs(sdpa):
+            if runs(sdpa):
                 yield Prefill(name, sdpa, lambda out: out[0].transpose(0, 1))
     if cute_problem() is None:
         attend = import_module(_CUTE_MODULE).flash_attn_varlen_func
@@ -94,7 +97,7 @@ def prefills(given: Inputs) -> Iterator[Prefill]:
                 softmax_scale=given.scale, causal=True,
             )  # fmt: skip
 
-        if _runs(cute):
+        if runs(cute):
             yield Prefill(CUTE, cute, lambda out: out)
 
 
@@ -113,7 +116,10 @@ def decodes(steps: Sequence[Step]) -> Iterator[Decode]:
         return lambda: scaled_dot_product_attention(q, keys, values, scale=step.scale, enable_gqa=True)
 
     yield Decode(SDPA, [contiguous(step) for step in steps], lambda out: out[:, :, 0])
-    if steps[0].q.device.type == "cpu" or cute_problem() is not None:
+    if steps[0].q.device.type == "cpu":
+        yield Decode(CUTE_PAGED, [contiguous(step) for step in steps], lambda out: out[:, :, 0])
+        return
+    if cute_problem() is not None:
         return
     attend = import_module(_CUTE_MODULE).flash_attn_with_kvcache
 
@@ -125,15 +131,16 @@ def decodes(steps: Sequence[Step]) -> Iterator[Decode]:
         )  # fmt: skip
 
     calls = [paged(step) for step in steps]
-    if _runs(calls[0]):
-        yield Decode(f"{CUTE}, paged", calls, lambda out: out[:, 0])
+    if runs(calls[0]):
+        yield Decode(CUTE_PAGED, calls, lambda out: out[:, 0])
 
 
-def _runs(call: Runnable) -> bool:
+def runs(call: Runnable) -> bool:
     """Whether a baseline takes this shape at all."""
     try:
         call()
-        torch.cuda.synchronize()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
     except Exception:  # theirs, of any kind
         return False
     return True

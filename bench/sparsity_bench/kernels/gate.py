@@ -185,12 +185,16 @@ def _passed_over(step: Step, sequence: int, config: DecodeConfig, chosen: torch.
     keys = step.batch.keys[table].double()
     slots = torch.arange(there * page, device=keys.device).view(there, page) < length
     subs = step.summaries.sub_mean.shape[1]
-    keys = torch.where(slots[..., None, None], keys, 0).view(there, subs, -1, *keys.shape[2:])
-    counts = slots.view(there, subs, -1).sum(-1)
-    means = keys.sum(2) / counts.clamp_min(1)[..., None, None]
-    q = step.q[sequence].double().view(means.shape[2], -1, means.shape[3])
-    dots = torch.einsum("hgd,pshd->hgps", q, means) * step.scale + counts.double().log()
-    score = dots.logsumexp(-1).log_softmax(-1).amax(1)
+    keys = torch.where(slots[..., None, None], keys, 0)
+    q = step.q[sequence].double().view(keys.shape[2], -1, keys.shape[3])
+    if config.score == "spread":
+        score = _by_spread(q, keys, slots) * step.scale
+    else:
+        keys = keys.view(there, subs, -1, *keys.shape[2:])
+        counts = slots.view(there, subs, -1).sum(-1)
+        means = keys.sum(2) / counts.clamp_min(1)[..., None, None]
+        dots = torch.einsum("hgd,pshd->hgps", q, means) * step.scale + counts.double().log()
+        score = dots.logsumexp(-1).log_softmax(-1).amax(1)
     number = torch.arange(there, device=keys.device)
     free = (number * page >= config.sink) & (number < max(0, length - config.recent) // page)
     mine = chosen[:, :there]
@@ -199,6 +203,16 @@ def _passed_over(step: Step, sequence: int, config: DecodeConfig, chosen: torch.
     left, taken = score.masked_fill(mine | ~free, -torch.inf), score.masked_fill(~mine | ~free, torch.inf)
     best, worst = left.amax(-1), taken.amin(-1)
     return float(torch.where(best.isinf() | worst.isinf(), 0.0, best - worst).clamp_min(0).max())
+
+
+def _by_spread(q: torch.Tensor, keys: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """By page means and spreads of keys ``[pages, page, Hkv, D]``, float64 ``[Hkv, pages]``."""
+    tokens = slots.sum(1)[:, None, None].double()
+    mean = keys.sum(1) / tokens
+    away = torch.where(slots[..., None, None], keys - mean[:, None], 0).square().sum((1, 3))
+    spread = (away / (tokens[..., 0] * keys.shape[3])).sqrt()
+    bound = torch.einsum("hgd,phd->hgp", q, mean) + 0.5 * q.norm(dim=-1, keepdim=True) * spread.T[:, None]
+    return bound.amax(1)
 
 
 def _off(found: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -23,6 +23,10 @@ class Shape(NamedTuple):
     def __str__(self) -> str:
         return f"{self.heads}/{self.kv_heads} heads, d={self.dim}"
 
+    def of(self, dtype: torch.dtype) -> str:
+        """As rows have it: with its numbers where they are float16."""
+        return f"{self}, float16" if dtype == torch.float16 else str(self)
+
 
 class Inputs(NamedTuple):
     """One layer's attention of one sequence.

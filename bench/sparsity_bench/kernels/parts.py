@@ -54,6 +54,7 @@ class Plan:
         loads: of decode, by context; each with the sequences that the cache holds, and whose batches are timed.
         other_prompt: prompt length of other shapes.
         other_load: and their decode.
+        halves: whether the base shape is measured in float16, too, at that prompt length and load.
         token_shape: of token-level attention.
         token_loads: contexts and queries of it.
     """
@@ -68,6 +69,7 @@ class Plan:
     loads: tuple[tuple[int, tuple[Load, ...]], ...]
     other_prompt: int
     other_load: Load
+    halves: bool
     token_shape: TokenShape
     token_loads: tuple[tuple[int, int], ...]
 
@@ -83,10 +85,13 @@ class Plan:
             name = f"decode, {self.base}, {loads[0].length}"
             yield Part("decode", name, partial(_decode, self.base, sequences, loads))
         few = replace(self.prefills, forced=(CORRECTED,), units=(1,), tiers=("aggressive",), every=False)
+        load = self.other_load
         for shape in self.others:
             yield Part("shapes", f"prefill, {shape}", partial(_prefill, shape, self.other_prompt, few))
-            load = self.other_load
             yield Part("shapes", f"decode, {shape}", partial(_decode, shape, load.sequences, (load,)))
+        if self.halves:
+            yield Part("shapes", "prefill, float16", _in_halves(partial(_prefill, self.base, self.other_prompt, few)))
+            yield Part("shapes", "decode, float16", _in_halves(partial(_decode, self.base, load.sequences, (load,))))
         for context, queries in self.token_loads:
             yield Part(
                 "tokens", f"tokens, {context}, {queries} queries", partial(_tokens, self.token_shape, context, queries)
@@ -96,7 +101,12 @@ class Plan:
 def planned(*, quick: bool) -> Plan:
     """What a GPU runs."""
     most, whole = (2048, 4096), (2048, 4096, 512)
-    at_32k = (Load(1, 32768, most), Load(8, 32768, most), Load(16, 32768, whole, mixed=True), Load(64, 32768, whole))
+    at_32k = (
+        Load(1, 32768, most),
+        Load(8, 32768, most),
+        Load(16, 32768, whole, mixed=True, spread=True),
+        Load(64, 32768, whole),
+    )
     loads = (
         (16, (Load(1, 16384, most),)),
         (64, at_32k),
@@ -105,23 +115,27 @@ def planned(*, quick: bool) -> Plan:
     plan = Plan(
         device="cuda", dtype=torch.bfloat16, base=BASE, others=_OTHER_SHAPES, checked=1000,
         prompts=(8192, 16384, 32768, 65536, 131072), prefills=Prefills(), loads=loads,
-        other_prompt=32768, other_load=Load(16, 32768, (2048,)), token_shape=V32,
+        other_prompt=32768, other_load=Load(16, 32768, (2048,)), halves=True, token_shape=V32,
         token_loads=((32768, 128), (32768, 4096), (131072, 128)),
     )  # fmt: skip
     if not quick:
         return plan
     few = Prefills(forced=(CORRECTED,), units=(1, 2), every=False)
     return replace(
-        plan, others=(), prompts=(8192, 32768), prefills=few, loads=((16, (Load(1, 32768), Load(16, 32768, whole))),),
-        token_loads=plan.token_loads[:1],
+        plan, others=(), halves=False, prompts=(8192, 32768), prefills=few,
+        loads=((16, (Load(1, 32768), Load(16, 32768, whole))),), token_loads=plan.token_loads[:1],
     )  # fmt: skip
 
 
 DRY = Plan(
     device="cpu", dtype=torch.float32, base=Shape(2, 1, 16), others=(Shape(3, 3, 16),), checked=300, prompts=(384,),
-    prefills=Prefills(forced=(CORRECTED,)), loads=((2, (Load(2, 384, (192,), mixed=True),)),), other_prompt=256,
-    other_load=Load(1, 256, (192,)), token_shape=TINY, token_loads=((128, 3),),
+    prefills=Prefills(forced=(CORRECTED,)), loads=((2, (Load(2, 384, (192,), mixed=True, spread=True),)),),
+    other_prompt=256, other_load=Load(1, 256, (192,)), halves=True, token_shape=TINY, token_loads=((128, 3),),
 )  # fmt: skip
+
+
+def _in_halves(measure: Measure) -> Measure:
+    return lambda clock, _dtype, passing: measure(clock, torch.float16, passing)
 
 
 def _prefill(

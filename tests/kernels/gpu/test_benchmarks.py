@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from sparse_kernels import DecodeConfig
 from sparsity_bench.kernels import __main__ as speed
-from sparsity_bench.kernels import goals, kernels, parts, plot, recorded
+from sparsity_bench.kernels import dense, gate, goals, kernels, parts, plot, recorded
 from sparsity_bench.kernels.gate import Check, Gate
 from sparsity_bench.kernels.inputs import PAGE, Shape, inputs
+from sparsity_bench.kernels.ops import token_sparse_attention
 from sparsity_bench.kernels.ops.sparse_paged_decode import Decodes, Load
 from sparsity_bench.kernels.summary import summary
 from sparsity_bench.kernels.timing import Clock, Times
@@ -40,6 +43,12 @@ def test_a_dry_run_checks_times_and_writes_nothing(tmp_path: Path, capsys: pytes
     for unit in (1, 2, 4):
         assert f"prefill, random 10%, means of {unit}, cool, extra time" in names
     assert {"selection, top_k, cool", "dense decode, ours, all pages", "lightning_scores, cool"} <= names
+    # Scores by spread, halves of the base shape, and CuTe FlashAttention beside ours.
+    assert {"decode, 192, spread", "decode, 192, spread, rate"} <= names
+    assert {f"prefill, full index, cool, beside {dense.CUTE}", f"decode, 192, beside {dense.CUTE_PAGED}"} <= names
+    halves = {name for name, shape, _ in rows if "d=16, float16, " in shape}
+    assert {"prefill, full index, cool", "prefill, aggressive, means of 1, selection included, cool"} <= halves
+    assert {"decode, 192", "dense decode, ours, all pages"} <= halves
     assert "are not written" in told
     assert not list(tmp_path.iterdir())
 
@@ -170,6 +179,47 @@ def test_others_stand_beside_what_attends_as_much() -> None:
     # A third of the pairs beside a fifth would say nothing.
     assert recorded.flash_prefill_v2(16384, 0.34) is None
     assert recorded.flash_prefill_v2(8192, 0.1) is None
+
+
+@pytest.mark.parametrize("off", [1.0, 1.1])
+@pytest.mark.usefixtures("interpreted")
+def test_sglangs_own_stands_beside_ours_where_it_is_right(
+    off: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def theirs(q: torch.Tensor, kv: torch.Tensor, tokens: torch.Tensor, scale: float, rank: int) -> torch.Tensor:
+        held = kv[tokens.clamp_min(0).long()].double()
+        scores = torch.einsum("thd,tkd->thk", q.double(), held) * scale
+        shares = scores.masked_fill(tokens[:, None] < 0, -torch.inf).softmax(-1)
+        return (off * shares @ held[..., :rank]).to(q.dtype)
+
+    monkeypatch.setattr(token_sparse_attention, "sglang", lambda dtype: theirs)
+    assert speed.main(["--dry", "--only", "tokens"]) == (off != 1.0)
+    told = capsys.readouterr().out
+    beside = "(SGLang's Triton sparse_mla_prefill)" in told
+    assert beside is (off == 1.0)
+    assert ("FAILED SGLang's Triton sparse_mla_prefill" in told) is (off != 1.0)
+    assert "token_sparse_latent_attention, cool" in told
+
+
+def test_sglangs_own_is_of_bfloat16() -> None:
+    assert token_sparse_attention.sglang(torch.float32) is None
+    found = token_sparse_attention.sglang(torch.bfloat16)
+    if found is not None:
+        assert list(inspect.signature(found).parameters)[:5] == ["q", "kv", "indices", "sm_scale", "d_v"]
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_pages_that_are_not_the_best_by_spread_are_found() -> None:
+    cached = Decodes(Shape(2, 1, 16), 384, 2, Clock("cpu"), torch.float32)
+    step, passing = cached.steps(2)[0], Gate()
+    config = DecodeConfig(sparse_from=0, budget=192, sink=64, recent=48, score="spread")
+    pages = kernels.chosen_pages(step, config)
+    out = kernels.decode_call(step, config)()
+    assert passing.holds(*gate.decode("right", step, config, out, pages))
+    # Of the two that were free to be chosen or left out the other.
+    wrong = pages.clone()
+    wrong[..., 1:5] = ~wrong[..., 1:5]
+    assert not passing.holds(*gate.decode("wrong", step, config, out, wrong))
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,10 +59,10 @@ class _Bench:
     def __init__(self, shape: Shape, length: int, clock: Clock, dtype: torch.dtype, passing: Gate) -> None:
         self.shape, self.length, self.clock, self.gate = shape, length, clock, passing
         self.prompt = Prompt.of(inputs(shape, length, clock.device, dtype))
-        self.what = f"{shape}, {length} tokens"
+        self.what = f"{shape.of(dtype)}, {length} tokens"
         self.flops = 4.0 * shape.heads * shape.dim * causal_pairs(length, 0)
         # Goals and others' figures are of one shape.
-        self.judged = shape == BASE
+        self.judged = shape == BASE and dtype == torch.bfloat16
         self.dense: dict[str, Times] = {}
 
     def fastest(self, mode: str) -> tuple[str, float]:
@@ -81,6 +81,12 @@ class _Bench:
         if at_least is None:
             return judged(row, f"<= {wanted:g} {row.unit}", met=row.value <= wanted)
         return judged(row, f">= {wanted:g} {unit}", met=at_least >= wanted)
+
+    def beside_cute(self, row: Row, mode: str) -> Iterator[Row]:
+        """The row once more, beside SGLang's CuTe FlashAttention, where that was timed and is not its baseline."""
+        found = self.dense[dense.CUTE].modes.get(mode) if dense.CUTE in self.dense else None
+        if found is not None and row.baseline != dense.CUTE:
+            yield against(Row(f"{row.name}, beside {dense.CUTE}", row.shape, row.value, row.unit), dense.CUTE, found)
 
     def random(self, share: float) -> torch.Tensor:
         """A random index, bool ``[Hkv, tiles, blocks]``."""
@@ -142,6 +148,7 @@ def _full(bench: _Bench) -> Iterator[Row]:
             row = against(row, dense.CUDNN, beside)
             row = bench.goal(row, goals.FULL, beside / taken) if mode == times.last else row
         yield row
+        yield from bench.beside_cute(row, mode)
         yield Row(f"prefill, full index, {mode}, rate", bench.what, bench.flops / (taken * 1e-3) / 1e12, "TFLOP/s")
 
 
@@ -219,6 +226,7 @@ def _selected(bench: _Bench, tier: str, unit: int) -> Iterator[Row]:
         name, fastest = bench.fastest(mode)
         row = against(Row(f"{named}, selection included, {mode}", what, taken, "ms"), name, fastest)
         yield bench.goal(row, goals.PREFILL[tier], fastest / taken) if mode == times.last else row
+        yield from bench.beside_cute(row, mode)
     if unit == 1:
         selecting = bench.clock.times(select, sustained=False).cool
         yield Row(f"prefill, {tier}, share of selection", what, selecting / times.cool, "share")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -36,12 +37,14 @@ class Load(NamedTuple):
         length: tokens of each.
         budgets: tokens that a KV head attends.
         mixed: whether a step is timed, too, in which every second sequence attends everything.
+        spread: whether the first budget is timed by `spread` scores, too.
     """
 
     sequences: int
     length: int
     budgets: tuple[int, ...] = (2048, 4096)
     mixed: bool = False
+    spread: bool = False
 
 
 class Decodes:
@@ -57,6 +60,9 @@ class Decodes:
 
     def __init__(self, shape: Shape, length: int, sequences: int, clock: Clock, dtype: torch.dtype) -> None:
         self.shape, self.length, self.sequences, self.clock = shape, length, sequences, clock
+        self._dtype = dtype
+        # Goals are of one shape.
+        self._judged = shape == BASE and dtype == torch.bfloat16
         self._given = inputs(shape, length * sequences, clock.device, dtype, queries=sequences)
         self._tables = tables(self._given, length, sequences)
 
@@ -74,7 +80,7 @@ class Decodes:
     def rows(self, load: Load, passing: Gate) -> Iterator[Row]:
         """What one step of a layer takes."""
         steps = self.steps(load.sequences)
-        what = f"{self.shape}, {load.sequences} x {load.length} tokens"
+        what = f"{self.shape.of(self._dtype)}, {load.sequences} x {load.length} tokens"
         found: dict[str, float] = {}
         room = decode_workspace(steps[0], DecodeConfig(budget=max(load.budgets), recent=64))
         ours = dense.Decode(_OURS, [dense_decode_call(step, room) for step in steps], lambda out: out)
@@ -93,8 +99,15 @@ class Decodes:
             yield Row(f"dense decode, {name}", what, taken * 1e3, "us a layer")
         fastest = min(found, key=lambda name: found[name])
         baseline = fastest, found[fastest] * 1e3
+        cute = found.get(dense.CUTE_PAGED)
         for budget in load.budgets:
-            yield from self._sparse(load, budget, steps, baseline, what, passing)
+            for row in self._sparse(load, budget, steps, baseline, what, passing):
+                yield row
+                if row.unit == "us a layer" and cute is not None and row.baseline != dense.CUTE_PAGED:
+                    again = Row(f"{row.name}, beside {dense.CUTE_PAGED}", what, row.value, row.unit)
+                    yield against(again, dense.CUTE_PAGED, cute * 1e3)
+        if load.spread:
+            yield from self._sparse(load, load.budgets[0], steps, baseline, what, passing, score="spread")
         if load.mixed:
             yield from self._mixed(load, steps, baseline, what, passing)
 
@@ -111,29 +124,38 @@ class Decodes:
             row = against(Row(name, what, self.clock.layers(calls) * 1e3, "us a layer"), *baseline)
             assert row.ratio is not None
             wanted = judged(row, f">= {goals.MIXED:g} times", met=row.ratio >= goals.MIXED)
-            yield wanted if self.shape == BASE else row
+            yield wanted if self._judged else row
 
     def _sparse(
-        self, load: Load, budget: int, steps: Sequence[Step], baseline: tuple[str, float], what: str, passing: Gate
+        self,
+        load: Load,
+        budget: int,
+        steps: Sequence[Step],
+        baseline: tuple[str, float],
+        what: str,
+        passing: Gate,
+        score: str = "sub_pages",
     ) -> Iterator[Row]:
-        config = configured(budget, load.length)
-        name = f"decode, {BUDGETS.get(budget, budget)}"
+        config = replace(configured(budget, load.length), score=score)
+        usual = score == "sub_pages"
+        name = f"decode, {BUDGETS.get(budget, budget)}{'' if usual else f', {score}'}"
         room = decode_workspace(steps[0], config)
         calls = [decode_call(step, config, room) for step in steps]
         if not passing.holds(*_right(f"{name}, {what}", steps[0], config, calls[0]())):
             return
         taken = self.clock.layers(calls)
         row = against(Row(name, what, taken * 1e3, "us a layer"), *baseline)
-        wanted = goals.DECODE.get(budget, {}).get((load.sequences, load.length)) if self.shape == BASE else None
+        judging = self._judged and usual
+        wanted = goals.DECODE.get(budget, {}).get((load.sequences, load.length)) if judging else None
         ratio = baseline[1] / (taken * 1e3)
         yield row if wanted is None else judged(row, f">= {wanted:g} times", met=ratio >= wanted)
-        tbps = _bytes(self.shape, config.budget, load, self._given) / (taken * 1e-3) / 1e12
+        tbps = _bytes(self.shape, config, load, self._given) / (taken * 1e-3) / 1e12
         share = tbps / self.clock.copy_tbps
         # More than a copy moves says that the copy, or what decode reads, was counted wrong.
         if not passing.holds(Check(f"{name}, share of a copy, {what}", share, 1.0)):
             return
         rate = Row(f"{name}, rate", what, tbps, "TB/s", "a device copy", self.clock.copy_tbps, share)
-        bounded = load.sequences >= goals.BANDWIDTH_FROM and self.shape == BASE
+        bounded = load.sequences >= goals.BANDWIDTH_FROM and judging
         yield judged(rate, f">= {goals.BANDWIDTH:g} times", met=share >= goals.BANDWIDTH) if bounded else rate
 
 
@@ -179,9 +201,10 @@ def _every_page(step: Step) -> torch.Tensor:
     return every.expand(-1, step.batch.keys.shape[2], -1)
 
 
-def _bytes(shape: Shape, budget: int, load: Load, given: Inputs) -> float:
-    """Read for one step: kept keys and values, and the summaries of all pages."""
-    kept = min(budget, load.length) * 2 * shape.dim * given.q.element_size()
+def _bytes(shape: Shape, config: DecodeConfig, load: Load, given: Inputs) -> float:
+    """Read for one step: kept keys and values, and of all pages the means that are scored."""
+    kept = min(config.budget, load.length) * 2 * shape.dim * given.q.element_size()
     means = given.summaries.sub_mean
-    summary = load.length / PAGE * means.shape[1] * shape.dim * means.element_size()
+    each = 1 if config.score == "spread" else means.shape[1]
+    summary = load.length / PAGE * each * shape.dim * means.element_size()
     return float(load.sequences * shape.kv_heads * (kept + summary))

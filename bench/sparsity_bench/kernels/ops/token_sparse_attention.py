@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
@@ -14,13 +15,21 @@ from sparse_kernels.gpu.token_sparse_attention import (
     select_tokens,
     token_sparse_latent_attention,
 )
-from sparsity_serving.benchmark import Row
+from sparsity_serving.benchmark import Row, against
 
+from sparsity_bench.kernels import dense
 from sparsity_bench.kernels.gate import BOUNDS, Check, Gate
 from sparsity_bench.kernels.timing import Clock
 
 # What would stand beside it, were it installed.
-RIVALS = ("sgl_kernel.flash_mla", "flash_mla", "deep_gemm", "sglang.kernels.ops.attention.flash_mla_interface")
+_SGLANG_MODULE = "sglang.kernels.ops.attention.dsa.triton_sparse_mla_prefill"
+RIVALS = (
+    "sgl_kernel.flash_mla", "flash_mla", "deep_gemm", "sglang.kernels.ops.attention.flash_mla_interface",
+    _SGLANG_MODULE,
+)  # fmt: skip
+_SGLANG = "SGLang's Triton sparse_mla_prefill"
+# Queries with both parts, the cache likewise, chosen tokens and the scale; gives [queries, heads, rank].
+Rival = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, int], torch.Tensor]
 
 
 class TokenShape(NamedTuple):
@@ -89,12 +98,32 @@ def rows(
     # Beside the chosen kernel, in the same run, the one that runs everywhere.
     if latent_implementation(q.device, dtype, shape.heads, shape.rank, shape.rope) != "triton":
         kernels["token_sparse_latent_attention, portable"] = portable_latent_attention
-    for name, attend in kernels.items():
-        out = attend(q, q_rope, latent, rope, tokens, scale)
-        error = float((out[:_ROWS].double() - right).square().mean().sqrt() / right.square().mean().sqrt())
-        if passing.holds(Check(f"{name}, {what}", error, BOUNDS[dtype])):
-            call = partial(attend, q, q_rope, latent, rope, tokens, scale)
-            yield from _timed(name, what, clock.times(call, sustained=False).cool, flops)
+    calls = {
+        name: partial(attend, q, q_rope, latent, rope, tokens, scale) for name, attend in kernels.items()
+    }  # fmt: skip
+    theirs = sglang(dtype)
+    if theirs is not None:
+        # Theirs takes both parts side by side; to lay them so is not timed.
+        joined = partial(theirs, torch.cat([q, q_rope], -1), torch.cat([latent, rope], -1), tokens, scale, shape.rank)
+        if dense.runs(joined):
+            calls = {_SGLANG: joined} | calls
+    beside: float | None = None
+    for name, call in calls.items():
+        error = float((call()[:_ROWS].double() - right).square().mean().sqrt() / right.square().mean().sqrt())
+        if not passing.holds(Check(f"{name}, {what}", error, BOUNDS[dtype])):
+            continue
+        taken = clock.times(call, sustained=False).cool
+        beside = taken if name == _SGLANG else beside
+        for row in _timed(name, what, taken, flops):
+            yield against(row, _SGLANG, beside) if beside and row.unit == "ms" and name != _SGLANG else row
+
+
+def sglang(dtype: torch.dtype) -> Rival | None:
+    """SGLang's own attention over chosen tokens in Triton, which is of bfloat16; None where it does not load."""
+    if dtype != torch.bfloat16 or dense.absent(_SGLANG_MODULE):
+        return None
+    found: Rival = import_module(_SGLANG_MODULE).sparse_mla_prefill
+    return found
 
 
 def _timed(name: str, what: str, taken: float, flops: float) -> Iterator[Row]:
