@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from sparsity_bench.kernels import goals
+from sparsity_bench.kernels import dense, goals
 from sparsity_serving.benchmark import Row, markdown
 
 ROOT = Path(__file__).parents[2]
@@ -76,3 +76,57 @@ def test_nothing_is_read_faster_than_a_copy_moves_it() -> None:
 
 def test_the_table_is_the_files() -> None:
     assert (ROOT / "docs/benchmarks/kernels.md").read_text(encoding="utf-8") == markdown("kernels", DOCUMENT)
+
+
+def figure(name: str, what: str) -> float:
+    """Of the heads that goals are of."""
+    shape = re.compile(rf"{HEADS}, {what} tokens(, .*)?")
+    (found,) = [row.value for row in ROWS if row.name == name and shape.fullmatch(row.shape)]
+    assert found is not None
+    return found
+
+
+def prefill_line(what: str, tokens: int, ours: str) -> str:
+    taken = figure(ours, str(tokens))
+    by = [figure(f"dense prefill, {name}, sustained", str(tokens)) for name in ("cuDNN", dense.CUTE)]
+    return (
+        f"| {what} | {by[0]:.1f} ms cuDNN; {by[1]:.1f} SGLang's CuTe FlashAttention | {taken:.1f} ms |"
+        f" {by[0] / taken:.1f} and {by[1] / taken:.1f} times faster |"
+    )
+
+
+def test_pages_say_what_the_file_does() -> None:
+    page = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
+    for tokens, density in ((32768, "0.19"), (65536, "0.09"), (131072, "0.05")):
+        what = f"prefill {tokens // 1024}k, aggressive, density {density}"
+        assert prefill_line(what, tokens, "prefill, aggressive, means of 1, selection included, sustained") in page
+    assert prefill_line("no block left out: prefill 32k", 32768, "prefill, full index, sustained") in page
+    for tokens in (32768, 131072):
+        load = f"16 x {tokens}"
+        taken = figure("decode, aggressive", load)
+        by = [figure(f"dense decode, {name}", load) for name in (dense.SDPA, dense.CUTE_PAGED)]
+        line = (
+            f"16 sequences of {tokens // 1024}k, 2,048 tokens attended | {by[0]:,.0f} us torch; {by[1]:,.0f} SGLang's"
+            f" CuTe FlashAttention | {taken:.0f} us | {by[0] / taken:.1f} and {by[1] / taken:.1f} times faster |"
+        )
+        assert line in page
+    shares = [
+        row.ratio
+        for row in ROWS
+        if row.name.endswith("rate") and row.goal and (row.baseline or "").startswith("a device copy") and row.ratio
+    ]
+    assert f"reads {min(shares) * 100:.0f} to {max(shares) * 100:.0f} % of what a copy moves" in page
+
+
+def test_counts_of_goals_and_the_best_ratios_are_the_files() -> None:
+    judged_rows = [row for row in ROWS if row.met is not None]
+    missed = f"the {sum(not row.met for row in judged_rows)} of {len(judged_rows)} goals that"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for text in (readme, (ROOT / "docs/speed.md").read_text(encoding="utf-8")):
+        assert re.search(missed.replace(" ", r"\s+"), text)
+    ratios = {
+        name: [row.ratio for row in ROWS if row.name == name and row.shape.startswith(HEADS) and row.ratio]
+        for name in ("prefill, aggressive, means of 1, selection included, sustained", "decode, aggressive")
+    }
+    best = [f"{max(each):.1f}" for each in ratios.values()]
+    assert f"{best[0]} times as fast as the fastest dense attention in prefill and {best[1]} in decode" in readme
