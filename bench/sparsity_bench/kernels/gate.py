@@ -212,7 +212,8 @@ def _by_spread(q: torch.Tensor, keys: torch.Tensor, slots: torch.Tensor) -> torc
     away = torch.where(slots[..., None, None], keys - mean[:, None], 0).square().sum((1, 3))
     spread = (away / (tokens[..., 0] * keys.shape[3])).sqrt()
     bound = torch.einsum("hgd,phd->hgp", q, mean) + 0.5 * q.norm(dim=-1, keepdim=True) * spread.T[:, None]
-    return bound.amax(1)
+    best: torch.Tensor = bound.amax(1)
+    return best
 
 
 def _off(found: torch.Tensor, wanted: torch.Tensor) -> float:

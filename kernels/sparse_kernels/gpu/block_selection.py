@@ -13,7 +13,7 @@ import torch
 from sparse_kernels.config import PrefillConfig
 from sparse_kernels.cpu.block_selection import fixed_blocks, keep, thresholds_by_head
 from sparse_kernels.gpu.block_energy import block_energy, check_scored
-from sparse_kernels.gpu.checks import check_device, padded_rows
+from sparse_kernels.gpu.checks import check_device, looked_at, padded_rows
 from sparse_kernels.gpu.selection.ordered_means import order_means
 from sparse_kernels.gpu.selection.plan import SelectionPlan, TileShape, Workspace
 from sparse_kernels.gpu.selection.tiles import select_tiles
@@ -90,7 +90,7 @@ def select_blocks(
         raise ValueError(f"scale: must be more than 0, not {scale}")
     # Refuses those of other heads before anything is launched.
     thresholds_by_head(config, batch.keys.shape[2])
-    if q.device.type == "cpu":
+    if looked_at(q):
         # Sampled rows are scored against keys.
         reads = config.score != "sampled_rows" or config.mean_correction
         batch.check(summaries=summaries if reads else None, dense=dense)

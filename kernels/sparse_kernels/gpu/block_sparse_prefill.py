@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sparse_kernels.gpu.checks import check_cache, check_device, check_rows, generation
+from sparse_kernels.gpu.checks import check_cache, check_device, check_rows, generation, looked_at
 from sparse_kernels.gpu.hopper import gluon_module
 from sparse_kernels.layout.batch import PagedBatch
 from sparse_kernels.layout.block_index import BlockIndex
@@ -139,7 +139,7 @@ def _check(q: torch.Tensor, batch: PagedBatch, index: BlockIndex, corrections: C
     check_device("index", q, *index)
     if corrections is not None:
         _check_corrections(q, batch, corrections)
-    if q.device.type == "cpu":
+    if looked_at(q):
         batch.check(index)
 
 

@@ -49,8 +49,10 @@ def check_rows(q: torch.Tensor, batch: PagedBatch) -> None:
         raise ValueError(f"batch: lengths, starts and tiles are not those of {sequences} sequences")
     parts = (tables, lengths, starts, tiles.sequence, tiles.number)
     for part in parts:
-        if part.dtype != torch.int32 or part.stride(-1) != 1:
-            raise ValueError(f"batch: tables, lengths, starts and tiles must be int32 in a row, not {part.dtype}")
+        if part.dtype != torch.int32:
+            raise ValueError(f"batch: tables, lengths, starts and tiles must be int32, not {part.dtype}")
+    if tables.stride(1) != 1 or not all(part.is_contiguous() for part in parts[1:]):
+        raise ValueError("batch: rows of tables, lengths, starts and tiles must be contiguous")
     check_device("batch", q, *parts)
 
 
@@ -84,6 +86,11 @@ def check_device(name: str, q: torch.Tensor, *others: torch.Tensor) -> None:
     for other in others:
         if other.device != device:
             raise ValueError(f"{name}: on {other.device}, the queries are on {device}")
+
+
+def looked_at(q: torch.Tensor) -> bool:
+    """Whether what a batch holds is looked at before each launch: on a CPU, where Triton's interpreter reads it."""
+    return q.is_cpu and bool(triton.knobs.runtime.interpret)
 
 
 @cache

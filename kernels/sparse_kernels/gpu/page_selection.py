@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from sparse_kernels.config import DecodeConfig
-from sparse_kernels.gpu.checks import check_device, check_summaries
+from sparse_kernels.gpu.checks import check_device, check_summaries, looked_at
 from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace, check_batch, dependent_launch
 from sparse_kernels.gpu.launches import Launcher
 from sparse_kernels.gpu.page_limits import PageLimits, chosen_from, own_limits, page_capacity
@@ -88,7 +88,7 @@ def check_choice(
     if limits is not None:
         limits.check(q.shape[0])
         check_device("limits", q, *limits)
-    if q.device.type == "cpu":
+    if looked_at(q):
         read = chosen_from(batch.lengths, config, batch.keys.shape[1], dense=dense, limits=limits)
         batch.check(summaries, read, summarized=summarized)
 

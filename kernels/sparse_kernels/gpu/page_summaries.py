@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sparse_kernels.gpu.checks import check_device, check_page
+from sparse_kernels.gpu.checks import check_device, check_page, looked_at
 from sparse_kernels.gpu.launches import Launcher
 from sparse_kernels.layout.page_summaries import PageSummaries
 
@@ -39,7 +39,7 @@ def summarize_pages(
     if pages.shape != filled.shape or pages.dtype != torch.int32 or filled.dtype != torch.int32:
         raise ValueError(f"pages, filled: {tuple(pages.shape)} and {tuple(filled.shape)}, not int32 of one length")
     check_device("pages, filled, summaries", keys, pages, filled, summaries.mean)
-    if keys.device.type == "cpu" and pages.numel():
+    if looked_at(keys) and pages.numel():
         if int(pages.max()) >= there:
             raise ValueError(f"pages: up to {int(pages.max())}, the cache has {there}")
         if not 0 < int(filled.min()) <= int(filled.max()) <= page:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from sparse_kernels.config import DecodeConfig
-from sparse_kernels.gpu.checks import padded_rows
+from sparse_kernels.gpu.checks import looked_at, padded_rows
 from sparse_kernels.gpu.decode_batch import (
     DecodeBatch,
     DecodeWorkspace,
@@ -98,7 +98,7 @@ def paged_decode(
     check_batch(q, batch)
     if not q.shape[0]:
         return torch.empty_like(q)
-    if q.device.type == "cpu":
+    if looked_at(q):
         batch.check()
     workspace = workspace or DecodeWorkspace.of(q, batch)
     workspace.check(q, batch)
