@@ -133,9 +133,10 @@ def _check(q: torch.Tensor, batch: PagedBatch, index: BlockIndex, corrections: C
     if index.starts.shape != (kv_heads, tiles) or index.counts.shape != index.starts.shape:
         shapes = f"{tuple(index.starts.shape)} and {tuple(index.counts.shape)}"
         raise ValueError(f"index: starts and counts are {shapes}, not {(kv_heads, tiles)}")
-    for part in index:
-        if part.dtype != torch.int32 or not part.is_contiguous():
-            raise ValueError(f"index: starts, counts and blocks must be int32 and contiguous, not {part.dtype}")
+    if not (index.starts.is_contiguous() and index.counts.is_contiguous() and index.blocks.is_contiguous()):
+        raise ValueError("index: starts, counts and blocks must be contiguous")
+    if not index.starts.dtype == index.counts.dtype == index.blocks.dtype == torch.int32:
+        raise ValueError(f"index: starts, counts and blocks must be int32, not {[each.dtype for each in index]}")
     check_device("index", q, *index)
     if corrections is not None:
         _check_corrections(q, batch, corrections)

@@ -111,7 +111,7 @@ def test_prefill_names_what_is_of_another_cache_or_batch() -> None:
         ({"batch": batch._replace(starts=batch.starts[:-1])}, "batch: lengths, starts and tiles are not those of 2"),
         ({"batch": batch._replace(lengths=batch.lengths[:1])}, "batch: lengths, starts and tiles are not those of 2"),
         ({"batch": batch._replace(tables=batch.tables.to("meta"))}, "batch: on meta, the queries are on cpu"),
-        ({"index": index._replace(blocks=index.blocks.long())}, "index: .* must be int32 .* torch.int64"),
+        ({"index": index._replace(blocks=index.blocks.long())}, "index: .* must be int32, not .* torch.int64"),
         ({"index": index._replace(blocks=index.blocks.to("meta"))}, "index: on meta"),
     ):
         with pytest.raises(ValueError, match=message):
