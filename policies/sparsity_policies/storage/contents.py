@@ -82,11 +82,13 @@ class Word(NamedTuple):
         override: as it is there now; None where there is none.
         is_later: whether it was set or ended there after what was asked about.
         is_same: whether its last word is the very write that was asked about.
+        is_new: whether its last word came after what was known when what was asked about was set.
     """
 
     override: Override | None
     is_later: bool
     is_same: bool = False
+    is_new: bool = False
 
 
 class Asked(NamedTuple):

@@ -145,22 +145,34 @@ return {revision}
 )
 
 # What is said of an override. KEYS: events, overrides. ARGV: id, milliseconds since the epoch, a revision, an event or
-# "", a token of a write or "", the first event to look at or "" where those after both revision and event are enough.
-# Returns {said, body or ""}. Said is 2 where the last word is the write of that token, and 1 where it is later: after
-# that write, or said after the time, and written after either revision or event; where no time is given, after either
-# of these, of which the event tells nothing where it was said before. Else 0. Of what the events that are kept passed
-# long ago the end is believed: a store that was emptied numbers them anew.
+# "", a token of a write or "", the first event to look at or "" where those after both revision and event are enough,
+# events that are kept. Returns {said, body or "", new}. Said is 2 where the last word is the write of that token, and 1
+# where it is later: after that write, or said after the time, and written after either revision or event; where no time
+# is given, written and said after the event, or by a later revision of a store that still has the event, since one that
+# was emptied numbers anew. Else 0. What was trimmed away passed long ago: then an end is believed. New is 1 where the
+# last word came after the event, or after the revision where there is no event, or where its own was not looked at.
 WORD: Final = """
 local function parts(event) return tonumber(string.match(event, '^%d+')), tonumber(string.match(event, '%d+$')) end
+local function trimmed()
+  if redis.call('EXISTS', KEYS[1]) == 0 then return false end
+  local length, info = redis.call('XLEN', KEYS[1]), redis.call('XINFO', 'STREAM', KEYS[1])
+  for place = 1, #info, 2 do
+    if info[place] == 'entries-added' then return info[place + 1] > length end
+  end
+  return length >= tonumber(ARGV[7])
+end
 local body = redis.call('HGET', KEYS[2], ARGV[1]) or ''
 local time, revision = tonumber(ARGV[2]), tonumber(ARGV[3])
-local known_at, known_number = nil, nil
-if ARGV[4] ~= '' then known_at, known_number = parts(ARGV[4]) end
+local known_at, known_number, goes_on = nil, nil, true
+if ARGV[4] ~= '' then
+  known_at, known_number = parts(ARGV[4])
+  goes_on = #redis.call('XRANGE', KEYS[1], ARGV[4], ARGV[4]) > 0
+end
 if not time and body == '' and ARGV[5] == '' and revision > 0 then
   local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
-  if oldest and (tonumber(oldest[2][4]) or 0) > revision then return {1, body} end
+  if oldest and (tonumber(oldest[2][4]) or 0) > revision and trimmed() then return {1, body, 0} end
 end
-local newest, found, count = '+', false, 16
+local newest, found, count, new = '+', false, 16, 0
 while true do
   local events = redis.call('XREVRANGE', KEYS[1], newest, ARGV[6] == '' and '-' or ARGV[6], 'COUNT', count)
   for _, event in ipairs(events) do
@@ -168,22 +180,27 @@ while true do
     local written = tonumber(fields[4]) or 0
     local is_after = known_at and (at > known_at or (at == known_at and number > known_number))
     if fields[1] == 'override' and fields[2] == ARGV[1] then
-      if ARGV[5] ~= '' and fields[6] == ARGV[5] then return {found and 1 or 2, body} end
+      if ARGV[5] ~= '' and fields[6] == ARGV[5] then return {found and 1 or 2, body, new} end
       if not found then
         local said = tonumber(fields[8] or 0)
         if said == 0 then said = at end
-        local is_later = written > revision or (is_after and said >= known_at)
+        local is_later = (is_after and said >= known_at) or (written > revision and goes_on)
+        if is_after or (not known_at and written > revision) then new = 1 end
         if time then is_later = said >= time and (written > revision or is_after) end
-        if is_later or ARGV[5] == '' then return {is_later and 1 or 0, body} end
+        if is_later or ARGV[5] == '' then return {is_later and 1 or 0, body, new} end
         found = true
       end
     end
-    if ARGV[6] == '' and not is_after and written <= revision then return {0, body} end
+    if ARGV[6] == '' and not is_after and written <= revision then return {0, body, new} end
     newest = '(' .. event[1]
   end
-  if #events < count then return {0, body} end
+  if #events < count then break end
   count = 1000
 end
+-- Its event is older than what was looked at.
+local ok, there = pcall(cjson.decode, body)
+if not found and ok and type(there) == 'table' and (tonumber(there.revision) or 0) > revision then new = 1 end
+return {0, body, new}
 """
 
 # KEYS: policies, revision, events, overrides, head. Returns {revision, head, last event, time, overrides, policies}.

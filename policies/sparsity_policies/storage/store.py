@@ -274,7 +274,7 @@ class PolicyStore:
     async def word_on(self, asked: Asked) -> Word:
         """What the store holds of an override, and whether that was said after what is asked about."""
         with self._errors():
-            answer = await self._run(scripts.WORD, (EVENTS, OVERRIDES), *words.arguments(asked))
+            answer = await self._run(scripts.WORD, (EVENTS, OVERRIDES), *words.arguments(asked), scripts.EVENTS_KEPT)
         return words.read(asked, answer)
 
     async def _override(self, *told: str, token: str = "", since: float = 0.0, more: tuple[str | int, ...]) -> int:

@@ -30,6 +30,6 @@ def arguments(asked: Asked) -> tuple[str | int, ...]:
 
 def read(asked: Asked, answer: Sequence[Any]) -> Word:
     """The word in the script's answer."""
-    said, body = int(answer[0]), str(answer[1] or "")
+    said, body, new = int(answer[0]), str(answer[1] or ""), int(answer[2])
     found, _ = open_overrides({asked.id: body} if body else {})
-    return Word(found[0] if found else None, said == 1, said == 2)
+    return Word(found[0] if found else None, said == 1, said == 2, new == 1)

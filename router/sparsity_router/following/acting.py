@@ -15,7 +15,7 @@ from types import MappingProxyType
 from sparsity_policies.model import Override, Scope
 from sparsity_policies.storage.contents import Asked, Word
 
-from sparsity_router.following.known import Known, Read, when
+from sparsity_router.following.known import Known, Read
 from sparsity_router.following.own import Change, Own, new_token
 
 log = logging.getLogger("sparsity.router.overrides")
@@ -64,7 +64,7 @@ class ActingOverrides:
         for name, seen in lost.items():
             if seen.override is not None:
                 # No later than the store is known to have had it: what was said since is no older word.
-                since = min(now, when(seen.event, now))
+                since = min(now, seen.known_at(now))
                 own = Own(replace(seen.override, revision=0), since, 0, new_token(), seen.revision, seen.event)
                 self._local.setdefault(name, own)
         self._changed(before, anyway=bool(lost))
@@ -74,7 +74,7 @@ class ActingOverrides:
         own = self._local.get(override.id)
         # Later than whatever was said before, though another process's clock may be ahead.
         since = max(self._now(), own.since + _LATER_SECONDS if own else 0.0)
-        self._tell(Change(override.id, override, since=since, token=new_token()))
+        self._tell(Change(override.id, override, 0, since, new_token(), self._known.read_at, self._known.read_event))
 
     def restore(self, owns: Iterable[Own]) -> None:
         """Has those act on that were set here before a restart."""
@@ -83,7 +83,7 @@ class ActingOverrides:
             log.warning("override %s was set here before a restart, and acts on", override.id)
             # As late as can be is now.
             since = min(own.since, self._now())
-            self.apply(Change(override.id, override, since=since, token=own.token))
+            self.apply(Change(override.id, override, 0, since, own.token, own.read_at, own.read_event))
             if (there := self._local[override.id]).token == own.token:
                 self._local[override.id] = own._replace(since=there.since)
 
@@ -116,7 +116,7 @@ class ActingOverrides:
     def end_stored(self, override_id: str, revision: int) -> None:
         """Ends the one that the store had, which ended it at ``revision``; one that was set here meanwhile acts on."""
         before = self.active()
-        self._known.note(Change(override_id, None, revision), self._now())
+        self._known.note(Change(override_id, None, revision))
         self._changed(before)
 
     def apply(self, change: Change) -> None:
@@ -127,16 +127,18 @@ class ActingOverrides:
             if own is not None and own.is_ended_by(change):
                 self._local.pop(name, None)
                 self._ended(own)
-            self._known.end(name, change.revision, self._now())
+            self._known.end(name, change.revision)
         elif not change.revision:
             since = change.since or self._now()
             if own is None or own.since <= since:
-                read_at, event = self._known.read_at, self._known.read_event
+                read_at, event = change.read_at, change.read_event
+                if read_at is None:
+                    read_at, event = self._known.read_at, self._known.read_event
                 self._local[name] = Own(override, since, read_at, change.token or new_token(), read_event=event)
         else:
             if own is not None and (own.token == change.token or (not change.token and own.override == override)):
                 self._local.pop(name, None)
-            self._known.note(change, self._now())
+            self._known.note(change)
         self._changed(before)
 
     def _ended(self, own: Own) -> None:

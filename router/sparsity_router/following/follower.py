@@ -124,7 +124,7 @@ class PolicyFollower:
         if saved is not None:
             # By a clock that was not known yet, times were this machine's.
             moved = 0.0 if saved.is_clock_known else self.now() - time.time() - saved.clock_offset
-            self.overrides.restore(own._replace(since=own.since + moved) for own in saved.own)
+            self.overrides.restore(own.by_a_clock_later(moved) for own in saved.own)
             with contextlib.suppress(StoreError):
                 await self.overrides.give_way(self._source)
         elif unread is not None and not isinstance(unread.__cause__, FileNotFoundError):

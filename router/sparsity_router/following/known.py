@@ -48,6 +48,10 @@ class Seen(NamedTuple):
     event: str
     noted: float
 
+    def known_at(self, now: float) -> float:
+        """When the store is known to have had it, seconds since the epoch by the clock that says ``now``."""
+        return int(self.event.partition("-")[0]) / 1000 if self.event else now - (time.monotonic() - self.noted)
+
 
 class Known:
     """Overrides of the store by id."""
@@ -85,8 +89,8 @@ class Known:
             override, other = seen.override, there.get(name)
             if override is None or (override.expire_time is not None and override.expire_time <= now):
                 continue
-            # What could not be read is not written back.
-            if not seen.revision or (other is not None and (other.revision > seen.revision or caps(other, override))):
+            # What could not be read is not written back. A later number tells nothing: an emptied store numbers anew.
+            if not seen.revision or (other is not None and caps(other, override)):
                 continue
             # It was asked before it had the write.
             if seen.revision > read.revision and seen.noted >= read.began and name in self._ahead:
@@ -104,6 +108,10 @@ class Known:
         noted = time.monotonic()
         there = {each.id: Seen(each, each.revision, read.event, noted) for each in read.overrides}
         known, lost, decided = self._now(), dict[str, Seen](), set[str]()
+        for name, before in known.items():
+            # It was there from then on: what was said since the last read is no older.
+            if before.event and name in there and there[name].override == before.override:
+                there[name] = before
         for asked in self.doubtful(read, now):
             name, seen, word = asked.id, known[asked.id], words.get(asked)
             decided.add(name)
@@ -126,8 +134,8 @@ class Known:
         self._stored, self.read_at, self.read_event = there, read.revision, read.event
         return lost
 
-    def note(self, change: Change, now: float) -> None:
-        """Keeps what the store was told after the last read, and by ``now``, seconds since the epoch by its clock."""
+    def note(self, change: Change) -> None:
+        """Keeps what the store was told after the last read of it."""
         name, override, revision, *_ = change
         ahead, there = self._ahead.get(name), self._stored.get(name)
         if not revision or (ahead is not None and ahead.revision > revision):
@@ -139,17 +147,12 @@ class Known:
                 return
             self._stored = {other: each for other, each in self._stored.items() if other != name}
         numbered = override and replace(override, revision=revision)
-        self._ahead[name] = Seen(numbered, revision, f"{int(now * 1000)}-0", time.monotonic())
+        self._ahead[name] = Seen(numbered, revision, "", time.monotonic())
 
-    def end(self, override_id: str, revision: int, now: float) -> None:
+    def end(self, override_id: str, revision: int) -> None:
         """Notes an end, which whatever was known of until now is older than."""
         ahead = self._ahead.get(override_id)
-        self.note(Change(override_id, None, max(revision, ahead.revision if ahead else 0)), now)
-
-
-def when(event: str, unknown: float) -> float:
-    """When an event of the store was, seconds since the epoch by its clock; ``unknown`` where none is given."""
-    return int(event.partition("-")[0]) / 1000 if event else unknown
+        self.note(Change(override_id, None, max(revision, ahead.revision if ahead else 0)))
 
 
 def _holds(told: Override, seen: Seen) -> bool:

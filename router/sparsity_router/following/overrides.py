@@ -18,7 +18,7 @@ from sparsity_rpc.errors import ConflictError, NotFoundError, StoreError
 
 from sparsity_router.following.acting import ActingOverrides
 from sparsity_router.following.known import Read
-from sparsity_router.following.own import Change, Own
+from sparsity_router.following.own import Change, Own, are_one
 
 log = logging.getLogger("sparsity.router.overrides")
 _RETRY_SECONDS = 1.0
@@ -69,7 +69,7 @@ class Overrides(ActingOverrides):
         for own in self._waiting():
             name = own.override.id
             word = await source.word_on(own.asked())
-            if not (word.is_same or word.is_later or own.is_held(word.override)) or self._local.get(name) is not own:
+            if not (word.is_same or word.is_later or own.is_held(word)) or not are_one(self.own(name), own):
                 continue
             if not word.is_same:
                 log.warning("override %s: the store was told of it later, and its word holds", name)
@@ -104,7 +104,7 @@ class Overrides(ActingOverrides):
             self._tried.discard(own.token)
             with contextlib.suppress(StoreError):
                 await self.give_way(store)
-            return self.own(override.id) is not own
+            return not are_one(self.own(override.id), own)
         self._tried.discard(own.token)
         if any(active.id == override.id for active in self.active()):
             # Where it was set anew meanwhile that acts on, and is written next.

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from sparsity_policies.model import Override, Scope
-from sparsity_policies.storage.contents import Asked
+from sparsity_policies.storage.contents import Asked, Word
 
 # Clocks may differ by so much: what a store was told about when it was set here is no later word.
 _LATER_SECONDS = 5.0
@@ -25,6 +25,8 @@ class Change(NamedTuple):
         since: when an override was set that the store never had, or ended, seconds since the epoch by the store's
             clock; 0 where that is not known.
         token: of the override that was set here, which this is the change of, or which it takes the place of.
+        read_at: revision of the store that was read when it was set; None where that is not told.
+        read_event: the store's last event by then.
     """
 
     id: str
@@ -32,6 +34,8 @@ class Change(NamedTuple):
     revision: int = 0
     since: float = 0.0
     token: str = ""
+    read_at: int | None = None
+    read_event: str = ""
 
 
 class Own(NamedTuple):
@@ -75,9 +79,12 @@ class Own(NamedTuple):
         lengthened = self.lengthened if override is self.override else moved
         return self._replace(override=override, since=self.since + seconds, moved=moved, lengthened=lengthened)
 
-    def is_held(self, there: Override | None) -> bool:
+    def is_held(self, word: Word) -> bool:
         """Whether the store has one that caps as much, and that was not known here when this one was set."""
-        return there is not None and there.revision > self.read_at and caps(there, self.override)
+        there = word.override
+        if there is None or not caps(there, self.override):
+            return False
+        return word.is_new if self.event is None else there.revision > self.read_at
 
     def is_ended_by(self, change: Change) -> bool:
         """Whether an end was meant for this one: it was said after it."""
@@ -89,6 +96,11 @@ def caps(one: Override, another: Override) -> bool:
     ends, wanted = (math.inf if each.expire_time is None else each.expire_time for each in (one, another))
     place = one.scope is Scope.GLOBAL or (one.scope, one.target) == (another.scope, another.target)
     return place and one.max_tier <= another.max_tier and ends >= wanted
+
+
+def are_one(one: Own | None, another: Own | None) -> bool:
+    """Whether both were set by the same word, by whatever clock it is reckoned; two that are not there are one."""
+    return (one and one.token) == (another and another.token)
 
 
 def new_token() -> str:

@@ -60,7 +60,12 @@ class Siblings:
 
     def _tell(self, change: Change) -> None:
         sealed = seal_override(change.override) if change.override else None
-        about = {"since": change.since, "token": change.token}
+        about = {
+            "since": change.since,
+            "token": change.token,
+            "read_at": change.read_at,
+            "read_event": change.read_event,
+        }
         content = {"id": change.id, "override": sealed, "revision": change.revision, **about}
         self._count += 1
         # After all that was heard, also where the clock was set back meanwhile.
@@ -121,7 +126,10 @@ class Siblings:
             sealed, revision = told["override"], int(told["revision"])
             found, broken = open_overrides({event.about: sealed} if sealed else {})
             since, token = float(told.get("since", 0.0)), str(told.get("token", ""))
-            change = Change(event.about, found[0] if found else None, revision, since, token)
+            read_at = told.get("read_at")
+            read_at = None if read_at is None else int(read_at)
+            about = (event.about, found[0] if found else None, revision, since, token)
+            change = Change(*about, read_at, str(told.get("read_event", "")))
             self._overrides.apply(change)
             event = _Event.of(change)
             if broken:

@@ -118,7 +118,9 @@ class SnapshotFile:
             "policies": {stored.policy.domain: seal_policy(stored) for stored in policies},
             "overrides": {override.id: seal_override(override) for override in overrides},
             "local": {each.override.id: each.since for each in own},
-            "own": {each.override.id: [each.read_at, each.token, each.lost_at, each.event] for each in own},
+            "own": {
+                each.override.id: [each.read_at, each.token, each.lost_at, each.event, each.read_event] for each in own
+            },
             "clock_offset": clock_offset,
             "overrides_at": revision if overrides_at is None else overrides_at,
             "overrides_event": overrides_event,
@@ -206,5 +208,6 @@ def _own(document: Any, overrides: Iterable[Override]) -> Iterator[Own]:
         if override.id in local:
             # As late as can be: no store was told of them later.
             since = float(local[override.id]) if isinstance(local, dict) else math.inf
-            read_at, token, lost_at, event = about.get(override.id, (0, new_token(), 0, None))
-            yield Own(override, since, int(read_at), str(token), int(lost_at), event)
+            read_at, token, lost_at, event, *more = about.get(override.id, (0, new_token(), 0, None))
+            read_event = str(more[0]) if more else ""
+            yield Own(override, since, int(read_at), str(token), int(lost_at), event, read_event)

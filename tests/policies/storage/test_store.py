@@ -110,15 +110,16 @@ async def test_the_last_word_on_an_override_is_told_by_when_it_was_said(store: P
     with server.client() as raw:
         for _ in range(1100):
             raw.xadd("{sparsity}:events", {"override": "another", "revision": 1})
-    assert await store.word_on(Asked("k", before)) == Word(override, is_later=True)
+    assert await store.word_on(Asked("k", before)) == Word(override, is_later=True, is_new=True)
     assert await store.word_on(Asked("k", before, revision)) == Word(override, is_later=False)
     for later in (time.time() + 1.0, float("inf")):
-        assert await store.word_on(Asked("k", later)) == Word(override, is_later=False)
+        assert await store.word_on(Asked("k", later)) == Word(override, is_later=False, is_new=True)
+        assert await store.word_on(Asked("k", later, revision)) == Word(override, is_later=False)
     await store.delete_override("k")
-    assert await store.word_on(Asked("k", before)) == Word(None, is_later=True)
+    assert await store.word_on(Asked("k", before)) == Word(None, is_later=True, is_new=True)
     # It was said before, and is told now.
     await store.put_override(override, before - 60.0)
-    assert await store.word_on(Asked("k", before)) == Word(override, is_later=False)
+    assert await store.word_on(Asked("k", before)) == Word(override, is_later=False, is_new=True)
 
 
 async def test_a_write_that_was_given_up_and_comes_late_takes_no_denser_ones_place(store: PolicyStore) -> None:

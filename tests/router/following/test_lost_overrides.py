@@ -305,8 +305,9 @@ async def test_a_word_is_the_same_later_or_older_by_the_event_that_was_known(pla
     assert await place.store.word_on(asked) == Word(KILL, is_later=False)
     assert await place.store.word_on(Asked("k", time.time() + 5.0, token="one")) == Word(KILL, False, is_same=True)
     await place.store.put_override(MILD, token="two")
-    assert await place.store.word_on(asked) == Word(MILD, is_later=True)
-    assert await place.store.word_on(Asked("k", time.time() + 5.0, token="one")) == Word(MILD, is_later=True)
+    assert await place.store.word_on(asked) == Word(MILD, is_later=True, is_new=True)
+    of_one = await place.store.word_on(Asked("k", time.time() + 5.0, token="one"))
+    assert of_one == Word(MILD, is_later=True, is_new=True)
     for _ in range(1100):
         place.raw.xadd("{sparsity}:events", {"domain": "x", "revision": 9})
     later = (await place.store.read()).overrides_event

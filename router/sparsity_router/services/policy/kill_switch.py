@@ -13,6 +13,7 @@ from sparsity_rpc.errors import InvalidRequestError, NotFoundError, OverloadedEr
 from sparsity_serving.bounds import MAX_OVERRIDES, seconds_of
 
 from sparsity_router.following.acting import KILL_SWITCH_ID
+from sparsity_router.following.own import are_one
 from sparsity_router.services.policy.state import PolicyState
 
 _LONGEST = 10 * 366 * 86_400.0
@@ -89,15 +90,15 @@ async def delete_override(
         revision = await state.store.delete_override(request.id, anyway=acts)
     except NotFoundError:
         # One that was set while the store was asked is another.
-        if overrides.own(request.id) is not own or not overrides.end(request.id):
+        if not are_one(overrides.own(request.id), own) or not overrides.end(request.id):
             raise
     except StoreError:
         # One that was set here while the store was away, or by signal, never reached it; another may be there.
-        if own is None or overrides.own(request.id) is not own or overrides.is_in_store(request.id):
+        if own is None or not are_one(overrides.own(request.id), own) or overrides.is_in_store(request.id):
             raise
         overrides.end(request.id, 0)
     else:
-        if overrides.own(request.id) is own:
+        if are_one(overrides.own(request.id), own):
             overrides.end(request.id, revision)
         else:
             overrides.end_stored(request.id, revision)
