@@ -194,6 +194,7 @@ where = {
     "tables": [their_table(layer, 2, 300, page, 320).tolist() for page in (64, 128)],
     "page": their_page(layer.keys.device, layer.page),
 }
+layer.fill(256)
 begun = [layer.decode(1, 256, sparse=True, first=first) for first in (0, 256)]
 same, other = begun[0].queries, begun[0]().clone()
 where["apart"] = float((begun[1].layer.attend(begun[1].attention, same, begun[1].phase) - other).abs().max())
