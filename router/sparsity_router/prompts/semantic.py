@@ -9,12 +9,12 @@ import multiprocessing
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from sparsity_policies.decisions.snapshot import Snapshot
 from sparsity_rpc.errors import ConfigurationError
+from sparsity_serving.background.budget import kept_alive, within
 
 from sparsity_router.prompts import embedding_process
 from sparsity_router.prompts.domains import Score
@@ -26,8 +26,6 @@ _LEARNT_AT_ONCE = 16
 _WAITING = 8
 # Several times what the model reads in a second: a longer text is not even handed over.
 _MOST_CHARACTERS = 1_000_000
-_RETRY_SECONDS = 5.0
-_POLL_SECONDS = 1.0
 
 
 class DetectionError(Exception):
@@ -72,22 +70,16 @@ class Detector:
             raise DetectionError(f"{self._waiting} prompts wait for the semantic classifier")
         self._waiting += 1
         try:
-            async with asyncio.timeout(self._seconds):
-                found = await self._ask("scores", key, text, time.time() + self._seconds)
-        except (TimeoutError, LookupError) as error:
-            raise DetectionError(f"semantic detection ran out of time ({self._seconds:g} s)") from error
-        except asyncio.CancelledError as error:
-            if (task := asyncio.current_task()) is not None and task.cancelling():
-                raise
-            # Not the caller went away, but the process that was to answer.
-            raise DetectionError("semantic detection was started anew meanwhile") from error
-        except Exception as error:  # whatever the process raised, there is no answer
-            raise DetectionError(f"semantic detection failed: {type(error).__name__}: {error}") from error
+            return await within(self._seconds, self._scores(key, text), "semantic detection", DetectionError)
         finally:
             self._waiting -= 1
-        if found is None:
-            raise DetectionError(f"semantic detection ran out of time ({self._seconds:g} s)")
-        scores: Mapping[str, Score] = found
+
+    async def _scores(self, key: str, text: str) -> Mapping[str, Score] | None:
+        try:
+            scores: Mapping[str, Score] | None = await self._ask("scores", key, text, time.time() + self._seconds)
+        except LookupError:
+            # It was taught others meanwhile.
+            return None
         return scores
 
     async def run(self, follower: Any) -> None:
@@ -96,17 +88,8 @@ class Detector:
         Args:
             follower: whose ``snapshot`` is followed.
         """
-        try:
-            while True:
-                try:
-                    await self._teach(follower.snapshot)
-                except (BrokenProcessPool, OSError):
-                    log.exception("the semantic classifier failed; undeclared requests go dense until it is back")
-                    self.close()
-                    await asyncio.sleep(_RETRY_SECONDS)
-                await asyncio.sleep(_POLL_SECONDS)
-        finally:
-            self.close()
+        lost = "the semantic classifier failed; undeclared requests go dense until it is back"
+        await kept_alive(lambda: self._teach(follower.snapshot), self.close, log, lost)
 
     async def _teach(self, snapshot: Snapshot) -> None:
         key = snapshot.exemplars_hash

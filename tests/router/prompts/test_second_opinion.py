@@ -293,7 +293,7 @@ async def test_late_answers_and_too_many_questions_are_none(
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_lost_process_is_replaced(second: SecondOpinion, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsity_router.prompts.opinion.asking._RETRY_SECONDS", 0.5)
+    monkeypatch.setattr("sparsity_serving.background.budget._RETRY_SECONDS", 0.5)
     assert second._pool is not None
     for process in list(second._pool._processes.values()):
         process.kill()
