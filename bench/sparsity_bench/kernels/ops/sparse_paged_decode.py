@@ -103,7 +103,7 @@ class Decodes:
         for budget in load.budgets:
             for row in self._sparse(load, budget, steps, baseline, what, passing):
                 yield row
-                if row.unit == "us a layer" and cute is not None and row.baseline != dense.CUTE_PAGED:
+                if row.unit == "us a layer" and cute is not None:
                     again = Row(f"{row.name}, beside {dense.CUTE_PAGED}", what, row.value, row.unit)
                     yield against(again, dense.CUTE_PAGED, cute * 1e3)
         if load.spread:
