@@ -16,7 +16,7 @@ from sparsity_cli.quality import FORWARDED, bench_quality
 from sparsity_router.embedded.default_model import default_model
 from sparsity_router.embedded.folders import state_folder
 from sparsity_router.embedded.profiles import profiles_by_tier
-from sparsity_router.embedded.state import read_running
+from sparsity_router.embedded.state import Process, read_running
 from sparsity_rpc.errors import ConfigurationError, InvalidRequestError
 from sparsity_serving import benchmark
 from sparsity_serving.engines import SGLANG
@@ -54,7 +54,7 @@ def tiers(
             raise ConfigurationError(f"the running service answers by {running.engine}: there is nothing to measure")
         lengths = _lengths(tokens)
         with ExitStack() as beside:
-            others: dict[str, str] = {}
+            others: dict[str, Process] = {}
             if apart and running.is_shared:
                 profiles = profiles_by_tier((), other_model=Path(running.model_path) != default_model(_say))
                 others = beside.enter_context(workers_apart(running, profiles, _say))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 from sparsity.v1 import worker_pb2, worker_pb2_grpc
 from sparsity_bench.tiers.apart import workers_apart
@@ -24,17 +25,22 @@ def samples(shared: list[float], own: list[float], length: int = SHARED_TOKENS) 
     found = {}
     for place, tier in enumerate(TIERS):
         for apart, firsts in ((False, shared), (True, own)):
-            found[Way(tier, apart), length] = [Sample(first / (1 + place), 0.1, 0.3, 0.9) for first in firsts]
+            found[Way(tier, apart), length] = [
+                Sample(first / (1 + place), 2 * first / (1 + place), 0.1, 0.3, 0.9) for first in firsts
+            ]
     return found
 
 
 @pytest.mark.parametrize(("shared", "met"), [([1.02, 1.02, 1.02], True), ([1.05, 1.05, 1.05], False)])
 def test_a_shared_worker_may_take_three_percent_more(shared: list[float], met: bool) -> None:
     rows = shared_rows(samples(shared, [1.0] * 3), SHARED_TOKENS)
-    assert [row.name.split(", ")[1] for row in rows] == list(TIERS)
+    assert [tuple(row.name.split(", ")[:2]) for row in rows] == [
+        (what, tier) for tier in TIERS for what in ("time to first token", "processor time to first token")
+    ]
     assert all(row.met is met for row in rows)
     assert rows[0].ratio == pytest.approx(1 / shared[0])
-    assert (rows[1].value, rows[1].baseline_value) == (shared[0] / 2, 0.5)
+    assert (rows[2].value, rows[2].baseline_value) == (shared[0] / 2, 0.5)
+    assert (rows[3].value, rows[3].baseline_value) == (shared[0], 1.0)
 
 
 def test_pairs_are_compared_so_that_a_busy_while_of_the_machine_has_no_say() -> None:
@@ -60,15 +66,16 @@ def test_each_tier_gets_a_worker_of_its_own_until_all_is_measured(tmp_path: Path
     model = str(echo_model(tmp_path, print))
     running = Running(1, "a:1", "redis://x", model, dict.fromkeys(TIERS, shared), 1.0, ECHO)
     said: list[str] = []
-    with workers_apart(running, {"aggressive": "generic-aggressive"}, said.append) as addresses:
-        assert list(addresses) == list(TIERS)
-        for tier, address in addresses.items():
-            with open_channel(address, None) as channel:
+    with workers_apart(running, {"aggressive": "generic-aggressive"}, said.append) as workers:
+        assert list(workers) == list(TIERS)
+        for tier, worker in workers.items():
+            assert psutil.pid_exists(worker.pid)
+            with open_channel(worker.address, None) as channel:
                 stub = worker_pb2_grpc.WorkerServiceStub(channel)
                 told = stub.GetCapabilities(worker_pb2.GetCapabilitiesRequest(), timeout=30.0)
             assert [each.tier for each in told.tiers] == [Tier[tier.upper()].wire]
     assert [line.split()[0] for line in said] == [f"worker-{tier}-apart" for tier in TIERS]
-    with pytest.raises(grpc.RpcError), open_channel(address, None) as channel:
+    with pytest.raises(grpc.RpcError), open_channel(worker.address, None) as channel:
         worker_pb2_grpc.WorkerServiceStub(channel).GetCapabilities(worker_pb2.GetCapabilitiesRequest(), timeout=5.0)
 
 

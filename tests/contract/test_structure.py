@@ -1,4 +1,4 @@
-"""Packages, rooms and the arrows between them are those of docs/architecture.md; folders and modules stay small."""
+"""Packages and sub-packages, and the arrows between them, are those of docs/architecture.md; all of them stay small."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ PACKAGES = {package: ROOT / folder / package for folder, package in
             ((row[0].strip("`"), row[1].strip("`")) for row in rows("## Packages"))}  # fmt: skip
 ARROWS = {row[1].strip("`"): words(row[3]) for row in rows("## Packages")}
 ROUTER = "sparsity_router"
-ROOMS = {ROUTER: {row[0].strip("`"): words(row[2]) for row in rows(f"### Rooms of `{ROUTER}`")}}
-for cell, _, to in rows("### Rooms of the other packages"):
+SUB_PACKAGES = {ROUTER: {row[0].strip("`"): words(row[2]) for row in rows(f"### Sub-packages of `{ROUTER}`")}}
+for cell, _, to in rows("### Sub-packages of the other packages"):
     owner, _, name = cell.strip("`").partition(".")
-    ROOMS.setdefault(owner, {})[name] = words(to)
+    SUB_PACKAGES.setdefault(owner, {})[name] = words(to)
 
 
 def modules(folder: Path) -> Iterator[Path]:
@@ -62,8 +62,8 @@ def arrows(package: str, of: Callable[[str], str]) -> dict[str, set[str]]:
     return found
 
 
-def room(package: str, name: str) -> str:
-    """The room of a module; empty above the rooms, or outside of the package."""
+def sub_package(package: str, name: str) -> str:
+    """The sub-package of a module; empty above those, or outside of the package."""
     parts = name.split(".")
     inside = parts[0] == package and len(parts) > 1 and (PACKAGES[package] / parts[1]).is_dir()
     return parts[1] if inside else ""
@@ -75,21 +75,21 @@ def test_packages_import_what_the_page_says(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_the_page_names_every_room(package: str) -> None:
+def test_the_page_names_every_sub_package(package: str) -> None:
     assert {
         path.name for path in PACKAGES[package].iterdir() if any(found.stem != "__init__" for found in modules(path))
-    } <= ROOMS.get(package, {}).keys()
+    } <= SUB_PACKAGES.get(package, {}).keys()
 
 
-@pytest.mark.parametrize("package", ROOMS)
-def test_rooms_import_what_the_page_says(package: str) -> None:
-    found = arrows(package, lambda name: room(package, name))
-    assert {name: to - {""} for name, to in found.items() if name} == ROOMS[package]
+@pytest.mark.parametrize("package", SUB_PACKAGES)
+def test_sub_packages_import_what_the_page_says(package: str) -> None:
+    found = arrows(package, lambda name: sub_package(package, name))
+    assert {name: to - {""} for name, to in found.items() if name} == SUB_PACKAGES[package]
 
 
-def test_no_room_of_the_router_imports_what_stands_above_the_rooms() -> None:
+def test_no_sub_package_of_the_router_imports_what_stands_above_them() -> None:
     stems = {path.stem for path in PACKAGES[ROUTER].glob("*.py")} - {"__init__"}
-    (told,) = re.findall(r"(?m)^(.+) stand above the rooms", PAGE)
+    (told,) = re.findall(r"(?m)^(.+) stand above the sub-packages", PAGE)
     assert words(told) == stems
     above = {f"{ROUTER}.{stem}" for stem in stems}
     for path in modules(PACKAGES[ROUTER]):

@@ -18,7 +18,8 @@ from sparse_kernels import (
 )
 from sparse_kernels.config import RULE_NAMES, SCORE_NAMES
 from sparse_kernels.cpu.block_selection import RULES
-from sparse_kernels.reference.attention import block_energy_reference, block_sparse_prefill_reference
+from sparse_kernels.reference.block_selection import block_energy_reference
+from sparse_kernels.reference.block_sparse_prefill import block_sparse_prefill_reference
 from sparse_kernels.scores import block_energy_cpu
 from support.kernels.paging import PAGE, SUB, paged, queries, rms_ratio
 

@@ -5,7 +5,7 @@ import torch
 from sparse_kernels import DecodeConfig, dense_attention, select_pages_cpu, sparse_paged_decode_cpu
 from sparse_kernels.config import PAGE_SCORE_NAMES
 from sparse_kernels.cpu.sparse_paged_decode import PAGE_SCORES, Pages
-from sparse_kernels.reference.attention import sparse_paged_decode_reference
+from sparse_kernels.reference.sparse_paged_decode import sparse_paged_decode_reference
 from support.kernels.paging import PAGE, paged, queries, rms_ratio
 
 SCALE = 8**-0.5

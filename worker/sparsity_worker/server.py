@@ -34,7 +34,7 @@ from sparsity_worker.config import ModelFacts, WorkerConfig
 from sparsity_worker.echo.engine import EchoEngine
 from sparsity_worker.engine.launching import WORKER
 from sparsity_worker.engine.sglang_engine import Engine
-from sparsity_worker.follower import follow
+from sparsity_worker.joined_node import join
 
 if TYPE_CHECKING:
     from sparsity_worker.profiles.tier_profile import TierProfile
@@ -57,7 +57,7 @@ def run(config: WorkerConfig) -> None:
         if address:
             require_free(address, option, any_port=False)
     if config.nodes.follows:
-        follow(config, facts, _profiles(tiers))
+        join(config, facts, _profiles(tiers))
         return
     tokenizer_file = config.model_path / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(tokenizer_file))

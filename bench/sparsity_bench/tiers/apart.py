@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from sparsity_router.embedded.child import Child
-from sparsity_router.embedded.state import Running
+from sparsity_router.embedded.state import Process, Running
 from sparsity_rpc.errors import EngineError
 from sparsity_serving.addresses import free_port
 from sparsity_serving.engines import ECHO
@@ -20,7 +20,9 @@ _END_SECONDS: Final = 10.0
 
 
 @contextmanager
-def workers_apart(running: Running, profiles: dict[str, str], say: Callable[[str], None]) -> Iterator[dict[str, str]]:
+def workers_apart(
+    running: Running, profiles: dict[str, str], say: Callable[[str], None]
+) -> Iterator[dict[str, Process]]:
     """Serves each tier of the running service by a worker of its own, too; one starts after the other.
 
     Args:
@@ -29,14 +31,14 @@ def workers_apart(running: Running, profiles: dict[str, str], say: Callable[[str
         say: gets a line for each that is ready.
 
     Yields:
-        Their addresses by tier.
+        They by tier.
 
     Raises:
         EngineError: when one is not ready in time.
         ConfigurationError: when one ends.
     """
     with TemporaryDirectory() as folder, ExitStack() as ending:
-        addresses = {}
+        workers = {}
         for tier in running.workers:
             name, address = f"worker-{tier}-apart", f"127.0.0.1:{free_port()}"
             arguments = ["-m", "sparsity_worker", "--worker-id", name, "--tiers", tier, "--engine", running.engine]
@@ -47,8 +49,8 @@ def workers_apart(running: Running, profiles: dict[str, str], say: Callable[[str
             child.start()
             ending.callback(child.stop, _END_SECONDS)
             say(f"{name} serves after {_await(child):.0f} s")
-            addresses[tier] = address
-        yield addresses
+            workers[tier] = Process(name, child.pid, address, str(child.log))
+        yield workers
 
 
 def _await(child: Child) -> float:

@@ -8,11 +8,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
-from sparsity_router.embedded.state import Running
+from sparsity_router.embedded.state import Process, Running
 from sparsity_router.prompts.corpus import technical_text
 from sparsity_router.prompts.tokens import ModelTokenizer
 from sparsity_rpc.errors import EngineError
@@ -38,12 +40,14 @@ class Sample:
 
     Attributes:
         first: seconds to the first token, at the client.
+        processor: seconds of all cores that the worker took until then.
         per_token: seconds a token after the first.
         density: attended over causal pairs of the prompt.
         coverage: estimated share of softmax mass kept.
     """
 
     first: float
+    processor: float
     per_token: float
     density: float
     coverage: float
@@ -61,7 +65,7 @@ class Way(NamedTuple):
 
 def measure(
     running: Running,
-    apart: Mapping[str, str],
+    apart: Mapping[str, Process],
     lengths: Sequence[int],
     repeats: int,
     new_tokens: int,
@@ -71,7 +75,7 @@ def measure(
 
     Args:
         running: the service.
-        apart: addresses of workers of one tier each, by tier, where the service has one worker of every tier.
+        apart: workers of one tier each, by tier, where the service has one worker of every tier.
         lengths: of prompts, tokens.
         repeats: rounds that count.
         new_tokens: that each request generates.
@@ -83,28 +87,27 @@ def measure(
     tokens = ModelTokenizer(Path(running.model_path)).encode(technical_text(), special=False)
     fresh = _fresh_prompts(tokens)
     samples: dict[tuple[Way, int], list[Sample]] = {}
-    addresses = {tier: (worker.address, apart.get(tier)) for tier, worker in running.workers.items()}
-    stubs = {
-        Way(tier, bool(place)): worker_pb2_grpc.WorkerServiceStub(open_channel(address, None))
-        for tier, both in addresses.items()
-        for place, address in enumerate(both)
-        if address is not None
+    workers = {
+        Way(tier, bool(place)): _Worker(worker)
+        for tier, own in running.workers.items()
+        for place, worker in enumerate((own, apart.get(tier)))
+        if worker is not None
     }
     for length in lengths:
         for repeat in range(repeats + 1):
             # Neither of two ways that are compared is always the first; both get the same prompt.
             for tier in running.workers:
                 prompt = next(fresh)[:length]
-                ways = [way for way in stubs if way.tier == tier]
+                ways = [way for way in workers if way.tier == tier]
                 for way in reversed(ways) if repeat % 2 else ways:
-                    sample = _one(stubs[way], Tier[tier.upper()], prompt, new_tokens)
+                    sample = workers[way].ask(Tier[tier.upper()], prompt, new_tokens)
                     # The first round warms caches and is not counted.
                     if repeat:
                         samples.setdefault((way, length), []).append(sample)
                         said = f"first token after {sample.first:.2f} s, density {sample.density:.3f}"
                         say(f"{way} {length} tokens: {said}")
     longest = max(lengths)
-    for way in stubs:
+    for way in workers:
         if way.tier != DENSE and statistics.median(s.density for s in samples[way, longest]) >= 1.0:
             raise EngineError(f"the {way} tier attended everything at {longest} tokens; no speed-up is reported")
     tiers = list(running.workers)
@@ -118,26 +121,38 @@ def _fresh_prompts(tokens: list[int]) -> Iterator[list[int]]:
         yield tokens[start : start + 8192]
 
 
-def _one(stub: worker_pb2_grpc.WorkerServiceStub, tier: Tier, prompt: list[int], new_tokens: int) -> Sample:
-    request = worker_pb2.WorkerServiceGenerateRequest(
-        request_id=uuid.uuid4().hex,
-        prompt=inference_pb2.TokenIds(ids=prompt),
-        sampling=inference_pb2.SamplingParams(max_new_tokens=new_tokens, ignore_eos=True),
-        tier=tier.wire,
-        cache_salt=uuid.uuid4().hex,
-    )
-    started = time.perf_counter()
-    first, last, produced, completion = 0.0, 0.0, 0, inference_pb2.Completion()
-    for message in stub.Generate(request, timeout=600.0):
-        if message.response.token_ids:
-            last = time.perf_counter() - started
-            first = first or last
-            produced += len(message.response.token_ids)
-        if message.response.HasField("completion"):
-            completion = message.response.completion
-    report = completion.sparsity
-    per_token = (last - first) / (produced - 1) if produced > 1 else 0.0
-    return Sample(first, per_token, report.prefill_density, report.coverage)
+class _Worker:
+    """A worker that is asked, and its processes."""
+
+    def __init__(self, process: Process) -> None:
+        self._stub = worker_pb2_grpc.WorkerServiceStub(open_channel(process.address, None))
+        root = psutil.Process(process.pid)
+        self._processes = (root, *root.children(recursive=True))
+
+    def _processor(self) -> float:
+        times = [process.cpu_times() for process in self._processes]
+        return sum(each.user + each.system for each in times)
+
+    def ask(self, tier: Tier, prompt: list[int], new_tokens: int) -> Sample:
+        request = worker_pb2.WorkerServiceGenerateRequest(
+            request_id=uuid.uuid4().hex,
+            prompt=inference_pb2.TokenIds(ids=prompt),
+            sampling=inference_pb2.SamplingParams(max_new_tokens=new_tokens, ignore_eos=True),
+            tier=tier.wire,
+            cache_salt=uuid.uuid4().hex,
+        )
+        before, started = self._processor(), time.perf_counter()
+        first, last, processor, produced, completion = 0.0, 0.0, 0.0, 0, inference_pb2.Completion()
+        for message in self._stub.Generate(request, timeout=600.0):
+            if message.response.token_ids:
+                last = time.perf_counter() - started
+                first, processor = first or last, processor or self._processor() - before
+                produced += len(message.response.token_ids)
+            if message.response.HasField("completion"):
+                completion = message.response.completion
+        report = completion.sparsity
+        per_token = (last - first) / (produced - 1) if produced > 1 else 0.0
+        return Sample(first, processor, per_token, report.prefill_density, report.coverage)
 
 
 def tier_rows(samples: Mapping[tuple[Way, int], list[Sample]], tiers: Sequence[str], length: int) -> list[Row]:
@@ -169,22 +184,27 @@ def shared_rows(samples: Mapping[tuple[Way, int], list[Sample]], length: int) ->
     """Each tier of a worker of all, beside a worker of that tier alone; none where there is no such worker.
 
     A pair of runs, one after the other with the same prompt, has a ratio; that of the row is their median, on which a
-    machine that is busy with something else for a while has no say.
+    machine that is busy with something else for a while has no say. Processor time tells what the engine does where
+    others' work on the same cores stretches the time on the wall.
     """
     rows = []
     for way, at in samples:
         if at != length or not way.apart:
             continue
-        own, shared = samples[way, length], samples[Way(way.tier), length]
-        ratio = statistics.median(one.first / other.first for one, other in zip(own, shared, strict=True))
-        shape = f"{length} prompt tokens, batch 1, {len(shared)} pairs of runs, ratio of a pair at the median"
-        row = Row(
-            f"time to first token, {way.tier}, in a worker of every tier", shape, _medians(shared)[0], "s",
-            "a worker of its own", _medians(own)[0], ratio,
-        )  # fmt: skip
-        met = ratio >= 1 / SHARED_MOST
-        rows.append(judged(row, f"ratio >= {1 / SHARED_MOST:.2f}", met=met) if length == SHARED_TOKENS else row)
+        pairs = list(zip(samples[way, length], samples[Way(way.tier), length], strict=True))
+        shape = f"{length} prompt tokens, batch 1, {len(pairs)} pairs of runs, ratio of a pair at the median"
+        for what, of in (("time to first token", _first), ("processor time to first token", _processor)):
+            own, shared = (statistics.median(of(pair[place]) for pair in pairs) for place in (0, 1))
+            ratio = statistics.median(of(one) / of(other) for one, other in pairs)
+            row = Row(
+                f"{what}, {way.tier}, in a worker of every tier", shape, shared, "s", "a worker of its own", own, ratio
+            )
+            met = ratio >= 1 / SHARED_MOST
+            rows.append(judged(row, f"ratio >= {1 / SHARED_MOST:.2f}", met=met) if length == SHARED_TOKENS else row)
     return rows
+
+
+_first, _processor = attrgetter("first"), attrgetter("processor")
 
 
 def _medians(samples: list[Sample]) -> tuple[float, float]:

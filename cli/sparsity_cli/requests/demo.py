@@ -60,8 +60,8 @@ class Case:
 # tier prunes, and are a little longer than their band or profile wants.
 CASES = (
     Case("short chat", 0, "support-chat", Tier.DENSE, Reason.LENGTH_BAND),
-    Case("RAG, 6k tokens", 6000, "rag", Tier.AGGRESSIVE, Reason.LENGTH_BAND),
-    Case("the same, medical", 6000, "medical", Tier.DENSE, Reason.LENGTH_BAND),
+    Case("long RAG", 4400, "rag", Tier.AGGRESSIVE, Reason.LENGTH_BAND),
+    Case("the same, medical", 4400, "medical", Tier.DENSE, Reason.LENGTH_BAND),
     Case("RAG flagged by the caller", 4400, "rag", Tier.DENSE, Reason.FLAGGED, flags=("abuse",)),
     Case("RAG with a risk phrase inside", 4400, "rag", Tier.DENSE, Reason.FLAGGED, planted=" I want to\ndie. "),
     Case("caller asks for dense", 4400, "rag", Tier.DENSE, Reason.CALLER_REQUESTED, max_tier=Tier.DENSE),
@@ -222,8 +222,9 @@ def _fill(row: Row, completion: inference_pb2.Completion) -> None:
 def _request(client: WireClient, case: Case, new_tokens: int) -> inference_pb2.GenerateRequest:
     text = _sized(client, case.tokens, case.text) if case.tokens else "What is the capital of France?"
     if case.planted:
-        middle = len(text) // 2
-        text = text[:middle] + case.planted + text[middle:]
+        # Late: what comes before it is in the cache.
+        place = len(text) * 3 // 4
+        text = text[:place] + case.planted + text[place:]
     prompt: str | list[int] | inference_pb2.ChatPrompt = user_turn(text + _QUESTION if case.tokens else text)
     if case.as_token_ids:
         # Plain bytes in every byte-level vocabulary, whose special tokens come before or after them.

@@ -49,3 +49,8 @@ class PagedSequence(NamedTuple):
         for part in (keys, values):
             part.flatten(1, 2)[:, self.length :] = 0
         return keys, values
+
+    def contiguous(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values ``[Hkv, length, D]`` in float64, as definitions read them."""
+        keys, values = (part.flatten(1, 2)[:, : self.length].double() for part in self.gather())
+        return keys, values

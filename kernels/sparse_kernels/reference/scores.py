@@ -1,7 +1,7 @@
 """The definitions of the published scores, in plain torch and float64, a row, tile and block at a time.
 
 All take q ``[T, Hq, D]``, a whole prompt, and keys ``[Hkv, T, D]``, and return what a tile needs of each block, float64
-``[Hkv, tiles, blocks]``; those of softmaxed columns are in :mod:`sparse_kernels.reference.attention`.
+``[Hkv, tiles, blocks]``; those of softmaxed columns are in :mod:`sparse_kernels.reference.block_selection`.
 """
 
 from __future__ import annotations

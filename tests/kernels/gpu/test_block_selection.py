@@ -11,7 +11,7 @@ import torch
 from sparse_kernels import PrefillConfig
 from sparse_kernels.gpu.block_energy import block_energy
 from sparse_kernels.gpu.block_selection import select_blocks
-from sparse_kernels.reference.attention import block_energy_reference
+from sparse_kernels.reference.block_selection import block_energy_reference
 from support.kernels.devices import launch
 from support.kernels.paging import PAGE, SUB
 from support.kernels.selecting import SCALE

@@ -11,7 +11,7 @@ from sparse_kernels.gpu.block_sparse_prefill import PrefillOutput, block_sparse_
 from sparse_kernels.layout.batch import PagedBatch
 from sparse_kernels.layout.block_index import BlockIndex
 from sparse_kernels.mean_correction import Corrections
-from sparse_kernels.reference.attention import block_sparse_prefill_reference
+from sparse_kernels.reference.block_sparse_prefill import block_sparse_prefill_reference
 from support.kernels.devices import DEVICE, EXACT, launch, on
 from support.kernels.exact_prefill import exact_prefill
 from support.kernels.paging import PAGE, joined, queries, rms_ratio

@@ -10,7 +10,7 @@ from sparse_kernels.gpu.page_limits import PageLimits, page_capacity
 from sparse_kernels.gpu.page_selection import MOST_BLOCKS, select_pages
 from sparse_kernels.gpu.page_summaries import summarize_pages
 from sparse_kernels.gpu.sparse_paged_decode import paged_decode, sparse_paged_decode
-from sparse_kernels.reference.attention import sparse_paged_decode_reference
+from sparse_kernels.reference.sparse_paged_decode import sparse_paged_decode_reference
 from support.kernels.devices import DEVICE, DTYPES, EXACT, TOLERANCES, launch, on
 from support.kernels.paging import PAGE, SUB, joined, queries, rms_ratio
 

@@ -1,4 +1,4 @@
-"""A node that computes for node 0: it has ranks of the engine, answers probes, and ends when node 0 has."""
+"""A node that joins node 0 and computes for it: it has ranks, answers probes, and ends when node 0 has."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _TOGETHER_SECONDS: Final = 3.0
 log = logging.getLogger("sparsity.worker")
 
 
-def follow(config: WorkerConfig, facts: ModelFacts, profiles: Mapping[str, TierProfile]) -> None:
-    """Runs the ranks of a node that follows, in this process, which must be on its main thread.
+def join(config: WorkerConfig, facts: ModelFacts, profiles: Mapping[str, TierProfile]) -> None:
+    """Runs the ranks of a node that joins another, in this process, which must be on its main thread.
 
     Raises:
         EngineError: when a rank fails, as all do where node 0 is gone without a word.

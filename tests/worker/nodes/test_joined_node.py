@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sparsity_rpc.errors import EngineError
 from sparsity_serving.health import LIVENESS, READINESS
 from sparsity_worker.__main__ import read_config
-from sparsity_worker.follower import until_the_end
+from sparsity_worker.joined_node import until_the_end
 from support.ports import free_port
 from support.tiny import tiny_model
 
