@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 from sparsity_policies.documents.shipped import shipped_policies
 from sparsity_policies.matching.scan import Scanner
 
@@ -69,15 +70,15 @@ def shared(first: Iterable[str], second: Iterable[str], language: str) -> list[t
 
 
 def alike(held: Sequence[frozenset[tuple[str, ...]]]) -> Iterator[tuple[int, int]]:
-    """Pairs of texts that share more than ``LIKENESS_LIMIT`` of their words, by products of matrices."""
+    """Pairs of texts that share more than ``LIKENESS_LIMIT`` of their words, by products of sparse matrices."""
     known = {word: number for number, word in enumerate(sorted(set().union(*held)))}
-    has = np.zeros((len(held), len(known)), np.float32)
-    for row, words in enumerate(held):
-        has[row, [known[word] for word in words]] = 1.0
+    rows = np.repeat(np.arange(len(held)), [len(words) for words in held])
+    columns = [known[word] for words in held for word in words]
+    has = csr_array((np.ones(len(rows), np.float32), (rows, columns)), shape=(len(held), len(known)))
     sizes = has.sum(axis=1)
     for first in range(0, len(held), ROWS):
         part = slice(first, first + ROWS)
-        both = has[part] @ has.T
+        both = (has[part] @ has.T).toarray()
         like = both > LIKENESS_LIMIT * (sizes[part, None] + sizes[None] - both)
         yield from ((first + one, other) for one, other in np.argwhere(like).tolist() if first + one < other)
 
