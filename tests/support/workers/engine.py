@@ -128,6 +128,14 @@ class Worker:
         stream.cancel()
         return found
 
+    def emptied(self, seconds: float = 20.0) -> worker_pb2.WatchLoadResponse:
+        """Its load once nothing is left, which the engine tells a moment after the last answer."""
+        deadline = time.monotonic() + seconds
+        while (now := self.load()).requests or now.kv_used_tokens:
+            assert time.monotonic() < deadline, now
+            time.sleep(0.2)
+        return now
+
 
 def worker_request(
     prompt: list[int],
