@@ -1,4 +1,4 @@
-"""Clocks of the router benchmarks: latency of calls, and CPU time of the process that answers them.
+"""Clocks of benchmarks of running processes: latency of calls, and CPU time of the process that answers them.
 
 CPU time is the process's own, from the operating system, by call: on a shared machine it tells more than latency.
 """

@@ -12,7 +12,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 from sparsity.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from sparsity_router.embedded.state import Process, Running
 from sparsity_router.prompts.corpus import technical_text
@@ -21,6 +20,8 @@ from sparsity_rpc.errors import EngineError
 from sparsity_rpc.tiers import Tier
 from sparsity_rpc.tls import open_channel
 from sparsity_serving.benchmark import Row, judged
+
+from sparsity_bench.timing import cpu_clock
 
 DENSE = "dense"
 # What this benchmark is asked for: ratio to dense by tier and prompt length.
@@ -122,16 +123,11 @@ def _fresh_prompts(tokens: list[int]) -> Iterator[list[int]]:
 
 
 class _Worker:
-    """A worker that is asked, and its processes."""
+    """A worker that is asked, and the clock of its processes."""
 
     def __init__(self, process: Process) -> None:
         self._stub = worker_pb2_grpc.WorkerServiceStub(open_channel(process.address, None))
-        root = psutil.Process(process.pid)
-        self._processes = (root, *root.children(recursive=True))
-
-    def _processor(self) -> float:
-        times = [process.cpu_times() for process in self._processes]
-        return sum(each.user + each.system for each in times)
+        self._processor = cpu_clock(process.pid)
 
     def ask(self, tier: Tier, prompt: list[int], new_tokens: int) -> Sample:
         request = worker_pb2.WorkerServiceGenerateRequest(
