@@ -104,11 +104,13 @@ def selection_call(prompt: Prompt, config: PrefillConfig) -> Callable[[], BatchS
 
 def selected_prefill_call(prompt: Prompt, config: PrefillConfig) -> Call:
     """Selection and attention, as a worker runs them."""
+    given, batch = prompt.given, prompt.batch
     select = selection_call(prompt, config)
 
     def call() -> torch.Tensor:
         found = select()
-        return prefill_call(prompt, found.index, found.corrections)()
+        # Not by prefill_call, which waits for the device to look at the index.
+        return block_sparse_prefill(given.q, batch, found.index, given.scale, corrections=found.corrections).out
 
     return call
 

@@ -88,6 +88,7 @@ class DecodeWorkspace:
         self.lse = torch.empty(parts, dtype=torch.float32, device=device)
         # Every launch leaves them at zero.
         self.counters = torch.zeros(pairs, dtype=torch.int32, device=device)
+        self.scored, self.selected = torch.zeros(2, pairs, dtype=torch.int32, device=device)
         self.nobody = torch.zeros(sequences, dtype=torch.uint8, device=device)
 
     @classmethod
@@ -152,6 +153,24 @@ def dependent_launch(device: torch.device) -> dict[str, bool]:
     if generation(device) != 9 or triton.knobs.runtime.interpret:
         return {"PDL": False}
     return {"PDL": True, "launch_pdl": True}
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def tell(counter):  # type: ignore[no-untyped-def]
+    """Counts this program among those whose stores may be read."""
+    tl.debug_barrier()
+    tl.atomic_add(counter, 1, sem="release")
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def await_told(counter, programs):  # type: ignore[no-untyped-def]
+    """Waits until so many programs of the launch before have told; all of them run or have ended by then.
+
+    A launch may start before the one it depends on ends, but not before each of that one's programs has.
+    """
+    seen = tl.atomic_add(counter, 0, sem="acquire")
+    while seen < programs:
+        seen = tl.atomic_add(counter, 0, sem="acquire")
 
 
 def fill_tables(

@@ -1,4 +1,4 @@
-"""How the pages of a decode step are shared among programs, and what these found is merged, in Triton.
+"""How the pages of a decode step are shared among programs, attended by each, and merged, in Triton.
 
 Splits are about as large for all sequences, whatever their lengths, so that one long sequence among short ones does not
 keep a few programs busy while the others rest. Every program computes the shares itself, from the lengths.
@@ -37,6 +37,55 @@ def share_splits(  # type: ignore[no-untyped-def]
     tiles = (tokens + TILE - 1) // TILE
     each = tl.maximum((tl.sum(tiles, 0) + splits - 1) // splits, LEAST)
     return tiles, (tiles + each - 1) // each
+
+
+@triton.jit
+def share(tiles, split, active):  # type: ignore[no-untyped-def]
+    """Where a split's tiles begin and end."""
+    return (split * tiles + active - 1) // active, ((split + 1) * tiles + active - 1) // active
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def attend_tiles(  # type: ignore[no-untyped-def]
+    b_q, b_m, b_l, b_acc, p_k, p_v, p_pages, begin, end, opening, ahead, further, count, tokens, scale, s_kp, s_kt,
+    PAGE: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Tiles of listed pages: the first ``opening``, and after these such as stand so many places further.
+
+    Args:
+        ahead: places in what is attended from the tile's number on, past the opening.
+        further: places in ``p_pages`` from those, past the opening.
+        count: pages that are attended.
+    """
+    o_n = tl.arange(0, TILE)
+    o_d = tl.arange(0, DIM)
+    for i in tl.range(begin, end, num_stages=STAGES):
+        if PAGE >= TILE:
+            PER: tl.constexpr = PAGE // TILE
+            place = i // PER
+            jump = place >= opening
+            place += tl.where(jump, ahead, 0)
+            page = tl.load(p_pages + place + tl.where(jump, further, 0)).to(tl.int64)
+            inner = i % PER * TILE + o_n
+            # Places in a page are of 32 bits: fewer registers.
+            at = (inner * s_kt)[:, None] + o_d[None, :]
+            # Slots past the end may hold anything, NaN included.
+            m_n = place * PAGE + inner < tokens
+        else:
+            pages = tl.load(p_pages + tl.minimum((i * TILE + o_n) // PAGE, count - 1)).to(tl.int64)
+            page = 0
+            at = (pages * s_kp + o_n % PAGE * s_kt)[:, None] + o_d[None, :]
+            m_n = i * TILE + o_n < tokens
+        b_k = tl.load(p_k + page * s_kp + at, mask=m_n[:, None], other=0.0)
+        b_v = tl.load(p_v + page * s_kp + at, mask=m_n[:, None], other=0.0)
+        b_s = tl.where(m_n[None, :], tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * scale, float("-inf"))
+        b_new = tl.maximum(b_m, tl.max(b_s, 1))
+        b_p = tl.exp2(b_s - b_new[:, None])
+        b_old = tl.exp2(b_m - b_new)
+        b_acc = b_acc * b_old[:, None] + tl.dot(b_p.to(b_v.dtype), b_v, input_precision="ieee")
+        b_l = b_l * b_old + tl.sum(b_p, 1)
+        b_m = b_new
+    return b_m, b_l, b_acc
 
 
 @triton.jit  # type: ignore[untyped-decorator]

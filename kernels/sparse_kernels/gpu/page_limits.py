@@ -97,3 +97,10 @@ def own_limits(kinds, limits, o_s, m_s):  # type: ignore[no-untyped-def]
     """Tokens from which pages of the sequences ``o_s`` are chosen, and how many."""
     p_own = limits + tl.load(kinds + o_s, mask=m_s, other=0) * 4
     return tl.load(p_own), tl.load(p_own + 1)
+
+
+@triton.jit
+def own_ends(kinds, limits, i_s):  # type: ignore[no-untyped-def]
+    """Sink and recent tokens of a sequence."""
+    p_own = limits + tl.load(kinds + i_s) * 4
+    return tl.load(p_own + 2), tl.load(p_own + 3)

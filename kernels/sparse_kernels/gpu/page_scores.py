@@ -14,7 +14,7 @@ import triton.language as tl
 
 from sparse_kernels.config import PAGE_SCORE_NAMES, DecodeConfig
 from sparse_kernels.gpu.checks import padded_rows
-from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace, dependent_launch
+from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace, dependent_launch, tell
 from sparse_kernels.gpu.launches import Launcher
 from sparse_kernels.gpu.page_limits import PageLimits, own_limits
 from sparse_kernels.gpu.page_summaries import summarize_page
@@ -24,8 +24,8 @@ from sparse_kernels.layout.page_summaries import PageSummaries
 _PROGRAMS, _MOST_SPLITS = 1024, 64
 # From so many pairs of sequences and KV heads on, wide steps pay.
 _MANY_PAIRS = 128
-# Bytes of the means of one step: four of them are in flight or in use.
-_STEP_BYTES = 32768
+# Bytes of the means of one step, and steps that are in flight or in use.
+_STEP_BYTES, _STAGES = 32768, 5
 
 
 def score_rows(config: DecodeConfig, group: int) -> int:
@@ -45,7 +45,7 @@ def launch_scores(
     workspace: DecodeWorkspace,
     *,
     summarized: bool,
-) -> None:
+) -> int:
     """Writes ``workspace.masses``, float32 ``[sequences, Hkv, score rows, blocks]``; arguments are checked.
 
     Args:
@@ -59,6 +59,9 @@ def launch_scores(
         limits: of sequences, in place of ``config.sparse_from`` and ``capacity``.
         workspace: what is written.
         summarized: whether the newest pages' summaries are left as they stand.
+
+    Returns:
+        Programs of each sequence and KV head, which count themselves in ``workspace.scored``.
     """
     sequences, heads, dim = q.shape
     _, page, kv_heads, _ = batch.keys.shape
@@ -71,20 +74,21 @@ def launch_scores(
         (kv_heads, splits + (not summarized), sequences),
         q, batch.keys, batch.values, summaries.sub_mean, summaries.sub_count, summaries.mean, summaries.value_mean,
         summaries.spread, summaries.stale.view(torch.uint8), batch.tables, batch.lengths, dense,
-        *(limits or (dense, dense)), workspace.masses,
+        *(limits or (dense, dense)), workspace.masses, workspace.scored,
         scale * math.log2(math.e), config.sparse_from, capacity, batch.tables.shape[1], splits,
         batch.tables.stride(0), *q.stride()[:2], *batch.keys.stride()[:3],
         PAGE=page, DIM=dim, GROUP=group, ROWS=padded_rows(group), HEADS=kv_heads, SUBS=subs,
         FULL=math.log2(summaries.sub_page), STEP=step,
-        SPREAD=spread, NEWEST=int(not summarized), EACH=limits is not None, STAGES=5, num_warps=4 if dim <= 128 else 8,
-        **dependent_launch(q.device),
+        SPREAD=spread, NEWEST=int(not summarized), EACH=limits is not None, STAGES=_STAGES,
+        num_warps=4 if dim <= 128 else 8, **dependent_launch(q.device),
     )  # fmt: skip
+    return splits
 
 
 @triton.jit(do_not_specialize=("splits",))  # type: ignore[untyped-decorator]
 def score_pages(  # type: ignore[no-untyped-def]
     q, k, v, sub_means, sub_counts, means, value_means, spreads, stale, tables, lengths, dense, kinds, limits,
-    masses, scale, sparse_from, capacity, blocks, splits, s_table,
+    masses, scored, scale, sparse_from, capacity, blocks, splits, s_table,
     s_qs, s_qh, s_kp, s_kt, s_kh,
     PAGE: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr,
     SUBS: tl.constexpr, FULL: tl.constexpr, STEP: tl.constexpr, SPREAD: tl.constexpr, NEWEST: tl.constexpr,
@@ -145,6 +149,7 @@ def score_pages(  # type: ignore[no-untyped-def]
                         b_q, sub_means, p_table, masses + (i_s * HEADS + i_kv) * GROUP * blocks, begin, end, there,
                         filled, i_kv, scale, blocks, GROUP, ROWS, HEADS, DIM, SUB, SUBS, FULL, STEP, STAGES,
                     )  # fmt: skip
+        tell(scored + i_s * HEADS + i_kv)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -12,10 +12,18 @@ import triton.language as tl
 
 from sparse_kernels.config import DecodeConfig
 from sparse_kernels.gpu.checks import check_device, check_summaries, looked_at
-from sparse_kernels.gpu.decode_batch import DecodeBatch, DecodeWorkspace, check_batch, dependent_launch
+from sparse_kernels.gpu.decode_batch import (
+    DecodeBatch,
+    DecodeWorkspace,
+    await_told,
+    check_batch,
+    dependent_launch,
+    tell,
+)
 from sparse_kernels.gpu.launches import Launcher
-from sparse_kernels.gpu.page_limits import PageLimits, chosen_from, own_limits, page_capacity
+from sparse_kernels.gpu.page_limits import PageLimits, chosen_from, own_ends, own_limits, page_capacity
 from sparse_kernels.gpu.page_scores import launch_scores, score_rows
+from sparse_kernels.gpu.selection.score_search import bounds
 from sparse_kernels.layout.page_summaries import PageSummaries
 
 # A sequence's scores lie in the registers of one program, and two counts of them in a word.
@@ -62,7 +70,9 @@ def select_pages(
     """
     check_choice(q, batch, summaries, config, dense, limits, summarized=summarized)
     workspace = workspace or DecodeWorkspace.of(q, batch, page_capacity(config, batch.keys.shape[1]))
-    return launch_choice(q, batch, summaries, config, scale, dense, limits, workspace, summarized=summarized)
+    return launch_choice(
+        q, batch, summaries, config, scale, dense, limits, workspace, summarized=summarized, awaited=False
+    )  # fmt: skip
 
 
 def check_choice(
@@ -104,8 +114,9 @@ def launch_choice(
     workspace: DecodeWorkspace,
     *,
     summarized: bool,
+    awaited: bool,
 ) -> torch.Tensor:
-    """:func:`select_pages` of arguments that are checked.
+    """:func:`select_pages` of arguments that are checked; where ``awaited``, ``workspace.selected`` tells of its pairs.
 
     Raises:
         ValueError: when the workspace is made for less.
@@ -115,24 +126,26 @@ def launch_choice(
     capacity = page_capacity(config, page)
     workspace.check(q, batch, capacity)
     held = workspace.nobody if dense is None else dense.view(torch.uint8)
-    launch_scores(q, batch, summaries, config, scale, capacity, held, limits, workspace, summarized=summarized)
+    told = launch_scores(q, batch, summaries, config, scale, capacity, held, limits, workspace, summarized=summarized)
     width, rows = max(16, triton.next_power_of_2(blocks)), score_rows(config, heads // kv_heads)
     _launch(
         (kv_heads, sequences),
         batch.tables, batch.lengths, held, *(limits or (held, held)), workspace.masses, workspace.chosen,
-        config.sink, config.recent, config.sparse_from, capacity, blocks, batch.tables.stride(0),
+        workspace.scored, workspace.selected,
+        config.sink, config.recent, config.sparse_from, capacity, blocks, told, batch.tables.stride(0),
         PAGE=page, GROUP=rows, GROUPS=triton.next_power_of_2(rows), HEADS=kv_heads, WIDTH=width,
         SHARES=config.score != "spread", EACH=limits is not None, FUSED=not triton.knobs.runtime.interpret,
-        num_warps=8 if width <= 2048 else 16 if width <= 8192 else 32, **dependent_launch(q.device),
+        AWAITED=awaited, num_warps=8 if width <= 2048 else 16 if width <= 8192 else 32, **dependent_launch(q.device),
     )  # fmt: skip
     return workspace.chosen[: sequences * kv_heads * capacity].view(sequences, kv_heads, capacity)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=("told",))  # type: ignore[untyped-decorator]
 def choose_pages(  # type: ignore[no-untyped-def]
-    tables, lengths, dense, kinds, limits, masses, chosen, sink, recent, sparse_from, capacity, blocks, s_table,
+    tables, lengths, dense, kinds, limits, masses, chosen, scored, selected,
+    sink, recent, sparse_from, capacity, blocks, told, s_table,
     PAGE: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr,
-    SHARES: tl.constexpr, EACH: tl.constexpr, FUSED: tl.constexpr, PDL: tl.constexpr,
+    SHARES: tl.constexpr, EACH: tl.constexpr, FUSED: tl.constexpr, AWAITED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The pages of one sequence and KV head; a tile no wider than it needs holds their scores."""
     i_kv = tl.program_id(0)
@@ -142,13 +155,13 @@ def choose_pages(  # type: ignore[no-untyped-def]
     want = capacity
     if EACH:
         sparse_from, want = own_limits(kinds, limits, i_s, True)
-        p_own = limits + tl.load(kinds + i_s) * 4
-        sink = tl.load(p_own + 2)
-        recent = tl.load(p_own + 3)
+        sink, recent = own_ends(kinds, limits, i_s)
     whole = (length < sparse_from) | (tl.load(dense + i_s) != 0) | (there <= want)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    own = i_s * HEADS + i_kv
+    await_told(scored + own, told)
+    tl.store(scored + own, 0)
     if whole == 0:
         p_mass = masses + (i_s * HEADS + i_kv) * GROUP * blocks
         p_table = tables + i_s * s_table
@@ -173,6 +186,11 @@ def choose_pages(  # type: ignore[no-untyped-def]
                 p_mass, p_table, p_out, there, length, want, sink, recent, blocks,
                 PAGE, GROUP, GROUPS, WIDTH, SHARES, FUSED,
             )  # fmt: skip
+        if AWAITED:
+            tell(selected + own)
+    if PDL:
+        # What follows this launch follows the scores too.
+        tl.extra.cuda.gdc_wait()
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -194,7 +212,7 @@ def _choose(  # type: ignore[no-untyped-def]
     number = tl.sum(free.to(tl.int32), 0)
     want = capacity - (there - number)
     score = tl.where(free, score, float("-inf"))
-    lo, hi, above = _bounds(score, free, number, want, FUSED)
+    lo, hi, above = bounds(score, free, number, want, FUSED)
     # Those that score `hi` or more are in; of those between, which score alike or are all wanted, the earliest.
     sure = forced | (score >= hi)
     tied = free & (score >= lo) & (score < hi)
@@ -227,74 +245,6 @@ def _scores(  # type: ignore[no-untyped-def]
             x -= (b_m + tl.log2(tl.maximum(b_l, 1e-30)))[:, None]
         score = tl.maximum(score, tl.max(x, 0))
     return tl.where(score > -1e30, tl.minimum(score, 1e30), -1e30)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _bounds(score, free, number, want, FUSED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """``lo < hi``, and how many score ``hi`` or more: less than are wanted, and with those from ``lo`` on enough.
-
-    Seven pivots a step, until those from ``lo`` on are as many as are wanted or all between score alike.
-    """
-    lo = tl.min(tl.where(free, score, float("inf")), 0)
-    hi = tl.max(score, 0)
-    hi += tl.maximum(1.0, tl.abs(hi) * 1e-6)
-    above_lo = number
-    above_hi = want * 0
-    goal = want
-    if want <= 0:
-        lo = hi
-        above_lo = want
-    while above_lo != goal:
-        step = (hi - lo) * 0.125
-        p1 = lo + step
-        p2 = lo + step * 2
-        p3 = lo + step * 3
-        p4 = lo + step * 4
-        p5 = lo + step * 5
-        p6 = lo + step * 6
-        p7 = lo + step * 7
-        # Two counts to a word.
-        a = (score >= p1).to(tl.int32) + ((score >= p2).to(tl.int32) << 16)
-        b = (score >= p3).to(tl.int32) + ((score >= p4).to(tl.int32) << 16)
-        c = (score >= p5).to(tl.int32) + ((score >= p6).to(tl.int32) << 16)
-        d = (score >= p7).to(tl.int32)
-        if FUSED:
-            a, b, c, d = tl.reduce((a, b, c, d), 0, _add)
-        else:
-            a = tl.sum(a, 0)
-            b = tl.sum(b, 0)
-            c = tl.sum(c, 0)
-            d = tl.sum(d, 0)
-        low = lo
-        high = hi
-        lo, hi, above_lo, above_hi = _narrow(lo, hi, above_lo, above_hi, p1, a & 0xFFFF, want)
-        lo, hi, above_lo, above_hi = _narrow(lo, hi, above_lo, above_hi, p2, a >> 16, want)
-        lo, hi, above_lo, above_hi = _narrow(lo, hi, above_lo, above_hi, p3, b & 0xFFFF, want)
-        lo, hi, above_lo, above_hi = _narrow(lo, hi, above_lo, above_hi, p4, b >> 16, want)
-        lo, hi, above_lo, above_hi = _narrow(lo, hi, above_lo, above_hi, p5, c & 0xFFFF, want)
-        lo, hi, above_lo, above_hi = _narrow(lo, hi, above_lo, above_hi, p6, c >> 16, want)
-        lo, hi, above_lo, above_hi = _narrow(lo, hi, above_lo, above_hi, p7, d, want)
-        if (lo <= low) & (hi >= high):
-            # No number lies between.
-            goal = above_lo
-    return lo, hi, above_hi
-
-
-@triton.jit
-def _narrow(lo, hi, above_lo, above_hi, pivot, above, want):  # type: ignore[no-untyped-def]
-    """The interval with a pivot in place of one of its ends, and how many score at least so much."""
-    lower = (above >= want) & (pivot > lo)
-    upper = (above < want) & (pivot < hi)
-    lo = tl.where(lower, pivot, lo)
-    above_lo = tl.where(lower, above, above_lo)
-    hi = tl.where(upper, pivot, hi)
-    above_hi = tl.where(upper, above, above_hi)
-    return lo, hi, above_lo, above_hi
-
-
-@triton.jit
-def _add(a0, a1, a2, a3, b0, b1, b2, b3):  # type: ignore[no-untyped-def]
-    return a0 + b0, a1 + b1, a2 + b2, a3 + b3
 
 
 _launch = Launcher(choose_pages)

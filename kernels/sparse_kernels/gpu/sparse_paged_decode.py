@@ -17,14 +17,22 @@ from sparse_kernels.gpu.checks import looked_at, padded_rows
 from sparse_kernels.gpu.decode_batch import (
     DecodeBatch,
     DecodeWorkspace,
+    await_told,
     check_batch,
     chosen_splits,
     dependent_launch,
     whole_splits,
 )
-from sparse_kernels.gpu.decode_splits import attended_tokens, merge_group, merge_splits, share_splits
+from sparse_kernels.gpu.decode_splits import (
+    attend_tiles,
+    attended_tokens,
+    merge_group,
+    merge_splits,
+    share,
+    share_splits,
+)
 from sparse_kernels.gpu.launches import Launcher
-from sparse_kernels.gpu.page_limits import PageLimits, own_limits, page_capacity
+from sparse_kernels.gpu.page_limits import PageLimits, own_ends, own_limits, page_capacity
 from sparse_kernels.gpu.page_selection import check_choice, launch_choice
 from sparse_kernels.layout.page_summaries import PageSummaries
 
@@ -77,12 +85,14 @@ def sparse_paged_decode(
     if not q.shape[0]:
         return torch.empty_like(q)
     workspace = workspace or DecodeWorkspace.of(q, batch, capacity)
-    chosen = launch_choice(q, batch, summaries, config, scale, dense, limits, workspace, summarized=summarized)
+    chosen = launch_choice(
+        q, batch, summaries, config, scale, dense, limits, workspace, summarized=summarized, awaited=True
+    )  # fmt: skip
     out, sequences, kv_heads = torch.empty_like(q), q.shape[0], batch.keys.shape[2]
     held = workspace.nobody if dense is None else dense.view(torch.uint8)
     splits = chosen_splits(sequences, kv_heads)
-    _attend(
-        q, batch, chosen, held, limits, workspace, out, scale, config.sparse_from, capacity, splits,
+    _launch_attention(
+        q, batch, chosen, held, limits, workspace, out, scale, config, capacity, splits,
         merge=True, **dependent_launch(q.device),
     )  # fmt: skip
     return out
@@ -104,8 +114,8 @@ def paged_decode(
     workspace.check(q, batch)
     out, (sequences, heads, dim), kv_heads = torch.empty_like(q), q.shape, batch.keys.shape[2]
     splits, group = whole_splits(sequences, kv_heads), heads // kv_heads
-    _attend(
-        q, batch, batch.tables, workspace.nobody, None, workspace, out, scale, _ALWAYS, 0, splits, merge=False,
+    _launch_attention(
+        q, batch, batch.tables, workspace.nobody, None, workspace, out, scale, None, 0, splits, merge=False,
         PDL=False,
     )  # fmt: skip
     _launch_merge(
@@ -128,7 +138,7 @@ def _tile(q: torch.Tensor, batch: DecodeBatch) -> int:
     return min(_KEYS, max(16, _TILE_BYTES // (q.shape[2] * q.element_size())))
 
 
-def _attend(
+def _launch_attention(
     q: torch.Tensor,
     batch: DecodeBatch,
     chosen: torch.Tensor,
@@ -137,7 +147,7 @@ def _attend(
     workspace: DecodeWorkspace,
     out: torch.Tensor,
     scale: float,
-    sparse_from: int,
+    config: DecodeConfig | None,
     capacity: int,
     splits: int,
     *,
@@ -154,8 +164,9 @@ def _attend(
     _launch_splits(
         (kv_heads, programs),
         q, batch.keys, batch.values, batch.tables, batch.lengths, dense, *(limits or (dense, dense)), chosen,
-        workspace.parts, workspace.lse, workspace.counters, out,
-        scale * math.log2(math.e), sparse_from, capacity, sequences, splits, batch.tables.stride(0),
+        workspace.parts, workspace.lse, workspace.counters, workspace.selected, out,
+        scale * math.log2(math.e), *((config.sparse_from, config.sink, config.recent) if config else (_ALWAYS, 0, 0)),
+        capacity, sequences, splits, batch.tables.stride(0),
         *q.stride()[:2], *batch.keys.stride()[:3], *out.stride()[:2],
         PAGE=page, DIM=dim, GROUP=group, GROUPS=groups, ROWS=rows, HEADS=kv_heads, TILE=tile,
         SEQUENCES=triton.next_power_of_2(sequences), LEAST=_LEAST,
@@ -167,8 +178,8 @@ def _attend(
 # A batch's number of sequences has its variants by powers of 2 only.
 @triton.jit(do_not_specialize=("sequences", "splits"))  # type: ignore[untyped-decorator]
 def attend_pages(  # type: ignore[no-untyped-def]
-    q, k, v, tables, lengths, dense, kinds, limits, chosen, parts, lse, counters, out,
-    scale, sparse_from, capacity, sequences, splits, s_table,
+    q, k, v, tables, lengths, dense, kinds, limits, chosen, parts, lse, counters, selected, out,
+    scale, sparse_from, sink, recent, capacity, sequences, splits, s_table,
     s_qs, s_qh, s_kp, s_kt, s_kh, s_os, s_oh,
     PAGE: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr,
     HEADS: tl.constexpr, TILE: tl.constexpr, SEQUENCES: tl.constexpr, LEAST: tl.constexpr, MERGED: tl.constexpr,
@@ -176,7 +187,7 @@ def attend_pages(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """The query heads of one KV head over one split of its pages; where MERGED, the last split's program merges.
 
-    ``scale`` is that of powers of two.
+    Pages of sink and recent tokens are attended while the others are still chosen. ``scale`` is that of powers of two.
     """
     i_kv = tl.program_id(0)
     i_p = tl.program_id(1)
@@ -191,10 +202,7 @@ def attend_pages(  # type: ignore[no-untyped-def]
     first = tl.sum(tl.where(mine, ends - active, 0), 0)
     active = tl.sum(tl.where(mine, active, 0), 0)
     tiles = tl.sum(tl.where(mine, tiles, 0), 0)
-    each = (tiles + active - 1) // tl.maximum(active, 1)
-    begin = (i_p - first) * each
-    end = tl.minimum(begin + each, tiles)
-    if begin < end:
+    if active > 0:
         i_s = number.to(tl.int64)
         o_r = tl.arange(0, ROWS)
         o_d = tl.arange(0, DIM)
@@ -205,47 +213,60 @@ def attend_pages(  # type: ignore[no-untyped-def]
         shortest = sparse_from
         if EACH:
             shortest, most = own_limits(kinds, limits, i_s, True)
+            sink, recent = own_ends(kinds, limits, i_s)
         count, tokens = attended_tokens(length, tl.load(dense + i_s), shortest, most, PAGE)
         # Written before the pages were scored: no need to wait for the choice.
         p_q = q + i_s * s_qs + o_h[:, None] * s_qh + o_d[None, :]
         b_q = tl.load(p_q, mask=m_r[:, None], other=0.0)
-        if PDL:
-            tl.extra.cuda.gdc_wait()
-        p_pages = chosen + (i_s * HEADS + i_kv) * capacity
-        if tokens == length:
-            p_pages = tables + i_s * s_table
+        p_table = tables + i_s * s_table
+        p_told = selected + i_s * HEADS + i_kv
+        p_k = k + i_kv * s_kh
+        p_v = v + i_kv * s_kh
         b_m = tl.full([ROWS], -1e30, tl.float32)
         b_l = tl.zeros([ROWS], tl.float32)
         b_acc = tl.zeros([ROWS, DIM], tl.float32)
-        o_n = tl.arange(0, TILE)
-        for i in tl.range(begin, end, num_stages=STAGES):
-            if PAGE >= TILE:
-                PER: tl.constexpr = PAGE // TILE
-                page = tl.load(p_pages + i // PER).to(tl.int64)
-                at = page * s_kp + i_kv * s_kh + ((i % PER * TILE + o_n) * s_kt)[:, None] + o_d[None, :]
-            else:
-                pages = tl.load(p_pages + tl.minimum((i * TILE + o_n) // PAGE, count - 1)).to(tl.int64)
-                at = (pages * s_kp + i_kv * s_kh + o_n % PAGE * s_kt)[:, None] + o_d[None, :]
-            # Slots past the end may hold anything, NaN included.
-            m_n = i * TILE + o_n < tokens
-            b_k = tl.load(k + at, mask=m_n[:, None], other=0.0)
-            b_v = tl.load(v + at, mask=m_n[:, None], other=0.0)
-            b_s = tl.where(m_n[None, :], tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * scale, float("-inf"))
-            b_new = tl.maximum(b_m, tl.max(b_s, 1))
-            b_p = tl.exp2(b_s - b_new[:, None])
-            b_old = tl.exp2(b_m - b_new)
-            b_acc = b_acc * b_old[:, None] + tl.dot(b_p.to(b_v.dtype), b_v, input_precision="ieee")
-            b_l = b_l * b_old + tl.sum(b_p, 1)
-            b_m = b_new
-        b_o = b_acc / b_l[:, None]
+        split = i_p - first
+        there = (length + PAGE - 1) // PAGE
+        chosen_ones = tokens != length
+        opening = 0
+        known = 0
+        rest = tiles
+        if (PAGE >= TILE) & chosen_ones:
+            opening = (sink + PAGE - 1) // PAGE
+            known = opening + there - tl.maximum(length - recent, 0) // PAGE
+            rest = (count - known) * (PAGE // TILE)
+        before = known * PAGE // TILE
+        # From the other end than shares of the rest, which are rounded the same way.
+        begin, end = share(before, active - 1 - split, active)
+        p_pages = p_table
+        first_ones = opening
+        ahead = count - known
+        further = there - count
+        for late in tl.range(0, 2, num_stages=1):
+            if late:
+                begin, end = share(rest, split, active)
+                begin += before
+                end += before
+                first_ones = 0
+                ahead = opening - known
+                further = 0
+                if chosen_ones:
+                    await_told(p_told, 1)
+                    p_pages = chosen + (i_s * HEADS + i_kv) * capacity
+            b_m, b_l, b_acc = attend_tiles(
+                b_q, b_m, b_l, b_acc, p_k, p_v, p_pages, begin, end, first_ones, ahead, further, count, tokens,
+                scale, s_kp, s_kt, PAGE, DIM, TILE, STAGES,
+            )  # fmt: skip
+        b_o = b_acc / tl.maximum(b_l, 1e-30)[:, None]
         if active == 1:
             p_out = out + i_s * s_os + o_h[:, None] * s_oh + o_d[None, :]
             tl.store(p_out, b_o.to(out.dtype.element_ty), mask=m_r[:, None])
+            tl.store(p_told, 0)
         else:
             row = i_kv * (splits + sequences) + first
             o_part = (i_kv * (splits + sequences) + i_p) * GROUP + o_r
             tl.store(parts + o_part[:, None] * DIM + o_d[None, :], b_o, mask=m_r[:, None])
-            tl.store(lse + o_part, b_m + tl.log2(b_l), mask=m_r)
+            tl.store(lse + o_part, b_m + tl.log2(tl.maximum(b_l, 1e-30)), mask=m_r)
             if MERGED > 0:
                 tl.debug_barrier()
                 counter = counters + i_s * HEADS + i_kv
@@ -253,6 +274,10 @@ def attend_pages(  # type: ignore[no-untyped-def]
                     p_group = out + i_s * s_os + i_kv * GROUP * s_oh
                     merge_group(parts, lse, p_group, row, active, s_oh, DIM, GROUP, GROUPS, MERGED)
                     tl.store(counter, 0)
+                    tl.store(p_told, 0)
+    if PDL:
+        # What follows this launch follows the choice too.
+        tl.extra.cuda.gdc_wait()
 
 
 _launch_splits, _launch_merge = Launcher(attend_pages), Launcher(merge_splits)

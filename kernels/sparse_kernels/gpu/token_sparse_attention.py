@@ -18,7 +18,7 @@ _SCORED_ROWS = 64
 _SCORED_TOKENS = 64
 _TOKENS_AT_ONCE = 64
 # From so many heads on the Gluon kernel attends, whose items are of 64.
-_LEAST_HOPPER_HEADS = 32
+_LEAST_HOPPER_HEADS = 16
 
 
 def lightning_scores(q: torch.Tensor, k: torch.Tensor, weights: torch.Tensor, prefix: int) -> torch.Tensor:

@@ -29,6 +29,9 @@ DECODE = DecodeConfig(sparse_from=0, budget=64, sink=16, recent=16, score="sub_p
 # Prefix and queries of each sequence.
 COUNTS = [(64, 70), (0, 100)]
 
+# Elsewhere what tensors hold is looked at when asked.
+here = pytest.mark.skipif(not INTERPRETED, reason="CPU tensors, which only the interpreter reads")
+
 
 class Prefill:
     """A batch of prefill on the CPU, and the calls that tests spoil."""
@@ -118,6 +121,7 @@ def test_prefill_names_what_is_of_another_cache_or_batch() -> None:
             case.attend(**changed)
 
 
+@here
 def test_what_prefill_would_follow_out_of_its_tensors_is_named() -> None:
     case = Prefill()
     batch, index = case.batch, case.index
@@ -153,6 +157,7 @@ def test_what_prefill_would_follow_out_of_its_tensors_is_named() -> None:
     case.attend()
 
 
+@here
 def test_selection_by_stale_summaries_is_refused_where_they_are_read() -> None:
     case = Prefill()
     page = int(case.batch.tables[1, 0])
@@ -165,6 +170,7 @@ def test_selection_by_stale_summaries_is_refused_where_they_are_read() -> None:
     case.select()
 
 
+@here
 @pytest.mark.parametrize("whole", [False, True])
 def test_what_decode_would_follow_out_of_its_cache_is_named(whole: bool) -> None:
     case = Decode()
@@ -184,6 +190,7 @@ def test_what_decode_would_follow_out_of_its_cache_is_named(whole: bool) -> None
             case.whole(**changed) if whole else case.attend(**changed)
 
 
+@here
 def test_decode_by_summaries_that_are_stale_or_of_fewer_pages_is_refused() -> None:
     case = Decode()
     pages = case.batch.keys.shape[0]
@@ -207,6 +214,7 @@ def test_decode_by_summaries_that_are_stale_or_of_fewer_pages_is_refused() -> No
         case.attend(limits=PageLimits.of(kinds + 1, [None, DECODE], PAGE))
 
 
+@here
 def test_summaries_are_not_written_past_their_end() -> None:
     case = Decode()
     keys, values = case.batch.keys, case.batch.values
