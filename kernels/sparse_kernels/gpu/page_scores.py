@@ -25,7 +25,7 @@ _PROGRAMS, _MOST_SPLITS = 1024, 64
 # From so many pairs of sequences and KV heads on, wide steps pay.
 _MANY_PAIRS = 128
 # Bytes of the means of one step, and steps that are in flight or in use.
-_STEP_BYTES, _STAGES = 32768, 5
+_STEP_BYTES, _STAGES = 32768, 4
 
 
 def score_rows(config: DecodeConfig, group: int) -> int:
