@@ -155,14 +155,14 @@ def dependent_launch(device: torch.device) -> dict[str, bool]:
     return {"PDL": True, "launch_pdl": True}
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def tell(counter):  # type: ignore[no-untyped-def]
     """Counts this program among those whose stores may be read."""
     tl.debug_barrier()
     tl.atomic_add(counter, 1, sem="release")
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def await_told(counter, programs):  # type: ignore[no-untyped-def]
     """Waits until so many programs of the launch before have told; all of them run or have ended by then.
 

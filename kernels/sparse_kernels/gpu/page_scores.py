@@ -69,7 +69,7 @@ def launch_scores(
     spread = config.score == PAGE_SCORE_NAMES[0]
     columns = min(128 if pairs >= _MANY_PAIRS else 64, _STEP_BYTES // (dim * q.element_size()))
     step = max(16, columns) // (1 if spread else subs)
-    splits = min(max(2, min(_MOST_SPLITS, _PROGRAMS // pairs)), triton.cdiv(batch.tables.shape[1], step))
+    splits = min(max(2, min(_MOST_SPLITS, _PROGRAMS // pairs)), -(-batch.tables.shape[1] // step))
     _launch(
         (kv_heads, splits + (not summarized), sequences),
         q, batch.keys, batch.values, summaries.sub_mean, summaries.sub_count, summaries.mean, summaries.value_mean,
