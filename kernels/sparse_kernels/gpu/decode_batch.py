@@ -86,9 +86,10 @@ class DecodeWorkspace:
         self.chosen = torch.empty(pairs * capacity, dtype=torch.int32, device=device)
         self.parts = torch.empty(parts * dim, dtype=torch.float32, device=device)
         self.lse = torch.empty(parts, dtype=torch.float32, device=device)
-        # Every launch leaves them at zero.
-        self.counters = torch.zeros(pairs, dtype=torch.int32, device=device)
-        self.scored, self.selected = torch.zeros(2, pairs, dtype=torch.int32, device=device)
+        # Every launch leaves them at zero; each begins where kernels load words of 16 bytes.
+        self.counters, self.scored, self.selected = (
+            torch.zeros(pairs, dtype=torch.int32, device=device) for _ in range(3)
+        )
         self.nobody = torch.zeros(sequences, dtype=torch.uint8, device=device)
 
     @classmethod

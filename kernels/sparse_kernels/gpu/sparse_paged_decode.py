@@ -175,8 +175,8 @@ def _launch_attention(
     )  # fmt: skip
 
 
-# A batch's number of sequences has its variants by powers of 2 only.
-@triton.jit(do_not_specialize=("sequences", "splits"))  # type: ignore[untyped-decorator]
+# A batch's number of sequences has its variants by powers of 2 only, and profiles of one score have none of their own.
+@triton.jit(do_not_specialize=("sequences", "splits", "sink", "recent"))  # type: ignore[untyped-decorator]
 def attend_pages(  # type: ignore[no-untyped-def]
     q, k, v, tables, lengths, dense, kinds, limits, chosen, parts, lse, counters, selected, out,
     scale, sparse_from, sink, recent, capacity, sequences, splits, s_table,
