@@ -9,7 +9,7 @@ import psutil
 import pytest
 from sparsity.v1 import worker_pb2, worker_pb2_grpc
 from sparsity_bench.tiers.apart import workers_apart
-from sparsity_bench.tiers.run import SHARED_TOKENS, Sample, Way, shared_rows, tier_rows
+from sparsity_bench.tiers.run import SHARED_TOKENS, Pair, Sample, shared_rows, tier_rows
 from sparsity_router.embedded.default_model import echo_model
 from sparsity_router.embedded.state import Process, Running
 from sparsity_rpc.errors import ConfigurationError
@@ -20,20 +20,24 @@ from sparsity_serving.engines import ECHO, SGLANG
 TIERS = ("dense", "aggressive")
 
 
-def samples(shared: list[float], own: list[float], length: int = SHARED_TOKENS) -> dict[tuple[Way, int], list[Sample]]:
+def sample(first: float) -> Sample:
+    """A sparse one; two cores compute."""
+    return Sample(first, 2 * first, 0.1, 0.3, 0.9)
+
+
+def pairs(shared: list[float], own: list[float], length: int = SHARED_TOKENS) -> dict[tuple[str, int], list[Pair]]:
     """Of each tier, by times to first token; the aggressive one takes half as long."""
-    found = {}
-    for place, tier in enumerate(TIERS):
-        for apart, firsts in ((False, shared), (True, own)):
-            found[Way(tier, apart), length] = [
-                Sample(first / (1 + place), 2 * first / (1 + place), 0.1, 0.3, 0.9) for first in firsts
-            ]
-    return found
+    return {
+        (tier, length): [
+            Pair(sample(a / (1 + place)), sample(b / (1 + place))) for a, b in zip(own, shared, strict=True)
+        ]
+        for place, tier in enumerate(TIERS)
+    }
 
 
 @pytest.mark.parametrize(("shared", "met"), [([1.02, 1.02, 1.02], True), ([1.05, 1.05, 1.05], False)])
 def test_a_shared_worker_may_take_three_percent_more(shared: list[float], met: bool) -> None:
-    rows = shared_rows(samples(shared, [1.0] * 3), SHARED_TOKENS)
+    rows = shared_rows(pairs(shared, [1.0] * 3), SHARED_TOKENS)
     assert [tuple(row.name.split(", ")[:2]) for row in rows] == [
         (what, tier) for tier in TIERS for what in ("time to first token", "processor time to first token")
     ]
@@ -44,18 +48,25 @@ def test_a_shared_worker_may_take_three_percent_more(shared: list[float], met: b
 
 
 def test_pairs_are_compared_so_that_a_busy_while_of_the_machine_has_no_say() -> None:
-    rows = shared_rows(samples([1.0, 3.0, 9.0], [1.0, 3.0, 9.0]), SHARED_TOKENS)
+    rows = shared_rows(pairs([1.0, 3.0, 9.0], [1.0, 3.0, 9.0]), SHARED_TOKENS)
     assert all(row.ratio == 1.0 and row.met for row in rows)
 
 
+def test_pairs_tell_how_far_they_lie_apart() -> None:
+    rows = shared_rows(pairs([1.0, 1.0, 1.0], [0.9, 1.0, 1.25]), SHARED_TOKENS)
+    assert all(
+        row.ratio == 1.0 and "3 pairs by turns, ratio at the median of 0.900 to 1.250" in row.shape for row in rows
+    )
+
+
 def test_other_lengths_have_no_goal_and_pools_no_such_rows() -> None:
-    assert all(row.goal is None for row in shared_rows(samples([1.0], [1.0], 1024), 1024))
-    pools = {key: each for key, each in samples([1.0], [1.0]).items() if not key[0].apart}
-    assert shared_rows(pools, SHARED_TOKENS) == []
+    assert all(row.goal is None for row in shared_rows(pairs([1.0], [1.0], 1024), 1024))
+    assert shared_rows({}, SHARED_TOKENS) == []
 
 
 def test_tiers_are_compared_with_the_dense_one_of_the_same_service() -> None:
-    rows = {row.name: row for row in tier_rows(samples([2.0], [1.0]), TIERS, SHARED_TOKENS)}
+    found = {(tier, SHARED_TOKENS): [sample(2.0 / (1 + place))] for place, tier in enumerate(TIERS)}
+    rows = {row.name: row for row in tier_rows(found, TIERS, SHARED_TOKENS)}
     sparse = rows["time to first token, aggressive"]
     assert (sparse.value, sparse.baseline_value, sparse.ratio) == (1.0, 2.0, 2.0)
     assert sparse.met

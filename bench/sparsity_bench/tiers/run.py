@@ -7,7 +7,9 @@ import statistics
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +23,8 @@ from sparsity_rpc.tiers import Tier
 from sparsity_rpc.tls import open_channel
 from sparsity_serving.benchmark import Row, judged
 
-from sparsity_bench.timing import cpu_clock
+from sparsity_bench.tiers.turns import Turns
+from sparsity_bench.timing import Clock, cpu_clock
 
 DENSE = "dense"
 # What this benchmark is asked for: ratio to dense by tier and prompt length.
@@ -54,14 +57,11 @@ class Sample:
     coverage: float
 
 
-class Way(NamedTuple):
-    """A tier of the running service, or of a worker that serves it alone beside it."""
+class Pair(NamedTuple):
+    """One prompt at a worker of its tier alone and at the shared one, which computed by turns."""
 
-    tier: str
-    apart: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.tier}{', worker of its own' if self.apart else ''}"
+    own: Sample
+    shared: Sample
 
 
 def measure(
@@ -72,7 +72,7 @@ def measure(
     new_tokens: int,
     say: Callable[[str], None],
 ) -> list[Row]:
-    """Measures every way at every length, taking turns so that drift of the machine meets all alike.
+    """Measures every tier at every length, taking turns so that drift of the machine meets all alike.
 
     Args:
         running: the service.
@@ -87,32 +87,31 @@ def measure(
     """
     tokens = ModelTokenizer(Path(running.model_path)).encode(technical_text(), special=False)
     fresh = _fresh_prompts(tokens)
-    samples: dict[tuple[Way, int], list[Sample]] = {}
-    workers = {
-        Way(tier, bool(place)): _Worker(worker)
-        for tier, own in running.workers.items()
-        for place, worker in enumerate((own, apart.get(tier)))
-        if worker is not None
-    }
+    samples: dict[tuple[str, int], list[Sample]] = {}
+    pairs: dict[tuple[str, int], list[Pair]] = {}
+    served = {tier: _Worker(worker) for tier, worker in running.workers.items()}
+    alone = {tier: _Worker(worker) for tier, worker in apart.items()}
     for length in lengths:
+        # The first round warms caches and is not counted.
         for repeat in range(repeats + 1):
-            # Neither of two ways that are compared is always the first; both get the same prompt.
-            for tier in running.workers:
-                prompt = next(fresh)[:length]
-                ways = [way for way in workers if way.tier == tier]
-                for way in reversed(ways) if repeat % 2 else ways:
-                    sample = workers[way].ask(Tier[tier.upper()], prompt, new_tokens)
-                    # The first round warms caches and is not counted.
+            for tier, worker in served.items():
+                sample = worker.ask(Tier[tier.upper()], next(fresh)[:length], new_tokens)
+                if repeat:
+                    samples.setdefault((tier, length), []).append(sample)
+                    said = f"first token after {sample.first:.2f} s, density {sample.density:.3f}"
+                    say(f"{tier} {length} tokens: {said}")
+                if tier in alone:
+                    pair = _pair(alone[tier], worker, Tier[tier.upper()], next(fresh)[:length], new_tokens)
                     if repeat:
-                        samples.setdefault((way, length), []).append(sample)
-                        said = f"first token after {sample.first:.2f} s, density {sample.density:.3f}"
-                        say(f"{way} {length} tokens: {said}")
+                        pairs.setdefault((tier, length), []).append(pair)
+                        said = f"{pair.own.first:.2f} s alone, {pair.shared.first:.2f} s shared"
+                        say(f"{tier} {length} tokens, by turns: {said}")
     longest = max(lengths)
-    for way in workers:
-        if way.tier != DENSE and statistics.median(s.density for s in samples[way, longest]) >= 1.0:
-            raise EngineError(f"the {way} tier attended everything at {longest} tokens; no speed-up is reported")
-    tiers = list(running.workers)
-    return [row for length in lengths for row in (*tier_rows(samples, tiers, length), *shared_rows(samples, length))]
+    for tier in served:
+        if tier != DENSE and statistics.median(s.density for s in samples[tier, longest]) >= 1.0:
+            raise EngineError(f"the {tier} tier attended everything at {longest} tokens; no speed-up is reported")
+    tiers = list(served)
+    return [row for length in lengths for row in (*tier_rows(samples, tiers, length), *shared_rows(pairs, length))]
 
 
 def _fresh_prompts(tokens: list[int]) -> Iterator[list[int]]:
@@ -126,10 +125,11 @@ class _Worker:
     """A worker that is asked, and the clock of its processes."""
 
     def __init__(self, process: Process) -> None:
+        self.pid = process.pid
         self._stub = worker_pb2_grpc.WorkerServiceStub(open_channel(process.address, None))
         self._processor = cpu_clock(process.pid)
 
-    def ask(self, tier: Tier, prompt: list[int], new_tokens: int) -> Sample:
+    def ask(self, tier: Tier, prompt: list[int], new_tokens: int, clock: Clock = time.perf_counter) -> Sample:
         request = worker_pb2.WorkerServiceGenerateRequest(
             request_id=uuid.uuid4().hex,
             prompt=inference_pb2.TokenIds(ids=prompt),
@@ -137,11 +137,11 @@ class _Worker:
             tier=tier.wire,
             cache_salt=uuid.uuid4().hex,
         )
-        before, started = self._processor(), time.perf_counter()
+        before, started = self._processor(), clock()
         first, last, processor, produced, completion = 0.0, 0.0, 0.0, 0, inference_pb2.Completion()
         for message in self._stub.Generate(request, timeout=600.0):
             if message.response.token_ids:
-                last = time.perf_counter() - started
+                last = clock() - started
                 first, processor = first or last, processor or self._processor() - before
                 produced += len(message.response.token_ids)
             if message.response.HasField("completion"):
@@ -151,12 +151,23 @@ class _Worker:
         return Sample(first, processor, per_token, report.prefill_density, report.coverage)
 
 
-def tier_rows(samples: Mapping[tuple[Way, int], list[Sample]], tiers: Sequence[str], length: int) -> list[Row]:
+def _pair(own: _Worker, shared: _Worker, tier: Tier, prompt: list[int], new_tokens: int) -> Pair:
+    """Asks both at once, which compute by turns; each by the time of its own."""
+    turns = Turns([own.pid, shared.pid])
+    with turns.taken(), ThreadPoolExecutor(2) as asking:
+        answers = [
+            asking.submit(worker.ask, tier, prompt, new_tokens, partial(turns.seconds, place))
+            for place, worker in enumerate((own, shared))
+        ]
+        return Pair(*(answer.result() for answer in answers))
+
+
+def tier_rows(samples: Mapping[tuple[str, int], list[Sample]], tiers: Sequence[str], length: int) -> list[Row]:
     """The running service's tiers, beside its dense one."""
     rows = []
-    dense_first, dense_token = _medians(samples[Way(DENSE), length])
+    dense_first, dense_token = _medians(samples[DENSE, length])
     for tier in tiers:
-        found = samples[Way(tier), length]
+        found = samples[tier, length]
         first, token = _medians(found)
         shape = f"{length} prompt tokens, batch 1, {len(found)} runs"
         if tier == DENSE:
@@ -176,24 +187,24 @@ def tier_rows(samples: Mapping[tuple[Way, int], list[Sample]], tiers: Sequence[s
     return rows
 
 
-def shared_rows(samples: Mapping[tuple[Way, int], list[Sample]], length: int) -> list[Row]:
+def shared_rows(pairs: Mapping[tuple[str, int], list[Pair]], length: int) -> list[Row]:
     """Each tier of a worker of all, beside a worker of that tier alone; none where there is no such worker.
 
-    A pair of runs, one after the other with the same prompt, has a ratio; that of the row is their median, on which a
-    machine that is busy with something else for a while has no say. Processor time tells what the engine does where
-    others' work on the same cores stretches the time on the wall.
+    Each pair has a ratio; that of the row is their median, and the lowest and highest stand beside it: two workers that
+    are started alike differ, too. Processor time tells what the engine does where others' work on the same cores
+    stretches the time on the wall.
     """
     rows = []
-    for way, at in samples:
-        if at != length or not way.apart:
+    for (tier, at), found in pairs.items():
+        if at != length:
             continue
-        pairs = list(zip(samples[way, length], samples[Way(way.tier), length], strict=True))
-        shape = f"{length} prompt tokens, batch 1, {len(pairs)} pairs of runs, ratio of a pair at the median"
         for what, of in (("time to first token", _first), ("processor time to first token", _processor)):
-            own, shared = (statistics.median(of(pair[place]) for pair in pairs) for place in (0, 1))
-            ratio = statistics.median(of(one) / of(other) for one, other in pairs)
+            own, shared = (statistics.median(of(pair[place]) for pair in found) for place in (0, 1))
+            ratios = [of(pair.own) / of(pair.shared) for pair in found]
+            ratio, spread = statistics.median(ratios), f"{min(ratios):.3f} to {max(ratios):.3f}"
+            shape = f"{length} prompt tokens, batch 1, {len(found)} pairs by turns, ratio at the median of {spread}"
             row = Row(
-                f"{what}, {way.tier}, in a worker of every tier", shape, shared, "s", "a worker of its own", own, ratio
+                f"{what}, {tier}, in a worker of every tier", shape, shared, "s", "a worker of its own", own, ratio
             )
             met = ratio >= 1 / SHARED_MOST
             rows.append(judged(row, f"ratio >= {1 / SHARED_MOST:.2f}", met=met) if length == SHARED_TOKENS else row)
