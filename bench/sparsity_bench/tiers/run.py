@@ -104,7 +104,8 @@ def measure(
                     pair = _pair(alone[tier], worker, Tier[tier.upper()], next(fresh)[:length], new_tokens)
                     if repeat:
                         pairs.setdefault((tier, length), []).append(pair)
-                        said = f"{pair.own.first:.2f} s alone, {pair.shared.first:.2f} s shared"
+                        took = (f"{each.first:.2f} s ({each.processor:.2f} s of processors)" for each in pair)
+                        said = "alone {}, shared {}".format(*took)
                         say(f"{tier} {length} tokens, by turns: {said}")
     longest = max(lengths)
     for tier in served:
