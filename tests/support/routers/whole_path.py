@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -211,6 +212,8 @@ class World:
     layout: Layout = field(default_factory=lambda: POOLS)
     fleet: Fleet | None = None
     liars: set[str] = field(default_factory=set)
+    readings: Counter[str] = field(default_factory=Counter)
+    lies: dict[tuple[int, int], int] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     sent: int = 0
     snapshot: Any = None
@@ -322,6 +325,7 @@ class World:
             if worker.target == name:
                 worker.capabilities = self.layout[name].capabilities(name)
                 self.liars.discard(name)
+                self.readings[name] += 1
 
     def sees(self, number: int, worker: Worker, tier: int, answer: int = 0) -> None:
         """Judges one attempt for an answer, at the moment at which its worker is asked at ``tier``."""
@@ -378,6 +382,8 @@ class Stub:
         yield _message(inference_pb2.GenerateResponse(text="a", token_ids=[1]))
         if step.does == "break":
             raise _error(grpc.StatusCode.OUT_OF_RANGE)
+        if step.does == "lie":
+            self._world.lies[divmod(request.sampling.seed, _STRIDE)] = self._world.readings[name]
         completion = inference_pb2.Completion(worker_id=name)
         completion.sparsity.tier = Tier.AGGRESSIVE.value if step.does == "lie" else request.tier  # type: ignore[assignment]
         completion.sparsity.kernel_calls = 1
@@ -507,8 +513,10 @@ async def _ask(world: World, service: InferenceService, fleet: Fleet, number: in
             return
         async for response in service.Generate(request, context):
             world.spoken.add((number, response.choice))
-            if response.completion.sparsity.tier > response.completion.decision.tier:
-                world.liars.add(response.completion.worker_id)
+            name, told = response.completion.worker_id, world.lies.get((number, response.choice))
+            # Of several answers one may wait to be read, and its worker prove itself anew meanwhile.
+            if response.completion.sparsity.tier > response.completion.decision.tier and told == world.readings[name]:
+                world.liars.add(name)
     except SparsityError:
         # Refused or broken off: never answered with less attention.
         return
