@@ -268,7 +268,8 @@ async def test_a_worker_that_died_of_a_direct_request_counts_at_the_relay(
 
 @pytest.mark.parametrize("blocking", [False, True])
 async def test_a_worker_that_says_nothing_is_left_by_the_client_too(tmp_path: Path, blocking: bool) -> None:
-    short = Patience(first=(0.3, 0.3, 0.3), between=(0.3, 0.3, 0.3))
+    # Long enough for a worker that does speak, on a machine that stands still for a moment.
+    short = Patience(first=(1.0, 1.0, 1.0), between=(1.0, 1.0, 1.0))
     async with rig(tmp_path, patience=short) as (router, worker), AsyncWireClient(router.address) as client:
 
         async def ask(text: str) -> str:
@@ -301,7 +302,7 @@ async def test_a_worker_that_says_nothing_is_left_by_the_client_too(tmp_path: Pa
                 yield response
 
         worker.behaviour = stalls
-        with pytest.raises(StreamBrokenError, match=r"said nothing for 0\.3 s"):
+        with pytest.raises(StreamBrokenError, match="said nothing for 1 s"):
             await asyncio.wait_for(ask("hello"), 20.0)
         assert len(worker.received) == 3
 
