@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 import triton
 from sparse_kernels.gpu import kernels
+from sparse_kernels.gpu.page_scores import STAGES as SCORE_STAGES
 from sparse_kernels.gpu.sparse_paged_decode import STAGES, split_warps
 from support.kernels.assembled import assembled
 from triton.backends.compiler import GPUTarget
@@ -168,7 +169,7 @@ def test_block_sparse_prefill_of_wide_heads(correct: bool, spilled: int) -> None
 @pytest.mark.parametrize("spread", [False, True])
 @pytest.mark.parametrize(("dim", "columns", "warps"), [(64, 128, 4), (128, 64, 4), (128, 128, 4), (256, 64, 8)])
 def test_page_scores(dim: int, columns: int, warps: int, spread: bool) -> None:
-    shape = {"ROWS": 16, "SUBS": 4, "STEP": columns if spread else columns // 4, "NEWEST": True, "STAGES": 5}
+    shape = {"ROWS": 16, "SUBS": 4, "STEP": columns if spread else columns // 4, "NEWEST": True, "STAGES": SCORE_STAGES}
     made = built("score_pages", warps, DIM=dim, FULL=4.0, SPREAD=spread, **shape, **PAGES)
     assert made.tensor + made.wgmma > 0
     assert made.spilled == 0
@@ -179,8 +180,8 @@ def test_page_scores(dim: int, columns: int, warps: int, spread: bool) -> None:
 def test_page_selection(group: int, shares: bool, width: int, warps: int) -> None:
     shape = {"GROUPS": triton.next_power_of_2(group), "WIDTH": width, "SHARES": shares, "FUSED": True}
     made = built("choose_pages", warps, AWAITED=True, **PAGES | {"GROUP": group}, **shape)
-    # A number that outlives the search, and of a million tokens' scores a few.
-    assert made.spilled <= (96 if width > 8192 else 4)
+    # Of a million tokens' scores a few are, and a number that outlives the search of one row of 2,048.
+    assert made.spilled <= (96 if width > 8192 else 4 if (group, width) == (1, 2048) else 0)
 
 
 # As they are launched: two warps, and eight where rows are wide or many.
@@ -191,12 +192,12 @@ def test_sparse_paged_decode(page: int, sequences: int, dim: int, rows: int, til
     made = built("attend_pages", split_warps(rows, dim), MERGED=8192 // (4 * dim), **PAGES | {"PAGE": page}, **shape)
     assert made.tensor + made.wgmma > 0
     # What outlives the loop over tiles, and is read again after it.
-    assert made.spilled <= 48
+    assert made.spilled <= (48 if (page, dim, rows) == (64, 128, 16) else 0)
 
 
 def test_decode_of_sequences_with_limits_of_their_own() -> None:
     own, each = {"DIM": 128, "ROWS": 16}, PAGES | {"EACH": True}
-    steps = {"FULL": 4.0, "SPREAD": False, "SUBS": 4, "STEP": 32, "NEWEST": True, "STAGES": 5}
+    steps = {"FULL": 4.0, "SPREAD": False, "SUBS": 4, "STEP": 32, "NEWEST": True, "STAGES": SCORE_STAGES}
     assert built("score_pages", 4, **own, **steps, **each).spilled == 0
     chosen = {"GROUPS": 4, "WIDTH": 2048, "SHARES": True, "FUSED": True, "AWAITED": True}
     assert built("choose_pages", 8, **chosen, **each).spilled == 0

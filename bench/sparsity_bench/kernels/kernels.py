@@ -84,9 +84,13 @@ def corrections(prompt: Prompt, kept: torch.Tensor, unit: int) -> Corrections:
 
 def prefill_call(prompt: Prompt, index: BlockIndex, corrected: Corrections | None = None) -> Call:
     """Attention over an index."""
-    given, batch = prompt.given, prompt.batch
-    index.check(batch.before)
-    return lambda: block_sparse_prefill(given.q, batch, index, given.scale, corrections=corrected).out
+    index.check(prompt.batch.before)
+    return lambda: _attended(prompt, index, corrected)
+
+
+def _attended(prompt: Prompt, index: BlockIndex, corrected: Corrections | None) -> torch.Tensor:
+    given = prompt.given
+    return block_sparse_prefill(given.q, prompt.batch, index, given.scale, corrections=corrected).out
 
 
 def selection_call(prompt: Prompt, config: PrefillConfig) -> Callable[[], BatchSelection]:
@@ -104,13 +108,12 @@ def selection_call(prompt: Prompt, config: PrefillConfig) -> Callable[[], BatchS
 
 def selected_prefill_call(prompt: Prompt, config: PrefillConfig) -> Call:
     """Selection and attention, as a worker runs them."""
-    given, batch = prompt.given, prompt.batch
     select = selection_call(prompt, config)
 
     def call() -> torch.Tensor:
         found = select()
         # Not by prefill_call, which waits for the device to look at the index.
-        return block_sparse_prefill(given.q, batch, found.index, given.scale, corrections=found.corrections).out
+        return _attended(prompt, found.index, found.corrections)
 
     return call
 

@@ -24,8 +24,10 @@ from sparse_kernels.layout.page_summaries import PageSummaries
 _PROGRAMS, _MOST_SPLITS = 1024, 64
 # From so many pairs of sequences and KV heads on, wide steps pay.
 _MANY_PAIRS = 128
-# Bytes of the means of one step, and steps that are in flight or in use.
-_STEP_BYTES, _STAGES = 32768, 4
+# Bytes of the means of one step.
+_STEP_BYTES = 32768
+# Steps whose means are in flight or in use.
+STAGES = 4
 
 
 def score_rows(config: DecodeConfig, group: int) -> int:
@@ -79,7 +81,7 @@ def launch_scores(
         batch.tables.stride(0), *q.stride()[:2], *batch.keys.stride()[:3],
         PAGE=page, DIM=dim, GROUP=group, ROWS=padded_rows(group), HEADS=kv_heads, SUBS=subs,
         FULL=math.log2(summaries.sub_page), STEP=step,
-        SPREAD=spread, NEWEST=int(not summarized), EACH=limits is not None, STAGES=_STAGES,
+        SPREAD=spread, NEWEST=int(not summarized), EACH=limits is not None, STAGES=STAGES,
         num_warps=4 if dim <= 128 else 8, **dependent_launch(q.device),
     )  # fmt: skip
     return splits
